@@ -1,0 +1,1 @@
+//! The manager: allocation, validation, sessions, certificate authority and join

@@ -1,0 +1,1 @@
+//! What touches the kernel: netlink, eBPF, nftables, network namespaces

@@ -1,0 +1,1 @@
+//! The cluster's store: one trait, an embedded and an in-memory implementation, one conformance suite

@@ -1,0 +1,1 @@
+//! The tc programs of the datapath

@@ -1,0 +1,1 @@
+//! Pools, blocks, leases and address assignment, without I/O, clock or randomness
