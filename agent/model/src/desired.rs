@@ -1,0 +1,56 @@
+//! What one node's kernel should look like, in the cluster's own terms: derived from the store's records and from
+//! the node's own endpoints, never from the kernel.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Endpoint, EndpointId, Lease, Mtu, Network, NetworkId, NodeId};
+
+/// How packets of clear networks are wrapped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encapsulation {
+    /// The programs write the outer headers themselves.
+    Direct,
+    /// The kernel's VXLAN device does; for kernels that lack a piece, and where it is asked for.
+    Device,
+}
+
+/// The node's side of the underlay.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Underlay {
+    /// The node's data-path address; the interface that has it is the data-path interface.
+    pub address: IpAddr,
+    /// UDP port of VXLAN.
+    pub port: u16,
+    /// How packets are wrapped.
+    pub encapsulation: Encapsulation,
+}
+
+/// Another member, as far as the datapath cares.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Peer {
+    /// The outer address of its tunnels.
+    pub address: IpAddr,
+    /// MTU of its data-path interface.
+    pub mtu: Mtu,
+}
+
+/// What a member's kernel should look like. A host that is no member desires `None` of this: everything of ours goes.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Desired {
+    /// This node.
+    pub node: NodeId,
+    /// Its side of the underlay.
+    pub underlay: Underlay,
+    /// All nodes of the cluster, this one included: the only addresses that VXLAN is taken from.
+    pub nodes: BTreeMap<NodeId, Peer>,
+    /// The networks that this node holds leases in.
+    pub networks: BTreeMap<NetworkId, Network>,
+    /// All leases of those networks, every node's.
+    pub leases: BTreeSet<Lease>,
+    /// This node's endpoints.
+    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+}

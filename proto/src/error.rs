@@ -1,0 +1,121 @@
+//! How errors travel: a gRPC status whose details are one line of what went wrong and, where a person can act, a hint.
+//!
+//! This module is the only table between kinds of errors, gRPC codes and the command's exit codes.
+
+use serde::{Deserialize, Serialize};
+use tonic::{Code, Status};
+
+/// What kind of error it is, as far as the caller must tell them apart.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ProblemKind {
+    /// It was tried and did not work.
+    Failed,
+    /// The request itself is wrong.
+    Usage,
+    /// What it names does not exist.
+    NotFound,
+    /// It exists already, is in use, or overlaps.
+    Conflict,
+    /// The agent or the managers cannot be reached, or did not answer in time.
+    Unreachable,
+    /// The caller may not do this.
+    Denied,
+    /// Nothing of what was asked for is left.
+    Exhausted,
+}
+
+impl ProblemKind {
+    const fn code(self) -> Code {
+        match self {
+            Self::Failed => Code::Internal,
+            Self::Usage => Code::InvalidArgument,
+            Self::NotFound => Code::NotFound,
+            Self::Conflict => Code::FailedPrecondition,
+            Self::Unreachable => Code::Unavailable,
+            Self::Denied => Code::PermissionDenied,
+            Self::Exhausted => Code::ResourceExhausted,
+        }
+    }
+
+    const fn from_code(code: Code) -> Self {
+        match code {
+            Code::InvalidArgument | Code::OutOfRange => Self::Usage,
+            Code::NotFound => Self::NotFound,
+            Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Conflict,
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable,
+            Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
+            Code::ResourceExhausted => Self::Exhausted,
+            _ => Self::Failed,
+        }
+    }
+
+    /// `meshctl`'s exit code for it.
+    pub const fn exit_code(self) -> u8 {
+        match self {
+            Self::Failed | Self::Denied | Self::Exhausted => 1,
+            Self::Usage => 2,
+            Self::NotFound => 3,
+            Self::Conflict => 4,
+            Self::Unreachable => 5,
+        }
+    }
+}
+
+/// An error as a person sees it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Problem {
+    /// What kind.
+    pub kind: ProblemKind,
+    /// What, on what, why: one line, no full stop.
+    pub message: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hint: Option<String>,
+}
+
+impl Problem {
+    /// An error without a hint.
+    pub fn new(kind: ProblemKind, message: impl Into<String>) -> Self {
+        Self { kind, message: message.into(), hint: None }
+    }
+
+    /// The same error with a hint.
+    #[must_use]
+    pub fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+}
+
+impl From<Problem> for Status {
+    fn from(problem: Problem) -> Self {
+        let details = serde_json::to_vec(&problem).unwrap_or_default();
+        Self::with_details(problem.kind.code(), problem.message, details.into())
+    }
+}
+
+impl From<Status> for Problem {
+    fn from(status: Status) -> Self {
+        serde_json::from_slice(status.details()).unwrap_or_else(|_| {
+            Self::new(ProblemKind::from_code(status.code()), status.message())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_problem_survives_the_wire_with_its_hint() {
+        let problem = Problem::new(ProblemKind::Conflict, "network app exists").hint("choose another name");
+        assert_eq!(Problem::from(Status::from(problem.clone())), problem);
+    }
+
+    #[test]
+    fn a_status_without_details_keeps_its_kind() {
+        assert_eq!(Problem::from(Status::unavailable("gone")).kind.exit_code(), 5);
+    }
+}
