@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use crate::{Key, Revision};
 
 /// Why an operation on a store failed.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
     /// A read or watch of history that a compaction has removed. Range again, then watch from there.
     #[error("revision {requested} has been compacted: history starts at revision {compacted}")]

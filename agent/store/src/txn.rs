@@ -75,7 +75,7 @@ impl Compare {
     }
 
     /// Whether the condition holds for the state of its key.
-    pub fn holds(&self, current: Option<&KeyValue>) -> bool {
+    pub(crate) fn holds(&self, current: Option<&KeyValue>) -> bool {
         let ordering = match &self.target {
             CompareTarget::CreateRevision(wanted) => {
                 current.map_or(Revision::NEVER, |kv| kv.create_revision).cmp(wanted)
