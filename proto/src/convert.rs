@@ -101,9 +101,7 @@ impl TryFrom<v1::NodeState> for model::NodeState {
             v1::NodeState::Ready => Ok(Self::Ready),
             v1::NodeState::Unknown => Ok(Self::Unknown),
             v1::NodeState::Down => Ok(Self::Down),
-            v1::NodeState::Unspecified => {
-                Err(InvalidMessage { field: "state", reason: "is missing".into() })
-            }
+            v1::NodeState::Unspecified => Err(InvalidMessage { field: "state", reason: "is missing".into() }),
         }
     }
 }

@@ -98,9 +98,8 @@ impl From<Problem> for Status {
 
 impl From<Status> for Problem {
     fn from(status: Status) -> Self {
-        serde_json::from_slice(status.details()).unwrap_or_else(|_| {
-            Self::new(ProblemKind::from_code(status.code()), status.message())
-        })
+        serde_json::from_slice(status.details())
+            .unwrap_or_else(|_| Self::new(ProblemKind::from_code(status.code()), status.message()))
     }
 }
 

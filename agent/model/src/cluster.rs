@@ -96,7 +96,10 @@ pub struct Subnet {
 
 /// An isolated layer-3 overlay.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[expect(clippy::struct_excessive_bools, reason = "each is an independent flag of the network, named as people type it")]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "each is an independent flag of the network, named as people type it"
+)]
 pub struct Network {
     /// Its identity.
     pub id: NetworkId,

@@ -68,7 +68,9 @@ impl Endpoint {
 
 /// The host's end of an endpoint's veth pair: `mesh` and eight hexadecimal characters.
 pub fn host_ifname(id: &EndpointId) -> IfName {
-    format!("mesh{}", id.short(8)).parse().expect("four letters and eight hexadecimal characters are a valid name")
+    format!("mesh{}", id.short(8))
+        .parse()
+        .expect("four letters and eight hexadecimal characters are a valid name")
 }
 
 /// A container's network namespace: the path it is reached by, and what tells that it is still the same one.

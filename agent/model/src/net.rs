@@ -72,7 +72,11 @@ impl MacAddr {
     /// Takes six bytes in wire order.
     pub fn new(bytes: [u8; 6]) -> Result<Self, InvalidMac> {
         let mac = Self(bytes);
-        if bytes[0] & 1 == 1 || bytes == [0; 6] { Err(InvalidMac::NotUnicast(mac.to_string())) } else { Ok(mac) }
+        if bytes[0] & 1 == 1 || bytes == [0; 6] {
+            Err(InvalidMac::NotUnicast(mac.to_string()))
+        } else {
+            Ok(mac)
+        }
     }
 
     /// The six bytes in wire order.
@@ -112,8 +116,12 @@ impl From<MacAddr> for String {
 
 impl fmt::Display for MacAddr {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
+        let bytes = self.0;
+        write!(
+            f,
+            "{:02x}:{:02x}:{:02x}:{:02x}:{:02x}:{:02x}",
+            bytes[0], bytes[1], bytes[2], bytes[3], bytes[4], bytes[5]
+        )
     }
 }
 
@@ -202,6 +210,7 @@ impl Mtu {
     }
 
     /// What is left of this MTU once `overhead` bytes of encapsulation are added to each packet.
+    #[must_use]
     pub fn less(self, overhead: u32) -> Self {
         Self(self.0.saturating_sub(overhead).max(Self::MIN))
     }
@@ -242,7 +251,14 @@ mod tests {
     fn a_mac_address_survives_being_written_and_read() {
         let mac: MacAddr = "02:42:0a:40:00:ff".parse().unwrap();
         assert_eq!(mac.to_string().parse::<MacAddr>().unwrap(), mac);
-        for bad in ["", "02:42:0a:40:00", "02:42:0a:40:00:ff:01", "2:42:0a:40:00:ff", "01:00:5e:00:00:01", "00:00:00:00:00:00"] {
+        for bad in [
+            "",
+            "02:42:0a:40:00",
+            "02:42:0a:40:00:ff:01",
+            "2:42:0a:40:00:ff",
+            "01:00:5e:00:00:01",
+            "00:00:00:00:00:00",
+        ] {
             assert!(bad.parse::<MacAddr>().is_err(), "{bad}");
         }
     }
