@@ -75,6 +75,15 @@ impl RangeSet {
         self.overlap(Range::new(value, value)).is_some()
     }
 
+    /// What the set has in common with a range, last first.
+    pub(crate) fn within(&self, range: Range) -> impl Iterator<Item = Range> + '_ {
+        self.ranges
+            .range(..=range.last)
+            .rev()
+            .map(|(&first, &last)| Range { first, last })
+            .map_while(move |stored| stored.intersection(range))
+    }
+
     pub(crate) fn insert(&mut self, range: Range) {
         let (mut first, mut last) = (range.first, range.last);
         // Ranges that touch are joined as well, so the search reaches one number further on both sides.
@@ -103,10 +112,8 @@ impl RangeSet {
     pub(crate) fn gaps(&self, within: Range) -> Vec<Range> {
         let mut rest = Self::default();
         rest.insert(within);
-        for (&first, &last) in
-            self.ranges.range(..=within.last).rev().take_while(|&(_, &last)| last >= within.first)
-        {
-            rest.remove(Range { first, last });
+        for range in self.within(within) {
+            rest.remove(range);
         }
         rest.iter().collect()
     }
