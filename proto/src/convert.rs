@@ -219,6 +219,7 @@ impl From<&model::Lease> for v1::Lease {
             prefix: lease.prefix.to_string(),
             node: lease.node.to_string(),
             pending_from,
+            revision: lease.revision,
         }
     }
 }
@@ -236,6 +237,7 @@ impl TryFrom<v1::Lease> for model::Lease {
             prefix: parse("prefix", &lease.prefix)?,
             node: parse("node", &lease.node)?,
             state,
+            revision: lease.revision,
         })
     }
 }

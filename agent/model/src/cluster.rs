@@ -154,4 +154,8 @@ pub struct Lease {
     pub node: NodeId,
     /// Whether it may be used.
     pub state: LeaseState,
+    /// The store's revision at which this record was last written: tells it from an earlier or later one of the same
+    /// prefix. It is 0 in the stored value itself; whoever reads the record fills it in.
+    #[serde(default)]
+    pub revision: u64,
 }
