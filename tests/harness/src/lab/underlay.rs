@@ -1,0 +1,182 @@
+//! The network between the hosts: a bridge in a namespace of its own.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use super::state::{HostState, LabState};
+use crate::{Netns, Result, ip_batch_in, netns};
+
+/// The hosts' default gateway, in the underlay namespace.
+pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
+/// The machine outside.
+pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 200);
+/// An address of the outside world, reached through the default gateway. The world has no route to overlay networks.
+pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
+/// Likewise, where the underlay has IPv6.
+pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
+/// Name of every machine's device on the underlay.
+const DEVICE: &str = "eth0";
+const BRIDGE: &str = "br0";
+
+/// Underlay address of host `number`: 192.168.77.11 for host 1.
+pub(super) fn address(number: u8) -> Ipv4Addr {
+    Ipv4Addr::new(192, 168, 77, 10 + number)
+}
+
+/// IPv6 underlay address of host `number`: written as the IPv4 one ends, `fd77::11` for host 1.
+pub(super) fn address6(number: u8) -> Ipv6Addr {
+    let digits = 10 + u16::from(number);
+    // The decimal digits read as hexadecimal ones.
+    let host = ((digits / 100) << 8) | ((digits / 10 % 10) << 4) | (digits % 10);
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host)
+}
+
+/// One machine on the bridge.
+struct Machine {
+    /// Name of its port on the bridge.
+    port: String,
+    netns: Netns,
+    address: Ipv4Addr,
+    address6: Option<Ipv6Addr>,
+}
+
+impl Machine {
+    fn host(state: &LabState, host: &HostState) -> Self {
+        Self {
+            port: host.name.clone(),
+            netns: state.names().namespace(&host.name),
+            address: host.address,
+            address6: host.address6,
+        }
+    }
+
+    fn client(state: &LabState) -> Self {
+        let address6 = state.underlay_ipv6.then_some(Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, 0x200));
+        Self { port: "client".to_owned(), netns: state.names().client(), address: CLIENT, address6 }
+    }
+
+    /// A fixed MAC: a machine that restarts keeps its network card.
+    fn mac(&self) -> String {
+        format!("52:54:00:77:00:{:02x}", self.address.octets()[3])
+    }
+
+    /// Lines for the bridge's side, which make the machine's device too.
+    fn plug(&self, mtu: u32) -> [String; 2] {
+        let Self { port, netns, .. } = self;
+        [
+            format!(
+                "link add {port} mtu {mtu} type veth peer name {DEVICE} mtu {mtu} address {} netns {}",
+                self.mac(),
+                netns.name()
+            ),
+            format!("link set {port} master {BRIDGE} up"),
+        ]
+    }
+
+    /// Addresses and default routes inside the machine.
+    fn configure(&self) -> Result<()> {
+        let mut lines = vec![
+            format!("addr add {}/24 dev {DEVICE}", self.address),
+            format!("link set {DEVICE} up"),
+            format!("route add default via {GATEWAY}"),
+        ];
+        if let Some(address6) = self.address6 {
+            lines.push(format!("addr add {address6}/64 dev {DEVICE} nodad"));
+            lines.push("-6 route add default via fd77::1".to_owned());
+        }
+        ip_batch_in(&self.netns, &lines)
+    }
+}
+
+/// Makes the bridge and everything on it.
+pub(super) fn create(state: &LabState) -> Result<()> {
+    let underlay = state.names().underlay();
+    let machines: Vec<Machine> =
+        state.hosts.iter().map(|host| Machine::host(state, host)).chain([Machine::client(state)]).collect();
+    netns::create_all(machines.iter().map(|machine| &machine.netns).chain([&underlay]))?;
+
+    let mtu = state.underlay_mtu;
+    let mut lines = vec![
+        format!("link add {BRIDGE} mtu {mtu} type bridge mcast_snooping 0"),
+        format!("addr add {GATEWAY}/24 dev {BRIDGE}"),
+        format!("addr add {OUTSIDE_V4}/32 dev lo"),
+        format!("link set {BRIDGE} up"),
+    ];
+    if state.underlay_ipv6 {
+        lines.push(format!("addr add fd77::1/64 dev {BRIDGE} nodad"));
+        lines.push(format!("addr add {OUTSIDE_V6}/128 dev lo nodad"));
+    }
+    lines.extend(machines.iter().flat_map(|machine| machine.plug(mtu)));
+    ip_batch_in(&underlay, &lines)?;
+    machines.iter().try_for_each(Machine::configure)
+}
+
+/// Makes one host's namespace anew, as a restart of the machine does.
+pub(super) fn recreate_host(state: &LabState, host: &HostState) -> Result<()> {
+    let machine = Machine::host(state, host);
+    let underlay = state.names().underlay();
+    // The old device goes with its namespace, which the kernel takes apart when it sees fit.
+    if device_exists(&underlay, &machine.port)? {
+        ip_batch_in(&underlay, &[format!("link del {}", machine.port)])?;
+    }
+    netns::delete(&machine.netns)?;
+    netns::create_all([&machine.netns])?;
+    ip_batch_in(&underlay, &machine.plug(state.underlay_mtu))?;
+    machine.configure()
+}
+
+/// Cuts a host off, or connects it again. Its own device keeps its carrier, as behind a switch that has failed.
+pub(super) fn set_plugged(underlay: &Netns, host: &str, plugged: bool) -> Result<()> {
+    // Bridge port states: 0 takes and gives no frame, 3 forwards.
+    let port_state = if plugged { 3 } else { 0 };
+    ip_batch_in(underlay, &[format!("link set {host} type bridge_slave state {port_state}")])
+}
+
+/// Sets the MTU of the bridge, its ports and the machines' devices.
+pub(super) fn set_mtu(state: &LabState, mtu: u32) -> Result<()> {
+    let ports: Vec<&str> = ports(state).collect();
+    let lines: Vec<String> =
+        ports.iter().chain(&[BRIDGE]).map(|port| format!("link set {port} mtu {mtu}")).collect();
+    ip_batch_in(&state.names().underlay(), &lines)?;
+    for port in ports {
+        ip_batch_in(&state.names().namespace(port), &[format!("link set {DEVICE} mtu {mtu}")])?;
+    }
+    Ok(())
+}
+
+/// Turns the offloads of every underlay device on or off.
+pub(super) fn set_offloads(state: &LabState, on: bool) -> Result<()> {
+    let value = if on { "on" } else { "off" };
+    for port in ports(state) {
+        for (netns, device) in [(state.names().underlay(), port), (state.names().namespace(port), DEVICE)] {
+            let features = ["tx", "sg", "tso", "gso", "gro"].into_iter().flat_map(|feature| [feature, value]);
+            netns.run(["ethtool", "-K", device].into_iter().chain(features))?.ok()?;
+        }
+    }
+    Ok(())
+}
+
+/// Bridge ports, each called as its machine.
+fn ports(state: &LabState) -> impl Iterator<Item = &str> {
+    state.hosts.iter().map(|host| host.name.as_str()).chain(["client"])
+}
+
+fn device_exists(netns: &Netns, device: &str) -> Result<bool> {
+    Ok(netns.run(["ip", "link", "show", "dev", device])?.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_are_numbered_from_eleven_in_both_families() {
+        assert_eq!(
+            (address(1).to_string(), address6(1).to_string()),
+            ("192.168.77.11".into(), "fd77::11".into())
+        );
+        assert_eq!(
+            (address(95).to_string(), address6(95).to_string()),
+            ("192.168.77.105".into(), "fd77::105".into())
+        );
+    }
+}

@@ -1,0 +1,2 @@
+//! `mesh-lab`: what `./dev lab` and `./dev demo` run.
+fn main() {}

@@ -1,0 +1,16 @@
+//! Traffic that tells whether it arrived: transfers with checksums, echoes, pings, a meter of lost packets.
+//!
+//! Sockets are made inside a namespace and used from threads of the test, so both ends share one process and one
+//! clock.
+
+mod gso;
+mod loss;
+mod ping;
+mod tcp;
+mod udp;
+
+pub use gso::{GsoReport, GsoTransfer};
+pub use loss::{LossMeter, LossReport};
+pub use ping::{Ping, PingReport};
+pub use tcp::{TcpReceived, TcpSink, TransferReport, tcp_send, tcp_transfer};
+pub use udp::{UdpEcho, udp_request};
