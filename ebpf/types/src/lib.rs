@@ -1,2 +1,45 @@
 //! Map keys and values that the eBPF programs share with user space.
+//!
+//! Everything that crosses the boundary is `#[repr(C)]`, has no implicit padding, and holds addresses, ports and
+//! VNIs as byte arrays in network order. Interface indexes, lengths and times are native integers, as the kernel
+//! itself uses them. [`SCHEMA`] changes whenever a layout, a map or the meaning of a field does: the loader adopts
+//! pinned maps only of its own schema.
+
 #![no_std]
+
+mod address;
+mod config;
+mod counters;
+mod derived;
+mod entry;
+mod maps;
+#[cfg(feature = "aya")]
+mod pod;
+mod program;
+
+pub use address::{Address, Mac, Vni};
+pub use config::{Config, EVENTS_WANTED, Encapsulation};
+pub use counters::{Counter, CounterKey, Event, Reason};
+pub use derived::{NextHop, derived_mac, next_hop};
+pub use entry::{MapEntry, MapKey};
+pub use maps::{
+    ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostRouteKey, INTERNAL,
+    Interface, Member, Network,
+};
+pub use program::ProgramKind;
+
+/// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
+pub const SCHEMA: u32 = 1;
+
+/// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
+/// The outer Ethernet header is not among them: a device's MTU does not count it.
+pub const VXLAN_OVERHEAD_IPV4: u16 = 50;
+
+/// Bytes that VXLAN over IPv6 adds to an inner IP packet (see [`VXLAN_OVERHEAD_IPV4`]; IPv6 has 40 for 20).
+pub const VXLAN_OVERHEAD_IPV6: u16 = 70;
+
+/// VNI of a liveness probe: answered by the receiving node's underlay program, for members only.
+pub const PROBE_REQUEST_VNI: Vni = Vni::new(0x00FF_FFFE);
+
+/// VNI of the answer to a liveness probe: recorded in `PROBES` by the asker's underlay program.
+pub const PROBE_REPLY_VNI: Vni = Vni::new(0x00FF_FFFF);

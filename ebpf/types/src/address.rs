@@ -1,0 +1,138 @@
+//! Addresses as they stand in packets and maps: network-order bytes.
+
+use core::fmt;
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+/// An IPv6 address, or an IPv4 address in its IPv4-mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+///
+/// All zero means "none".
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// No address.
+    pub const NONE: Self = Self([0; 16]);
+
+    /// The IPv4-mapped form of the address `[a, b, c, d]`.
+    #[inline]
+    pub const fn from_v4(v4: [u8; 4]) -> Self {
+        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]])
+    }
+
+    /// The IPv4 address, if this is one in IPv4-mapped form.
+    #[inline]
+    pub const fn to_v4(self) -> Option<[u8; 4]> {
+        match self.0 {
+            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
+            _ => None,
+        }
+    }
+
+    /// Whether this is "none".
+    #[inline]
+    pub fn is_none(self) -> bool {
+        self == Self::NONE
+    }
+
+    /// The address in the standard library's type; an IPv4-mapped one becomes an IPv4 address.
+    pub const fn to_ip(self) -> IpAddr {
+        match self.to_v4() {
+            Some([a, b, c, d]) => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+            None => IpAddr::V6(Ipv6Addr::from_octets(self.0)),
+        }
+    }
+
+    /// How many bits of [`Address`] a prefix of `length` bits of this family covers: IPv4 lengths gain the 96 bits
+    /// of the mapped form.
+    pub const fn prefix_bits(ip: IpAddr, length: u8) -> u8 {
+        match ip {
+            IpAddr::V4(_) => 96 + length,
+            IpAddr::V6(_) => length,
+        }
+    }
+}
+
+impl From<Ipv4Addr> for Address {
+    fn from(ip: Ipv4Addr) -> Self {
+        Self::from_v4(ip.octets())
+    }
+}
+
+impl From<Ipv6Addr> for Address {
+    fn from(ip: Ipv6Addr) -> Self {
+        Self(ip.octets())
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(ip: IpAddr) -> Self {
+        match ip {
+            IpAddr::V4(ip) => ip.into(),
+            IpAddr::V6(ip) => ip.into(),
+        }
+    }
+}
+
+impl fmt::Debug for Address {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_none() { f.write_str("none") } else { fmt::Display::fmt(&self.to_ip(), f) }
+    }
+}
+
+/// An Ethernet address.
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Mac(pub [u8; 6]);
+
+impl Mac {
+    /// Whether this is a group (broadcast or multicast) address: the lowest bit of the first byte.
+    #[inline]
+    pub const fn is_group(self) -> bool {
+        self.0[0] & 1 != 0
+    }
+}
+
+impl fmt::Display for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (i, byte) in self.0.iter().enumerate() {
+            let separator = if i == 0 { "" } else { ":" };
+            write!(f, "{separator}{byte:02x}")?;
+        }
+        Ok(())
+    }
+}
+
+impl fmt::Debug for Mac {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// A VXLAN network identifier: 24 bits, in the low three of four network-order bytes. 0 means "no network".
+#[repr(transparent)]
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Vni(pub [u8; 4]);
+
+impl Vni {
+    /// "No network": counts what cannot be told apart by network.
+    pub const NONE: Self = Self([0; 4]);
+
+    /// The VNI of the given number; bits above the 24th are dropped.
+    #[inline]
+    pub const fn new(number: u32) -> Self {
+        Self((number & 0x00FF_FFFF).to_be_bytes())
+    }
+
+    /// The VNI as a number, 0 to 2^24-1.
+    #[inline]
+    pub const fn number(self) -> u32 {
+        u32::from_be_bytes(self.0)
+    }
+}
+
+impl fmt::Debug for Vni {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.number())
+    }
+}

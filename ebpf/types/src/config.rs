@@ -1,0 +1,45 @@
+//! The one entry of `CONFIG`.
+
+use crate::{Address, Mac};
+
+/// [`Config::flags`]: drops are reported in `EVENTS` (somebody reads them).
+pub const EVENTS_WANTED: u8 = 1;
+
+/// How packets to other nodes get their outer headers.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Encapsulation {
+    /// The endpoint program writes the outer headers; the VXLAN device takes what that cannot do.
+    #[default]
+    Direct = 0,
+    /// Everything goes through the VXLAN device.
+    Device = 1,
+}
+
+/// What every program needs to know of its node: the value of `CONFIG`, an array of one.
+///
+/// All zero (a new map) means "not configured": endpoints reach only local endpoints, the underlay passes everything.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Config {
+    /// This node's data-path address: source of what it sends, and the only destination that it takes.
+    pub local: Address,
+    /// Interface index of the data-path device.
+    pub underlay_ifindex: u32,
+    /// Interface index of the VXLAN device `meshvx0`.
+    pub vxlan_ifindex: u32,
+    /// Interface index of `mesh0p`, the datapath's end of the host leg.
+    pub host_ifindex: u32,
+    /// MTU of the data-path device, in bytes of an outer IP packet.
+    pub underlay_mtu: u32,
+    /// MAC of `mesh0`, the host's end of the host leg.
+    pub host_mac: Mac,
+    /// UDP port of VXLAN, network order.
+    pub vxlan_port: [u8; 2],
+    /// An [`Encapsulation`], as its number.
+    pub encapsulation: u8,
+    /// Bits: [`EVENTS_WANTED`].
+    pub flags: u8,
+    /// Zero.
+    pub padding: [u8; 6],
+}

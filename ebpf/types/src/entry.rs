@@ -1,0 +1,58 @@
+//! One entry of any map that user space fills, as a value: what a plan consists of.
+
+use crate::{
+    Address, Block, BlockKey, Config, Endpoint, EndpointKey, HostRouteKey, Interface, Member, Network, Vni,
+};
+
+/// Which entry of which map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MapKey {
+    /// The one entry of `CONFIG`. Deleting it means writing zeroes.
+    Config,
+    /// An entry of `NETWORKS`.
+    Network(Vni),
+    /// An entry of `INTERFACES`, by interface index.
+    Interface(u32),
+    /// An entry of `ENDPOINTS`.
+    Endpoint(EndpointKey),
+    /// An entry of `BLOCKS`.
+    Block(BlockKey),
+    /// An entry of `HOST_ROUTES`.
+    HostRoute(HostRouteKey),
+    /// An entry of `MEMBERS`.
+    Member(Address),
+}
+
+/// An entry of a map: its key and its value.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum MapEntry {
+    /// The one entry of `CONFIG`.
+    Config(Config),
+    /// An entry of `NETWORKS`.
+    Network(Vni, Network),
+    /// An entry of `INTERFACES`, by interface index.
+    Interface(u32, Interface),
+    /// An entry of `ENDPOINTS`.
+    Endpoint(EndpointKey, Endpoint),
+    /// An entry of `BLOCKS`.
+    Block(BlockKey, Block),
+    /// An entry of `HOST_ROUTES`: the network of a prefix.
+    HostRoute(HostRouteKey, Vni),
+    /// An entry of `MEMBERS`.
+    Member(Address, Member),
+}
+
+impl MapEntry {
+    /// The entry's key.
+    pub const fn key(&self) -> MapKey {
+        match self {
+            Self::Config(_) => MapKey::Config,
+            Self::Network(key, _) => MapKey::Network(*key),
+            Self::Interface(key, _) => MapKey::Interface(*key),
+            Self::Endpoint(key, _) => MapKey::Endpoint(*key),
+            Self::Block(key, _) => MapKey::Block(*key),
+            Self::HostRoute(key, _) => MapKey::HostRoute(*key),
+            Self::Member(key, _) => MapKey::Member(*key),
+        }
+    }
+}

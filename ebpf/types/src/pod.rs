@@ -1,0 +1,32 @@
+//! `aya::Pod` for keys and values.
+
+#![expect(unsafe_code, reason = "`aya::Pod` is an unsafe trait")]
+
+use crate::{
+    Address, Block, Config, Counter, CounterKey, Endpoint, EndpointKey, Event, Interface, Mac, Member,
+    Network, Vni,
+};
+
+macro_rules! pod {
+    ($($type:ty),* $(,)?) => {$(
+        // SAFETY: `#[repr(C)]` or `#[repr(transparent)]` over integers and byte arrays; the tests of this crate
+        // assert that it has no padding, so every byte is initialised and every bit pattern is a value.
+        unsafe impl aya::Pod for $type {}
+    )*};
+}
+
+pod!(
+    Address,
+    Block,
+    Config,
+    Counter,
+    CounterKey,
+    Endpoint,
+    EndpointKey,
+    Event,
+    Interface,
+    Mac,
+    Member,
+    Network,
+    Vni,
+);

@@ -1,0 +1,56 @@
+//! The layouts that kernel and user space agree on. A failure here means that `SCHEMA` has to change.
+
+use std::mem::{offset_of, size_of};
+
+use mesh_ebpf_types::{
+    Address, Block, Config, Counter, CounterKey, Endpoint, EndpointKey, Event, Interface, Mac, Member,
+    Network, Vni,
+};
+
+#[test]
+fn sizes_are_those_of_the_schema() {
+    let sizes = [
+        size_of::<Address>(),
+        size_of::<Mac>(),
+        size_of::<Vni>(),
+        size_of::<Config>(),
+        size_of::<Network>(),
+        size_of::<Interface>(),
+        size_of::<EndpointKey>(),
+        size_of::<Endpoint>(),
+        size_of::<Block>(),
+        size_of::<Member>(),
+        size_of::<CounterKey>(),
+        size_of::<Counter>(),
+        size_of::<Event>(),
+    ];
+    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 20, 4, 8, 16, 88]);
+}
+
+#[test]
+fn no_type_has_a_gap_between_its_fields() {
+    assert_eq!(offset_of!(Config, underlay_ifindex), 16);
+    assert_eq!(offset_of!(Config, underlay_mtu), 28);
+    assert_eq!(offset_of!(Config, host_mac), 32);
+    assert_eq!(offset_of!(Config, vxlan_port), 38);
+    assert_eq!(offset_of!(Config, encapsulation), 40);
+    assert_eq!(offset_of!(Config, flags), 41);
+    assert_eq!(offset_of!(Config, padding), 42);
+    assert_eq!(offset_of!(Network, mtu), 4);
+    assert_eq!(offset_of!(Network, prefix6), 8);
+    assert_eq!(offset_of!(Interface, ipv4), 4);
+    assert_eq!(offset_of!(Interface, ipv6), 8);
+    assert_eq!(offset_of!(Interface, mac), 24);
+    assert_eq!(offset_of!(Interface, flags), 30);
+    assert_eq!(offset_of!(EndpointKey, address), 4);
+    assert_eq!(offset_of!(Endpoint, mac), 4);
+    assert_eq!(offset_of!(Endpoint, flags), 10);
+    assert_eq!(offset_of!(Block, kind), 16);
+    assert_eq!(offset_of!(CounterKey, reason), 4);
+    assert_eq!(offset_of!(Counter, bytes), 8);
+    assert_eq!(offset_of!(Event, vni), 8);
+    assert_eq!(offset_of!(Event, reason), 12);
+    assert_eq!(offset_of!(Event, ifindex), 16);
+    assert_eq!(offset_of!(Event, length), 20);
+    assert_eq!(offset_of!(Event, header), 24);
+}
