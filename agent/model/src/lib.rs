@@ -9,6 +9,7 @@ pub mod desired;
 pub mod endpoint;
 pub mod id;
 pub mod name;
+pub mod naming;
 pub mod net;
 pub mod observed;
 pub mod plan;

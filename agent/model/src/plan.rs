@@ -1,12 +1,189 @@
 //! The steps from what is to what should be; they leave nothing to choose.
 
-/// One step.
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+
+use mesh_ebpf_types::{MapEntry, MapKey};
+
+use crate::endpoint::NetnsRef;
+use crate::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
+use crate::{EndpointId, IfName, MacAddr, Prefix};
+
+/// One step. Each is one attempt that is done in full or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Action {}
+pub enum Action {
+    /// Load the programs, make the maps, pin both; what is pinned and compatible is kept.
+    LoadPrograms,
+    /// Remove every pin of this instance, and with them programs and maps.
+    UnloadPrograms,
+    /// Write a map's entry, new or not.
+    PutEntry(MapEntry),
+    /// Remove a map's entry.
+    DeleteEntry(MapKey),
+    /// Put a program at a device, in the place of another version of it if there is one.
+    Attach(Attachment),
+    /// Take a program from a device, or remove what is left of it when the device is gone.
+    Detach(Attachment),
+    /// Make the VXLAN device, set up.
+    CreateVxlan(VxlanDevice),
+    /// Make the host leg, both ends set up.
+    CreateHostLeg(HostLeg),
+    /// Make an endpoint's pair of devices, the inner end ready in its namespace, the outer end not yet set up.
+    CreateEndpoint(EndpointDevice),
+    /// Set a device of ours up.
+    SetUp {
+        /// Its index.
+        index: u32,
+    },
+    /// Give a device of ours another MTU.
+    SetMtu {
+        /// Its index.
+        index: u32,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// Give both ends of an endpoint's pair another MTU, the inner one first.
+    SetEndpointMtu {
+        /// Index of the outer end.
+        index: u32,
+        /// Index of the inner end in its namespace.
+        peer: u32,
+        /// Where the inner end is.
+        netns: NetnsRef,
+        /// MTU in bytes.
+        mtu: u32,
+    },
+    /// Remove a device of ours, and the other end of its pair with it.
+    DeleteLink {
+        /// Its name.
+        name: IfName,
+        /// Its index.
+        index: u32,
+    },
+    /// Give a device of ours an address.
+    AddAddress {
+        /// The device's index.
+        index: u32,
+        /// The address.
+        address: InterfaceAddress,
+    },
+    /// Take an address from a device of ours.
+    RemoveAddress {
+        /// The device's index.
+        index: u32,
+        /// The address.
+        address: InterfaceAddress,
+    },
+    /// Route a subnet out of a device of ours, in the place of the route to that subnet that there is.
+    PutRoute {
+        /// The device's index.
+        index: u32,
+        /// The route.
+        route: HostRoute,
+    },
+    /// Remove the route to a subnet out of a device of ours.
+    RemoveRoute {
+        /// The device's index.
+        index: u32,
+        /// The route.
+        route: HostRoute,
+    },
+    /// Turn a switch of the kernel on.
+    SetSysctl(Sysctl),
+    /// Make the table `inet mesh`, in the place of what there is, in one transaction.
+    SetFirewall(Firewall),
+    /// Remove the table `inet mesh`.
+    RemoveFirewall,
+}
+
+/// The VXLAN device.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct VxlanDevice {
+    /// Its name.
+    pub name: IfName,
+    /// Its index.
+    pub index: u32,
+    /// UDP port.
+    pub port: u16,
+    /// MTU in bytes.
+    pub mtu: u32,
+}
+
+/// The host's own leg: a pair of devices, both on the host.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostLeg {
+    /// Name of the end that has addresses and routes.
+    pub name: IfName,
+    /// Its index.
+    pub index: u32,
+    /// Its Ethernet address.
+    pub mac: MacAddr,
+    /// Name of the end where the program stands.
+    pub peer_name: IfName,
+    /// Its index.
+    pub peer_index: u32,
+    /// MTU of both, in bytes.
+    pub mtu: u32,
+}
+
+/// An endpoint's pair of devices and all that is configured inside its namespace.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EndpointDevice {
+    /// Name of the host's end.
+    pub name: IfName,
+    /// Index of the host's end.
+    pub index: u32,
+    /// The container's namespace.
+    pub netns: NetnsRef,
+    /// Name of the container's end.
+    pub ifname: IfName,
+    /// Ethernet address of the container's end.
+    pub mac: MacAddr,
+    /// MTU of both ends, in bytes.
+    pub mtu: u32,
+    /// Addresses of the container's end, with the lengths of their subnets.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Further subnets of the network: reached directly, as the endpoint's own subnet is.
+    pub on_link: Vec<Prefix>,
+    /// Next hops of the default routes, at most one for each family. A default route that the container already has stays.
+    pub gateways: Vec<IpAddr>,
+}
+
+/// A step and whom it serves.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Step {
+    /// What to do.
+    pub action: Action,
+    /// The endpoint that it is done for; `None` for what the node needs. When a step fails, the later steps of the same
+    /// endpoint are not taken; all others are.
+    pub endpoint: Option<EndpointId>,
+}
+
+/// Something that no step can mend.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
+pub enum Problem {
+    /// No interface has the data-path address, so this node reaches no other.
+    #[error("no interface has the data-path address {address}: this node reaches no other node")]
+    NoUnderlay {
+        /// The address.
+        address: IpAddr,
+    },
+}
 
 /// The steps, in the order to take them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The steps.
-    pub actions: Vec<Action>,
+    pub steps: Vec<Step>,
+    /// Endpoints whose namespace and device are both gone: nothing is made for them.
+    pub lost: BTreeSet<EndpointId>,
+    /// What no step can mend.
+    pub problems: BTreeSet<Problem>,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty()
+    }
 }
