@@ -1,5 +1,6 @@
 //! The cluster's store: one trait, an embedded and an in-memory implementation, one conformance suite
 
+pub mod conformance;
 mod embedded;
 mod error;
 mod key;
