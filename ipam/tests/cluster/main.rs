@@ -1,0 +1,88 @@
+//! A whole cluster in one process: a manager that decides, nodes that assign, and between them a network that delays,
+//! reorders, repeats and loses messages, while everything may restart. Whatever the interleaving, no address is given
+//! twice, and none is lost.
+#![expect(clippy::unwrap_used, reason = "tests")]
+
+mod simulation;
+
+use std::collections::BTreeSet;
+
+use mesh_ipam::{SubnetLayout, SubnetSpec};
+use proptest::prelude::*;
+use simulation::{Cluster, Step};
+
+const NODES: u8 = 4;
+
+fn layouts() -> impl Strategy<Value = SubnetLayout> {
+    prop::sample::select(vec![
+        ("10.9.0.0/28", None),
+        ("10.9.0.0/29", None),
+        ("10.9.0.0/31", None),
+        ("10.9.0.0/27", Some("10.9.0.16/28")),
+        ("10.9.0.0/26", None),
+        ("fd09::/124", None),
+        ("fd09::/127", None),
+        ("fd09::/64", Some("fd09::40/122")),
+    ])
+    .prop_map(|(subnet, ip_range)| {
+        let mut spec = SubnetSpec::new(subnet.parse().unwrap());
+        spec.ip_range = ip_range.map(|range| range.parse().unwrap());
+        SubnetLayout::new(spec).unwrap()
+    })
+}
+
+fn step() -> impl Strategy<Value = Step> {
+    let node = 0..NODES;
+    prop_oneof![
+        8 => node.clone().prop_map(Step::Attach),
+        2 => (node.clone(), any::<u8>()).prop_map(|(node, pick)| Step::AttachStatic { node, pick }),
+        6 => (node.clone(), any::<u8>()).prop_map(|(node, pick)| Step::Detach { node, pick }),
+        14 => (any::<u16>(), prop::bool::weighted(0.2)).prop_map(|(pick, again)| Step::Deliver { pick, again }),
+        1 => any::<u16>().prop_map(Step::Lose),
+        8 => node.clone().prop_map(Step::LearnNextChange),
+        2 => (node.clone(), any::<u16>()).prop_map(|(node, pick)| Step::LearnSnapshot { node, pick }),
+        1 => (node.clone(), any::<u16>()).prop_map(|(node, pick)| Step::RestartNode { node, pick }),
+        1 => Just(Step::RestartManager),
+        4 => node.clone().prop_map(Step::GiveBackIdle),
+        2 => node.clone().prop_map(Step::Report),
+        1 => node.prop_map(Step::TogglePartition),
+        2 => (0u64..20).prop_map(Step::Wait),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
+
+    #[test]
+    fn no_address_is_given_twice_and_none_is_lost_under_any_interleaving(
+        layout in layouts(),
+        steps in prop::collection::vec(step(), 0..250),
+    ) {
+        let mut cluster = Cluster::new(layout.clone(), NODES);
+        for step in steps {
+            cluster.run(step);
+            cluster.assert_one_owner_each();
+        }
+        cluster.settle();
+        cluster.assert_one_owner_each();
+        // What no one uses can be had, from any node in turn, until nothing is left.
+        let mut full = BTreeSet::new();
+        let mut node = 0;
+        while full.len() < usize::from(NODES) {
+            if !cluster.attach_now(node) {
+                full.insert(node);
+            }
+            node = (node + 1) % NODES;
+        }
+        prop_assert_eq!(cluster.dynamic_in_use(), layout.assignable_count());
+        cluster.assert_one_owner_each();
+        // And what all have released, one alone can have.
+        cluster.detach_all();
+        let mut count = 0;
+        while cluster.attach_now(0) {
+            count += 1;
+        }
+        prop_assert_eq!(count, layout.assignable_count());
+        cluster.assert_one_owner_each();
+    }
+}
