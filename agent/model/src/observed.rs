@@ -25,8 +25,8 @@ pub struct Observed {
     pub host_routes: BTreeSet<HostRoute>,
     /// Endpoints whose namespace is still there: its path opens, and the inode is the one that was attached.
     pub namespaces: BTreeSet<EndpointId>,
-    /// The eBPF part.
-    pub datapath: Datapath,
+    /// Programs, where they stand, and what is in their maps.
+    pub programs: ObservedPrograms,
     /// Which of the kernel's switches are on.
     pub sysctls: BTreeSet<Sysctl>,
     /// The table `inet mesh`.
@@ -102,47 +102,45 @@ pub struct HostRoute {
     pub mtu: Option<u32>,
 }
 
-/// Programs and maps.
+/// What is attached, and what the maps hold.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Datapath {
-    /// How much of it is pinned.
+pub struct ObservedPrograms {
+    /// How much is pinned.
     pub pins: Pins,
-    /// Where programs stand.
-    pub attachments: BTreeMap<Attachment, AttachmentState>,
-    /// Entries of all maps that user space fills. A `CONFIG` of zeroes is left out.
+    /// The attachments of this instance. Those of vanished devices are not among them.
+    pub attachments: BTreeMap<Attachment, AttachedProgram>,
+    /// Every entry of the maps that user space fills. A `CONFIG` of zeroes counts as absent.
     pub entries: BTreeMap<MapKey, MapEntry>,
 }
 
-/// How much of the datapath is pinned in this instance's part of the bpf file system.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+/// How much is pinned in this instance's folder of the bpf file system.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Pins {
     /// Nothing.
     #[default]
     Absent,
-    /// Something, but not all of this agent's programs and maps: another version's, or a load that was cut short.
-    Partial,
-    /// This agent's programs and maps.
-    Complete,
+    /// Something, but this process has not loaded its programs yet: an earlier one's, or a load that was cut short.
+    Earlier,
+    /// This process's programs and maps.
+    Current,
 }
 
-/// A program at a device.
+/// A program at the ingress of a device.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Attachment {
-    /// The program.
-    pub program: ProgramKind,
-    /// Interface index of the device, at whose ingress it stands.
+    /// Interface index of the device.
     pub ifindex: u32,
+    /// The program.
+    pub kind: ProgramKind,
 }
 
-/// How a program stands at a device.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachmentState {
-    /// It runs, and it is this agent's.
+/// What runs at an [`Attachment`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum AttachedProgram {
+    /// The program that this process loaded.
     Current,
-    /// It runs, but it is another version's: attaching again replaces it at once.
-    Outdated,
-    /// Only a pin is left: the device is gone, or somebody detached the program.
-    Dead,
+    /// A program that an earlier process loaded: it works on, until attaching again replaces it without a gap.
+    Earlier,
 }
 
 /// A switch of the kernel that must be on.

@@ -12,9 +12,9 @@ use crate::{EndpointId, IfName, MacAddr, Prefix};
 /// One step. Each is one attempt that is done in full or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Action {
-    /// Load the programs, make the maps, pin both; what is pinned and compatible is kept.
+    /// Load the programs and make the maps, or adopt the maps that are pinned.
     LoadPrograms,
-    /// Remove every pin of this instance, and with them programs and maps.
+    /// Detach all programs and remove every pin of this instance, and with them programs and maps.
     UnloadPrograms,
     /// Write a map's entry, new or not.
     PutEntry(MapEntry),
@@ -22,7 +22,7 @@ pub enum Action {
     DeleteEntry(MapKey),
     /// Put a program at a device, in the place of another version of it if there is one.
     Attach(Attachment),
-    /// Take a program from a device, or remove what is left of it when the device is gone.
+    /// Take a program from a device.
     Detach(Attachment),
     /// Make the VXLAN device, set up.
     CreateVxlan(VxlanDevice),
