@@ -1,1 +1,3 @@
 //! What touches the kernel: netlink, eBPF, nftables, network namespaces
+
+pub mod programs;

@@ -1,0 +1,97 @@
+//! The kernel's eBPF half in memory.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use mesh_ebpf_types::{Address, MapEntry, MapKey, Vni};
+
+use super::{AttachedProgram, Attachment, Counters, ObservedPrograms, Pins, Programs, ProgramsError};
+
+/// [`Programs`] without a kernel: remembers what it is told. Tests set the fields to play the kernel's part.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct FakePrograms {
+    /// What is attached and in the maps.
+    pub state: ObservedPrograms,
+    /// What [`Programs::counters`] answers.
+    pub counters: Counters,
+    /// What [`Programs::probe_replies`] answers.
+    pub probe_replies: BTreeMap<Address, Duration>,
+}
+
+impl FakePrograms {
+    /// Makes every attachment one of an earlier process, as a restart does.
+    pub fn restart(&mut self) {
+        if self.state.pins == Pins::Current {
+            self.state.pins = Pins::Earlier;
+        }
+        for program in self.state.attachments.values_mut() {
+            *program = AttachedProgram::Earlier;
+        }
+    }
+
+    /// Forgets the attachments of a device, as the kernel does when it vanishes.
+    pub fn remove_device(&mut self, ifindex: u32) {
+        self.state.attachments.retain(|attachment, _| attachment.ifindex != ifindex);
+    }
+
+    fn loaded(&self) -> Result<(), ProgramsError> {
+        if self.state.pins == Pins::Current { Ok(()) } else { Err(ProgramsError::NotLoaded) }
+    }
+}
+
+impl Programs for FakePrograms {
+    fn observe(&mut self) -> Result<ObservedPrograms, ProgramsError> {
+        Ok(self.state.clone())
+    }
+
+    fn load(&mut self) -> Result<(), ProgramsError> {
+        self.state.pins = Pins::Current;
+        Ok(())
+    }
+
+    fn unload(&mut self) -> Result<(), ProgramsError> {
+        *self = Self::default();
+        Ok(())
+    }
+
+    fn put(&mut self, entry: &MapEntry) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        self.state.entries.insert(entry.key(), *entry);
+        Ok(())
+    }
+
+    fn delete(&mut self, key: &MapKey) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        self.state.entries.remove(key);
+        Ok(())
+    }
+
+    fn attach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        self.state.attachments.insert(attachment, AttachedProgram::Current);
+        Ok(())
+    }
+
+    fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
+        self.state.attachments.remove(&attachment);
+        Ok(())
+    }
+
+    fn counters(&mut self) -> Result<Counters, ProgramsError> {
+        Ok(self.counters.clone())
+    }
+
+    fn forget_counters(&mut self, vni: Vni) -> Result<(), ProgramsError> {
+        self.counters.retain(|(counted, _), _| *counted != vni);
+        Ok(())
+    }
+
+    fn probe_replies(&mut self) -> Result<BTreeMap<Address, Duration>, ProgramsError> {
+        Ok(self.probe_replies.clone())
+    }
+
+    fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {
+        self.probe_replies.retain(|member, _| members.contains(member));
+        Ok(())
+    }
+}
