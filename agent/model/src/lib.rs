@@ -6,6 +6,7 @@
 
 pub mod cluster;
 pub mod desired;
+pub mod effect;
 pub mod endpoint;
 pub mod id;
 pub mod name;

@@ -1,0 +1,30 @@
+//! What the control loop sees of the kernel.
+
+use mesh_model::{Action, Desired, Observed};
+
+use crate::{KernelError, Programs};
+
+/// How much is looked at.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Depth {
+    /// All but the firewall, which is as it was last seen or made: reading it runs `nft`, which costs 10 ms.
+    Quick,
+    /// Everything.
+    Full,
+}
+
+/// The kernel of one host, or its twin in memory.
+///
+/// Calls block, for microseconds mostly; those that remove a device wait for the kernel to let go of it, some 20 ms.
+/// Each makes one attempt: only the loop repeats.
+pub trait Kernel: Send {
+    /// Reads what there is of ours. `desired` tells where to look beside that: for the data-path address and for the
+    /// endpoints' namespaces. Its first call looks at everything, whatever `depth` says.
+    fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError>;
+
+    /// Takes one step of a plan, in full or not at all.
+    fn apply(&mut self, action: &Action) -> Result<(), KernelError>;
+
+    /// The eBPF half, for counters and probe replies.
+    fn programs(&mut self) -> &mut dyn Programs;
+}
