@@ -1,0 +1,115 @@
+//! Who may call what: the only place where it is decided.
+
+use mesh_model::{Node, NodeId, Role};
+use mesh_proto::{Problem, ProblemKind};
+use tonic::Request;
+
+use crate::identity::PeerIdentity;
+use crate::records::Records;
+use crate::transport::PeerInfo;
+
+/// Every call that needs a member's certificate.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[expect(missing_docs, reason = "each is the call of its name in control.proto or session.proto")]
+pub enum Method {
+    CreateNetwork,
+    RemoveNetwork,
+    PruneNetworks,
+    UpdateNode,
+    RemoveNode,
+    JoinToken,
+    ListNetworks,
+    InspectNetwork,
+    ListNodes,
+    InspectNode,
+    ListEndpoints,
+    GetCluster,
+    Lease,
+    ReleaseLease,
+    Leave,
+    RenewCertificate,
+    OpenSession,
+}
+
+/// Who may make a call.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Access {
+    /// Managers only.
+    Administration,
+    /// Every member.
+    Reading,
+    /// Every member, about its own records only: whose they are is told by the certificate, never by the request.
+    OwnRecords,
+}
+
+impl Method {
+    /// Who may make this call.
+    pub const fn access(self) -> Access {
+        match self {
+            Self::CreateNetwork
+            | Self::RemoveNetwork
+            | Self::PruneNetworks
+            | Self::UpdateNode
+            | Self::RemoveNode
+            | Self::JoinToken => Access::Administration,
+            Self::ListNetworks
+            | Self::InspectNetwork
+            | Self::ListNodes
+            | Self::InspectNode
+            | Self::ListEndpoints
+            | Self::GetCluster => Access::Reading,
+            Self::Lease | Self::ReleaseLease | Self::Leave | Self::RenewCertificate | Self::OpenSession => {
+                Access::OwnRecords
+            }
+        }
+    }
+}
+
+/// A member that may make the call which it makes. Only [`authorize`] makes one.
+#[derive(Debug, Clone)]
+pub(crate) struct Caller {
+    node: Node,
+}
+
+impl Caller {
+    /// Which node calls.
+    pub(crate) fn id(&self) -> &NodeId {
+        &self.node.id
+    }
+
+    /// Its record, as of the start of the call.
+    pub(crate) fn node(&self) -> &Node {
+        &self.node
+    }
+}
+
+/// The identity behind a request: of the service itself within the process, else of the connection's certificate.
+pub(crate) fn identity<T>(request: &Request<T>, own: Option<&PeerIdentity>) -> Option<PeerIdentity> {
+    let connection = || request.extensions().get::<PeerInfo>().and_then(|peer| peer.identity.clone());
+    own.cloned().or_else(connection)
+}
+
+/// Decides whether who has this identity may make this call. The node's record must still be there: removing a node
+/// ends its access, whatever its certificate says. It may do what both its certificate and its record allow.
+pub(crate) async fn authorize(
+    records: &Records,
+    cluster: &str,
+    identity: Option<PeerIdentity>,
+    method: Method,
+) -> Result<Caller, Problem> {
+    let denied = |message: String| Problem::new(ProblemKind::Denied, message);
+    let identity = identity
+        .filter(|identity| identity.cluster == cluster)
+        .ok_or_else(|| denied(format!("{method:?} needs a certificate of this cluster")))?;
+    let node = records.node(&identity.node).await?.ok_or_else(|| {
+        denied(format!("node {} was removed from the cluster", identity.node))
+            .hint("meshctl cluster leave --force on that host, then join again")
+    })?;
+    let node = node.value;
+    let is_manager = identity.role == Role::Manager && node.role == Role::Manager;
+    if method.access() == Access::Administration && !is_manager {
+        return Err(denied(format!("{method:?} is for managers, and node {} is a worker", node.name))
+            .hint("run it on a manager; meshctl node ls shows which nodes are"));
+    }
+    Ok(Caller { node })
+}

@@ -1,0 +1,213 @@
+//! The manager's side of joining.
+
+use std::net::IpAddr;
+
+use jiff::Timestamp;
+use mesh_model::{Availability, Network, Node, NodeId, Role};
+use mesh_proto::convert::{parse, parse_optional};
+use mesh_proto::v1::{JoinRequest, JoinResponse};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Op, Txn};
+use tracing::info;
+
+use crate::core::Core;
+use crate::identity::{IdentityError, NODE_VALIDITY, PeerIdentity};
+use crate::keys;
+use crate::records::{RecordError, Tries, Versioned, put};
+use crate::service::usage;
+use crate::token::{JoinToken, TokenRecord};
+
+/// Makes who has a token a member: checks the token, writes the node's record, issues the certificate.
+///
+/// `previous` is whose certificate the host has shown. A node that says who it was stays it if it has proved that, and
+/// if its record is there. A removed node gets a new id: its old certificate must not become valid again.
+pub(crate) async fn join(
+    core: &Core,
+    request: JoinRequest,
+    previous: Option<PeerIdentity>,
+) -> Result<JoinResponse, Problem> {
+    let token: JoinToken =
+        request.token.parse().map_err(|e| Problem::new(ProblemKind::Usage, format!("{e}")))?;
+    let role = role_of(core, &token).await?;
+    let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(usage)?;
+    let mut node = wanted(&request, role).map_err(|error| match error {
+        WantedError::Message(error) => usage(error),
+        WantedError::Random(error) => RecordError::from(error).into(),
+    })?;
+    if let Some(known) = known
+        && core.records.node(&known).await?.is_some()
+    {
+        let is_proved = previous.is_some_and(|p| p.node == known && p.cluster == core.cluster().id);
+        if !is_proved {
+            return Err(Problem::new(
+                ProblemKind::Denied,
+                format!("the host says that it is node {known}, but shows no valid certificate of it"),
+            )
+            .hint("remove the old node first: meshctl node rm on a manager"));
+        }
+        node.id = known;
+    }
+    // Before anything is written: a request that cannot be signed must leave nothing behind.
+    let certificate =
+        core.authority.issue(&request.csr_pem, &node.id, role, NODE_VALIDITY).map_err(identity_problem)?;
+    let node = register(core, node).await?;
+    info!(node = %node.id, name = %node.name, ?role, "a node joined");
+    Ok(JoinResponse {
+        node: Some((&node).into()),
+        cluster: Some(core.cluster().into()),
+        certificate_pem: certificate,
+        ca_pem: core.authority.cert_pem().to_owned(),
+        managers: managers(core).await?,
+    })
+}
+
+/// `HOST:PORT` of every manager.
+pub(crate) async fn managers(core: &Core) -> Result<Vec<String>, RecordError> {
+    let nodes = core.records.nodes().await?;
+    Ok(manager_addresses(nodes.iter().map(|node| &node.value)))
+}
+
+/// `HOST:PORT` of the managers among some nodes.
+pub(crate) fn manager_addresses<'a>(nodes: impl Iterator<Item = &'a Node>) -> Vec<String> {
+    nodes.filter(|node| node.role == Role::Manager).map(|node| node.advertise_addr.to_string()).collect()
+}
+
+async fn role_of(core: &Core, token: &JoinToken) -> Result<Role, Problem> {
+    if token.ca != core.authority.fingerprint() {
+        return Err(Problem::new(
+            ProblemKind::Denied,
+            "the token is of another cluster: its CA is not this one's",
+        )
+        .hint("take the token of this cluster: meshctl cluster join-token worker"));
+    }
+    for role in [Role::Worker, Role::Manager] {
+        let record: Option<Versioned<TokenRecord>> = core.records.get(keys::token(role)).await?;
+        if record.is_some_and(|r| r.value.secret(core.authority.key_der(), role) == token.secret) {
+            return Ok(role);
+        }
+    }
+    Err(Problem::new(ProblemKind::Denied, "the token was rotated or mistyped")
+        .hint("take the current one: meshctl cluster join-token worker, run on a manager"))
+}
+
+enum WantedError {
+    Message(mesh_proto::InvalidMessage),
+    Random(getrandom::Error),
+}
+
+impl From<mesh_proto::InvalidMessage> for WantedError {
+    fn from(error: mesh_proto::InvalidMessage) -> Self {
+        Self::Message(error)
+    }
+}
+
+fn wanted(request: &JoinRequest, role: Role) -> Result<Node, WantedError> {
+    let mtu = request.data_path_mtu.try_into().map_err(|e: mesh_model::net::InvalidMtu| {
+        mesh_proto::InvalidMessage { field: "data_path_mtu", reason: e.to_string() }
+    })?;
+    Ok(Node {
+        id: NodeId::random().map_err(WantedError::Random)?,
+        name: parse("name", &request.name)?,
+        role,
+        availability: Availability::Active,
+        advertise_addr: parse("advertise_addr", &request.advertise_addr)?,
+        data_path_addr: parse("data_path_addr", &request.data_path_addr)?,
+        data_path_mtu: mtu,
+        version: request.version.clone(),
+        created_at: Timestamp::now(),
+    })
+}
+
+/// Writes the record of a new node, or of one that joins again: that keeps its availability and its leases.
+async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let mut node = wanted.clone();
+        let mut read = core
+            .records
+            .read([
+                Op::get_range(keys::nodes()),
+                Op::get_range(keys::networks()),
+                Op::get(keys::address_fence()),
+            ])
+            .await?;
+        let nodes: Vec<Versioned<Node>> = read.all()?;
+        let networks: Vec<Versioned<Network>> = read.all()?;
+        let fence = read.fence(keys::address_fence());
+        let old = nodes.iter().find(|old| old.value.id == node.id);
+        for other in nodes.iter().filter(|other| other.value.id != node.id) {
+            check_distinct(&node, &other.value)?;
+        }
+        check_underlay(&node, networks.iter().map(|network| &network.value))?;
+        let mut compares = vec![fence.unchanged()];
+        let mut ops = vec![fence.advance()];
+        match old {
+            None => compares.push(Compare::absent(keys::node(&node.id))),
+            Some(old) => {
+                compares.push(Compare::mod_revision(keys::node(&node.id), old.revision));
+                node.created_at = old.value.created_at;
+                node.availability = old.value.availability;
+                if old.value.name != node.name {
+                    ops.push(Op::delete(keys::node_name(&old.value.name)));
+                }
+            }
+        }
+        ops.push(put(keys::node(&node.id), &node));
+        ops.push(put(keys::node_name(&node.name), &node.id));
+        if core.records.commit(Txn::when(compares).then(ops)).await?.is_some() {
+            return Ok(node);
+        }
+    }
+}
+
+/// Two nodes differ in name and in data-path address.
+fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
+    if node.name == other.name {
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("node name {} is taken by node {} at {}", node.name, other.id, other.data_path_addr),
+        )
+        .hint("choose another one with --node-name, or remove the old node: meshctl node rm on a manager"));
+    }
+    if node.data_path_addr == other.data_path_addr {
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("data-path address {} is that of node {} already", node.data_path_addr, other.name),
+        )
+        .hint("if this host was that node, remove it first: meshctl node rm on a manager"));
+    }
+    Ok(())
+}
+
+/// No network has the node's own addresses.
+fn check_underlay<'a>(node: &Node, networks: impl Iterator<Item = &'a Network>) -> Result<(), Problem> {
+    let addresses: [(&str, IpAddr); 2] =
+        [("data-path", node.data_path_addr), ("advertised", node.advertise_addr.ip())];
+    for network in networks {
+        for subnet in &network.subnets {
+            for (what, address) in addresses {
+                if subnet.subnet.contains(address) {
+                    return Err(Problem::new(
+                        ProblemKind::Conflict,
+                        format!(
+                            "{what} address {address} is inside {} of network {}",
+                            subnet.subnet, network.name
+                        ),
+                    )
+                    .hint("choose another address, or remove that network"));
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// A bad request is the caller's mistake, the rest is ours.
+pub(crate) fn identity_problem(error: IdentityError) -> Problem {
+    let kind = match error {
+        IdentityError::Malformed { .. } => ProblemKind::Usage,
+        _ => ProblemKind::Failed,
+    };
+    Problem::new(kind, error.to_string())
+}

@@ -1,0 +1,184 @@
+//! The cluster's certificate authority: one ECDSA P-256 key, kept in a file on managers.
+
+use std::fmt;
+use std::path::Path;
+use std::str::FromStr;
+use std::time::{Duration, SystemTime};
+
+use mesh_model::{NodeId, Role};
+use rcgen::{
+    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
+};
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use sha2::{Digest, Sha256};
+
+use super::{IdentityError, private_file};
+
+/// How long a node's certificate is valid. Its agent renews it when a third of this has passed.
+pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
+/// How long the CA's own certificate is valid.
+const CA_VALIDITY: Duration = Duration::from_hours(20 * 365 * 24);
+/// Certificates are valid from this long ago, so that hosts whose clocks are behind take them.
+const BACKDATE: Duration = Duration::from_hours(24);
+/// The name that every manager's certificate has beside its node id: what clients expect a manager to prove.
+pub(super) const MANAGER_NAME: &str = "mesh-manager";
+
+const CERT_FILE: &str = "ca.crt";
+const KEY_FILE: &str = "ca.key";
+
+/// SHA-256 of a certificate's DER form. As text: 64 lowercase hexadecimal characters.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 32]);
+
+/// A text that is no fingerprint.
+#[derive(Debug, thiserror::Error)]
+#[error("a certificate's fingerprint has 64 hexadecimal characters, this one has {len} characters")]
+pub struct InvalidFingerprint {
+    /// How many characters it has.
+    pub len: usize,
+}
+
+impl Fingerprint {
+    /// The fingerprint of a certificate.
+    pub fn of(certificate: &CertificateDer<'_>) -> Self {
+        Self(Sha256::digest(certificate).into())
+    }
+}
+
+impl FromStr for Fingerprint {
+    type Err = InvalidFingerprint;
+
+    fn from_str(text: &str) -> Result<Self, InvalidFingerprint> {
+        let invalid = || InvalidFingerprint { len: text.chars().count() };
+        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+            return Err(invalid());
+        }
+        let mut bytes = [0; 32];
+        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+            let digits = str::from_utf8(digits).map_err(|_| invalid())?;
+            *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
+        }
+        Ok(Self(bytes))
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The certificate authority with its private key.
+pub struct CertificateAuthority {
+    cert_pem: String,
+    fingerprint: Fingerprint,
+    cluster: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl fmt::Debug for CertificateAuthority {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertificateAuthority")
+            .field("cluster", &self.cluster)
+            .field("fingerprint", &self.fingerprint)
+            .finish_non_exhaustive()
+    }
+}
+
+impl CertificateAuthority {
+    /// Makes a new one for a cluster, and writes its key and certificate (mode 0600) into an existing directory.
+    pub fn create(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
+        let key = KeyPair::generate().map_err(IdentityError::make("the CA's key"))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, "Mesh CA");
+        params.distinguished_name.push(DnType::OrganizationName, cluster);
+        params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        let now = SystemTime::now();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = (now + CA_VALIDITY).into();
+        let cert_pem = params.self_signed(&key).map_err(IdentityError::make("the CA's certificate"))?.pem();
+        // The key first: a certificate without its key would look like a CA that cannot be used.
+        private_file::write(&directory.join(KEY_FILE), &key.serialize_pem())?;
+        private_file::write(&directory.join(CERT_FILE), &cert_pem)?;
+        Self::from_pem(cert_pem, cluster, key)
+    }
+
+    /// Reads the one of a cluster from its directory.
+    pub fn load(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
+        let cert_pem = private_file::read(&directory.join(CERT_FILE))?;
+        let key_pem = private_file::read(&directory.join(KEY_FILE))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|e| IdentityError::malformed("the CA's key", e))?;
+        Self::from_pem(cert_pem, cluster, key)
+    }
+
+    fn from_pem(cert_pem: String, cluster: &str, key: KeyPair) -> Result<Self, IdentityError> {
+        let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
+            .map_err(|e| IdentityError::malformed("the CA's certificate", e))?;
+        let issuer = Issuer::from_ca_cert_der(&der, key)
+            .map_err(|e| IdentityError::malformed("the CA's certificate", e))?;
+        Ok(Self { fingerprint: Fingerprint::of(&der), cert_pem, cluster: cluster.to_owned(), issuer })
+    }
+
+    /// Its own certificate.
+    pub fn cert_pem(&self) -> &str {
+        &self.cert_pem
+    }
+
+    /// What join tokens carry.
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The private key's PKCS #8 form, for secrets that are derived from it.
+    pub(crate) fn key_der(&self) -> &[u8] {
+        self.issuer.key().serialized_der()
+    }
+
+    /// Signs a certificate for a node, with the key of its request. Nothing else of the request is believed: subject,
+    /// names and uses are those of the node and its role.
+    pub fn issue(
+        &self,
+        csr_pem: &str,
+        node: &NodeId,
+        role: Role,
+        validity: Duration,
+    ) -> Result<String, IdentityError> {
+        let what = "the certificate signing request";
+        let request = CertificateSigningRequestParams::from_pem(csr_pem)
+            .map_err(|e| IdentityError::malformed(what, e))?;
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, node.as_str());
+        params.distinguished_name.push(DnType::OrganizationalUnitName, super::node::role_name(role));
+        params.distinguished_name.push(DnType::OrganizationName, self.cluster.as_str());
+        params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];
+        let mut names = vec![node.as_str()];
+        if role == Role::Manager {
+            params.extended_key_usages.push(ExtendedKeyUsagePurpose::ServerAuth);
+            names.push(MANAGER_NAME);
+        }
+        for name in names {
+            let name = name.try_into().map_err(IdentityError::make("a node's certificate"))?;
+            params.subject_alt_names.push(SanType::DnsName(name));
+        }
+        params.use_authority_key_identifier_extension = true;
+        let now = SystemTime::now();
+        params.not_before = (now - BACKDATE).into();
+        params.not_after = (now + validity).into();
+        let request = CertificateSigningRequestParams { params, public_key: request.public_key };
+        let certificate =
+            request.signed_by(&self.issuer).map_err(IdentityError::make("a node's certificate"))?;
+        Ok(certificate.pem())
+    }
+}

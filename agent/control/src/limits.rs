@@ -1,0 +1,48 @@
+//! Every time and size that the managers go by.
+
+use std::time::Duration;
+
+/// A TLS handshake that takes longer is given up.
+pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
+/// Handshakes under way at the same time; a connection past them is closed at once.
+pub(crate) const MAX_HANDSHAKES: usize = 512;
+/// Connecting to a manager, TCP and TLS together.
+pub(crate) const CONNECT: Duration = Duration::from_secs(5);
+/// A call that has not been answered by then is given up by its client.
+pub(crate) const CALL: Duration = Duration::from_secs(30);
+/// HTTP/2 pings on a connection, and how long their answer may take.
+pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
+/// When the server ends, calls under way have this long to finish.
+pub(crate) const DRAIN: Duration = Duration::from_secs(2);
+/// Largest message, a snapshot in the worst case: tonic's 4 MiB are about 20 000 leases.
+pub(crate) const MAX_MESSAGE: usize = 64 << 20;
+
+/// Both sides of a session say something at least this often.
+pub const HEARTBEAT: Duration = Duration::from_millis(500);
+/// A session in which nothing was heard for this long has ended.
+pub const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
+/// A session that is silent for longer cannot contradict probers who get no answer: one heartbeat and some slack.
+pub(crate) const SILENT: Duration = Duration::from_millis(700);
+/// What a prober reported counts for this long; it reports every second.
+pub(crate) const PROBE_REPORT: Duration = Duration::from_millis(2500);
+/// Node states are derived anew this often, beside at each event.
+pub(crate) const LIVENESS_TICK: Duration = Duration::from_millis(100);
+/// The first message of a session must come within.
+pub(crate) const HELLO: Duration = Duration::from_secs(5);
+/// Messages queued for one session; it is dropped when it takes none for so long.
+pub(crate) const SESSION_QUEUE: usize = 16;
+pub(crate) const SESSION_STALL: Duration = Duration::from_secs(5);
+/// Batches of changes that a session may be behind before it starts anew with a snapshot.
+pub(crate) const FEED_BACKLOG: usize = 1024;
+
+/// How long a lease waits until every agent of the network has it in its kernel.
+pub(crate) const APPLIED: Duration = Duration::from_secs(1);
+/// How long the removal of a network waits until every agent of the network has stopped attaching.
+pub(crate) const REMOVING: Duration = Duration::from_secs(3);
+/// How long a borrow waits for the answer of the owner of the block.
+pub(crate) const CEDE: Duration = Duration::from_secs(2);
+/// How often a transaction is tried that others keep overtaking.
+pub(crate) const TRIES: usize = 64;
+/// History of the store that is kept for watches.
+pub(crate) const COMPACT_EVERY: Duration = Duration::from_mins(5);

@@ -1,0 +1,172 @@
+//! Join tokens: `MESH-1-<fingerprint of the CA>-<secret>`.
+//!
+//! The store holds a nonce per role; the secret is derived from it with the CA's private key, which only managers have.
+//! So who reads the store, or a backup of it, cannot join with what is found there.
+
+use std::fmt;
+use std::hint::black_box;
+use std::str::FromStr;
+
+use mesh_model::Role;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::identity::{Fingerprint, InvalidFingerprint};
+
+const VERSION: &str = "MESH-1";
+/// Bytes of a secret: 160 bits.
+const SECRET_LEN: usize = 20;
+
+/// The secret part of a join token.
+#[derive(Clone)]
+pub struct Secret([u8; SECRET_LEN]);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secret(..)")
+    }
+}
+
+impl PartialEq for Secret {
+    /// Takes the same time wherever the two differ.
+    fn eq(&self, other: &Self) -> bool {
+        let difference = self.0.iter().zip(other.0).fold(0, |sum, (a, b)| black_box(sum | (a ^ b)));
+        difference == 0
+    }
+}
+
+impl Eq for Secret {}
+
+/// A join token.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct JoinToken {
+    /// Which CA the manager must have.
+    pub ca: Fingerprint,
+    /// What proves to the manager that the host may join.
+    pub secret: Secret,
+}
+
+/// A text that is no join token.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidToken {
+    /// It does not begin as tokens do.
+    #[error("this is no join token: one begins with {VERSION}-")]
+    Version,
+    /// A part is missing, or there are too many.
+    #[error("the join token is incomplete: it has the form {VERSION}-<CA fingerprint>-<secret>")]
+    Parts,
+    /// The fingerprint is damaged.
+    #[error("the join token's CA fingerprint is damaged: {0}")]
+    Fingerprint(#[from] InvalidFingerprint),
+    /// The secret is damaged.
+    #[error("the join token's secret is damaged: it has {} hexadecimal characters, not {len} characters", SECRET_LEN * 2)]
+    Secret {
+        /// How many characters it has.
+        len: usize,
+    },
+}
+
+impl FromStr for JoinToken {
+    type Err = InvalidToken;
+
+    fn from_str(text: &str) -> Result<Self, InvalidToken> {
+        let rest = text.trim().strip_prefix(VERSION).and_then(|rest| rest.strip_prefix('-'));
+        let rest = rest.ok_or(InvalidToken::Version)?;
+        let (ca, secret) = rest.split_once('-').ok_or(InvalidToken::Parts)?;
+        if secret.contains('-') {
+            return Err(InvalidToken::Parts);
+        }
+        Ok(Self { ca: ca.parse()?, secret: parse_secret(secret)? })
+    }
+}
+
+fn parse_secret(text: &str) -> Result<Secret, InvalidToken> {
+    let invalid = || InvalidToken::Secret { len: text.chars().count() };
+    if text.len() != SECRET_LEN * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
+        return Err(invalid());
+    }
+    let mut bytes = [0; SECRET_LEN];
+    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
+        let digits = str::from_utf8(digits).map_err(|_| invalid())?;
+        *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
+    }
+    Ok(Secret(bytes))
+}
+
+impl fmt::Display for JoinToken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{VERSION}-{}-", self.ca)?;
+        self.secret.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
+}
+
+/// What the store keeps of a role's token: rotation draws a new one.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct TokenRecord {
+    nonce: String,
+}
+
+impl TokenRecord {
+    /// Draws a nonce.
+    pub(crate) fn random() -> Result<Self, getrandom::Error> {
+        let mut bytes = [0u8; 32];
+        getrandom::fill(&mut bytes)?;
+        Ok(Self { nonce: bytes.iter().map(|byte| format!("{byte:02x}")).collect() })
+    }
+
+    /// The secret that belongs to it. `ca_key` is the CA's private key in some fixed encoding.
+    pub(crate) fn secret(&self, ca_key: &[u8], role: Role) -> Secret {
+        let role: &[u8] = match role {
+            Role::Manager => b"manager",
+            Role::Worker => b"worker",
+        };
+        let mut hash = Sha256::new();
+        hash.update(b"mesh join token 1\0");
+        // Of fixed length, so that key, role and nonce cannot run into one another.
+        hash.update(Sha256::digest(ca_key));
+        hash.update(Sha256::digest(role));
+        hash.update(Sha256::digest(self.nonce.as_bytes()));
+        let digest = hash.finalize();
+        let mut secret = [0; SECRET_LEN];
+        secret.copy_from_slice(&digest[..SECRET_LEN]);
+        Secret(secret)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn token() -> JoinToken {
+        let ca = "ab".repeat(32).parse().unwrap();
+        JoinToken { ca, secret: TokenRecord::random().unwrap().secret(b"key", Role::Worker) }
+    }
+
+    #[test]
+    fn a_token_survives_being_written_and_read() {
+        let token = token();
+        assert_eq!(token.to_string().parse::<JoinToken>().unwrap(), token);
+        assert_eq!(format!("  {token}\n").parse::<JoinToken>().unwrap(), token);
+    }
+
+    #[test]
+    fn a_damaged_token_is_refused_with_what_is_wrong() {
+        let text = token().to_string();
+        let error = |text: &str| text.parse::<JoinToken>().unwrap_err().to_string();
+        assert_eq!(error("SWMTKN-1-abc"), "this is no join token: one begins with MESH-1-");
+        assert!(error("MESH-1-abcd").contains("incomplete"));
+        assert!(error("MESH-1-abcd-ef").contains("fingerprint is damaged"));
+        assert!(error(&text[..text.len() - 1]).contains("secret is damaged"));
+        assert!(error(&format!("{text}-00")).contains("incomplete"));
+    }
+
+    #[test]
+    fn secrets_differ_by_role_nonce_and_key() {
+        let record = TokenRecord::random().unwrap();
+        let secret = record.secret(b"key", Role::Worker);
+        assert!(secret == record.secret(b"key", Role::Worker));
+        assert!(secret != record.secret(b"key", Role::Manager));
+        assert!(secret != record.secret(b"other", Role::Worker));
+        assert!(secret != TokenRecord::random().unwrap().secret(b"key", Role::Worker));
+    }
+}

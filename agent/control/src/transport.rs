@@ -1,0 +1,212 @@
+//! Connections: TLS over TCP for managers and members, and a pipe within the process for the manager's own agent.
+
+use std::io;
+use std::net::SocketAddr;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use hyper_util::rt::TokioIo;
+use mesh_proto::{Problem, ProblemKind};
+use rustls::{ClientConfig, ServerConfig};
+use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::timeout;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+use tonic::transport::server::Connected;
+use tonic::transport::{Channel, Endpoint, Uri};
+use tower::service_fn;
+use tracing::{debug, warn};
+
+use crate::identity::{PeerIdentity, tls};
+use crate::limits;
+
+/// What is known of the other end of a connection; in the extensions of each request that came over it.
+#[derive(Debug, Clone)]
+pub struct PeerInfo {
+    /// Who it has proved to be; `None` when it has shown no certificate.
+    pub identity: Option<PeerIdentity>,
+    /// Where it comes from.
+    pub address: SocketAddr,
+}
+
+/// A connection whose handshake is done.
+#[derive(Debug)]
+pub(crate) struct TlsConnection {
+    stream: TlsStream<TcpStream>,
+    peer: PeerInfo,
+}
+
+impl Connected for TlsConnection {
+    type ConnectInfo = PeerInfo;
+
+    fn connect_info(&self) -> PeerInfo {
+        self.peer.clone()
+    }
+}
+
+impl AsyncRead for TlsConnection {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        buf: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_read(cx, buf)
+    }
+}
+
+impl AsyncWrite for TlsConnection {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.stream).poll_write(cx, buf)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
+    }
+}
+
+/// Accepts connections and passes on those whose handshake succeeds, until the receiver is gone. Each handshake has its
+/// own task, so that a slow or silent client holds up nobody. `config` is asked anew for each connection.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    config: impl Fn() -> Arc<ServerConfig>,
+    connections: mpsc::Sender<io::Result<TlsConnection>>,
+) {
+    let handshakes = Arc::new(Semaphore::new(limits::MAX_HANDSHAKES));
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = connections.closed() => return,
+        };
+        let (stream, address) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Mostly EMFILE or ENFILE: what is free again in a moment.
+                warn!(%error, "cannot accept a connection");
+                tokio::time::sleep(limits::HEARTBEAT).await;
+                continue;
+            }
+        };
+        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+            warn!(%address, "too many handshakes are under way: closed a connection");
+            continue;
+        };
+        let acceptor = TlsAcceptor::from(config());
+        let connections = connections.clone();
+        tokio::spawn(async move {
+            match timeout(limits::HANDSHAKE, handshake(&acceptor, stream, address)).await {
+                Ok(Ok(connection)) => {
+                    // The receiver is gone only when the server ends.
+                    let _ = connections.send(Ok(connection)).await;
+                }
+                Ok(Err(error)) => debug!(%address, %error, "a handshake failed"),
+                Err(_) => debug!(%address, "a handshake took too long"),
+            }
+            drop(permit);
+        });
+    }
+}
+
+async fn handshake(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    address: SocketAddr,
+) -> io::Result<TlsConnection> {
+    stream.set_nodelay(true)?;
+    let stream = acceptor.accept(stream).await?;
+    let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
+    let identity = certificate.map(PeerIdentity::from_certificate).transpose().map_err(io::Error::other)?;
+    Ok(TlsConnection { stream, peer: PeerInfo { identity, address } })
+}
+
+/// Connects to a manager at `HOST:PORT`. The channel connects again by itself when the connection is lost.
+///
+/// Fails with [`ProblemKind::Unreachable`] when nobody answers there, and with [`ProblemKind::Denied`] when who
+/// answers is no manager that the configuration trusts.
+pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, Problem> {
+    let target: Arc<str> = address.into();
+    let connector = service_fn(move |_: Uri| {
+        let (target, config) = (target.clone(), config.clone());
+        async move {
+            let stream = TcpStream::connect(&*target).await?;
+            stream.set_nodelay(true)?;
+            let stream = TlsConnector::from(config).connect(tls::manager_name(), stream).await?;
+            Ok::<_, io::Error>(TokioIo::new(stream))
+        }
+    });
+    endpoint()
+        .connect_timeout(limits::CONNECT)
+        .connect_with_connector(connector)
+        .await
+        .map_err(|error| connect_problem(address, &error))
+}
+
+/// What a client's channel has in common, whatever it runs over.
+fn endpoint() -> Endpoint {
+    // The name is for HTTP/2 only: connectors know where to connect to.
+    Endpoint::from_static("http://mesh-manager")
+        .timeout(limits::CALL)
+        .http2_keep_alive_interval(limits::KEEPALIVE_INTERVAL)
+        .keep_alive_timeout(limits::KEEPALIVE_TIMEOUT)
+        .keep_alive_while_idle(true)
+}
+
+fn connect_problem(address: &str, error: &tonic::transport::Error) -> Problem {
+    match tls::tls_error(error) {
+        Some(tls) if tls::is_foreign_ca(tls) => Problem::new(
+            ProblemKind::Denied,
+            format!("the manager at {address} has another CA than this token"),
+        )
+        .hint("take the token of that cluster: meshctl cluster join-token worker, run on its manager"),
+        Some(rustls::Error::InvalidCertificate(reason)) => Problem::new(
+            ProblemKind::Denied,
+            format!("who answers at {address} is no manager of this cluster: {reason}"),
+        ),
+        Some(tls) => {
+            Problem::new(ProblemKind::Denied, format!("TLS with the manager at {address} failed: {tls}"))
+        }
+        None => Problem::new(
+            ProblemKind::Unreachable,
+            format!("cannot connect to the manager at {address}: {}", root_cause(error)),
+        )
+        .hint("check the address, that meshd runs there, and that TCP port 7377 is open"),
+    }
+}
+
+/// The innermost reason: the outer ones only say that there is one.
+fn root_cause(error: &dyn std::error::Error) -> String {
+    let mut reason = error;
+    while let Some(source) = reason.source() {
+        reason = source;
+    }
+    reason.to_string()
+}
+
+/// Size of the pipe's buffer in bytes.
+const PIPE: usize = 64 << 10;
+
+/// A channel to a server within the process, and the connections to serve for it.
+pub(crate) fn pipe() -> (Channel, mpsc::Receiver<io::Result<DuplexStream>>) {
+    let (connections, incoming) = mpsc::channel(4);
+    let connector = service_fn(move |_: Uri| {
+        let connections = connections.clone();
+        async move {
+            let (client, server) = tokio::io::duplex(PIPE);
+            let ended = |_| io::Error::new(io::ErrorKind::ConnectionRefused, "the manager has ended");
+            connections.send(Ok(server)).await.map_err(ended)?;
+            Ok::<_, io::Error>(TokioIo::new(client))
+        }
+    });
+    (
+        Endpoint::from_static("http://mesh-manager")
+            .timeout(limits::CALL)
+            .connect_with_connector_lazy(connector),
+        incoming,
+    )
+}
