@@ -134,6 +134,17 @@ impl Error {
         }
     }
 
+    /// What a person can do about it.
+    pub fn hint(&self) -> Option<String> {
+        match self {
+            Self::NoLab(prefix) => Some(format!("./dev lab --prefix {prefix} up")),
+            Self::LabExists(prefix) => Some(format!("use it, or end it: ./dev lab --prefix {prefix} down")),
+            Self::NoHost(_) | Self::NoContainer(_) => Some("./dev lab status shows what there is".to_owned()),
+            Self::NotRoot => Some("run it as root".to_owned()),
+            _ => None,
+        }
+    }
+
     /// Exit code of `mesh-lab` for this error, in `meshctl`'s terms: 2 usage, 3 not found, 4 conflict, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {

@@ -27,6 +27,7 @@ mod poll;
 mod process;
 pub mod traffic;
 
+pub use capture::Capture;
 pub use command::{Cmd, Output};
 pub use error::{Error, Result};
 pub use ip::{ip_batch, ip_batch_in};

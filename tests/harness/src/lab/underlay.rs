@@ -81,7 +81,7 @@ impl Machine {
         ];
         if let Some(address6) = self.address6 {
             lines.push(format!("addr add {address6}/64 dev {DEVICE} nodad"));
-            lines.push("-6 route add default via fd77::1".to_owned());
+            lines.push("route add default via fd77::1".to_owned());
         }
         ip_batch_in(&self.netns, &lines)
     }
@@ -96,7 +96,8 @@ pub(super) fn create(state: &LabState) -> Result<()> {
 
     let mtu = state.underlay_mtu;
     let mut lines = vec![
-        format!("link add {BRIDGE} mtu {mtu} type bridge mcast_snooping 0"),
+        // A MAC of its own: one taken from the ports would change with them.
+        format!("link add {BRIDGE} address 52:54:00:77:00:01 mtu {mtu} type bridge mcast_snooping 0"),
         format!("addr add {GATEWAY}/24 dev {BRIDGE}"),
         format!("addr add {OUTSIDE_V4}/32 dev lo"),
         format!("link set {BRIDGE} up"),
@@ -107,7 +108,10 @@ pub(super) fn create(state: &LabState) -> Result<()> {
     }
     lines.extend(machines.iter().flat_map(|machine| machine.plug(mtu)));
     ip_batch_in(&underlay, &lines)?;
-    machines.iter().try_for_each(Machine::configure)
+    machines.iter().try_for_each(|machine| {
+        silence_port(&underlay, &machine.port)?;
+        machine.configure()
+    })
 }
 
 /// Makes one host's namespace anew, as a restart of the machine does.
@@ -121,14 +125,21 @@ pub(super) fn recreate_host(state: &LabState, host: &HostState) -> Result<()> {
     netns::delete(&machine.netns)?;
     netns::create_all([&machine.netns])?;
     ip_batch_in(&underlay, &machine.plug(state.underlay_mtu))?;
+    silence_port(&underlay, &machine.port)?;
     machine.configure()
 }
 
 /// Cuts a host off, or connects it again. Its own device keeps its carrier, as behind a switch that has failed.
 pub(super) fn set_plugged(underlay: &Netns, host: &str, plugged: bool) -> Result<()> {
-    // Bridge port states: 0 takes and gives no frame, 3 forwards.
-    let port_state = if plugged { 3 } else { 0 };
-    ip_batch_in(underlay, &[format!("link set {host} type bridge_slave state {port_state}")])
+    // A bridge port's state would do as well, but the kernel enables the port again with the next carrier event.
+    let master = if plugged { format!("master {BRIDGE}") } else { "nomaster".to_owned() };
+    ip_batch_in(underlay, &[format!("link set {host} {master}")])
+}
+
+/// A port that is off the bridge hears what its host sends; without these it would answer in the gateway's place.
+fn silence_port(underlay: &Netns, port: &str) -> Result<()> {
+    underlay.sysctl(&format!("net.ipv4.conf.{port}.arp_ignore"), "8")?;
+    underlay.sysctl(&format!("net.ipv6.conf.{port}.disable_ipv6"), "1")
 }
 
 /// Sets the MTU of the bridge, its ports and the machines' devices.
