@@ -1,7 +1,7 @@
 //! The pure core that the stores share: every key's history, and what a transaction does to it
 //!
 //! Transactions are applied at the head; readers see what is committed. In between, a store makes the pending records
-//! durable, or rolls them back.
+//! durable, or discards the whole core when that fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -154,19 +154,6 @@ impl Mvcc {
         self.committed = self.head;
     }
 
-    /// Undoes what was applied since the last commit.
-    pub(crate) fn rollback(&mut self) {
-        for key in self.changes.split_off(&self.committed.next()).into_values().flatten() {
-            if let Some(history) = self.histories.get_mut(&key) {
-                history.retain(|record| record.mod_revision <= self.committed);
-                if history.is_empty() {
-                    self.histories.remove(&key);
-                }
-            }
-        }
-        self.head = self.committed;
-    }
-
     /// Checks a compaction; `false` when it was done before.
     pub(crate) fn must_compact(&self, up_to: Revision) -> Result<bool, StoreError> {
         if up_to > self.committed {
@@ -297,20 +284,6 @@ mod tests {
         mvcc.commit();
         assert_eq!(values(&mvcc), ["1"]);
         assert_eq!(mvcc.pending().count(), 0);
-    }
-
-    #[test]
-    fn a_rollback_leaves_the_committed_state_and_frees_the_revision() {
-        let mut mvcc = Mvcc::default();
-        put(&mut mvcc, "a", "1");
-        mvcc.commit();
-        let lost = put(&mut mvcc, "a", "2");
-        put(&mut mvcc, "b", "3");
-        mvcc.rollback();
-        assert_eq!(values(&mvcc), ["1"]);
-        assert_eq!(put(&mut mvcc, "a", "4"), lost);
-        mvcc.commit();
-        assert_eq!(values(&mvcc), ["4"]);
     }
 
     #[test]

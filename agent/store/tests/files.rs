@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
-use mesh_store::{EmbeddedStore, KeyRange, KeyValue, Op, OpenError, Revision, Store, StoreError, Txn};
+use mesh_store::{EmbeddedStore, Event, KeyRange, KeyValue, Op, OpenError, Revision, Store, StoreError, Txn};
 use redb::{Database, ReadableDatabase, TableDefinition};
 use tempfile::TempDir;
 
@@ -76,6 +76,30 @@ fn a_closed_store_opens_with_its_history() {
     assert_eq!(contents(&store), before);
     let old = runtime().block_on(store.range(KeyRange::all(), Some(Revision(11)), None)).expect("history");
     assert_eq!(old.kvs.len(), 11);
+}
+
+#[test]
+fn a_compaction_survives_closing_with_the_events_it_keeps() {
+    use futures::{FutureExt, StreamExt};
+    let (_directory, path) = directory();
+    let txn = |op| Txn::always([op, Op::put("other", "1")]);
+    let store = EmbeddedStore::create(&path).expect("a new store");
+    let (created, deleted) = runtime().block_on(async {
+        let created = store.txn(txn(Op::put("a", "1"))).await.expect("a transaction").revision;
+        let deleted = store.txn(txn(Op::delete("a"))).await.expect("a transaction").revision;
+        store.compact(deleted).await.expect("a revision that exists");
+        (created, deleted)
+    });
+    drop(store);
+    let store = EmbeddedStore::open(&path).expect("the store");
+    runtime().block_on(async {
+        let past = store.range(KeyRange::all(), Some(created), None).await;
+        assert!(matches!(past, Err(StoreError::Compacted { compacted, .. }) if compacted == deleted));
+        // What is history is there without waiting.
+        let batch = store.watch(KeyRange::key("a"), deleted).next().now_or_never().flatten();
+        let batch = batch.expect("a batch").expect("history");
+        assert!(matches!(batch.events.as_slice(), [Event::Delete { revision, .. }] if *revision == deleted));
+    });
 }
 
 #[test]

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use futures::StreamExt;
+
 use super::{DEADLINE, Subject, Verdict, delete, next, put, summary};
 use crate::{Event, KeyRange, Op, Revision, StoreError, Txn, WatchStream};
 
@@ -32,12 +34,15 @@ pub async fn see_only_their_range(store: Subject) -> Verdict {
     let from = store.revision().await?.next();
     let mut watch = store.watch(KeyRange::prefix("b/"), from);
     put(&store, "a/1", "1").await?;
+    assert!(futures::poll!(watch.next()).is_pending(), "a change outside of the range is sent");
     put(&store, "b", "2").await?;
     let both = store.txn(Txn::always([Op::put("a/1", "3"), Op::put("b/1", "3")])).await?.revision;
     put(&store, "c", "4").await?;
-    let last = delete(&store, KeyRange::all()).await?;
     let batch = next(&mut watch).await?;
     assert_eq!((batch.revision, summary(&batch)), (both, vec!["b/1=3".to_owned()]));
+    assert!(futures::poll!(watch.next()).is_pending(), "a change outside of the range is sent");
+    // The revision right after one that the watch has nothing of.
+    let last = delete(&store, KeyRange::all()).await?;
     let batch = next(&mut watch).await?;
     assert_eq!((batch.revision, summary(&batch)), (last, vec!["-b/1".to_owned()]));
     Ok(())
@@ -102,6 +107,7 @@ pub async fn have_no_gap_while_writers_race(store: Subject) -> Verdict {
     let first = store.revision().await?.next();
     let total = WRITERS * WRITES;
     let early = tokio::spawn(collect(store.watch(KeyRange::all(), first), total));
+    let narrow = tokio::spawn(collect(store.watch(KeyRange::prefix("own/1/"), first), WRITES));
     let racing = tokio::spawn({
         let store = Arc::clone(&store);
         async move { race(&store).await }
@@ -126,6 +132,12 @@ pub async fn have_no_gap_while_writers_race(store: Subject) -> Verdict {
     }
     let expected: Vec<_> = racing.await.expect("the race does not panic")?.into_iter().collect();
     assert_eq!(early.await.expect("a watch does not panic")?, expected);
+    let own = |(revision, events): &(Revision, Vec<String>)| {
+        let own: Vec<_> = events.iter().filter(|event| event.starts_with("own/1/")).cloned().collect();
+        (!own.is_empty()).then_some((*revision, own))
+    };
+    let of_one_writer: Vec<_> = expected.iter().filter_map(own).collect();
+    assert_eq!(narrow.await.expect("a watch does not panic")?, of_one_writer);
     for (skipped, watch) in during {
         assert_eq!(watch.await.expect("a watch does not panic")?, expected[skipped..]);
     }

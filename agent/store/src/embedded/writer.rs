@@ -22,8 +22,8 @@ pub(super) enum Request {
 
 pub(super) struct Writer {
     path: PathBuf,
-    /// `None` after a failed write, until the file could be opened and read again: only the file knows then whether
-    /// the write took place.
+    /// `None` after a failed write, until the file could be opened and read anew: only the file knows then whether the
+    /// write took place.
     journal: Option<Journal>,
     mvcc: SharedMvcc,
     committed: watch::Sender<Revision>,
@@ -87,19 +87,13 @@ impl Writer {
             let mvcc = self.mvcc.read()?;
             if mvcc.head() > mvcc.committed() { journal.append(&mvcc) } else { Ok(()) }
         };
+        // After an error, what is pending stays invisible until the state is read from the file anew.
+        written.map_err(|error| self.disk_error(error))?;
+        self.journal = Some(journal);
         let mut mvcc = self.mvcc.write()?;
-        match written {
-            Ok(()) => {
-                self.journal = Some(journal);
-                mvcc.commit();
-                self.committed.send_replace(mvcc.committed());
-                Ok(outcomes)
-            }
-            Err(error) => {
-                mvcc.rollback();
-                Err(self.disk_error(error))
-            }
-        }
+        mvcc.commit();
+        self.committed.send_replace(mvcc.committed());
+        Ok(outcomes)
     }
 
     fn compact(&mut self, up_to: Revision) -> Result<(), StoreError> {
