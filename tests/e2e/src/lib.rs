@@ -1,1 +1,93 @@
-//! Black-box scenarios against the real binaries
+//! What the scenarios share: how they read `meshctl`'s JSON, and the words that they are told in.
+//!
+//! The scenarios themselves are in `tests/`, a file for each part of the product. Each makes a lab of its own, speaks to it
+//! only through `meshctl` and packets, and takes it down when it ends.
+
+use std::collections::BTreeSet;
+use std::net::Ipv4Addr;
+
+use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, Output, Result};
+use serde_json::Value;
+
+/// Both ways of encapsulating: what holds in one must hold in the other.
+pub const ENCAPSULATIONS: [Encapsulation; 2] = [Encapsulation::Direct, Encapsulation::Device];
+
+/// A lab of `hosts` hosts with a network `app`, and a container `c1`, `c2`, ... of it on each of them.
+pub fn lab_with_app(
+    hosts: u8,
+    encapsulation: Encapsulation,
+    options: &[&str],
+) -> Result<(Lab, Vec<Container>)> {
+    let lab = Lab::builder().hosts(hosts).encapsulation(encapsulation).start()?;
+    create_network(&lab, "app", options)?;
+    let containers = (1..=usize::from(hosts))
+        .map(|host| lab.container(host, &format!("c{host}"), ["--network", "app"]))
+        .collect::<Result<Vec<_>>>()?;
+    Ok((lab, containers))
+}
+
+/// Creates an overlay network on the lab's manager.
+pub fn create_network(lab: &Lab, name: &str, options: &[&str]) -> Result<Output> {
+    let args = [&["network", "create", "-d", "overlay"], options, &[name]].concat();
+    lab.host(1).meshctl(args)?.ok()
+}
+
+/// `meshctl ARGS --format json` on a host.
+pub fn json(host: &Host, args: &[&str]) -> Result<Value> {
+    host.meshctl([args, &["--format", "json"]].concat())?.json()
+}
+
+/// Packets that a host's datapath has counted for a reason, over all networks.
+pub fn counted(host: &Host, reason: &str) -> Result<u64> {
+    let status = json(host, &["status"])?;
+    let counters = status["counters"].as_array().cloned().unwrap_or_default();
+    Ok(counters.iter().filter(|c| c["reason"] == reason).filter_map(|c| c["packets"].as_u64()).sum())
+}
+
+/// The addresses of a network's endpoints, as the manager knows them; a duplicate is an error.
+pub fn distinct_addresses(endpoints: &Value) -> std::result::Result<BTreeSet<Ipv4Addr>, String> {
+    let mut seen = BTreeSet::new();
+    for endpoint in endpoints.as_array().into_iter().flatten() {
+        let address = endpoint["ipv4"].as_str().and_then(|ip| ip.parse().ok());
+        let address = address.ok_or_else(|| format!("endpoint without an address: {endpoint}"))?;
+        if !seen.insert(address) {
+            return Err(format!("{address} was given twice"));
+        }
+    }
+    Ok(seen)
+}
+
+/// The output of a command that must have failed with `code`: one `error:` line, and what it says.
+///
+/// # Panics
+/// When it did not fail so: that is what the calling test is about.
+#[track_caller]
+pub fn refused(output: &Output, code: i32) -> String {
+    let stderr = output.stderr.clone();
+    assert_eq!(output.code, code, "{output:?}");
+    let errors = stderr.lines().filter(|line| line.starts_with("error: ")).count();
+    assert_eq!(errors, 1, "one line says what went wrong: {stderr}");
+    assert!(!stderr.contains("panicked"), "{stderr}");
+    stderr
+}
+
+/// Everything that crosses the underlay, from now on.
+pub fn underlay_capture(lab: &Lab) -> Result<Capture> {
+    Capture::start(&lab.underlay())
+}
+
+/// Whether a packet of exactly `mtu` bytes with DF set gets through, and whether one of a byte more does.
+pub fn largest_unfragmented(container: &Container, target: Ipv4Addr, mtu: u16) -> Result<(bool, bool)> {
+    let ping = |size: u16| {
+        mesh_harness::traffic::Ping::new(target.into())
+            .count(2)
+            .wait(std::time::Duration::from_millis(700))
+            .size(size)
+            .dont_fragment()
+            .run(container.netns())
+    };
+    // 20 bytes of IPv4 header and 8 of ICMP.
+    let fits = ping(mtu - 28)?.received > 0;
+    let exceeds = ping(mtu - 27).is_ok_and(|report| report.received > 0);
+    Ok((fits, exceeds))
+}

@@ -1,0 +1,186 @@
+//! Containers are attached and detached; what fails leaves nothing half-made.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mesh_e2e::{create_network, json, lab_with_app, refused};
+use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
+
+/// The names of all devices of a host.
+fn devices(host: &Host) -> Result<BTreeSet<String>> {
+    let links: serde_json::Value = host.run(["ip", "-j", "link"])?.json()?;
+    Ok(links
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(|l| l["ifname"].as_str())
+        .map(str::to_owned)
+        .collect())
+}
+
+#[test]
+fn an_endpoint_is_what_was_asked_for() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    create_network(&lab, "app", &["--ipv6"])?;
+    create_network(&lab, "back", &[])?;
+    let c = lab.container(
+        1,
+        "web",
+        [
+            "--network",
+            "app",
+            "--ip",
+            "10.64.3.7",
+            "--mac",
+            "02:aa:bb:cc:dd:ee",
+            "--alias",
+            "www",
+            "--ifname",
+            "net0",
+        ],
+    )?;
+    let endpoint = c.endpoint()?;
+    assert_eq!((&endpoint["ipv4"], &endpoint["mac"]), (&"10.64.3.7".into(), &"02:aa:bb:cc:dd:ee".into()));
+    assert_eq!((&endpoint["network"], &endpoint["node"]), (&"app".into(), &"h1".into()));
+    assert_eq!((&endpoint["ifname"], &endpoint["aliases"][0]), (&"net0".into(), &"www".into()));
+    let links: serde_json::Value = c.exec(["ip", "-j", "addr", "show", "net0"])?.json()?;
+    assert_eq!((&links[0]["address"], &links[0]["mtu"]), (&"02:aa:bb:cc:dd:ee".into(), &1450.into()));
+    let v4 = &links[0]["addr_info"][0];
+    assert_eq!((&v4["local"], &v4["prefixlen"]), (&"10.64.3.7".into(), &20.into()));
+
+    // A second network of the same container gets the next device; a far one is reached over either.
+    lab.container(1, "web", ["--network", "back", "--name", "web-back"])?;
+    let far = lab.container(2, "far", ["--network", "back"])?;
+    c.ping(far.ipv4()?)?.all_answered()?;
+    far.ping(
+        json(&lab.host(1), &["endpoint", "inspect", "web-back"])?["ipv4"]
+            .as_str()
+            .expect("an address")
+            .parse::<std::net::Ipv4Addr>()
+            .expect("an address"),
+    )?
+    .all_answered()?;
+    let peer = lab.container(2, "peer", ["--network", "app"])?;
+    peer.ping(c.ipv4()?)?.all_answered()?;
+    peer.ping(c.ipv6()?)?.all_answered()?;
+
+    assert_eq!(json(&lab.host(2), &["endpoint", "ls"])?.as_array().map(Vec::len), Some(4));
+    assert_eq!(json(&lab.host(1), &["endpoint", "ls", "--node", "h2"])?.as_array().map(Vec::len), Some(2));
+    Ok(())
+}
+
+#[test]
+fn what_cannot_be_attached_is_refused_and_nothing_half_made_stays() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    create_network(&lab, "app", &["--attachable=true"])?;
+    let host = lab.host(1);
+    let c = lab.container(1, "c1", ["--network", "app", "--ip", "10.64.0.9"])?;
+    let before = devices(&host)?;
+    let attach = |args: &[&str]| host.meshctl(["endpoint", "attach"].iter().chain(args).copied());
+    let netns = c.netns().path();
+    let netns = netns.to_str().expect("text");
+
+    assert!(refused(&attach(&["--network", "app", "--netns", "no-such-ns"])?, 3).contains("no-such-ns"));
+    refused(&attach(&["--network", "app", "--netns", "/etc/passwd"])?, 1);
+    refused(&attach(&["--network", "app", "--pid", "4194303"])?, 3);
+    refused(&attach(&["--network", "nothing", "--netns", netns])?, 3);
+    assert!(refused(&attach(&["--network", "app", "--netns", netns, "--name", "c1"])?, 4).contains("c1"));
+    let base = ["--network", "app", "--netns", netns, "--name", "x"];
+    let with = |more: &[&str]| attach(&base.iter().chain(more).copied().collect::<Vec<_>>());
+    assert!(refused(&with(&["--ip", "10.64.0.9"])?, 4).contains("10.64.0.9"));
+    assert!(refused(&with(&["--ip", "10.64.0.1"])?, 4).contains("gateway"));
+    refused(&with(&["--ip", "10.99.0.1"])?, 2);
+    refused(&with(&["--ip", "nonsense"])?, 2);
+    refused(&with(&["--mac", "01:00:5e:00:00:01"])?, 2);
+    refused(&with(&["--ifname", "sixteencharacter"])?, 2);
+    assert!(refused(&with(&["--ifname", "eth0"])?, 4).contains("eth0"));
+    refused(&with(&["--ip6", "fd00::1"])?, 2);
+    // The same address on another host: the first one keeps it.
+    refused(&lab.host(2).container("c2", ["--network", "app", "--ip", "10.64.0.9"])?.1, 4);
+
+    assert_eq!(devices(&host)?, before);
+    assert_eq!(json(&host, &["endpoint", "ls"])?.as_array().map(Vec::len), Some(1));
+    let links: serde_json::Value = c.exec(["ip", "-j", "link"])?.json()?;
+    assert_eq!(links.as_array().map(Vec::len), Some(2), "lo and eth0");
+    Ok(())
+}
+
+#[test]
+fn an_endpoint_whose_namespace_is_gone_is_cleaned_up() -> Result<()> {
+    let (lab, c) = lab_with_app(2, Encapsulation::Direct, &[])?;
+    let address = c[0].ipv4()?.to_string();
+    let before = devices(&lab.host(1))?;
+    c[0].remove()?;
+    eventually("the endpoint is gone everywhere", Duration::from_secs(10), || {
+        json(&lab.host(2), &["endpoint", "ls"])
+            .is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 1))
+    })?;
+    eventually("its device is gone", Duration::from_secs(10), || {
+        devices(&lab.host(1)).is_ok_and(|now| now.len() < before.len())
+    })?;
+    // Its address is free: someone else may ask for it.
+    lab.container(1, "heir", ["--network", "app", "--ip", &address])?;
+    Ok(())
+}
+
+#[test]
+fn detaching_by_name_and_by_id_removes_the_device_and_keeps_the_container() -> Result<()> {
+    let (lab, c) = lab_with_app(1, Encapsulation::Direct, &[])?;
+    let before = devices(&lab.host(1))?;
+    let second = lab.container(1, "second", ["--network", "app"])?;
+    let id = second.endpoint()?["id"].as_str().expect("an id").to_owned();
+    lab.host(1).meshctl(["endpoint", "detach", &id[..12]])?.ok()?;
+    assert_eq!(devices(&lab.host(1))?, before);
+    assert!(second.netns().exists());
+    refused(&lab.host(1).meshctl(["endpoint", "detach", "second"])?, 3);
+    lab.host(1).meshctl(["endpoint", "detach", c[0].name()])?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn a_full_subnet_is_an_error_and_one_detach_later_it_is_not() -> Result<()> {
+    let lab = Lab::builder().hosts(3).start()?;
+    create_network(&lab, "tiny", &["--subnet", "10.9.0.0/28"])?;
+    let mut attached = Vec::new();
+    let full = loop {
+        let n = attached.len();
+        let (container, output) = lab.host(n % 3 + 1).container(&format!("c{n}"), ["--network", "tiny"])?;
+        if !output.success() {
+            break output;
+        }
+        attached.push(container);
+    };
+    let said = refused(&full, 1);
+    assert!(said.contains("10.9.0.0/28"), "{said}");
+    assert!(attached.len() >= 11, "only {} of a /28's addresses were to be had", attached.len());
+    for host in 1..=3 {
+        let (_, output) = lab.host(host).container("late", ["--network", "tiny"])?;
+        refused(&output, 1);
+    }
+    let freed = attached[4].ipv4()?;
+    attached[4].detach()?.ok()?;
+    for host in 1..=3 {
+        let late = lab.container(host, "late", ["--network", "tiny"])?;
+        assert_eq!(late.ipv4()?, freed, "the only free address, wherever it is asked for");
+        attached[0].ping(freed)?.all_answered()?;
+        late.detach()?.ok()?;
+        late.remove()?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_released_address_is_not_handed_out_while_another_is_free() -> Result<()> {
+    let lab = Lab::builder().hosts(1).start()?;
+    create_network(&lab, "app", &[])?;
+    let first = lab.container(1, "first", ["--network", "app"])?;
+    let address = first.ipv4()?;
+    first.detach()?.ok()?;
+    let second = lab.container(1, "second", ["--network", "app"])?;
+    assert_ne!(second.ipv4()?, address);
+    lab.host(1).restart_meshd()?;
+    second.detach()?.ok()?;
+    let third = lab.container(1, "third", ["--network", "app"])?;
+    assert_ne!(third.ipv4()?, address);
+    Ok(())
+}
