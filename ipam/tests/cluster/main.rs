@@ -46,7 +46,7 @@ fn step() -> impl Strategy<Value = Step> {
         4 => node.clone().prop_map(Step::GiveBackIdle),
         2 => node.clone().prop_map(Step::Report),
         1 => node.prop_map(Step::TogglePartition),
-        2 => (0u64..20).prop_map(Step::Wait),
+        3 => (0u64..20).prop_map(Step::Wait),
     ]
 }
 

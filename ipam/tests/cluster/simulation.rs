@@ -152,7 +152,10 @@ impl Cluster {
                     self.reports.unreachable.insert(node);
                 }
             }
-            Step::Wait(time) => self.now += time,
+            Step::Wait(time) => {
+                self.now += time;
+                self.reports.recently_released.clear();
+            }
         }
     }
 
