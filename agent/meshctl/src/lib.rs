@@ -1,1 +1,43 @@
-//! The command that people type
+//! The command that people type: it parses, makes a call or a few to the local agent's socket, and prints.
+//!
+//! Everything that decides (names, limits, conflicts) is the agent's and the managers'; here are only the forms in which
+//! people and scripts ask and are answered. Errors of every origin are [`mesh_proto::Problem`]s, whose kind is the exit
+//! code.
+
+mod cli;
+mod client;
+mod command;
+mod filter;
+mod report;
+mod table;
+mod view;
+
+use std::ffi::OsString;
+
+use clap::Parser;
+
+use crate::cli::{Cli, Command, Format, usage};
+use crate::report::Report;
+
+/// Runs the command line `args` (the program's name first), prints its result, and returns the exit code: 0 done,
+/// 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is unreachable.
+pub fn run(args: &[OsString]) -> u8 {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => return usage::report(&error, args),
+    };
+    let json = cli.format == Some(Format::Json);
+    execute(cli).print(json)
+}
+
+fn execute(cli: Cli) -> Report {
+    if let Command::Completion { shell } = cli.command {
+        return cli::completion(shell).into();
+    }
+    // One thread is enough for a few calls in turn, and quicker to start.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();
+    match runtime {
+        Ok(runtime) => runtime.block_on(command::run(cli)),
+        Err(error) => report::failed(format!("meshctl, cannot start: {error}")).into(),
+    }
+}

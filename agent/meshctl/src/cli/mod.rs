@@ -1,0 +1,147 @@
+//! The command line: what can be typed. Names, flags and defaults are Docker's where Docker has them.
+
+pub(crate) mod cluster;
+pub(crate) mod endpoint;
+pub(crate) mod network;
+pub(crate) mod node;
+pub(crate) mod usage;
+pub(crate) mod value;
+
+use std::path::PathBuf;
+
+use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use mesh_proto::Problem;
+
+use crate::report;
+
+/// Joins the containers of many hosts into private networks
+#[derive(Debug, Parser)]
+#[command(name = "meshctl", version, after_help = EXAMPLE, disable_help_subcommand = true)]
+pub(crate) struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub(crate) command: Command,
+
+    /// Socket of the local agent
+    #[arg(
+        long,
+        global = true,
+        env = "MESH_SOCKET",
+        value_name = "PATH",
+        default_value = "/run/mesh/meshd.sock"
+    )]
+    pub(crate) socket: PathBuf,
+
+    /// Form of the result, and with json of errors too [default: json for inspect, table elsewhere]
+    #[arg(long, global = true, value_enum)]
+    pub(crate) format: Option<Format>,
+}
+
+const EXAMPLE: &str = "\
+Example:
+  meshctl cluster init
+  meshctl network create app
+  meshctl endpoint attach --network app --netns web";
+
+/// The form of a result.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// For people.
+    Table,
+    /// For scripts.
+    Json,
+}
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make, join and leave the cluster
+    #[command(after_help = "Example:\n  meshctl cluster init --advertise-addr eth0")]
+    Cluster {
+        /// What to do.
+        #[command(subcommand)]
+        command: cluster::Command,
+    },
+    /// Look after the cluster's hosts
+    #[command(after_help = "Example:\n  meshctl node ls")]
+    Node {
+        /// What to do.
+        #[command(subcommand)]
+        command: node::Command,
+    },
+    /// Look after networks
+    #[command(after_help = "Example:\n  meshctl network create app")]
+    Network {
+        /// What to do.
+        #[command(subcommand)]
+        command: network::Command,
+    },
+    /// Attach containers to networks
+    #[command(after_help = "Example:\n  meshctl endpoint attach --network app --netns web")]
+    Endpoint {
+        /// What to do.
+        #[command(subcommand)]
+        command: endpoint::Command,
+    },
+    /// Show how this host's agent and its datapath are doing
+    #[command(after_help = "Example:\n  meshctl status --format json")]
+    Status,
+    /// Print a completion script for a shell
+    #[command(after_help = "Example:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
+    Completion {
+        /// Which shell.
+        shell: Shell,
+    },
+}
+
+/// The completion script for a shell.
+pub(crate) fn completion(shell: Shell) -> Result<String, Problem> {
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut script);
+    String::from_utf8(script)
+        .map_err(|error| report::failed(format!("completion script for {shell}: {error}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
+        let path = format!("{path} {}", command.get_name());
+        if command.get_subcommands().next().is_none() {
+            found.push((path, command.clone()));
+        } else {
+            command.get_subcommands().for_each(|sub| leaves(sub, &path, found));
+        }
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_help_ends_with_an_example_that_can_be_typed() {
+        let mut found = Vec::new();
+        leaves(&Cli::command(), "", &mut found);
+        assert!(found.len() > 15, "{found:?}");
+        for (path, mut command) in found {
+            let help = command.render_long_help().to_string();
+            let (_, example) =
+                help.rsplit_once("Example:\n").unwrap_or_else(|| panic!("{path} has no example"));
+            for line in example.lines().filter(|line| line.starts_with("  meshctl ")) {
+                let line = line.split(" > ").next().unwrap_or_default();
+                Cli::try_parse_from(line.split_whitespace())
+                    .unwrap_or_else(|error| panic!("{line}: {error}"));
+            }
+        }
+    }
+
+    #[test]
+    fn there_is_a_completion_script_for_every_shell() {
+        for shell in Shell::value_variants() {
+            assert!(completion(*shell).unwrap().contains("join-token"), "{shell}");
+        }
+    }
+}

@@ -1,0 +1,143 @@
+//! `meshctl network ...`
+
+use std::net::IpAddr;
+
+use clap::{ArgAction, Args, Subcommand};
+use mesh_model::{Mtu, Name, Prefix, Vni};
+
+use super::value::{self, AuxAddress, KeyValue};
+use crate::filter::{self, Filter, NetworkKey};
+
+/// The commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Make a network
+    Create(Box<Create>),
+    /// List networks
+    #[command(visible_alias = "list")]
+    Ls(Ls),
+    /// Show everything about networks
+    Inspect(Inspect),
+    /// Remove networks that nothing is attached to
+    #[command(visible_alias = "remove")]
+    Rm(Rm),
+    /// Remove all networks that nothing is attached to
+    Prune(Prune),
+}
+
+/// `network create`.
+#[derive(Debug, Args)]
+#[command(after_help = CREATE_EXAMPLE)]
+#[expect(clippy::struct_excessive_bools, reason = "each is an independent flag that people type")]
+pub(crate) struct Create {
+    /// The driver
+    #[arg(short, long, default_value = "overlay", value_parser = ["overlay"])]
+    pub(crate) driver: String,
+
+    /// Leave hosts encrypted or not at all
+    #[arg(long)]
+    pub(crate) encrypted: bool,
+
+    /// A subnet, IPv4 or IPv6; may be repeated [default: the next free one of the cluster's pools]
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) subnet: Vec<Prefix>,
+
+    /// The gateway of the subnet that it lies in [default: the subnet's first address]
+    #[arg(long, value_name = "IP")]
+    pub(crate) gateway: Vec<IpAddr>,
+
+    /// Hand out addresses of this part of the subnet that it lies in only
+    #[arg(long, value_name = "CIDR")]
+    pub(crate) ip_range: Vec<Prefix>,
+
+    /// An address that is never handed out, with the name of what has it; may be repeated
+    #[arg(long, value_name = "NAME=IP", value_parser = value::aux_address)]
+    pub(crate) aux_address: Vec<AuxAddress>,
+
+    /// Give it an IPv6 subnet too
+    #[arg(long)]
+    pub(crate) ipv6: bool,
+
+    /// Reach nothing outside the network
+    #[arg(long)]
+    pub(crate) internal: bool,
+
+    /// Whether containers may be attached by hand
+    #[arg(
+        long,
+        action = ArgAction::Set,
+        num_args = 0..=1,
+        require_equals = true,
+        value_name = "BOOL",
+        default_value_t = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) attachable: bool,
+
+    /// Upper bound of its MTU in bytes [default: what the underlay leaves]
+    #[arg(long, value_name = "BYTES", value_parser = value::mtu)]
+    pub(crate) mtu: Option<Mtu>,
+
+    /// Its VXLAN network identifier [default: the next free one from 4096]
+    #[arg(long, value_name = "VNI", value_parser = value::vni)]
+    pub(crate) vni: Option<Vni>,
+
+    /// A label; may be repeated
+    #[arg(long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
+    pub(crate) label: Vec<KeyValue>,
+
+    /// A driver option; may be repeated. `-o encrypted` is --encrypted
+    #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
+    pub(crate) opt: Vec<KeyValue>,
+
+    /// Its name
+    pub(crate) name: Name,
+}
+
+const CREATE_EXAMPLE: &str = "\
+Subnets, gateways, ranges and auxiliary addresses belong together by where they lie.
+
+Example:
+  meshctl network create app
+  meshctl network create --subnet 10.80.0.0/16 --gateway 10.80.0.1 --ip-range 10.80.4.0/22 --internal db";
+
+/// `network ls`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  meshctl network ls --filter label=tier=web")]
+pub(crate) struct Ls {
+    /// Print ids only
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+
+    /// Only those with: driver=NAME, id=PREFIX, label=KEY[=VALUE], name=PART, vni=VNI; repeated, one of the
+    /// values of each key must hold, and all labels
+    #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<NetworkKey>)]
+    pub(crate) filter: Vec<Filter<NetworkKey>>,
+}
+
+/// `network inspect`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  meshctl network inspect app")]
+pub(crate) struct Inspect {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty)]
+    pub(crate) networks: Vec<String>,
+}
+
+/// `network rm`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  meshctl network rm app db")]
+pub(crate) struct Rm {
+    /// Names, ids or beginnings of ids
+    #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty)]
+    pub(crate) networks: Vec<String>,
+}
+
+/// `network prune`.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  meshctl network prune -f")]
+pub(crate) struct Prune {
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}

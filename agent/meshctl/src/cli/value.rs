@@ -1,0 +1,155 @@
+//! How the values of flags are read.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use mesh_model::net::{InvalidMtu, InvalidVni};
+use mesh_model::{Mtu, Vni};
+
+/// Why a text is no value of its flag.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum InvalidValue {
+    /// It is empty.
+    #[error("it is empty")]
+    Empty,
+    /// It has no name before its `=`.
+    #[error("it is KEY=VALUE with a KEY that is not empty")]
+    NoKey,
+    /// It is no `NAME=IP`.
+    #[error("it is NAME=IP, as in printer=10.80.0.9")]
+    NoAuxAddress,
+    /// It is no `HOST:PORT`.
+    #[error("it is HOST:PORT, as in 192.0.2.11:7377 or [2001:db8::11]:7377")]
+    NoHostPort,
+    /// The path means another namespace to the agent than to the caller.
+    #[error("to the agent it is the agent's own namespace; use --pid")]
+    OwnProcess,
+    /// The path cannot be sent.
+    #[error("it is no path that can be made absolute")]
+    NoPath,
+    /// It is no whole number.
+    #[error(transparent)]
+    NoNumber(#[from] std::num::ParseIntError),
+    /// It is no MTU.
+    #[error(transparent)]
+    Mtu(#[from] InvalidMtu),
+    /// It is no VNI.
+    #[error(transparent)]
+    Vni(#[from] InvalidVni),
+}
+
+/// A label or an option.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct KeyValue {
+    /// Its name.
+    pub(crate) key: String,
+    /// Its value; empty when none was given.
+    pub(crate) value: String,
+}
+
+/// An address that is in use by something that is no endpoint.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct AuxAddress {
+    /// What has it.
+    pub(crate) name: String,
+    /// The address.
+    pub(crate) ip: IpAddr,
+}
+
+/// Anything but nothing: an empty name in a request would mean "all" or "default".
+pub(crate) fn not_empty(text: &str) -> Result<String, InvalidValue> {
+    if text.is_empty() { Err(InvalidValue::Empty) } else { Ok(text.to_owned()) }
+}
+
+/// `KEY=VALUE`, or `KEY` alone.
+pub(crate) fn key_value(text: &str) -> Result<KeyValue, InvalidValue> {
+    let (key, value) = text.split_once('=').unwrap_or((text, ""));
+    if key.is_empty() {
+        return Err(InvalidValue::NoKey);
+    }
+    Ok(KeyValue { key: key.to_owned(), value: value.to_owned() })
+}
+
+/// `NAME=IP`.
+pub(crate) fn aux_address(text: &str) -> Result<AuxAddress, InvalidValue> {
+    let (name, ip) = text.split_once('=').ok_or(InvalidValue::NoAuxAddress)?;
+    match ip.parse() {
+        Ok(ip) if !name.is_empty() => Ok(AuxAddress { name: name.to_owned(), ip }),
+        _ => Err(InvalidValue::NoAuxAddress),
+    }
+}
+
+/// `HOST:PORT`, where an IPv6 address stands in brackets.
+pub(crate) fn host_port(text: &str) -> Result<String, InvalidValue> {
+    let (host, port) = text.rsplit_once(':').ok_or(InvalidValue::NoHostPort)?;
+    let bracketed = host.starts_with('[') && host.ends_with(']');
+    let valid = !host.is_empty() && (bracketed || !host.contains(':'));
+    if valid && port.parse::<u16>().is_ok_and(|port| port != 0) {
+        Ok(text.to_owned())
+    } else {
+        Err(InvalidValue::NoHostPort)
+    }
+}
+
+/// A name under `/run/netns`, or a path, made absolute since the agent's working directory is another.
+pub(crate) fn netns(text: &str) -> Result<String, InvalidValue> {
+    let text = not_empty(text)?;
+    if !text.contains('/') {
+        return Ok(text);
+    }
+    let path = std::path::absolute(Path::new(&text)).map_err(|_| InvalidValue::NoPath)?;
+    if path.starts_with("/proc/self") || path.starts_with("/proc/thread-self") {
+        return Err(InvalidValue::OwnProcess);
+    }
+    path.into_os_string().into_string().map_err(|_| InvalidValue::NoPath)
+}
+
+/// An MTU in bytes.
+pub(crate) fn mtu(text: &str) -> Result<Mtu, InvalidValue> {
+    Ok(text.parse::<u32>()?.try_into()?)
+}
+
+/// A VNI.
+pub(crate) fn vni(text: &str) -> Result<Vni, InvalidValue> {
+    Ok(text.parse::<u32>()?.try_into()?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_label_may_have_equal_signs_in_its_value_or_no_value() {
+        let pair = |key: &str, value: &str| KeyValue { key: key.into(), value: value.into() };
+        assert_eq!(key_value("a=b=c").unwrap(), pair("a", "b=c"));
+        assert_eq!(key_value("a").unwrap(), pair("a", ""));
+        assert!(key_value("=b").is_err());
+    }
+
+    #[test]
+    fn an_auxiliary_address_has_a_name() {
+        assert_eq!(aux_address("printer=fd00::9").unwrap().name, "printer");
+        for bad in ["10.0.0.1", "=10.0.0.1", "printer=", "printer=10.0.0"] {
+            assert!(aux_address(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_manager_is_named_with_its_port() {
+        for good in ["192.0.2.11:7377", "manager.example:1", "[2001:db8::11]:7377"] {
+            assert_eq!(host_port(good).unwrap(), good);
+        }
+        for bad in ["192.0.2.11", ":7377", "h:", "h:0", "h:65536", "2001:db8::11:7377"] {
+            assert!(host_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_namespace_is_a_name_or_an_absolute_path() {
+        assert_eq!(netns("web").unwrap(), "web");
+        assert_eq!(netns("/run/netns/web").unwrap(), "/run/netns/web");
+        assert!(netns("./web").unwrap().starts_with('/'));
+        assert!(netns("").is_err());
+        assert!(netns("/proc/self/ns/net").is_err());
+    }
+}

@@ -1,0 +1,172 @@
+//! `meshctl endpoint ...`
+
+use mesh_proto::{Problem, ProblemKind, v1};
+
+use super::{each, ids, in_form, inspect, list_of};
+use crate::cli::Format;
+use crate::cli::endpoint::{Attach, Command, Ls};
+use crate::client::Client;
+use crate::filter::{EndpointKey, Filter, passes};
+use crate::report::Report;
+use crate::table::{columns, details, list, or_none, short};
+use crate::view::{Endpoint, Named};
+
+pub(super) async fn run(client: &Client, command: Command, format: Option<Format>) -> Report {
+    match command {
+        Command::Attach(attach) => self::attach(client, *attach, format).await.into(),
+        Command::Ls(ls) => self::ls(client, ls, format).await.into(),
+        Command::Inspect(names) => {
+            let endpoints = match all(client, String::new(), String::new()).await {
+                Ok(endpoints) => endpoints,
+                Err(problem) => return problem.into(),
+            };
+            let call = async |name: String| find(&endpoints, &name).cloned().map(Endpoint::from);
+            inspect(names.endpoints, format, call, as_details).await
+        }
+        Command::Detach(names) => {
+            let detached = each(names.endpoints, async |endpoint| {
+                let request = v1::DetachRequest { endpoint };
+                let endpoint = client.call(client.local().await?.detach(request)).await?;
+                Ok(Named { id: endpoint.id, name: endpoint.name })
+            });
+            list_of(detached.await, format, |endpoint| endpoint.id.clone())
+        }
+    }
+}
+
+async fn attach(client: &Client, attach: Attach, format: Option<Format>) -> Result<String, Problem> {
+    let request = v1::AttachRequest {
+        network: attach.network,
+        netns: attach.netns.unwrap_or_default(),
+        pid: attach.pid.unwrap_or_default(),
+        name: text(attach.name),
+        ip: text(attach.ip),
+        ip6: text(attach.ip6),
+        mac: text(attach.mac),
+        ifname: text(attach.ifname),
+        aliases: attach.alias.into_iter().map(Into::into).collect(),
+        service: text(attach.service),
+        allow_forwarding: attach.allow_forwarding,
+    };
+    let endpoint = Endpoint::from(client.call(client.local().await?.attach(request)).await?);
+    in_form(&endpoint, format, |endpoint| {
+        let words = [Some(&endpoint.id), endpoint.ipv4.as_ref(), endpoint.ipv6.as_ref()];
+        words.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ") + "\n"
+    })
+}
+
+fn text<T: ToString>(value: Option<T>) -> String {
+    value.map(|value| value.to_string()).unwrap_or_default()
+}
+
+async fn ls(client: &Client, ls: Ls, format: Option<Format>) -> Result<String, Problem> {
+    let found = all(client, ls.network.unwrap_or_default(), ls.node.unwrap_or_default()).await?;
+    let mut found: Vec<Endpoint> = found.into_iter().map(Into::into).collect();
+    found.retain(|endpoint| matches(&ls.filter, endpoint));
+    found.sort_by(|a, b| (&a.network, &a.name, &a.id).cmp(&(&b.network, &b.name, &b.id)));
+    if ls.quiet {
+        return ids(found.iter().map(|endpoint| endpoint.id.as_str()), format);
+    }
+    in_form(&found, format, |found| as_columns(found))
+}
+
+async fn all(client: &Client, network: String, node: String) -> Result<Vec<v1::Endpoint>, Problem> {
+    let request = v1::ListEndpointsRequest { network, node };
+    Ok(client.call(client.control().await?.list_endpoints(request)).await?.endpoints)
+}
+
+/// The endpoint meant by an id, a name, or the beginning of an id, in this order.
+fn find<'a>(endpoints: &'a [v1::Endpoint], wanted: &str) -> Result<&'a v1::Endpoint, Problem> {
+    if let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.id == wanted) {
+        return Ok(endpoint);
+    }
+    let by_name: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.name == wanted).collect();
+    let found = if by_name.is_empty() {
+        endpoints.iter().filter(|endpoint| endpoint.id.starts_with(wanted)).collect()
+    } else {
+        by_name
+    };
+    match found.as_slice() {
+        [one] => Ok(one),
+        [] => {
+            let message = format!("endpoint inspect, {wanted}, no endpoint has this name or id");
+            Err(Problem::new(ProblemKind::NotFound, message).hint("list them with `meshctl endpoint ls`"))
+        }
+        several => {
+            let which = several.iter().map(|e| format!("{} on network {}", e.id, e.network_name));
+            let message = format!("endpoint inspect, {wanted}, could be any of {}", several.len());
+            let hint = format!("name one by its id: {}", which.collect::<Vec<_>>().join(", "));
+            Err(Problem::new(ProblemKind::Conflict, message).hint(hint))
+        }
+    }
+}
+
+fn matches(filters: &[Filter<EndpointKey>], endpoint: &Endpoint) -> bool {
+    passes(filters, |key, value| match key {
+        EndpointKey::Id => endpoint.id.starts_with(value),
+        EndpointKey::Name => endpoint.name.contains(value),
+        EndpointKey::Network => endpoint.network == value,
+        EndpointKey::Node => endpoint.node == value,
+        EndpointKey::Service => endpoint.service.as_deref() == Some(value),
+    })
+}
+
+/// Endpoints as a table.
+pub(super) fn as_columns(endpoints: &[Endpoint]) -> String {
+    let rows = endpoints.iter().map(|endpoint| {
+        [
+            short(&endpoint.id),
+            endpoint.name.clone(),
+            endpoint.network.clone(),
+            endpoint.node.clone(),
+            or_none(endpoint.ipv4.as_ref()),
+            or_none(endpoint.ipv6.as_ref()),
+            endpoint.ifname.clone(),
+        ]
+    });
+    columns(["ENDPOINT ID", "NAME", "NETWORK", "NODE", "IPV4", "IPV6", "INTERFACE"], rows)
+}
+
+fn as_details(endpoint: &Endpoint) -> String {
+    details([
+        ("ID", endpoint.id.clone()),
+        ("Name", endpoint.name.clone()),
+        ("Network", endpoint.network.clone()),
+        ("Node", endpoint.node.clone()),
+        ("IPv4", or_none(endpoint.ipv4.as_ref())),
+        ("IPv6", or_none(endpoint.ipv6.as_ref())),
+        ("MAC", endpoint.mac.clone()),
+        ("Interface", endpoint.ifname.clone()),
+        ("Service", or_none(endpoint.service.as_ref())),
+        ("Aliases", list(&endpoint.aliases)),
+        ("Health", or_none(endpoint.health.as_ref())),
+        ("Created", endpoint.created_at.clone()),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn endpoint(id: &str, name: &str) -> v1::Endpoint {
+        v1::Endpoint { id: id.into(), name: name.into(), ..Default::default() }
+    }
+
+    #[test]
+    fn an_endpoint_is_found_by_id_name_or_the_beginning_of_its_id() {
+        let endpoints = [endpoint("aa11", "web"), endpoint("ab22", "db"), endpoint("cc33", "aa")];
+        for (wanted, id) in [("aa11", "aa11"), ("web", "aa11"), ("ab", "ab22"), ("aa", "cc33")] {
+            assert_eq!(find(&endpoints, wanted).unwrap().id, id, "{wanted}");
+        }
+        assert_eq!(find(&endpoints, "zz").unwrap_err().kind, ProblemKind::NotFound);
+        assert_eq!(find(&endpoints, "a").unwrap_err().kind, ProblemKind::Conflict);
+    }
+
+    #[test]
+    fn a_name_on_two_networks_is_ambiguous() {
+        let endpoints = [endpoint("aa11", "web"), endpoint("ab22", "web")];
+        let problem = find(&endpoints, "web").unwrap_err();
+        assert_eq!(problem.kind, ProblemKind::Conflict);
+        assert!(problem.hint.unwrap().contains("aa11"));
+    }
+}

@@ -1,0 +1,163 @@
+//! `meshctl status`
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use mesh_proto::{Problem, v1};
+use serde::Serialize;
+
+use super::in_form;
+use crate::cli::Format;
+use crate::client::Client;
+use crate::table::{NONE, columns, details, or_none};
+use crate::view::{self, Cluster, Member, present};
+
+/// How long to wait for the networks' names.
+const NAMES_LIMIT: Duration = Duration::from_secs(2);
+
+/// The agent and its datapath.
+#[derive(Debug, Serialize)]
+struct Status {
+    version: String,
+    membership: String,
+    cluster: Option<Cluster>,
+    node: Option<Member>,
+    manager: Option<String>,
+    revision: u64,
+    applied_revision: u64,
+    encapsulation: Encapsulation,
+    endpoints: u32,
+    networks: u32,
+    counters: Vec<Counter>,
+    problems: Vec<String>,
+    resident_bytes: u64,
+    data_path: DataPath,
+}
+
+/// How packets are wrapped, and why so.
+#[derive(Debug, Serialize)]
+struct Encapsulation {
+    mode: Option<String>,
+    reason: Option<String>,
+}
+
+/// A counter of one network, or of none in particular (`vni` 0).
+#[derive(Debug, Serialize)]
+struct Counter {
+    vni: u32,
+    /// Null for no network in particular, and when no manager tells the name.
+    network: Option<String>,
+    reason: String,
+    packets: u64,
+    bytes: u64,
+}
+
+/// The underlay's end on this host.
+#[derive(Debug, Serialize)]
+struct DataPath {
+    interface: Option<String>,
+    address: Option<String>,
+    mtu: Option<u32>,
+}
+
+pub(super) async fn run(client: &Client, format: Option<Format>) -> Result<String, Problem> {
+    let answer = client.call(client.local().await?.status(v1::StatusRequest {})).await?;
+    let names = if answer.counters.iter().any(|counter| counter.vni != 0) {
+        // A host's status must be there when its managers are not: names that cannot be told are left out.
+        names(client).await.unwrap_or_default()
+    } else {
+        BTreeMap::new()
+    };
+    in_form(&status(answer, &names)?, format, as_text)
+}
+
+async fn names(client: &Client) -> Result<BTreeMap<u32, String>, Problem> {
+    let mut control = client.control().await?;
+    let answer = client.call_within(NAMES_LIMIT, control.list_networks(v1::ListNetworksRequest {})).await?;
+    Ok(answer.networks.into_iter().map(|network| (network.vni, network.name)).collect())
+}
+
+fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<Status, Problem> {
+    let address = answer.node.as_ref().map(|node| node.data_path_addr.clone());
+    let counter = |counter: v1::Counter| Counter {
+        vni: counter.vni,
+        network: names.get(&counter.vni).cloned(),
+        reason: counter.reason,
+        packets: counter.packets,
+        bytes: counter.bytes,
+    };
+    Ok(Status {
+        version: answer.version,
+        membership: answer.membership,
+        cluster: answer.cluster.map(Into::into),
+        node: answer.node.map(Member::try_from).transpose()?,
+        manager: present(answer.manager),
+        revision: answer.revision,
+        applied_revision: answer.applied_revision,
+        encapsulation: Encapsulation {
+            mode: present(answer.encapsulation),
+            reason: present(answer.encapsulation_reason),
+        },
+        endpoints: answer.endpoints,
+        networks: answer.networks,
+        counters: answer.counters.into_iter().map(counter).collect(),
+        problems: answer.problems,
+        resident_bytes: answer.resident_bytes,
+        data_path: DataPath {
+            interface: present(answer.data_path_interface),
+            address,
+            mtu: (answer.data_path_mtu != 0).then_some(answer.data_path_mtu),
+        },
+    })
+}
+
+fn as_text(status: &Status) -> String {
+    let node =
+        status.node.as_ref().map(|node| format!("{} ({}), {}", node.name, node.id, view::role(node.role)));
+    let encapsulation = match (&status.encapsulation.mode, &status.encapsulation.reason) {
+        (Some(mode), Some(reason)) => format!("{mode} ({reason})"),
+        (Some(mode), None) => mode.clone(),
+        (None, _) => NONE.to_owned(),
+    };
+    let DataPath { interface, address, mtu } = &status.data_path;
+    let data_path = interface.as_ref().map(|interface| {
+        format!("{interface}, address {}, MTU {}", or_none(address.as_ref()), or_none(*mtu))
+    });
+    let mut text = details([
+        ("Version", status.version.clone()),
+        ("Membership", status.membership.clone()),
+        ("Cluster", or_none(status.cluster.as_ref().map(|cluster| &cluster.id))),
+        ("Node", or_none(node)),
+        ("Manager", or_none(status.manager.as_ref())),
+        ("Revision", format!("{} applied of {}", status.applied_revision, status.revision)),
+        ("Encapsulation", encapsulation),
+        ("Data path", or_none(data_path)),
+        ("Endpoints", status.endpoints.to_string()),
+        ("Networks", status.networks.to_string()),
+        ("Memory", mebibytes(status.resident_bytes)),
+    ]);
+    if !status.problems.is_empty() {
+        text += "\nPROBLEMS\n";
+        text.extend(status.problems.iter().map(|problem| format!("{problem}\n")));
+    }
+    if !status.counters.is_empty() {
+        let rows = status.counters.iter().map(|counter| {
+            [
+                if counter.vni == 0 { NONE.to_owned() } else { counter.vni.to_string() },
+                or_none(counter.network.as_ref()),
+                counter.reason.clone(),
+                counter.packets.to_string(),
+                counter.bytes.to_string(),
+            ]
+        });
+        text += "\n";
+        text += &columns(["VNI", "NETWORK", "COUNTER", "PACKETS", "BYTES"], rows);
+    }
+    text
+}
+
+/// Bytes in MiB with one decimal, in whole numbers: this is for reading, not for reckoning.
+fn mebibytes(bytes: u64) -> String {
+    let tenths = bytes.saturating_mul(10) >> 20;
+    format!("{}.{} MiB", tenths / 10, tenths % 10)
+}

@@ -1,0 +1,133 @@
+//! What a command has to say at its end, and how it says it.
+
+use std::io::{self, Write};
+
+use mesh_proto::{Problem, ProblemKind};
+use serde::Serialize;
+
+/// A command's result: what goes to standard output, and what went wrong, in order.
+#[derive(Debug, Default)]
+pub(crate) struct Report {
+    /// For standard output; lines end in a newline.
+    pub(crate) text: String,
+    /// For standard error; the first decides the exit code.
+    pub(crate) problems: Vec<Problem>,
+}
+
+impl From<Result<String, Problem>> for Report {
+    fn from(result: Result<String, Problem>) -> Self {
+        match result {
+            Ok(text) => Self { text, problems: Vec::new() },
+            Err(problem) => problem.into(),
+        }
+    }
+}
+
+impl From<Problem> for Report {
+    fn from(problem: Problem) -> Self {
+        Self { text: String::new(), problems: vec![problem] }
+    }
+}
+
+impl Report {
+    /// Prints everything, errors as JSON where asked for, and returns the exit code.
+    pub(crate) fn print(mut self, json: bool) -> u8 {
+        if let Err(error) = write(&mut io::stdout().lock(), &self.text) {
+            self.problems.push(failed(format!("standard output, cannot write: {error}")));
+        }
+        for problem in &self.problems {
+            let text = if json { as_json(problem) } else { as_text(problem) };
+            // Nobody is left to tell when standard error is gone; the exit code still says it.
+            let _ = write(&mut io::stderr().lock(), &text);
+        }
+        self.problems.first().map_or(0, |problem| problem.kind.exit_code())
+    }
+}
+
+/// Writes all of `text`; a reader that left early (`| head`) has seen what it wanted and is no error.
+fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
+    match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        result => result,
+    }
+}
+
+/// The form for people: a line, and one with the hint.
+fn as_text(problem: &Problem) -> String {
+    match &problem.hint {
+        None => format!("error: {}\n", problem.message),
+        Some(hint) => format!("error: {}\nhint: {hint}\n", problem.message),
+    }
+}
+
+/// The form for scripts: one line, `{"error":{"kind":..,"message":..,"hint":..|null}}`.
+fn as_json(problem: &Problem) -> String {
+    #[derive(Serialize)]
+    struct Envelope<'a> {
+        error: Error<'a>,
+    }
+    #[derive(Serialize)]
+    struct Error<'a> {
+        kind: ProblemKind,
+        message: &'a str,
+        hint: Option<&'a str>,
+    }
+    let error = Error { kind: problem.kind, message: &problem.message, hint: problem.hint.as_deref() };
+    line(&Envelope { error })
+}
+
+/// A value as indented JSON.
+pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Problem> {
+    serde_json::to_string_pretty(value)
+        .map(|text| text + "\n")
+        .map_err(|error| failed(format!("the answer, cannot write it as JSON: {error}")))
+}
+
+/// A value as one line of JSON.
+fn line<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default() + "\n"
+}
+
+/// Something was tried and did not work.
+pub(crate) fn failed(message: String) -> Problem {
+    Problem::new(ProblemKind::Failed, message)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Closed(io::ErrorKind);
+
+    impl Write for Closed {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn an_error_for_people_is_one_line_and_a_hint() {
+        let problem = Problem::new(ProblemKind::NotFound, "network app, not found");
+        assert_eq!(as_text(&problem), "error: network app, not found\n");
+        assert_eq!(as_text(&problem.hint("look")), "error: network app, not found\nhint: look\n");
+    }
+
+    #[test]
+    fn an_error_for_scripts_always_has_all_three_fields() {
+        let problem = Problem::new(ProblemKind::NotFound, "network app, not found");
+        assert_eq!(
+            as_json(&problem),
+            "{\"error\":{\"kind\":\"not_found\",\"message\":\"network app, not found\",\"hint\":null}}\n"
+        );
+    }
+
+    #[test]
+    fn only_a_reader_that_left_is_no_error() {
+        assert!(write(&mut Closed(io::ErrorKind::BrokenPipe), "x").is_ok());
+        assert!(write(&mut Closed(io::ErrorKind::StorageFull), "x").is_err());
+    }
+}

@@ -1,0 +1,213 @@
+//! An agent that answers with fixed records on a socket of its own, and the command run against it.
+
+use std::path::PathBuf;
+use std::process::{Command, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use mesh_proto::v1::control_server::ControlServer;
+use mesh_proto::v1::local_server::LocalServer;
+use mesh_proto::{Problem, ProblemKind, v1};
+use tempfile::TempDir;
+use tokio::net::UnixListener;
+use tokio::runtime::Runtime;
+use tokio_stream::wrappers::UnixListenerStream;
+use tonic::transport::Server;
+
+/// What the agent answers from, and what it was asked.
+#[derive(Debug, Default)]
+pub(crate) struct State {
+    /// A worker whose managers are all away.
+    pub(crate) managers_away: bool,
+    /// What `status` says; nothing: a host in no cluster.
+    pub(crate) status: v1::StatusResponse,
+    /// All networks.
+    pub(crate) networks: Vec<v1::Network>,
+    /// All endpoints.
+    pub(crate) endpoints: Vec<v1::Endpoint>,
+    /// The last requests.
+    pub(crate) created: Option<v1::CreateNetworkRequest>,
+    pub(crate) attached: Option<v1::AttachRequest>,
+    pub(crate) initialised: Option<v1::InitClusterRequest>,
+    pub(crate) joined: Option<v1::JoinClusterRequest>,
+    pub(crate) updated: Option<v1::UpdateNodeRequest>,
+    pub(crate) listed: Option<v1::ListEndpointsRequest>,
+    pub(crate) pruned: bool,
+}
+
+/// The services, over state that the test can look at.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Services(Arc<Mutex<State>>);
+
+impl Services {
+    /// Looks at or changes the state.
+    pub(crate) fn with<T>(&self, look: impl FnOnce(&mut State) -> T) -> T {
+        look(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+/// A running agent; it and its socket are gone when this is dropped.
+#[derive(Debug)]
+pub(crate) struct Agent {
+    pub(crate) services: Services,
+    directory: TempDir,
+    _runtime: Runtime,
+}
+
+impl Agent {
+    pub(crate) fn start(state: State) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let services = Services(Arc::new(Mutex::new(state)));
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let served = services.clone();
+        let entered = runtime.enter();
+        let listener = UnixListener::bind(directory.path().join("meshd.sock")).unwrap();
+        drop(entered);
+        runtime.spawn(
+            Server::builder()
+                .add_service(ControlServer::new(served.clone()))
+                .add_service(LocalServer::new(served))
+                .serve_with_incoming(UnixListenerStream::new(listener)),
+        );
+        Self { services, directory, _runtime: runtime }
+    }
+
+    pub(crate) fn socket(&self) -> PathBuf {
+        self.directory.path().join("meshd.sock")
+    }
+
+    /// The command with its arguments, split at blanks, against this agent.
+    pub(crate) fn command(&self, line: &str) -> Command {
+        let mut command = meshctl(line);
+        command.env("MESH_SOCKET", self.socket());
+        command
+    }
+
+    pub(crate) fn run(&self, line: &str) -> Done {
+        self.command(line).output().unwrap().into()
+    }
+}
+
+/// The command with its arguments, split at blanks, against no agent.
+pub(crate) fn meshctl(line: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_meshctl"));
+    command.args(line.split_whitespace()).stdin(Stdio::null()).env_remove("MESH_SOCKET");
+    command
+}
+
+/// How a command ended.
+#[derive(Debug)]
+pub(crate) struct Done {
+    pub(crate) code: i32,
+    pub(crate) out: String,
+    pub(crate) err: String,
+}
+
+impl From<Output> for Done {
+    fn from(output: Output) -> Self {
+        Self {
+            code: output.status.code().unwrap(),
+            out: String::from_utf8(output.stdout).unwrap(),
+            err: String::from_utf8(output.stderr).unwrap(),
+        }
+    }
+}
+
+impl Done {
+    /// Standard output of a command that succeeded.
+    pub(crate) fn text(self) -> String {
+        assert_eq!((self.code, self.err.as_str()), (0, ""), "{}", self.out);
+        self.out
+    }
+
+    /// The same as JSON.
+    pub(crate) fn json(self) -> serde_json::Value {
+        serde_json::from_str(&self.text()).unwrap()
+    }
+}
+
+/// The error that a name provokes: its kind's own.
+pub(crate) fn provoked(name: &str) -> Option<Problem> {
+    let kind = match name {
+        "broken" => ProblemKind::Failed,
+        "malformed" => ProblemKind::Usage,
+        "missing" => ProblemKind::NotFound,
+        "busy" => ProblemKind::Conflict,
+        "away" => ProblemKind::Unreachable,
+        "forbidden" => ProblemKind::Denied,
+        "full" => ProblemKind::Exhausted,
+        _ => return None,
+    };
+    Some(Problem::new(kind, format!("network inspect, {name}, it is so")).hint(format!("avoid {name}")))
+}
+
+pub(crate) fn network(id: &str, name: &str, vni: u32) -> v1::Network {
+    v1::Network {
+        id: id.into(),
+        name: name.into(),
+        vni,
+        subnets: vec![v1::Subnet {
+            subnet: "10.64.0.0/20".into(),
+            gateway: "10.64.0.1".into(),
+            ip_range: None,
+            aux: [("printer".into(), "10.64.0.9".into())].into(),
+        }],
+        attachable: true,
+        labels: [("tier".into(), "web".into())].into(),
+        created_at: "2026-11-21T10:00:00Z".into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) fn endpoint(id: &str, name: &str, network: &v1::Network) -> v1::Endpoint {
+    v1::Endpoint {
+        id: id.into(),
+        name: name.into(),
+        network_id: network.id.clone(),
+        network_name: network.name.clone(),
+        node_id: NODE.into(),
+        node_name: "h1".into(),
+        ipv4: "10.64.0.2".into(),
+        mac: "02:42:0a:40:00:02".into(),
+        ifname: "eth0".into(),
+        aliases: vec!["www".into()],
+        created_at: "2026-11-21T10:00:01Z".into(),
+        ..Default::default()
+    }
+}
+
+pub(crate) const NODE: &str = "0123456789abcdef01234567";
+
+pub(crate) fn node() -> v1::Node {
+    v1::Node {
+        id: NODE.into(),
+        name: "h1".into(),
+        role: v1::Role::Manager.into(),
+        availability: v1::Availability::Active.into(),
+        advertise_addr: "192.0.2.11:7377".into(),
+        data_path_addr: "192.0.2.11".into(),
+        data_path_mtu: 1500,
+        version: "0.1.0".into(),
+        created_at: "2026-11-21T09:00:00Z".into(),
+    }
+}
+
+pub(crate) fn node_status() -> v1::NodeStatus {
+    v1::NodeStatus {
+        node: Some(node()),
+        state: v1::NodeState::Ready.into(),
+        leader: true,
+        last_seen: "2026-11-21T10:00:02Z".into(),
+    }
+}
+
+pub(crate) fn cluster() -> v1::Cluster {
+    v1::Cluster {
+        id: "fedcba987654321001234567".into(),
+        data_path_port: 4789,
+        default_addr_pools: vec!["10.64.0.0/10".into()],
+        default_addr_pool_mask_length: 20,
+        ipv6_pool: "fd00:1:2::/48".into(),
+        created_at: "2026-11-21T09:00:00Z".into(),
+    }
+}

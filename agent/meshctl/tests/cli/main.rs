@@ -1,0 +1,9 @@
+//! The real binary against an agent with fixed answers: what scripts and people get.
+
+#![expect(clippy::unwrap_used, reason = "test code, also outside of the test functions themselves")]
+
+mod agent;
+mod errors;
+mod objects;
+mod requests;
+mod services;
