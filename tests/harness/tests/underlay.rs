@@ -203,3 +203,18 @@ fn commands_in_a_namespace_keep_exit_code_input_and_output() -> Result<()> {
     assert_eq!(links.lines().count(), 1, "only lo: {links}");
     Ok(())
 }
+
+#[test]
+fn two_cabled_hosts_reach_each_other_without_the_bridge() -> Result<()> {
+    let lab = Lab::builder().cabled().without_meshd().start()?;
+    lab.set_underlay_mtu(1600)?;
+    lab.set_underlay_offloads(false)?;
+    let capture = Capture::start(&lab.underlay())?;
+    ping(lab.host(1).netns(), lab.host(2).address())?.all_answered()?;
+    assert_eq!(
+        capture.stop()?.containing(&lab.host(2).address().octets()).count(),
+        0,
+        "frames on the bridge"
+    );
+    Ok(())
+}

@@ -64,6 +64,7 @@ pub struct LabBuilder {
     hosts: u8,
     underlay_mtu: u32,
     underlay_ipv6: bool,
+    cabled: bool,
     encapsulation: Option<Encapsulation>,
     meshd_args: Vec<String>,
     init_args: Vec<String>,
@@ -77,6 +78,7 @@ impl LabBuilder {
             hosts: 3,
             underlay_mtu: 1500,
             underlay_ipv6: false,
+            cabled: false,
             encapsulation: None,
             meshd_args: Vec::new(),
             init_args: Vec::new(),
@@ -105,6 +107,14 @@ impl LabBuilder {
     /// Gives the machines IPv6 addresses too: `fd77::11` and so on.
     pub fn underlay_ipv6(mut self, ipv6: bool) -> Self {
         self.underlay_ipv6 = ipv6;
+        self
+    }
+
+    /// Two hosts joined by one veth pair, without the bridge between them: the shortest wire, for measurements. They
+    /// reach neither the outside nor the outside client, and cannot be unplugged.
+    pub fn cabled(mut self) -> Self {
+        self.cabled = true;
+        self.hosts = 2;
         self
     }
 
@@ -174,6 +184,7 @@ impl LabBuilder {
             owner: ProcessId::current(),
             underlay_mtu: self.underlay_mtu,
             underlay_ipv6: self.underlay_ipv6,
+            cabled: self.cabled,
             encapsulation: self.encapsulation,
             meshd_args: self.meshd_args.clone(),
             hosts: hosts.collect(),

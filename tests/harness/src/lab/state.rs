@@ -27,6 +27,8 @@ pub(super) struct LabState {
     pub(super) owner: Option<ProcessId>,
     pub(super) underlay_mtu: u32,
     pub(super) underlay_ipv6: bool,
+    /// Two hosts with a cable between them instead of ports on the bridge.
+    pub(super) cabled: bool,
     pub(super) encapsulation: Option<Encapsulation>,
     pub(super) meshd_args: Vec<String>,
     pub(super) hosts: Vec<HostState>,

@@ -106,12 +106,26 @@ pub(super) fn create(state: &LabState) -> Result<()> {
         lines.push(format!("addr add fd77::1/64 dev {BRIDGE} nodad"));
         lines.push(format!("addr add {OUTSIDE_V6}/128 dev lo nodad"));
     }
-    lines.extend(machines.iter().flat_map(|machine| machine.plug(mtu)));
+    let plugged = if let (true, [one, two, rest @ ..]) = (state.cabled, &machines[..]) {
+        ip_batch_in(&one.netns, &[cable(one, two, mtu)])?;
+        rest
+    } else {
+        &machines[..]
+    };
+    lines.extend(plugged.iter().flat_map(|machine| machine.plug(mtu)));
     ip_batch_in(&underlay, &lines)?;
-    machines.iter().try_for_each(|machine| {
-        silence_port(&underlay, &machine.port)?;
-        machine.configure()
-    })
+    plugged.iter().try_for_each(|machine| silence_port(&underlay, &machine.port))?;
+    machines.iter().try_for_each(Machine::configure)
+}
+
+/// Line that makes the one veth pair between two machines, inside the first.
+fn cable(one: &Machine, two: &Machine, mtu: u32) -> String {
+    format!(
+        "link add {DEVICE} mtu {mtu} address {} type veth peer name {DEVICE} mtu {mtu} address {} netns {}",
+        one.mac(),
+        two.mac(),
+        two.netns.name()
+    )
 }
 
 /// Makes one host's namespace anew, as a restart of the machine does.
@@ -144,12 +158,8 @@ fn silence_port(underlay: &Netns, port: &str) -> Result<()> {
 
 /// Sets the MTU of the bridge, its ports and the machines' devices.
 pub(super) fn set_mtu(state: &LabState, mtu: u32) -> Result<()> {
-    let ports: Vec<&str> = ports(state).collect();
-    let lines: Vec<String> =
-        ports.iter().chain(&[BRIDGE]).map(|port| format!("link set {port} mtu {mtu}")).collect();
-    ip_batch_in(&state.names().underlay(), &lines)?;
-    for port in ports {
-        ip_batch_in(&state.names().namespace(port), &[format!("link set {DEVICE} mtu {mtu}")])?;
+    for (netns, device) in devices(state).chain([(state.names().underlay(), BRIDGE)]) {
+        ip_batch_in(&netns, &[format!("link set {device} mtu {mtu}")])?;
     }
     Ok(())
 }
@@ -157,18 +167,21 @@ pub(super) fn set_mtu(state: &LabState, mtu: u32) -> Result<()> {
 /// Turns the offloads of every underlay device on or off.
 pub(super) fn set_offloads(state: &LabState, on: bool) -> Result<()> {
     let value = if on { "on" } else { "off" };
-    for port in ports(state) {
-        for (netns, device) in [(state.names().underlay(), port), (state.names().namespace(port), DEVICE)] {
-            let features = ["tx", "sg", "tso", "gso", "gro"].into_iter().flat_map(|feature| [feature, value]);
-            netns.run(["ethtool", "-K", device].into_iter().chain(features))?.ok()?;
-        }
+    for (netns, device) in devices(state) {
+        let features = ["tx", "sg", "tso", "gso", "gro"].into_iter().flat_map(|feature| [feature, value]);
+        netns.run(["ethtool", "-K", device].into_iter().chain(features))?.ok()?;
     }
     Ok(())
 }
 
-/// Bridge ports, each called as its machine.
-fn ports(state: &LabState) -> impl Iterator<Item = &str> {
-    state.hosts.iter().map(|host| host.name.as_str()).chain(["client"])
+/// Every veth device of the underlay: the bridge's ports, called as their machines, and the machines' own.
+fn devices(state: &LabState) -> impl Iterator<Item = (Netns, &str)> {
+    let names = state.names();
+    let hosts = state.hosts.iter().map(|host| host.name.as_str());
+    let on_bridge = hosts.clone().filter(|_| !state.cabled).chain(["client"]);
+    let ports = on_bridge.map(|port| (names.underlay(), port)).collect::<Vec<_>>();
+    let ends = hosts.chain(["client"]).map(|machine| (names.namespace(machine), DEVICE)).collect::<Vec<_>>();
+    ports.into_iter().chain(ends)
 }
 
 fn device_exists(netns: &Netns, device: &str) -> Result<bool> {
