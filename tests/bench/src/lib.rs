@@ -1,1 +1,13 @@
-//! Benchmarks with peers side by side
+//! Benchmarks with peers side by side.
+//!
+//! Whatever is compared runs on the same machine in the same run, in turn (A B C A B C ...), so that a noisy machine
+//! is as noisy for all; medians and ratios are what counts. Nothing here fails because a figure is poor.
+
+pub mod attach;
+mod bridge_vxlan;
+pub mod cli;
+mod cni;
+mod instruments;
+pub mod overlay;
+mod report;
+mod stats;

@@ -2,15 +2,25 @@
 
 use std::{
     io::{Read, Write},
-    os::unix::process::ExitStatusExt,
-    process::{Command, ExitStatus, Stdio},
+    os::unix::process::{CommandExt, ExitStatusExt},
+    path::Path,
+    process::{Child, Command, ExitStatus, Stdio},
+    sync::mpsc::{self, RecvTimeoutError},
     thread,
     time::Duration,
 };
 
+use nix::{
+    errno::Errno,
+    sys::{
+        signal::{Signal, killpg},
+        wait::{Id, WaitPidFlag, waitid},
+    },
+    unistd::Pid,
+};
 use serde::de::DeserializeOwned;
 
-use crate::{Error, Netns, Process, Result, poll_until};
+use crate::{Error, Netns, Process, Result};
 
 /// A command line and the circumstances in which it is to run.
 #[derive(Debug, Clone)]
@@ -69,6 +79,8 @@ impl Cmd {
         let mut command = self.command();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         command.stdin(if self.stdin.is_some() { Stdio::piped() } else { Stdio::null() });
+        // Its own process group, so that a time-out ends its children too.
+        command.process_group(0);
         let mut child = self.start(&mut command)?;
         let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
         thread::scope(|scope| {
@@ -80,17 +92,14 @@ impl Cmd {
             });
             let stdout = scope.spawn(move || read_all(stdout));
             let stderr = scope.spawn(move || read_all(stderr));
-            let status = poll_until(self.timeout, || child.try_wait().transpose());
-            if status.is_none() {
-                // Ends the readers above unless it left children of its own behind with the pipes open.
-                let _ = child.kill();
-                let _ = child.wait();
+            let timed_out = self.wait_or_kill(&child)?;
+            let status = child.wait().map_err(Error::system(format!("wait for `{}`", self.line())))?;
+            if timed_out {
                 return Err(Error::CommandTimeout { command: self.line(), after: self.timeout });
             }
-            let status = status.transpose().map_err(Error::system(format!("wait for `{}`", self.line())))?;
             Ok(Output {
                 command: self.line(),
-                code: status.map_or(-1, exit_code),
+                code: exit_code(status),
                 stdout: stdout.join().unwrap_or_default(),
                 stderr: stderr.join().unwrap_or_default(),
             })
@@ -98,14 +107,14 @@ impl Cmd {
     }
 
     /// Starts it in the background, its output appended to `log`; it is killed when the handle is dropped.
-    pub fn spawn(&self, log: &std::path::Path) -> Result<Process> {
+    pub fn spawn(&self, log: &Path) -> Result<Process> {
         let file =
             std::fs::File::options().create(true).append(true).open(log).map_err(Error::file("open", log))?;
         let stderr = file.try_clone().map_err(Error::file("open", log))?;
         let mut command = self.command();
         command.stdin(Stdio::null()).stdout(file).stderr(stderr);
         // Its own process group: an interrupt typed at the terminal is for whoever runs the lab.
-        std::os::unix::process::CommandExt::process_group(&mut command, 0);
+        command.process_group(0);
         Ok(Process::new(self.start(&mut command)?, self.line(), log))
     }
 
@@ -121,6 +130,33 @@ impl Cmd {
         ))
     }
 
+    /// Blocks until the child has ended, by itself or killed at its time-out; whether it was the latter. The child is
+    /// not reaped, so its pid cannot be another's by the time it is killed.
+    fn wait_or_kill(&self, child: &Child) -> Result<bool> {
+        // Linux pids fit 22 bits.
+        let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
+        let (ended, watch) = mpsc::channel::<()>();
+        thread::scope(|scope| {
+            let watchdog = scope.spawn(move || {
+                let late = matches!(watch.recv_timeout(self.timeout), Err(RecvTimeoutError::Timeout));
+                if late {
+                    // It fails when all of them are gone by now.
+                    let _ = killpg(pid, Signal::SIGKILL);
+                }
+                late
+            });
+            let waited = loop {
+                match waitid(Id::Pid(pid), WaitPidFlag::WEXITED | WaitPidFlag::WNOWAIT) {
+                    Err(Errno::EINTR) => {}
+                    waited => break waited,
+                }
+            };
+            drop(ended);
+            waited.map_err(Error::system(format!("wait for `{}`", self.line())))?;
+            Ok(watchdog.join().unwrap_or(false))
+        })
+    }
+
     fn command(&self) -> Command {
         let mut command = Command::new(self.argv.first().map_or("", String::as_str));
         command.args(self.argv.iter().skip(1)).envs(self.env.iter().map(|(key, value)| (key, value)));
@@ -128,7 +164,7 @@ impl Cmd {
     }
 
     /// A child inherits the namespace of the thread that starts it.
-    fn start(&self, command: &mut Command) -> Result<std::process::Child> {
+    fn start(&self, command: &mut Command) -> Result<Child> {
         let spawned = match &self.netns {
             Some(netns) => netns.enter(|| command.spawn())?,
             None => command.spawn(),

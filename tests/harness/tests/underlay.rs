@@ -197,7 +197,8 @@ fn commands_in_a_namespace_keep_exit_code_input_and_output() -> Result<()> {
     let output = netns.cmd(["sh", "-c", "cat; echo problem >&2; exit 7"]).stdin("text").output()?;
     assert_eq!((output.code, output.stdout.as_str(), output.stderr.as_str()), (7, "text", "problem\n"));
     assert_eq!(netns.run(["sh", "-c", "kill -9 $$"])?.code, 128 + 9);
-    let slow = netns.cmd(["sleep", "100"]).timeout(Duration::from_millis(50)).output();
+    // The shell's child holds the output open; it ends with the shell.
+    let slow = netns.cmd(["sh", "-c", "sleep 100; true"]).timeout(Duration::from_millis(50)).output();
     assert!(matches!(slow, Err(mesh_harness::Error::CommandTimeout { .. })));
     let links = netns.run(["ip", "-o", "link"])?.text()?;
     assert_eq!(links.lines().count(), 1, "only lo: {links}");

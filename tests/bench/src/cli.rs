@@ -1,0 +1,42 @@
+//! The `mesh-bench` command.
+
+use std::path::PathBuf;
+
+use clap::{Parser, Subcommand};
+
+use crate::{attach, overlay};
+
+/// Measurements with peers side by side: prints tables, writes JSON.
+#[derive(Debug, Parser)]
+#[command(name = "mesh-bench", bin_name = "./dev bench", version)]
+pub struct Cli {
+    /// Directory for the JSON files
+    #[arg(long, default_value = "target/bench", global = true)]
+    output: PathBuf,
+    /// All of them unless named
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Latency, packet rate and throughput: bare underlay, bridge + VXLAN device, Mesh in both encapsulations
+    Overlay(overlay::Options),
+    /// Time to attach and detach a container, against the CNI bridge plugin; memory of meshd
+    Attach(attach::Options),
+}
+
+impl Cli {
+    /// Runs what was asked for.
+    pub fn run(self) -> anyhow::Result<()> {
+        match self.command {
+            Some(Command::Overlay(options)) => overlay::run(&options, &self.output),
+            Some(Command::Attach(options)) => attach::run(&options, &self.output),
+            None => {
+                overlay::run(&overlay::Options::default(), &self.output)?;
+                println!();
+                attach::run(&attach::Options::default(), &self.output)
+            }
+        }
+    }
+}

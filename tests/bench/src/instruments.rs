@@ -1,0 +1,117 @@
+//! The programs that measure, and how their figures are read.
+
+use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
+
+use anyhow::{Context, ensure};
+use mesh_harness::{Netns, Process, poll_until};
+use serde_json::Value;
+
+const PORT: &str = "11111";
+/// How long a server may take to listen.
+const START: Duration = Duration::from_secs(5);
+
+/// Two ends of a path.
+#[derive(Debug, Clone)]
+pub(crate) struct Ends {
+    pub(crate) client: Netns,
+    pub(crate) server: Netns,
+    pub(crate) server_address: Ipv4Addr,
+}
+
+/// A packet rate in thousands per second.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct PacketRate {
+    pub(crate) sent: f64,
+    /// What the server's socket took.
+    pub(crate) received: f64,
+}
+
+impl Ends {
+    /// Average latency of TCP ping-pong, half a round trip, in microseconds (sockperf).
+    pub(crate) fn tcp_latency(&self, seconds: u32, log: &Path) -> anyhow::Result<f64> {
+        let address = self.server_address.to_string();
+        let _server =
+            self.listen(&["sockperf", "server", "--tcp", "-i", &address, "-p", PORT], "tcp", log)?;
+        let time = seconds.to_string();
+        let argv = ["sockperf", "ping-pong", "--tcp", "-i", &address, "-p", PORT, "-t", &time];
+        let output = self.client.run(argv)?.ok()?.stdout;
+        after(&output, "Summary: Latency is ")
+            .with_context(|| format!("sockperf ping-pong printed:\n{output}"))
+    }
+
+    /// Datagrams of 64 bytes as fast as they go, in thousands per second (sockperf).
+    pub(crate) fn udp_rate(&self, seconds: u32, log: &Path) -> anyhow::Result<PacketRate> {
+        let address = self.server_address.to_string();
+        let _server = self.listen(&["sockperf", "server", "-i", &address, "-p", PORT], "udp", log)?;
+        let time = seconds.to_string();
+        let received_before = self.datagrams_received()?;
+        let argv = ["sockperf", "throughput", "-i", &address, "-p", PORT, "-m", "64", "-t", &time];
+        let output = self.client.run(argv)?.ok()?.stdout;
+        let received = self.datagrams_received()? - received_before;
+        // "Total of N messages sent in T sec", the warm-up included, as in the receiver's count.
+        let total: f64 =
+            after(&output, "Total of ").with_context(|| format!("sockperf throughput printed:\n{output}"))?;
+        let duration: f64 = after(&output, "messages sent in ")
+            .with_context(|| format!("sockperf throughput printed:\n{output}"))?;
+        ensure!(duration > 0.0 && received > 0.0, "no datagram arrived at {address}");
+        Ok(PacketRate { sent: total / duration / 1e3, received: received / duration / 1e3 })
+    }
+
+    /// One TCP stream, in Gbit/s of payload that arrived (iperf3).
+    pub(crate) fn tcp_throughput(&self, seconds: u32, log: &Path) -> anyhow::Result<f64> {
+        let address = self.server_address.to_string();
+        let _server = self.listen(&["iperf3", "-s", "-B", &address, "-p", PORT], "tcp", log)?;
+        let time = seconds.to_string();
+        let argv = ["iperf3", "-c", &address, "-p", PORT, "-t", &time, "-O", "1", "-J"];
+        let report: Value = self.client.run(argv)?.json()?;
+        let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
+        Ok(rate.with_context(|| format!("iperf3 reports: {}", report["error"]))? / 1e9)
+    }
+
+    /// Starts a server and waits until its socket is there.
+    fn listen(&self, argv: &[&str], protocol: &str, log: &Path) -> anyhow::Result<Process> {
+        let server = self.server.cmd(argv.iter().copied()).spawn(log)?;
+        let filter = format!("sport = :{PORT}");
+        let listening = poll_until(START, || {
+            let argv = ["ss", "-Hnl", &format!("--{protocol}"), &filter];
+            self.server.run(argv).is_ok_and(|output| !output.stdout.is_empty()).then_some(())
+        });
+        listening.with_context(|| format!("`{}` does not listen:\n{}", argv.join(" "), server.log()))?;
+        Ok(server)
+    }
+
+    /// Datagrams that sockets of the server's namespace have taken since it exists.
+    fn datagrams_received(&self) -> anyhow::Result<f64> {
+        // The calling process is elsewhere: only its thread is in the namespace.
+        let text = self.server.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+        udp_in_datagrams(&text).with_context(|| format!("no UDP counters in:\n{text}"))
+    }
+}
+
+/// `InDatagrams` of /proc/net/snmp.
+fn udp_in_datagrams(snmp: &str) -> Option<f64> {
+    let mut lines = snmp.lines().filter_map(|line| line.strip_prefix("Udp: "));
+    let position = lines.next()?.split(' ').position(|name| name == "InDatagrams")?;
+    lines.next()?.split(' ').nth(position)?.parse().ok()
+}
+
+/// The number that follows `label`.
+fn after(text: &str, label: &str) -> Option<f64> {
+    text.split_once(label)?.1.split_whitespace().next()?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn figures_are_read_from_what_the_programs_print() {
+        let output = "sockperf: Total of 120715 messages sent in 1.018 sec\nsockperf: Summary: Latency is 10.075 usec\n";
+        assert_eq!(after(output, "Summary: Latency is "), Some(10.075));
+        assert_eq!(after(output, "Total of "), Some(120_715.0));
+        assert_eq!(after(output, "messages sent in "), Some(1.018));
+        assert_eq!(after(output, "no such label "), None);
+        let snmp = "Udp: InDatagrams NoPorts InErrors\nUdp: 83934 0 36781\nUdpLite: InDatagrams\n";
+        assert_eq!(udp_in_datagrams(snmp), Some(83_934.0));
+    }
+}
