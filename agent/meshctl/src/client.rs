@@ -158,6 +158,21 @@ mod tests {
     }
 
     #[test]
+    fn a_call_that_the_agent_did_not_live_to_answer_is_unreachable() {
+        let broken = Status::from_error(Box::new(io::Error::other("stream closed")));
+        let problem = problem(Path::new("/s"), broken);
+        assert_eq!(problem.kind, ProblemKind::Unreachable);
+        assert_eq!(problem.message, "meshd at /s, connection lost before an answer came: stream closed");
+    }
+
+    #[test]
+    fn a_refusal_without_a_reason_still_says_who_refused() {
+        let problem = problem(Path::new("/s"), Status::not_found(""));
+        assert_eq!(problem.kind, ProblemKind::NotFound);
+        assert!(problem.message.starts_with("meshd at /s, no reason given: "), "{}", problem.message);
+    }
+
+    #[test]
     fn a_socket_that_the_caller_may_not_open_is_denied() {
         let problem = cannot_connect(Path::new("/s"), &io::ErrorKind::PermissionDenied.into());
         assert_eq!((problem.kind, problem.kind.exit_code()), (ProblemKind::Denied, 1));

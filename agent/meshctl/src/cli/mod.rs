@@ -27,16 +27,27 @@ pub(crate) struct Cli {
     #[arg(
         long,
         global = true,
+        help_heading = GLOBAL,
         env = "MESH_SOCKET",
         value_name = "PATH",
         default_value = "/run/mesh/meshd.sock"
     )]
     pub(crate) socket: PathBuf,
 
-    /// Form of the result, and with json of errors too [default: json for inspect, table elsewhere]
-    #[arg(long, global = true, value_enum)]
+    /// Form of the result, and with json of errors too [default: json for inspect, else table]
+    #[arg(
+        long,
+        global = true,
+        help_heading = GLOBAL,
+        value_enum,
+        value_name = "table|json",
+        hide_possible_values = true
+    )]
     pub(crate) format: Option<Format>,
 }
+
+/// Where options that every command takes stand in its help.
+const GLOBAL: &str = "Options of every command";
 
 const EXAMPLE: &str = "\
 Example:

@@ -34,7 +34,7 @@ pub(crate) struct Create {
     #[arg(short, long, default_value = "overlay", value_parser = ["overlay"])]
     pub(crate) driver: String,
 
-    /// Leave hosts encrypted or not at all
+    /// Let its packets leave a host encrypted or not at all
     #[arg(long)]
     pub(crate) encrypted: bool,
 
