@@ -33,10 +33,13 @@ impl Report {
         self.failures.is_empty()
     }
 
-    /// The failure that an endpoint suffers from: its own, or else the first of what the node needs.
+    /// The failure that an endpoint suffers from: its own, or else the first of what the node needs. What could not be
+    /// removed harms none that is wanted.
     pub fn failure_of(&self, endpoint: &EndpointId) -> Option<&Failure> {
         let own = self.failures.iter().find(|failure| failure.step.endpoint.as_ref() == Some(endpoint));
-        own.or_else(|| self.failures.iter().find(|failure| failure.step.endpoint.is_none()))
+        let of_node =
+            |failure: &&Failure| failure.step.endpoint.is_none() && !failure.step.action.is_removal();
+        own.or_else(|| self.failures.iter().find(of_node))
     }
 }
 

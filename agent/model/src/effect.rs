@@ -56,6 +56,7 @@ impl Observed {
             Action::CreateHostLeg(leg) => self.create_host_leg(leg)?,
             Action::CreateEndpoint(device) => self.create_endpoint(device)?,
             Action::SetUp { index } => self.link(*index)?.up = true,
+            Action::SetNoArp { index } => self.link(*index)?.arp = false,
             Action::SetMtu { index, mtu } | Action::SetEndpointMtu { index, mtu, .. } => {
                 self.link(*index)?.mtu = *mtu;
             }

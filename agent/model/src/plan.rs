@@ -35,6 +35,11 @@ pub enum Action {
         /// Its index.
         index: u32,
     },
+    /// Stop a device of ours from resolving neighbours.
+    SetNoArp {
+        /// Its index.
+        index: u32,
+    },
     /// Give a device of ours another MTU.
     SetMtu {
         /// Its index.
@@ -94,6 +99,22 @@ pub enum Action {
     SetFirewall(Firewall),
     /// Remove the table `inet mesh`.
     RemoveFirewall,
+}
+
+impl Action {
+    /// Whether it only removes something, so that nothing that is wanted depends on it.
+    pub const fn is_removal(&self) -> bool {
+        matches!(
+            self,
+            Self::UnloadPrograms
+                | Self::DeleteEntry(_)
+                | Self::Detach(_)
+                | Self::DeleteLink { .. }
+                | Self::RemoveAddress { .. }
+                | Self::RemoveRoute { .. }
+                | Self::RemoveFirewall
+        )
+    }
 }
 
 /// The VXLAN device.

@@ -1,1 +1,30 @@
-//! From desired and observed state to a plan, as a pure function
+//! From desired and observed state to a plan, as a pure function.
+//!
+//! A pass of the control loop is: observe, [`plan`], take the steps. One pass is enough when nothing else changes
+//! the kernel meanwhile; the next finds nothing to do.
+#![forbid(unsafe_code)]
+
+mod entries;
+mod mtu;
+mod removal;
+mod steps;
+mod wanted;
+
+use mesh_model::{Desired, Network, Observed, Plan};
+
+/// The steps from what is to what should be; with `None` as desired state, the steps that remove all of ours.
+///
+/// The order loses no packet of existing traffic and opens no way around isolation: a device forwards only after its
+/// program stands, a program stands only after its entries are written, what replaces something comes before the
+/// removal of what it replaces.
+pub fn plan(desired: Option<&Desired>, observed: &Observed) -> Plan {
+    match desired {
+        Some(desired) => steps::plan(desired, observed),
+        None => removal::plan(observed),
+    }
+}
+
+/// The MTU of a network's endpoints on this node, in bytes.
+pub fn network_mtu(desired: &Desired, network: &Network, observed: &Observed) -> u32 {
+    mtu::of(network, mtu::largest(desired, observed))
+}

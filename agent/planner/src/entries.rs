@@ -1,0 +1,118 @@
+//! Entries of the datapath's maps.
+
+use std::net::IpAddr;
+
+use mesh_ebpf_types::{
+    ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, Config, ENCRYPTED, EndpointKey, HostRouteKey,
+    INTERNAL, Interface, Mac, MapEntry, Member, Vni,
+};
+use mesh_ipam::Family;
+use mesh_model::desired::Encapsulation;
+use mesh_model::{Desired, Endpoint, Lease, LeaseState, MacAddr, Network, Prefix, naming};
+
+/// The entry of `CONFIG`; the underlay's part is zero, for the caller to fill.
+pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
+    let encapsulation = match desired.underlay.encapsulation {
+        Encapsulation::Direct => mesh_ebpf_types::Encapsulation::Direct,
+        Encapsulation::Device => mesh_ebpf_types::Encapsulation::Device,
+    };
+    Config {
+        local: desired.underlay.address.into(),
+        vxlan_ifindex: naming::VXLAN_INDEX,
+        host_ifindex: naming::HOST_LEG_PEER_INDEX,
+        host_mac: Mac(host_mac.octets()),
+        vxlan_port: desired.underlay.port.to_be_bytes(),
+        encapsulation: encapsulation as u8,
+        ..Config::default()
+    }
+}
+
+/// The other nodes. This node itself is not among them: what claims to come from it is forged.
+pub(crate) fn members(desired: &Desired) -> impl Iterator<Item = MapEntry> {
+    let others = desired.nodes.iter().filter(|(node, _)| **node != desired.node);
+    others.map(|(_, peer)| MapEntry::Member(peer.address.into(), Member::default()))
+}
+
+/// A network that has endpoints here: itself, its subnets, gateways and leases.
+pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<MapEntry> {
+    let vni = Vni::new(network.vni.get());
+    let mut flags = 0;
+    if network.internal {
+        flags |= INTERNAL;
+    }
+    if network.encrypted {
+        flags |= ENCRYPTED;
+    }
+    let value = mesh_ebpf_types::Network { flags, mtu, prefix6: prefix6(network) };
+    let mut entries = vec![MapEntry::Network(vni, value)];
+    for subnet in &network.subnets {
+        let unassigned = Block { tunnel: Address::NONE, kind: BlockKind::Unassigned as u32 };
+        let gateway = Block { tunnel: Address::NONE, kind: BlockKind::Gateway as u32 };
+        entries.push(MapEntry::Block(block_key(vni, subnet.subnet), unassigned));
+        entries.push(MapEntry::Block(block_key(vni, Prefix::single(subnet.gateway)), gateway));
+        let (prefix_bits, address) = prefix(subnet.subnet);
+        entries.push(MapEntry::HostRoute(HostRouteKey { prefix_bits, address }, vni));
+    }
+    let leases = desired
+        .leases
+        .iter()
+        .filter(|lease| lease.network == network.id && lease.state == LeaseState::Active);
+    entries.extend(leases.map(|lease| MapEntry::Block(block_key(vni, lease.prefix), block(desired, lease))));
+    entries
+}
+
+/// Who sends at an endpoint's device.
+pub(crate) fn interface(endpoint: &Endpoint, network: &Network, index: u32) -> MapEntry {
+    let value = Interface {
+        vni: Vni::new(network.vni.get()),
+        ipv4: endpoint.ipv4.map_or([0; 4], |ipv4| ipv4.octets()),
+        ipv6: endpoint.ipv6.map_or(Address::NONE, Address::from),
+        mac: Mac(endpoint.mac.octets()),
+        flags: flags(endpoint),
+    };
+    MapEntry::Interface(index, value)
+}
+
+/// Where an endpoint's addresses are.
+pub(crate) fn addresses(endpoint: &Endpoint, network: &Network, index: u32) -> Vec<MapEntry> {
+    let vni = Vni::new(network.vni.get());
+    let value =
+        mesh_ebpf_types::Endpoint { ifindex: index, mac: Mac(endpoint.mac.octets()), flags: flags(endpoint) };
+    let key = |address: IpAddr| EndpointKey { vni, address: address.into() };
+    endpoint.addresses().map(|address| MapEntry::Endpoint(key(address), value)).collect()
+}
+
+fn flags(endpoint: &Endpoint) -> u16 {
+    if endpoint.allow_forwarding { ALLOW_FORWARDING } else { 0 }
+}
+
+/// Whose a lease's addresses are. The lease of a node that is gone is nobody's: another node's wider lease around it
+/// would be wrong.
+fn block(desired: &Desired, lease: &Lease) -> Block {
+    if lease.node == desired.node {
+        return Block { tunnel: Address::NONE, kind: BlockKind::Local as u32 };
+    }
+    match desired.nodes.get(&lease.node) {
+        Some(peer) => Block { tunnel: peer.address.into(), kind: BlockKind::Remote as u32 },
+        None => Block { tunnel: Address::NONE, kind: BlockKind::Unassigned as u32 },
+    }
+}
+
+fn block_key(vni: Vni, of: Prefix) -> BlockKey {
+    let (prefix_bits, address) = prefix(of);
+    BlockKey { vni, prefix_bits, address }
+}
+
+fn prefix(prefix: Prefix) -> (u8, Address) {
+    (Address::prefix_bits(prefix.first(), prefix.len()), prefix.first().into())
+}
+
+/// The first 96 bits of the network's first IPv6 subnet, zero when it has none.
+fn prefix6(network: &Network) -> [u8; 12] {
+    let mut prefix6 = [0; 12];
+    if let Some(subnet) = network.subnets.iter().find(|subnet| subnet.subnet.family() == Family::Ipv6) {
+        let Address(bytes) = subnet.subnet.first().into();
+        prefix6.copy_from_slice(&bytes[..12]);
+    }
+    prefix6
+}

@@ -1,0 +1,31 @@
+//! The steps that remove all of ours.
+
+use mesh_model::observed::{FirewallState, LinkKind, Observed, Pins};
+use mesh_model::plan::{Plan, Step};
+use mesh_model::{Action, naming};
+
+/// Endpoints' devices go first, while their programs still stand: without those, what a container sends would reach the
+/// host. Then the other devices, the programs, and last the firewall.
+pub(crate) fn plan(observed: &Observed) -> Plan {
+    let mut actions = Vec::new();
+    let (endpoints, others): (Vec<_>, Vec<_>) =
+        observed.links.iter().partition(|(name, _)| naming::is_endpoint(name.as_str()));
+    let mut gone_with_peer = Vec::new();
+    for (name, link) in endpoints.into_iter().chain(others) {
+        if gone_with_peer.contains(&link.index) {
+            continue;
+        }
+        if let LinkKind::Veth { peer, peer_is_here: true } = link.kind {
+            gone_with_peer.push(peer);
+        }
+        actions.push(Action::DeleteLink { name: name.clone(), index: link.index });
+    }
+    if observed.programs.pins != Pins::Absent {
+        actions.push(Action::UnloadPrograms);
+    }
+    if observed.firewall != FirewallState::Absent {
+        actions.push(Action::RemoveFirewall);
+    }
+    let steps = actions.into_iter().map(|action| Step { action, endpoint: None }).collect();
+    Plan { steps, ..Plan::default() }
+}

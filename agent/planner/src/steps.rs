@@ -1,0 +1,302 @@
+//! The order of a member's steps.
+
+use std::collections::BTreeSet;
+
+use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
+use mesh_model::observed::{AttachedProgram, Attachment, FirewallState, LinkKind, Pins};
+use mesh_model::plan::Step;
+use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan};
+
+use crate::wanted::{Wanted, WantedEndpoint};
+
+/// The steps from what is to what should be.
+pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
+    let wanted = Wanted::derive(desired, observed);
+    let mut planner = Planner { observed, wanted: &wanted, steps: Vec::new(), replaced: BTreeSet::new() };
+    planner.silence_unwanted();
+    planner.load();
+    planner.switches_and_firewall();
+    planner.vxlan();
+    planner.host_leg();
+    planner.shared_entries();
+    planner.shared_attachments();
+    planner.host_addresses_and_routes();
+    for (id, endpoint) in &wanted.endpoints {
+        planner.endpoint(id, endpoint);
+    }
+    planner.remove_links();
+    planner.remove_host_routes_and_addresses();
+    planner.remove_entries();
+    planner.remove_attachments();
+    let steps = planner.steps;
+    Plan { steps, lost: wanted.lost, problems: wanted.problems }
+}
+
+struct Planner<'a> {
+    observed: &'a Observed,
+    wanted: &'a Wanted,
+    steps: Vec<Step>,
+    /// Devices that are removed so that they can be made anew: what was on them is gone.
+    replaced: BTreeSet<IfName>,
+}
+
+impl Planner<'_> {
+    fn push(&mut self, action: Action) {
+        self.steps.push(Step { action, endpoint: None });
+    }
+
+    fn push_for(&mut self, endpoint: &EndpointId, action: Action) {
+        self.steps.push(Step { action, endpoint: Some(endpoint.clone()) });
+    }
+
+    fn link(&self, name: &IfName) -> Option<&mesh_model::observed::Link> {
+        self.observed.links.get(name).filter(|_| !self.replaced.contains(name))
+    }
+
+    /// Whether the maps hold this entry. Loading may find maps of another layout and begin with empty ones, so until
+    /// then every entry counts as missing.
+    fn holds(&self, entry: &MapEntry) -> bool {
+        self.observed.programs.pins == Pins::Current
+            && self.observed.programs.entries.get(&entry.key()) == Some(entry)
+    }
+
+    fn runs(&self, attachment: Attachment) -> bool {
+        self.observed.programs.attachments.get(&attachment) == Some(&AttachedProgram::Current)
+            && self.observed.programs.pins == Pins::Current
+    }
+
+    /// Endpoints that go: nothing leads to them any more, and their devices send into the void. Their devices are
+    /// removed at the end, since the kernel takes its time for that.
+    fn silence_unwanted(&mut self) {
+        let wanted_addresses: BTreeSet<MapKey> = self
+            .wanted
+            .endpoints
+            .values()
+            .flat_map(|endpoint| endpoint.addresses.iter().map(MapEntry::key))
+            .collect();
+        let wanted_interfaces: BTreeSet<MapKey> =
+            self.wanted.endpoints.values().map(|endpoint| endpoint.interface.key()).collect();
+        if self.observed.programs.pins != Pins::Current {
+            return;
+        }
+        let present = self.observed.programs.entries.keys();
+        let unwanted = |key: &&MapKey| match key {
+            MapKey::Endpoint(_) => !wanted_addresses.contains(*key),
+            MapKey::Interface(_) => !wanted_interfaces.contains(*key),
+            _ => false,
+        };
+        let (addresses, interfaces): (Vec<&MapKey>, Vec<&MapKey>) =
+            present.filter(unwanted).partition(|key| matches!(key, MapKey::Endpoint(_)));
+        for key in addresses.into_iter().chain(interfaces) {
+            self.push(Action::DeleteEntry(*key));
+        }
+    }
+
+    fn load(&mut self) {
+        if self.observed.programs.pins != Pins::Current {
+            self.push(Action::LoadPrograms);
+        }
+    }
+
+    /// The firewall comes before any endpoint that its rules are for.
+    fn switches_and_firewall(&mut self) {
+        for sysctl in self.wanted.sysctls.difference(&self.observed.sysctls) {
+            self.push(Action::SetSysctl(*sysctl));
+        }
+        if self.observed.firewall != FirewallState::Intact(self.wanted.firewall.clone()) {
+            self.push(Action::SetFirewall(self.wanted.firewall.clone()));
+        }
+    }
+
+    fn vxlan(&mut self) {
+        let device = &self.wanted.vxlan;
+        let kind = LinkKind::Vxlan { port: device.port, external: true };
+        if let Some(link) = self.link(&device.name)
+            && (link.kind != kind || link.index != device.index)
+        {
+            self.push(Action::DeleteLink { name: device.name.clone(), index: link.index });
+            self.replaced.insert(device.name.clone());
+        }
+        match self.link(&device.name) {
+            None => self.push(Action::CreateVxlan(device.clone())),
+            Some(_) => self.mend(&device.name, device.mtu),
+        }
+    }
+
+    /// Both ends or none: when one is not what it should be, the pair is made anew.
+    fn host_leg(&mut self) {
+        let leg = &self.wanted.host_leg;
+        let end = |name, index, peer| {
+            self.link(name).is_some_and(|link| {
+                link.index == index && link.kind == LinkKind::Veth { peer, peer_is_here: true }
+            })
+        };
+        let sound =
+            end(&leg.name, leg.index, leg.peer_index) && end(&leg.peer_name, leg.peer_index, leg.index);
+        if sound {
+            if self.link(&leg.name).is_some_and(|link| link.arp) {
+                self.push(Action::SetNoArp { index: leg.index });
+            }
+            self.mend(&leg.name, leg.mtu);
+            self.mend(&leg.peer_name, leg.mtu);
+            return;
+        }
+        let mut removed_with = None;
+        for name in [&leg.name, &leg.peer_name] {
+            let Some(link) = self.link(name) else { continue };
+            let index = link.index;
+            if removed_with != Some(index) {
+                removed_with = match link.kind {
+                    LinkKind::Veth { peer, peer_is_here: true } => Some(peer),
+                    _ => None,
+                };
+                self.push(Action::DeleteLink { name: name.clone(), index });
+            }
+            self.replaced.insert(name.clone());
+        }
+        self.push(Action::CreateHostLeg(leg.clone()));
+    }
+
+    /// Gives a device that there is its MTU, and sets it up.
+    fn mend(&mut self, name: &IfName, mtu: u32) {
+        let Some(link) = self.link(name) else { return };
+        let (index, up, old) = (link.index, link.up, link.mtu);
+        if old != mtu {
+            self.push(Action::SetMtu { index, mtu });
+        }
+        if !up {
+            self.push(Action::SetUp { index });
+        }
+    }
+
+    /// In the order of the maps: a network before what refers to it.
+    fn shared_entries(&mut self) {
+        for entry in self.wanted.entries.values() {
+            if !self.holds(entry) {
+                self.push(Action::PutEntry(*entry));
+            }
+        }
+    }
+
+    fn shared_attachments(&mut self) {
+        for attachment in &self.wanted.attachments {
+            let device_is_new = self
+                .replaced
+                .iter()
+                .filter_map(|name| self.observed.links.get(name))
+                .any(|link| link.index == attachment.ifindex);
+            let keep = self.observed.underlay.is_none() && attachment.kind == ProgramKind::Underlay;
+            if !keep && (device_is_new || !self.runs(*attachment)) {
+                self.push(Action::Attach(*attachment));
+            }
+        }
+    }
+
+    /// Addresses come first: routes name them as their source.
+    fn host_addresses_and_routes(&mut self) {
+        let index = self.wanted.host_leg.index;
+        let is_new = self.link(&self.wanted.host_leg.name).is_none();
+        for address in &self.wanted.host_addresses {
+            if is_new || !self.observed.host_addresses.contains(address) {
+                self.push(Action::AddAddress { index, address: *address });
+            }
+        }
+        for route in &self.wanted.host_routes {
+            if is_new || !self.observed.host_routes.contains(route) {
+                self.push(Action::PutRoute { index, route: *route });
+            }
+        }
+    }
+
+    /// An endpoint's device forwards nothing before it is set up, and that is the last step.
+    fn endpoint(&mut self, id: &EndpointId, endpoint: &WantedEndpoint) {
+        let device = &endpoint.device;
+        let link = self.link(&device.name).cloned();
+        if link.is_none() {
+            self.push_for(id, Action::CreateEndpoint(device.clone()));
+        }
+        if !self.holds(&endpoint.interface) {
+            self.push_for(id, Action::PutEntry(endpoint.interface));
+        }
+        let attachment = Attachment { ifindex: device.index, kind: ProgramKind::Endpoint };
+        if link.is_none() || !self.runs(attachment) {
+            self.push_for(id, Action::Attach(attachment));
+        }
+        for entry in &endpoint.addresses {
+            if !self.holds(entry) {
+                self.push_for(id, Action::PutEntry(*entry));
+            }
+        }
+        if let Some(link) = &link
+            && link.mtu != device.mtu
+        {
+            let (index, mtu) = (link.index, device.mtu);
+            let action = match link.kind {
+                LinkKind::Veth { peer, .. } if self.observed.namespaces.contains(id) => {
+                    Action::SetEndpointMtu { index, peer, netns: device.netns.clone(), mtu }
+                }
+                _ => Action::SetMtu { index, mtu },
+            };
+            self.push_for(id, action);
+        }
+        if link.is_none_or(|link| !link.up) {
+            self.push_for(id, Action::SetUp { index: device.index });
+        }
+    }
+
+    /// A device goes before its program does: without it, what the container still sends would reach the host.
+    fn remove_links(&mut self) {
+        let mut wanted: BTreeSet<&IfName> =
+            [&self.wanted.vxlan.name, &self.wanted.host_leg.name, &self.wanted.host_leg.peer_name].into();
+        wanted.extend(self.wanted.endpoints.values().map(|endpoint| &endpoint.device.name));
+        for (name, link) in &self.observed.links {
+            if wanted.contains(name) {
+                continue;
+            }
+            self.push(Action::DeleteLink { name: name.clone(), index: link.index });
+        }
+    }
+
+    fn remove_host_routes_and_addresses(&mut self) {
+        let index = self.wanted.host_leg.index;
+        if self.link(&self.wanted.host_leg.name).is_none() {
+            return;
+        }
+        let subnets: BTreeSet<_> = self.wanted.host_routes.iter().map(|route| route.subnet).collect();
+        for route in self.observed.host_routes.difference(&self.wanted.host_routes) {
+            // Where the subnet is still routed, the new route has replaced this one.
+            if !subnets.contains(&route.subnet) {
+                self.push(Action::RemoveRoute { index, route: *route });
+            }
+        }
+        for address in self.observed.host_addresses.difference(&self.wanted.host_addresses) {
+            self.push(Action::RemoveAddress { index, address: *address });
+        }
+    }
+
+    /// What refers to a network goes before it.
+    fn remove_entries(&mut self) {
+        if self.observed.programs.pins != Pins::Current {
+            return;
+        }
+        for key in self.observed.programs.entries.keys().rev() {
+            let of_endpoint = matches!(key, MapKey::Endpoint(_) | MapKey::Interface(_));
+            if !of_endpoint && !self.wanted.entries.contains_key(key) {
+                self.push(Action::DeleteEntry(*key));
+            }
+        }
+    }
+
+    fn remove_attachments(&mut self) {
+        let of_endpoints = self.wanted.endpoints.values();
+        let of_endpoints = of_endpoints
+            .map(|endpoint| Attachment { ifindex: endpoint.device.index, kind: ProgramKind::Endpoint });
+        let wanted: BTreeSet<Attachment> =
+            self.wanted.attachments.iter().copied().chain(of_endpoints).collect();
+        for attachment in self.observed.programs.attachments.keys() {
+            if !wanted.contains(attachment) {
+                self.push(Action::Detach(*attachment));
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! What the kernel should look like, in the kernel's own terms.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
+use mesh_ipam::Family;
+use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
+use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
+use mesh_model::{
+    Desired, Endpoint, EndpointId, IfName, MacAddr, Mtu, Network, NetworkId, Observed, Prefix, naming,
+};
+
+use crate::{entries, mtu};
+
+/// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it gets there; packets that
+/// this device is given may be fragmented below it, and fit as long as IP itself can tell their length.
+const VXLAN_MTU: u32 = Mtu::MAX - 70;
+
+/// An endpoint's part.
+pub(crate) struct WantedEndpoint {
+    /// Its device, should it have to be made; index and MTU also hold for the one that there is.
+    pub device: EndpointDevice,
+    /// Who sends there.
+    pub interface: MapEntry,
+    /// What leads there.
+    pub addresses: Vec<MapEntry>,
+}
+
+/// What the kernel should look like.
+pub(crate) struct Wanted {
+    pub vxlan: VxlanDevice,
+    pub host_leg: HostLeg,
+    pub endpoints: BTreeMap<EndpointId, WantedEndpoint>,
+    /// Entries that belong to no single endpoint, in the order of their maps: `CONFIG`, networks, blocks, routes, members.
+    pub entries: BTreeMap<MapKey, MapEntry>,
+    /// Programs at devices that belong to no single endpoint.
+    pub attachments: BTreeSet<Attachment>,
+    pub host_addresses: BTreeSet<InterfaceAddress>,
+    pub host_routes: BTreeSet<HostRoute>,
+    pub sysctls: BTreeSet<Sysctl>,
+    pub firewall: Firewall,
+    pub lost: BTreeSet<EndpointId>,
+    pub problems: BTreeSet<Problem>,
+}
+
+impl Wanted {
+    /// Derives it from the desired state, and from the facts that the node does not choose: which interface is the
+    /// underlay, which namespaces live, which indexes are taken.
+    pub(crate) fn derive(desired: &Desired, observed: &Observed) -> Self {
+        let largest_mtu = mtu::largest(desired, observed);
+        let (present, lost) = sort_endpoints(desired, observed);
+        let local: BTreeMap<&NetworkId, &Network> =
+            present.iter().map(|(_, network)| (&network.id, *network)).collect();
+
+        let host_mac =
+            observed.links.get(&name(naming::HOST_LEG)).and_then(|link| link.mac).unwrap_or_else(host_mac);
+        let mut wanted = Self {
+            vxlan: VxlanDevice {
+                name: name(naming::VXLAN),
+                index: naming::VXLAN_INDEX,
+                port: desired.underlay.port,
+                mtu: VXLAN_MTU,
+            },
+            host_leg: HostLeg {
+                name: name(naming::HOST_LEG),
+                index: naming::HOST_LEG_INDEX,
+                mac: host_mac,
+                peer_name: name(naming::HOST_LEG_PEER),
+                peer_index: naming::HOST_LEG_PEER_INDEX,
+                mtu: largest_mtu,
+            },
+            endpoints: endpoints(&present, observed, largest_mtu),
+            entries: BTreeMap::new(),
+            attachments: BTreeSet::new(),
+            host_addresses: BTreeSet::new(),
+            host_routes: BTreeSet::new(),
+            sysctls: BTreeSet::from([Sysctl::Ipv4Forwarding]),
+            firewall: firewall(desired),
+            lost,
+            problems: BTreeSet::new(),
+        };
+        wanted.attach(ProgramKind::Host, naming::HOST_LEG_PEER_INDEX);
+        wanted.attach(ProgramKind::Overlay, naming::VXLAN_INDEX);
+        wanted.underlay(desired, observed, host_mac);
+        wanted.put(entries::members(desired));
+        for network in local.into_values() {
+            wanted.network(desired, network, mtu::of(network, largest_mtu));
+        }
+        wanted
+    }
+
+    fn put(&mut self, entries: impl IntoIterator<Item = MapEntry>) {
+        self.entries.extend(entries.into_iter().map(|entry| (entry.key(), entry)));
+    }
+
+    fn attach(&mut self, kind: ProgramKind, ifindex: u32) {
+        self.attachments.insert(Attachment { ifindex, kind });
+    }
+
+    /// The underlay's program and what `CONFIG` says of it. While no interface has the data-path address, what there
+    /// is of both stays: an address that comes back in a moment should find them.
+    fn underlay(&mut self, desired: &Desired, observed: &Observed, host_mac: MacAddr) {
+        let mut config = entries::config(desired, host_mac);
+        if let Some(link) = &observed.underlay {
+            config.underlay_ifindex = link.index;
+            config.underlay_mtu = link.mtu;
+            self.attach(ProgramKind::Underlay, link.index);
+        } else {
+            self.problems.insert(Problem::NoUnderlay { address: desired.underlay.address });
+            if let Some(MapEntry::Config(old)) = observed.programs.entries.get(&MapKey::Config) {
+                config.underlay_ifindex = old.underlay_ifindex;
+                config.underlay_mtu = old.underlay_mtu;
+            }
+            let attached = observed.programs.attachments.keys();
+            self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
+        }
+        self.put([MapEntry::Config(config)]);
+    }
+
+    /// A network that has endpoints here.
+    fn network(&mut self, desired: &Desired, network: &Network, mtu: u32) {
+        self.put(entries::network(desired, network, mtu));
+        for subnet in &network.subnets {
+            let prefix_len = subnet.subnet.family().width();
+            self.host_addresses.insert(InterfaceAddress { address: subnet.gateway, prefix_len });
+            self.host_routes.insert(HostRoute {
+                subnet: subnet.subnet,
+                source: Some(subnet.gateway),
+                mtu: Some(mtu),
+            });
+            if subnet.subnet.family() == Family::Ipv6 {
+                self.sysctls.insert(Sysctl::Ipv6Forwarding);
+            }
+        }
+    }
+}
+
+/// Endpoints that can be served, oldest first, each with its network; and those whose container is gone. An endpoint
+/// whose namespace cannot be found any more but whose device is there is alive: only the way to it is gone.
+fn sort_endpoints<'a>(
+    desired: &'a Desired,
+    observed: &Observed,
+) -> (Vec<(&'a Endpoint, &'a Network)>, BTreeSet<EndpointId>) {
+    let mut present = Vec::new();
+    let mut lost = BTreeSet::new();
+    for endpoint in desired.endpoints.values() {
+        let alive = observed.namespaces.contains(&endpoint.id)
+            || observed.links.contains_key(&endpoint.host_ifname());
+        if !alive {
+            lost.insert(endpoint.id.clone());
+        } else if let Some(network) = desired.networks.get(&endpoint.network) {
+            present.push((endpoint, network));
+        }
+    }
+    present.sort_by(|(a, _), (b, _)| (a.created_at, &a.id).cmp(&(b.created_at, &b.id)));
+    (present, lost)
+}
+
+/// The endpoints' devices and entries.
+fn endpoints(
+    present: &[(&Endpoint, &Network)],
+    observed: &Observed,
+    largest_mtu: u32,
+) -> BTreeMap<EndpointId, WantedEndpoint> {
+    let mut taken: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
+    taken.extend(&observed.foreign_indexes);
+    // Which families of a namespace have their default route; the oldest endpoint that can be one is it.
+    let mut routed: BTreeSet<(u64, Family)> = BTreeSet::new();
+    let mut wanted = BTreeMap::new();
+    for (endpoint, network) in present {
+        let host_name = endpoint.host_ifname();
+        let index =
+            observed.links.get(&host_name).map_or_else(|| free_index(&host_name, &taken), |link| link.index);
+        taken.insert(index);
+        let mut device = EndpointDevice {
+            name: host_name,
+            index,
+            netns: endpoint.netns.clone(),
+            ifname: endpoint.ifname.clone(),
+            mac: endpoint.mac,
+            mtu: mtu::of(network, largest_mtu),
+            addresses: Vec::new(),
+            on_link: Vec::new(),
+            gateways: Vec::new(),
+        };
+        for address in endpoint.addresses() {
+            let own = network.subnets.iter().find(|subnet| subnet.subnet.contains(address));
+            let prefix = own.map_or_else(|| Prefix::single(address), |subnet| subnet.subnet);
+            device.addresses.push(InterfaceAddress { address, prefix_len: prefix.len() });
+            let others = network.subnets.iter().map(|subnet| subnet.subnet);
+            device
+                .on_link
+                .extend(others.filter(|other| other.family() == prefix.family() && *other != prefix));
+            let first = !network.internal && routed.insert((endpoint.netns.inode, prefix.family()));
+            device.gateways.extend(own.filter(|_| first).map(|subnet| subnet.gateway));
+        }
+        let interface = entries::interface(endpoint, network, index);
+        let addresses = entries::addresses(endpoint, network, index);
+        wanted.insert(endpoint.id.clone(), WantedEndpoint { device, interface, addresses });
+    }
+    wanted
+}
+
+/// The first free index from the preferred one on, around the end of the endpoints' range.
+fn free_index(name: &IfName, taken: &BTreeSet<u32>) -> u32 {
+    let preferred = naming::preferred_index(name);
+    let mut candidates = (preferred..=naming::LAST_INDEX).chain(naming::FIRST_ENDPOINT_INDEX..preferred);
+    candidates.find(|index| !taken.contains(index)).unwrap_or(preferred)
+}
+
+/// What leaves masqueraded: the networks that this node has leases in, whether or not they have endpoints here at
+/// the moment. Setting rules is slow, and so it happens before the first attachment and not during each.
+fn firewall(desired: &Desired) -> Firewall {
+    let outward = desired.networks.values().filter(|network| !network.internal);
+    Firewall {
+        masquerade: outward.flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet)).collect(),
+    }
+}
+
+/// `mesh0`'s address: locally administered, the same on every host, since no frame from it leaves one.
+fn host_mac() -> MacAddr {
+    MacAddr::new([0x02, b'M', b'e', b's', b'h', 0]).expect("it is unicast and not zero")
+}
+
+pub(crate) fn name(name: &str) -> IfName {
+    name.parse().expect("the names of our devices are valid")
+}

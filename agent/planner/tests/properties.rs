@@ -1,0 +1,246 @@
+//! What holds for any desired state, applied to a model of the kernel.
+
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+
+mod support;
+
+use std::collections::BTreeSet;
+
+use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
+use mesh_model::observed::{
+    AttachedProgram, Attachment, FirewallState, ObservedPrograms, Pins, UnderlayLink,
+};
+use mesh_model::{Action, Desired, Observed, naming};
+use mesh_planner::plan;
+use proptest::prelude::*;
+use support::{desired, imagined, shapes};
+
+const UNDERLAY_INDEX: u32 = 7;
+
+/// A host that has an underlay, and devices of others that stand where ours would.
+fn host(mtu: u32) -> Observed {
+    let name = "eth0".parse().unwrap();
+    Observed {
+        underlay: Some(UnderlayLink { name, index: UNDERLAY_INDEX, mtu, mac: None }),
+        foreign_indexes: (0..6)
+            .map(|number| naming::preferred_index(&format!("mesh{number:08x}").parse().unwrap()))
+            .collect(),
+        ..Observed::default()
+    }
+}
+
+fn see(desired: &Desired, mut observed: Observed) -> Observed {
+    observed.namespaces = desired.endpoints.keys().cloned().collect();
+    observed
+}
+
+/// Takes passes until there is nothing to do, and tells how many it took.
+fn converge(desired: Option<&Desired>, observed: &mut Observed, check: impl Fn(&Observed, &Action)) -> usize {
+    for pass in 0..5 {
+        let plan = plan(desired, observed);
+        if plan.is_empty() {
+            return pass;
+        }
+        for step in &plan.steps {
+            check(observed, &step.action);
+            observed
+                .apply(&step.action)
+                .unwrap_or_else(|error| panic!("{error} at {:?} of {:#?}", step.action, plan.steps));
+            no_endpoint_forwards_unguarded(observed);
+        }
+    }
+    panic!("no convergence: {:#?}", plan(desired, observed).steps);
+}
+
+/// An endpoint's device that is up has its program, or what its container sends would reach the host.
+fn no_endpoint_forwards_unguarded(observed: &Observed) {
+    for (name, link) in observed.links.iter().filter(|(name, _)| naming::is_endpoint(name.as_str())) {
+        let attachment = Attachment { ifindex: link.index, kind: ProgramKind::Endpoint };
+        assert!(
+            !link.up || observed.programs.attachments.contains_key(&attachment),
+            "{name} is up without its program"
+        );
+    }
+}
+
+/// What a step may touch: our devices, and the underlay's hook.
+fn touches_only_ours(observed: &Observed, action: &Action) {
+    let ours: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
+    match action {
+        Action::SetUp { index }
+        | Action::SetNoArp { index }
+        | Action::SetMtu { index, .. }
+        | Action::SetEndpointMtu { index, .. }
+        | Action::DeleteLink { index, .. }
+        | Action::AddAddress { index, .. }
+        | Action::RemoveAddress { index, .. }
+        | Action::PutRoute { index, .. }
+        | Action::RemoveRoute { index, .. } => assert!(ours.contains(index), "{action:?}"),
+        Action::Attach(Attachment { ifindex, kind: ProgramKind::Underlay }) => {
+            assert_eq!(*ifindex, UNDERLAY_INDEX);
+        }
+        Action::Attach(Attachment { ifindex, .. }) => assert!(ours.contains(ifindex), "{action:?}"),
+        _ => {}
+    }
+}
+
+/// A program that stands finds its entries, and an endpoint is found only where its program stands.
+fn respects_order(observed: &Observed, action: &Action) {
+    match action {
+        Action::Attach(Attachment { ifindex, kind: ProgramKind::Endpoint }) => {
+            assert!(
+                observed.programs.entries.contains_key(&MapKey::Interface(*ifindex)),
+                "attached before its entry"
+            );
+        }
+        Action::Attach(Attachment {
+            kind: ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host,
+            ..
+        }) => {
+            assert!(observed.programs.entries.contains_key(&MapKey::Config), "attached before CONFIG");
+        }
+        Action::PutEntry(MapEntry::Endpoint(key, endpoint)) => {
+            let attachment = Attachment { ifindex: endpoint.ifindex, kind: ProgramKind::Endpoint };
+            assert!(
+                observed.programs.attachments.contains_key(&attachment),
+                "found before its program stands"
+            );
+            assert!(
+                observed.programs.entries.contains_key(&MapKey::Network(key.vni)),
+                "found before its network"
+            );
+        }
+        Action::PutEntry(MapEntry::Block(key, _)) => {
+            assert!(
+                observed.programs.entries.contains_key(&MapKey::Network(key.vni)),
+                "a block before its network"
+            );
+        }
+        Action::DeleteEntry(MapKey::Network(vni)) => {
+            let left = observed.programs.entries.keys().any(|key| match key {
+                MapKey::Endpoint(key) => key.vni == *vni,
+                MapKey::Block(key) => key.vni == *vni,
+                _ => false,
+            });
+            assert!(!left, "a network goes before what refers to it");
+        }
+        _ => {}
+    }
+}
+
+fn check(observed: &Observed, action: &Action) {
+    touches_only_ours(observed, action);
+    respects_order(observed, action);
+}
+
+/// What others do to us.
+fn disturb(observed: &mut Observed, kind: u8) {
+    match kind {
+        0 => observed.firewall = FirewallState::Altered,
+        1 => observed.sysctls.clear(),
+        2 => observed.host_routes.clear(),
+        3 => {
+            observed.programs.attachments.pop_first();
+            for link in observed.links.values_mut() {
+                link.up = false;
+            }
+        }
+        4 => {
+            let Some((name, link)) = observed.links.iter().next() else { return };
+            let action = Action::DeleteLink { name: name.clone(), index: link.index };
+            observed.apply(&action).unwrap();
+        }
+        5 => {
+            // meshd restarts.
+            observed.programs.pins = Pins::Earlier;
+            observed
+                .programs
+                .attachments
+                .values_mut()
+                .for_each(|program| *program = AttachedProgram::Earlier);
+        }
+        6 => observed.links.values_mut().for_each(|link| link.mtu = 999),
+        7 => {
+            observed.programs.entries.pop_last();
+        }
+        _ => observed.underlay.as_mut().unwrap().mtu = 1300,
+    }
+}
+
+proptest! {
+    #[test]
+    fn any_state_is_reached_from_any_other_in_one_pass(before in shapes(), after in shapes(), trouble in prop::collection::vec(0..9u8, 0..3)) {
+        let before = desired(&before, imagined);
+        let after = desired(&after, imagined);
+        let mut observed = see(&before, host(1500));
+        prop_assert!(converge(Some(&before), &mut observed, check) <= 1);
+        for kind in &trouble {
+            disturb(&mut observed, *kind);
+        }
+        let mut observed = see(&after, observed);
+        let passes = converge(Some(&after), &mut observed, check);
+        // What an earlier process left in the maps can be told only once they are adopted.
+        prop_assert!(passes <= if trouble.contains(&5) { 2 } else { 1 }, "{passes} passes");
+    }
+
+    #[test]
+    fn a_change_takes_nothing_from_endpoints_and_blocks_that_stay(before in shapes(), after in shapes()) {
+        let before = desired(&before, imagined);
+        let after = desired(&after, imagined);
+        let mut observed = see(&before, host(1500));
+        converge(Some(&before), &mut observed, check);
+        let mut reached = see(&after, observed.clone());
+        converge(Some(&after), &mut reached, check);
+
+        let stays = |old: &Observed, new: &Observed| -> BTreeSet<MapEntry> {
+            old.programs.entries.values().filter(|entry| new.programs.entries.get(&entry.key()) == Some(entry)).copied().collect()
+        };
+        let entries = stays(&observed, &reached);
+        let attachments: Vec<Attachment> =
+            observed.programs.attachments.keys().filter(|a| reached.programs.attachments.contains_key(a)).copied().collect();
+        let mut observed = see(&after, observed);
+        // Unless the port changed, which makes the VXLAN device anew.
+        let same_port = before.underlay.port == after.underlay.port;
+        for step in plan(Some(&after), &observed).steps {
+            observed.apply(&step.action).unwrap();
+            for entry in &entries {
+                prop_assert_eq!(observed.programs.entries.get(&entry.key()), Some(entry));
+            }
+            for attachment in attachments.iter().filter(|_| same_port) {
+                prop_assert!(observed.programs.attachments.contains_key(attachment));
+            }
+        }
+    }
+
+    #[test]
+    fn leaving_removes_all_of_ours(shape in shapes(), trouble in prop::collection::vec(0..9u8, 0..3)) {
+        let desired = desired(&shape, imagined);
+        let mut observed = see(&desired, host(1500));
+        converge(Some(&desired), &mut observed, check);
+        for kind in trouble {
+            disturb(&mut observed, kind);
+        }
+        prop_assert!(converge(None, &mut observed, check) <= 1);
+        prop_assert!(observed.links.is_empty());
+        prop_assert_eq!(observed.programs, ObservedPrograms::default());
+        prop_assert_eq!(observed.firewall, FirewallState::Absent);
+    }
+
+    #[test]
+    fn the_same_states_give_the_same_plan(shape in shapes()) {
+        let desired = desired(&shape, imagined);
+        let observed = see(&desired, host(1500));
+        prop_assert_eq!(plan(Some(&desired), &observed), plan(Some(&desired.clone()), &observed.clone()));
+    }
+
+    #[test]
+    fn nothing_is_made_for_an_endpoint_whose_namespace_is_gone(shape in shapes(), gone in 0..6u8) {
+        let desired = desired(&shape, imagined);
+        let gone = support::endpoint_id(gone);
+        let mut observed = see(&desired, host(1500));
+        observed.namespaces.remove(&gone);
+        let plan = plan(Some(&desired), &observed);
+        prop_assert_eq!(plan.lost.contains(&gone), desired.endpoints.contains_key(&gone));
+        prop_assert!(plan.steps.iter().all(|step| step.endpoint.as_ref() != Some(&gone)));
+    }
+}
