@@ -2,7 +2,7 @@
 //!
 //! # The model
 //!
-//! A **network** has subnets, given or chosen from the default [pools](pools). A **subnet** is divided by its
+//! A **network** has subnets, given or chosen from the default [pools]. A **subnet** is divided by its
 //! [`SubnetLayout`] into reserved addresses (network, broadcast or anycast, gateway, auxiliary), one VIP block, and what
 //! containers can have. That is leased to nodes in **blocks**, and a node assigns **addresses** from its blocks with its
 //! [`LocalPool`], without asking anyone. IPv4 and IPv6 are alike.

@@ -11,7 +11,7 @@ use mesh_ipam::{SubnetLayout, SubnetSpec};
 use proptest::prelude::*;
 use simulation::{Cluster, Step};
 
-const NODES: u8 = 4;
+const MAX_NODES: u8 = 4;
 
 fn layouts() -> impl Strategy<Value = SubnetLayout> {
     prop::sample::select(vec![
@@ -32,18 +32,19 @@ fn layouts() -> impl Strategy<Value = SubnetLayout> {
 }
 
 fn step() -> impl Strategy<Value = Step> {
-    let node = 0..NODES;
+    let node = 0..MAX_NODES;
     prop_oneof![
         8 => node.clone().prop_map(Step::Attach),
         2 => (node.clone(), any::<u8>()).prop_map(|(node, pick)| Step::AttachStatic { node, pick }),
         6 => (node.clone(), any::<u8>()).prop_map(|(node, pick)| Step::Detach { node, pick }),
-        14 => (any::<u16>(), prop::bool::weighted(0.2)).prop_map(|(pick, again)| Step::Deliver { pick, again }),
+        14 => (any::<u16>(), prop::bool::weighted(0.3)).prop_map(|(pick, again)| Step::Deliver { pick, again }),
+        10 => node.clone().prop_map(Step::ServePromptly),
         1 => any::<u16>().prop_map(Step::Lose),
         8 => node.clone().prop_map(Step::LearnNextChange),
         2 => (node.clone(), any::<u16>()).prop_map(|(node, pick)| Step::LearnSnapshot { node, pick }),
         1 => (node.clone(), any::<u16>()).prop_map(|(node, pick)| Step::RestartNode { node, pick }),
         1 => Just(Step::RestartManager),
-        4 => node.clone().prop_map(Step::GiveBackIdle),
+        6 => node.clone().prop_map(Step::GiveBackIdle),
         2 => node.clone().prop_map(Step::Report),
         1 => node.prop_map(Step::TogglePartition),
         3 => (0u64..20).prop_map(Step::Wait),
@@ -56,9 +57,10 @@ proptest! {
     #[test]
     fn no_address_is_given_twice_and_none_is_lost_under_any_interleaving(
         layout in layouts(),
+        nodes in 2..=MAX_NODES,
         steps in prop::collection::vec(step(), 0..250),
     ) {
-        let mut cluster = Cluster::new(layout.clone(), NODES);
+        let mut cluster = Cluster::new(layout.clone(), nodes);
         for step in steps {
             cluster.run(step);
             cluster.assert_one_owner_each();
@@ -68,11 +70,11 @@ proptest! {
         // What no one uses can be had, from any node in turn, until nothing is left.
         let mut full = BTreeSet::new();
         let mut node = 0;
-        while full.len() < usize::from(NODES) {
+        while full.len() < usize::from(nodes) {
             if !cluster.attach_now(node) {
                 full.insert(node);
             }
-            node = (node + 1) % NODES;
+            node = (node + 1) % nodes;
         }
         prop_assert_eq!(cluster.dynamic_in_use(), layout.assignable_count());
         cluster.assert_one_owner_each();

@@ -12,24 +12,61 @@ type Node = u8;
 type Endpoint = u32;
 type Pool = LocalPool<Node, Endpoint>;
 
-const DELAYS: Delays = Delays { reuse: 5, idle: 10 };
+const DELAYS: Delays = Delays { reuse: 2, idle: 2 };
 
 /// One thing that happens. `pick` chooses among what there is at that moment.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum Step {
     Attach(Node),
-    AttachStatic { node: Node, pick: u8 },
-    Detach { node: Node, pick: u8 },
-    Deliver { pick: u16, again: bool },
+    AttachStatic {
+        node: Node,
+        pick: u8,
+    },
+    Detach {
+        node: Node,
+        pick: u8,
+    },
+    Deliver {
+        pick: u16,
+        again: bool,
+    },
+    /// The newest message arrives, and the node learns all that there is.
+    ServePromptly(Node),
     Lose(u16),
     LearnNextChange(Node),
-    LearnSnapshot { node: Node, pick: u16 },
-    RestartNode { node: Node, pick: u16 },
+    LearnSnapshot {
+        node: Node,
+        pick: u16,
+    },
+    RestartNode {
+        node: Node,
+        pick: u16,
+    },
     RestartManager,
     GiveBackIdle(Node),
     Report(Node),
     TogglePartition(Node),
     Wait(u64),
+}
+
+impl Step {
+    /// The same on one of this many nodes.
+    fn among(mut self, nodes: u8) -> Self {
+        match &mut self {
+            Self::Attach(node)
+            | Self::AttachStatic { node, .. }
+            | Self::Detach { node, .. }
+            | Self::ServePromptly(node)
+            | Self::LearnNextChange(node)
+            | Self::LearnSnapshot { node, .. }
+            | Self::RestartNode { node, .. }
+            | Self::GiveBackIdle(node)
+            | Self::Report(node)
+            | Self::TogglePartition(node) => *node %= nodes,
+            Self::Deliver { .. } | Self::Lose(_) | Self::RestartManager | Self::Wait(_) => {}
+        }
+        self
+    }
 }
 
 #[derive(Debug, Clone)]
@@ -103,7 +140,7 @@ impl Cluster {
     }
 
     pub(crate) fn run(&mut self, step: Step) {
-        match step {
+        match step.among(self.node_count()) {
             Step::Attach(node) => {
                 let endpoint = self.endpoint();
                 if self.pool(node).assign(endpoint).is_err() {
@@ -124,6 +161,10 @@ impl Cluster {
             }
             Step::Detach { node, pick } => self.detach(node, usize::from(pick)),
             Step::Deliver { pick, again } => self.deliver(usize::from(pick), again),
+            Step::ServePromptly(node) => {
+                self.deliver(self.network.len().saturating_sub(1), false);
+                self.learn_all(node);
+            }
             Step::Lose(pick) => {
                 if !self.network.is_empty() {
                     let index = usize::from(pick) % self.network.len();
