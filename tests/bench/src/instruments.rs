@@ -1,12 +1,19 @@
 //! The programs that measure, and how their figures are read.
 
-use std::{fs, net::Ipv4Addr, path::Path, time::Duration};
+use std::{
+    fs,
+    net::Ipv4Addr,
+    path::Path,
+    sync::atomic::{AtomicU16, Ordering},
+    time::Duration,
+};
 
 use anyhow::{Context, ensure};
 use mesh_harness::{Netns, Process, poll_until};
 use serde_json::Value;
 
-const PORT: &str = "11111";
+/// Servers take one port after the other: an earlier one's connections may still hold theirs.
+static NEXT_PORT: AtomicU16 = AtomicU16::new(11_111);
 /// How long a server may take to listen.
 const START: Duration = Duration::from_secs(5);
 
@@ -27,13 +34,28 @@ pub(crate) struct PacketRate {
 }
 
 impl Ends {
-    /// Average latency of TCP ping-pong, half a round trip, in microseconds (sockperf).
+    /// Average latency of TCP ping-pong, half a round trip, in microseconds (sockperf). Both ends run on one CPU:
+    /// otherwise waking the other CPU, several times the cost of any path, is most of what is measured.
     pub(crate) fn tcp_latency(&self, seconds: u32, log: &Path) -> anyhow::Result<f64> {
         let address = self.server_address.to_string();
-        let _server =
-            self.listen(&["sockperf", "server", "--tcp", "-i", &address, "-p", PORT], "tcp", log)?;
+        let port = next_port();
+        let argv = ["taskset", "-c", "0", "sockperf", "server", "--tcp", "-i", &address, "-p", &port];
+        let _server = self.listen(&argv, &port, "tcp", log)?;
         let time = seconds.to_string();
-        let argv = ["sockperf", "ping-pong", "--tcp", "-i", &address, "-p", PORT, "-t", &time];
+        let argv = [
+            "taskset",
+            "-c",
+            "0",
+            "sockperf",
+            "ping-pong",
+            "--tcp",
+            "-i",
+            &address,
+            "-p",
+            &port,
+            "-t",
+            &time,
+        ];
         let output = self.client.run(argv)?.ok()?.stdout;
         after(&output, "Summary: Latency is ")
             .with_context(|| format!("sockperf ping-pong printed:\n{output}"))
@@ -42,10 +64,12 @@ impl Ends {
     /// Datagrams of 64 bytes as fast as they go, in thousands per second (sockperf).
     pub(crate) fn udp_rate(&self, seconds: u32, log: &Path) -> anyhow::Result<PacketRate> {
         let address = self.server_address.to_string();
-        let _server = self.listen(&["sockperf", "server", "-i", &address, "-p", PORT], "udp", log)?;
+        let port = next_port();
+        let argv = ["sockperf", "server", "-i", &address, "-p", &port];
+        let _server = self.listen(&argv, &port, "udp", log)?;
         let time = seconds.to_string();
         let received_before = self.datagrams_received()?;
-        let argv = ["sockperf", "throughput", "-i", &address, "-p", PORT, "-m", "64", "-t", &time];
+        let argv = ["sockperf", "throughput", "-i", &address, "-p", &port, "-m", "64", "-t", &time];
         let output = self.client.run(argv)?.ok()?.stdout;
         let received = self.datagrams_received()? - received_before;
         // "Total of N messages sent in T sec", the warm-up included, as in the receiver's count.
@@ -60,18 +84,20 @@ impl Ends {
     /// One TCP stream, in Gbit/s of payload that arrived (iperf3).
     pub(crate) fn tcp_throughput(&self, seconds: u32, log: &Path) -> anyhow::Result<f64> {
         let address = self.server_address.to_string();
-        let _server = self.listen(&["iperf3", "-s", "-B", &address, "-p", PORT], "tcp", log)?;
+        let port = next_port();
+        let argv = ["iperf3", "-s", "-B", &address, "-p", &port];
+        let _server = self.listen(&argv, &port, "tcp", log)?;
         let time = seconds.to_string();
-        let argv = ["iperf3", "-c", &address, "-p", PORT, "-t", &time, "-O", "1", "-J"];
+        let argv = ["iperf3", "-c", &address, "-p", &port, "-t", &time, "-O", "1", "-J"];
         let report: Value = self.client.run(argv)?.json()?;
         let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
         Ok(rate.with_context(|| format!("iperf3 reports: {}", report["error"]))? / 1e9)
     }
 
     /// Starts a server and waits until its socket is there.
-    fn listen(&self, argv: &[&str], protocol: &str, log: &Path) -> anyhow::Result<Process> {
+    fn listen(&self, argv: &[&str], port: &str, protocol: &str, log: &Path) -> anyhow::Result<Process> {
         let server = self.server.cmd(argv.iter().copied()).spawn(log)?;
-        let filter = format!("sport = :{PORT}");
+        let filter = format!("sport = :{port}");
         let listening = poll_until(START, || {
             let argv = ["ss", "-Hnl", &format!("--{protocol}"), &filter];
             self.server.run(argv).is_ok_and(|output| !output.stdout.is_empty()).then_some(())
@@ -86,6 +112,10 @@ impl Ends {
         let text = self.server.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
         udp_in_datagrams(&text).with_context(|| format!("no UDP counters in:\n{text}"))
     }
+}
+
+fn next_port() -> String {
+    NEXT_PORT.fetch_add(1, Ordering::Relaxed).to_string()
 }
 
 /// `InDatagrams` of /proc/net/snmp.

@@ -1,8 +1,16 @@
 //! `mesh-bench`: what `./dev bench` runs.
 
+use std::process::ExitCode;
+
 use clap::Parser;
 use mesh_bench::cli::Cli;
 
-fn main() -> anyhow::Result<()> {
-    Cli::parse().run()
+fn main() -> ExitCode {
+    match Cli::parse().run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
