@@ -1,0 +1,1 @@
+//! WireGuard between hosts.
