@@ -107,6 +107,8 @@ pub struct LocalPool<N, E> {
     delays: Delays,
     revision: u64,
     leases: Leases<N>,
+    /// Whether `leases` is what there was at `revision`; not so after a restart with older ones.
+    is_current: bool,
     /// Since when each lease of this node is known, and at which revision.
     known_since: BTreeMap<Prefix, (u64, u64)>,
     /// What this node's leases allow, in use or not, reserved or not.
@@ -146,6 +148,7 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
             delays,
             revision: state.revision,
             leases: Leases::default(),
+            is_current: false,
             known_since: BTreeMap::new(),
             owned: RangeSet::default(),
             fresh: RangeSet::default(),
@@ -210,6 +213,7 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
             return false;
         }
         self.leases = leases;
+        self.is_current = true;
         self.revision = revision;
         let known = std::mem::take(&mut self.known_since);
         let mine = self.leases.iter().filter(|lease| lease.is_active() && lease.node == self.node);
@@ -228,9 +232,9 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
     }
 
     /// Takes the changes that one transaction made at `revision`. They have to be given in order and without a gap. Returns
-    /// false, and does nothing, if the pool knows them already.
+    /// false, and does nothing, if the pool knows them already, or was restored with leases too old to build on.
     pub fn apply(&mut self, revision: u64, changes: &[LeaseChange<N>], now: u64) -> bool {
-        if revision <= self.revision {
+        if !self.is_current || revision <= self.revision {
             return false;
         }
         self.revision = revision;

@@ -292,6 +292,19 @@ fn the_queue_of_released_addresses_survives_a_restart() {
 }
 
 #[test]
+fn a_pool_restored_with_leases_older_than_its_state_assigns_nothing_until_it_has_newer_ones() {
+    let before = pool("10.0.0.0/28", [active("10.0.0.4/30", "a", 1)]);
+    let old = (9, leases([active("10.0.0.4/30", "a", 1), active("10.0.0.8/30", "a", 2)]));
+    let delays = Delays::default();
+    let mut after =
+        Pool::restore(layout("10.0.0.0/28"), "a", delays, before.state(), BTreeMap::new(), old, 0);
+    assert_eq!((after.free(), after.revision()), (0, 10));
+    assert!(!after.apply(11, &[], 0), "a change says nothing about the rest");
+    assert!(after.replace(10, leases([active("10.0.0.4/30", "a", 1)]), 0));
+    assert_eq!(after.free(), 4);
+}
+
+#[test]
 fn low_water_counts_only_what_was_not_released_just_now() {
     // Blocks of 16; a quarter is 4.
     let mut pool = pool("10.0.0.0/24", [active("10.0.0.16/28", "a", 1)]);

@@ -120,6 +120,8 @@ pub(crate) struct Cluster {
     store: Store,
     pools: Vec<Pool>,
     reports: Reports<Node>,
+    /// Nodes that restarted with older leases than they need, and wait for a snapshot.
+    outdated: BTreeSet<Node>,
     network: Vec<Message>,
     now: u64,
     next_endpoint: Endpoint,
@@ -133,6 +135,7 @@ impl Cluster {
             store: Store::new(),
             pools,
             reports: Reports::default(),
+            outdated: BTreeSet::new(),
             network: Vec::new(),
             now: 1000,
             next_endpoint: 0,
@@ -175,7 +178,9 @@ impl Cluster {
             Step::LearnSnapshot { node, pick } => {
                 let revision = usize::from(pick) % self.store.history.len();
                 let (leases, now) = (self.store.history[revision].clone(), self.now);
-                self.pool(node).replace(revision as u64, leases, now);
+                if self.pool(node).replace(revision as u64, leases, now) {
+                    self.outdated.remove(&node);
+                }
             }
             Step::RestartNode { node, pick } => self.restart_node(node, usize::from(pick)),
             Step::RestartManager => {
@@ -302,6 +307,11 @@ impl Cluster {
     }
 
     fn learn_next_change(&mut self, node: Node) {
+        if self.outdated.remove(&node) {
+            let (leases, revision, now) = (self.store.leases().clone(), self.store.revision(), self.now);
+            assert!(self.pool(node).replace(revision, leases, now));
+            return;
+        }
         let known = self.pools[usize::from(node)].revision();
         let Some(change) = self.store.changes.get(usize::try_from(known).unwrap()).cloned() else { return };
         let now = self.now;
@@ -313,7 +323,9 @@ impl Cluster {
     }
 
     fn learn_all(&mut self, node: Node) {
-        while self.pools[usize::from(node)].revision() < self.store.revision() {
+        while self.outdated.contains(&node)
+            || self.pools[usize::from(node)].revision() < self.store.revision()
+        {
             self.learn_next_change(node);
         }
     }
@@ -324,13 +336,13 @@ impl Cluster {
         let state = serde_json::to_string(&pool.state()).unwrap();
         let state: LocalState = serde_json::from_str(&state).unwrap();
         let known = usize::try_from(pool.revision()).unwrap();
-        let revision = if pick.is_multiple_of(3) { pick % (known + 1) } else { known };
+        let is_old = self.outdated.contains(&node) || pick.is_multiple_of(3);
+        let revision = if is_old { pick % (known + 1) } else { known };
         let leases = (revision as u64, self.store.history[revision].clone());
         let in_use = pool.in_use().clone();
-        let mut restored =
-            LocalPool::restore(self.layout.clone(), node, DELAYS, state, in_use, leases, self.now);
+        let restored = LocalPool::restore(self.layout.clone(), node, DELAYS, state, in_use, leases, self.now);
         if revision < known {
-            restored.replace(self.store.revision(), self.store.leases().clone(), self.now);
+            self.outdated.insert(node);
         }
         self.pools[usize::from(node)] = restored;
     }
