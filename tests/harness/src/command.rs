@@ -12,11 +12,12 @@ use std::{
 
 use nix::{
     errno::Errno,
+    sched::{CloneFlags, unshare},
     sys::{
         signal::{Signal, killpg},
         wait::{Id, WaitPidFlag, waitid},
     },
-    unistd::Pid,
+    unistd::{Pid, sethostname},
 };
 use serde::de::DeserializeOwned;
 
@@ -30,6 +31,7 @@ pub struct Cmd {
     env: Vec<(String, String)>,
     stdin: Option<String>,
     netns: Option<Netns>,
+    hostname: Option<String>,
     timeout: Duration,
 }
 
@@ -41,6 +43,7 @@ impl Cmd {
             env: Vec::new(),
             stdin: None,
             netns: None,
+            hostname: None,
             timeout: Duration::from_mins(1),
         }
     }
@@ -48,6 +51,12 @@ impl Cmd {
     /// To be run inside `netns`.
     pub fn netns(mut self, netns: &Netns) -> Self {
         self.netns = Some(netns.clone());
+        self
+    }
+
+    /// What the command is told the machine is called, in a UTS namespace of its own.
+    pub fn hostname(mut self, name: impl Into<String>) -> Self {
+        self.hostname = Some(name.into());
         self
     }
 
@@ -125,6 +134,9 @@ impl Cmd {
         {
             return error;
         }
+        if let Err(error) = self.set_hostname() {
+            return error;
+        }
         Error::system(format!("run `{}`", self.line()))(std::os::unix::process::CommandExt::exec(
             &mut self.command(),
         ))
@@ -163,13 +175,28 @@ impl Cmd {
         command
     }
 
-    /// A child inherits the namespace of the thread that starts it.
+    /// A child inherits the namespaces of the thread that starts it.
     fn start(&self, command: &mut Command) -> Result<Child> {
-        let spawned = match &self.netns {
-            Some(netns) => netns.enter(|| command.spawn())?,
-            None => command.spawn(),
+        let spawn = || {
+            self.set_hostname()?;
+            command.spawn().map_err(Error::system(format!("run `{}`", self.line())))
         };
-        spawned.map_err(Error::system(format!("run `{}`", self.line())))
+        match &self.netns {
+            Some(netns) => netns.enter(spawn)?,
+            // A thread of its own here too: what it does to its namespaces ends with it.
+            None => thread::scope(|scope| match scope.spawn(spawn).join() {
+                Ok(result) => result,
+                Err(panic) => std::panic::resume_unwind(panic),
+            }),
+        }
+    }
+
+    /// Gives the calling thread a UTS namespace with the wanted name in it.
+    fn set_hostname(&self) -> Result<()> {
+        let Some(name) = &self.hostname else { return Ok(()) };
+        unshare(CloneFlags::CLONE_NEWUTS)
+            .and_then(|()| sethostname(name))
+            .map_err(Error::system(format!("set the host name to {name}")))
     }
 }
 

@@ -192,6 +192,19 @@ fn names_in_a_lab_are_taken_once() -> Result<()> {
 }
 
 #[test]
+fn a_command_on_a_host_sees_the_hosts_own_name() -> Result<()> {
+    let machine = mesh_harness::Cmd::new(["uname", "-n"]).output()?.text()?;
+    let lab = two_hosts()?;
+    assert_eq!(lab.host(2).run(["uname", "-n"])?.text()?, "h2");
+    assert_eq!(
+        mesh_harness::Cmd::new(["uname", "-n"]).output()?.text()?,
+        machine,
+        "the machine's own name changed"
+    );
+    Ok(())
+}
+
+#[test]
 fn commands_in_a_namespace_keep_exit_code_input_and_output() -> Result<()> {
     let netns = OwnedNetns::create(format!("mt{}-cmd", std::process::id()))?;
     let output = netns.cmd(["sh", "-c", "cat; echo problem >&2; exit 7"]).stdin("text").output()?;

@@ -80,7 +80,8 @@ impl Host {
 
     /// A command line as if typed by someone logged in on this host: `meshctl` finds its meshd.
     pub fn cmd<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Cmd {
-        let mut command = self.netns.cmd(argv).env("MESH_SOCKET", self.socket().to_string_lossy());
+        let mut command =
+            self.netns.cmd(argv).hostname(self.name()).env("MESH_SOCKET", self.socket().to_string_lossy());
         if let Ok(binaries) = Binaries::locate() {
             let path = std::env::var("PATH").unwrap_or_default();
             command = command.env("PATH", format!("{}:{path}", binaries.dir().display()));
@@ -154,7 +155,7 @@ impl Host {
         }
         argv.extend(lab.meshd_args);
         // A socket left by a killed meshd would look like one that is served, until it is connected to.
-        let meshd = self.netns.cmd(argv).spawn(&self.log_file())?.detach();
+        let meshd = self.netns.cmd(argv).hostname(self.name()).spawn(&self.log_file())?.detach();
         self.dir.update(|state| {
             if let Some(host) = state.host_mut(&self.state.name) {
                 host.meshd = meshd;
