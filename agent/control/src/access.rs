@@ -101,10 +101,7 @@ pub(crate) async fn authorize(
     let identity = identity
         .filter(|identity| identity.cluster == cluster)
         .ok_or_else(|| denied(format!("{method:?} needs a certificate of this cluster")))?;
-    let node = records.node(&identity.node).await?.ok_or_else(|| {
-        denied(format!("node {} was removed from the cluster", identity.node))
-            .hint("meshctl cluster leave --force on that host, then join again")
-    })?;
+    let node = records.node(&identity.node).await?.ok_or_else(|| removed(&identity.node))?;
     let node = node.value;
     let is_manager = identity.role == Role::Manager && node.role == Role::Manager;
     if method.access() == Access::Administration && !is_manager {
@@ -112,4 +109,10 @@ pub(crate) async fn authorize(
             .hint("run it on a manager; meshctl node ls shows which nodes are"));
     }
     Ok(Caller { node })
+}
+
+/// What a node hears that is no member any more.
+pub(crate) fn removed(node: &NodeId) -> Problem {
+    Problem::new(ProblemKind::Denied, format!("node {node} was removed from the cluster"))
+        .hint("meshctl cluster leave --force on that host, then join again")
 }

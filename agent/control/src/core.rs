@@ -1,21 +1,46 @@
-//! What all calls and sessions of one manager share.
+//! What all calls and sessions of one manager share, and its tasks in the background.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Instant;
 
-use mesh_model::NodeId;
 use mesh_model::cluster::Cluster;
+use mesh_model::{Network, NodeId, NodeState, Prefix};
+use mesh_store::{Compare, Revision, Txn};
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
+use tracing::{info, warn};
 
+use crate::endpoints::Endpoints;
+use crate::feed::Feed;
 use crate::identity::{CertificateAuthority, PeerIdentity};
-use crate::records::{RecordError, Records};
+use crate::leases::LeaseDesk;
+use crate::liveness::Liveness;
+use crate::records::{RecordError, Records, Versioned, put};
+use crate::sessions::Sessions;
+use crate::{keys, limits};
+
+/// The state of every node.
+pub(crate) type NodeStates = Arc<BTreeMap<NodeId, NodeState>>;
 
 /// One manager's state.
 pub(crate) struct Core {
     pub(crate) records: Records,
     pub(crate) authority: CertificateAuthority,
+    pub(crate) feed: Feed,
+    pub(crate) sessions: Sessions,
+    pub(crate) endpoints: Endpoints,
+    pub(crate) leases: LeaseDesk,
+    /// One creation at a time on this manager: they would all overtake one another.
+    pub(crate) creating: tokio::sync::Mutex<()>,
     cluster: Cluster,
     own: PeerIdentity,
+    liveness: Mutex<Liveness>,
+    liveness_changed: Notify,
+    states: watch::Sender<NodeStates>,
+    /// What each node's host routes by itself, as its agent last said.
+    routes: Mutex<BTreeMap<NodeId, Vec<Prefix>>>,
 }
 
 impl fmt::Debug for Core {
@@ -35,13 +60,39 @@ impl Core {
         own: PeerIdentity,
         tasks: &mut JoinSet<()>,
     ) -> Result<Arc<Self>, RecordError> {
-        Ok(Arc::new(Self { records, authority, cluster, own }))
+        forget_removals(&records).await?;
+        let feed = Feed::start(&**records.store()).await?;
+        let core = Arc::new(Self {
+            records,
+            authority,
+            feed,
+            sessions: Sessions::default(),
+            endpoints: Endpoints::default(),
+            leases: LeaseDesk::default(),
+            creating: tokio::sync::Mutex::default(),
+            cluster,
+            own,
+            liveness: Mutex::default(),
+            liveness_changed: Notify::new(),
+            states: watch::Sender::default(),
+            routes: Mutex::default(),
+        });
+        core.follow_members();
+        core.derive_states();
+        let feeding = core.clone();
+        tasks.spawn(async move { feeding.feed.run(feeding.records.store().clone()).await });
+        let watching = core.clone();
+        tasks.spawn(async move { watching.watch_nodes().await });
+        let compacting = core.clone();
+        tasks.spawn(async move { compacting.compact().await });
+        Ok(core)
     }
 
     pub(crate) fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
+    /// This manager's own identity.
     pub(crate) fn own(&self) -> &PeerIdentity {
         &self.own
     }
@@ -50,5 +101,118 @@ impl Core {
         &self.own.node
     }
 
-    pub(crate) fn end_sessions(&self) {}
+    pub(crate) fn end_sessions(&self) {
+        self.sessions.end_all();
+    }
+
+    /// The states of all nodes, as they go.
+    pub(crate) fn states(&self) -> watch::Receiver<NodeStates> {
+        self.states.subscribe()
+    }
+
+    /// An agent was heard.
+    pub(crate) fn heard(&self, node: &NodeId) {
+        self.sessions.saw(node);
+        if self.liveness(|liveness| liveness.heard(node, Instant::now())) {
+            self.liveness_changed.notify_one();
+        }
+    }
+
+    /// An agent has no session any more.
+    pub(crate) fn silent(&self, node: &NodeId) {
+        self.liveness(|liveness| liveness.closed(node));
+        self.liveness_changed.notify_one();
+    }
+
+    /// An agent said whose datapaths answer it.
+    pub(crate) fn probed(&self, prober: &NodeId, probes: impl Iterator<Item = (NodeId, bool)>) {
+        let now = Instant::now();
+        self.liveness(|liveness| {
+            for (target, answering) in probes {
+                liveness.probed(prober, &target, answering, now);
+            }
+        });
+        self.liveness_changed.notify_one();
+    }
+
+    /// An agent said what its host routes by itself.
+    pub(crate) fn set_routes(&self, node: &NodeId, routes: Vec<Prefix>) {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), routes);
+    }
+
+    /// What hosts route by themselves.
+    pub(crate) fn routes(&self) -> BTreeMap<NodeId, Vec<Prefix>> {
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn liveness<T>(&self, change: impl FnOnce(&mut Liveness) -> T) -> T {
+        // Each change leaves it whole.
+        change(&mut self.liveness.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Derives the states of nodes anew at each event, and as time passes.
+    async fn watch_nodes(&self) {
+        let mut revisions = self.feed.revisions();
+        loop {
+            tokio::select! {
+                changed = revisions.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    self.follow_members();
+                }
+                () = self.liveness_changed.notified() => {}
+                () = tokio::time::sleep(limits::LIVENESS_TICK) => {}
+            }
+            self.derive_states();
+        }
+    }
+
+    /// What is remembered of nodes that are gone is forgotten.
+    fn follow_members(&self) {
+        let nodes: BTreeSet<NodeId> = self.feed.view().nodes.keys().cloned().collect();
+        self.endpoints.retain(&nodes);
+        self.routes.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| nodes.contains(node));
+        self.liveness(|liveness| liveness.set_nodes(nodes));
+    }
+
+    fn derive_states(&self) {
+        let states = self.liveness(|liveness| liveness.states(Instant::now()));
+        self.states.send_if_modified(|known| {
+            let is_changed = **known != states;
+            if is_changed {
+                for (node, state) in states.iter().filter(|(node, state)| known.get(*node) != Some(*state)) {
+                    info!(%node, ?state, "a node's state changed");
+                }
+                *known = Arc::new(states);
+            }
+            is_changed
+        });
+    }
+
+    /// Forgets the store's history, except for that of the last minutes, which watches may still need.
+    async fn compact(&self) {
+        let mut before = self.feed.view().revision;
+        loop {
+            tokio::time::sleep(limits::COMPACT_EVERY).await;
+            if let Err(error) = self.records.store().compact(Revision(before)).await {
+                warn!(%error, "cannot compact the store");
+            }
+            before = self.feed.view().revision;
+        }
+    }
+}
+
+/// A manager that ended while it removed a network left it marked: the removal has to be asked for again.
+async fn forget_removals(records: &Records) -> Result<(), RecordError> {
+    for Versioned { value, revision } in records.networks().await? {
+        if value.removing {
+            let key = keys::network(&value.id);
+            let unchanged = Compare::mod_revision(key.clone(), revision);
+            let txn = Txn::when([unchanged]).then([put(key, &Network { removing: false, ..value })]);
+            // Somebody else has changed it: then the mark is theirs.
+            records.commit(txn).await?;
+        }
+    }
+    Ok(())
 }

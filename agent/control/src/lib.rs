@@ -1,22 +1,37 @@
 //! The manager: allocation, validation, sessions, certificate authority and join
+//!
+//! A [`Manager`] works on a store and serves three services. [`join`] is how a host becomes a member, [`connect`] how a
+//! member reaches a manager; the manager's own agent uses [`Manager::local_channel`] instead. What agents have to do in
+//! their sessions is in [`session`].
 #![forbid(unsafe_code)]
 
 mod access;
 mod core;
+mod endpoints;
 mod enroll;
+mod feed;
 pub mod identity;
 mod join;
 mod keys;
+mod leases;
 pub mod limits;
+mod liveness;
 mod manager;
+mod networks;
+mod nodes;
 mod records;
+mod resolve;
 mod service;
+pub mod session;
+mod sessions;
 pub mod token;
 pub mod transport;
+mod view;
 
 pub use access::{Access, Method};
 pub use identity::{CertificateAuthority, Fingerprint, IdentityError, NodeIdentity, NodeKey, PeerIdentity};
 pub use join::{JoinParameters, Joined, join};
+pub use liveness::probe_targets;
 pub use manager::{ClusterParameters, Manager, ManagerError, ThisNode};
 pub use records::RecordError;
 pub use service::MemberService;

@@ -78,6 +78,12 @@ pub(crate) fn decode<T: DeserializeOwned>(kv: &KeyValue) -> Result<Versioned<T>,
         .map_err(|source| RecordError::Malformed { key: kv.key.clone(), source })
 }
 
+/// Reads a lease, which carries the revision of its record.
+pub(crate) fn decode_lease(kv: &KeyValue) -> Result<Lease, RecordError> {
+    let Versioned { value, revision } = decode::<Lease>(kv)?;
+    Ok(Lease { revision: revision.0, ..value })
+}
+
 /// Writes a value. The records' maps have text keys, and their other types always have a JSON form.
 pub(crate) fn encode<T: Serialize>(record: &T) -> Value {
     serde_json::to_vec(record).expect("records are plain structs, enums and maps with text keys").into()
@@ -106,6 +112,14 @@ impl Read {
     /// The record of the next key.
     pub(crate) fn one<T: DeserializeOwned>(&mut self) -> Result<Option<Versioned<T>>, RecordError> {
         Ok(self.all()?.pop())
+    }
+
+    /// The leases of the next range.
+    pub(crate) fn leases(&mut self) -> Result<Vec<Lease>, RecordError> {
+        match self.responses.next() {
+            Some(OpResponse::Got(kvs)) => kvs.iter().map(decode_lease).collect(),
+            _ => Ok(Vec::new()),
+        }
     }
 
     /// The fence of the next key: what to compare, and what to write.
@@ -191,8 +205,8 @@ impl Records {
         self.read([Op::get_range(keys::networks())]).await?.all()
     }
 
-    pub(crate) async fn leases_of(&self, network: &NetworkId) -> Result<Vec<Versioned<Lease>>, RecordError> {
-        self.read([Op::get_range(keys::leases_of(network))]).await?.all()
+    pub(crate) async fn leases_of(&self, network: &NetworkId) -> Result<Vec<Lease>, RecordError> {
+        self.read([Op::get_range(keys::leases_of(network))]).await?.leases()
     }
 }
 

@@ -1,22 +1,22 @@
 //! The `Session` service.
 
+use mesh_proto::v1::AgentMessage;
 use mesh_proto::v1::session_server::Session;
-use mesh_proto::v1::{AgentMessage, ManagerMessage};
-use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::MemberService;
 use crate::access::Method;
+use crate::sessions;
 
 #[tonic::async_trait]
 impl Session for MemberService {
-    type OpenStream = ReceiverStream<Result<ManagerMessage, Status>>;
+    type OpenStream = sessions::Outbound;
 
     async fn open(
         &self,
         request: Request<Streaming<AgentMessage>>,
     ) -> Result<Response<Self::OpenStream>, Status> {
-        let _caller = self.authorize(&request, Method::OpenSession).await?;
-        Err(Status::unimplemented("not built yet"))
+        let caller = self.authorize(&request, Method::OpenSession).await?;
+        Ok(Response::new(sessions::open(self.core.clone(), caller, request.into_inner())))
     }
 }

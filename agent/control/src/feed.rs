@@ -1,0 +1,116 @@
+//! Follows the store, keeps the current view, and hands each revision's changes to the sessions.
+
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::time::Duration;
+
+use futures::StreamExt;
+use mesh_store::{KeyRange, Revision, Store, StoreError};
+use tokio::sync::{broadcast, watch};
+use tracing::warn;
+
+use crate::limits;
+use crate::records::RecordError;
+use crate::view::{Batch, View};
+
+/// What a session hears.
+#[derive(Debug, Clone)]
+pub(crate) enum News {
+    /// The next revision.
+    Batch(Arc<Batch>),
+    /// Revisions were missed: begin anew with a snapshot.
+    Gap,
+}
+
+/// The current view, and who follows it.
+#[derive(Debug)]
+pub(crate) struct Feed {
+    view: RwLock<View>,
+    news: broadcast::Sender<News>,
+    revision: watch::Sender<u64>,
+}
+
+impl Feed {
+    /// Reads the whole store.
+    pub(crate) async fn start(store: &dyn Store) -> Result<Self, RecordError> {
+        let view = read(store).await?;
+        Ok(Self {
+            revision: watch::Sender::new(view.revision),
+            view: RwLock::new(view),
+            news: broadcast::Sender::new(limits::FEED_BACKLOG),
+        })
+    }
+
+    /// The current view. It is held for a moment only.
+    pub(crate) fn view(&self) -> RwLockReadGuard<'_, View> {
+        // A panic while it was written leaves at worst a view that the next gap replaces.
+        self.view.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Something of the current view, and every change from there on: nothing is missed or repeated in between.
+    pub(crate) fn subscribe<T>(&self, pick: impl FnOnce(&View) -> T) -> (T, broadcast::Receiver<News>) {
+        let view = self.view();
+        (pick(&view), self.news.subscribe())
+    }
+
+    /// The view's revision, as it goes.
+    pub(crate) fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Waits until the view has everything that is in the store now.
+    pub(crate) async fn catch_up(&self, store: &dyn Store) -> Result<(), RecordError> {
+        let now = store.revision().await?.0;
+        let mut revisions = self.revisions();
+        // The sender lives as long as this does.
+        let _ = revisions.wait_for(|revision| *revision >= now).await;
+        Ok(())
+    }
+
+    /// Follows the store until it is closed.
+    pub(crate) async fn run(&self, store: Arc<dyn Store>) {
+        loop {
+            let from = Revision(self.view().revision).next();
+            let error = self.follow(store.watch(KeyRange::all(), from)).await;
+            match error {
+                None | Some(StoreError::Closed) => return,
+                Some(error) => warn!(%error, "lost the thread of the store; reading it anew"),
+            }
+            match read(&*store).await {
+                Ok(view) => self.replace(view),
+                Err(RecordError::Store(StoreError::Closed)) => return,
+                Err(error) => {
+                    warn!(%error, "cannot read the store");
+                    tokio::time::sleep(Duration::from_secs(1)).await;
+                }
+            }
+        }
+    }
+
+    async fn follow(&self, mut watch: mesh_store::WatchStream) -> Option<StoreError> {
+        while let Some(batch) = watch.next().await {
+            let batch = match batch {
+                Ok(batch) => batch,
+                Err(error) => return Some(error),
+            };
+            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let changes = Arc::new(view.apply(batch.revision.0, &batch.events));
+            // Under the lock, so that a subscriber's snapshot and its first news fit. Nobody listening is no error.
+            let _ = self.news.send(News::Batch(changes));
+            self.revision.send_replace(batch.revision.0);
+        }
+        None
+    }
+
+    fn replace(&self, new: View) {
+        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        self.revision.send_replace(new.revision);
+        *view = new;
+        // As above.
+        let _ = self.news.send(News::Gap);
+    }
+}
+
+async fn read(store: &dyn Store) -> Result<View, RecordError> {
+    let outcome = store.range(KeyRange::all(), None, None).await?;
+    Ok(View::new(outcome.revision.0, &outcome.kvs))
+}

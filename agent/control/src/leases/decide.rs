@@ -1,0 +1,322 @@
+//! From what a node wants to a lease that it has.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+use std::time::Duration;
+
+use mesh_ipam::{
+    Decision, Family, Lease as IpamLease, Reports, StaticDecision, SubnetLayout, lease_static, next_block,
+};
+use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix};
+use mesh_proto::{Problem, ProblemKind};
+use tokio::time::{Instant, timeout};
+
+use super::Wanted;
+use super::borrow::{Outcome, outcome};
+use super::subnet::{LeaseSet, layout, record};
+use crate::core::Core;
+use crate::records::{Tries, put};
+use crate::{keys, limits};
+
+/// How long to wait for another node's borrow at a time.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// A lease that its node may use.
+pub(super) struct Granted {
+    pub(super) network: Network,
+    pub(super) lease: Lease,
+    /// The store's revision that has it.
+    pub(super) revision: u64,
+    /// The other nodes with leases in the network, which have to know it.
+    pub(super) others: Vec<NodeId>,
+}
+
+/// What this call has learned that the records do not say.
+#[derive(Default)]
+struct Learned {
+    /// Addresses that their owners would not give up.
+    refused: BTreeMap<NodeId, BTreeSet<IpAddr>>,
+    /// Owners that did not answer.
+    silent: BTreeSet<NodeId>,
+}
+
+/// One step towards a lease.
+enum Step {
+    Granted(Box<Granted>),
+    /// A borrow was written at this revision, or found pending: wait until it is settled.
+    Wait {
+        prefix: Prefix,
+        revision: u64,
+        from: NodeId,
+    },
+    /// Somebody else's change came in between.
+    Again,
+    /// Nothing can be had until another node's borrow is settled.
+    Pause,
+}
+
+/// Finds or makes a lease.
+pub(super) async fn grant(
+    core: &Core,
+    network: &NetworkId,
+    node: &NodeId,
+    wanted: Wanted,
+) -> Result<Granted, Problem> {
+    let mut learned = Learned::default();
+    let mut tries = Tries::default();
+    // Two owners that do not answer, one after the other, are all that a caller has time for.
+    let deadline = Instant::now() + 2 * limits::CEDE;
+    loop {
+        tries.next()?;
+        match step(core, network, node, wanted, &learned).await? {
+            Step::Granted(granted) => return Ok(*granted),
+            Step::Again => {}
+            Step::Wait { prefix, revision, from } => {
+                let outcome = outcome(core, network, prefix, revision).await?;
+                if let Some(lease) = outcome.lease_of(node)
+                    && let Some(set) = LeaseSet::read(core, network).await?
+                {
+                    return Ok(granted(&set, node, lease.clone()));
+                }
+                learned.take(core, network, wanted, (prefix, from), &outcome).await?;
+            }
+            Step::Pause => {
+                let mut revisions = core.feed.revisions();
+                // Whichever comes first: another's borrow is settled, or it is time to look again.
+                let _ = timeout(PAUSE, revisions.changed()).await;
+            }
+        }
+        if Instant::now() >= deadline {
+            return Err(Problem::new(
+                ProblemKind::Unreachable,
+                "no node has said in time whether it gives up an address",
+            )
+            .hint("try again"));
+        }
+    }
+}
+
+impl Learned {
+    /// Takes in how a borrow ended that did not end in this node's favour.
+    async fn take(
+        &mut self,
+        core: &Core,
+        network: &NetworkId,
+        wanted: Wanted,
+        (prefix, from): (Prefix, NodeId),
+        outcome: &Outcome,
+    ) -> Result<(), Problem> {
+        let is_silent = matches!(outcome, Outcome::Unanswered);
+        // A third node has got it: that one is the owner now.
+        let is_moved = matches!(outcome, Outcome::Written(lease) if lease.node != from);
+        match wanted {
+            Wanted::Address(_) if is_moved => {}
+            Wanted::Address(address) if is_silent => return Err(owner_silent(core, address, &from).await?),
+            Wanted::Address(address) => return Err(in_use(core, network, address, &from).await?),
+            Wanted::Any(_) if is_silent => {
+                self.silent.insert(from);
+            }
+            Wanted::Any(_) => {
+                self.refused.entry(from).or_default().insert(prefix.first());
+            }
+        }
+        Ok(())
+    }
+}
+
+async fn step(
+    core: &Core,
+    network: &NetworkId,
+    node: &NodeId,
+    wanted: Wanted,
+    learned: &Learned,
+) -> Result<Step, Problem> {
+    let _turn = core.leases.turn(network).await;
+    let set = LeaseSet::read(core, network)
+        .await?
+        .ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("network {network} does not exist")))?;
+    if set.network().removing {
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("network {} is being removed", set.network().name),
+        ));
+    }
+    match wanted {
+        Wanted::Address(address) => static_step(core, &set, node, address).await,
+        Wanted::Any(family) => any_step(core, &set, node, family, learned).await,
+    }
+}
+
+async fn static_step(core: &Core, set: &LeaseSet, node: &NodeId, address: IpAddr) -> Result<Step, Problem> {
+    let name = &set.network().name;
+    let subnet = set.network().subnets.iter().find(|subnet| subnet.subnet.contains(address));
+    let Some(layout) = subnet.and_then(layout) else {
+        let subnets: Vec<String> = set.network().subnets.iter().map(|s| s.subnet.to_string()).collect();
+        return Err(Problem::new(
+            ProblemKind::Usage,
+            format!("address {address} is in no subnet of network {name}: {}", subnets.join(", ")),
+        ));
+    };
+    let leases = set.leases_in(&layout.subnet());
+    match lease_static(&layout, &leases, node, address) {
+        StaticDecision::Held => {
+            let held = leases.deciding(address).and_then(|lease| set.find(&lease.prefix));
+            let held =
+                held.ok_or_else(|| Problem::new(ProblemKind::Failed, "a lease vanished while it was read"))?;
+            Ok(Step::Granted(Box::new(granted(set, node, held.clone()))))
+        }
+        StaticDecision::Lease(prefix) => {
+            write(core, set, node, IpamLease::active(prefix, node.clone())).await
+        }
+        StaticDecision::Borrow { from } if core.sessions.is_live(&from) => {
+            write(core, set, node, IpamLease::borrow(address, node.clone(), from)).await
+        }
+        StaticDecision::Borrow { from } => Err(owner_silent(core, address, &from).await?),
+        StaticDecision::Undecided { from, .. } => {
+            let prefix = Prefix::single(address);
+            let revision = set.find(&prefix).map_or(0, |lease| lease.revision);
+            Ok(Step::Wait { prefix, revision, from })
+        }
+        StaticDecision::Reserved(why) => Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("address {address} cannot be used in network {name}: it is {why}"),
+        )),
+    }
+}
+
+async fn any_step(
+    core: &Core,
+    set: &LeaseSet,
+    node: &NodeId,
+    family: Family,
+    learned: &Learned,
+) -> Result<Step, Problem> {
+    let layouts: Vec<SubnetLayout> = set
+        .network()
+        .subnets
+        .iter()
+        .filter(|subnet| subnet.subnet.family() == family)
+        .filter_map(layout)
+        .collect();
+    if layouts.is_empty() {
+        return Err(Problem::new(
+            ProblemKind::Usage,
+            format!("network {} has no {family} subnet", set.network().name),
+        ));
+    }
+    let reports = reports(core, set, learned);
+    // One that an earlier call had begun.
+    let own_pending = set.all().find(|lease| {
+        lease.node == *node && lease.prefix.family() == family && lease.state != LeaseState::Active
+    });
+    if let Some(lease) = own_pending
+        && let LeaseState::Pending { from } = &lease.state
+        && core.sessions.is_live(from)
+    {
+        return Ok(Step::Wait { prefix: lease.prefix, revision: lease.revision, from: from.clone() });
+    }
+    let mut borrow = None;
+    let mut full = Vec::new();
+    for layout in &layouts {
+        match next_block(layout, &set.leases_in(&layout.subnet()), node, &reports) {
+            Decision::Lease(prefix) => {
+                return write(core, set, node, IpamLease::active(prefix, node.clone())).await;
+            }
+            Decision::Borrow { from, candidates } => {
+                borrow = borrow.or_else(|| candidates.first().map(|&address| (from, address)));
+            }
+            exhausted @ Decision::Exhausted { .. } => full.push(exhausted),
+        }
+    }
+    match borrow {
+        Some((from, address)) => write(core, set, node, IpamLease::borrow(address, node.clone(), from)).await,
+        None if full.iter().any(|decision| matches!(decision, Decision::Exhausted { pending: 1.., .. })) => {
+            Ok(Step::Pause)
+        }
+        None => Err(exhausted(core, set.network(), &full).await?),
+    }
+}
+
+fn reports(core: &Core, set: &LeaseSet, learned: &Learned) -> Reports<NodeId> {
+    let mut in_use = core.endpoints.addresses(&set.network().id);
+    for (node, refused) in &learned.refused {
+        in_use.entry(node.clone()).or_default().extend(refused);
+    }
+    let mut unreachable = learned.silent.clone();
+    unreachable
+        .extend(set.all().map(|lease| &lease.node).filter(|node| !core.sessions.is_live(node)).cloned());
+    Reports { in_use, unreachable, recently_released: core.leases.recently_released(&set.network().id) }
+}
+
+fn granted(set: &LeaseSet, node: &NodeId, lease: Lease) -> Granted {
+    let others = set.holders_except(node);
+    Granted { network: set.network().clone(), revision: lease.revision, lease, others }
+}
+
+async fn write(
+    core: &Core,
+    set: &LeaseSet,
+    node: &NodeId,
+    lease: IpamLease<NodeId>,
+) -> Result<Step, Problem> {
+    let network = set.network().id.clone();
+    let record = record(&network, lease);
+    let op = put(keys::lease(&network, &record.prefix), &record);
+    let Some(revision) = set.commit(core, Some(node), [op]).await? else { return Ok(Step::Again) };
+    Ok(match &record.state {
+        LeaseState::Active => Step::Granted(Box::new(granted(set, node, Lease { revision, ..record }))),
+        LeaseState::Pending { from } => Step::Wait { prefix: record.prefix, revision, from: from.clone() },
+    })
+}
+
+async fn name_of(core: &Core, node: &NodeId) -> Result<String, Problem> {
+    let record = core.records.node(node).await?;
+    Ok(record.map_or_else(|| node.to_string(), |record| record.value.name.to_string()))
+}
+
+async fn owner_silent(core: &Core, address: IpAddr, owner: &NodeId) -> Result<Problem, Problem> {
+    let owner = name_of(core, owner).await?;
+    Ok(Problem::new(
+        ProblemKind::Unreachable,
+        format!("address {address} belongs to a block of node {owner}, whose agent does not answer"),
+    )
+    .hint(format!("take another address, bring {owner} back, or remove it: meshctl node rm --force {owner}")))
+}
+
+async fn in_use(
+    core: &Core,
+    network: &NetworkId,
+    address: IpAddr,
+    owner: &NodeId,
+) -> Result<Problem, Problem> {
+    let owner_name = name_of(core, owner).await?;
+    let text = address.to_string();
+    let endpoint = core.endpoints.list(Some(network)).into_iter().find(|e| e.ipv4 == text || e.ipv6 == text);
+    let by = endpoint.map_or_else(String::new, |endpoint| format!(" by endpoint {}", endpoint.name));
+    Ok(Problem::new(ProblemKind::Conflict, format!("address {address} is in use on node {owner_name}{by}")))
+}
+
+async fn exhausted(core: &Core, network: &Network, full: &[Decision<NodeId>]) -> Result<Problem, Problem> {
+    let mut elsewhere: BTreeMap<&NodeId, u128> = BTreeMap::new();
+    for decision in full {
+        if let Decision::Exhausted { free_on_unreachable, .. } = decision {
+            for (node, free) in free_on_unreachable {
+                *elsewhere.entry(node).or_default() += free;
+            }
+        }
+    }
+    let problem = Problem::new(
+        ProblemKind::Exhausted,
+        format!("network {} has no free address left that can be had", network.name),
+    );
+    let most = elsewhere.into_iter().max_by_key(|(_, free)| *free);
+    Ok(match most {
+        Some((node, free)) => {
+            let name = name_of(core, node).await?;
+            problem.hint(format!(
+                "node {name} does not answer and has {free} free ones: bring it back, or meshctl node rm --force {name}"
+            ))
+        }
+        None => problem.hint("detach endpoints that are not needed, or make a network with a larger subnet"),
+    })
+}

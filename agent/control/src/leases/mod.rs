@@ -1,0 +1,183 @@
+//! Leases: which addresses are whose to assign.
+
+mod borrow;
+mod decide;
+mod subnet;
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mesh_ipam::{CedeAnswer, Family};
+use mesh_model::{Lease, Network, NetworkId, NodeId, Prefix};
+use mesh_proto::convert::{parse, parse_optional};
+use mesh_proto::v1::{self, LeaseRequest, LeaseResponse, ReleaseLeaseRequest, ReleaseLeaseResponse};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Op};
+use tracing::{info, warn};
+
+use crate::access::Caller;
+use crate::core::Core;
+use crate::records::{RecordError, Tries};
+use crate::resolve::resolve_network;
+use crate::service::usage;
+use crate::{keys, limits};
+
+use subnet::{LeaseSet, change_op};
+
+/// How long a prefix that was given back is leased to others only when nothing else is free.
+const RESTS: Duration = Duration::from_mins(1);
+
+/// What one manager remembers beside the records, to decide well and without getting into its own way.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseDesk {
+    /// One decision at a time per network; networks share a few locks.
+    deciding: [tokio::sync::Mutex<()>; 16],
+    released: Mutex<Vec<(NetworkId, Prefix, Instant)>>,
+}
+
+impl LeaseDesk {
+    async fn turn(&self, network: &NetworkId) -> tokio::sync::MutexGuard<'_, ()> {
+        let digit = network.as_str().bytes().next().map_or(0, |b| usize::from(b % 16));
+        self.deciding[digit].lock().await
+    }
+
+    fn released(&self, network: &NetworkId, prefix: Prefix) {
+        let now = Instant::now();
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.retain(|(_, _, at)| now.saturating_duration_since(*at) < RESTS);
+        released.push((network.clone(), prefix, now));
+    }
+
+    fn recently_released(&self, network: &NetworkId) -> Vec<Prefix> {
+        let now = Instant::now();
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let resting =
+            released.iter().filter(|(id, _, at)| id == network && now.saturating_duration_since(*at) < RESTS);
+        resting.map(|(_, prefix, _)| *prefix).collect()
+    }
+}
+
+/// What a node wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Wanted {
+    /// Exactly this address.
+    Address(IpAddr),
+    /// Some, of this family.
+    Any(Family),
+}
+
+/// Gives the caller a lease, and answers once every live agent of the network can reach its addresses.
+pub(crate) async fn lease(
+    core: &Arc<Core>,
+    caller: &Caller,
+    request: &LeaseRequest,
+) -> Result<LeaseResponse, Problem> {
+    let wanted = match parse_optional("address", &request.address).map_err(usage)? {
+        Some(address) => Wanted::Address(address),
+        None => Wanted::Any(family(request.family)?),
+    };
+    let network = resolve_network(core, &request.network).await?.value;
+    let (core, node) = (core.clone(), caller.id().clone());
+    // Goes on when the caller hangs up: a borrow that was begun has to be settled or withdrawn.
+    let task = tokio::spawn(async move {
+        let granted = decide::grant(&core, &network.id, &node, wanted).await?;
+        wait_applied(&core, &granted.network, &granted.others, granted.revision).await;
+        Ok::<_, Problem>(LeaseResponse {
+            network: Some((&granted.network).into()),
+            lease: Some((&granted.lease).into()),
+            revision: granted.revision,
+        })
+    });
+    task.await
+        .map_err(|error| Problem::new(ProblemKind::Failed, format!("the lease call broke off: {error}")))?
+}
+
+fn family(number: u32) -> Result<Family, Problem> {
+    match number {
+        4 => Ok(Family::Ipv4),
+        6 => Ok(Family::Ipv6),
+        other => Err(Problem::new(ProblemKind::Usage, format!("there is no address family {other}: 4 or 6"))),
+    }
+}
+
+/// Waits until the other agents of the network have a revision in their kernels. One that is late must not hold up the
+/// rest for long: until it has caught up it drops what it does not know, and says so.
+async fn wait_applied(core: &Core, network: &Network, others: &[NodeId], revision: u64) {
+    let late = core.sessions.wait_applied(others.iter().cloned(), revision, limits::APPLIED).await;
+    if !late.is_empty() {
+        warn!(network = %network.name, revision, ?late, "nodes have not applied a lease in time");
+    }
+}
+
+/// Takes a lease back from the caller. Another one of the same prefix than the one that is meant stays.
+pub(crate) async fn release(
+    core: &Core,
+    caller: &Caller,
+    request: &ReleaseLeaseRequest,
+) -> Result<ReleaseLeaseResponse, Problem> {
+    let network: NetworkId = parse("network", &request.network).map_err(usage)?;
+    let prefix: Prefix = parse("prefix", &request.prefix).map_err(usage)?;
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let _turn = core.leases.turn(&network).await;
+        // A network that is gone has no leases either.
+        let Some(set) = LeaseSet::read(core, &network).await? else { return Ok(ReleaseLeaseResponse {}) };
+        let meant = set.find(&prefix).filter(|lease| lease.revision == request.revision);
+        let Some(meant) = meant else { return Ok(ReleaseLeaseResponse {}) };
+        if meant.node != *caller.id() {
+            return Err(Problem::new(
+                ProblemKind::Denied,
+                format!("lease {prefix} of network {} is another node's", set.network().name),
+            ));
+        }
+        let change = set.leases_around(&prefix).give_back(caller.id(), &prefix, request.revision);
+        let Some(change) = change else { return Ok(ReleaseLeaseResponse {}) };
+        if set.commit(core, None, [change_op(&network, change)]).await?.is_some() {
+            core.leases.released(&network, prefix);
+            return Ok(ReleaseLeaseResponse {});
+        }
+    }
+}
+
+/// Settles a borrow by its owner's answer. An answer to a question that is settled already changes nothing.
+pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswer) -> Result<(), Problem> {
+    let network: NetworkId = parse("network", &answer.network).map_err(usage)?;
+    let address: IpAddr = parse("address", &answer.address).map_err(usage)?;
+    let verdict = if answer.accepted { CedeAnswer::Ceded } else { CedeAnswer::Refused };
+    info!(%owner, %network, %address, accepted = answer.accepted, "a borrow was answered");
+    borrow::settle(core, &network, Prefix::single(address), answer.revision, Some(owner), verdict).await?;
+    Ok(())
+}
+
+/// The operations that take every lease of a node away, and the conditions under which nothing is forgotten: that nobody
+/// has made a network or taken a lease since.
+pub(crate) async fn forget_node(core: &Core, node: &NodeId) -> Result<(Vec<Compare>, Vec<Op>), RecordError> {
+    let networks = core.records.networks().await?;
+    let fences: Vec<_> = networks.iter().map(|network| keys::lease_fence(&network.value.id)).collect();
+    let mut reads = vec![Op::get_range(keys::leases()), Op::get(keys::address_fence())];
+    reads.extend(fences.iter().cloned().map(Op::get));
+    let mut read = core.records.read(reads).await?;
+    let leases = read.leases()?;
+    let mut compares = vec![read.fence(keys::address_fence()).unchanged()];
+    compares.extend(networks.iter().map(|network| {
+        // Of the networks that were there before, the same ones must be there still.
+        Compare::present(keys::network(&network.value.id))
+    }));
+    let mut ops = Vec::new();
+    let is_gone = |lease: &&Lease| lease.node == *node || subnet::is_pending_from(lease, node);
+    let touched: BTreeSet<&NetworkId> = leases.iter().filter(is_gone).map(|lease| &lease.network).collect();
+    for (network, key) in networks.iter().zip(fences) {
+        let fence = read.fence(key);
+        compares.push(fence.unchanged());
+        if touched.contains(&network.value.id) {
+            ops.push(fence.advance());
+        }
+    }
+    ops.extend(
+        leases.iter().filter(is_gone).map(|lease| Op::delete(keys::lease(&lease.network, &lease.prefix))),
+    );
+    Ok((compares, ops))
+}

@@ -1,0 +1,122 @@
+//! The leases of one network as they were read, in the terms of `mesh-ipam`, and how changes of them are written.
+
+use std::collections::BTreeSet;
+
+use mesh_ipam::{Lease as IpamLease, LeaseChange, LeaseState as IpamState, Leases, SubnetLayout, SubnetSpec};
+use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix, Subnet};
+use mesh_store::{Compare, Op, Txn};
+
+use crate::core::Core;
+use crate::keys;
+use crate::records::{Fence, RecordError, Versioned, put};
+
+/// A network and all its leases at one revision.
+pub(super) struct LeaseSet {
+    network: Versioned<Network>,
+    leases: Vec<Lease>,
+    fence: Fence,
+}
+
+impl LeaseSet {
+    /// `None` when there is no such network.
+    pub(super) async fn read(core: &Core, network: &NetworkId) -> Result<Option<Self>, RecordError> {
+        let fence = keys::lease_fence(network);
+        let mut read = core
+            .records
+            .read([
+                Op::get(keys::network(network)),
+                Op::get_range(keys::leases_of(network)),
+                Op::get(fence.clone()),
+            ])
+            .await?;
+        let Some(network) = read.one()? else { return Ok(None) };
+        Ok(Some(Self { network, leases: read.leases()?, fence: read.fence(fence) }))
+    }
+
+    pub(super) fn network(&self) -> &Network {
+        &self.network.value
+    }
+
+    pub(super) fn all(&self) -> impl Iterator<Item = &Lease> {
+        self.leases.iter()
+    }
+
+    /// The lease of exactly this prefix.
+    pub(super) fn find(&self, prefix: &Prefix) -> Option<&Lease> {
+        self.leases.iter().find(|lease| lease.prefix == *prefix)
+    }
+
+    /// The nodes that hold a lease, without one.
+    pub(super) fn holders_except(&self, node: &NodeId) -> Vec<NodeId> {
+        let holders: BTreeSet<&NodeId> = self.leases.iter().map(|lease| &lease.node).collect();
+        holders.into_iter().filter(|holder| *holder != node).cloned().collect()
+    }
+
+    /// The leases of the subnet.
+    pub(super) fn leases_in(&self, subnet: &Prefix) -> Leases<NodeId> {
+        self.leases.iter().filter(|lease| subnet.covers(&lease.prefix)).map(to_ipam).collect()
+    }
+
+    /// The leases of the subnet that a prefix is in.
+    pub(super) fn leases_around(&self, prefix: &Prefix) -> Leases<NodeId> {
+        let subnet = self.network().subnets.iter().find(|subnet| subnet.subnet.covers(prefix));
+        subnet.map(|subnet| self.leases_in(&subnet.subnet)).unwrap_or_default()
+    }
+
+    /// Writes a change, if nobody has changed the network or its leases since they were read, and if `member`, when
+    /// given, is still a node.
+    pub(super) async fn commit(
+        &self,
+        core: &Core,
+        member: Option<&NodeId>,
+        ops: impl IntoIterator<Item = Op>,
+    ) -> Result<Option<u64>, RecordError> {
+        let network = keys::network(&self.network().id);
+        let compares = [Compare::mod_revision(network, self.network.revision), self.fence.unchanged()];
+        let member = member.map(|node| Compare::present(keys::node(node)));
+        let txn = Txn::when(compares.into_iter().chain(member)).then([self.fence.advance()]).then(ops);
+        Ok(core.records.commit(txn).await?.map(|revision| revision.0))
+    }
+}
+
+/// How a subnet is divided. `None` never happens for a record that was validated when it was written.
+pub(super) fn layout(subnet: &Subnet) -> Option<SubnetLayout> {
+    SubnetLayout::new(SubnetSpec {
+        subnet: subnet.subnet,
+        gateway: Some(subnet.gateway),
+        ip_range: subnet.ip_range,
+        aux: subnet.aux.clone(),
+    })
+    .ok()
+}
+
+/// Whether the lease waits for this node's answer.
+pub(super) fn is_pending_from(lease: &Lease, node: &NodeId) -> bool {
+    matches!(&lease.state, LeaseState::Pending { from } if from == node)
+}
+
+fn to_ipam(lease: &Lease) -> IpamLease<NodeId> {
+    let state = match &lease.state {
+        LeaseState::Active => IpamState::Active,
+        LeaseState::Pending { from } => IpamState::Pending { from: from.clone() },
+    };
+    IpamLease { prefix: lease.prefix, node: lease.node.clone(), state, revision: lease.revision }
+}
+
+/// A lease as it is written.
+pub(super) fn record(network: &NetworkId, lease: IpamLease<NodeId>) -> Lease {
+    let state = match lease.state {
+        IpamState::Active => LeaseState::Active,
+        IpamState::Pending { from } => LeaseState::Pending { from },
+    };
+    // The revision is known only when it is written; readers fill it in.
+    Lease { network: network.clone(), prefix: lease.prefix, node: lease.node, state, revision: 0 }
+}
+
+/// The operation that makes a change.
+pub(super) fn change_op(network: &NetworkId, change: LeaseChange<NodeId>) -> Op {
+    match change {
+        LeaseChange::Put(lease) => put(keys::lease(network, &lease.prefix), &record(network, lease)),
+        LeaseChange::Remove(prefix) => Op::delete(keys::lease(network, &prefix)),
+    }
+}

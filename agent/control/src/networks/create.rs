@@ -1,0 +1,155 @@
+//! Making a network: what it asks for must be free, and what it leaves open is chosen.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use jiff::Timestamp;
+use mesh_ipam::{Family, Pool, PoolError, SubnetSpec, find_overlap, next_subnet};
+use mesh_model::{Network, NetworkId, Node, Prefix, Vni};
+use mesh_proto::v1::CreateNetworkRequest;
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Op, Txn};
+use tracing::info;
+
+use super::request::{Wanted, record};
+use crate::core::Core;
+use crate::keys;
+use crate::records::{Fence, RecordError, Tries, Versioned, put};
+
+/// Prefix length of automatic IPv6 subnets (RFC 4291, 2.5.1).
+const IPV6_SUBNET: u8 = 64;
+
+/// Makes a network.
+pub(crate) async fn create(core: &Core, request: CreateNetworkRequest) -> Result<Network, Problem> {
+    let wanted = Wanted::parse(request)?;
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let _turn = core.creating.lock().await;
+        let taken = Taken::read(core).await?;
+        let network = taken.fit(core, &wanted)?;
+        let compares = [
+            taken.fence.unchanged(),
+            Compare::absent(keys::network_name(&network.name)),
+            Compare::absent(keys::vni(network.vni)),
+        ];
+        let ops = [
+            taken.fence.advance(),
+            put(keys::network(&network.id), &network),
+            put(keys::network_name(&network.name), &network.id),
+            put(keys::vni(network.vni), &network.id),
+        ];
+        if core.records.commit(Txn::when(compares).then(ops)).await?.is_some() {
+            info!(network = %network.id, name = %network.name, vni = %network.vni, "a network was created");
+            return Ok(network);
+        }
+    }
+}
+
+/// What is taken already.
+struct Taken {
+    networks: Vec<Network>,
+    /// With whose each is, for messages.
+    prefixes: Vec<(Prefix, String)>,
+    fence: Fence,
+}
+
+impl Taken {
+    async fn read(core: &Core) -> Result<Self, RecordError> {
+        let fence = keys::address_fence();
+        let mut read = core
+            .records
+            .read([Op::get_range(keys::networks()), Op::get_range(keys::nodes()), Op::get(fence.clone())])
+            .await?;
+        let networks: Vec<Versioned<Network>> = read.all()?;
+        let nodes: Vec<Versioned<Node>> = read.all()?;
+        let mut prefixes = Vec::new();
+        for Versioned { value: network, .. } in &networks {
+            let subnets = network.subnets.iter();
+            prefixes.extend(
+                subnets.map(|s| (s.subnet, format!("subnet {} of network {}", s.subnet, network.name))),
+            );
+        }
+        let routes = core.routes();
+        for Versioned { value: node, .. } in &nodes {
+            let (name, address, advertised) = (&node.name, node.data_path_addr, node.advertise_addr.ip());
+            prefixes.push((address.into(), format!("data-path address {address} of node {name}")));
+            prefixes.push((advertised.into(), format!("address {advertised} of node {name}")));
+            let routes = routes.get(&node.id).into_iter().flatten();
+            prefixes.extend(routes.map(|&route| (route, format!("route {route} of node {name}"))));
+        }
+        let networks = networks.into_iter().map(|network| network.value).collect();
+        Ok(Self { networks, prefixes, fence: read.fence(fence) })
+    }
+
+    /// The network as it can be made, or what is in its way.
+    fn fit(&self, core: &Core, wanted: &Wanted) -> Result<Network, Problem> {
+        if let Some(other) = self.networks.iter().find(|other| other.name == wanted.name) {
+            return Err(conflict(format!("network {} exists already: {}", wanted.name, other.id)));
+        }
+        let mut taken = self.prefixes.clone();
+        for spec in &wanted.subnets {
+            if let Some((_, whose)) = find_overlap(&spec.subnet, &taken) {
+                return Err(conflict(format!("subnet {} overlaps {whose}", spec.subnet))
+                    .hint("choose another subnet, or give none to get a free one"));
+            }
+        }
+        let mut specs = wanted.subnets.clone();
+        taken.extend(specs.iter().map(|spec| (spec.subnet, "this network".to_owned())));
+        for &family in &wanted.automatic {
+            let pools = pools(core, family).map_err(|e| exhausted(&e))?;
+            let subnet = next_subnet(&pools, family, &taken).map_err(|e| exhausted(&e))?;
+            specs.push(SubnetSpec::new(subnet));
+        }
+        // IPv4 first, in the order in which they were given.
+        specs.sort_by_key(|spec| spec.subnet.family());
+        Ok(Network {
+            id: NetworkId::random().map_err(RecordError::from)?,
+            name: wanted.name.clone(),
+            vni: self.vni(wanted.vni)?,
+            subnets: specs.iter().map(record).collect::<Result<_, _>>()?,
+            mtu: wanted.mtu,
+            encrypted: false,
+            internal: wanted.internal,
+            attachable: wanted.attachable,
+            removing: false,
+            labels: wanted.labels.clone(),
+            options: wanted.options.clone(),
+            created_at: Timestamp::now(),
+        })
+    }
+
+    fn vni(&self, wanted: Option<Vni>) -> Result<Vni, Problem> {
+        let taken: BTreeMap<Vni, &Network> =
+            self.networks.iter().map(|network| (network.vni, network)).collect();
+        if let Some(vni) = wanted {
+            return match taken.get(&vni) {
+                Some(other) => Err(conflict(format!("VNI {vni} is that of network {}", other.name))),
+                None => Ok(vni),
+            };
+        }
+        let used: BTreeSet<u32> = taken.keys().map(|vni| vni.get()).collect();
+        let free = (Vni::FIRST_AUTOMATIC.get()..=Vni::LAST.get()).find(|vni| !used.contains(vni));
+        free.and_then(|vni| vni.try_into().ok())
+            .ok_or_else(|| Problem::new(ProblemKind::Exhausted, "every VNI is that of a network already"))
+    }
+}
+
+fn pools(core: &Core, family: Family) -> Result<Vec<Pool>, PoolError> {
+    let cluster = core.cluster();
+    match family {
+        Family::Ipv4 => {
+            let length = cluster.default_addr_pool_mask_length;
+            cluster.default_addr_pools.iter().map(|&pool| Pool::new(pool, length)).collect()
+        }
+        Family::Ipv6 => Ok(vec![Pool::new(cluster.ipv6_pool, IPV6_SUBNET)?]),
+    }
+}
+
+fn conflict(message: String) -> Problem {
+    Problem::new(ProblemKind::Conflict, message)
+}
+
+fn exhausted(error: &PoolError) -> Problem {
+    Problem::new(ProblemKind::Exhausted, error.to_string())
+        .hint("give a subnet with --subnet, or remove networks that are not needed: meshctl network prune")
+}

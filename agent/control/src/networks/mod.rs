@@ -1,0 +1,69 @@
+//! Networks: making, listing and removing them.
+
+mod create;
+mod remove;
+mod request;
+
+use mesh_model::{Network, NetworkId};
+use mesh_proto::Problem;
+use mesh_proto::v1::{self, InspectNetworkResponse, ListEndpointsRequest};
+
+use crate::core::Core;
+use crate::resolve::{resolve_network, resolve_node};
+
+pub(crate) use create::create;
+pub(crate) use remove::{prune, remove};
+
+/// Every network, sorted by name.
+pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Network>, Problem> {
+    let mut networks: Vec<Network> =
+        core.records.networks().await?.into_iter().map(|network| network.value).collect();
+    networks.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(networks.iter().map(Into::into).collect())
+}
+
+/// A network with its endpoints and leases.
+pub(crate) async fn inspect(core: &Core, text: &str) -> Result<InspectNetworkResponse, Problem> {
+    let network = resolve_network(core, text).await?.value;
+    let leases = core.records.leases_of(&network.id).await?;
+    Ok(InspectNetworkResponse {
+        endpoints: endpoints(core, Some(&network.id)),
+        leases: leases.iter().map(Into::into).collect(),
+        network: Some((&network).into()),
+    })
+}
+
+/// The endpoints of a network and of a node, or of all.
+pub(crate) async fn list_endpoints(
+    core: &Core,
+    request: &ListEndpointsRequest,
+) -> Result<Vec<v1::Endpoint>, Problem> {
+    let network = match request.network.as_str() {
+        "" => None,
+        text => Some(resolve_network(core, text).await?.value.id),
+    };
+    let node = match request.node.as_str() {
+        "" => None,
+        text => Some(resolve_node(core, text).await?.value.id),
+    };
+    let mut endpoints = endpoints(core, network.as_ref());
+    endpoints.retain(|endpoint| node.as_ref().is_none_or(|node| endpoint.node_id == node.as_str()));
+    Ok(endpoints)
+}
+
+/// The reported endpoints, with the names that their networks and nodes have now.
+fn endpoints(core: &Core, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
+    let mut endpoints = core.endpoints.list(network);
+    let view = core.feed.view();
+    for endpoint in &mut endpoints {
+        if let Some(node) = endpoint.node_id.parse().ok().and_then(|id| view.nodes.get(&id)) {
+            endpoint.node_name = node.name.to_string();
+        }
+        if let Some(network) = endpoint.network_id.parse().ok().and_then(|id| view.networks.get(&id)) {
+            endpoint.network_name = network.name.to_string();
+        }
+    }
+    drop(view);
+    endpoints.sort_by(|a, b| (&a.network_name, &a.name, &a.id).cmp(&(&b.network_name, &b.name, &b.id)));
+    endpoints
+}

@@ -1,0 +1,167 @@
+//! Removing a network: only when no node has an endpoint in it, and so that none can get one meanwhile.
+//!
+//! The network is marked first. An agent that has applied the mark attaches nothing to it any more, and has reported
+//! every endpoint that it attached before. So once all of them have, what is reported is all that there is.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mesh_model::{Network, NodeId};
+use mesh_proto::{Problem, ProblemKind, v1};
+use mesh_store::{Compare, Op, Revision, Txn};
+use tracing::{info, warn};
+
+use super::endpoints;
+use crate::core::Core;
+use crate::records::{RecordError, Versioned, put};
+use crate::resolve::resolve_network;
+use crate::{keys, limits};
+
+/// A message names no more endpoints or nodes than this.
+const NAMED: usize = 3;
+
+/// Removes a network.
+pub(crate) async fn remove(core: &Arc<Core>, text: &str) -> Result<Network, Problem> {
+    let network = resolve_network(core, text).await?;
+    let core = core.clone();
+    // Goes on when the caller hangs up: a network must not stay marked.
+    let task = tokio::spawn(async move { remove_one(&core, network).await });
+    task.await
+        .map_err(|error| Problem::new(ProblemKind::Failed, format!("the removal broke off: {error}")))?
+}
+
+/// Removes every network that has no endpoint. Those that turn out to have one stay.
+pub(crate) async fn prune(core: &Arc<Core>) -> Result<Vec<Network>, Problem> {
+    let mut removed = Vec::new();
+    for network in core.records.networks().await? {
+        match remove(core, network.value.id.as_str()).await {
+            Ok(network) => removed.push(network),
+            Err(problem) if matches!(problem.kind, ProblemKind::Conflict | ProblemKind::NotFound) => {
+                info!(network = %network.value.name, %problem, "prune left a network");
+            }
+            Err(problem) => return Err(problem),
+        }
+    }
+    Ok(removed)
+}
+
+async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network, Problem> {
+    let Versioned { value: network, revision } = network;
+    let name = &network.name;
+    if network.removing {
+        return Err(Problem::new(ProblemKind::Conflict, format!("network {name} is being removed already")));
+    }
+    // Most refusals need nobody's help.
+    check_unused(core, &network)?;
+    check_holders_live(core, &network, &holders(core, &network).await?)?;
+    let Some(marked) = mark(core, &network, revision).await? else {
+        return Err(Problem::new(ProblemKind::Conflict, format!("network {name} was changed meanwhile"))
+            .hint("try again"));
+    };
+    let removed = remove_marked(core, &network, marked).await;
+    if removed.is_err()
+        && let Err(error) = unmark(core, &network, marked).await
+    {
+        warn!(network = %name, %error, "cannot take back the mark of a removal");
+    }
+    removed.map(|()| network)
+}
+
+/// Marks the network, so that it takes no new endpoints and leases.
+async fn mark(core: &Core, network: &Network, revision: Revision) -> Result<Option<Revision>, RecordError> {
+    let key = keys::network(&network.id);
+    let marked = Network { removing: true, ..network.clone() };
+    let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &marked)]);
+    core.records.commit(txn).await
+}
+
+async fn unmark(core: &Core, network: &Network, marked: Revision) -> Result<(), RecordError> {
+    let key = keys::network(&network.id);
+    let txn = Txn::when([Compare::mod_revision(key.clone(), marked)]).then([put(key, network)]);
+    core.records.commit(txn).await.map(drop)
+}
+
+async fn remove_marked(core: &Core, network: &Network, marked: Revision) -> Result<(), Problem> {
+    // Nobody gets a lease from here on, so these are all that have to be asked.
+    let holders = holders(core, network).await?;
+    core.sessions.wait_applied(holders.iter().cloned(), marked.0, limits::REMOVING).await;
+    check_holders_live(core, network, &holders)?;
+    if let Some(late) = holders.iter().find(|node| !core.sessions.has_applied(node, marked.0)) {
+        return Err(Problem::new(
+            ProblemKind::Unreachable,
+            format!(
+                "network {} stays: node {} has not answered in time",
+                network.name,
+                node_name(core, late)
+            ),
+        )
+        .hint("try again"));
+    }
+    check_unused(core, network)?;
+    let key = keys::network(&network.id);
+    let ops = [
+        Op::delete(key.clone()),
+        Op::delete(keys::network_name(&network.name)),
+        Op::delete(keys::vni(network.vni)),
+        Op::delete_range(keys::leases_of(&network.id)),
+        Op::delete(keys::lease_fence(&network.id)),
+    ];
+    match core.records.commit(Txn::when([Compare::mod_revision(key, marked)]).then(ops)).await? {
+        Some(_) => {
+            info!(network = %network.id, name = %network.name, "a network was removed");
+            Ok(())
+        }
+        None => Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("network {} was changed meanwhile", network.name),
+        )
+        .hint("try again")),
+    }
+}
+
+async fn holders(core: &Core, network: &Network) -> Result<BTreeSet<NodeId>, RecordError> {
+    Ok(core.records.leases_of(&network.id).await?.into_iter().map(|lease| lease.node).collect())
+}
+
+/// No node has reported an endpoint of the network.
+fn check_unused(core: &Core, network: &Network) -> Result<(), Problem> {
+    let endpoints = endpoints(core, Some(&network.id));
+    if endpoints.is_empty() {
+        return Ok(());
+    }
+    let named = endpoints
+        .iter()
+        .map(|endpoint: &v1::Endpoint| format!("{} on {}", endpoint.name, endpoint.node_name));
+    Err(Problem::new(
+        ProblemKind::Conflict,
+        format!("network {} is in use by {}", network.name, listed(named.collect())),
+    )
+    .hint("detach them first: meshctl endpoint detach"))
+}
+
+/// A node that may have endpoints but cannot be asked keeps the network.
+fn check_holders_live(core: &Core, network: &Network, holders: &BTreeSet<NodeId>) -> Result<(), Problem> {
+    let away: Vec<String> = holders
+        .iter()
+        .filter(|node| !core.sessions.is_live(node))
+        .map(|node| node_name(core, node))
+        .collect();
+    let Some(first) = away.first().cloned() else { return Ok(()) };
+    Err(Problem::new(
+        ProblemKind::Conflict,
+        format!("network {} may be in use on {}, which cannot be asked now", network.name, listed(away)),
+    )
+    .hint(format!("bring it back, or remove it from the cluster: meshctl node rm {first}")))
+}
+
+fn node_name(core: &Core, node: &NodeId) -> String {
+    core.feed.view().nodes.get(node).map_or_else(|| node.to_string(), |node| node.name.to_string())
+}
+
+/// The first few, and how many more there are.
+fn listed(mut names: Vec<String>) -> String {
+    let more = names.len().saturating_sub(NAMED);
+    names.truncate(NAMED);
+    let text = names.join(", ");
+    if more == 0 { text } else { format!("{text} and {more} more") }
+}

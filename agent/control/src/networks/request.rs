@@ -1,0 +1,160 @@
+//! What a person asks of a new network, checked as far as it can be without looking at anything else.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use mesh_ipam::{Family, SubnetLayout, SubnetSpec};
+use mesh_model::{Mtu, Name, Prefix, Subnet, Vni};
+use mesh_proto::v1::CreateNetworkRequest;
+use mesh_proto::{Problem, ProblemKind};
+
+/// Most subnets of one network: each is a route and an address on every host.
+const MAX_SUBNETS: usize = 16;
+
+/// A valid request.
+#[derive(Debug)]
+pub(super) struct Wanted {
+    pub(super) name: Name,
+    /// The subnets that were given.
+    pub(super) subnets: Vec<SubnetSpec>,
+    /// The families of which one is to be chosen.
+    pub(super) automatic: Vec<Family>,
+    pub(super) mtu: Option<Mtu>,
+    pub(super) vni: Option<Vni>,
+    pub(super) internal: bool,
+    pub(super) attachable: bool,
+    pub(super) labels: BTreeMap<String, String>,
+    pub(super) options: BTreeMap<String, String>,
+}
+
+fn usage(message: impl ToString) -> Problem {
+    Problem::new(ProblemKind::Usage, message.to_string())
+}
+
+impl Wanted {
+    /// Checks a request.
+    pub(super) fn parse(request: CreateNetworkRequest) -> Result<Self, Problem> {
+        let name: Name = request.name.parse().map_err(usage)?;
+        if !matches!(request.driver.as_str(), "" | "overlay") {
+            return Err(usage(format!("there is no network driver {:?}", request.driver))
+                .hint("the only one is overlay, which is the default"));
+        }
+        // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be the worst answer.
+        if request.encrypted || request.options.contains_key("encrypted") {
+            return Err(Problem::new(
+                ProblemKind::Failed,
+                format!("cannot create network {name}: encrypted networks are not built yet"),
+            ));
+        }
+        let subnets = subnets(&request)?;
+        let has = |family| subnets.iter().any(|spec: &SubnetSpec| spec.subnet.family() == family);
+        let mut automatic = Vec::new();
+        if !has(Family::Ipv4) {
+            automatic.push(Family::Ipv4);
+        }
+        if request.ipv6 && !has(Family::Ipv6) {
+            automatic.push(Family::Ipv6);
+        }
+        let mtu: Option<Mtu> = request.mtu.map(TryInto::try_into).transpose().map_err(usage)?;
+        if let Some(mtu) = mtu.filter(|mtu| mtu.get() < Mtu::MIN_IPV6)
+            && (request.ipv6 || has(Family::Ipv6))
+        {
+            return Err(usage(format!(
+                "MTU {mtu} is too small for a network with IPv6: at least {}",
+                Mtu::MIN_IPV6
+            )));
+        }
+        let vni = request.vni.map(TryInto::try_into).transpose().map_err(usage)?;
+        if let Some(what) = [("label", &request.labels), ("option", &request.options)]
+            .into_iter()
+            .find_map(|(what, map)| map.keys().any(|key| key.trim().is_empty()).then_some(what))
+        {
+            return Err(usage(format!("a {what} has no name before its =")));
+        }
+        Ok(Self {
+            name,
+            subnets,
+            automatic,
+            mtu,
+            vni,
+            internal: request.internal,
+            attachable: request.attachable,
+            labels: request.labels.into_iter().collect(),
+            options: request.options.into_iter().collect(),
+        })
+    }
+}
+
+/// The subnets with the gateways, ranges and auxiliary addresses that are in them.
+fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
+    let mut specs: Vec<SubnetSpec> = Vec::new();
+    for text in &request.subnets {
+        let subnet = Prefix::parse_strict(text).map_err(|e| usage(format!("subnet {e}")))?;
+        if let Some(other) = specs.iter().find(|other| other.subnet.overlaps(&subnet)) {
+            return Err(usage(format!(
+                "subnet {subnet} overlaps subnet {} of the same network",
+                other.subnet
+            )));
+        }
+        specs.push(SubnetSpec::new(subnet));
+    }
+    if specs.len() > MAX_SUBNETS {
+        return Err(usage(format!("{} subnets are too many: at most {MAX_SUBNETS}", specs.len())));
+    }
+    for text in &request.gateways {
+        let gateway: IpAddr =
+            text.parse().map_err(|_| usage(format!("gateway {text:?} is no IP address")))?;
+        let spec = around(&mut specs, &format!("gateway {gateway}"), |subnet| subnet.contains(gateway))?;
+        if let Some(other) = spec.gateway.replace(gateway) {
+            return Err(usage(format!("subnet {} has two gateways: {other} and {gateway}", spec.subnet)));
+        }
+    }
+    for text in &request.ip_ranges {
+        let range = Prefix::parse_strict(text).map_err(|e| usage(format!("IP range {e}")))?;
+        let spec = around(&mut specs, &format!("IP range {range}"), |subnet| subnet.covers(&range))?;
+        if let Some(other) = spec.ip_range.replace(range) {
+            return Err(usage(format!("subnet {} has two IP ranges: {other} and {range}", spec.subnet)));
+        }
+    }
+    // Sorted, so that of several mistakes always the same one is named.
+    for (name, text) in request.aux.iter().collect::<BTreeMap<_, _>>() {
+        if name.is_empty() {
+            return Err(usage(format!("auxiliary address {text} has no name: write NAME=IP")));
+        }
+        let what = format!("auxiliary address {name}={text}");
+        let address: IpAddr =
+            text.parse().map_err(|_| usage(format!("{what}: {text:?} is no IP address")))?;
+        let spec = around(&mut specs, &what, |subnet| subnet.contains(address))?;
+        spec.aux.insert(name.clone(), address);
+    }
+    for spec in &specs {
+        SubnetLayout::new(spec.clone()).map_err(usage)?;
+    }
+    Ok(specs)
+}
+
+fn around<'a>(
+    specs: &'a mut [SubnetSpec],
+    what: &str,
+    fits: impl Fn(&Prefix) -> bool,
+) -> Result<&'a mut SubnetSpec, Problem> {
+    let given: Vec<String> = specs.iter().map(|spec| spec.subnet.to_string()).collect();
+    specs.iter_mut().find(|spec| fits(&spec.subnet)).ok_or_else(|| {
+        if given.is_empty() {
+            usage(format!("{what} needs a subnet to be in")).hint("give one with --subnet")
+        } else {
+            usage(format!("{what} is in none of the subnets {}", given.join(", ")))
+        }
+    })
+}
+
+/// A subnet's record.
+pub(super) fn record(spec: &SubnetSpec) -> Result<Subnet, Problem> {
+    let layout = SubnetLayout::new(spec.clone()).map_err(usage)?;
+    Ok(Subnet {
+        subnet: spec.subnet,
+        gateway: layout.gateway(),
+        ip_range: spec.ip_range,
+        aux: spec.aux.clone(),
+    })
+}

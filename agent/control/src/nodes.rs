@@ -1,0 +1,141 @@
+//! Nodes: listing, availability, removal, and what a node asks about itself.
+
+use mesh_model::{Node, NodeId, NodeState, Role};
+use mesh_proto::v1::{
+    JoinTokenRequest, JoinTokenResponse, NodeStatus, RemoveNodeRequest, RemoveNodeResponse,
+    RenewCertificateRequest, RenewCertificateResponse, UpdateNodeRequest,
+};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Op, Txn};
+use tracing::info;
+
+use crate::access::Caller;
+use crate::core::Core;
+use crate::enroll::identity_problem;
+use crate::identity::NODE_VALIDITY;
+use crate::records::{RecordError, Tries, Versioned, put};
+use crate::resolve::resolve_node;
+use crate::service::usage;
+use crate::token::{JoinToken, TokenRecord};
+use crate::{keys, leases};
+
+/// A node with what is known of it now.
+pub(crate) fn status(core: &Core, node: &Node) -> NodeStatus {
+    let state = core.states().borrow().get(&node.id).copied().unwrap_or(NodeState::Unknown);
+    NodeStatus {
+        node: Some(node.into()),
+        state: mesh_proto::v1::NodeState::from(state).into(),
+        // The only manager that there is decides.
+        leader: node.id == *core.node_id(),
+        last_seen: core.sessions.last_seen(&node.id).map(|at| at.to_string()).unwrap_or_default(),
+    }
+}
+
+/// Every node, sorted by name.
+pub(crate) async fn list(core: &Core) -> Result<Vec<NodeStatus>, Problem> {
+    let mut nodes: Vec<Node> = core.records.nodes().await?.into_iter().map(|node| node.value).collect();
+    nodes.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(nodes.iter().map(|node| status(core, node)).collect())
+}
+
+/// Changes a node's availability.
+pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<NodeStatus, Problem> {
+    let availability = request.availability().try_into().map_err(usage)?;
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let Versioned { value, revision } = resolve_node(core, &request.node).await?;
+        let node = Node { availability, ..value };
+        let key = keys::node(&node.id);
+        let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &node)]);
+        if core.records.commit(txn).await?.is_some() {
+            return Ok(status(core, &node));
+        }
+    }
+}
+
+/// Removes a node, and with its record its leases and its access.
+pub(crate) async fn remove(core: &Core, request: &RemoveNodeRequest) -> Result<RemoveNodeResponse, Problem> {
+    let node = resolve_node(core, &request.node).await?.value;
+    let state = core.states().borrow().get(&node.id).copied();
+    if state == Some(NodeState::Ready) && !request.force {
+        return Err(Problem::new(ProblemKind::Conflict, format!("node {} is ready", node.name)).hint(
+            format!(
+                "run meshctl cluster leave on it, or remove it all the same: meshctl node rm --force {}",
+                node.name
+            ),
+        ));
+    }
+    let node = forget(core, &node.id).await?;
+    Ok(RemoveNodeResponse { node: Some((&node).into()) })
+}
+
+/// A node leaves by itself.
+pub(crate) async fn leave(core: &Core, caller: &Caller) -> Result<(), Problem> {
+    forget(core, caller.id()).await.map(drop)
+}
+
+async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let Some(Versioned { value: node, revision }) = core.records.node(id).await? else {
+            return Err(Problem::new(ProblemKind::NotFound, format!("node {id} does not exist")));
+        };
+        if node.role == Role::Manager && is_last_manager(core, id).await? {
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("node {} is the only manager of this cluster", node.name),
+            )
+            .hint("to end the cluster, run meshctl cluster leave --force on every host, the manager last"));
+        }
+        let (mut compares, mut ops) = leases::forget_node(core, id).await?;
+        compares.push(Compare::mod_revision(keys::node(id), revision));
+        ops.extend([Op::delete(keys::node(id)), Op::delete(keys::node_name(&node.name))]);
+        if core.records.commit(Txn::when(compares).then(ops)).await?.is_some() {
+            info!(node = %id, name = %node.name, "a node was removed");
+            return Ok(node);
+        }
+    }
+}
+
+async fn is_last_manager(core: &Core, id: &NodeId) -> Result<bool, RecordError> {
+    let nodes = core.records.nodes().await?;
+    Ok(!nodes.iter().any(|node| node.value.role == Role::Manager && node.value.id != *id))
+}
+
+/// The join token of a role, after drawing a new one if asked to.
+pub(crate) async fn join_token(
+    core: &Core,
+    request: &JoinTokenRequest,
+) -> Result<JoinTokenResponse, Problem> {
+    let role: Role = request.role().try_into().map_err(usage)?;
+    let key = keys::token(role);
+    let record = if request.rotate {
+        let record = TokenRecord::random().map_err(RecordError::from)?;
+        core.records.commit(Txn::always([put(key, &record)])).await?;
+        info!(?role, "the join token was rotated");
+        record
+    } else {
+        let found: Option<Versioned<TokenRecord>> = core.records.get(key.clone()).await?;
+        found.ok_or(RecordError::Missing { key })?.value
+    };
+    let secret = record.secret(core.authority.key_der(), role);
+    let token = JoinToken { ca: core.authority.fingerprint(), secret };
+    let own = core.records.node(core.node_id()).await?;
+    let manager = own.map(|node| node.value.advertise_addr.to_string()).unwrap_or_default();
+    Ok(JoinTokenResponse { token: token.to_string(), manager })
+}
+
+/// A new certificate for the calling node, in the role that its record says.
+pub(crate) fn renew(
+    core: &Core,
+    caller: &Caller,
+    request: &RenewCertificateRequest,
+) -> Result<RenewCertificateResponse, Problem> {
+    let role = caller.node().role;
+    let certificate = core.authority.issue(&request.csr_pem, caller.id(), role, NODE_VALIDITY);
+    let certificate_pem = certificate.map_err(identity_problem)?;
+    info!(node = %caller.node().name, "a certificate was renewed");
+    Ok(RenewCertificateResponse { certificate_pem })
+}

@@ -1,0 +1,33 @@
+//! What an agent and its manager owe each other in a session.
+//!
+//! - The agent's first message is `Hello`, with all its endpoints and the routes of its host. After that it says something
+//!   at least every [`HEARTBEAT`](crate::limits::HEARTBEAT), and so does the manager. Either side gives the session up after
+//!   [`SESSION_TIMEOUT`](crate::limits::SESSION_TIMEOUT) without a message.
+//! - The manager sends a `Snapshot`, which replaces whatever the agent had, then `Delta`s. Their revisions only grow. A delta
+//!   without changes tells that nothing up to its revision concerns the agent. A later snapshot is possible at any time.
+//! - The agent sends `Applied` once its kernel has a revision, also for one without changes.
+//! - A network that comes with `removing` takes no new endpoints. Before the agent sends `Applied` for that revision, it has
+//!   reported every endpoint of the network that it attached, or is still attaching, in an `EndpointReport`.
+//! - Each `Cede` is answered by one `CedeAnswer` with the same network, address and revision. The manager asks again in the
+//!   next session when it has not heard the answer.
+//! - A `Probe` of a node is reported once it is known: *answering* after an answer, *not answering* when 800 ms have passed
+//!   without one; on each change at once, and all of them every second. Whom to probe is told by
+//!   [`probe_targets`](crate::probe_targets).
+
+use mesh_proto::v1::control_client::ControlClient;
+use mesh_proto::v1::session_client::SessionClient;
+use tonic::transport::Channel;
+
+use crate::limits;
+
+/// The client of a session, which takes messages as large as snapshots may be.
+pub fn session_client(channel: Channel) -> SessionClient<Channel> {
+    SessionClient::new(channel)
+        .max_decoding_message_size(limits::MAX_MESSAGE)
+        .max_encoding_message_size(limits::MAX_MESSAGE)
+}
+
+/// The client of all other calls, which takes answers as large as lists may be.
+pub fn control_client(channel: Channel) -> ControlClient<Channel> {
+    ControlClient::new(channel).max_decoding_message_size(limits::MAX_MESSAGE)
+}

@@ -1,0 +1,107 @@
+//! Agents' sessions: which are live, how far each has come, and what each is told.
+
+mod reader;
+mod registry;
+mod writer;
+
+use std::sync::Arc;
+
+use mesh_model::Node;
+use mesh_proto::v1::{AgentMessage, Hello, ManagerMessage, agent_message};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Txn};
+use tokio::sync::mpsc;
+use tokio::time::timeout;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+use tracing::{info, warn};
+
+use crate::access::Caller;
+use crate::core::Core;
+use crate::records::{RecordError, Tries, put};
+use crate::{keys, limits};
+
+pub(crate) use registry::Sessions;
+
+/// What an agent hears.
+pub(crate) type Outbound = ReceiverStream<Result<ManagerMessage, Status>>;
+
+/// Begins a session. It ends with its stream, when nothing is heard for too long, when a newer one of the same node
+/// begins, or when the node is removed.
+pub(crate) fn open(core: Arc<Core>, caller: Caller, inbound: Streaming<AgentMessage>) -> Outbound {
+    let (outbound, messages) = mpsc::channel(limits::SESSION_QUEUE);
+    tokio::spawn(async move {
+        let problem = run(&core, &caller, inbound, &outbound).await;
+        info!(node = %caller.node().name, reason = %problem, "a session ended");
+        // When the queue is full the agent does not listen anyway.
+        let _ = outbound.try_send(Err(problem.into()));
+    });
+    ReceiverStream::new(messages)
+}
+
+async fn run(
+    core: &Core,
+    caller: &Caller,
+    mut inbound: Streaming<AgentMessage>,
+    outbound: &mpsc::Sender<Result<ManagerMessage, Status>>,
+) -> Problem {
+    let hello = match hello(&mut inbound).await {
+        Ok(hello) => hello,
+        Err(problem) => return problem,
+    };
+    // So that a node which has only just joined is known to all that follows.
+    let caught_up = timeout(limits::HELLO, core.feed.catch_up(&**core.records.store())).await;
+    if !matches!(caught_up, Ok(Ok(()))) {
+        return Problem::new(ProblemKind::Unreachable, "the manager cannot follow its store");
+    }
+    info!(node = %caller.node().name, version = hello.version, "a session began");
+    let routes = hello.routes.iter().filter_map(|route| route.parse().ok()).collect();
+    core.set_routes(caller.id(), routes);
+    core.endpoints.replace(caller.id(), hello.endpoints.clone());
+    if let Err(error) = follow_host(core, caller.node(), &hello).await {
+        warn!(node = %caller.node().name, %error, "cannot update the node's record");
+    }
+    let session = core.sessions.begin(caller.id());
+    core.heard(caller.id());
+    let problem = tokio::select! {
+        problem = reader::run(core, caller, &session, inbound) => problem,
+        problem = writer::run(core, caller, outbound) => problem,
+        problem = session.ended() => problem,
+    };
+    if core.sessions.end(&session) {
+        core.silent(caller.id());
+    }
+    problem
+}
+
+async fn hello(inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Problem> {
+    let usage = |message| Problem::new(ProblemKind::Usage, message);
+    let first = timeout(limits::HELLO, inbound.message()).await;
+    let first = first.map_err(|_| usage("a session's first message did not come"))??;
+    match first.and_then(|message| message.kind) {
+        Some(agent_message::Kind::Hello(hello)) => Ok(hello),
+        _ => Err(usage("a session's first message must be Hello")),
+    }
+}
+
+/// The record of a node follows what its agent says about the host.
+async fn follow_host(core: &Core, node: &Node, hello: &Hello) -> Result<(), RecordError> {
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let Some(current) = core.records.node(&node.id).await? else { return Ok(()) };
+        let mut wanted = current.value.clone();
+        wanted.version.clone_from(&hello.version);
+        if let Ok(mtu) = hello.data_path_mtu.try_into() {
+            wanted.data_path_mtu = mtu;
+        }
+        if wanted == current.value {
+            return Ok(());
+        }
+        let unchanged = Compare::mod_revision(keys::node(&node.id), current.revision);
+        let txn = Txn::when([unchanged]).then([put(keys::node(&node.id), &wanted)]);
+        if core.records.commit(txn).await?.is_some() {
+            return Ok(());
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! Which nodes have a session with this manager, and up to which revision their kernels are.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use futures::future::join_all;
+use jiff::Timestamp;
+use mesh_model::NodeId;
+use mesh_proto::{Problem, ProblemKind};
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+/// One live session.
+#[derive(Debug)]
+pub(crate) struct Session {
+    node: NodeId,
+    /// Tells it from earlier and later ones of the same node.
+    number: u64,
+    applied: watch::Sender<u64>,
+    end: watch::Sender<Option<Problem>>,
+}
+
+impl Session {
+    /// The agent's kernel has everything up to this revision.
+    pub(crate) fn set_applied(&self, revision: u64) {
+        self.applied.send_if_modified(|applied| {
+            let is_later = revision > *applied;
+            *applied = revision.max(*applied);
+            is_later
+        });
+    }
+
+    /// Waits until somebody else ends the session.
+    pub(super) async fn ended(&self) -> Problem {
+        let mut end = self.end.subscribe();
+        let reason = end.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
+        reason.unwrap_or_else(|| Problem::new(ProblemKind::Unreachable, "the manager is ending"))
+    }
+
+    fn finish(&self, problem: Problem) {
+        self.end.send_replace(Some(problem));
+    }
+}
+
+/// All live sessions of this manager: at most one per node.
+#[derive(Debug, Default)]
+pub(crate) struct Sessions {
+    live: Mutex<BTreeMap<NodeId, Arc<Session>>>,
+    seen: Mutex<BTreeMap<NodeId, Timestamp>>,
+    begun: AtomicU64,
+}
+
+impl Sessions {
+    /// Begins the session of a node; an older one of it ends.
+    pub(super) fn begin(&self, node: &NodeId) -> Arc<Session> {
+        let session = Arc::new(Session {
+            node: node.clone(),
+            number: self.begun.fetch_add(1, Ordering::Relaxed),
+            applied: watch::Sender::new(0),
+            end: watch::Sender::new(None),
+        });
+        if let Some(old) = self.live().insert(node.clone(), session.clone()) {
+            old.finish(Problem::new(ProblemKind::Conflict, "a newer session of the same node began"));
+        }
+        session
+    }
+
+    /// Ends a session; false when it was replaced by another one before.
+    pub(super) fn end(&self, session: &Session) -> bool {
+        let mut live = self.live();
+        let is_current = live.get(&session.node).is_some_and(|current| current.number == session.number);
+        if is_current {
+            live.remove(&session.node);
+        }
+        is_current
+    }
+
+    /// Ends all sessions.
+    pub(crate) fn end_all(&self) {
+        for session in self.live().values() {
+            session.finish(
+                Problem::new(ProblemKind::Unreachable, "the manager is ending").hint("connect again later"),
+            );
+        }
+    }
+
+    /// Whether the node has a session.
+    pub(crate) fn is_live(&self, node: &NodeId) -> bool {
+        self.live().contains_key(node)
+    }
+
+    /// Whether the node has a session and its kernel has this revision.
+    pub(crate) fn has_applied(&self, node: &NodeId, revision: u64) -> bool {
+        self.live().get(node).is_some_and(|session| *session.applied.borrow() >= revision)
+    }
+
+    /// Waits until each of these nodes has this revision in its kernel or has no session. Those who have neither by the
+    /// end of the time are returned.
+    pub(crate) async fn wait_applied(
+        &self,
+        nodes: impl IntoIterator<Item = NodeId>,
+        revision: u64,
+        within: Duration,
+    ) -> Vec<NodeId> {
+        let deadline = Instant::now() + within;
+        let waits = nodes.into_iter().map(|node| async move {
+            timeout_at(deadline, self.applied(&node, revision)).await.is_err().then_some(node)
+        });
+        join_all(waits).await.into_iter().flatten().collect()
+    }
+
+    async fn applied(&self, node: &NodeId, revision: u64) {
+        loop {
+            let Some(mut applied) = self.live().get(node).map(|session| session.applied.subscribe()) else {
+                return;
+            };
+            // An error means that the session is over; the node may have a new one.
+            if applied.wait_for(|applied| *applied >= revision).await.is_ok() {
+                return;
+            }
+        }
+    }
+
+    /// The node's agent was heard now.
+    pub(crate) fn saw(&self, node: &NodeId) {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), Timestamp::now());
+    }
+
+    /// When the node's agent was last heard since this manager began.
+    pub(crate) fn last_seen(&self, node: &NodeId) -> Option<Timestamp> {
+        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied()
+    }
+
+    fn live(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Session>>> {
+        // Each change is one operation of the map.
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

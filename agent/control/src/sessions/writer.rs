@@ -1,0 +1,177 @@
+//! What agents are told: a snapshot, then each revision's changes, without a gap.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_model::{Lease, LeaseState, NetworkId, NodeId, NodeState};
+use mesh_proto::v1::{
+    Cede, Delta, ManagerMessage, NodeStateEntry, NodeStates, Ping, Snapshot, manager_message::Kind,
+};
+use mesh_proto::{Problem, ProblemKind};
+use tokio::sync::{broadcast, mpsc};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tonic::Status;
+
+use crate::access::{Caller, removed};
+use crate::core::Core;
+use crate::feed::News;
+use crate::limits;
+use crate::view::{Batch, RecordChange, View};
+
+/// Tells the agent everything until the session ends, and returns why.
+pub(super) async fn run(
+    core: &Core,
+    caller: &Caller,
+    outbound: &mpsc::Sender<Result<ManagerMessage, Status>>,
+) -> Problem {
+    let mut writer = Writer { core, node: caller.id(), outbound, visible: BTreeSet::new() };
+    loop {
+        match writer.tell().await {
+            // It fell too far behind: what it missed is in the next snapshot.
+            Ok(()) => {}
+            Err(problem) => return problem,
+        }
+    }
+}
+
+struct Writer<'a> {
+    core: &'a Core,
+    node: &'a NodeId,
+    outbound: &'a mpsc::Sender<Result<ManagerMessage, Status>>,
+    /// The networks that the agent knows.
+    visible: BTreeSet<NetworkId>,
+}
+
+impl Writer<'_> {
+    /// A snapshot, and what follows it until there is a gap.
+    async fn tell(&mut self) -> Result<(), Problem> {
+        let mut states = self.core.states();
+        let (mut snapshot, mut news) = self.core.feed.subscribe(|view| snapshot(view, self.node));
+        // A removal before the subscription is not among the news.
+        if self.core.records.node(self.node).await?.is_none() {
+            return Err(removed(self.node));
+        }
+        snapshot.message.cluster = Some(self.core.cluster().into());
+        self.visible = snapshot.visible;
+        let (mut told, mut known) = (snapshot.message.revision, snapshot.message.revision);
+        self.send(Kind::Snapshot(snapshot.message)).await?;
+        let now = states.borrow_and_update().clone();
+        self.send(Kind::States(states_message(&now))).await?;
+        for lease in &snapshot.asked {
+            self.send(Kind::Cede(cede(lease))).await?;
+        }
+        let mut beat = interval(limits::HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                // The order: revisions first, so that what is waited for comes soonest.
+                biased;
+                batch = news.recv() => match batch {
+                    Ok(News::Batch(batch)) => {
+                        known = batch.revision;
+                        if self.tell_batch(&batch).await? {
+                            told = known;
+                        }
+                    }
+                    Ok(News::Gap) | Err(broadcast::error::RecvError::Lagged(_)) => return Ok(()),
+                    Err(broadcast::error::RecvError::Closed) => {
+                        return Err(Problem::new(ProblemKind::Unreachable, "the manager is ending"));
+                    }
+                },
+                changed = states.changed() => {
+                    if changed.is_err() {
+                        return Err(Problem::new(ProblemKind::Unreachable, "the manager is ending"));
+                    }
+                    let now = states.borrow_and_update().clone();
+                    self.send(Kind::States(states_message(&now))).await?;
+                }
+                _ = beat.tick() => {
+                    if known > told {
+                        // Revisions that do not concern the agent, all at once.
+                        self.send(Kind::Delta(Delta { revision: known, changes: Vec::new() })).await?;
+                        told = known;
+                    } else {
+                        self.send(Kind::Ping(Ping {})).await?;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Tells what a revision changes for the agent; false when that is nothing.
+    async fn tell_batch(&mut self, batch: &Batch) -> Result<bool, Problem> {
+        let is_removed =
+            |change: &RecordChange| matches!(change, RecordChange::RemoveNode(id) if id == self.node);
+        if batch.changes.iter().any(is_removed) {
+            return Err(removed(self.node));
+        }
+        let changes = batch.changes_for(self.node, &mut self.visible);
+        if changes.is_empty() {
+            return Ok(false);
+        }
+        self.send(Kind::Delta(Delta { revision: batch.revision, changes })).await?;
+        for change in &batch.changes {
+            if let RecordChange::PutLease(lease) = change
+                && is_asked(lease, self.node)
+            {
+                self.send(Kind::Cede(cede(lease))).await?;
+            }
+        }
+        Ok(true)
+    }
+
+    /// An agent that takes nothing for too long loses its session: nothing piles up for it.
+    async fn send(&self, kind: Kind) -> Result<(), Problem> {
+        let message = ManagerMessage { kind: Some(kind) };
+        match timeout(limits::SESSION_STALL, self.outbound.send(Ok(message))).await {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Problem::new(ProblemKind::Unreachable, "the agent ended it")),
+            Err(_) => Err(Problem::new(ProblemKind::Unreachable, "the agent takes no messages")),
+        }
+    }
+}
+
+struct AgentSnapshot {
+    message: Snapshot,
+    visible: BTreeSet<NetworkId>,
+    /// The borrows that wait for this agent's answer. It may have been asked before, by a manager that is gone.
+    asked: Vec<Lease>,
+}
+
+fn snapshot(view: &View, node: &NodeId) -> AgentSnapshot {
+    let networks: Vec<_> = view.networks_of(node).collect();
+    let leases = || networks.iter().flat_map(|records| &records.leases);
+    let all = view.leases.values().flat_map(BTreeMap::values);
+    AgentSnapshot {
+        message: Snapshot {
+            revision: view.revision,
+            cluster: None,
+            nodes: view.nodes.values().map(Into::into).collect(),
+            networks: networks.iter().map(|records| (&records.network).into()).collect(),
+            leases: leases().map(Into::into).collect(),
+            managers: crate::enroll::manager_addresses(view.nodes.values()),
+        },
+        visible: networks.iter().map(|records| records.network.id.clone()).collect(),
+        asked: all.filter(|lease| is_asked(lease, node)).cloned().collect(),
+    }
+}
+
+fn is_asked(lease: &Lease, node: &NodeId) -> bool {
+    matches!(&lease.state, LeaseState::Pending { from } if from == node)
+}
+
+fn cede(lease: &Lease) -> Cede {
+    Cede {
+        network: lease.network.to_string(),
+        address: lease.prefix.first().to_string(),
+        revision: lease.revision,
+    }
+}
+
+fn states_message(states: &Arc<BTreeMap<NodeId, NodeState>>) -> NodeStates {
+    let entry = |(node, state): (&NodeId, &NodeState)| NodeStateEntry {
+        node: node.to_string(),
+        state: mesh_proto::v1::NodeState::from(*state).into(),
+    };
+    NodeStates { nodes: states.iter().map(entry).collect() }
+}
