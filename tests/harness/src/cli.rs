@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{Encapsulation, Error, Lab, Output, ProcessId, Result, demo};
+use crate::{Cmd, Encapsulation, Error, Lab, Output, ProcessId, Result, demo};
 
 /// Hosts in network namespaces on this machine, each with a real meshd.
 #[derive(Debug, Parser)]
@@ -145,13 +145,15 @@ impl Cli {
             }
             Command::Unplug { host } => open()?.host_named(&host)?.unplug()?,
             Command::Plug { host } => open()?.host_named(&host)?.plug()?,
-            Command::Run { host, command } => return Err(open()?.host_named(&host)?.cmd(command).exec()),
+            Command::Run { host, command } => {
+                return become_command(&open()?.host_named(&host)?.cmd(command));
+            }
             Command::Container { host, name, options } => {
                 let (_, output) = open()?.host_named(&host)?.container(&name, options)?;
                 return Ok(pass_through(&output));
             }
             Command::Exec { name, command } => {
-                return Err(open()?.namespace_named(&name)?.cmd(command).exec());
+                return become_command(&open()?.namespace_named(&name)?.cmd(command));
             }
             Command::Demo { keep } => return demo::run(keep),
         }
@@ -178,6 +180,17 @@ fn print_table(lab: &Lab) -> Result<()> {
         println!("{:<12} {:<20} {}", container.name, container.netns, container.host);
     }
     Ok(())
+}
+
+/// Replaces this process with the command; what comes back is why that failed, with a shell's exit code for it.
+fn become_command(command: &Cmd) -> Result<u8> {
+    match command.exec() {
+        error @ Error::System { .. } if error.is_not_found() => {
+            eprintln!("error: {error}");
+            Ok(127)
+        }
+        error => Err(error),
+    }
 }
 
 /// What a command printed and its exit code, as if it had been run directly.

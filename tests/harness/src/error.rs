@@ -134,6 +134,16 @@ impl Error {
         }
     }
 
+    /// Whether the system says that something does not exist.
+    pub(crate) fn is_not_found(&self) -> bool {
+        match self {
+            Self::File { source, .. } | Self::System { source, .. } => {
+                source.kind() == io::ErrorKind::NotFound
+            }
+            _ => false,
+        }
+    }
+
     /// What a person can do about it.
     pub fn hint(&self) -> Option<String> {
         match self {

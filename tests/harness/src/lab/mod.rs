@@ -53,11 +53,15 @@ impl Lab {
     #[must_use]
     pub fn keep(mut self) -> Self {
         self.owned = false;
-        // Without an owner no later run takes it for abandoned.
+        self.disown();
+        self
+    }
+
+    /// Without an owner no later run takes the lab for abandoned.
+    fn disown(&self) {
         if let Err(error) = self.dir.update(|state| state.owner = None) {
             eprintln!("lab {}: {error}", self.prefix());
         }
-        self
     }
 
     /// Prefix of everything in it.
@@ -184,6 +188,7 @@ impl Drop for Lab {
             }
         }
         if std::env::var_os("MESH_LAB_KEEP").is_some() {
+            self.disown();
             eprintln!("lab {} is kept (MESH_LAB_KEEP)", self.prefix());
             return;
         }
