@@ -1,1 +1,27 @@
-//! The agent that runs on every host
+//! The agent that runs on every host: keeps its kernel as the cluster wants it, serves the local socket, and on a manager
+//! the control plane.
+//!
+//! State flows one way: a manager's records and the node's own endpoints make up what is desired ([`agent`]); the loop
+//! ([`reconcile`]) compares it with what the kernel has, and acts. Nothing that runs here is on the way of a packet.
+#![forbid(unsafe_code)]
+
+pub mod addresses;
+pub mod advertise;
+pub mod agent;
+pub mod api;
+pub mod attach;
+pub mod config;
+mod detach;
+pub mod durable;
+pub mod endpoint_store;
+pub mod host;
+pub mod instance;
+pub mod managers;
+pub mod member;
+pub mod membership;
+pub mod prober;
+pub mod reconcile;
+pub mod session;
+#[cfg(test)]
+mod test_host;
+pub mod view;

@@ -1,0 +1,332 @@
+//! What a member knows and wants: shared by the session with a manager, the local API and the kernel loop.
+//!
+//! Every change of it makes a new generation and wakes the loop. A pass of the loop tells which generation it was of, so
+//! that whoever made a change can wait until the kernel has it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use mesh_ipam::Delays;
+use mesh_model::desired::{Encapsulation, Peer, Underlay};
+use mesh_model::{Desired, Endpoint, EndpointId, EndpointPhase, NetworkId, Node, NodeId, NodeState};
+use mesh_proto::Problem;
+use tokio::sync::watch;
+
+use crate::addresses::{AddressPools, SavedPools};
+use crate::durable::{self, FileError, Survives};
+use crate::endpoint_store::EndpointStore;
+use crate::instance::StatePaths;
+use crate::view::ClusterView;
+
+/// One pass of the kernel loop: what it was of, and what came of it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Pass {
+    /// The generation of the wishes that it saw.
+    pub generation: u64,
+    /// The store's revision in them.
+    pub revision: u64,
+    /// Endpoints that a step failed for, and why.
+    pub failed: BTreeMap<EndpointId, Problem>,
+    /// Why no endpoint can be relied upon: a step that all depend on has failed.
+    pub node_failure: Option<Problem>,
+    /// Endpoints whose namespace and device are gone.
+    pub lost: BTreeSet<EndpointId>,
+    /// Everything that did not work, a line each.
+    pub problems: Vec<String>,
+    /// Name of the interface that has the data-path address; empty when none has it.
+    pub underlay: String,
+    /// MTU of that interface in bytes.
+    pub underlay_mtu: u32,
+    /// MTU of each network's endpoints on this node, in bytes.
+    pub mtus: BTreeMap<NetworkId, u32>,
+}
+
+/// The state behind the lock.
+#[derive(Debug)]
+pub struct State {
+    /// The cluster's records.
+    pub view: ClusterView,
+    /// This node's endpoints.
+    pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// The addresses that may be handed out.
+    pub pools: AddressPools,
+    /// How the nodes are doing, as the manager last said.
+    pub node_states: BTreeMap<NodeId, NodeState>,
+    /// The manager that the session is with; empty when there is none.
+    pub manager: String,
+    /// What was found wrong at start, a line each.
+    pub damage: Vec<String>,
+    generation: u64,
+    /// Counts the changes of the view.
+    view_number: u64,
+    /// The count at which something of this node's own changed last: what an attach relies on.
+    own_view_number: u64,
+}
+
+/// A member's state, its place on disk, and the signals between its tasks.
+#[derive(Debug)]
+pub struct Agent {
+    node: Node,
+    encapsulation: Encapsulation,
+    paths: StatePaths,
+    store: EndpointStore,
+    state: Mutex<State>,
+    /// The count of the view that the disk has. Held during a write, so that no older view replaces a newer one.
+    saved_view: Mutex<u64>,
+    generation: watch::Sender<u64>,
+    revision: watch::Sender<u64>,
+    pass: watch::Sender<Pass>,
+    applied: watch::Sender<u64>,
+}
+
+/// Milliseconds since 1970: what address pools count in.
+pub fn now() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+impl Agent {
+    /// Takes up what is on the disk; `fresh` is what a node knows that has just become a member.
+    ///
+    /// Endpoints whose caller was never told are undone: their records go, and with them the first pass removes what was
+    /// made for them.
+    pub fn load(
+        node: Node,
+        fresh: ClusterView,
+        encapsulation: Encapsulation,
+        paths: StatePaths,
+        delays: Delays,
+    ) -> Result<Self, FileError> {
+        let store = EndpointStore::open(&paths.endpoints())?;
+        let loaded = store.load()?;
+        let mut damage: Vec<String> = loaded.damaged.iter().map(ToString::to_string).collect();
+        let mut endpoints = loaded.endpoints;
+        for (id, _) in endpoints.extract_if(.., |_, endpoint| endpoint.phase == EndpointPhase::Attaching) {
+            tracing::info!(endpoint = %id, "undoing an attach that never finished");
+            store.remove(&id)?;
+        }
+        let view = go_on_without(durable::read_json(&paths.view()), &mut damage)?.unwrap_or(fresh);
+        let saved: SavedPools =
+            go_on_without(durable::read_json(&paths.released()), &mut damage)?.unwrap_or_default();
+        let pools = AddressPools::restore(node.id.clone(), delays, &view, &endpoints, saved, now());
+        let revision = view.revision;
+        let state = State {
+            view,
+            endpoints,
+            pools,
+            node_states: BTreeMap::new(),
+            manager: String::new(),
+            damage,
+            generation: 1,
+            view_number: 1,
+            own_view_number: 1,
+        };
+        Ok(Self {
+            node,
+            encapsulation,
+            paths,
+            store,
+            state: Mutex::new(state),
+            saved_view: Mutex::new(0),
+            generation: watch::Sender::new(1),
+            revision: watch::Sender::new(revision),
+            pass: watch::Sender::new(Pass::default()),
+            applied: watch::Sender::new(0),
+        })
+    }
+
+    /// This node's identity.
+    pub fn id(&self) -> &NodeId {
+        &self.node.id
+    }
+
+    /// This node's record: as the cluster has it, or as it was when the node joined.
+    pub fn node(&self) -> Node {
+        self.read(|state| state.view.nodes.get(&self.node.id).cloned()).unwrap_or_else(|| self.node.clone())
+    }
+
+    /// How packets are wrapped.
+    pub fn encapsulation(&self) -> Encapsulation {
+        self.encapsulation
+    }
+
+    /// The endpoints' records on disk.
+    pub fn endpoint_store(&self) -> &EndpointStore {
+        &self.store
+    }
+
+    /// Looks at the state.
+    pub fn read<R>(&self, look: impl FnOnce(&State) -> R) -> R {
+        look(&self.lock())
+    }
+
+    /// Changes what the kernel should have, and wakes the loop. Returns the generation that has the change.
+    pub fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> (u64, R) {
+        let mut state = self.lock();
+        let result = change(&mut state);
+        state.generation += 1;
+        self.generation.send_replace(state.generation);
+        (state.generation, result)
+    }
+
+    /// Changes what the kernel has no part in.
+    pub fn note<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        change(&mut self.lock())
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // Every change leaves the state consistent before anything in it can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a new view; `changed` are the networks that differ, `None` when all may.
+    pub fn set_view(&self, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
+        let revision = view.revision;
+        self.change(|state| {
+            let ours = |view: &ClusterView| -> BTreeSet<_> {
+                let mine = view.leases.values().filter(|lease| lease.node == self.node.id);
+                mine.map(|lease| (lease.network.clone(), lease.prefix, lease.state.clone())).collect()
+            };
+            let own =
+                changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
+            // A store that was restored from a backup counts its revisions anew, and so have the pools to.
+            let rewound = view.revision < state.view.revision;
+            state.view = view;
+            state.view_number += 1;
+            if own {
+                state.own_view_number = state.view_number;
+            }
+            let State { view, pools, endpoints, .. } = state;
+            if rewound {
+                pools.rebuild(view, endpoints, now());
+            } else {
+                pools.update(view, changed, now());
+            }
+        });
+        self.revision.send_replace(revision);
+    }
+
+    /// What the kernel should have, with the generation of that wish.
+    pub fn desired(&self) -> (u64, u64, Desired) {
+        let state = self.lock();
+        let view = &state.view;
+        let own = view.nodes.get(&self.node.id).unwrap_or(&self.node);
+        let peer = |node: &Node| Peer { address: node.data_path_addr, mtu: node.data_path_mtu };
+        let mut nodes: BTreeMap<_, _> =
+            view.nodes.values().map(|node| (node.id.clone(), peer(node))).collect();
+        nodes.entry(own.id.clone()).or_insert_with(|| peer(own));
+        let desired = Desired {
+            node: own.id.clone(),
+            underlay: Underlay {
+                address: own.data_path_addr,
+                port: view.cluster.data_path_port,
+                encapsulation: self.encapsulation,
+            },
+            nodes,
+            networks: view.networks.clone(),
+            leases: view.leases.values().cloned().collect(),
+            endpoints: state.endpoints.clone(),
+        };
+        (state.generation, view.revision, desired)
+    }
+
+    /// Wakes when there is a new generation.
+    pub fn generations(&self) -> watch::Receiver<u64> {
+        self.generation.subscribe()
+    }
+
+    /// Follows the loop's passes.
+    pub fn passes(&self) -> watch::Receiver<Pass> {
+        self.pass.subscribe()
+    }
+
+    /// Follows the last revision that the kernel has.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Tells what came of a pass.
+    pub fn finish_pass(&self, pass: Pass) {
+        if pass.node_failure.is_none() {
+            self.applied.send_replace(pass.revision);
+        }
+        self.pass.send_replace(pass);
+    }
+
+    /// Waits for the end of a pass that has at least this generation.
+    pub async fn pass_of(&self, generation: u64) -> Pass {
+        let mut passes = self.pass.subscribe();
+        // The sender lives as long as `self`, so that this cannot fail.
+        passes
+            .wait_for(|pass| pass.generation >= generation)
+            .await
+            .map(|pass| pass.clone())
+            .unwrap_or_default()
+    }
+
+    /// Waits until the view has this revision; false when it has not come within `timeout`.
+    pub async fn received(&self, revision: u64, timeout: Duration) -> bool {
+        let mut revisions = self.revision.subscribe();
+        let reached = revisions.wait_for(|received| *received >= revision);
+        matches!(tokio::time::timeout(timeout, reached).await, Ok(Ok(_)))
+    }
+
+    /// Makes sure that the disk has of the view what an attach relies on: this node's networks and leases.
+    pub fn save_own_view(&self) -> Result<(), FileError> {
+        let wanted = self.read(|state| state.own_view_number);
+        self.save_view(wanted, Survives::PowerLoss)
+    }
+
+    /// Writes what has changed of the view and of the pools, for the next start. Nothing of it has to be durable: what
+    /// has is written where it is relied upon.
+    pub fn save_changes(&self) -> Result<(), FileError> {
+        let wanted = self.read(|state| state.view_number);
+        self.save_view(wanted, Survives::Kill)?;
+        self.save_pools(Survives::Kill)
+    }
+
+    /// Writes all of the view and of the pools durably: before another node is told that it may rely on it.
+    pub fn save_everything(&self) -> Result<(), FileError> {
+        let wanted = self.read(|state| state.view_number);
+        self.save_view(wanted, Survives::PowerLoss)?;
+        self.note(|state| state.pools.touch());
+        self.save_pools(Survives::PowerLoss)
+    }
+
+    fn save_view(&self, wanted: u64, survives: Survives) -> Result<(), FileError> {
+        let mut saved = self.saved_view.lock().unwrap_or_else(PoisonError::into_inner);
+        if *saved >= wanted {
+            return Ok(());
+        }
+        let (number, view) = self.read(|state| (state.view_number, state.view.clone()));
+        durable::write_json(&self.paths.view(), &view, survives)?;
+        *saved = number;
+        Ok(())
+    }
+
+    fn save_pools(&self, survives: Survives) -> Result<(), FileError> {
+        let _one_at_a_time = self.saved_view.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(pools) = self.note(|state| state.pools.take_changed()) else { return Ok(()) };
+        let written = durable::write_json(&self.paths.released(), &pools, survives);
+        if written.is_err() {
+            self.note(|state| state.pools.touch());
+        }
+        written
+    }
+}
+
+/// A damaged file of what can be learnt anew is no reason not to start.
+fn go_on_without<T>(
+    read: Result<Option<T>, FileError>,
+    damage: &mut Vec<String>,
+) -> Result<Option<T>, FileError> {
+    match read {
+        Err(error @ FileError::Content { .. }) => {
+            tracing::warn!(%error, "going on without it");
+            damage.push(error.to_string());
+            Ok(None)
+        }
+        other => other,
+    }
+}

@@ -1,0 +1,103 @@
+//! The control plane as seen from the local socket: answered by a manager, within this process or over the network.
+
+use std::sync::Arc;
+
+use mesh_proto::v1::control_client::ControlClient;
+use mesh_proto::v1::control_server::Control;
+use mesh_proto::{Problem, ProblemKind, v1};
+use tonic::transport::Channel;
+use tonic::{Code, Request, Response, Status, async_trait};
+
+use crate::managers::Connected;
+use crate::membership::Memberships;
+
+/// A cluster of many networks and endpoints is larger than tonic's 4 MiB.
+const MAX_MESSAGE: usize = 64 << 20;
+
+/// Passes calls on to a manager, as this node.
+#[derive(Debug, Clone)]
+pub struct ControlGateway {
+    memberships: Arc<Memberships>,
+}
+
+impl ControlGateway {
+    /// Passes on for this host.
+    pub fn new(memberships: Arc<Memberships>) -> Self {
+        Self { memberships }
+    }
+
+    /// Makes a call with a connection to a manager. One that turns out to be dead is given up, so that the next call
+    /// makes a new one; this call is not made again, because it may have had its effect.
+    async fn call<T, F: Future<Output = Result<Response<T>, Status>>>(
+        &self,
+        call: impl FnOnce(ControlClient<Channel>) -> F,
+    ) -> Result<Response<T>, Status> {
+        let managers = self.memberships.member()?.managers.clone();
+        let Connected { address, channel } = managers.connected().await?;
+        let client = ControlClient::new(channel).max_decoding_message_size(MAX_MESSAGE);
+        call(client).await.map(|response| Response::new(response.into_inner())).map_err(|status| {
+            // What a manager itself says has details.
+            if !status.details().is_empty() || !matches!(status.code(), Code::Unavailable | Code::Unknown) {
+                return status;
+            }
+            managers.forget(&address);
+            Problem::new(
+                ProblemKind::Unreachable,
+                format!("the connection to the manager at {address} was lost: {}", status.message()),
+            )
+            .hint("try again; meshctl status shows whether this node is in session")
+            .into()
+        })
+    }
+}
+
+fn for_agents_only<T>(what: &str) -> Result<Response<T>, Status> {
+    Err(Problem::new(ProblemKind::Denied, format!("{what} is for agents, not for people")).into())
+}
+
+macro_rules! control {
+    (
+        forward { $($method:ident($request:ident) -> $response:ident;)* }
+        refuse { $($refused:ident($refused_request:ident) -> $refused_response:ident;)* }
+    ) => {
+        #[async_trait]
+        impl Control for ControlGateway {
+            $(async fn $method(
+                &self,
+                request: Request<v1::$request>,
+            ) -> Result<Response<v1::$response>, Status> {
+                self.call(|mut client| async move { client.$method(request.into_inner()).await }).await
+            })*
+
+            $(async fn $refused(
+                &self,
+                _request: Request<v1::$refused_request>,
+            ) -> Result<Response<v1::$refused_response>, Status> {
+                for_agents_only(stringify!($refused_request))
+            })*
+        }
+    };
+}
+
+control! {
+    forward {
+        create_network(CreateNetworkRequest) -> Network;
+        remove_network(RemoveNetworkRequest) -> RemoveNetworkResponse;
+        prune_networks(PruneNetworksRequest) -> PruneNetworksResponse;
+        update_node(UpdateNodeRequest) -> NodeStatus;
+        remove_node(RemoveNodeRequest) -> RemoveNodeResponse;
+        join_token(JoinTokenRequest) -> JoinTokenResponse;
+        list_networks(ListNetworksRequest) -> ListNetworksResponse;
+        inspect_network(InspectNetworkRequest) -> InspectNetworkResponse;
+        list_nodes(ListNodesRequest) -> ListNodesResponse;
+        inspect_node(InspectNodeRequest) -> NodeStatus;
+        list_endpoints(ListEndpointsRequest) -> ListEndpointsResponse;
+        get_cluster(GetClusterRequest) -> Cluster;
+    }
+    refuse {
+        lease(LeaseRequest) -> LeaseResponse;
+        release_lease(ReleaseLeaseRequest) -> ReleaseLeaseResponse;
+        leave(LeaveRequest) -> LeaveResponse;
+        renew_certificate(RenewCertificateRequest) -> RenewCertificateResponse;
+    }
+}

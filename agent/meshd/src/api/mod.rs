@@ -1,0 +1,10 @@
+//! What the local socket serves.
+
+mod control;
+mod local;
+mod socket;
+mod status;
+
+pub use control::ControlGateway;
+pub use local::LocalApi;
+pub use socket::{SocketError, bind, serve};

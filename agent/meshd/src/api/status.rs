@@ -1,0 +1,108 @@
+//! What the agent says of itself.
+
+use std::net::IpAddr;
+
+use mesh_ebpf_types::{VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
+use mesh_model::Vni;
+use mesh_model::desired::Encapsulation;
+use mesh_proto::{Problem, ProblemKind, v1};
+
+use crate::member::{Member, Platform};
+use crate::membership::{Memberships, Standing};
+use crate::reconcile::explain;
+
+/// Everything about this agent, member or not.
+pub(super) async fn status(memberships: &Memberships) -> v1::StatusResponse {
+    let platform = memberships.platform();
+    let mut response = v1::StatusResponse {
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        encapsulation: match platform.encapsulation {
+            Encapsulation::Direct => "direct",
+            Encapsulation::Device => "device",
+        }
+        .to_owned(),
+        encapsulation_reason: platform.encapsulation_reason.clone(),
+        resident_bytes: resident_bytes(),
+        ..v1::StatusResponse::default()
+    };
+    match memberships.standing() {
+        Standing::None => "none".clone_into(&mut response.membership),
+        Standing::Changing => "joining".clone_into(&mut response.membership),
+        Standing::Member(member) => {
+            "member".clone_into(&mut response.membership);
+            fill_in(&mut response, platform, &member).await;
+        }
+    }
+    response
+}
+
+async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member: &Member) {
+    let agent = &member.agent;
+    response.node = Some((&agent.node()).into());
+    agent.read(|state| {
+        response.cluster = Some((&state.view.cluster).into());
+        response.manager.clone_from(&state.manager);
+        response.revision = state.view.revision;
+        response.endpoints = u32::try_from(state.endpoints.len()).unwrap_or(u32::MAX);
+        response.networks = u32::try_from(state.view.networks.len()).unwrap_or(u32::MAX);
+        response.problems.clone_from(&state.damage);
+    });
+    response.applied_revision = *agent.applied().borrow();
+    let pass = agent.passes().borrow().clone();
+    response.data_path_interface = pass.underlay;
+    response.data_path_mtu = pass.underlay_mtu;
+    response.problems.extend(pass.problems);
+    match counters(platform).await {
+        Ok(counters) => response.counters = counters,
+        Err(problem) => response.problems.push(problem.message),
+    }
+}
+
+/// This node's counters of one network, and the MTU that its endpoints get here.
+pub(super) async fn network_counters(
+    platform: &Platform,
+    member: &Member,
+    vni: u32,
+) -> Result<v1::NetworkCountersResponse, Problem> {
+    let usage = |error: mesh_model::net::InvalidVni| Problem::new(ProblemKind::Usage, error.to_string());
+    let network = Vni::try_from(vni).map_err(usage)?;
+    let mut counters = counters(platform).await?;
+    counters.retain(|counter| counter.vni == vni);
+    let known = member.agent.read(|state| state.view.network_by_vni(network).map(|n| n.id.clone()));
+    let mtu = known.and_then(|id| member.agent.passes().borrow().mtus.get(&id).copied());
+    Ok(v1::NetworkCountersResponse { counters, mtu: mtu.unwrap_or_else(|| largest_mtu(member)) })
+}
+
+/// The MTU of a network that sets no bound of its own: for networks that this node has no part in.
+fn largest_mtu(member: &Member) -> u32 {
+    let own = member.agent.node();
+    let overhead = match own.data_path_addr {
+        IpAddr::V4(_) => VXLAN_OVERHEAD_IPV4,
+        IpAddr::V6(_) => VXLAN_OVERHEAD_IPV6,
+    };
+    let of_nodes = member.agent.read(|state| state.view.nodes.values().map(|n| n.data_path_mtu).min());
+    of_nodes.unwrap_or(own.data_path_mtu).less(overhead.into()).get()
+}
+
+async fn counters(platform: &Platform) -> Result<Vec<v1::Counter>, Problem> {
+    let counters = platform.kernel.call(|kernel| kernel.programs().counters()).await;
+    let counters = counters.map_err(|error| explain(&error.into()))?;
+    let counter = |((vni, reason), counter): (_, mesh_kernel::programs::Counter)| {
+        let (vni, reason): (mesh_ebpf_types::Vni, mesh_ebpf_types::Reason) = (vni, reason);
+        v1::Counter {
+            vni: vni.number(),
+            reason: reason.name().to_owned(),
+            packets: counter.packets,
+            bytes: counter.bytes,
+        }
+    };
+    Ok(counters.into_iter().map(|((vni, reason), value)| counter(((vni, reason), value))).collect())
+}
+
+/// Memory of this process that is in RAM: the second number of `/proc/self/statm`, in pages (proc(5)).
+fn resident_bytes() -> u64 {
+    let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
+    let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();
+    let page_size = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok().flatten();
+    pages * page_size.and_then(|size| u64::try_from(size).ok()).unwrap_or(4096)
+}

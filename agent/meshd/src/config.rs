@@ -1,0 +1,232 @@
+//! Where an instance keeps its things: defaults, then `/etc/mesh/meshd.toml`, then flags.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use clap::Parser;
+use serde::Deserialize;
+
+/// The file that is read when `--config` names none; it need not exist.
+pub const DEFAULT_FILE: &str = "/etc/mesh/meshd.toml";
+
+/// How packets of clear networks are to be wrapped.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum EncapsulationChoice {
+    /// Directly where the kernel can, which is probed at start.
+    #[default]
+    Auto,
+    /// The programs write the outer headers.
+    Direct,
+    /// The kernel's VXLAN device does.
+    Device,
+}
+
+/// The agent of Mesh: one per host.
+#[derive(Debug, Clone, Default, Parser)]
+#[command(name = "meshd", version, about, after_help = "Example: meshd --config /etc/mesh/meshd.toml")]
+pub struct Flags {
+    /// Configuration file [default: /etc/mesh/meshd.toml where it exists]
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Where the state is kept [default: /var/lib/mesh]
+    #[arg(long, value_name = "DIR")]
+    pub state_dir: Option<PathBuf>,
+    /// Where the socket is made [default: /run/mesh]
+    #[arg(long, value_name = "DIR")]
+    pub run_dir: Option<PathBuf>,
+    /// The socket that meshctl talks to [default: meshd.sock in the run directory]
+    #[arg(long, value_name = "PATH")]
+    pub socket: Option<PathBuf>,
+    /// Where eBPF programs and maps are pinned [default: /sys/fs/bpf/mesh]
+    #[arg(long, value_name = "DIR")]
+    pub bpffs_dir: Option<PathBuf>,
+    /// How packets are wrapped [default: auto]
+    #[arg(long, value_enum)]
+    pub encapsulation: Option<EncapsulationChoice>,
+    /// What is logged to standard error: a level, or tracing directives [default: info]
+    #[arg(long, value_name = "FILTER")]
+    pub log: Option<String>,
+}
+
+/// The file's keys; all may be absent.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    state_dir: Option<PathBuf>,
+    run_dir: Option<PathBuf>,
+    socket: Option<PathBuf>,
+    bpffs_dir: Option<PathBuf>,
+    encapsulation: Option<EncapsulationChoice>,
+    log: Option<String>,
+}
+
+/// One instance's settings, complete.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Config {
+    /// State that survives a reboot.
+    pub state_dir: PathBuf,
+    /// State that does not.
+    pub run_dir: PathBuf,
+    /// The local socket.
+    pub socket: PathBuf,
+    /// Pins of programs, maps and links.
+    pub bpffs_dir: PathBuf,
+    /// How packets are wrapped.
+    pub encapsulation: EncapsulationChoice,
+    /// Filter of the log.
+    pub log: String,
+}
+
+/// Why there is no valid configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The file that was named, or one that exists, cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The file's content is wrong: syntax, an unknown key, or a value of the wrong kind.
+    #[error("configuration file {}, line {line}: {message}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// Line of the fault, from 1.
+        line: usize,
+        /// What is wrong.
+        message: String,
+    },
+    /// A directory that is given relative to nothing in particular.
+    #[error("{key} {}: must be an absolute path", path.display())]
+    Relative {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        path: PathBuf,
+    },
+    /// The log's filter is not understood.
+    #[error("log {filter:?}: {reason}")]
+    Log {
+        /// The filter.
+        filter: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+}
+
+impl Config {
+    /// Reads the file and lays the flags over it.
+    pub fn load(flags: &Flags) -> Result<Self, ConfigError> {
+        let file = match &flags.config {
+            Some(path) => read(path)?,
+            None => match read(Path::new(DEFAULT_FILE)) {
+                Err(ConfigError::Read { source, .. }) if source.kind() == io::ErrorKind::NotFound => {
+                    File::default()
+                }
+                other => other?,
+            },
+        };
+        Self::merge(flags, file)
+    }
+
+    fn merge(flags: &Flags, file: File) -> Result<Self, ConfigError> {
+        let pick = |flag: &Option<PathBuf>, key: Option<PathBuf>, default: PathBuf| {
+            flag.clone().or(key).unwrap_or(default)
+        };
+        let run_dir = pick(&flags.run_dir, file.run_dir, "/run/mesh".into());
+        let config = Self {
+            state_dir: pick(&flags.state_dir, file.state_dir, "/var/lib/mesh".into()),
+            socket: pick(&flags.socket, file.socket, run_dir.join("meshd.sock")),
+            run_dir,
+            bpffs_dir: pick(&flags.bpffs_dir, file.bpffs_dir, "/sys/fs/bpf/mesh".into()),
+            encapsulation: flags.encapsulation.or(file.encapsulation).unwrap_or_default(),
+            log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".to_owned()),
+        };
+        for (key, path) in [
+            ("state_dir", &config.state_dir),
+            ("run_dir", &config.run_dir),
+            ("socket", &config.socket),
+            ("bpffs_dir", &config.bpffs_dir),
+        ] {
+            if !path.is_absolute() {
+                return Err(ConfigError::Relative { key, path: path.clone() });
+            }
+        }
+        Ok(config)
+    }
+}
+
+fn read(path: &Path) -> Result<File, ConfigError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| ConfigError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text).map_err(|error| {
+        let before = error.span().and_then(|span| text.get(..span.start)).unwrap_or_default();
+        ConfigError::Content {
+            path: path.to_owned(),
+            line: before.matches('\n').count() + 1,
+            message: error.message().replace('\n', " "),
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn load(text: &str, flags: &[&str]) -> Result<Config, ConfigError> {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("meshd.toml");
+        std::fs::write(&path, text).unwrap();
+        let mut flags = Flags::try_parse_from([&["meshd"], flags].concat()).unwrap();
+        flags.config = Some(path);
+        Config::load(&flags)
+    }
+
+    #[test]
+    fn an_empty_file_leaves_the_documented_defaults() {
+        let config = load("", &[]).unwrap();
+        assert_eq!(config.state_dir, Path::new("/var/lib/mesh"));
+        assert_eq!(config.socket, Path::new("/run/mesh/meshd.sock"));
+        assert_eq!(config.bpffs_dir, Path::new("/sys/fs/bpf/mesh"));
+        assert_eq!(config.encapsulation, EncapsulationChoice::Auto);
+        assert_eq!(config.log, "info");
+    }
+
+    #[test]
+    fn a_flag_wins_over_the_file_and_the_socket_follows_the_run_directory() {
+        let config = load(
+            "run_dir = '/a'\nencapsulation = 'direct'",
+            &["--run-dir", "/b", "--encapsulation", "device"],
+        )
+        .unwrap();
+        assert_eq!(config.socket, Path::new("/b/meshd.sock"));
+        assert_eq!(config.encapsulation, EncapsulationChoice::Device);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_file_and_line() {
+        let error = load("log = 'debug'\nstat_dir = '/x'\n", &[]).unwrap_err().to_string();
+        assert!(error.contains("meshd.toml, line 2") && error.contains("`stat_dir`"), "{error}");
+        assert!(!error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_one_line() {
+        let error = load("encapsulation = 'fast'", &[]).unwrap_err().to_string();
+        assert!(error.contains("line 1") && error.contains("fast") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn a_relative_directory_is_refused() {
+        assert!(load("", &["--state-dir", "state"]).unwrap_err().to_string().contains("state_dir state"));
+    }
+
+    #[test]
+    fn a_file_that_was_named_must_exist() {
+        let flags = Flags { config: Some("/nonexistent/meshd.toml".into()), ..Flags::default() };
+        assert!(matches!(Config::load(&flags), Err(ConfigError::Read { .. })));
+    }
+}

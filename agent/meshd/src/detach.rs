@@ -1,0 +1,86 @@
+//! Detaching a container, and letting go of endpoints whose container is gone.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mesh_model::{Endpoint, EndpointId, EndpointPhase};
+use mesh_proto::{Problem, ProblemKind, v1};
+
+use crate::attach::Endpoints;
+use crate::session;
+
+impl Endpoints {
+    /// Detaches an endpoint of this node, named by id, unambiguous id prefix, or name. Done when this returns: no device,
+    /// no entry, no record. It goes on to its end, whether or not its caller still waits.
+    pub async fn detach(self: &Arc<Self>, text: &str) -> Result<v1::Endpoint, Problem> {
+        let endpoint = self.find(text)?;
+        let answer = self.agent.read(|state| session::message(state, &endpoint));
+        let this = self.clone();
+        let task = tokio::spawn(async move { this.remove(endpoint).await });
+        task.await.unwrap_or_else(|error| {
+            Err(Problem::new(ProblemKind::Failed, format!("the detach was cut short: {error}")))
+        })?;
+        Ok(answer)
+    }
+
+    fn find(&self, text: &str) -> Result<Endpoint, Problem> {
+        let attached: Vec<Endpoint> = self.agent.read(|state| {
+            let attached = state.endpoints.values().filter(|e| e.phase == EndpointPhase::Attached);
+            attached.filter(|e| e.name.as_str() == text || e.id.as_str().starts_with(text)).cloned().collect()
+        });
+        let exact = attached.iter().find(|endpoint| endpoint.id.as_str() == text);
+        let named: Vec<&Endpoint> = attached.iter().filter(|e| e.name.as_str() == text).collect();
+        let candidates = match (exact, named.is_empty()) {
+            (Some(exact), _) => vec![exact],
+            (None, false) => named,
+            (None, true) => attached.iter().collect(),
+        };
+        match candidates.as_slice() {
+            [] => Err(Problem::new(
+                ProblemKind::NotFound,
+                format!("no endpoint {text} is attached on this node"),
+            )
+            .hint("meshctl endpoint ls shows where it is; detach it there")),
+            _ if text.is_empty() => Err(Problem::new(ProblemKind::Usage, "no endpoint is given")),
+            [only] => Ok((*only).clone()),
+            several => {
+                let ids: Vec<&str> = several.iter().map(|endpoint| endpoint.id.as_str()).collect();
+                let message = format!("{text} is ambiguous: it may be {}", ids.join(", "));
+                Err(Problem::new(ProblemKind::Conflict, message).hint("give the id"))
+            }
+        }
+    }
+
+    /// The record goes first: whatever happens after that, a pass removes the rest.
+    async fn remove(&self, endpoint: Endpoint) -> Result<(), Problem> {
+        let record = endpoint.id.clone();
+        self.blocking(move |agent| agent.endpoint_store().remove(&record)).await?;
+        let (generation, there) = self.agent.change(|state| state.endpoints.remove(&endpoint.id).is_some());
+        if !there {
+            return Err(Problem::new(
+                ProblemKind::NotFound,
+                format!("endpoint {} was detached meanwhile", endpoint.name),
+            ));
+        }
+        self.agent.pass_of(generation).await;
+        self.release(&endpoint.network, &endpoint.addresses().collect());
+        Ok(())
+    }
+
+    /// Lets go of endpoints whose namespace and device are gone. Those that are still attaching are left to their attach.
+    pub async fn remove_lost(&self, lost: &BTreeSet<EndpointId>) {
+        let lost: Vec<Endpoint> = self.agent.read(|state| {
+            let known = lost.iter().filter_map(|id| state.endpoints.get(id));
+            known.filter(|endpoint| endpoint.phase == EndpointPhase::Attached).cloned().collect()
+        });
+        for endpoint in lost {
+            let (name, path) = (endpoint.name.clone(), endpoint.netns.path.clone());
+            match self.remove(endpoint).await {
+                Ok(()) => {
+                    tracing::info!(endpoint = %name, netns = %path.display(), "removed: its namespace is gone");
+                }
+                Err(problem) => tracing::warn!(endpoint = %name, %problem, "cannot remove a lost endpoint"),
+            }
+        }
+    }
+}

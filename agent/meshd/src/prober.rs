@@ -1,0 +1,226 @@
+//! Whether other hosts' datapaths answer, agent or no agent: what tells a dead host from a dead agent.
+//!
+//! Probes leave by an ordinary socket. The other side's underlay program sends each back, and our own notes when it came:
+//! neither host's firewall sees it, and no user space is involved but for the sending.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_ebpf_types::{Address, PROBE_REQUEST_VNI};
+use mesh_model::NodeId;
+use tokio::net::UdpSocket;
+use tokio::sync::watch;
+use tokio::time::{MissedTickBehavior, interval, sleep};
+
+use crate::agent::Agent;
+use crate::reconcile::SharedKernel;
+use crate::session::Probes;
+
+/// How often each of the probed nodes is asked.
+pub const INTERVAL: Duration = Duration::from_millis(200);
+/// After how long the answers are looked at; one that comes later counts for the next probe.
+const GRACE: Duration = Duration::from_millis(50);
+/// So many probes in a row without an answer: the datapath is silent.
+const MISSES: u32 = 4;
+/// How many nodes each node probes: the next ones on the ring of all nodes by id.
+const SUCCESSORS: usize = 3;
+/// The I flag of VXLAN: the VNI is valid (RFC 7348, section 5).
+const VALID_VNI: u8 = 0x08;
+
+/// What is known of one probed node.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+struct Target {
+    last_reply: Option<Duration>,
+    missed: u32,
+    answering: Option<bool>,
+}
+
+/// The probed nodes and what their answers tell.
+#[derive(Debug, Default)]
+struct Targets(BTreeMap<NodeId, (IpAddr, Target)>);
+
+impl Targets {
+    /// Probes these nodes from now on; what is known of those that stay is kept.
+    fn retarget(&mut self, nodes: BTreeMap<NodeId, IpAddr>) {
+        let mut before = std::mem::take(&mut self.0);
+        let keep = |(id, address)| {
+            let known = before.remove(&id).filter(|(was, _)| *was == address);
+            (id, (address, known.map(|(_, target)| target).unwrap_or_default()))
+        };
+        self.0 = nodes.into_iter().map(keep).collect();
+    }
+
+    /// Takes account of when each address last answered, after one more probe of each was sent.
+    fn judge(&mut self, replies: &BTreeMap<IpAddr, Duration>) {
+        for (address, target) in self.0.values_mut() {
+            let reply = replies.get(address).copied();
+            if reply > target.last_reply {
+                *target = Target { last_reply: reply, missed: 0, answering: Some(true) };
+            } else {
+                target.missed = target.missed.saturating_add(1);
+                if target.missed >= MISSES {
+                    target.answering = Some(false);
+                }
+            }
+        }
+    }
+
+    /// Those about which something is known.
+    fn results(&self) -> Probes {
+        let known = self.0.iter().filter_map(|(id, (_, target))| Some((id.clone(), target.answering?)));
+        known.collect()
+    }
+}
+
+/// The nodes that follow `own` on the ring of all, with their addresses.
+fn successors(nodes: &BTreeMap<NodeId, IpAddr>, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
+    let after = nodes.iter().filter(|(id, _)| *id > own);
+    let before = nodes.iter().filter(|(id, _)| *id < own);
+    after.chain(before).take(SUCCESSORS).map(|(id, address)| (id.clone(), *address)).collect()
+}
+
+/// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a capture.
+fn packet(nonce: u64) -> [u8; 24] {
+    let mut packet = [0; 24];
+    packet[0] = VALID_VNI;
+    packet[4..7].copy_from_slice(&PROBE_REQUEST_VNI.0[1..]);
+    packet[8..16].copy_from_slice(&nonce.to_be_bytes());
+    packet
+}
+
+/// Probes for ever, and tells what it sees.
+pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, results: watch::Sender<Probes>) {
+    let mut targets = Targets::default();
+    let mut members = BTreeSet::new();
+    let mut socket: Option<(IpAddr, UdpSocket)> = None;
+    let mut nonce = 0;
+    let mut ticks = interval(INTERVAL);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let own = agent.node();
+        let (nodes, port) = agent.read(|state| {
+            let address = |(id, node): (&NodeId, &mesh_model::Node)| (id.clone(), node.data_path_addr);
+            let nodes: BTreeMap<_, _> = state.view.nodes.iter().map(address).collect();
+            (nodes, state.view.cluster.data_path_port)
+        });
+        targets.retarget(successors(&nodes, &own.id));
+        if targets.0.is_empty() {
+            results.send_if_modified(|before| !std::mem::take(before).is_empty());
+            continue;
+        }
+        if socket.as_ref().is_none_or(|(address, _)| *address != own.data_path_addr) {
+            socket = UdpSocket::bind((own.data_path_addr, 0)).await.ok().map(|s| (own.data_path_addr, s));
+        }
+        if let Some((_, open)) = &socket {
+            nonce += 1;
+            let sent = send(open, &targets, port, nonce).await;
+            if sent.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable) {
+                socket = None;
+            }
+        }
+        sleep(GRACE).await;
+        let addresses: BTreeSet<Address> = nodes.values().map(|ip| Address::from(*ip)).collect();
+        let forget = (addresses != members).then(|| addresses.clone());
+        members = addresses;
+        if let Some(replies) = replies(&kernel, forget).await {
+            targets.judge(&replies);
+            let seen = targets.results();
+            results.send_if_modified(|before| {
+                let changed = *before != seen;
+                *before = seen;
+                changed
+            });
+        }
+    }
+}
+
+/// Sends one probe to each target. An error about one of them, such as no route to it, is what the probes are to find
+/// out; the last is returned for what it may say of the socket.
+async fn send(socket: &UdpSocket, targets: &Targets, port: u16, nonce: u64) -> io::Result<()> {
+    let mut result = Ok(());
+    for (address, _) in targets.0.values() {
+        let to = SocketAddr::new(*address, port);
+        if let Err(error) = socket.send_to(&packet(nonce), to).await {
+            result = Err(error);
+        }
+    }
+    result
+}
+
+/// When each address last answered; `None` while the programs cannot be asked.
+async fn replies(
+    kernel: &SharedKernel,
+    forget_others: Option<BTreeSet<Address>>,
+) -> Option<BTreeMap<IpAddr, Duration>> {
+    let replies = kernel
+        .call(move |kernel| {
+            if let Some(members) = forget_others {
+                kernel.programs().retain_probe_replies(&members)?;
+            }
+            kernel.programs().probe_replies()
+        })
+        .await
+        .ok()?;
+    Some(replies.into_iter().map(|(address, at)| (address.to_ip(), at)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u8) -> NodeId {
+        format!("{n:024x}").parse().unwrap()
+    }
+
+    fn nodes(numbers: &[u8]) -> BTreeMap<NodeId, IpAddr> {
+        numbers.iter().map(|n| (id(*n), [192, 0, 2, *n].into())).collect()
+    }
+
+    #[test]
+    fn each_node_probes_the_next_three_on_the_ring() {
+        let all = nodes(&[1, 2, 3, 4, 5]);
+        assert_eq!(successors(&all, &id(1)), nodes(&[2, 3, 4]));
+        assert_eq!(successors(&all, &id(4)), nodes(&[5, 1, 2]));
+        assert_eq!(successors(&nodes(&[1, 2]), &id(2)), nodes(&[1]));
+        assert_eq!(successors(&nodes(&[1]), &id(1)), nodes(&[]));
+    }
+
+    #[test]
+    fn a_node_is_silent_after_four_probes_without_an_answer_and_back_at_the_next_answer() {
+        let mut targets = Targets::default();
+        targets.retarget(nodes(&[2]));
+        let at = |ms| BTreeMap::from([(IpAddr::from([192, 0, 2, 2]), Duration::from_millis(ms))]);
+        assert!(targets.results().is_empty());
+        targets.judge(&at(10));
+        assert_eq!(targets.results(), BTreeMap::from([(id(2), true)]));
+        for _ in 0..3 {
+            targets.judge(&at(10));
+        }
+        assert_eq!(targets.results(), BTreeMap::from([(id(2), true)]));
+        targets.judge(&at(10));
+        assert_eq!(targets.results(), BTreeMap::from([(id(2), false)]));
+        targets.judge(&at(900));
+        assert_eq!(targets.results(), BTreeMap::from([(id(2), true)]));
+    }
+
+    #[test]
+    fn a_node_that_never_answered_is_silent_and_one_with_a_new_address_is_not_known() {
+        let mut targets = Targets::default();
+        targets.retarget(nodes(&[2]));
+        for _ in 0..4 {
+            targets.judge(&BTreeMap::new());
+        }
+        assert_eq!(targets.results(), BTreeMap::from([(id(2), false)]));
+        targets.retarget(BTreeMap::from([(id(2), [192, 0, 2, 9].into())]));
+        assert!(targets.results().is_empty());
+    }
+
+    #[test]
+    fn a_probe_carries_the_reserved_vni() {
+        assert_eq!(packet(1)[..8], [0x08, 0, 0, 0, 0xff, 0xff, 0xfe, 0]);
+    }
+}

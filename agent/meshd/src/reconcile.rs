@@ -1,0 +1,223 @@
+//! The loop that owns the kernel: look, plan, act, tell; then wait for a reason to do it again.
+//!
+//! Only this loop repeats: each step of a plan is one attempt, and what failed is planned anew in a later pass.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_kernel::{Depth, Kernel, KernelError, Report, execute};
+use mesh_model::{Action, Desired, Observed, Plan};
+use mesh_proto::{Problem, ProblemKind};
+use tokio::sync::mpsc;
+use tokio::time::{Instant, sleep, sleep_until};
+
+use crate::agent::{Agent, Pass};
+use crate::managers::Backoff;
+
+/// Everything is looked at this often, the firewall included, in case an event was missed.
+const RESYNC: Duration = Duration::from_secs(30);
+/// Events of the kernel come in bursts: a pass begins so long after the first of one.
+const DEBOUNCE: Duration = Duration::from_millis(20);
+/// Pauses before something is tried again that has failed.
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(10);
+
+/// The kernel, for one caller at a time, on threads that may block.
+#[derive(Clone)]
+pub struct SharedKernel(Arc<Mutex<Box<dyn Kernel>>>);
+
+impl fmt::Debug for SharedKernel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("SharedKernel")
+    }
+}
+
+impl SharedKernel {
+    /// Shares a kernel.
+    pub fn new(kernel: Box<dyn Kernel>) -> Self {
+        Self(Arc::new(Mutex::new(kernel)))
+    }
+
+    /// Calls the kernel once nobody else does.
+    pub async fn call<R: Send + 'static>(
+        &self,
+        call: impl FnOnce(&mut dyn Kernel) -> R + Send + 'static,
+    ) -> R {
+        let kernel = self.0.clone();
+        let called = tokio::task::spawn_blocking(move || {
+            // What a panic has left of the kernel is found by the next observation.
+            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
+            call(kernel.as_mut())
+        });
+        match called.await {
+            Ok(result) => result,
+            Err(error) => std::panic::resume_unwind(error.into_panic()),
+        }
+    }
+}
+
+/// Keeps the kernel as the agent wants it, for ever. `events` tells that something of ours may have changed.
+pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Receiver<()>) {
+    let mut generations = agent.generations();
+    let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    let mut depth = Depth::Full;
+    let mut resync_at = Instant::now() + RESYNC;
+    let mut known_problems = Vec::new();
+    let mut events_end = false;
+    loop {
+        generations.mark_unchanged();
+        let pass = one_pass(&agent, &kernel, depth).await;
+        if pass.problems != known_problems {
+            for problem in pass.problems.iter().filter(|problem| !known_problems.contains(*problem)) {
+                tracing::warn!("{problem}");
+            }
+            if pass.problems.is_empty() {
+                tracing::info!("the kernel is as it should be again");
+            }
+            known_problems.clone_from(&pass.problems);
+        }
+        let retry_at = if pass.problems.is_empty() {
+            backoff.reset();
+            None
+        } else {
+            Some(Instant::now() + backoff.pause())
+        };
+        if depth == Depth::Full {
+            resync_at = Instant::now() + RESYNC;
+        }
+        agent.finish_pass(pass);
+        depth = tokio::select! {
+            // The agent holds the sender as long as it lives.
+            _ = generations.changed() => Depth::Quick,
+            event = events.recv(), if !events_end => {
+                events_end = event.is_none();
+                sleep(DEBOUNCE).await;
+                while events.try_recv().is_ok() {}
+                Depth::Quick
+            }
+            () = sleep_until(retry_at.unwrap_or(resync_at)) => Depth::Full,
+            () = sleep_until(resync_at) => Depth::Full,
+        };
+    }
+}
+
+async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pass {
+    let (generation, revision, desired) = agent.desired();
+    let begun = Instant::now();
+    let outcome = kernel
+        .call(move |kernel| {
+            let outcome = attempt(kernel, Some(&desired), depth)?;
+            let mtu = |network| mesh_planner::network_mtu(&desired, network, &outcome.observed);
+            let mtus = desired.networks.values().map(|network| (network.id.clone(), mtu(network))).collect();
+            Ok::<_, KernelError>((outcome, mtus))
+        })
+        .await;
+    let mut pass = Pass { generation, revision, ..Pass::default() };
+    match outcome {
+        Err(error) => {
+            let problem = explain(&error);
+            pass.problems.push(problem.message.clone());
+            pass.node_failure = Some(problem);
+        }
+        Ok((outcome, mtus)) => {
+            pass.mtus = mtus;
+            if !outcome.plan.is_empty() {
+                let steps = outcome.plan.steps.len();
+                tracing::debug!(steps, done = outcome.report.done, took = ?begun.elapsed(), "a pass");
+            }
+            if let Some(underlay) = &outcome.observed.underlay {
+                pass.underlay = underlay.name.to_string();
+                pass.underlay_mtu = underlay.mtu;
+            }
+            pass.problems.extend(outcome.plan.problems.iter().map(ToString::to_string));
+            pass.lost = outcome.plan.lost;
+            let mut failed = BTreeMap::new();
+            for failure in &outcome.report.failures {
+                let problem = explain(&failure.error);
+                pass.problems.push(problem.message.clone());
+                match &failure.step.endpoint {
+                    Some(endpoint) => {
+                        failed.entry(endpoint.clone()).or_insert(problem);
+                    }
+                    None if is_essential(&failure.step.action) => {
+                        pass.node_failure.get_or_insert(problem);
+                    }
+                    None => {}
+                }
+            }
+            pass.failed = failed;
+        }
+    }
+    pass
+}
+
+/// What one pass saw, decided and did.
+#[derive(Debug)]
+pub struct Outcome {
+    /// What there was before.
+    pub observed: Observed,
+    /// What was to be done.
+    pub plan: Plan,
+    /// What came of it.
+    pub report: Report,
+}
+
+/// One pass: looks, plans, and takes each step once. `None` desires nothing of ours.
+pub fn attempt(
+    kernel: &mut dyn Kernel,
+    desired: Option<&Desired>,
+    depth: Depth,
+) -> Result<Outcome, KernelError> {
+    let observed = kernel.observe(desired, depth)?;
+    let plan = mesh_planner::plan(desired, &observed);
+    let report = execute(kernel, &plan);
+    Ok(Outcome { observed, plan, report })
+}
+
+/// Whether an endpoint cannot work, or other nodes cannot be reached, while this has not been done. The rest concerns
+/// the way to the host and to the outside, or takes away what is too much.
+fn is_essential(action: &Action) -> bool {
+    matches!(
+        action,
+        Action::LoadPrograms
+            | Action::PutEntry(_)
+            | Action::Attach(_)
+            | Action::CreateVxlan(_)
+            | Action::CreateHostLeg(_)
+    )
+}
+
+/// An error of the kernel as people see it, with all its reasons.
+pub fn explain(error: &KernelError) -> Problem {
+    let mut message = error.to_string();
+    let mut source = error.source();
+    while let Some(reason) = source {
+        let text = reason.to_string();
+        if !message.contains(&text) {
+            message.push_str(": ");
+            message.push_str(&text);
+        }
+        source = reason.source();
+    }
+    let kind = match error {
+        KernelError::NameTaken { .. }
+        | KernelError::PortTaken { .. }
+        | KernelError::IfnameTaken { .. }
+        | KernelError::Address { .. } => ProblemKind::Conflict,
+        KernelError::NamespaceGone { .. } => ProblemKind::NotFound,
+        KernelError::NoNamespace { .. } => ProblemKind::Usage,
+        _ => ProblemKind::Failed,
+    };
+    let problem = Problem::new(kind, message.replace('\n', " "));
+    match error.hint() {
+        Some(hint) => problem.hint(hint),
+        None => problem,
+    }
+}
+
+#[cfg(test)]
+#[path = "reconcile_tests.rs"]
+mod tests;

@@ -1,0 +1,339 @@
+//! The agent's session with a manager: records come in, what this node has and sees goes out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_control::limits::{HEARTBEAT, SESSION_TIMEOUT};
+use mesh_model::{Endpoint, EndpointId, EndpointPhase, NetworkId, NodeId};
+use mesh_proto::convert::{InvalidMessage, parse};
+use mesh_proto::v1::session_client::SessionClient;
+use mesh_proto::v1::{agent_message, manager_message};
+use mesh_proto::{Problem, v1};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
+use tokio_stream::wrappers::ReceiverStream;
+
+use crate::agent::{Agent, State};
+use crate::host::Host;
+use crate::managers::{Backoff, Managers};
+use crate::view::{ClusterView, ViewError};
+
+/// Pauses between attempts to reach a manager.
+const FIRST_PAUSE: Duration = Duration::from_millis(50);
+const LAST_PAUSE: Duration = Duration::from_secs(2);
+/// How often the probes' results are said again.
+const PROBE_REPORT: Duration = Duration::from_secs(1);
+/// A snapshot of a large cluster is larger than tonic's 4 MiB.
+const MAX_MESSAGE: usize = 64 << 20;
+/// Messages that may wait for the manager to take them.
+const QUEUE: usize = 16;
+
+/// Which of the probed nodes answer.
+pub type Probes = BTreeMap<NodeId, bool>;
+
+/// Why a session ended.
+#[derive(Debug, thiserror::Error)]
+enum SessionError {
+    #[error("{0}")]
+    Manager(Problem),
+    #[error("the manager was silent for {} seconds", SESSION_TIMEOUT.as_secs())]
+    Silent,
+    #[error("the manager ended the session")]
+    Ended,
+    #[error(transparent)]
+    View(#[from] ViewError),
+    #[error("a message from the manager is not valid: {0}")]
+    Message(#[from] InvalidMessage),
+    #[error("the manager sent a change before a snapshot")]
+    NoSnapshot,
+    #[error("the MTU of the data path has changed, which is said in a new session")]
+    MtuChanged,
+}
+
+/// Keeps a session with a manager, for ever.
+pub async fn run(
+    agent: Arc<Agent>,
+    managers: Arc<Managers>,
+    host: Arc<dyn Host>,
+    probes: watch::Receiver<Probes>,
+) {
+    let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
+    let mut last_reason = String::new();
+    loop {
+        let error = match managers.connected().await {
+            Ok(connected) => {
+                let mut session = Session {
+                    agent: &agent,
+                    host: &host,
+                    address: &connected.address,
+                    probes: probes.clone(),
+                    reported: BTreeMap::new(),
+                    snapshot_seen: false,
+                    said_applied: None,
+                };
+                let client = SessionClient::new(connected.channel.clone());
+                let error = session.run(client).await;
+                if session.snapshot_seen {
+                    backoff.reset();
+                    last_reason.clear();
+                }
+                managers.forget(&connected.address);
+                error
+            }
+            Err(problem) => SessionError::Manager(problem),
+        };
+        agent.note(|state| state.manager.clear());
+        let reason = error.to_string();
+        if reason != last_reason {
+            tracing::warn!(%reason, "no session with a manager");
+            last_reason = reason;
+        }
+        sleep(backoff.pause()).await;
+    }
+}
+
+struct Session<'a> {
+    agent: &'a Arc<Agent>,
+    host: &'a Arc<dyn Host>,
+    address: &'a str,
+    probes: watch::Receiver<Probes>,
+    /// What the manager has been told of the endpoints.
+    reported: BTreeMap<EndpointId, Endpoint>,
+    snapshot_seen: bool,
+    said_applied: Option<u64>,
+}
+
+impl Session<'_> {
+    async fn run(&mut self, client: SessionClient<tonic::transport::Channel>) -> SessionError {
+        match self.converse(client).await {
+            Ok(()) => SessionError::Ended,
+            Err(error) => error,
+        }
+    }
+
+    async fn converse(
+        &mut self,
+        client: SessionClient<tonic::transport::Channel>,
+    ) -> Result<(), SessionError> {
+        let manager = |status: tonic::Status| SessionError::Manager(status.into());
+        let mut client = client.max_decoding_message_size(MAX_MESSAGE);
+        let (outgoing, queue) = mpsc::channel(QUEUE);
+        let mut passes = self.agent.passes();
+        let mtu = passes.borrow_and_update().underlay_mtu;
+        let mut generations = self.agent.generations();
+        generations.mark_unchanged();
+        self.reported = self.agent.read(attached);
+        let hello = v1::Hello {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            data_path_mtu: if mtu == 0 { self.agent.node().data_path_mtu.get() } else { mtu },
+            endpoints: self
+                .agent
+                .read(|state| self.reported.values().map(|endpoint| message(state, endpoint)).collect()),
+            routes: self.routes().await,
+        };
+        say(&outgoing, agent_message::Kind::Hello(hello)).await?;
+        let mut incoming = client.open(ReceiverStream::new(queue)).await.map_err(manager)?.into_inner();
+        let mut applied = self.agent.applied();
+        let mut heartbeat = interval(HEARTBEAT);
+        heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut report = interval(PROBE_REPORT);
+        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut silent_at = Instant::now() + SESSION_TIMEOUT;
+        loop {
+            tokio::select! {
+                received = timeout_at(silent_at, incoming.message()) => {
+                    let received = received.map_err(|_| SessionError::Silent)?.map_err(manager)?;
+                    let Some(message) = received else { return Ok(()) };
+                    silent_at = Instant::now() + SESSION_TIMEOUT;
+                    if let Some(kind) = message.kind {
+                        self.take(kind, &outgoing).await?;
+                    }
+                    // A snapshot may be of a revision that the kernel has already, and then no pass will say so.
+                    let revision = *applied.borrow_and_update();
+                    self.say_applied(revision, &outgoing).await?;
+                }
+                changed = applied.changed() => {
+                    changed.map_err(|_| SessionError::Ended)?;
+                    let revision = *applied.borrow_and_update();
+                    self.say_applied(revision, &outgoing).await?;
+                }
+                changed = generations.changed() => {
+                    changed.map_err(|_| SessionError::Ended)?;
+                    self.say_endpoints(&outgoing).await?;
+                }
+                changed = passes.changed() => {
+                    changed.map_err(|_| SessionError::Ended)?;
+                    let now = passes.borrow_and_update().underlay_mtu;
+                    if mtu != 0 && now != 0 && now != mtu {
+                        return Err(SessionError::MtuChanged);
+                    }
+                }
+                Ok(()) = self.probes.changed() => self.say_probes(&outgoing).await?,
+                _ = report.tick() => self.say_probes(&outgoing).await?,
+                _ = heartbeat.tick() => say(&outgoing, agent_message::Kind::Heartbeat(v1::Heartbeat {})).await?,
+            }
+        }
+    }
+
+    /// What the host reaches by routes of its own. Without it, networks may overlap them.
+    async fn routes(&self) -> Vec<String> {
+        let host = self.host.clone();
+        match tokio::task::spawn_blocking(move || host.routes()).await {
+            Ok(Ok(routes)) => routes.iter().map(ToString::to_string).collect(),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "the host's routes cannot be read");
+                Vec::new()
+            }
+            Err(_) => Vec::new(),
+        }
+    }
+
+    async fn take(
+        &mut self,
+        kind: manager_message::Kind,
+        outgoing: &mpsc::Sender<v1::AgentMessage>,
+    ) -> Result<(), SessionError> {
+        match kind {
+            manager_message::Kind::Snapshot(snapshot) => {
+                self.agent.set_view(ClusterView::from_snapshot(snapshot)?, None);
+                if !self.snapshot_seen {
+                    tracing::info!(manager = self.address, "in session");
+                }
+                self.snapshot_seen = true;
+                self.said_applied = None;
+                self.agent.note(|state| self.address.clone_into(&mut state.manager));
+            }
+            manager_message::Kind::Delta(_) if !self.snapshot_seen => return Err(SessionError::NoSnapshot),
+            manager_message::Kind::Delta(delta) => {
+                let changed = changed_networks(&delta)?;
+                let view = self.agent.read(|state| state.view.with_delta(delta))?;
+                self.agent.set_view(view, Some(&changed));
+            }
+            manager_message::Kind::States(states) => {
+                let entry = |entry: v1::NodeStateEntry| {
+                    let state = entry.state().try_into()?;
+                    Ok((parse("node", &entry.node)?, state))
+                };
+                let states = states.nodes.into_iter().map(entry).collect::<Result<_, InvalidMessage>>()?;
+                self.agent.note(|state| state.node_states = states);
+            }
+            manager_message::Kind::Cede(cede) => {
+                let answer = self.answer(cede).await?;
+                say(outgoing, agent_message::Kind::Cede(answer)).await?;
+            }
+            manager_message::Kind::Ping(v1::Ping {}) => {}
+        }
+        Ok(())
+    }
+
+    /// Decides about another node's borrow. What is accepted is durable before it is said: after a restart, this node
+    /// must not hand out an address that is the other's by then.
+    async fn answer(&self, cede: v1::Cede) -> Result<v1::CedeAnswer, SessionError> {
+        let network: NetworkId = parse("network", &cede.network)?;
+        let address = parse("address", &cede.address)?;
+        let mut accepted = self.agent.note(|state| state.pools.cede(&network, address, cede.revision));
+        if accepted {
+            let agent = self.agent.clone();
+            let saved = tokio::task::spawn_blocking(move || agent.save_everything()).await;
+            if let Ok(Err(error)) = saved {
+                tracing::error!(%error, %address, "a borrow is refused, because it cannot be written down");
+                accepted = false;
+            }
+        }
+        Ok(v1::CedeAnswer { network: cede.network, address: cede.address, accepted, revision: cede.revision })
+    }
+
+    async fn say_applied(
+        &mut self,
+        revision: u64,
+        outgoing: &mpsc::Sender<v1::AgentMessage>,
+    ) -> Result<(), SessionError> {
+        // What was applied before this session's snapshot may be of a store that has been replaced since.
+        let known = self.agent.read(|state| state.view.revision);
+        if !self.snapshot_seen || revision > known || self.said_applied == Some(revision) {
+            return Ok(());
+        }
+        self.said_applied = Some(revision);
+        say(outgoing, agent_message::Kind::Applied(v1::Applied { revision })).await
+    }
+
+    async fn say_endpoints(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
+        let now = self.agent.read(attached);
+        let put: Vec<v1::Endpoint> = self.agent.read(|state| {
+            let changed = now.iter().filter(|(id, endpoint)| self.reported.get(*id) != Some(*endpoint));
+            changed.map(|(_, endpoint)| message(state, endpoint)).collect()
+        });
+        let removed: Vec<String> =
+            self.reported.keys().filter(|id| !now.contains_key(*id)).map(ToString::to_string).collect();
+        self.reported = now;
+        if put.is_empty() && removed.is_empty() {
+            return Ok(());
+        }
+        say(outgoing, agent_message::Kind::Endpoints(v1::EndpointReport { put, removed })).await
+    }
+
+    async fn say_probes(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
+        let probes: Vec<v1::Probe> = self
+            .probes
+            .borrow_and_update()
+            .iter()
+            .map(|(node, answering)| v1::Probe { node: node.to_string(), answering: *answering })
+            .collect();
+        say(outgoing, agent_message::Kind::Probes(v1::ProbeReport { probes })).await
+    }
+}
+
+async fn say(
+    outgoing: &mpsc::Sender<v1::AgentMessage>,
+    kind: agent_message::Kind,
+) -> Result<(), SessionError> {
+    let message = v1::AgentMessage { kind: Some(kind) };
+    match tokio::time::timeout(SESSION_TIMEOUT, outgoing.send(message)).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(SessionError::Ended),
+        Err(_) => Err(SessionError::Silent),
+    }
+}
+
+/// The endpoints that their callers know of.
+fn attached(state: &State) -> BTreeMap<EndpointId, Endpoint> {
+    let attached = state.endpoints.iter().filter(|(_, endpoint)| endpoint.phase == EndpointPhase::Attached);
+    attached.map(|(id, endpoint)| (id.clone(), endpoint.clone())).collect()
+}
+
+/// An endpoint as it is told to managers and to people.
+pub fn message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
+    let text = |value: Option<String>| value.unwrap_or_default();
+    v1::Endpoint {
+        id: endpoint.id.to_string(),
+        name: endpoint.name.to_string(),
+        network_id: endpoint.network.to_string(),
+        network_name: text(
+            state.view.networks.get(&endpoint.network).map(|network| network.name.to_string()),
+        ),
+        node_id: endpoint.node.to_string(),
+        node_name: text(state.view.nodes.get(&endpoint.node).map(|node| node.name.to_string())),
+        ipv4: text(endpoint.ipv4.map(|ip| ip.to_string())),
+        ipv6: text(endpoint.ipv6.map(|ip| ip.to_string())),
+        mac: endpoint.mac.to_string(),
+        ifname: endpoint.ifname.to_string(),
+        service: text(endpoint.service.as_ref().map(ToString::to_string)),
+        aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
+        health: "none".to_owned(),
+        created_at: endpoint.created_at.to_string(),
+    }
+}
+
+/// The networks whose records a delta changes.
+fn changed_networks(delta: &v1::Delta) -> Result<BTreeSet<NetworkId>, InvalidMessage> {
+    use v1::change::Kind;
+    let kinds = delta.changes.iter().filter_map(|change| change.kind.as_ref());
+    let networks = kinds.filter_map(|kind| match kind {
+        Kind::PutNetwork(network) => Some(&network.id),
+        Kind::RemoveNetwork(id) => Some(id),
+        Kind::PutLease(lease) | Kind::RemoveLease(lease) => Some(&lease.network),
+        Kind::PutNode(_) | Kind::RemoveNode(_) => None,
+    });
+    networks.map(|id| parse("network", id)).collect()
+}

@@ -1,0 +1,149 @@
+//! A host and a kernel in memory, for the tests of what runs on them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use mesh_ipam::Delays;
+use mesh_kernel::{Depth, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
+use mesh_model::desired::Encapsulation;
+use mesh_model::endpoint::NetnsRef;
+use mesh_model::observed::UnderlayLink;
+use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix};
+use tokio::sync::mpsc;
+
+use crate::advertise::HostAddress;
+use crate::host::{FoundNetns, Host, NetnsName};
+use crate::instance::StatePaths;
+use crate::member::Platform;
+use crate::reconcile::SharedKernel;
+
+/// A host of one address, on which every namespace name exists that begins with `c`.
+#[derive(Debug)]
+pub(crate) struct TestHost {
+    pub(crate) address: IpAddr,
+    pub(crate) name: String,
+    events: Mutex<Vec<mpsc::Sender<()>>>,
+    inodes: Mutex<BTreeMap<String, u64>>,
+}
+
+impl TestHost {
+    pub(crate) fn new(name: &str, address: &str) -> Arc<Self> {
+        Arc::new(Self {
+            address: address.parse().unwrap(),
+            name: name.to_owned(),
+            events: Mutex::default(),
+            inodes: Mutex::default(),
+        })
+    }
+
+    /// Plays the part of the kernel that tells of a change.
+    pub(crate) fn kernel_changed(&self) {
+        for events in self.events.lock().unwrap().iter() {
+            let _ = events.try_send(());
+        }
+    }
+}
+
+impl Host for TestHost {
+    fn name(&self) -> io::Result<String> {
+        Ok(self.name.clone())
+    }
+
+    fn addresses(&self) -> io::Result<Vec<HostAddress>> {
+        let own = HostAddress { interface: "eth0".parse().unwrap(), address: self.address };
+        Ok(vec![own])
+    }
+
+    fn routes(&self) -> io::Result<Vec<Prefix>> {
+        Ok(vec![])
+    }
+
+    fn mtu_of(&self, address: IpAddr) -> io::Result<Option<Mtu>> {
+        Ok((address == self.address).then(|| Mtu::try_from(1500).unwrap()))
+    }
+
+    fn watch_kernel(&self) -> io::Result<mpsc::Receiver<()>> {
+        let (sender, receiver) = mpsc::channel(1);
+        self.events.lock().unwrap().push(sender);
+        Ok(receiver)
+    }
+
+    fn find_netns(&self, name: &NetnsName) -> Result<FoundNetns, KernelError> {
+        let path = match name {
+            NetnsName::Text(text) => format!("/run/netns/{text}"),
+            NetnsName::Pid(pid) => format!("/proc/{pid}/ns/net"),
+        };
+        if !path.rsplit('/').next().is_some_and(|name| name.starts_with('c')) {
+            return Err(KernelError::NamespaceGone {
+                path: path.into(),
+                source: Some(io::Error::from(io::ErrorKind::NotFound)),
+            });
+        }
+        let mut inodes = self.inodes.lock().unwrap();
+        let next = 1000 + inodes.len() as u64;
+        let inode = *inodes.entry(path.clone()).or_insert(next);
+        let interfaces: BTreeSet<IfName> = ["lo".parse().unwrap()].into();
+        Ok(FoundNetns { netns: NetnsRef { path: path.into(), inode }, interfaces })
+    }
+}
+
+/// A [`FakeKernel`] that the test can reach while the loop has it.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TestKernel {
+    pub(crate) inner: Arc<Mutex<FakeKernel>>,
+    pub(crate) passes: Arc<Mutex<usize>>,
+    programs: FakePrograms,
+}
+
+impl TestKernel {
+    pub(crate) fn with_underlay() -> Self {
+        let kernel = Self::default();
+        kernel.inner.lock().unwrap().state.underlay = Some(UnderlayLink {
+            name: "eth0".parse().unwrap(),
+            index: 2,
+            mtu: 1500,
+            mac: Some("02:00:00:00:00:01".parse().unwrap()),
+        });
+        kernel
+    }
+
+    /// Steps taken, and forgotten.
+    pub(crate) fn take_applied(&self) -> Vec<Action> {
+        std::mem::take(&mut self.inner.lock().unwrap().applied)
+    }
+
+    /// How often the loop has looked.
+    pub(crate) fn passes(&self) -> usize {
+        *self.passes.lock().unwrap()
+    }
+}
+
+impl Kernel for TestKernel {
+    fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError> {
+        *self.passes.lock().unwrap() += 1;
+        self.inner.lock().unwrap().observe(desired, depth)
+    }
+
+    fn apply(&mut self, action: &Action) -> Result<(), KernelError> {
+        self.inner.lock().unwrap().apply(action)
+    }
+
+    fn programs(&mut self) -> &mut dyn Programs {
+        &mut self.programs
+    }
+}
+
+/// A platform in a directory of its own.
+pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> Platform {
+    Platform {
+        paths: StatePaths::new(dir),
+        host,
+        kernel: SharedKernel::new(Box::new(kernel.clone())),
+        encapsulation: Encapsulation::Direct,
+        encapsulation_reason: "as the test wants it".to_owned(),
+        delays: Delays::default(),
+    }
+}
