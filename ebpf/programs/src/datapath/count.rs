@@ -1,0 +1,72 @@
+//! Counters and events.
+
+use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
+use mesh_ebpf_types::{Counter, CounterKey, EVENTS_WANTED, Event, Reason, Vni};
+
+use super::maps::{COUNTERS, EVENTS, config};
+use super::skb::Skb;
+use super::{DROP, Verdict};
+
+/// Drops that are reported before sampling starts, and how many later ones make one event.
+const EVENTS_AT_FIRST: u64 = 16;
+const EVENTS_SAMPLE: u64 = 64;
+
+/// Counts a packet.
+#[inline(always)]
+pub(super) fn count(skb: Skb, vni: Vni, reason: Reason) {
+    add(skb.context(), u32::from_ne_bytes(vni.0), reason as u32);
+}
+
+/// Counts a packet that is dropped, reports it if somebody listens, and drops it.
+#[inline(always)]
+pub(super) fn dropped(skb: Skb, vni: Vni, reason: Reason) -> Verdict {
+    drop_packet(skb.context(), u32::from_ne_bytes(vni.0), reason as u32);
+    DROP
+}
+
+/// Returns how many packets there are now on this CPU. `vni` has the bytes of a [`Vni`].
+#[inline(never)]
+fn add(context: *mut __sk_buff, vni: u32, reason: u32) -> u64 {
+    let skb = Skb::new(context);
+    let key = CounterKey { vni: Vni(vni.to_ne_bytes()), reason };
+    let (packets, bytes) = (u64::from(skb.segments()), u64::from(skb.length()));
+    if let Some(counter) = COUNTERS.get_ptr_mut(key) {
+        // SAFETY: the entry is this CPU's own, programs do not interrupt each other on one CPU, and entries live until
+        // the program ends.
+        let counter = unsafe { &mut *counter };
+        counter.packets += packets;
+        counter.bytes += bytes;
+        return counter.packets;
+    }
+    // Lost only where the map is full, or another CPU makes the entry at this instant.
+    let _ = COUNTERS.insert(key, Counter { packets, bytes }, 0);
+    packets
+}
+
+#[inline(never)]
+fn drop_packet(context: *mut __sk_buff, vni: u32, reason: u32) {
+    let packets = add(context, vni, reason);
+    let wanted = config().is_some_and(|config| config.flags & EVENTS_WANTED != 0);
+    if !wanted || (packets > EVENTS_AT_FIRST && packets % EVENTS_SAMPLE != 0) {
+        return;
+    }
+    let skb = Skb::new(context);
+    let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
+    let event = entry.as_mut_ptr();
+    // SAFETY: the entry has the size of an event; every field is written before it is submitted. A frame shorter than
+    // the excerpt leaves it zeroed, or (34 bytes at least) partly so.
+    unsafe {
+        (*event).time = bpf_ktime_get_ns();
+        (*event).vni = Vni(vni.to_ne_bytes());
+        (*event).reason = reason;
+        (*event).ifindex = skb.ifindex();
+        (*event).length = skb.length();
+        (*event).header = [0; 64];
+        let header = (&raw mut (*event).header).cast();
+        if bpf_skb_load_bytes(context.cast(), 0, header, 64) != 0 {
+            let _ = bpf_skb_load_bytes(context.cast(), 0, header, 34);
+        }
+    }
+    entry.submit(0);
+}

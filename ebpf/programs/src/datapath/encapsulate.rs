@@ -1,0 +1,117 @@
+//! To another node: outer headers written here, or by the VXLAN device.
+
+use mesh_ebpf::ethernet::HEADER;
+use mesh_ebpf::ip;
+use mesh_ebpf::vxlan::{self, OUTER};
+use mesh_ebpf_types::{Address, ENCRYPTED, Encapsulation, Reason};
+
+use super::count::count;
+use super::endpoint::{Sending, upper_layer};
+use super::skb::{Refused, Skb, TunnelKey};
+use super::{PASS, Verdict, too_big};
+
+const FRAME: usize = OUTER + HEADER;
+
+#[inline(always)]
+pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: Address) -> Result<Verdict, Reason> {
+    let Sending { skb, vni, config, network, packet, .. } = sending;
+    if network.flags & ENCRYPTED != 0 {
+        return Err(Reason::EncryptedInClear);
+    }
+    let (Some(local), Some(remote)) = (config.local.to_v4(), tunnel.to_v4()) else {
+        return Err(Reason::NotConfigured);
+    };
+    let mut direct = config.encapsulation == Encapsulation::Direct as u8;
+    if packet_length(sending) > network.mtu {
+        if packet.dont_fragment {
+            let verdict = too_big::answer(*skb, u32::from_ne_bytes(vni.0), network.mtu);
+            if verdict != PASS {
+                return Ok(verdict);
+            }
+        }
+        // The device can fragment, this program cannot.
+        direct = false;
+    }
+    count(*skb, *vni, Reason::ForwardedRemote);
+    if direct && let Some(verdict) = encapsulate_here(sending, local, remote)? {
+        return Ok(verdict);
+    }
+    let (local, remote) = (u32::from_be_bytes(local), u32::from_be_bytes(remote));
+    match send_by_device(*skb, vni.number(), local, remote, config.vxlan_ifindex) {
+        PASS => Err(Reason::EncapsulationFailed),
+        verdict => Ok(verdict),
+    }
+}
+
+/// Lets the VXLAN device encapsulate. [`PASS`] where the kernel refuses.
+#[inline(never)]
+fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u32, ifindex: u32) -> Verdict {
+    let mut key = TunnelKey {
+        tunnel_id: vni,
+        remote_ipv4,
+        remote_rest: [0; 3],
+        tos: 0,
+        ttl: 64,
+        extension: 0,
+        label: 0,
+        local_ipv4,
+        local_rest: [0; 3],
+    };
+    match skb.set_tunnel(&mut key) {
+        Ok(()) => skb.send(ifindex),
+        Err(Refused) => PASS,
+    }
+}
+
+/// Writes the outer headers. `None`, and nothing changed, where the kernel refuses: on a packet that still counts as
+/// encapsulated since it was received (a container that routes sends such), and on old kernels.
+#[inline(always)]
+fn encapsulate_here(
+    sending: &Sending<'_>,
+    local: [u8; 4],
+    remote: [u8; 4],
+) -> Result<Option<Verdict>, Reason> {
+    let Sending { skb, vni, config, ethernet, packet, .. } = sending;
+    let outer = vxlan::Encapsulation {
+        source: local,
+        destination: remote,
+        port: config.vxlan_port,
+        vni: *vni,
+        hash: skb.hash(),
+        traffic_class: packet.traffic_class,
+        length: skb.length(),
+    };
+    if skb.grow_outer().is_err() {
+        return Ok(None);
+    }
+    let mut frame = [0; FRAME];
+    frame[..OUTER].copy_from_slice(&outer.to_bytes());
+    frame[OUTER..].copy_from_slice(&ethernet.to_bytes());
+    skb.store(0, &frame).map_err(|Refused| Reason::EncapsulationFailed)?;
+    Ok(Some(skb.route(config.underlay_ifindex)))
+}
+
+/// Length of the IP packet; of the largest segment, if it is a super-packet.
+#[inline(always)]
+fn packet_length(sending: &Sending<'_>) -> u32 {
+    let Sending { skb, packet, .. } = sending;
+    let payload = skb.gso_size();
+    if payload == 0 {
+        return skb.length() - 14;
+    }
+    let (protocol, offset) = if packet.v6 {
+        // The kernel made the super-packet itself: it has no header that cannot be followed.
+        let Some(upper) = upper_layer(*skb, packet.next) else { return payload + packet.header_length };
+        (upper.protocol, upper.offset)
+    } else {
+        (packet.next, 14 + packet.header_length)
+    };
+    let header = match protocol {
+        ip::TCP => match skb.load::<1>(offset + 12) {
+            Ok([data_offset]) => u32::from(data_offset >> 4) * 4,
+            Err(Refused) => 20,
+        },
+        _ => 8,
+    };
+    payload + offset - 14 + header
+}

@@ -1,0 +1,262 @@
+//! A packet in the kernel: the context's fields and the helpers that act on it.
+
+use core::mem::MaybeUninit;
+use core::ptr;
+
+use aya_ebpf::bindings::{
+    __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ZERO_CSUM_TX,
+    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+};
+use aya_ebpf::helpers::generated as helpers;
+use mesh_ebpf::vxlan::OUTER;
+use mesh_ebpf_types::Mac;
+
+use super::Verdict;
+
+const PACKET_HOST: u32 = 0;
+const PACKET_OTHERHOST: u32 = 3;
+const MAC_LENGTH: u64 = 14;
+
+/// A helper refused.
+#[derive(Clone, Copy)]
+pub(super) struct Refused;
+
+/// `struct bpf_tunnel_key`, IPv4 only. Kernels before 6.0 end it before `local_ipv4`.
+#[repr(C)]
+pub(super) struct TunnelKey {
+    pub(super) tunnel_id: u32,
+    pub(super) remote_ipv4: u32,
+    pub(super) remote_rest: [u32; 3],
+    pub(super) tos: u8,
+    pub(super) ttl: u8,
+    pub(super) extension: u16,
+    pub(super) label: u32,
+    pub(super) local_ipv4: u32,
+    pub(super) local_rest: [u32; 3],
+}
+
+/// Size of [`TunnelKey`] without its local address.
+const TUNNEL_KEY_WITHOUT_LOCAL: u32 = 28;
+
+/// The packet that a program was called for.
+#[derive(Clone, Copy)]
+pub(super) struct Skb(*mut __sk_buff);
+
+// SAFETY, for every block here: `self.0` is the context that the kernel called the program with. The verifier proves
+// each access to it and each helper's arguments before the program may run; buffers are as long as the length that is
+// passed with them.
+impl Skb {
+    #[inline(always)]
+    pub(super) const fn new(context: *mut __sk_buff) -> Self {
+        Self(context)
+    }
+
+    #[inline(always)]
+    pub(super) const fn context(self) -> *mut __sk_buff {
+        self.0
+    }
+
+    /// Length of the frame in bytes.
+    #[inline(always)]
+    pub(super) fn length(self) -> u32 {
+        unsafe { (*self.0).len }
+    }
+
+    /// The ethertype that the kernel found, in network order as the kernel has it.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the kernel's field has 16 bits")]
+    pub(super) fn ethertype(self) -> u16 {
+        u16::from_be(unsafe { (*self.0).protocol } as u16)
+    }
+
+    /// Whether a VLAN tag stands beside the frame.
+    #[inline(always)]
+    pub(super) fn has_vlan(self) -> bool {
+        unsafe { (*self.0).vlan_present != 0 }
+    }
+
+    /// Interface index of the device where the program stands.
+    #[inline(always)]
+    pub(super) fn ifindex(self) -> u32 {
+        unsafe { (*self.0).ifindex }
+    }
+
+    /// Whether the frame's destination is another host's MAC, seen only because the device is promiscuous.
+    #[inline(always)]
+    pub(super) fn is_for_another_host(self) -> bool {
+        unsafe { (*self.0).pkt_type == PACKET_OTHERHOST }
+    }
+
+    /// Payload of each segment of a super-packet; 0 when this is none.
+    #[inline(always)]
+    pub(super) fn gso_size(self) -> u32 {
+        unsafe { (*self.0).gso_size }
+    }
+
+    /// Whether this is a super-packet.
+    #[inline(always)]
+    pub(super) fn is_gso(self) -> bool {
+        self.gso_size() != 0
+    }
+
+    /// How many packets this will be on a wire.
+    #[inline(always)]
+    pub(super) fn segments(self) -> u32 {
+        let segments = unsafe { (*self.0).gso_segs };
+        if segments == 0 { 1 } else { segments }
+    }
+
+    /// Copies `N` bytes out of the frame.
+    #[inline(always)]
+    pub(super) fn load<const N: usize>(self, offset: u32) -> Result<[u8; N], Refused> {
+        let mut bytes = MaybeUninit::<[u8; N]>::uninit();
+        let length = const { N as u32 };
+        unsafe {
+            if helpers::bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), length) != 0 {
+                return Err(Refused);
+            }
+            Ok(bytes.assume_init())
+        }
+    }
+
+    /// Overwrites `N` bytes of the frame.
+    #[inline(always)]
+    pub(super) fn store<const N: usize>(self, offset: u32, bytes: &[u8; N]) -> Result<(), Refused> {
+        let length = const { N as u32 };
+        check(unsafe { helpers::bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), length, 0) })
+    }
+
+    /// Overwrites four bytes and mends the UDP checksum, be it absent, partial or complete.
+    #[inline(always)]
+    pub(super) fn store_checksummed(
+        self,
+        offset: u32,
+        from: [u8; 4],
+        to: [u8; 4],
+        checksum: u32,
+    ) -> Result<(), Refused> {
+        let flags = u64::from(aya_ebpf::bindings::BPF_F_MARK_MANGLED_0) | 4;
+        let (from, to32) = (u32::from_ne_bytes(from), u32::from_ne_bytes(to));
+        check(unsafe { helpers::bpf_l4_csum_replace(self.0, checksum, from.into(), to32.into(), flags) })?;
+        self.store(offset, &to)
+    }
+
+    /// The Internet checksum's sum of bytes whose number is a multiple of four, in native byte order.
+    #[inline(always)]
+    #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "the sum has 32 bits")]
+    pub(super) fn sum<const N: usize>(bytes: &mut [u8; N]) -> u32 {
+        let (start, length) = (bytes.as_mut_ptr().cast(), const { N as u32 });
+        unsafe { helpers::bpf_csum_diff(ptr::null_mut(), 0, start, length, 0) as u32 }
+    }
+
+    /// Cuts the frame, or pads it, to that length. Ends its being a super-packet.
+    #[inline(always)]
+    pub(super) fn resize(self, length: u32) -> Result<(), Refused> {
+        check(unsafe { helpers::bpf_skb_change_tail(self.0, length, 0) })
+    }
+
+    /// Makes room behind the Ethernet header.
+    #[inline(always)]
+    pub(super) fn make_room(self, bytes: i32) -> Result<(), Refused> {
+        check(unsafe { helpers::bpf_skb_adjust_room(self.0, bytes, BPF_ADJ_ROOM_MAC, 0) })
+    }
+
+    /// Makes room for the outer headers before the Ethernet header; segments stay as they are. Refused, and nothing
+    /// changed, where the packet is encapsulated already (or still counts as such) and on kernels before 5.13.
+    #[inline(always)]
+    pub(super) fn grow_outer(self) -> Result<(), Refused> {
+        let flags = u64::from(
+            BPF_F_ADJ_ROOM_FIXED_GSO
+                | BPF_F_ADJ_ROOM_ENCAP_L3_IPV4
+                | BPF_F_ADJ_ROOM_ENCAP_L4_UDP
+                | BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
+        ) | MAC_LENGTH << BPF_ADJ_ROOM_ENCAP_L2_SHIFT;
+        check(unsafe {
+            helpers::bpf_skb_adjust_room(self.0, const { OUTER as i32 }, BPF_ADJ_ROOM_MAC, flags)
+        })
+    }
+
+    /// Removes the outer headers; `v6` says what is inside. Refused, and nothing changed, for IPv6 on kernels before 6.3.
+    #[inline(always)]
+    pub(super) fn shrink_outer(self, v6: bool) -> Result<(), Refused> {
+        let mut flags = BPF_F_ADJ_ROOM_FIXED_GSO;
+        if v6 {
+            flags |= BPF_F_ADJ_ROOM_DECAP_L3_IPV6;
+        }
+        check(unsafe {
+            helpers::bpf_skb_adjust_room(self.0, const { -(OUTER as i32) }, BPF_ADJ_ROOM_MAC, flags.into())
+        })
+    }
+
+    /// Tells the VXLAN device where to send the packet. UDP checksum zero, DF clear: the device may fragment.
+    #[inline(always)]
+    pub(super) fn set_tunnel(self, key: &mut TunnelKey) -> Result<(), Refused> {
+        let flags = u64::from(BPF_F_ZERO_CSUM_TX);
+        let whole = const { size_of::<TunnelKey>() as u32 };
+        let key = ptr::from_mut(key).cast();
+        if unsafe { helpers::bpf_skb_set_tunnel_key(self.0, key, whole, flags) } == 0 {
+            return Ok(());
+        }
+        check(unsafe { helpers::bpf_skb_set_tunnel_key(self.0, key, TUNNEL_KEY_WITHOUT_LOCAL, flags) })
+    }
+
+    /// Where the VXLAN device had the packet from: the VNI and the sending node's IPv4 address.
+    #[inline(always)]
+    pub(super) fn tunnel(self) -> Result<(u32, [u8; 4]), Refused> {
+        let mut key = MaybeUninit::<TunnelKey>::uninit();
+        unsafe {
+            let pointer = key.as_mut_ptr();
+            check(helpers::bpf_skb_get_tunnel_key(self.0, pointer.cast(), TUNNEL_KEY_WITHOUT_LOCAL, 0))?;
+            Ok(((*pointer).tunnel_id, (*pointer).remote_ipv4.to_be_bytes()))
+        }
+    }
+
+    /// The flow's hash.
+    #[inline(always)]
+    pub(super) fn hash(self) -> u32 {
+        unsafe { helpers::bpf_get_hash_recalc(self.0) }
+    }
+
+    /// Sends the frame out of a device.
+    #[inline(always)]
+    pub(super) fn send(self, ifindex: u32) -> Verdict {
+        verdict(unsafe { helpers::bpf_redirect(ifindex, 0) })
+    }
+
+    /// Routes the IP packet out of a device: the kernel resolves the neighbour and writes the Ethernet header.
+    #[inline(always)]
+    pub(super) fn route(self, ifindex: u32) -> Verdict {
+        verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
+    }
+
+    /// Delivers the frame to a MAC at the other end of a veth pair, in the namespace there.
+    #[inline(always)]
+    pub(super) fn deliver(self, ifindex: u32, mac: Mac) -> Result<Verdict, Refused> {
+        self.store(0, &mac.0)?;
+        self.deliver_as_is(ifindex)
+    }
+
+    /// As [`Skb::deliver`], the destination MAC being right already.
+    #[inline(always)]
+    pub(super) fn deliver_as_is(self, ifindex: u32) -> Result<Verdict, Refused> {
+        unsafe {
+            // A derived MAC is no device's: without this the container's stack would take the frame for another's.
+            if (*self.0).pkt_type != PACKET_HOST {
+                check(helpers::bpf_skb_change_type(self.0, PACKET_HOST))?;
+            }
+            Ok(verdict(helpers::bpf_redirect_peer(ifindex, 0)))
+        }
+    }
+}
+
+#[inline(always)]
+const fn check(result: i64) -> Result<(), Refused> {
+    if result == 0 { Ok(()) } else { Err(Refused) }
+}
+
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "verdicts are small")]
+const fn verdict(result: i64) -> Verdict {
+    result as Verdict
+}

@@ -1,0 +1,100 @@
+//! VXLAN from other nodes.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use mesh_ebpf::ethernet::{self, Ethernet};
+use mesh_ebpf::ip;
+use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
+use mesh_ebpf_types::{
+    ALLOW_FORWARDING, Address, ENCRYPTED, Encapsulation, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, Reason, Vni,
+};
+
+use super::count::{count, dropped};
+use super::receive::{Received, receiver};
+use super::skb::Skb;
+use super::{DROP, PASS, Verdict, maps};
+
+#[inline(always)]
+pub(super) fn underlay(skb: Skb) -> Verdict {
+    if skb.ethertype() != ethernet::IPV4 || skb.has_vlan() || skb.is_for_another_host() {
+        return PASS;
+    }
+    let Some(config) = maps::config() else { return PASS };
+    let Some(local) = config.local.to_v4() else { return PASS };
+    let Ok(frame) = skb.load::<OUTER>(0) else { return PASS };
+    let Some(outer) = Outer::parse(&frame, local, config.vxlan_port, skb.length(), skb.is_gso()) else {
+        return PASS;
+    };
+    let sender = Address::from_v4(outer.source);
+    if !maps::is_member(sender) {
+        return dropped(skb, Vni::NONE, Reason::NotMember);
+    }
+    if outer.vni == PROBE_REQUEST_VNI {
+        return answer_probe(skb, &frame);
+    }
+    if outer.vni == PROBE_REPLY_VNI {
+        // SAFETY: takes nothing, returns the time.
+        maps::record_probe(sender, unsafe { bpf_ktime_get_ns() });
+        return DROP;
+    }
+    let vni = outer.vni;
+    let Some(network) = maps::network(vni) else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
+    if network.flags & ENCRYPTED != 0 {
+        return dropped(skb, vni, Reason::EncryptedInClear);
+    }
+    if !outer.plain || config.encapsulation == Encapsulation::Device as u8 {
+        return PASS;
+    }
+    match receiver(skb, const { OUTER as u32 }, vni, network) {
+        Ok(received) => decapsulate(skb, vni, &received),
+        Err(reason) => dropped(skb, vni, reason),
+    }
+}
+
+/// Removes the outer headers and delivers the frame.
+///
+/// Removing them leaves the kernel's notes of a tunnel on the packet. A container that only receives TCP never sees
+/// them. UDP super-packets would be lost by them, and one that forwards might hand them to a network card: those go
+/// through the VXLAN device, which clears them. So does what the kernel refuses here: IPv6 before 6.3.
+#[inline(always)]
+fn decapsulate(skb: Skb, vni: Vni, received: &Received) -> Verdict {
+    let Received { endpoint, ethernet, packet } = received;
+    let forwards = endpoint.flags & ALLOW_FORWARDING != 0;
+    if skb.is_gso() && (packet.next != ip::TCP || forwards) {
+        return PASS;
+    }
+    if skb.shrink_outer(packet.v6).is_err() {
+        return PASS;
+    }
+    let header = Ethernet { destination: endpoint.mac, ..*ethernet };
+    count(skb, vni, Reason::Received);
+    match skb.store(0, &header.to_bytes()).and_then(|()| skb.deliver_as_is(endpoint.ifindex)) {
+        Ok(verdict) => verdict,
+        Err(_) => dropped(skb, vni, Reason::DecapsulationFailed),
+    }
+}
+
+/// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program records the answer.
+#[inline(always)]
+fn answer_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
+    let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *frame;
+    let macs = [s0, s1, s2, s3, s4, s5, d0, d1, d2, d3, d4, d5];
+    let mut addresses = [0; 8];
+    addresses[..4].copy_from_slice(&frame[30..34]);
+    addresses[4..].copy_from_slice(&frame[26..30]);
+    let (from, to) = (vni_field(PROBE_REQUEST_VNI), vni_field(PROBE_REPLY_VNI));
+    let answered = skb.store(0, &macs).and_then(|()| skb.store(26, &addresses)).and_then(|()| {
+        skb.store_checksummed(const { VNI_OFFSET as u32 }, from, to, const { UDP_CHECKSUM_OFFSET as u32 })
+    });
+    if answered.is_err() {
+        return dropped(skb, Vni::NONE, Reason::Malformed);
+    }
+    count(skb, Vni::NONE, Reason::ProbeAnswered);
+    skb.send(skb.ifindex())
+}
+
+/// The VNI as it stands in the VXLAN header: before a reserved byte.
+#[inline(always)]
+const fn vni_field(vni: Vni) -> [u8; 4] {
+    let [_, v0, v1, v2] = vni.0;
+    [v0, v1, v2, 0]
+}

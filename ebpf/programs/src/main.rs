@@ -1,0 +1,25 @@
+//! The tc programs of the datapath.
+//!
+//! | program | stands at the ingress of | takes |
+//! | --- | --- | --- |
+//! | `endpoint` | the host-side device of an endpoint | all that the container sends |
+//! | `underlay` | the data-path device | VXLAN to this node; everything else passes untouched |
+//! | `overlay` | the VXLAN device | what the underlay program left to it |
+//! | `host` | `mesh0p` | what the host sends to endpoints |
+
+#![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(
+    target_arch = "bpf",
+    expect(
+        unsafe_code,
+        clippy::inline_always,
+        reason = "helpers and maps are the kernel's; a function call costs a frame of the 512-byte stack"
+    )
+)]
+
+#[cfg(target_arch = "bpf")]
+mod datapath;
+
+/// The programs run in the kernel only; their parts that do not need it are in the library, which is tested here.
+#[cfg(not(target_arch = "bpf"))]
+fn main() {}

@@ -1,0 +1,170 @@
+//! VXLAN over UDP over IPv4 (RFC 7348): the outer headers.
+
+use mesh_ebpf_types::Vni;
+
+use crate::checksum;
+use crate::ethernet;
+use crate::ip::UDP;
+
+/// Length of the outer headers: Ethernet, IPv4, UDP, VXLAN.
+pub const OUTER: usize = ethernet::HEADER + 20 + 8 + 8;
+/// Where the UDP checksum is in the frame.
+pub const UDP_CHECKSUM_OFFSET: usize = ethernet::HEADER + 20 + 6;
+/// Where the VNI (and a reserved byte after it) is in the frame.
+pub const VNI_OFFSET: usize = OUTER - 4;
+
+/// The range that UDP source ports are taken from, so that ECMP and RSS spread flows: 32768 to 60999, as Linux does.
+const FIRST_PORT: u16 = 32768;
+const PORTS: u64 = 61000 - FIRST_PORT as u64;
+
+/// What the outer headers of a received frame say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Outer {
+    /// The sending node.
+    pub source: [u8; 4],
+    /// The VXLAN network.
+    pub vni: Vni,
+    /// Whether the header is as this mesh sends it. Anything else that is valid is left to the kernel's VXLAN: a UDP
+    /// checksum to verify, flags of extensions, a mark of congestion to hand on (RFC 6040).
+    pub plain: bool,
+}
+
+impl Outer {
+    /// Reads the headers of a frame of `length` bytes. `None` unless it is an unfragmented UDP datagram over IPv4
+    /// without options, to that address and port, whose lengths agree. Super-packets (`gso`) do not say their length.
+    #[inline(always)]
+    pub fn parse(frame: &[u8; OUTER], to: [u8; 4], port: [u8; 2], length: u32, gso: bool) -> Option<Self> {
+        let [
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            _,
+            0x08,
+            0x00,
+            0x45,
+            tos,
+            t0,
+            t1,
+            _,
+            _,
+            f0,
+            f1,
+            _,
+            UDP,
+            _,
+            _,
+            s0,
+            s1,
+            s2,
+            s3,
+            d0,
+            d1,
+            d2,
+            d3,
+            _,
+            _,
+            p0,
+            p1,
+            l0,
+            l1,
+            c0,
+            c1,
+            flags,
+            r0,
+            r1,
+            r2,
+            v0,
+            v1,
+            v2,
+            r3,
+        ] = *frame
+        else {
+            return None;
+        };
+        if [d0, d1, d2, d3] != to || [p0, p1] != port {
+            return None;
+        }
+        // More fragments, or an offset.
+        if f0 & 0x3f != 0 || f1 != 0 {
+            return None;
+        }
+        let total = u32::from(u16::from_be_bytes([t0, t1]));
+        let udp = u32::from(u16::from_be_bytes([l0, l1]));
+        if !gso && (udp < 16 || total != udp + 20 || total + 14 > length) {
+            return None;
+        }
+        Some(Self {
+            source: [s0, s1, s2, s3],
+            vni: Vni([0, v0, v1, v2]),
+            plain: [flags, r0, r1, r2, r3, c0, c1] == [0x08, 0, 0, 0, 0, 0, 0] && tos & 3 != 3,
+        })
+    }
+}
+
+/// What the outer headers of a frame to send are made of.
+#[derive(Debug, Clone, Copy)]
+pub struct Encapsulation {
+    /// This node.
+    pub source: [u8; 4],
+    /// The other node.
+    pub destination: [u8; 4],
+    /// The UDP port of VXLAN, network order.
+    pub port: [u8; 2],
+    /// The VXLAN network.
+    pub vni: Vni,
+    /// The flow's hash: chooses the UDP source port.
+    pub hash: u32,
+    /// Traffic class of the inner packet.
+    pub traffic_class: u8,
+    /// Length of the inner frame, Ethernet header included.
+    pub length: u32,
+}
+
+impl Encapsulation {
+    /// The headers, DF set, UDP checksum zero (RFC 7348, 5). The Ethernet addresses
+    /// are zero: who resolves the neighbour writes them.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a super-packet's length is written anew for each segment"
+    )]
+    pub fn to_bytes(self) -> [u8; OUTER] {
+        let [t0, t1] = ((self.length + 36) as u16).to_be_bytes();
+        let [l0, l1] = ((self.length + 16) as u16).to_be_bytes();
+        let [s0, s1, s2, s3] = self.source;
+        let [d0, d1, d2, d3] = self.destination;
+        let [p0, p1] = self.port;
+        let [h0, h1] = source_port(self.hash).to_be_bytes();
+        let [_, v0, v1, v2] = self.vni.0;
+        let tos = outer_ecn(self.traffic_class);
+        let ip = [0x45, tos, t0, t1, 0, 0, 0x40, 0, 64, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
+        let [c0, c1] = checksum::finish(checksum::add(0, &ip));
+        [
+            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x08, 0x00, 0x45, tos, t0, t1, 0, 0, 0x40, 0, 64, UDP, c0,
+            c1, s0, s1, s2, s3, d0, d1, d2, d3, h0, h1, p0, p1, l0, l1, 0, 0, 0x08, 0, 0, 0, v0, v1, v2, 0,
+        ]
+    }
+}
+
+/// The UDP source port of a flow.
+#[inline(always)]
+#[expect(clippy::cast_possible_truncation, reason = "the product's upper half is below the number of ports")]
+pub const fn source_port(hash: u32) -> u16 {
+    FIRST_PORT + ((hash as u64 * PORTS) >> 32) as u16
+}
+
+/// The outer ECN field for an inner traffic class (RFC 6040, 4.1, in the compatible form that Linux sends): copied, but
+/// "congestion experienced" becomes ECT(0). DSCP is not copied: the underlay has its own.
+#[inline(always)]
+pub const fn outer_ecn(traffic_class: u8) -> u8 {
+    let ecn = traffic_class & 3;
+    if ecn == 3 { 2 } else { ecn }
+}
