@@ -1,13 +1,24 @@
 //! What touches the kernel: netlink, eBPF, nftables, network namespaces
 
+mod addresses;
 pub mod error;
+pub mod events;
 pub mod execute;
 pub mod fake;
+mod firewall;
 pub mod kernel;
+mod links;
+pub mod linux;
+mod netlink;
+pub mod netns;
 pub mod programs;
+mod routes;
+mod sysctl;
 
 pub use error::KernelError;
+pub use events::{Event, Events};
 pub use execute::{Failure, Report, execute};
 pub use fake::FakeKernel;
 pub use kernel::{Depth, Kernel};
+pub use linux::LinuxKernel;
 pub use programs::{FakePrograms, Programs, ProgramsError};

@@ -1,0 +1,413 @@
+//! Devices: reading them, making ours, changing and removing ours.
+
+use std::io;
+use std::os::fd::AsRawFd;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use mesh_model::observed::{Link, LinkKind};
+use mesh_model::plan::{EndpointDevice, HostLeg, VxlanDevice};
+use mesh_model::{IfName, MacAddr, naming};
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::link::{
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
+    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+};
+
+use crate::netlink::{Netlink, RequestError, errno, kind};
+use crate::{KernelError, addresses, netns, routes, sysctl};
+
+const IFLA_ADDRESS: u16 = 1;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_MTU: u16 = 4;
+const IFLA_LINK: u16 = 5;
+const IFLA_OPERSTATE: u16 = 16;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_VXLAN_PORT: u16 = 15;
+const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
+/// Where the attributes begin: after the netlink header and `struct ifinfomsg`.
+const ATTRIBUTES: usize = 16 + 16;
+
+/// How long the kernel may take to tell a device that it has a carrier. It usually does within a millisecond.
+const CARRIER_DEADLINE: Duration = Duration::from_millis(200);
+
+/// A device as netlink tells it.
+///
+/// Read by hand: the packet library would take apart a hundred attributes of each device, and hosts have hundreds.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct RawLink {
+    pub(crate) index: u32,
+    pub(crate) name: String,
+    pub(crate) mtu: u32,
+    pub(crate) address: Option<[u8; 6]>,
+    pub(crate) flags: u32,
+    pub(crate) kind: Option<naming::Kind>,
+    /// The other end's index.
+    pub(crate) link: Option<u32>,
+    /// Whether the other end is in another namespace.
+    pub(crate) link_elsewhere: bool,
+    pub(crate) operational: bool,
+    vxlan_port: u16,
+    vxlan_external: bool,
+}
+
+impl RawLink {
+    fn parse(message: &[u8]) -> Self {
+        let header = |at: usize| message.get(at..at + 4).map_or(0, native);
+        let mut link = Self { index: header(20), flags: header(24), ..Self::default() };
+        for attribute in NlasIterator::new(message.get(ATTRIBUTES..).unwrap_or_default()).flatten() {
+            let value = attribute.value();
+            match attribute.kind() {
+                IFLA_IFNAME => link.name = String::from_utf8_lossy(text(value)).into_owned(),
+                IFLA_MTU => link.mtu = native(value),
+                IFLA_ADDRESS => link.address = value.try_into().ok(),
+                IFLA_LINK => link.link = Some(native(value)),
+                IFLA_LINK_NETNSID => link.link_elsewhere = true,
+                IFLA_OPERSTATE => {
+                    link.operational = value.first().is_some_and(|state| State::from(*state) == State::Up);
+                }
+                IFLA_LINKINFO => link.parse_info(value),
+                _ => {}
+            }
+        }
+        link
+    }
+
+    fn parse_info(&mut self, info: &[u8]) {
+        for attribute in NlasIterator::new(info).flatten() {
+            match attribute.kind() {
+                IFLA_INFO_KIND => self.kind = Some(kind(text(attribute.value()))),
+                IFLA_INFO_DATA if self.kind == Some(naming::Kind::Vxlan) => {
+                    self.parse_vxlan(attribute.value());
+                }
+                _ => {}
+            }
+        }
+    }
+
+    fn parse_vxlan(&mut self, data: &[u8]) {
+        for attribute in NlasIterator::new(data).flatten() {
+            match attribute.kind() {
+                IFLA_VXLAN_PORT => {
+                    self.vxlan_port = attribute.value().try_into().map_or(0, u16::from_be_bytes);
+                }
+                IFLA_VXLAN_COLLECT_METADATA => self.vxlan_external = attribute.value().first() == Some(&1),
+                _ => {}
+            }
+        }
+    }
+
+    /// Its address, if it is one that a device may have.
+    pub(crate) fn mac(&self) -> Option<MacAddr> {
+        self.address.and_then(|address| MacAddr::new(address).ok())
+    }
+
+    /// The device as one of ours, if it is.
+    pub(crate) fn ours(&self) -> Option<(IfName, Link)> {
+        let kind = self.kind.filter(|kind| naming::is_ours(&self.name, *kind))?;
+        let kind = match kind {
+            naming::Kind::Vxlan => LinkKind::Vxlan { port: self.vxlan_port, external: self.vxlan_external },
+            naming::Kind::Veth => {
+                LinkKind::Veth { peer: self.link.unwrap_or_default(), peer_is_here: !self.link_elsewhere }
+            }
+            _ => return None,
+        };
+        let flags = LinkFlags::from_bits_retain(self.flags);
+        let link = Link {
+            index: self.index,
+            kind,
+            mtu: self.mtu,
+            mac: self.mac(),
+            up: flags.contains(LinkFlags::Up),
+            arp: !flags.contains(LinkFlags::Noarp),
+        };
+        Some((self.name.parse().ok()?, link))
+    }
+}
+
+fn native(value: &[u8]) -> u32 {
+    value.try_into().map_or(0, u32::from_ne_bytes)
+}
+
+fn text(value: &[u8]) -> &[u8] {
+    value.split(|byte| *byte == 0).next().unwrap_or_default()
+}
+
+/// All devices of a namespace.
+pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<RawLink>, RequestError> {
+    let mut message = LinkMessage::default();
+    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    netlink.dump(&RouteNetlinkMessage::GetLink(message), |message| Ok(Some(RawLink::parse(message))))
+}
+
+/// One device, by its name.
+fn by_name(netlink: &mut Netlink, name: &IfName) -> Result<Option<RawLink>, RequestError> {
+    get(netlink, 0, Some(LinkAttribute::IfName(name.to_string())))
+}
+
+fn get(
+    netlink: &mut Netlink,
+    index: u32,
+    attribute: Option<LinkAttribute>,
+) -> Result<Option<RawLink>, RequestError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.attributes.extend(attribute);
+    let mut found = None;
+    let answer = netlink.get(RouteNetlinkMessage::GetLink(message), |_, message| {
+        found = Some(RawLink::parse(message));
+        Ok(())
+    });
+    match answer {
+        Err(error) if error.errno() == Some(errno::NODEV) => Ok(None),
+        answer => answer.map(|()| found),
+    }
+}
+
+fn create(netlink: &mut Netlink, message: LinkMessage) -> Result<(), RequestError> {
+    netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+fn set(
+    netlink: &mut Netlink,
+    index: u32,
+    on: LinkFlags,
+    attributes: Vec<LinkAttribute>,
+) -> Result<(), RequestError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    message.header.flags = on;
+    message.header.change_mask = on;
+    message.attributes = attributes;
+    netlink.request(RouteNetlinkMessage::SetLink(message), 0)
+}
+
+/// Keeps IPv6 from giving a device a link-local address, and from speaking on it. A kernel without IPv6 does neither.
+fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
+    let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
+    match set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::AfSpecUnspec(vec![mode])]) {
+        Err(error) if matches!(error.errno(), Some(errno::AFNOSUPPORT | errno::OPNOTSUPP | errno::NODEV)) => {
+            Ok(())
+        }
+        answer => answer,
+    }
+}
+
+/// Sets a device up, and waits until the kernel has told both ends of a pair that they have a carrier: until then it
+/// drops what the other end sends. A pair whose other end is down has none; that is not waited for long.
+pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
+    set(netlink, index, LinkFlags::Up, Vec::new())?;
+    let begin = Instant::now();
+    loop {
+        match get(netlink, index, None)? {
+            Some(link)
+                if link.kind == Some(naming::Kind::Veth)
+                    && !link.operational
+                    && begin.elapsed() < CARRIER_DEADLINE =>
+            {
+                thread::sleep(Duration::from_micros(100));
+            }
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Makes a device ignore neighbours.
+pub(crate) fn set_no_arp(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
+    set(netlink, index, LinkFlags::Noarp, Vec::new())
+}
+
+/// Gives a device an MTU.
+pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(), RequestError> {
+    set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
+}
+
+/// Removes a device; one that is gone is no error.
+pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
+    let mut message = LinkMessage::default();
+    message.header.index = index;
+    match netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
+        Err(error) if error.errno() == Some(errno::NODEV) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// Makes the VXLAN device and sets it up, which is when it takes its UDP port.
+pub(crate) fn create_vxlan(netlink: &mut Netlink, device: &VxlanDevice) -> Result<(), KernelError> {
+    let VxlanDevice { name, index, port, mtu } = device;
+    let data = InfoData::Vxlan(vec![
+        InfoVxlan::CollectMetadata(true),
+        InfoVxlan::Learning(false),
+        InfoVxlan::Port(*port),
+        // IPv6 underlays carry VXLAN without a UDP checksum, as IPv4 ones do (RFC 7348, section 5; RFC 6935).
+        InfoVxlan::UDPZeroCsumTX(true),
+        InfoVxlan::UDPZeroCsumRX(true),
+    ]);
+    let mut message = LinkMessage::default();
+    message.header.index = *index;
+    message.attributes = vec![
+        LinkAttribute::IfName(name.to_string()),
+        LinkAttribute::Mtu(*mtu),
+        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)]),
+    ];
+    let action = || format!("make the VXLAN device {name}");
+    let taken = || KernelError::PortTaken { port: *port, name: name.clone() };
+    if let Err(error) = create(netlink, message) {
+        return Err(match error.errno() {
+            // Another device with the name, or another VXLAN device with the port.
+            Some(errno::EXIST) if by_name(netlink, name).is_ok_and(|found| found.is_none()) => taken(),
+            _ => exists(error, name, action()),
+        });
+    }
+    let ready = silence_ipv6(netlink, *index).and_then(|()| set(netlink, *index, LinkFlags::Up, Vec::new()));
+    ready.map_err(|error| {
+        undo(netlink, *index);
+        if error.errno() == Some(errno::ADDRINUSE) { taken() } else { error.during(action()) }
+    })
+}
+
+/// Makes the host leg, with both ends set up.
+pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<(), KernelError> {
+    let mut peer = LinkMessage::default();
+    peer.header.index = leg.peer_index;
+    peer.attributes = vec![LinkAttribute::IfName(leg.peer_name.to_string()), LinkAttribute::Mtu(leg.mtu)];
+    let mut message = LinkMessage::default();
+    message.header.index = leg.index;
+    message.attributes = vec![
+        LinkAttribute::IfName(leg.name.to_string()),
+        LinkAttribute::Address(leg.mac.octets().to_vec()),
+        LinkAttribute::Mtu(leg.mtu),
+        veth(peer),
+    ];
+    let action = || format!("make the devices {} and {}", leg.name, leg.peer_name);
+    if let Err(error) = create(netlink, message) {
+        let peer_exists = by_name(netlink, &leg.peer_name).is_ok_and(|found| found.is_some());
+        let name = if peer_exists { &leg.peer_name } else { &leg.name };
+        return Err(exists(error, name, action()));
+    }
+    let ready = silence_ipv6(netlink, leg.index)
+        .and_then(|()| silence_ipv6(netlink, leg.peer_index))
+        .and_then(|()| set_no_arp(netlink, leg.index))
+        .and_then(|()| set(netlink, leg.index, LinkFlags::Up, Vec::new()))
+        .and_then(|()| set_up(netlink, leg.peer_index));
+    ready.map_err(|error| {
+        undo(netlink, leg.index);
+        error.during(action())
+    })
+}
+
+/// Makes an endpoint's pair in one request, the inner end in its namespace from the start, under its final name. Then
+/// configures the inner end. The outer end stays down: it has no program yet.
+pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) -> Result<(), KernelError> {
+    let namespace = netns::open(&device.netns)?;
+    let mut peer = LinkMessage::default();
+    peer.attributes = vec![
+        LinkAttribute::IfName(device.ifname.to_string()),
+        LinkAttribute::Address(device.mac.octets().to_vec()),
+        LinkAttribute::Mtu(device.mtu),
+        LinkAttribute::NetNsFd(namespace.as_raw_fd()),
+    ];
+    let mut message = LinkMessage::default();
+    message.header.index = device.index;
+    message.attributes =
+        vec![LinkAttribute::IfName(device.name.to_string()), LinkAttribute::Mtu(device.mtu), veth(peer)];
+    if let Err(error) = create(netlink, message) {
+        let action = format!(
+            "make the device {} with {} in {}",
+            device.name,
+            device.ifname,
+            device.netns.path.display()
+        );
+        let here = by_name(netlink, &device.name).is_ok_and(|found| found.is_some())
+            || get(netlink, device.index, None).is_ok_and(|found| found.is_some());
+        return Err(if error.errno() == Some(errno::EXIST) && !here {
+            KernelError::IfnameTaken { ifname: device.ifname.clone(), netns: device.netns.path.clone() }
+        } else {
+            exists(error, &device.name, action)
+        });
+    }
+    let ready = silence_ipv6(netlink, device.index)
+        .map_err(|error| error.during(format!("configure {}", device.name)))
+        .and_then(|()| configure_inside(device, &namespace));
+    ready.inspect_err(|_| undo(netlink, device.index))
+}
+
+/// Sets the inner end up and gives it addresses and routes.
+fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Result<(), KernelError> {
+    let EndpointDevice { ifname, addresses, .. } = device;
+    let path = device.netns.path.display();
+    let has_ipv6 = addresses.iter().any(|address| address.address.is_ipv6());
+    // Container runtimes like to turn IPv6 off in the namespaces that they make.
+    let mut allowed = Ok(());
+    let mut inner = netns::netlink(&device.netns, namespace, || {
+        if has_ipv6 {
+            allowed = sysctl::allow_ipv6(ifname);
+        }
+    })?;
+    allowed?;
+    let configure = || format!("configure {ifname} in {path}");
+    let found = by_name(&mut inner, ifname).map_err(|error| error.during(configure()))?;
+    let index = found.map(|link| link.index).ok_or_else(|| KernelError::Refused {
+        action: configure(),
+        detail: Some("it vanished".to_owned()),
+        source: io::Error::from_raw_os_error(errno::NODEV),
+    })?;
+    if !has_ipv6 {
+        silence_ipv6(&mut inner, index).map_err(|error| error.during(configure()))?;
+    }
+    set(&mut inner, index, LinkFlags::Up, Vec::new()).map_err(|error| error.during(configure()))?;
+    for address in addresses {
+        addresses::add(&mut inner, index, *address).map_err(|error| {
+            error.during(format!("give {ifname} in {path} the address {}", address.address))
+        })?;
+    }
+    for subnet in &device.on_link {
+        routes::add_on_link(&mut inner, index, *subnet)
+            .map_err(|error| error.during(format!("route {subnet} out of {ifname} in {path}")))?;
+    }
+    for gateway in &device.gateways {
+        routes::add_default(&mut inner, index, *gateway)
+            .map_err(|error| error.during(format!("make {gateway} the default route in {path}")))?;
+    }
+    Ok(())
+}
+
+/// Gives both ends of an endpoint's pair an MTU, the inner one first: the outer one then tells that both have it.
+pub(crate) fn set_endpoint_mtu(
+    netlink: &mut Netlink,
+    index: u32,
+    peer: u32,
+    netns: &mesh_model::endpoint::NetnsRef,
+    mtu: u32,
+) -> Result<(), KernelError> {
+    let namespace = netns::open(netns)?;
+    let mut inner = netns::netlink(netns, &namespace, || ())?;
+    let action = || format!("set the MTU of the interface {peer} in {} to {mtu}", netns.path.display());
+    set_mtu(&mut inner, peer, mtu).map_err(|error| error.during(action()))?;
+    set_mtu(netlink, index, mtu)
+        .map_err(|error| error.during(format!("set the MTU of the interface {index} to {mtu}")))
+}
+
+fn veth(peer: LinkMessage) -> LinkAttribute {
+    LinkAttribute::LinkInfo(vec![
+        LinkInfo::Kind(InfoKind::Veth),
+        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
+    ])
+}
+
+/// A device of ours that exists would have been observed, so the one in the way is somebody else's.
+fn exists(error: RequestError, name: &IfName, action: String) -> KernelError {
+    match error.errno() {
+        Some(errno::EXIST) => KernelError::NameTaken { name: name.clone() },
+        _ => error.during(action),
+    }
+}
+
+/// Removes a device that was made in vain. When even that fails, the next pass finds the device and removes it.
+fn undo(netlink: &mut Netlink, index: u32) {
+    let _unobserved_until_next_pass = delete(netlink, index);
+}

@@ -1,0 +1,168 @@
+//! The kernel that we run on.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use mesh_model::observed::{FirewallState, InterfaceAddress, Observed, UnderlayLink};
+use mesh_model::{Action, Desired, naming};
+
+use crate::links::RawLink;
+use crate::netlink::Netlink;
+use crate::{Depth, Kernel, KernelError, Programs, addresses, firewall, links, netns, routes, sysctl};
+
+/// [`Kernel`] of the network namespace in which it was opened.
+///
+/// It must also be used there: switches, firewall and programs are those of the calling thread's namespace.
+pub struct LinuxKernel<P> {
+    netlink: Netlink,
+    programs: P,
+    /// As last seen or made.
+    firewall: Option<FirewallState>,
+}
+
+impl<P: Programs + Send> LinuxKernel<P> {
+    /// Opens it.
+    pub fn open(programs: P) -> Result<Self, KernelError> {
+        let netlink = Netlink::open()
+            .map_err(|source| KernelError::Netlink { action: "speak to the kernel".to_owned(), source })?;
+        Ok(Self { netlink, programs, firewall: None })
+    }
+
+    fn observe_firewall(&mut self, depth: Depth) -> Result<FirewallState, KernelError> {
+        match &self.firewall {
+            Some(known) if depth == Depth::Quick => Ok(known.clone()),
+            _ => {
+                let found = firewall::observe()?;
+                self.firewall = Some(found.clone());
+                Ok(found)
+            }
+        }
+    }
+}
+
+impl<P: Programs + Send> Kernel for LinuxKernel<P> {
+    fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError> {
+        let netlink = &mut self.netlink;
+        let raw_links = links::dump(netlink).map_err(|error| error.during("list the network devices"))?;
+        let addresses = addresses::dump(netlink).map_err(|error| error.during("list the addresses"))?;
+
+        let links: BTreeMap<_, _> = raw_links.iter().filter_map(RawLink::ours).collect();
+        let ours: BTreeSet<u32> = links.values().map(|link| link.index).collect();
+        let foreign_indexes = raw_links
+            .iter()
+            .map(|link| link.index)
+            .filter(|index| *index >= naming::HOST_LEG_INDEX && !ours.contains(index));
+        let host_leg =
+            links.iter().find(|(name, _)| name.as_str() == naming::HOST_LEG).map(|(_, link)| link.index);
+        let host_routes = match host_leg {
+            Some(index) => routes::dump(netlink, index).map_err(|error| error.during("list the routes"))?,
+            None => Vec::new(),
+        };
+        let host_addresses = addresses
+            .iter()
+            .filter(|(index, address)| Some(*index) == host_leg && !is_link_local(address.address))
+            .map(|(_, address)| *address);
+        let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
+        Ok(Observed {
+            foreign_indexes: foreign_indexes.collect(),
+            underlay: desired
+                .and_then(|desired| underlay(desired.underlay.address, &raw_links, &addresses, &ours)),
+            host_addresses: host_addresses.collect(),
+            host_routes: host_routes.into_iter().collect(),
+            namespaces: endpoints
+                .filter(|endpoint| netns::exists(&endpoint.netns))
+                .map(|e| e.id.clone())
+                .collect(),
+            programs: self.programs.observe()?,
+            sysctls: sysctl::observe()?,
+            firewall: self.observe_firewall(depth)?,
+            links,
+        })
+    }
+
+    fn apply(&mut self, action: &Action) -> Result<(), KernelError> {
+        let netlink = &mut self.netlink;
+        match action {
+            Action::LoadPrograms => self.programs.load()?,
+            Action::UnloadPrograms => self.programs.unload()?,
+            Action::PutEntry(entry) => self.programs.put(entry)?,
+            Action::DeleteEntry(key) => self.programs.delete(key)?,
+            Action::Attach(attachment) => self.programs.attach(*attachment)?,
+            Action::Detach(attachment) => self.programs.detach(*attachment)?,
+            Action::CreateVxlan(device) => links::create_vxlan(netlink, device)?,
+            Action::CreateHostLeg(leg) => links::create_host_leg(netlink, leg)?,
+            Action::CreateEndpoint(device) => links::create_endpoint(netlink, device)?,
+            Action::SetUp { index } => {
+                links::set_up(netlink, *index)
+                    .map_err(|error| error.during(format!("set the interface {index} up")))?;
+            }
+            Action::SetNoArp { index } => {
+                links::set_no_arp(netlink, *index)
+                    .map_err(|error| error.during(format!("set the interface {index} to NOARP")))?;
+            }
+            Action::SetMtu { index, mtu } => {
+                let action = || format!("set the MTU of the interface {index} to {mtu}");
+                links::set_mtu(netlink, *index, *mtu).map_err(|error| error.during(action()))?;
+            }
+            Action::SetEndpointMtu { index, peer, netns, mtu } => {
+                links::set_endpoint_mtu(netlink, *index, *peer, netns, *mtu)?;
+            }
+            Action::DeleteLink { name, index } => {
+                links::delete(netlink, *index)
+                    .map_err(|error| error.during(format!("remove the device {name}")))?;
+            }
+            Action::AddAddress { index, address } => {
+                let action = || format!("give the interface {index} the address {}", address.address);
+                addresses::add(netlink, *index, *address).map_err(|error| error.during(action()))?;
+            }
+            Action::RemoveAddress { index, address } => {
+                let action = || format!("take the address {} from the interface {index}", address.address);
+                addresses::remove(netlink, *index, *address).map_err(|error| error.during(action()))?;
+            }
+            Action::PutRoute { index, route } => {
+                let action = || format!("route {} out of the interface {index}", route.subnet);
+                routes::put(netlink, *index, *route).map_err(|error| error.during(action()))?;
+            }
+            Action::RemoveRoute { index, route } => {
+                let action = || format!("remove the route to {} out of the interface {index}", route.subnet);
+                routes::remove(netlink, *index, *route).map_err(|error| error.during(action()))?;
+            }
+            Action::SetSysctl(sysctl) => sysctl::set(*sysctl)?,
+            Action::SetFirewall(wanted) => {
+                // Whatever comes of it, what was known is out of date.
+                self.firewall = None;
+                firewall::set(wanted)?;
+                self.firewall = Some(FirewallState::Intact(wanted.clone()));
+            }
+            Action::RemoveFirewall => {
+                self.firewall = None;
+                firewall::remove()?;
+                self.firewall = Some(FirewallState::Absent);
+            }
+        }
+        Ok(())
+    }
+
+    fn programs(&mut self) -> &mut dyn Programs {
+        &mut self.programs
+    }
+}
+
+/// The interface that has the data-path address. One of ours has it only by mistake.
+fn underlay(
+    address: IpAddr,
+    links: &[RawLink],
+    addresses: &[(u32, InterfaceAddress)],
+    ours: &BTreeSet<u32>,
+) -> Option<UnderlayLink> {
+    let mut holders =
+        addresses.iter().filter(|(index, held)| held.address == address && !ours.contains(index));
+    let (index, _) = holders.next()?;
+    let link = links.iter().find(|link| link.index == *index)?;
+    Some(UnderlayLink { name: link.name.parse().ok()?, index: *index, mtu: link.mtu, mac: link.mac() })
+}
+
+/// An IPv6 link-local address (RFC 4291, section 2.5.6): the kernel makes those itself.
+fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}

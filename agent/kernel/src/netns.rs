@@ -1,0 +1,130 @@
+//! Network namespaces of containers.
+//!
+//! Nothing of ours stays in another namespace: a thread of its own enters, opens what is to be opened there, and ends.
+//! A socket belongs to the namespace that it was opened in, and can be used from everywhere.
+
+use std::collections::BTreeSet;
+use std::fs::File;
+use std::io;
+use std::marker::PhantomData;
+use std::os::fd::AsFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::thread;
+
+use mesh_model::IfName;
+use mesh_model::endpoint::NetnsRef;
+use nix::sched::{CloneFlags, setns};
+
+use crate::KernelError;
+use crate::links::{self, RawLink};
+use crate::netlink::Netlink;
+
+/// A thread's stay in another network namespace, which ends with the value. Not `Send`: a namespace is a thread's.
+pub struct Stay {
+    home: File,
+    not_send: PhantomData<*const ()>,
+}
+
+impl Stay {
+    /// Moves the calling thread into a namespace.
+    ///
+    /// Meant for threads that do nothing else. A thread that cannot return home when the value is dropped aborts the
+    /// process, since anything that it did afterwards would happen to the wrong host.
+    pub fn begin(namespace: &impl AsFd) -> io::Result<Self> {
+        let home = File::open("/proc/thread-self/ns/net")?;
+        setns(namespace, CloneFlags::CLONE_NEWNET)?;
+        Ok(Self { home, not_send: PhantomData })
+    }
+}
+
+impl Drop for Stay {
+    fn drop(&mut self) {
+        if setns(&self.home, CloneFlags::CLONE_NEWNET).is_err() {
+            std::process::abort();
+        }
+    }
+}
+
+/// Runs a closure on a thread of its own in a namespace.
+pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
+    thread::scope(|scope| {
+        let worker = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
+            // The thread ends here, so there is no way back to see to.
+            setns(namespace, CloneFlags::CLONE_NEWNET)?;
+            Ok(work())
+        })?;
+        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Names a namespace by its path and its inode.
+///
+/// Fails where there is nothing, or something that is no network namespace.
+pub fn identify(path: &Path) -> Result<NetnsRef, KernelError> {
+    let file = File::open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
+        _ => KernelError::NoNamespace { path: path.to_owned(), source },
+    })?;
+    let inode = inside(&file, || ()).and_then(|()| file.metadata());
+    let inode = inode.map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => KernelError::Permission {
+            action: format!("enter the network namespace {}", path.display()),
+            source,
+        },
+        _ => KernelError::NoNamespace { path: path.to_owned(), source },
+    })?;
+    Ok(NetnsRef { path: path.to_owned(), inode: inode.ino() })
+}
+
+/// Whether the namespace is still the one at its path.
+pub(crate) fn exists(netns: &NetnsRef) -> bool {
+    std::fs::metadata(&netns.path).is_ok_and(|found| found.ino() == netns.inode)
+}
+
+/// Opens the namespace, if it is still the one at its path.
+pub(crate) fn open(netns: &NetnsRef) -> Result<File, KernelError> {
+    let gone = |source| KernelError::NamespaceGone { path: netns.path.clone(), source };
+    let file = File::open(&netns.path).map_err(|source| gone(Some(source)))?;
+    let inode = file.metadata().map_err(|source| gone(Some(source)))?.ino();
+    if inode == netns.inode { Ok(file) } else { Err(gone(None)) }
+}
+
+/// Opens a netlink socket inside a namespace, after some further work there.
+pub(crate) fn netlink(
+    netns: &NetnsRef,
+    namespace: &File,
+    before: impl FnOnce() + Send,
+) -> Result<Netlink, KernelError> {
+    let opened = inside(namespace, || {
+        before();
+        Netlink::open()
+    });
+    opened.and_then(|opened| opened).map_err(|source| {
+        let action = format!("enter the network namespace {}", netns.path.display());
+        match source.kind() {
+            io::ErrorKind::PermissionDenied => KernelError::Permission { action, source },
+            _ => KernelError::Netlink { action, source },
+        }
+    })
+}
+
+/// The names of the devices in a namespace.
+pub fn interfaces(netns: &NetnsRef) -> Result<BTreeSet<IfName>, KernelError> {
+    let namespace = open(netns)?;
+    let mut netlink = netlink(netns, &namespace, || ())?;
+    let listed = links::dump(&mut netlink)
+        .map_err(|error| error.during(format!("list the interfaces of {}", netns.path.display())))?;
+    Ok(listed.into_iter().filter_map(|RawLink { name, .. }| name.parse().ok()).collect())
+}
+
+/// The first free one of `eth0`, `eth1`, ...
+///
+/// ```
+/// let taken = ["lo", "eth0"].map(|name| name.parse().unwrap()).into();
+/// assert_eq!(mesh_kernel::netns::free_ifname(&taken).as_str(), "eth1");
+/// ```
+pub fn free_ifname(taken: &BTreeSet<IfName>) -> IfName {
+    let mut names = (0u32..).filter_map(|number| format!("eth{number}").parse::<IfName>().ok());
+    names.find(|name| !taken.contains(name)).expect("there are more names than a namespace has devices")
+}

@@ -1,0 +1,133 @@
+//! Routes, in the main table.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use mesh_ipam::{Family, Prefix};
+use mesh_model::observed::HostRoute;
+use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_route::route::{
+    RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
+    RouteType,
+};
+use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+
+use crate::addresses::family;
+use crate::netlink::{Netlink, RequestError, errno, parse};
+
+/// The routes out of a device, but for those that the kernel makes with its addresses.
+pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, RequestError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.attributes.push(RouteAttribute::Oif(index));
+        match netlink
+            .dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(host_route(parse(message)?, index)))
+        {
+            Ok(found) => routes.extend(found),
+            // No such device, no route in that family yet, or no IPv6 in this kernel.
+            Err(error)
+                if matches!(
+                    error.errno(),
+                    Some(errno::NODEV | errno::NOENT | errno::OPNOTSUPP | errno::AFNOSUPPORT)
+                ) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(routes)
+}
+
+fn host_route(message: RouteNetlinkMessage, index: u32) -> Option<HostRoute> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let RouteHeader { kind, protocol, table, address_family, destination_prefix_length, .. } = message.header;
+    if kind != RouteType::Unicast || protocol == RouteProtocol::Kernel || table != RouteHeader::RT_TABLE_MAIN
+    {
+        return None;
+    }
+    let mut destination = match address_family {
+        AddressFamily::Inet => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        AddressFamily::Inet6 => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        _ => return None,
+    };
+    let (mut source, mut mtu, mut here) = (None, None, false);
+    for attribute in message.attributes {
+        match attribute {
+            RouteAttribute::Destination(address) => destination = ip(&address)?,
+            RouteAttribute::PrefSource(address) => source = ip(&address),
+            RouteAttribute::Oif(oif) => here = oif == index,
+            RouteAttribute::Metrics(metrics) => {
+                mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => {}
+        }
+    }
+    let subnet = Prefix::new(destination, destination_prefix_length).ok()?;
+    here.then_some(HostRoute { subnet, source, mtu })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some(IpAddr::V4(*address)),
+        RouteAddress::Inet6(address) => Some(IpAddr::V6(*address)),
+        _ => None,
+    }
+}
+
+/// A route out of a device, without a next hop.
+fn message(index: u32, subnet: Prefix) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(subnet.first());
+    message.header.destination_prefix_length = subnet.len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = match subnet.family() {
+        Family::Ipv4 => RouteScope::Link,
+        Family::Ipv6 => RouteScope::Universe,
+    };
+    message.attributes = vec![RouteAttribute::Oif(index)];
+    if subnet.len() > 0 {
+        message.attributes.push(RouteAttribute::Destination(subnet.first().into()));
+    }
+    message
+}
+
+/// Routes a subnet out of a device, in the place of the route that there is.
+pub(crate) fn put(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result<(), RequestError> {
+    let mut message = message(index, route.subnet);
+    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
+    netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
+}
+
+/// Removes the route to a subnet out of a device; one that is gone is no error.
+pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result<(), RequestError> {
+    match netlink.request(RouteNetlinkMessage::DelRoute(message(index, route.subnet)), 0) {
+        Err(error) if matches!(error.errno(), Some(errno::SRCH | errno::NODEV)) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// Routes a further subnet straight out of a container's device.
+pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> Result<(), RequestError> {
+    netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_EXCL)
+}
+
+/// Makes a gateway the default route, unless there is one.
+pub(crate) fn add_default(netlink: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), RequestError> {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(gateway);
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = RouteProtocol::Static;
+    message.header.kind = RouteType::Unicast;
+    message.header.scope = RouteScope::Universe;
+    message.attributes = vec![RouteAttribute::Oif(index), RouteAttribute::Gateway(gateway.into())];
+    match netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        answer => answer,
+    }
+}
