@@ -125,10 +125,10 @@ impl Core {
     }
 
     /// An agent said whose datapaths answer it.
-    pub(crate) fn probed(&self, prober: &NodeId, probes: impl Iterator<Item = (NodeId, bool)>) {
+    pub(crate) fn probed(&self, prober: &NodeId, seen: impl Iterator<Item = (NodeId, bool)>) {
         let now = Instant::now();
         self.liveness(|liveness| {
-            for (target, answering) in probes {
+            for (target, answering) in seen {
                 liveness.probed(prober, &target, answering, now);
             }
         });

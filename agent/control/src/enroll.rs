@@ -29,9 +29,9 @@ pub(crate) async fn join(
     let token: JoinToken =
         request.token.parse().map_err(|e| Problem::new(ProblemKind::Usage, format!("{e}")))?;
     let role = role_of(core, &token).await?;
-    let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(usage)?;
+    let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(|e| usage(&e))?;
     let mut node = wanted(&request, role).map_err(|error| match error {
-        WantedError::Message(error) => usage(error),
+        WantedError::Message(error) => usage(&error),
         WantedError::Random(error) => RecordError::from(error).into(),
     })?;
     if let Some(known) = known
@@ -48,8 +48,10 @@ pub(crate) async fn join(
         node.id = known;
     }
     // Before anything is written: a request that cannot be signed must leave nothing behind.
-    let certificate =
-        core.authority.issue(&request.csr_pem, &node.id, role, NODE_VALIDITY).map_err(identity_problem)?;
+    let certificate = core
+        .authority
+        .issue(&request.csr_pem, &node.id, role, NODE_VALIDITY)
+        .map_err(|e| identity_problem(&e))?;
     let node = register(core, node).await?;
     info!(node = %node.id, name = %node.name, ?role, "a node joined");
     Ok(JoinResponse {
@@ -204,7 +206,7 @@ fn check_underlay<'a>(node: &Node, networks: impl Iterator<Item = &'a Network>) 
 }
 
 /// A bad request is the caller's mistake, the rest is ours.
-pub(crate) fn identity_problem(error: IdentityError) -> Problem {
+pub(crate) fn identity_problem(error: &IdentityError) -> Problem {
     let kind = match error {
         IdentityError::Malformed { .. } => ProblemKind::Usage,
         _ => ProblemKind::Failed,

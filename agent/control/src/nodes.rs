@@ -40,7 +40,7 @@ pub(crate) async fn list(core: &Core) -> Result<Vec<NodeStatus>, Problem> {
 
 /// Changes a node's availability.
 pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<NodeStatus, Problem> {
-    let availability = request.availability().try_into().map_err(usage)?;
+    let availability = request.availability().try_into().map_err(|e| usage(&e))?;
     let mut tries = Tries::default();
     loop {
         tries.next()?;
@@ -109,7 +109,7 @@ pub(crate) async fn join_token(
     core: &Core,
     request: &JoinTokenRequest,
 ) -> Result<JoinTokenResponse, Problem> {
-    let role: Role = request.role().try_into().map_err(usage)?;
+    let role: Role = request.role().try_into().map_err(|e| usage(&e))?;
     let key = keys::token(role);
     let record = if request.rotate {
         let record = TokenRecord::random().map_err(RecordError::from)?;
@@ -135,7 +135,7 @@ pub(crate) fn renew(
 ) -> Result<RenewCertificateResponse, Problem> {
     let role = caller.node().role;
     let certificate = core.authority.issue(&request.csr_pem, caller.id(), role, NODE_VALIDITY);
-    let certificate_pem = certificate.map_err(identity_problem)?;
+    let certificate_pem = certificate.map_err(|e| identity_problem(&e))?;
     info!(node = %caller.node().name, "a certificate was renewed");
     Ok(RenewCertificateResponse { certificate_pem })
 }

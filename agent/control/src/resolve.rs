@@ -22,34 +22,32 @@ fn resolve<T>(what: &str, text: &str, all: Vec<T>, names: impl Fn(&T) -> (&str, 
     if text.is_empty() {
         return Err(Problem::new(ProblemKind::Usage, format!("name a {what}")));
     }
-    let exact = |found: &T| names(found).0 == text;
-    let named = |found: &T| names(found).1 == text;
-    let begun = |found: &T| names(found).0.starts_with(text);
-    let index = all.iter().position(exact).or_else(|| all.iter().position(named));
-    let index = match index {
-        Some(index) => index,
-        None => {
-            let mut matches = all.iter().enumerate().filter(|(_, found)| begun(found));
-            match (matches.next(), matches.next()) {
-                (Some((index, _)), None) => index,
-                (Some((_, one)), Some((_, other))) => {
-                    let (one, other) = (names(one), names(other));
-                    return Err(Problem::new(
-                        ProblemKind::Usage,
-                        format!(
-                            "{what} {text} is ambiguous: {} ({}) and {} ({})",
-                            one.0, one.1, other.0, other.1
-                        ),
-                    ));
-                }
-                (None, _) => {
-                    return Err(Problem::new(ProblemKind::NotFound, format!("{what} {text} does not exist"))
-                        .hint(format!("meshctl {what} ls shows those that do")));
-                }
-            }
-        }
+    let by_id = all.iter().position(|found| names(found).0 == text);
+    let by_name = || all.iter().position(|found| names(found).1 == text);
+    let index = match by_id.or_else(by_name) {
+        Some(index) => Some(index),
+        None => by_beginning(what, text, &all, &names)?,
     };
-    all.into_iter()
-        .nth(index)
-        .ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("{what} {text} does not exist")))
+    index.and_then(|index| all.into_iter().nth(index)).ok_or_else(|| {
+        Problem::new(ProblemKind::NotFound, format!("{what} {text} does not exist"))
+            .hint(format!("meshctl {what} ls shows those that do"))
+    })
+}
+
+fn by_beginning<T>(
+    what: &str,
+    text: &str,
+    all: &[T],
+    names: impl Fn(&T) -> (&str, &str),
+) -> Result<Option<usize>, Problem> {
+    let mut matches = all.iter().enumerate().filter(|(_, found)| names(found).0.starts_with(text));
+    let first = matches.next();
+    if let (Some((_, one)), Some((_, other))) = (first, matches.next()) {
+        let (one, other) = (names(one), names(other));
+        return Err(Problem::new(
+            ProblemKind::Usage,
+            format!("{what} {text} is ambiguous: {} ({}) and {} ({})", one.0, one.1, other.0, other.1),
+        ));
+    }
+    Ok(first.map(|(index, _)| index))
 }

@@ -3,7 +3,7 @@
 //! The store holds a nonce per role; the secret is derived from it with the CA's private key, which only managers have.
 //! So who reads the store, or a backup of it, cannot join with what is found there.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::hint::black_box;
 use std::str::FromStr;
 
@@ -111,7 +111,12 @@ impl TokenRecord {
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0u8; 32];
         getrandom::fill(&mut bytes)?;
-        Ok(Self { nonce: bytes.iter().map(|byte| format!("{byte:02x}")).collect() })
+        let mut nonce = String::with_capacity(64);
+        for byte in bytes {
+            // Writing to a string cannot fail.
+            let _ = write!(nonce, "{byte:02x}");
+        }
+        Ok(Self { nonce })
     }
 
     /// The secret that belongs to it. `ca_key` is the CA's private key in some fixed encoding.

@@ -117,15 +117,15 @@ impl CertificateAuthority {
     pub fn load(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
         let cert_pem = private_file::read(&directory.join(CERT_FILE))?;
         let key_pem = private_file::read(&directory.join(KEY_FILE))?;
-        let key = KeyPair::from_pem(&key_pem).map_err(|e| IdentityError::malformed("the CA's key", e))?;
+        let key = KeyPair::from_pem(&key_pem).map_err(|e| IdentityError::malformed("the CA's key", &e))?;
         Self::from_pem(cert_pem, cluster, key)
     }
 
     fn from_pem(cert_pem: String, cluster: &str, key: KeyPair) -> Result<Self, IdentityError> {
         let der = CertificateDer::from_pem_slice(cert_pem.as_bytes())
-            .map_err(|e| IdentityError::malformed("the CA's certificate", e))?;
+            .map_err(|e| IdentityError::malformed("the CA's certificate", &e))?;
         let issuer = Issuer::from_ca_cert_der(&der, key)
-            .map_err(|e| IdentityError::malformed("the CA's certificate", e))?;
+            .map_err(|e| IdentityError::malformed("the CA's certificate", &e))?;
         Ok(Self { fingerprint: Fingerprint::of(&der), cert_pem, cluster: cluster.to_owned(), issuer })
     }
 
@@ -155,7 +155,7 @@ impl CertificateAuthority {
     ) -> Result<String, IdentityError> {
         let what = "the certificate signing request";
         let request = CertificateSigningRequestParams::from_pem(csr_pem)
-            .map_err(|e| IdentityError::malformed(what, e))?;
+            .map_err(|e| IdentityError::malformed(what, &e))?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, node.as_str());

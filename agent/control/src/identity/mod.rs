@@ -45,7 +45,7 @@ pub enum IdentityError {
 }
 
 impl IdentityError {
-    fn malformed(what: &'static str, reason: impl ToString) -> Self {
+    fn malformed(what: &'static str, reason: &impl ToString) -> Self {
         Self::Malformed { what, reason: reason.to_string() }
     }
 

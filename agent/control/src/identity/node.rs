@@ -29,16 +29,16 @@ impl PeerIdentity {
     /// Reads the identity from a certificate that was verified against the cluster's CA before.
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Result<Self, IdentityError> {
         let (_, certificate) =
-            X509Certificate::from_der(certificate).map_err(|e| IdentityError::malformed(CERTIFICATE, e))?;
+            X509Certificate::from_der(certificate).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))?;
         let subject = certificate.subject();
         let node = single(subject, X509Name::iter_common_name, "common name")?
             .parse()
-            .map_err(|e| IdentityError::malformed(CERTIFICATE, e))?;
+            .map_err(|e| IdentityError::malformed(CERTIFICATE, &e))?;
         let role = match single(subject, X509Name::iter_organizational_unit, "organizational unit")? {
             "manager" => Role::Manager,
             "worker" => Role::Worker,
             other => {
-                return Err(IdentityError::malformed(CERTIFICATE, format!("there is no role {other:?}")));
+                return Err(IdentityError::malformed(CERTIFICATE, &format!("there is no role {other:?}")));
             }
         };
         let cluster = single(subject, X509Name::iter_organization, "organization")?.to_owned();
@@ -60,7 +60,7 @@ fn single<'a, I: Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a
     attributes: impl FnOnce(&'a X509Name<'a>) -> I,
     what: &'static str,
 ) -> Result<&'a str, IdentityError> {
-    let malformed = || IdentityError::malformed(CERTIFICATE, format!("its subject must have one {what}"));
+    let malformed = || IdentityError::malformed(CERTIFICATE, &format!("its subject must have one {what}"));
     let mut attributes = attributes(name);
     let attribute = attributes.next().ok_or_else(malformed)?;
     if attributes.next().is_some() {
@@ -140,7 +140,7 @@ impl NodeIdentity {
         let (Some(key_pem), Some(cert_pem), Some(ca_pem), None) =
             (sections.next(), sections.next(), sections.next(), sections.next())
         else {
-            return Err(IdentityError::malformed(what, "it must hold a key and two certificates"));
+            return Err(IdentityError::malformed(what, &"it must hold a key and two certificates"));
         };
         let identity = Self { cert_pem, key_pem, ca_pem };
         identity.peer_identity()?;
@@ -168,32 +168,32 @@ impl NodeIdentity {
     pub fn renew_at(&self) -> Result<Timestamp, IdentityError> {
         let (start, end) = self.validity()?;
         let third = u64::try_from(end.as_second().saturating_sub(start.as_second()) / 3).unwrap_or_default();
-        start.checked_add(Duration::from_secs(third)).map_err(|e| IdentityError::malformed(CERTIFICATE, e))
+        start.checked_add(Duration::from_secs(third)).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))
     }
 
     fn validity(&self) -> Result<(Timestamp, Timestamp), IdentityError> {
         let der = self.certificate()?;
         let (_, certificate) =
-            X509Certificate::from_der(&der).map_err(|e| IdentityError::malformed(CERTIFICATE, e))?;
+            X509Certificate::from_der(&der).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))?;
         let validity = certificate.validity();
         let at =
-            |seconds| Timestamp::from_second(seconds).map_err(|e| IdentityError::malformed(CERTIFICATE, e));
+            |seconds| Timestamp::from_second(seconds).map_err(|e| IdentityError::malformed(CERTIFICATE, &e));
         Ok((at(validity.not_before.timestamp())?, at(validity.not_after.timestamp())?))
     }
 
     pub(super) fn certificate(&self) -> Result<CertificateDer<'static>, IdentityError> {
         CertificateDer::from_pem_slice(self.cert_pem.as_bytes())
-            .map_err(|e| IdentityError::malformed(CERTIFICATE, e))
+            .map_err(|e| IdentityError::malformed(CERTIFICATE, &e))
     }
 
     pub(super) fn ca(&self) -> Result<CertificateDer<'static>, IdentityError> {
         CertificateDer::from_pem_slice(self.ca_pem.as_bytes())
-            .map_err(|e| IdentityError::malformed("the CA's certificate", e))
+            .map_err(|e| IdentityError::malformed("the CA's certificate", &e))
     }
 
     pub(super) fn private_key(&self) -> Result<PrivateKeyDer<'static>, IdentityError> {
         PrivateKeyDer::from_pem_slice(self.key_pem.as_bytes())
-            .map_err(|e| IdentityError::malformed("the node's key", e))
+            .map_err(|e| IdentityError::malformed("the node's key", &e))
     }
 }
 

@@ -24,7 +24,7 @@ pub fn server_config(identity: &NodeIdentity) -> Result<Arc<ServerConfig>, Ident
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
         .allow_unauthenticated()
         .build()
-        .map_err(|e| IdentityError::malformed("the CA's certificate", e))?;
+        .map_err(|e| IdentityError::malformed("the CA's certificate", &e))?;
     // With the CA in the chain, so that who joins can compare it with the token's fingerprint.
     let chain = vec![identity.certificate()?, identity.ca()?];
     let mut config = ServerConfig::builder_with_provider(provider())

@@ -74,7 +74,7 @@ pub(crate) async fn lease(
     caller: &Caller,
     request: &LeaseRequest,
 ) -> Result<LeaseResponse, Problem> {
-    let wanted = match parse_optional("address", &request.address).map_err(usage)? {
+    let wanted = match parse_optional("address", &request.address).map_err(|e| usage(&e))? {
         Some(address) => Wanted::Address(address),
         None => Wanted::Any(family(request.family)?),
     };
@@ -117,8 +117,8 @@ pub(crate) async fn release(
     caller: &Caller,
     request: &ReleaseLeaseRequest,
 ) -> Result<ReleaseLeaseResponse, Problem> {
-    let network: NetworkId = parse("network", &request.network).map_err(usage)?;
-    let prefix: Prefix = parse("prefix", &request.prefix).map_err(usage)?;
+    let network: NetworkId = parse("network", &request.network).map_err(|e| usage(&e))?;
+    let prefix: Prefix = parse("prefix", &request.prefix).map_err(|e| usage(&e))?;
     let mut tries = Tries::default();
     loop {
         tries.next()?;
@@ -144,8 +144,8 @@ pub(crate) async fn release(
 
 /// Settles a borrow by its owner's answer. An answer to a question that is settled already changes nothing.
 pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswer) -> Result<(), Problem> {
-    let network: NetworkId = parse("network", &answer.network).map_err(usage)?;
-    let address: IpAddr = parse("address", &answer.address).map_err(usage)?;
+    let network: NetworkId = parse("network", &answer.network).map_err(|e| usage(&e))?;
+    let address: IpAddr = parse("address", &answer.address).map_err(|e| usage(&e))?;
     let verdict = if answer.accepted { CedeAnswer::Ceded } else { CedeAnswer::Refused };
     info!(%owner, %network, %address, accepted = answer.accepted, "a borrow was answered");
     borrow::settle(core, &network, Prefix::single(address), answer.revision, Some(owner), verdict).await?;

@@ -27,16 +27,16 @@ pub(super) struct Wanted {
     pub(super) options: BTreeMap<String, String>,
 }
 
-fn usage(message: impl ToString) -> Problem {
+fn usage(message: &impl ToString) -> Problem {
     Problem::new(ProblemKind::Usage, message.to_string())
 }
 
 impl Wanted {
     /// Checks a request.
     pub(super) fn parse(request: CreateNetworkRequest) -> Result<Self, Problem> {
-        let name: Name = request.name.parse().map_err(usage)?;
+        let name: Name = request.name.parse().map_err(|e| usage(&e))?;
         if !matches!(request.driver.as_str(), "" | "overlay") {
-            return Err(usage(format!("there is no network driver {:?}", request.driver))
+            return Err(usage(&format!("there is no network driver {:?}", request.driver))
                 .hint("the only one is overlay, which is the default"));
         }
         // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be the worst answer.
@@ -55,21 +55,21 @@ impl Wanted {
         if request.ipv6 && !has(Family::Ipv6) {
             automatic.push(Family::Ipv6);
         }
-        let mtu: Option<Mtu> = request.mtu.map(TryInto::try_into).transpose().map_err(usage)?;
+        let mtu: Option<Mtu> = request.mtu.map(TryInto::try_into).transpose().map_err(|e| usage(&e))?;
         if let Some(mtu) = mtu.filter(|mtu| mtu.get() < Mtu::MIN_IPV6)
             && (request.ipv6 || has(Family::Ipv6))
         {
-            return Err(usage(format!(
+            return Err(usage(&format!(
                 "MTU {mtu} is too small for a network with IPv6: at least {}",
                 Mtu::MIN_IPV6
             )));
         }
-        let vni = request.vni.map(TryInto::try_into).transpose().map_err(usage)?;
+        let vni = request.vni.map(TryInto::try_into).transpose().map_err(|e| usage(&e))?;
         if let Some(what) = [("label", &request.labels), ("option", &request.options)]
             .into_iter()
             .find_map(|(what, map)| map.keys().any(|key| key.trim().is_empty()).then_some(what))
         {
-            return Err(usage(format!("a {what} has no name before its =")));
+            return Err(usage(&format!("a {what} has no name before its =")));
         }
         Ok(Self {
             name,
@@ -89,9 +89,9 @@ impl Wanted {
 fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
     let mut specs: Vec<SubnetSpec> = Vec::new();
     for text in &request.subnets {
-        let subnet = Prefix::parse_strict(text).map_err(|e| usage(format!("subnet {e}")))?;
+        let subnet = Prefix::parse_strict(text).map_err(|e| usage(&format!("subnet {e}")))?;
         if let Some(other) = specs.iter().find(|other| other.subnet.overlaps(&subnet)) {
-            return Err(usage(format!(
+            return Err(usage(&format!(
                 "subnet {subnet} overlaps subnet {} of the same network",
                 other.subnet
             )));
@@ -99,36 +99,36 @@ fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
         specs.push(SubnetSpec::new(subnet));
     }
     if specs.len() > MAX_SUBNETS {
-        return Err(usage(format!("{} subnets are too many: at most {MAX_SUBNETS}", specs.len())));
+        return Err(usage(&format!("{} subnets are too many: at most {MAX_SUBNETS}", specs.len())));
     }
     for text in &request.gateways {
         let gateway: IpAddr =
-            text.parse().map_err(|_| usage(format!("gateway {text:?} is no IP address")))?;
+            text.parse().map_err(|_| usage(&format!("gateway {text:?} is no IP address")))?;
         let spec = around(&mut specs, &format!("gateway {gateway}"), |subnet| subnet.contains(gateway))?;
         if let Some(other) = spec.gateway.replace(gateway) {
-            return Err(usage(format!("subnet {} has two gateways: {other} and {gateway}", spec.subnet)));
+            return Err(usage(&format!("subnet {} has two gateways: {other} and {gateway}", spec.subnet)));
         }
     }
     for text in &request.ip_ranges {
-        let range = Prefix::parse_strict(text).map_err(|e| usage(format!("IP range {e}")))?;
+        let range = Prefix::parse_strict(text).map_err(|e| usage(&format!("IP range {e}")))?;
         let spec = around(&mut specs, &format!("IP range {range}"), |subnet| subnet.covers(&range))?;
         if let Some(other) = spec.ip_range.replace(range) {
-            return Err(usage(format!("subnet {} has two IP ranges: {other} and {range}", spec.subnet)));
+            return Err(usage(&format!("subnet {} has two IP ranges: {other} and {range}", spec.subnet)));
         }
     }
     // Sorted, so that of several mistakes always the same one is named.
     for (name, text) in request.aux.iter().collect::<BTreeMap<_, _>>() {
         if name.is_empty() {
-            return Err(usage(format!("auxiliary address {text} has no name: write NAME=IP")));
+            return Err(usage(&format!("auxiliary address {text} has no name: write NAME=IP")));
         }
         let what = format!("auxiliary address {name}={text}");
         let address: IpAddr =
-            text.parse().map_err(|_| usage(format!("{what}: {text:?} is no IP address")))?;
+            text.parse().map_err(|_| usage(&format!("{what}: {text:?} is no IP address")))?;
         let spec = around(&mut specs, &what, |subnet| subnet.contains(address))?;
         spec.aux.insert(name.clone(), address);
     }
     for spec in &specs {
-        SubnetLayout::new(spec.clone()).map_err(usage)?;
+        SubnetLayout::new(spec.clone()).map_err(|e| usage(&e))?;
     }
     Ok(specs)
 }
@@ -141,16 +141,16 @@ fn around<'a>(
     let given: Vec<String> = specs.iter().map(|spec| spec.subnet.to_string()).collect();
     specs.iter_mut().find(|spec| fits(&spec.subnet)).ok_or_else(|| {
         if given.is_empty() {
-            usage(format!("{what} needs a subnet to be in")).hint("give one with --subnet")
+            usage(&format!("{what} needs a subnet to be in")).hint("give one with --subnet")
         } else {
-            usage(format!("{what} is in none of the subnets {}", given.join(", ")))
+            usage(&format!("{what} is in none of the subnets {}", given.join(", ")))
         }
     })
 }
 
 /// A subnet's record.
 pub(super) fn record(spec: &SubnetSpec) -> Result<Subnet, Problem> {
-    let layout = SubnetLayout::new(spec.clone()).map_err(usage)?;
+    let layout = SubnetLayout::new(spec.clone()).map_err(|e| usage(&e))?;
     Ok(Subnet {
         subnet: spec.subnet,
         gateway: layout.gateway(),

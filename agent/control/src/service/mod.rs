@@ -55,6 +55,6 @@ impl MemberService {
 }
 
 /// A message that cannot be read is the caller's mistake.
-pub(crate) fn usage(error: InvalidMessage) -> Problem {
+pub(crate) fn usage(error: &InvalidMessage) -> Problem {
     Problem::new(ProblemKind::Usage, error.to_string())
 }

@@ -1,0 +1,246 @@
+//! An agent without a kernel: it keeps what its manager tells, and answers as it is told to.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mesh_control::limits::HEARTBEAT;
+use mesh_control::session::session_client;
+use mesh_proto::v1::agent_message::Kind as Say;
+use mesh_proto::v1::manager_message::Kind as Hear;
+use mesh_proto::v1::{
+    AgentMessage, Applied, Cede, CedeAnswer, Change, Endpoint, EndpointReport, Heartbeat, Hello, Lease,
+    Network, Node, NodeState, Probe, ProbeReport, change,
+};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{interval, timeout};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use crate::cluster::{Member, PATIENCE};
+
+/// How an agent behaves.
+#[derive(Debug, Clone)]
+pub(crate) struct Behaviour {
+    /// Says that it has applied what it hears.
+    pub(crate) applies: bool,
+    /// What it answers when asked for an address; `None`: nothing.
+    pub(crate) cedes: Option<bool>,
+    /// Says that it is alive.
+    pub(crate) beats: bool,
+    /// What it has.
+    pub(crate) endpoints: Vec<Endpoint>,
+    /// What its host routes.
+    pub(crate) routes: Vec<String>,
+    pub(crate) mtu: u32,
+}
+
+impl Default for Behaviour {
+    fn default() -> Self {
+        Self {
+            applies: true,
+            cedes: Some(true),
+            beats: true,
+            endpoints: Vec::new(),
+            routes: Vec::new(),
+            mtu: 1500,
+        }
+    }
+}
+
+/// What an agent knows.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Known {
+    pub(crate) snapshots: usize,
+    pub(crate) revision: u64,
+    pub(crate) nodes: BTreeMap<String, Node>,
+    pub(crate) networks: BTreeMap<String, Network>,
+    /// By network and prefix.
+    pub(crate) leases: BTreeMap<(String, String), Lease>,
+    pub(crate) states: BTreeMap<String, NodeState>,
+    pub(crate) asked: Vec<Cede>,
+    pub(crate) ended: Option<Status>,
+}
+
+impl Known {
+    fn hear(&mut self, message: Hear) {
+        match message {
+            Hear::Snapshot(snapshot) => {
+                let (snapshots, states) = (self.snapshots + 1, std::mem::take(&mut self.states));
+                let asked = std::mem::take(&mut self.asked);
+                *self = Self { snapshots, states, asked, revision: snapshot.revision, ..Self::default() };
+                self.nodes = snapshot.nodes.into_iter().map(|node| (node.id.clone(), node)).collect();
+                self.networks = snapshot.networks.into_iter().map(|n| (n.id.clone(), n)).collect();
+                self.leases = snapshot.leases.into_iter().map(|lease| (lease_key(&lease), lease)).collect();
+            }
+            Hear::Delta(delta) => {
+                assert!(delta.revision > self.revision, "{} after {}", delta.revision, self.revision);
+                self.revision = delta.revision;
+                delta.changes.into_iter().for_each(|change| self.change(change));
+            }
+            Hear::States(states) => {
+                self.states =
+                    states.nodes.into_iter().map(|entry| (entry.node.clone(), entry.state())).collect();
+            }
+            Hear::Cede(cede) => self.asked.push(cede),
+            Hear::Ping(_) => {}
+        }
+    }
+
+    fn change(&mut self, change: Change) {
+        match change.kind.unwrap() {
+            change::Kind::PutNode(node) => {
+                self.nodes.insert(node.id.clone(), node);
+            }
+            change::Kind::RemoveNode(id) => {
+                self.nodes.remove(&id).unwrap();
+            }
+            change::Kind::PutNetwork(network) => {
+                self.networks.insert(network.id.clone(), network);
+            }
+            change::Kind::RemoveNetwork(id) => {
+                self.networks.remove(&id).unwrap();
+                self.leases.retain(|(network, _), _| *network != id);
+            }
+            change::Kind::PutLease(lease) => {
+                assert!(self.networks.contains_key(&lease.network), "a lease of an unknown network");
+                self.leases.insert(lease_key(&lease), lease);
+            }
+            change::Kind::RemoveLease(lease) => {
+                self.leases.remove(&lease_key(&lease)).unwrap();
+            }
+        }
+    }
+}
+
+fn lease_key(lease: &Lease) -> (String, String) {
+    (lease.network.clone(), lease.prefix.clone())
+}
+
+/// An agent in a session; the session breaks when it is dropped.
+pub(crate) struct Agent {
+    say: mpsc::Sender<AgentMessage>,
+    known: watch::Receiver<Known>,
+    behaviour: Arc<Mutex<Behaviour>>,
+    task: tokio::task::JoinHandle<()>,
+}
+
+impl Drop for Agent {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Agent {
+    /// Begins a session and waits for the first snapshot.
+    pub(crate) async fn start(member: &Member, behaviour: Behaviour) -> Self {
+        let agent = Self::open(member, behaviour).await;
+        agent.until(|known| known.snapshots > 0 && !known.states.is_empty()).await;
+        agent
+    }
+
+    pub(crate) async fn open(member: &Member, behaviour: Behaviour) -> Self {
+        let (say, said) = mpsc::channel(64);
+        let hello = Hello {
+            version: "test".into(),
+            data_path_mtu: behaviour.mtu,
+            endpoints: behaviour.endpoints.clone(),
+            routes: behaviour.routes.clone(),
+        };
+        say.send(AgentMessage { kind: Some(Say::Hello(hello)) }).await.unwrap();
+        let (tell, known) = watch::channel(Known::default());
+        let behaviour = Arc::new(Mutex::new(behaviour));
+        let stream = session_client(member.channel.clone()).open(ReceiverStream::new(said)).await;
+        let (answers, behaves) = (say.clone(), behaviour.clone());
+        let task = tokio::spawn(async move {
+            let mut stream = match stream {
+                Ok(stream) => stream.into_inner(),
+                Err(status) => return tell.send_modify(|known| known.ended = Some(status)),
+            };
+            let mut beat = interval(HEARTBEAT);
+            loop {
+                let message = tokio::select! {
+                    message = stream.message() => message,
+                    _ = beat.tick() => {
+                        if behaves.lock().unwrap().beats {
+                            let _ = answers.send(AgentMessage { kind: Some(Say::Heartbeat(Heartbeat {})) }).await;
+                        }
+                        continue;
+                    }
+                };
+                let message = match message {
+                    Ok(Some(message)) => message.kind.unwrap(),
+                    Ok(None) => return tell.send_modify(|known| known.ended = Some(Status::ok("end"))),
+                    Err(status) => return tell.send_modify(|known| known.ended = Some(status)),
+                };
+                let now = behaves.lock().unwrap().clone();
+                let mut replies = Vec::new();
+                let revision = match &message {
+                    Hear::Snapshot(snapshot) => Some(snapshot.revision),
+                    Hear::Delta(delta) => Some(delta.revision),
+                    _ => None,
+                };
+                if let Some(revision) = revision.filter(|_| now.applies) {
+                    replies.push(Say::Applied(Applied { revision }));
+                }
+                if let (Hear::Cede(cede), Some(accepted)) = (&message, now.cedes) {
+                    let (network, address) = (cede.network.clone(), cede.address.clone());
+                    replies.push(Say::Cede(CedeAnswer {
+                        network,
+                        address,
+                        accepted,
+                        revision: cede.revision,
+                    }));
+                }
+                // Known before it is said, so that a test never sees an answer to what the agent does not know.
+                tell.send_modify(|known| known.hear(message));
+                for reply in replies {
+                    let _ = answers.send(AgentMessage { kind: Some(reply) }).await;
+                }
+            }
+        });
+        Self { say, known, behaviour, task }
+    }
+
+    pub(crate) fn known(&self) -> Known {
+        self.known.borrow().clone()
+    }
+
+    pub(crate) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
+        change(&mut self.behaviour.lock().unwrap());
+    }
+
+    /// Waits until what the agent knows is so.
+    pub(crate) async fn until(&self, is_so: impl Fn(&Known) -> bool) -> Known {
+        self.within(PATIENCE, is_so).await.expect("what the agent knows did not come to be so in time")
+    }
+
+    /// The same, with a limit of its own.
+    pub(crate) async fn within(&self, limit: Duration, is_so: impl Fn(&Known) -> bool) -> Option<Known> {
+        let mut known = self.known.clone();
+        let found = timeout(limit, known.wait_for(|known| is_so(known))).await.ok()?;
+        Some(found.expect("the agent's task ended").clone())
+    }
+
+    async fn say(&self, kind: Say) {
+        self.say.send(AgentMessage { kind: Some(kind) }).await.unwrap();
+    }
+
+    pub(crate) async fn applied(&self, revision: u64) {
+        self.say(Say::Applied(Applied { revision })).await;
+    }
+
+    pub(crate) async fn report(&self, put: Vec<Endpoint>, removed: Vec<String>) {
+        self.say(Say::Endpoints(EndpointReport { put, removed })).await;
+    }
+
+    pub(crate) async fn probed(&self, node: &Member, answering: bool) {
+        let probes = vec![Probe { node: node.id.to_string(), answering }];
+        self.say(Say::Probes(ProbeReport { probes })).await;
+    }
+
+    pub(crate) async fn answer(&self, cede: &Cede, accepted: bool) {
+        let (network, address) = (cede.network.clone(), cede.address.clone());
+        self.say(Say::Cede(CedeAnswer { network, address, accepted, revision: cede.revision })).await;
+    }
+}

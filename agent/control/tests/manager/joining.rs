@@ -1,0 +1,191 @@
+//! Tokens, certificates and TLS.
+
+use std::time::Duration;
+
+use mesh_control::{JoinToken, join};
+use mesh_proto::v1::{
+    GetClusterRequest, JoinTokenRequest, ListNodesRequest, RemoveNodeRequest, RenewCertificateRequest, Role,
+};
+use mesh_proto::{Problem, ProblemKind};
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
+
+use crate::cluster::{Cluster, Member};
+
+#[tokio::test]
+async fn a_host_joins_with_a_token_and_is_listed() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    assert_eq!(worker.identity.peer_identity().unwrap().role, mesh_model::Role::Worker);
+    let nodes = worker.control().list_nodes(ListNodesRequest {}).await.unwrap().into_inner().nodes;
+    let names: Vec<_> = nodes.iter().map(|status| status.node.clone().unwrap().name).collect();
+    assert_eq!(names, ["h1", "h2"]);
+}
+
+#[tokio::test]
+async fn a_manager_token_makes_a_manager() {
+    let cluster = Cluster::start().await;
+    let manager = cluster.join_as("h2", Role::Manager).await;
+    let request = JoinTokenRequest { role: Role::Worker.into(), rotate: false };
+    assert!(manager.control().join_token(request).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_foreign_token_is_told_from_a_wrong_one() {
+    let (cluster, other) = (Cluster::start().await, Cluster::start().await);
+    let foreign = other.token(Role::Worker).await;
+    let error = join(&cluster.address, &foreign, cluster.parameters("h2")).await.unwrap_err();
+    assert_eq!(error.message, format!("the manager at {} has another CA than this token", cluster.address));
+
+    let mut wrong: JoinToken = cluster.token(Role::Worker).await.parse().unwrap();
+    wrong.secret = other.token(Role::Worker).await.parse::<JoinToken>().unwrap().secret;
+    let error = join(&cluster.address, &wrong.to_string(), cluster.parameters("h2")).await.unwrap_err();
+    assert_eq!(error.message, "the token was rotated or mistyped");
+}
+
+#[tokio::test]
+async fn a_rotated_token_is_refused_and_the_new_one_works() {
+    let cluster = Cluster::start().await;
+    let old = cluster.token(Role::Worker).await;
+    let request = JoinTokenRequest { role: Role::Worker.into(), rotate: true };
+    let new = cluster.control().join_token(request).await.unwrap().into_inner().token;
+    assert_ne!(old, new);
+    assert_eq!(cluster.token(Role::Worker).await, new);
+    let error = join(&cluster.address, &old, cluster.parameters("h2")).await.unwrap_err();
+    assert_eq!(
+        (error.kind, error.message.as_str()),
+        (ProblemKind::Denied, "the token was rotated or mistyped")
+    );
+    join(&cluster.address, &new, cluster.parameters("h2")).await.unwrap();
+}
+
+#[tokio::test]
+async fn nobody_at_the_address_is_unreachable() {
+    let cluster = Cluster::start().await;
+    let token = cluster.token(Role::Worker).await;
+    let error = join("127.0.0.1:1", &token, cluster.parameters("h2")).await.unwrap_err();
+    assert_eq!(error.kind, ProblemKind::Unreachable);
+    assert!(error.message.contains("127.0.0.1:1"), "{error}");
+}
+
+#[tokio::test]
+async fn a_taken_node_name_or_address_is_a_conflict_that_names_the_other_side() {
+    let cluster = Cluster::start().await;
+    let token = cluster.token(Role::Worker).await;
+    let error = join(&cluster.address, &token, cluster.parameters("h1")).await.unwrap_err();
+    assert_eq!(error.kind, ProblemKind::Conflict);
+    assert!(error.message.contains("h1") && error.message.contains("192.168.77.11"), "{error}");
+    assert!(error.hint.unwrap().contains("--node-name"));
+
+    let mut twin = cluster.parameters("h2");
+    twin.data_path_addr = "192.168.77.11".parse().unwrap();
+    let error = join(&cluster.address, &token, twin).await.unwrap_err();
+    assert_eq!(error.message, "data-path address 192.168.77.11 is that of node h1 already");
+}
+
+#[tokio::test]
+async fn a_host_that_kept_its_state_joins_again_as_the_same_node() {
+    let cluster = Cluster::start().await;
+    let before = cluster.join("h2").await;
+    let mut parameters = cluster.parameters("h2-renamed");
+    parameters.previous = Some(before.identity.clone());
+    let token = cluster.token(Role::Worker).await;
+    let joined = join(&cluster.address, &token, parameters).await.unwrap();
+    assert_eq!(joined.node.id, before.id);
+    // The old name is free again.
+    cluster.join("h2").await;
+}
+
+#[tokio::test]
+async fn a_removed_host_joins_again_as_a_new_node() {
+    let cluster = Cluster::start().await;
+    let before = cluster.join("h2").await;
+    remove(&cluster, "h2").await.unwrap();
+    let mut parameters = cluster.parameters("h2");
+    parameters.previous = Some(before.identity.clone());
+    let joined = join(&cluster.address, &cluster.token(Role::Worker).await, parameters).await.unwrap();
+    assert_ne!(joined.node.id, before.id);
+    let error = before.control().get_cluster(GetClusterRequest {}).await.unwrap_err();
+    assert!(error.message().contains("was removed"), "{error}");
+}
+
+#[tokio::test]
+async fn a_removed_node_is_refused_everywhere() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    remove(&cluster, "h2").await.unwrap();
+    // On the connection that it has, and on a new one.
+    let again = Member::connect(&cluster.address, worker.identity.clone()).await.unwrap();
+    for member in [&worker, &again] {
+        let problem = Problem::from(member.control().list_nodes(ListNodesRequest {}).await.unwrap_err());
+        assert_eq!(problem.kind, ProblemKind::Denied);
+        assert!(problem.message.contains("was removed"), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_node_renews_its_certificate_and_keeps_its_identity() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    let key = mesh_control::NodeKey::generate().unwrap();
+    let request = RenewCertificateRequest { csr_pem: key.csr_pem.clone() };
+    let renewed = worker.control().renew_certificate(request).await.unwrap().into_inner().certificate_pem;
+    let identity = key.into_identity(renewed, worker.identity.ca_pem.clone());
+    assert!(identity.renew_at().unwrap() < identity.expires_at().unwrap());
+    let member = Member::connect(&cluster.address, identity).await.unwrap();
+    assert_eq!(member.id, worker.id);
+    assert!(member.control().get_cluster(GetClusterRequest {}).await.is_ok());
+}
+
+#[tokio::test]
+async fn a_workers_certificate_does_not_pass_for_a_managers() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    // A server with the worker's certificate: members must not talk to it.
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let config = mesh_control::identity::tls::server_config(&worker.identity).unwrap();
+    let server = tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let _ = tokio_rustls::TlsAcceptor::from(config).accept(stream).await;
+    });
+    let Err(error) = Member::connect(&address, worker.identity.clone()).await else {
+        panic!("a worker passed for a manager");
+    };
+    assert_eq!(error.kind, ProblemKind::Denied);
+    server.await.unwrap();
+}
+
+#[tokio::test]
+async fn silent_connections_do_not_hold_up_others() {
+    let cluster = Cluster::start().await;
+    let mut silent = Vec::new();
+    for _ in 0..50 {
+        silent.push(TcpStream::connect(&cluster.address).await.unwrap());
+    }
+    tokio::time::timeout(Duration::from_secs(3), cluster.join("h2")).await.expect("the join was held up");
+    // And they are given up in the end.
+    let mut byte = [0];
+    let read = tokio::time::timeout(Duration::from_secs(10), silent[0].read(&mut byte)).await;
+    assert!(matches!(read, Ok(Ok(0) | Err(_))), "{read:?}");
+}
+
+#[tokio::test]
+async fn an_identity_survives_its_file() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("node.pem");
+    worker.identity.save(&path).unwrap();
+    worker.identity.save(&path).unwrap();
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&path).unwrap().permissions());
+    assert_eq!(mode & 0o777, 0o600);
+    let loaded = mesh_control::NodeIdentity::load(&path).unwrap();
+    assert_eq!(loaded.peer_identity().unwrap(), worker.identity.peer_identity().unwrap());
+    Member::connect(&cluster.address, loaded).await.unwrap();
+}
+
+async fn remove(cluster: &Cluster, node: &str) -> Result<(), Problem> {
+    cluster.control().remove_node(RemoveNodeRequest { node: node.into(), force: true }).await?;
+    Ok(())
+}

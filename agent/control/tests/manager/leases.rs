@@ -1,0 +1,210 @@
+//! Leases and borrows.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mesh_ipam::Prefix;
+use mesh_proto::ProblemKind;
+use mesh_proto::v1::{InspectNetworkRequest, Lease, Network};
+use tokio::task::JoinSet;
+
+use crate::agent::{Agent, Behaviour};
+use crate::cluster::{Cluster, Member, endpoint, network, network_of};
+
+async fn leases(cluster: &Cluster, network: &Network) -> Vec<Lease> {
+    let request = InspectNetworkRequest { network: network.id.clone() };
+    cluster.control().inspect_network(request).await.unwrap().into_inner().leases
+}
+
+/// A network in which `owner` holds all that can be leased: a /28 has blocks of four addresses.
+async fn full(cluster: &Cluster, owner: &Member) -> Network {
+    let network = cluster.create(network_of("small", "10.1.0.0/28")).await.unwrap();
+    while let Ok(lease) = owner.lease(&network, "").await {
+        assert_eq!(lease.lease.unwrap().node, owner.id.as_str());
+    }
+    network
+}
+
+#[tokio::test]
+async fn concurrent_leases_of_many_nodes_never_overlap() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network_of("app", "10.1.0.0/22")).await.unwrap();
+    let mut agents = Vec::new();
+    let mut tasks = JoinSet::new();
+    for n in 0..5 {
+        let member = cluster.join(&format!("w{n}")).await;
+        agents.push(Agent::start(&member, Behaviour::default()).await);
+        let app = app.clone();
+        tasks.spawn(async move {
+            for _ in 0..4 {
+                member.lease(&app, "").await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let prefixes: Vec<Prefix> =
+        leases(&cluster, &app).await.iter().map(|lease| lease.prefix.parse().unwrap()).collect();
+    assert_eq!(prefixes.len(), 20);
+    for (index, prefix) in prefixes.iter().enumerate() {
+        assert!(prefixes[..index].iter().all(|other| !other.overlaps(prefix)), "{prefixes:?}");
+    }
+    let last = agents[0].until(|known| known.leases.len() == 20).await;
+    for agent in &agents {
+        agent.until(|known| known.leases == last.leases).await;
+    }
+}
+
+#[tokio::test]
+async fn the_same_address_for_two_nodes_is_a_conflict_that_names_the_endpoint() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network_of("app", "10.1.0.0/24")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let endpoints = vec![endpoint(&app, "web", "10.1.0.77")];
+    let _owner = Agent::start(&h2, Behaviour { endpoints, cedes: Some(false), ..Behaviour::default() }).await;
+    let _other = Agent::start(&h3, Behaviour::default()).await;
+    let lease = h2.lease(&app, "10.1.0.77").await.unwrap().lease.unwrap();
+    assert_eq!(lease.prefix, "10.1.0.77/32");
+    // Asked for again it is the same lease.
+    assert_eq!(h2.lease(&app, "10.1.0.77").await.unwrap().lease.unwrap(), lease);
+    let problem = h3.lease(&app, "10.1.0.77").await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Conflict);
+    assert_eq!(problem.message, "address 10.1.0.77 is in use on node h2 by endpoint web");
+    // The owner has it as before.
+    let after = leases(&cluster, &app).await;
+    assert_eq!(
+        (after.len(), after[0].node.as_str(), after[0].pending_from.as_str()),
+        (1, h2.id.as_str(), "")
+    );
+}
+
+#[tokio::test]
+async fn an_address_that_cannot_be_anyones_is_refused_with_the_reason() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network_of("app", "10.1.0.0/24")).await.unwrap();
+    let h2 = cluster.join("h2").await;
+    for (address, expected) in [
+        ("10.1.0.1", "gateway"),
+        ("10.1.0.0", "network address"),
+        ("10.2.0.1", "in no subnet of network app"),
+    ] {
+        let problem = h2.lease(&app, address).await.unwrap_err();
+        assert!(problem.message.contains(expected), "{problem}");
+    }
+}
+
+#[tokio::test]
+async fn a_full_network_is_served_from_another_nodes_block() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let owner = Agent::start(&h2, Behaviour::default()).await;
+    let borrower = Agent::start(&h3, Behaviour::default()).await;
+    let small = full(&cluster, &h2).await;
+    let granted = h3.lease(&small, "").await.unwrap();
+    let lease = granted.lease.unwrap();
+    assert_eq!((lease.node.as_str(), lease.pending_from.as_str()), (h3.id.as_str(), ""));
+    assert!(lease.prefix.ends_with("/32"));
+    let asked = owner.known().asked;
+    assert_eq!(asked.len(), 1);
+    assert_eq!(format!("{}/32", asked[0].address), lease.prefix);
+    // Both know it when the call returns: the owner because it was waited for.
+    let key = (small.id.clone(), lease.prefix.clone());
+    assert_eq!(owner.known().leases[&key], lease);
+    borrower
+        .until(|known| known.revision >= granted.revision && known.leases.get(&key) == Some(&lease))
+        .await;
+}
+
+#[tokio::test]
+async fn a_refused_borrow_is_tried_elsewhere_until_the_network_is_truly_full() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let owner = Agent::start(&h2, Behaviour { cedes: Some(false), ..Behaviour::default() }).await;
+    let _borrower = Agent::start(&h3, Behaviour::default()).await;
+    let small = full(&cluster, &h2).await;
+    let before = leases(&cluster, &small).await;
+    let problem = h3.lease(&small, "").await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Exhausted, "{problem}");
+    assert!(problem.message.contains("network small"), "{problem}");
+    let asked: BTreeSet<String> = owner.known().asked.into_iter().map(|cede| cede.address).collect();
+    assert!(asked.len() > 3, "{asked:?}");
+    assert_eq!(leases(&cluster, &small).await, before);
+}
+
+#[tokio::test]
+async fn an_address_of_an_absent_node_is_refused_with_what_to_do() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let owner = Agent::start(&h2, Behaviour::default()).await;
+    let other = Agent::start(&h3, Behaviour::default()).await;
+    let small = full(&cluster, &h2).await;
+    drop(owner);
+    other.until(|known| known.states[h2.id.as_str()] != mesh_proto::v1::NodeState::Ready).await;
+    let problem = h3.lease(&small, "10.1.0.4").await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Unreachable);
+    assert!(problem.message.contains("node h2, whose agent does not answer"), "{problem}");
+    let problem = h3.lease(&small, "").await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Exhausted);
+    assert!(problem.hint.unwrap().contains("node h2 does not answer"));
+}
+
+#[tokio::test]
+async fn an_unanswered_borrow_is_withdrawn() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let owner = Agent::start(&h2, Behaviour { cedes: None, ..Behaviour::default() }).await;
+    let _other = Agent::start(&h3, Behaviour::default()).await;
+    let small = full(&cluster, &h2).await;
+    let before = leases(&cluster, &small).await;
+    let problem = h3.lease(&small, "10.1.0.4").await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Unreachable);
+    assert_eq!(leases(&cluster, &small).await, before);
+    // An answer that comes too late changes nothing.
+    let asked = owner.known().asked.pop().unwrap();
+    owner.answer(&asked, true).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(leases(&cluster, &small).await, before);
+}
+
+#[tokio::test]
+async fn a_borrow_that_was_pending_over_a_managers_restart_is_asked_again() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let owner = Agent::start(&h2, Behaviour { cedes: None, ..Behaviour::default() }).await;
+    let _other = Agent::start(&h3, Behaviour::default()).await;
+    let small = full(&cluster, &h2).await;
+    let waiting = tokio::spawn({
+        let small = small.clone();
+        let h3 = Member::connect(&cluster.address, h3.identity.clone()).await.unwrap();
+        async move { h3.lease(&small, "10.1.0.4").await }
+    });
+    let asked = owner.until(|known| !known.asked.is_empty()).await.asked.pop().unwrap();
+    // The manager is killed before the answer.
+    let cluster = cluster.copy_of_store().await;
+    waiting.abort();
+    let h2 = Member::connect(&cluster.address, h2.identity).await.unwrap();
+    let h3 = Member::connect(&cluster.address, h3.identity).await.unwrap();
+    let _other = Agent::start(&h3, Behaviour::default()).await;
+    let owner = Agent::start(&h2, Behaviour { cedes: None, ..Behaviour::default() }).await;
+    let again = owner.until(|known| !known.asked.is_empty()).await.asked.pop().unwrap();
+    assert_eq!(again.address, asked.address);
+    owner.answer(&again, true).await;
+    let lease = h3.lease(&small, "10.1.0.4").await.unwrap().lease.unwrap();
+    assert_eq!((lease.node.as_str(), lease.pending_from.as_str()), (h3.id.as_str(), ""));
+}
+
+#[tokio::test]
+async fn two_nodes_that_want_the_same_free_address_do_not_both_get_it() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    // Each would refuse to give it up again, as one that uses it does.
+    let refuses = || Behaviour { cedes: Some(false), ..Behaviour::default() };
+    let (_first, _second) = (Agent::start(&h2, refuses()).await, Agent::start(&h3, refuses()).await);
+    for host in 10..20 {
+        let address = format!("10.64.0.{host}");
+        let (a, b) = tokio::join!(h2.lease(&app, &address), h3.lease(&app, &address));
+        assert!(a.is_ok() != b.is_ok(), "{a:?} {b:?}");
+        let problem = a.err().or(b.err()).unwrap();
+        assert_eq!(problem.kind, ProblemKind::Conflict, "{problem}");
+    }
+}

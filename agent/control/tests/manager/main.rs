@@ -1,0 +1,11 @@
+//! A manager with its store in memory, its TLS over 127.0.0.1, and agents that keep records instead of a kernel.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+
+mod access;
+mod agent;
+mod cluster;
+mod joining;
+mod leases;
+mod networks;
+mod nodes;
+mod sessions;

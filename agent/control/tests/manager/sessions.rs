@@ -1,0 +1,207 @@
+//! What agents are told, and that nothing is missing from it.
+
+use std::time::Duration;
+
+use mesh_proto::v1::{NodeState, RemoveNetworkRequest, RemoveNodeRequest};
+use tonic::Code;
+
+use crate::agent::{Agent, Behaviour};
+use crate::cluster::{Cluster, network};
+
+#[tokio::test]
+async fn a_node_is_told_of_a_network_when_it_gets_its_first_lease_and_forgets_it_with_the_last() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let (first, second) =
+        (Agent::start(&h2, Behaviour::default()).await, Agent::start(&h3, Behaviour::default()).await);
+    assert!(first.known().networks.is_empty());
+
+    let earlier = h2.lease(&app, "").await.unwrap();
+    first.until(|known| known.revision >= earlier.revision).await;
+    assert!(first.known().networks.contains_key(&app.id));
+    let lease = h3.lease(&app, "").await.unwrap();
+    // It gets the network with the lease that was there before.
+    second.until(|known| known.revision >= lease.revision).await;
+    assert_eq!((second.known().networks.len(), second.known().leases.len()), (1, 2));
+
+    let held = lease.lease.unwrap();
+    let request = mesh_proto::v1::ReleaseLeaseRequest {
+        network: app.id.clone(),
+        prefix: held.prefix.clone(),
+        revision: held.revision,
+    };
+    h3.control().release_lease(request).await.unwrap();
+    second.until(|known| known.networks.is_empty() && known.leases.is_empty()).await;
+    first.until(|known| known.leases.len() == 1).await;
+}
+
+#[tokio::test]
+async fn a_lease_is_granted_only_when_the_other_agents_have_applied_it() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let slow = Agent::start(&h2, Behaviour::default()).await;
+    let _other = Agent::start(&h3, Behaviour::default()).await;
+    h2.lease(&app, "").await.unwrap();
+    slow.behave(|behaviour| behaviour.applies = false);
+    let leasing = tokio::spawn({
+        let app = app.clone();
+        async move { h3.lease(&app, "").await }
+    });
+    let known = slow.until(|known| known.leases.len() == 2).await;
+    // The manager knows that the slow agent has heard, and still waits.
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!leasing.is_finished());
+    slow.applied(known.revision).await;
+    leasing.await.unwrap().unwrap();
+}
+
+#[tokio::test]
+async fn an_agent_that_never_applies_holds_up_a_lease_for_about_a_second_only() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let slow = Agent::start(&h2, Behaviour::default()).await;
+    let _other = Agent::start(&h3, Behaviour::default()).await;
+    h2.lease(&app, "").await.unwrap();
+    slow.behave(|behaviour| behaviour.applies = false);
+    let leasing = tokio::time::timeout(Duration::from_secs(5), h3.lease(&app, ""));
+    leasing.await.expect("the lease was held up").unwrap();
+}
+
+#[tokio::test]
+async fn snapshot_and_deltas_leave_no_gap_while_everything_changes() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let own = cluster.own();
+    let writer = Agent::start(&own, Behaviour::default()).await;
+    own.lease(&app, "").await.unwrap();
+    // Changes of nodes, networks and leases, while sessions begin.
+    let mut members = Vec::new();
+    for n in 0..6 {
+        members.push(cluster.join(&format!("w{n}")).await);
+    }
+    let changes = async {
+        for round in 0..12 {
+            let name = format!("net{round}");
+            let network = cluster.create(network(&name)).await.unwrap();
+            own.lease(&network, "").await.unwrap();
+            own.lease(&app, "").await.unwrap();
+            if round % 2 == 0 {
+                let request = RemoveNetworkRequest { network: name };
+                cluster.control().remove_network(request).await.unwrap();
+            }
+        }
+    };
+    let sessions = async {
+        let mut agents = Vec::new();
+        for member in &members {
+            let agent = Agent::start(member, Behaviour::default()).await;
+            member.lease(&app, "").await.unwrap();
+            agents.push(agent);
+        }
+        agents
+    };
+    let ((), mut agents) = tokio::join!(changes, sessions);
+    agents.push(writer);
+    // A session that begins now sees the truth at once; the others must have come to the same.
+    let late = cluster.join("late").await;
+    let last = Agent::start(&late, Behaviour::default()).await;
+    let leased = late.lease(&app, "").await.unwrap();
+    for agent in agents.iter().chain([&last]) {
+        agent.until(|known| known.revision >= leased.revision).await;
+    }
+    let truth = last.known();
+    for agent in &agents[..6] {
+        let known = agent.known();
+        assert_eq!(known.nodes, truth.nodes);
+        assert_eq!(known.networks, truth.networks);
+        assert_eq!(known.leases, truth.leases);
+    }
+    // The manager's own agent has leases in the networks that are left, too.
+    let all = agents[6].known();
+    assert_eq!(all.networks.len(), 1 + 6);
+    assert_eq!(all.nodes, truth.nodes);
+    let of_app = |(network, _): &(String, String)| *network == app.id;
+    assert_eq!(
+        all.leases.iter().filter(|(key, _)| of_app(key)).collect::<Vec<_>>(),
+        truth.leases.iter().collect::<Vec<_>>()
+    );
+}
+
+#[tokio::test]
+async fn an_agent_hears_of_revisions_that_do_not_concern_it() {
+    let cluster = Cluster::start().await;
+    let h2 = cluster.join("h2").await;
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    let before = agent.known().revision;
+    cluster.create(network("app")).await.unwrap();
+    agent.until(|known| known.revision > before).await;
+    assert!(agent.known().networks.is_empty());
+}
+
+#[tokio::test]
+async fn a_newer_session_of_a_node_replaces_the_older_one() {
+    let cluster = Cluster::start().await;
+    let h2 = cluster.join("h2").await;
+    let old = Agent::start(&h2, Behaviour::default()).await;
+    let new = Agent::start(&h2, Behaviour::default()).await;
+    let ended = old.until(|known| known.ended.is_some()).await.ended.unwrap();
+    assert!(ended.message().contains("newer session"), "{ended}");
+    let before = new.known().revision;
+    cluster.create(network("app")).await.unwrap();
+    assert!(new.until(|known| known.revision > before).await.ended.is_none());
+}
+
+#[tokio::test]
+async fn the_session_of_a_removed_node_ends() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    let other = Agent::start(&h3, Behaviour::default()).await;
+    let request = RemoveNodeRequest { node: "h2".into(), force: true };
+    cluster.control().remove_node(request).await.unwrap();
+    let ended = agent.until(|known| known.ended.is_some()).await.ended.unwrap();
+    assert_eq!(ended.code(), Code::PermissionDenied);
+    assert!(ended.message().contains("was removed"), "{ended}");
+    other
+        .until(|known| {
+            !known.nodes.contains_key(h2.id.as_str()) && !known.states.contains_key(h2.id.as_str())
+        })
+        .await;
+    let again = Agent::open(&h2, Behaviour::default()).await;
+    again.until(|known| known.ended.as_ref().is_some_and(|s| s.code() == Code::PermissionDenied)).await;
+}
+
+#[tokio::test]
+async fn hello_updates_the_mtu_in_the_nodes_record() {
+    let cluster = Cluster::start().await;
+    let h2 = cluster.join("h2").await;
+    let agent = Agent::start(&h2, Behaviour { mtu: 9000, ..Behaviour::default() }).await;
+    agent.until(|known| known.nodes[h2.id.as_str()].data_path_mtu == 9000).await;
+}
+
+#[tokio::test]
+async fn a_silent_agent_loses_its_session() {
+    let cluster = Cluster::start().await;
+    let h2 = cluster.join("h2").await;
+    let agent = Agent::start(&h2, Behaviour { beats: false, ..Behaviour::default() }).await;
+    let ended = agent.within(Duration::from_secs(4), |known| known.ended.is_some()).await;
+    assert!(ended.unwrap().ended.unwrap().message().contains("silent"));
+}
+
+#[tokio::test]
+async fn agents_find_the_manager_again_after_its_restart() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let h2 = cluster.join("h2").await;
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    let lease = h2.lease(&app, "").await.unwrap().lease.unwrap();
+    let cluster = cluster.restart().await;
+    drop(agent);
+    let h2 = crate::cluster::Member::connect(&cluster.address, h2.identity).await.unwrap();
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    let known = agent.until(|known| known.states[h2.id.as_str()] == NodeState::Ready).await;
+    assert_eq!(known.leases.values().collect::<Vec<_>>(), [&lease]);
+}
