@@ -6,6 +6,7 @@ pub mod events;
 pub mod execute;
 pub mod fake;
 mod firewall;
+pub mod host;
 pub mod kernel;
 mod links;
 pub mod linux;

@@ -38,6 +38,41 @@ pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, 
     Ok(routes)
 }
 
+/// Every route of the main table to a prefix, with the index of its device: whoever made it, the kernel included.
+pub(crate) fn dump_all(netlink: &mut Netlink) -> Result<Vec<(u32, Prefix)>, RequestError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        match netlink.dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(prefix_of(parse(message)?)))
+        {
+            Ok(found) => routes.extend(found),
+            Err(error)
+                if matches!(error.errno(), Some(errno::NOENT | errno::OPNOTSUPP | errno::AFNOSUPPORT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(routes)
+}
+
+fn prefix_of(message: RouteNetlinkMessage) -> Option<(u32, Prefix)> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let RouteHeader { kind, table, destination_prefix_length, .. } = message.header;
+    if kind != RouteType::Unicast || table != RouteHeader::RT_TABLE_MAIN {
+        return None;
+    }
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    let index = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Oif(index) => Some(*index),
+        _ => None,
+    });
+    Some((index?, Prefix::new(destination?, destination_prefix_length).ok()?))
+}
+
 fn host_route(message: RouteNetlinkMessage, index: u32) -> Option<HostRoute> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
     let RouteHeader { kind, protocol, table, address_family, destination_prefix_length, .. } = message.header;

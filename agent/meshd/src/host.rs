@@ -4,8 +4,9 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
 use std::net::IpAddr;
+use std::path::{Path, PathBuf};
 
-use mesh_kernel::KernelError;
+use mesh_kernel::{Event, Events, KernelError, netns};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::{IfName, Mtu, Prefix};
 use tokio::sync::mpsc;
@@ -45,17 +46,87 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     fn name(&self) -> io::Result<String>;
 
     /// All addresses of its interfaces.
-    fn addresses(&self) -> io::Result<Vec<HostAddress>>;
+    fn addresses(&self) -> Result<Vec<HostAddress>, KernelError>;
 
     /// The prefixes that it reaches by routes of its own: default routes and those of the mesh left out.
-    fn routes(&self) -> io::Result<Vec<Prefix>>;
+    fn routes(&self) -> Result<Vec<Prefix>, KernelError>;
 
     /// The MTU of the interface that has the address; `None` when none has it.
-    fn mtu_of(&self, address: IpAddr) -> io::Result<Option<Mtu>>;
+    fn mtu_of(&self, address: IpAddr) -> Result<Option<Mtu>, KernelError>;
 
     /// Tells, until the receiver is dropped, when something of ours in the kernel may have changed.
-    fn watch_kernel(&self) -> io::Result<mpsc::Receiver<()>>;
+    fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError>;
 
     /// Finds a container's namespace.
     fn find_netns(&self, name: &NetnsName) -> Result<FoundNetns, KernelError>;
+}
+
+/// Where `ip netns` and others keep named namespaces.
+const NAMED: &str = "/run/netns";
+
+/// The host that this process runs on, in the network namespace that it runs in.
+#[derive(Debug, Clone, Copy)]
+pub struct ThisHost;
+
+impl Host for ThisHost {
+    fn name(&self) -> io::Result<String> {
+        let name = nix::unistd::gethostname()?;
+        // A fully qualified name is longer than people want to type.
+        Ok(name.to_string_lossy().split('.').next().unwrap_or_default().to_owned())
+    }
+
+    fn addresses(&self) -> Result<Vec<HostAddress>, KernelError> {
+        let addresses = mesh_kernel::host::host_addresses()?;
+        let address = |found: mesh_kernel::host::HostAddress| HostAddress {
+            interface: found.interface,
+            address: found.address,
+        };
+        Ok(addresses.into_iter().map(address).collect())
+    }
+
+    fn routes(&self) -> Result<Vec<Prefix>, KernelError> {
+        mesh_kernel::host::host_routes()
+    }
+
+    fn mtu_of(&self, address: IpAddr) -> Result<Option<Mtu>, KernelError> {
+        let addresses = mesh_kernel::host::host_addresses()?;
+        let found = addresses.into_iter().find(|found| found.address == address);
+        // The loopback device has 65536, one more than an IP packet can have.
+        Ok(found.and_then(|found| Mtu::try_from(found.mtu.min(Mtu::MAX)).ok()))
+    }
+
+    fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError> {
+        let mut events = Events::subscribe()?;
+        let (sender, receiver) = mpsc::channel(2);
+        tokio::spawn(async move {
+            loop {
+                let event = tokio::select! {
+                    event = events.next() => event,
+                    () = sender.closed() => return,
+                };
+                match event {
+                    // A change of the network that finds no room is seen with what waits already.
+                    Ok(Event::Network) => drop(sender.try_send(Event::Network)),
+                    Ok(Event::Firewall) if sender.send(Event::Firewall).await.is_err() => return,
+                    Ok(Event::Firewall) => {}
+                    Err(error) => {
+                        tracing::warn!(%error, "changes of the kernel are only found by looking for them");
+                        return;
+                    }
+                }
+            }
+        });
+        Ok(receiver)
+    }
+
+    fn find_netns(&self, name: &NetnsName) -> Result<FoundNetns, KernelError> {
+        let path = match name {
+            NetnsName::Text(text) if text.contains('/') => PathBuf::from(text),
+            NetnsName::Text(text) => Path::new(NAMED).join(text),
+            NetnsName::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        };
+        let netns = netns::identify(&path)?;
+        let interfaces = netns::interfaces(&netns)?;
+        Ok(FoundNetns { netns, interfaces })
+    }
 }

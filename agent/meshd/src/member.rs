@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use mesh_control::{Manager, NodeIdentity, NodeKey};
 use mesh_ipam::Delays;
+use mesh_kernel::Event;
 use mesh_model::Node;
 use mesh_model::cluster::Cluster;
 use mesh_model::desired::Encapsulation;
@@ -192,7 +193,7 @@ pub async fn listen(address: SocketAddr) -> Result<TcpListener, Problem> {
 }
 
 /// Without events the loop still looks at everything from time to time.
-fn watch_kernel(platform: &Platform) -> mpsc::Receiver<()> {
+fn watch_kernel(platform: &Platform) -> mpsc::Receiver<Event> {
     platform.host.watch_kernel().unwrap_or_else(|error| {
         tracing::warn!(%error, "changes of the kernel are only found by looking for them");
         mpsc::channel(1).1

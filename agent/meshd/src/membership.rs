@@ -304,6 +304,7 @@ impl Memberships {
     pub async fn stop(&self) {
         if let Standing::Member(member) = self.standing() {
             member.stop().await;
+            self.stand(Standing::None);
         }
     }
 
@@ -334,10 +335,7 @@ impl Memberships {
 
     fn own(&self, name: &str, advertise: &str, data_path: &str) -> Result<Own, Problem> {
         let host = &self.platform.host;
-        let unreadable = |error: std::io::Error| {
-            Problem::new(ProblemKind::Failed, format!("cannot read this host's addresses: {error}"))
-        };
-        let addresses = host.addresses().map_err(unreadable)?;
+        let addresses = host.addresses().map_err(|error| explain(&error))?;
         let usage = |option: &str, error: crate::advertise::AdvertiseError| {
             Problem::new(ProblemKind::Usage, error.to_string()).hint(error.hint(option))
         };
@@ -353,18 +351,21 @@ impl Memberships {
             .hint("name an IPv4 address with --data-path-addr"));
         }
         let name = match name {
-            "" => host.name().map_err(unreadable)?,
+            "" => host.name().map_err(|error| {
+                Problem::new(ProblemKind::Failed, format!("cannot read this host's name: {error}"))
+            })?,
             name => name.to_owned(),
         };
         let name = name.parse::<Name>().map_err(|error| {
             Problem::new(ProblemKind::Usage, format!("node name {error}")).hint("give one with --node-name")
         })?;
-        let data_path_mtu = host.mtu_of(data_path_addr).map_err(unreadable)?.ok_or_else(|| {
-            Problem::new(
-                ProblemKind::Failed,
-                format!("no interface has the data-path address {data_path_addr}"),
-            )
-        })?;
+        let data_path_mtu =
+            host.mtu_of(data_path_addr).map_err(|error| explain(&error))?.ok_or_else(|| {
+                Problem::new(
+                    ProblemKind::Failed,
+                    format!("no interface has the data-path address {data_path_addr}"),
+                )
+            })?;
         Ok(Own { name, advertise_addr, data_path_addr, data_path_mtu })
     }
 }
@@ -425,3 +426,7 @@ fn cannot_remove(error: &std::io::Error) -> Problem {
 fn cannot_make(error: &std::io::Error) -> Problem {
     Problem::new(ProblemKind::Failed, format!("cannot write into the state directory: {error}"))
 }
+
+#[cfg(test)]
+#[path = "membership_tests.rs"]
+mod tests;

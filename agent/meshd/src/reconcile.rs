@@ -8,7 +8,7 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use mesh_kernel::{Depth, Kernel, KernelError, Report, execute};
+use mesh_kernel::{Depth, Event, Kernel, KernelError, Report, execute};
 use mesh_model::{Action, Desired, Observed, Plan};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::mpsc;
@@ -60,7 +60,7 @@ impl SharedKernel {
 }
 
 /// Keeps the kernel as the agent wants it, for ever. `events` tells that something of ours may have changed.
-pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Receiver<()>) {
+pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Receiver<Event>) {
     let mut generations = agent.generations();
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut depth = Depth::Full;
@@ -95,8 +95,11 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
             event = events.recv(), if !events_end => {
                 events_end = event.is_none();
                 sleep(DEBOUNCE).await;
-                while events.try_recv().is_ok() {}
-                Depth::Quick
+                let mut firewall = event == Some(Event::Firewall);
+                while let Ok(event) = events.try_recv() {
+                    firewall |= event == Event::Firewall;
+                }
+                if firewall { Depth::Full } else { Depth::Quick }
             }
             () = sleep_until(retry_at.unwrap_or(resync_at)) => Depth::Full,
             () = sleep_until(resync_at) => Depth::Full,

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
-use mesh_kernel::{Depth, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
+use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
 use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
@@ -25,7 +25,7 @@ use crate::reconcile::SharedKernel;
 pub(crate) struct TestHost {
     pub(crate) address: IpAddr,
     pub(crate) name: String,
-    events: Mutex<Vec<mpsc::Sender<()>>>,
+    events: Mutex<Vec<mpsc::Sender<Event>>>,
     inodes: Mutex<BTreeMap<String, u64>>,
 }
 
@@ -42,7 +42,7 @@ impl TestHost {
     /// Plays the part of the kernel that tells of a change.
     pub(crate) fn kernel_changed(&self) {
         for events in self.events.lock().unwrap().iter() {
-            let _ = events.try_send(());
+            let _ = events.try_send(Event::Network);
         }
     }
 }
@@ -52,20 +52,20 @@ impl Host for TestHost {
         Ok(self.name.clone())
     }
 
-    fn addresses(&self) -> io::Result<Vec<HostAddress>> {
+    fn addresses(&self) -> Result<Vec<HostAddress>, KernelError> {
         let own = HostAddress { interface: "eth0".parse().unwrap(), address: self.address };
         Ok(vec![own])
     }
 
-    fn routes(&self) -> io::Result<Vec<Prefix>> {
+    fn routes(&self) -> Result<Vec<Prefix>, KernelError> {
         Ok(vec![])
     }
 
-    fn mtu_of(&self, address: IpAddr) -> io::Result<Option<Mtu>> {
+    fn mtu_of(&self, address: IpAddr) -> Result<Option<Mtu>, KernelError> {
         Ok((address == self.address).then(|| Mtu::try_from(1500).unwrap()))
     }
 
-    fn watch_kernel(&self) -> io::Result<mpsc::Receiver<()>> {
+    fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError> {
         let (sender, receiver) = mpsc::channel(1);
         self.events.lock().unwrap().push(sender);
         Ok(receiver)

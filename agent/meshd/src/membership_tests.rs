@@ -1,0 +1,279 @@
+//! Whole agents in one process, on loopback addresses, with kernels in memory; asked as people ask them.
+
+use std::path::{Path, PathBuf};
+
+use hyper_util::rt::TokioIo;
+use mesh_proto::v1::local_client::LocalClient;
+use tokio::net::UnixStream;
+use tokio::sync::oneshot;
+use tokio::task::JoinSet;
+use tonic::transport::{Channel, Endpoint, Uri};
+
+use super::*;
+use crate::api;
+use crate::test_host::{TestHost, TestKernel, platform};
+
+struct TestAgent {
+    kernel: TestKernel,
+    memberships: Arc<Memberships>,
+    channel: Channel,
+    dir: PathBuf,
+    server: tokio::task::JoinHandle<()>,
+    stop: Option<oneshot::Sender<()>>,
+}
+
+impl TestAgent {
+    async fn start(dir: &Path, name: &str, address: &str, kernel: TestKernel) -> Self {
+        let dir = dir.join(name);
+        fs::create_dir_all(&dir).unwrap();
+        let host = TestHost::new(name, address);
+        let memberships = Arc::new(Memberships::new(platform(&dir, host, &kernel)));
+        // The store of a manager that was stopped a moment ago is let go of once its last task has ended.
+        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+        while let Err(problem) = memberships.resume().await {
+            let in_use = problem.message.contains("in use by another process");
+            assert!(in_use && tokio::time::Instant::now() < deadline, "{problem}");
+            sleep(Duration::from_millis(5)).await;
+        }
+        let socket = dir.join("meshd.sock");
+        let listener = api::bind(&socket).await.unwrap();
+        let (stop, stopped) = oneshot::channel::<()>();
+        let serving = memberships.clone();
+        let server = tokio::spawn(async move {
+            api::serve(listener, serving, async { drop(stopped.await) }).await.unwrap();
+        });
+        let connector = tower::service_fn(move |_: Uri| {
+            let socket = socket.clone();
+            async move { UnixStream::connect(socket).await.map(TokioIo::new) }
+        });
+        let channel = Endpoint::from_static("http://meshd").connect_with_connector(connector).await.unwrap();
+        Self { kernel, memberships, channel, dir, server, stop: Some(stop) }
+    }
+
+    fn local(&self) -> LocalClient<Channel> {
+        LocalClient::new(self.channel.clone())
+    }
+
+    fn control(&self) -> ControlClient<Channel> {
+        ControlClient::new(self.channel.clone())
+    }
+
+    async fn attach(&self, network: &str, name: &str) -> Result<v1::Endpoint, Problem> {
+        let request =
+            v1::AttachRequest { network: network.into(), netns: name.into(), ..v1::AttachRequest::default() };
+        Ok(self.local().attach(request).await?.into_inner())
+    }
+
+    async fn status(&self) -> v1::StatusResponse {
+        self.local().status(v1::StatusRequest {}).await.unwrap().into_inner()
+    }
+
+    /// Stops it as SIGTERM does.
+    async fn stop(mut self) -> TestKernel {
+        drop(self.stop.take());
+        self.memberships.stop().await;
+        self.server.abort();
+        self.kernel
+    }
+
+    fn state_files(&self) -> Vec<String> {
+        let entries = fs::read_dir(&self.dir).unwrap();
+        let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
+        names.filter(|name| name != "meshd.sock").collect()
+    }
+}
+
+async fn free_port(address: &str) -> u16 {
+    let listener = tokio::net::TcpListener::bind((address, 0)).await.unwrap();
+    listener.local_addr().unwrap().port()
+}
+
+fn init_request(address: &str, port: u16) -> v1::InitClusterRequest {
+    v1::InitClusterRequest {
+        advertise_addr: format!("{address}:{port}"),
+        ..v1::InitClusterRequest::default()
+    }
+}
+
+fn join_request(init: &v1::InitClusterResponse, address: &str) -> v1::JoinClusterRequest {
+    v1::JoinClusterRequest {
+        token: init.worker_token.clone(),
+        manager: init.manager.clone(),
+        advertise_addr: address.into(),
+        ..v1::JoinClusterRequest::default()
+    }
+}
+
+/// A cluster of three, the first its manager, with network `app`.
+async fn three(dir: &Path, net: u8) -> [TestAgent; 3] {
+    let address = |n: u8| format!("127.0.{net}.{n}");
+    let mut agents = Vec::new();
+    for n in 1..=3 {
+        let kernel = TestKernel::with_underlay();
+        agents.push(TestAgent::start(dir, &format!("h{n}"), &address(n), kernel).await);
+    }
+    let port = free_port(&address(1)).await;
+    let init = agents[0].local().init_cluster(init_request(&address(1), port)).await.unwrap().into_inner();
+    for (agent, n) in agents[1..].iter().zip(2..) {
+        agent.local().join_cluster(join_request(&init, &address(n))).await.unwrap();
+    }
+    let request = v1::CreateNetworkRequest {
+        name: "app".into(),
+        attachable: true,
+        ..v1::CreateNetworkRequest::default()
+    };
+    agents[0].control().create_network(request).await.unwrap();
+    agents.try_into().map_err(|_| "three").unwrap()
+}
+
+#[tokio::test]
+async fn three_hosts_become_a_cluster_attach_containers_and_leave_without_a_trace() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = three(dir.path(), 1).await;
+    let mut addresses = Vec::new();
+    for (agent, name) in agents.iter().zip(["c1", "c2", "c3"]) {
+        let endpoint = agent.attach("app", name).await.unwrap();
+        addresses.push(endpoint.ipv4);
+    }
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 3);
+    // Each node's datapath knows the others' blocks by now: that is what an attach waits for.
+    for agent in &agents {
+        let remote = agent.kernel.inner.lock().unwrap().state.programs.entries.values().filter(|entry| {
+            matches!(entry, mesh_ebpf_types::MapEntry::Block(_, block) if block.kind == mesh_ebpf_types::BlockKind::Remote as u32)
+        }).count();
+        assert!(remote >= 2, "{remote} remote blocks");
+    }
+    let listed = agents[1].control().list_endpoints(v1::ListEndpointsRequest::default()).await.unwrap();
+    assert_eq!(listed.into_inner().endpoints.len(), 3);
+    let status = agents[2].status().await;
+    assert_eq!((status.membership.as_str(), status.endpoints, status.networks), ("member", 1, 1));
+    assert!(status.problems.is_empty(), "{:?}", status.problems);
+    assert_eq!(status.applied_revision, status.revision);
+
+    for (agent, name) in agents.iter().zip(["c1", "c2", "c3"]).rev() {
+        agent.local().detach(v1::DetachRequest { endpoint: name.into() }).await.unwrap();
+        agent.local().leave_cluster(v1::LeaveClusterRequest { force: true }).await.unwrap();
+        assert_eq!(agent.status().await.membership, "none");
+        assert_eq!(agent.state_files(), Vec::<String>::new());
+        let kernel = agent.kernel.inner.lock().unwrap();
+        assert!(kernel.state.links.is_empty(), "{:?}", kernel.state.links);
+    }
+}
+
+#[tokio::test]
+async fn a_worker_reads_the_clusters_state_but_may_not_change_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = three(dir.path(), 2).await;
+    let nodes = agents[1].control().list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner().nodes;
+    assert_eq!(nodes.len(), 3);
+    let request = v1::CreateNetworkRequest { name: "mine".into(), ..v1::CreateNetworkRequest::default() };
+    let problem: Problem = agents[1].control().create_network(request).await.unwrap_err().into();
+    assert_eq!(problem.kind, ProblemKind::Denied, "{problem}");
+    assert!(problem.hint.is_some());
+}
+
+#[tokio::test]
+async fn without_its_manager_a_worker_restarts_attaches_and_detaches() {
+    let dir = tempfile::tempdir().unwrap();
+    let [manager, worker, _] = three(dir.path(), 3).await;
+    let first = worker.attach("app", "c1").await.unwrap();
+    manager.stop().await;
+    let kernel = worker.stop().await;
+    kernel.take_applied();
+    let worker = TestAgent::start(dir.path(), "h2", "127.0.3.2", kernel).await;
+    let second = worker.attach("app", "c2").await.unwrap();
+    assert_ne!(first.ipv4, second.ipv4);
+    worker.local().detach(v1::DetachRequest { endpoint: first.id }).await.unwrap();
+    let problem: Problem = worker.control().list_nodes(v1::ListNodesRequest {}).await.unwrap_err().into();
+    assert_eq!(problem.kind.exit_code(), 5, "{problem}");
+    assert_eq!(worker.status().await.manager, "");
+}
+
+#[tokio::test]
+async fn a_restarted_manager_is_the_same_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let [manager, worker, _] = three(dir.path(), 4).await;
+    let before = manager.status().await.cluster;
+    let kernel = manager.stop().await;
+    let manager = TestAgent::start(dir.path(), "h1", "127.0.4.1", kernel).await;
+    assert_eq!(manager.status().await.cluster, before);
+    manager.attach("app", "c1").await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while worker.status().await.manager.is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "the worker does not come back");
+        sleep(Duration::from_millis(20)).await;
+    }
+    worker.attach("app", "c2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_host_that_is_no_member_says_so_and_a_member_does_not_join_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.5.1", TestKernel::with_underlay()).await;
+    let problem = agent.attach("app", "c1").await.unwrap_err();
+    assert_eq!(problem.kind.exit_code(), 4);
+    assert!(problem.hint.unwrap().contains("cluster init"));
+    let request = init_request("127.0.5.1", free_port("127.0.5.1").await);
+    agent.local().init_cluster(request.clone()).await.unwrap();
+    let problem: Problem = agent.local().init_cluster(request).await.unwrap_err().into();
+    assert_eq!(problem.kind.exit_code(), 4);
+    let problem: Problem =
+        agent.local().leave_cluster(v1::LeaveClusterRequest { force: false }).await.unwrap_err().into();
+    assert_eq!(problem.kind.exit_code(), 4, "{problem}");
+    assert!(problem.hint.unwrap().contains("--force"));
+}
+
+#[tokio::test]
+async fn an_init_or_join_that_fails_leaves_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.6.1", TestKernel::with_underlay()).await;
+    let taken = tokio::net::TcpListener::bind(("127.0.6.1", 0)).await.unwrap();
+    let port = taken.local_addr().unwrap().port();
+    let problem: Problem =
+        agent.local().init_cluster(init_request("127.0.6.1", port)).await.unwrap_err().into();
+    assert_eq!(problem.kind.exit_code(), 4, "{problem}");
+    let pools = v1::InitClusterRequest {
+        default_addr_pools: vec!["127.0.0.0/8".into()],
+        ..init_request("127.0.6.1", free_port("127.0.6.1").await)
+    };
+    agent.local().init_cluster(pools).await.unwrap_err();
+    let nobody = v1::JoinClusterRequest {
+        token: format!("MESH-1-{}-{}", "0".repeat(64), "0".repeat(40)),
+        manager: format!("127.0.6.1:{}", free_port("127.0.6.1").await),
+        advertise_addr: "127.0.6.1".into(),
+        ..v1::JoinClusterRequest::default()
+    };
+    let problem: Problem = agent.local().join_cluster(nobody).await.unwrap_err().into();
+    assert_eq!(problem.kind.exit_code(), 5, "{problem}");
+    assert_eq!(agent.state_files(), Vec::<String>::new());
+    assert_eq!(agent.status().await.membership, "none");
+    drop(taken);
+    agent.local().init_cluster(init_request("127.0.6.1", port)).await.unwrap();
+}
+
+#[tokio::test]
+async fn what_an_init_that_was_killed_left_is_cleaned_up_at_the_next_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = dir.path().join("h1");
+    fs::create_dir_all(state.join("ca")).unwrap();
+    fs::write(state.join("store.redb"), "half").unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.7.1", TestKernel::with_underlay()).await;
+    assert_eq!(agent.state_files(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_hundred_attaches_at_once_from_three_hosts_share_no_address() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = Arc::new(three(dir.path(), 8).await);
+    let mut attaches = JoinSet::new();
+    for n in 0..102 {
+        let agents = agents.clone();
+        attaches.spawn(async move { agents[n % 3].attach("app", &format!("c{n}")).await.unwrap().ipv4 });
+    }
+    let mut addresses = attaches.join_all().await;
+    addresses.sort();
+    addresses.dedup();
+    assert_eq!(addresses.len(), 102);
+}
