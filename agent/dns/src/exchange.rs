@@ -1,0 +1,188 @@
+//! One question to one resolver.
+
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+};
+
+use hickory_proto::{
+    op::{Message, MessageType, OpCode, Query},
+    serialize::binary::{BinEncodable, BinEncoder},
+};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::{TcpStream, UdpSocket},
+};
+
+use crate::message::{HEADER_SIZE, Transport, edns};
+
+/// A question as it is sent to resolvers. EDNS is between neighbours (RFC 6891, section 6.2.6), so the client's options
+/// stay here; what changes the answer is kept.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Question {
+    pub(crate) query: Query,
+    pub(crate) recursion_desired: bool,
+    pub(crate) authentic_data: bool,
+    pub(crate) checking_disabled: bool,
+    /// With EDNS, and then whether DNSSEC records are wanted.
+    pub(crate) edns: Option<bool>,
+    pub(crate) transport: Transport,
+}
+
+/// A resolver's answer, as it came.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct Reply(pub(crate) Vec<u8>);
+
+impl Question {
+    fn message(&self, id: u16) -> io::Result<Vec<u8>> {
+        let mut message = Message::new(id, MessageType::Query, OpCode::Query);
+        message.metadata.recursion_desired = self.recursion_desired;
+        message.metadata.authentic_data = self.authentic_data;
+        message.metadata.checking_disabled = self.checking_disabled;
+        message.add_query(self.query.clone());
+        if let Some(dnssec_ok) = self.edns {
+            message.set_edns(edns(dnssec_ok));
+        }
+        message.to_vec().map_err(io::Error::other)
+    }
+
+    /// Asks one resolver, with an id and a source port that cannot be guessed. Without a time-out of its own.
+    pub(crate) async fn ask(&self, resolver: SocketAddr) -> io::Result<Reply> {
+        let id = rand::random();
+        let message = self.message(id)?;
+        let question = question_octets(&self.query)?;
+        let is_answer = |reply: &[u8]| answers(reply, id, &question);
+        match self.transport {
+            Transport::Udp => ask_udp(resolver, &message, is_answer).await,
+            Transport::Tcp => ask_tcp(resolver, &message, is_answer).await,
+        }
+    }
+}
+
+async fn ask_udp(
+    resolver: SocketAddr,
+    message: &[u8],
+    is_answer: impl Fn(&[u8]) -> bool,
+) -> io::Result<Reply> {
+    let any = match resolver {
+        SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
+        SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
+    };
+    let socket = UdpSocket::bind(any).await?;
+    // The kernel drops what others send, and tells when nobody listens there.
+    socket.connect(resolver).await?;
+    socket.send(message).await?;
+    let mut buffer = vec![0; usize::from(u16::MAX)];
+    loop {
+        let length = socket.recv(&mut buffer).await?;
+        if is_answer(&buffer[..length]) {
+            buffer.truncate(length);
+            return Ok(Reply(buffer));
+        }
+    }
+}
+
+async fn ask_tcp(
+    resolver: SocketAddr,
+    message: &[u8],
+    is_answer: impl Fn(&[u8]) -> bool,
+) -> io::Result<Reply> {
+    let mut stream = TcpStream::connect(resolver).await?;
+    // A question is some hundred octets at most.
+    let length = u16::try_from(message.len()).map_err(io::Error::other)?;
+    stream.write_all(&[&length.to_be_bytes(), message].concat()).await?;
+    let length = stream.read_u16().await?;
+    let mut buffer = vec![0; usize::from(length)];
+    stream.read_exact(&mut buffer).await?;
+    if is_answer(&buffer) {
+        Ok(Reply(buffer))
+    } else {
+        Err(io::Error::new(io::ErrorKind::InvalidData, "the reply is not to the question"))
+    }
+}
+
+/// A question's octets where it is the first in its message: its name, then its type and class.
+fn question_octets(query: &Query) -> io::Result<Vec<u8>> {
+    let mut octets = Vec::new();
+    query.emit(&mut BinEncoder::new(&mut octets)).map_err(io::Error::other)?;
+    Ok(octets)
+}
+
+/// Octets of a question's type and class.
+const TYPE_AND_CLASS: usize = 4;
+
+/// Whether `reply` is a response to `question`, whatever its letters' case.
+fn answers(reply: &[u8], id: u16, question: &[u8]) -> bool {
+    let name = question.len() - TYPE_AND_CLASS;
+    reply.len() >= HEADER_SIZE + question.len()
+        && reply[..2] == id.to_be_bytes()
+        && reply[2] & 0x80 != 0
+        && reply[4..6] == [0, 1]
+        && reply[HEADER_SIZE..][..name].eq_ignore_ascii_case(&question[..name])
+        && reply[HEADER_SIZE..][name..question.len()] == question[name..]
+}
+
+impl Reply {
+    /// The response code's low four bits (RFC 1035, section 4.1.1).
+    pub(crate) fn code(&self) -> u8 {
+        self.0.get(3).map_or(0, |octet| octet & 0x0f)
+    }
+
+    /// The same answer to another who asked the same: with its id, and its name's letters in its case.
+    pub(crate) fn readdressed(&self, id: u16, query: &Query) -> Option<Vec<u8>> {
+        let question = question_octets(query).ok()?;
+        let mut bytes = self.0.clone();
+        bytes.get_mut(..2)?.copy_from_slice(&id.to_be_bytes());
+        bytes.get_mut(HEADER_SIZE..HEADER_SIZE + question.len())?.copy_from_slice(&question);
+        Some(bytes)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use hickory_proto::{
+        op::ResponseCode,
+        rr::{Name, RecordType},
+    };
+
+    use super::*;
+
+    fn query(name: &str) -> Query {
+        Query::query(Name::from_ascii(name).unwrap(), RecordType::A)
+    }
+
+    fn reply(id: u16, query: Query) -> Vec<u8> {
+        let mut message = Message::response(id, OpCode::Query);
+        message.metadata.response_code = ResponseCode::Refused;
+        message.add_query(query);
+        message.to_vec().unwrap()
+    }
+
+    #[test]
+    fn only_a_response_with_the_id_and_the_question_is_an_answer() {
+        let question = question_octets(&query("Www.example.com.")).unwrap();
+        let good = reply(7, query("wWW.example.com."));
+        assert!(answers(&good, 7, &question));
+        assert!(!answers(&good, 8, &question));
+        assert!(!answers(&reply(7, query("www.example.org.")), 7, &question));
+        let mut other_type = query("www.example.com.");
+        other_type.set_query_type(RecordType::AAAA);
+        assert!(!answers(&reply(7, other_type), 7, &question));
+        let mut no_response = good.clone();
+        no_response[2] &= 0x7f;
+        assert!(!answers(&no_response, 7, &question));
+        for length in 0..good.len() {
+            assert!(!answers(&good[..length], 7, &question));
+        }
+    }
+
+    #[test]
+    fn an_answer_is_passed_on_with_the_askers_id_and_spelling() {
+        let shared = Reply(reply(7, query("www.example.com.")));
+        let mine = shared.readdressed(9, &query("WWW.Example.com.")).unwrap();
+        let read = Message::from_vec(&mine).unwrap();
+        assert_eq!((read.metadata.id, read.metadata.response_code), (9, ResponseCode::Refused));
+        assert!(read.queries[0].name().eq_case(&Name::from_ascii("WWW.Example.com.").unwrap()));
+        assert_eq!(shared.code(), 5);
+    }
+}

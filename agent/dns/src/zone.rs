@@ -1,0 +1,99 @@
+//! What the server knows of the networks.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
+};
+
+use ipnetwork::IpNetwork;
+
+/// All networks whose names are served here, by name. Zones that did not change should be passed on as the same `Arc`: their
+/// index is then kept.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Zones {
+    /// Network name to what is in it.
+    pub networks: BTreeMap<String, Arc<Zone>>,
+}
+
+impl Zones {
+    /// Every network's gateway addresses: those that the server itself answers on.
+    pub fn gateways(&self) -> impl Iterator<Item = IpAddr> {
+        self.networks.values().flat_map(|zone| zone.gateways.iter().copied())
+    }
+}
+
+/// The names of one network. Names are compared without regard to ASCII case and may have dots in them.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Zone {
+    /// Addresses that the network is served on; never asked as resolvers.
+    pub gateways: Vec<IpAddr>,
+    /// The network's subnets: no question for a name of an address in them leaves the host.
+    pub subnets: Vec<IpNetwork>,
+    /// Whether the network has no way out: no question is forwarded.
+    pub internal: bool,
+    /// All endpoints of the network that have a name, wherever they are.
+    pub endpoints: Vec<Endpoint>,
+    /// All services of the network.
+    pub services: Vec<Service>,
+}
+
+/// One endpoint.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Its name. A service of the same name hides it.
+    pub name: String,
+    /// Further names, which several endpoints may share. Services' and endpoints' own names hide them.
+    pub aliases: Vec<String>,
+    /// IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Whether it is healthy. An unhealthy one is left out where others share the alias; its own name is answered.
+    pub healthy: bool,
+}
+
+/// One service.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Further names.
+    pub aliases: Vec<String>,
+    /// What its name stands for.
+    pub mode: EndpointMode,
+    /// Those that take new connections; draining ones are the caller's to leave out.
+    pub backends: Vec<Backend>,
+}
+
+/// What a service's name stands for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum EndpointMode {
+    /// A virtual IP.
+    Vip {
+        /// IPv4 address.
+        ipv4: Option<Ipv4Addr>,
+        /// IPv6 address.
+        ipv6: Option<Ipv6Addr>,
+    },
+    /// The backends' own addresses.
+    RoundRobin,
+}
+
+impl Default for EndpointMode {
+    /// A virtual IP that has no address yet.
+    fn default() -> Self {
+        Self::Vip { ipv4: None, ipv6: None }
+    }
+}
+
+/// One backend of a service.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Backend {
+    /// IPv4 address.
+    pub ipv4: Option<Ipv4Addr>,
+    /// IPv6 address.
+    pub ipv6: Option<Ipv6Addr>,
+    /// Whether it is healthy.
+    pub healthy: bool,
+}
