@@ -6,8 +6,6 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
-use std::marker::PhantomData;
-use std::os::fd::AsFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::thread;
@@ -19,32 +17,6 @@ use nix::sched::{CloneFlags, setns};
 use crate::KernelError;
 use crate::links::{self, RawLink};
 use crate::netlink::Netlink;
-
-/// A thread's stay in another network namespace, which ends with the value. Not `Send`: a namespace is a thread's.
-pub struct Stay {
-    home: File,
-    not_send: PhantomData<*const ()>,
-}
-
-impl Stay {
-    /// Moves the calling thread into a namespace.
-    ///
-    /// Meant for threads that do nothing else. A thread that cannot return home when the value is dropped aborts the
-    /// process, since anything that it did afterwards would happen to the wrong host.
-    pub fn begin(namespace: &impl AsFd) -> io::Result<Self> {
-        let home = File::open("/proc/thread-self/ns/net")?;
-        setns(namespace, CloneFlags::CLONE_NEWNET)?;
-        Ok(Self { home, not_send: PhantomData })
-    }
-}
-
-impl Drop for Stay {
-    fn drop(&mut self) {
-        if setns(&self.home, CloneFlags::CLONE_NEWNET).is_err() {
-            std::process::abort();
-        }
-    }
-}
 
 /// Runs a closure on a thread of its own in a namespace.
 pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ipam::{Family, Prefix};
 use mesh_model::observed::HostRoute;
-use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
+use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
     RouteType,
@@ -147,9 +147,9 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Res
     }
 }
 
-/// Routes a further subnet straight out of a container's device.
+/// Routes a further subnet straight out of a container's device, beside another device of the same network.
 pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> Result<(), RequestError> {
-    netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_EXCL)
+    netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
 }
 
 /// Makes a gateway the default route, unless there is one.

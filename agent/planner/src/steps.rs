@@ -14,6 +14,7 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
     let wanted = Wanted::derive(desired, observed);
     let mut planner = Planner { observed, wanted: &wanted, steps: Vec::new(), replaced: BTreeSet::new() };
     planner.silence_unwanted();
+    planner.remove_links();
     planner.load();
     planner.switches_and_firewall();
     planner.vxlan();
@@ -24,7 +25,6 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for (id, endpoint) in &wanted.endpoints {
         planner.endpoint(id, endpoint);
     }
-    planner.remove_links();
     planner.remove_host_routes_and_addresses();
     planner.remove_entries();
     planner.remove_attachments();
@@ -65,8 +65,7 @@ impl Planner<'_> {
             && self.observed.programs.pins == Pins::Current
     }
 
-    /// Endpoints that go: nothing leads to them any more, and their devices send into the void. Their devices are
-    /// removed at the end, since the kernel takes its time for that.
+    /// Endpoints that go: nothing leads to them any more, and their devices send into the void until they are removed.
     fn silence_unwanted(&mut self) {
         let wanted_addresses: BTreeSet<MapKey> = self
             .wanted
@@ -244,7 +243,8 @@ impl Planner<'_> {
         }
     }
 
-    /// A device goes before its program does: without it, what the container still sends would reach the host.
+    /// A device goes before its program does: without it, what the container still sends would reach the host. And it
+    /// goes before new ones are made, which may have its name inside the same container.
     fn remove_links(&mut self) {
         let mut wanted: BTreeSet<&IfName> =
             [&self.wanted.vxlan.name, &self.wanted.host_leg.name, &self.wanted.host_leg.peer_name].into();

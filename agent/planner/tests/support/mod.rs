@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::path::PathBuf;
 
 use jiff::Timestamp;
 use mesh_model::desired::{Desired, Encapsulation, Peer, Underlay};
@@ -103,9 +102,13 @@ pub(crate) fn network_id(number: u8) -> NetworkId {
     format!("{number:024x}").parse().unwrap()
 }
 
-/// Ids differ in their first eight characters, which name the devices.
-pub(crate) fn endpoint_id(number: u8) -> EndpointId {
-    format!("{number:08x}{:016x}", 0).parse().unwrap()
+/// An endpoint never changes, so another shape is another endpoint. Ids differ in their first eight characters, which
+/// name the devices.
+pub(crate) fn endpoint_id(shape: EndpointShape) -> EndpointId {
+    let EndpointShape { number, network, container, allow_forwarding, .. } = shape;
+    format!("{number:02x}{network:02x}{container:02x}{:02x}{:016x}", u8::from(allow_forwarding), 0)
+        .parse()
+        .unwrap()
 }
 
 pub(crate) fn network(shape: NetworkShape) -> Network {
@@ -206,7 +209,7 @@ fn endpoint(shape: EndpointShape, network: NetworkShape, netns: NetnsRef) -> End
     let third = network.number;
     let ipv6 = Ipv6Addr::new(0xfd00, 0x64, 0, third.into(), 0, 0, 0, host_part.into());
     Endpoint {
-        id: endpoint_id(number),
+        id: endpoint_id(shape),
         name: format!("ep{number}").parse().unwrap(),
         network: network_id(third),
         node: node_id(0),
@@ -220,13 +223,5 @@ fn endpoint(shape: EndpointShape, network: NetworkShape, netns: NetnsRef) -> End
         netns,
         phase: EndpointPhase::Attached,
         created_at: Timestamp::from_second(i64::from(number)).unwrap(),
-    }
-}
-
-/// Namespaces that exist in a test's imagination only.
-pub(crate) fn imagined(container: u8) -> NetnsRef {
-    NetnsRef {
-        path: PathBuf::from(format!("/run/netns/imagined-{container}")),
-        inode: 1000 + u64::from(container),
     }
 }

@@ -1,0 +1,61 @@
+//! Any desired state is reached, and then there is nothing to do.
+
+use std::cell::RefCell;
+
+use mesh_kernel::{Depth, FakePrograms, Kernel, LinuxKernel, execute};
+use mesh_model::Desired;
+use mesh_planner::plan;
+use proptest::prelude::*;
+use proptest::test_runner::{Config, TestRunner};
+
+use crate::shapes::{desired, shapes};
+use crate::support::{Container, become_host, kernel, run};
+
+/// Takes passes until there is nothing to do, and tells how many it took.
+fn converge(kernel: &mut LinuxKernel<FakePrograms>, desired: Option<&Desired>) -> usize {
+    for pass in 0..5 {
+        let observed = kernel.observe(desired, Depth::Full).unwrap();
+        let plan = plan(desired, &observed);
+        if plan.is_empty() {
+            return pass;
+        }
+        let report = execute(kernel, &plan);
+        assert!(report.is_success(), "{:#?}", report.failures);
+    }
+    panic!("no convergence");
+}
+
+/// What a careless administrator does.
+const TROUBLE: [&str; 8] = [
+    "true",
+    "ip link delete mesh0",
+    "ip link delete meshvx0",
+    "ip link set mesh0 down",
+    "ip route flush dev mesh0",
+    "ip address flush dev mesh0",
+    "nft flush ruleset",
+    "for d in $(ip -o link | grep -oE 'mesh[0-9a-f]{8}'); do ip link delete $d; done",
+];
+
+#[test]
+fn random_states_are_reached_from_each_other_on_the_real_kernel() {
+    become_host();
+    let containers = [(); 3].map(|()| Container::new());
+    let kernel = RefCell::new(kernel());
+    let config = Config { cases: 40, failure_persistence: None, ..Config::default() };
+    let states = (shapes(), 0..TROUBLE.len());
+    TestRunner::new(config)
+        .run(&states, |(shape, trouble)| {
+            let desired = desired(&shape, |container| containers[usize::from(container)].netns());
+            let passes = converge(&mut kernel.borrow_mut(), Some(&desired));
+            prop_assert!(passes <= 2, "{passes} passes");
+            run(&format!("{} 2>&1", TROUBLE[trouble]));
+            let passes = converge(&mut kernel.borrow_mut(), Some(&desired));
+            prop_assert!(passes <= 2, "{passes} passes after {}", TROUBLE[trouble]);
+            Ok(())
+        })
+        .unwrap();
+    converge(&mut kernel.borrow_mut(), None);
+    let left = run("ip -o link");
+    assert!(!left.contains("mesh"), "{left}");
+}

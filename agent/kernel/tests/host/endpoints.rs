@@ -1,0 +1,177 @@
+//! Endpoints' devices, on the host and inside their containers.
+
+use std::path::{Path, PathBuf};
+
+use mesh_kernel::{Kernel, KernelError, netns};
+use mesh_model::endpoint::NetnsRef;
+use mesh_model::observed::{InterfaceAddress, LinkKind};
+use mesh_model::plan::EndpointDevice;
+use mesh_model::{Action, naming};
+
+use crate::support::{Container, apply, become_host, kernel, observe, run};
+
+const INDEX: u32 = naming::FIRST_ENDPOINT_INDEX + 5;
+
+fn device(container: &Container) -> EndpointDevice {
+    let address =
+        |address: &str, prefix_len| InterfaceAddress { address: address.parse().unwrap(), prefix_len };
+    EndpointDevice {
+        name: "mesh01ab23cd".parse().unwrap(),
+        index: INDEX,
+        netns: container.netns(),
+        ifname: "eth0".parse().unwrap(),
+        mac: "02:42:0a:40:00:05".parse().unwrap(),
+        mtu: 1450,
+        addresses: vec![address("10.64.0.5", 20), address("fd00:64::5", 64)],
+        on_link: vec!["10.65.0.0/24".parse().unwrap()],
+        gateways: vec!["10.64.0.1".parse().unwrap(), "fd00:64::1".parse().unwrap()],
+    }
+}
+
+#[test]
+fn an_endpoint_is_ready_inside_and_down_outside() {
+    become_host();
+    let container = Container::new();
+    let mut kernel = kernel();
+    apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
+
+    let observed = observe(&mut kernel);
+    let link = &observed.links[&device(&container).name];
+    let LinkKind::Veth { peer, peer_is_here: false } = link.kind else { panic!("{link:?}") };
+    assert_eq!((link.index, link.mtu, link.up), (INDEX, 1450, false));
+    let inside = container.ip("-o link show eth0");
+    assert!(inside.contains(&format!("{peer}: eth0@")) && inside.contains("mtu 1450"), "{inside}");
+    assert!(inside.contains("02:42:0a:40:00:05") && inside.contains(",UP"), "{inside}");
+    let addresses = container.ip("-o address show dev eth0");
+    assert!(addresses.contains("10.64.0.5/20") && addresses.contains("fd00:64::5/64"), "{addresses}");
+    assert!(!addresses.contains("tentative fd00") && !addresses.contains("dadfailed"), "{addresses}");
+    let routes = container.ip("route") + &container.ip("-6 route");
+    for route in
+        ["default via 10.64.0.1 dev eth0", "10.65.0.0/24 dev eth0", "default via fd00:64::1 dev eth0"]
+    {
+        assert!(routes.contains(route), "{route} in {routes}");
+    }
+    assert!(netns::interfaces(&container.netns()).unwrap().contains(&device(&container).ifname));
+}
+
+#[test]
+fn once_an_endpoint_is_up_what_it_sends_arrives() {
+    become_host();
+    let container = Container::new();
+    let mut kernel = kernel();
+    apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
+    run("ip address add 10.64.0.1/20 dev mesh01ab23cd");
+    apply(&mut kernel, &Action::SetUp { index: INDEX });
+    // One ping, and no second chance: the carrier must be there.
+    run(&format!("nsenter --net=/run/netns/{} ping -c 1 -W 1 10.64.0.1", container.name));
+    // On the host's end nothing speaks by itself.
+    assert!(!run("ip address show dev mesh01ab23cd").contains("fe80"));
+}
+
+#[test]
+fn the_mtu_changes_at_both_ends() {
+    become_host();
+    let container = Container::new();
+    let mut kernel = kernel();
+    apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
+    let LinkKind::Veth { peer, .. } = observe(&mut kernel).links[&device(&container).name].kind else {
+        panic!()
+    };
+    let netns = container.netns();
+    apply(&mut kernel, &Action::SetEndpointMtu { index: INDEX, peer, netns, mtu: 1350 });
+    assert_eq!(observe(&mut kernel).links[&device(&container).name].mtu, 1350);
+    assert!(container.ip("link show eth0").contains("mtu 1350"));
+}
+
+#[test]
+fn ipv6_is_turned_on_in_a_container_that_had_it_off() {
+    become_host();
+    let container = Container::new();
+    run(&format!(
+        "nsenter --net=/run/netns/{} sh -c 'echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6'",
+        container.name
+    ));
+    let mut kernel = kernel();
+    apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
+    assert!(container.ip("-6 address show dev eth0").contains("fd00:64::5/64"));
+}
+
+#[test]
+fn a_container_keeps_the_default_route_that_it_had() {
+    become_host();
+    let container = Container::new();
+    container.ip("link add own0 type veth peer name own1");
+    container.ip("link set own0 up");
+    container.ip("address add 172.20.0.2/24 dev own0");
+    container.ip("route add default via 172.20.0.1");
+    let mut kernel = kernel();
+    apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
+    let routes = container.ip("route");
+    assert!(
+        routes.contains("default via 172.20.0.1") && !routes.contains("default via 10.64.0.1"),
+        "{routes}"
+    );
+}
+
+#[test]
+fn a_taken_name_inside_is_told_and_a_free_one_is_found() {
+    become_host();
+    let container = Container::new();
+    container.ip("link add eth0 type bridge");
+    let mut kernel = kernel();
+    let error = kernel.apply(&Action::CreateEndpoint(device(&container))).unwrap_err();
+    assert!(
+        matches!(&error, KernelError::IfnameTaken { ifname, .. } if ifname.as_str() == "eth0"),
+        "{error:?}"
+    );
+    assert!(error.hint().unwrap().contains("--ifname"));
+    assert!(observe(&mut kernel).links.is_empty());
+
+    let free = netns::free_ifname(&netns::interfaces(&container.netns()).unwrap());
+    assert_eq!(free.as_str(), "eth1");
+    apply(&mut kernel, &Action::CreateEndpoint(EndpointDevice { ifname: free, ..device(&container) }));
+    assert!(container.ip("address show dev eth1").contains("10.64.0.5/20"));
+}
+
+#[test]
+fn a_failure_midway_leaves_nothing_on_either_side() {
+    become_host();
+    let container = Container::new();
+    let mut kernel = kernel();
+    let gateways = vec!["172.16.0.1".parse().unwrap()];
+    let error =
+        kernel.apply(&Action::CreateEndpoint(EndpointDevice { gateways, ..device(&container) })).unwrap_err();
+    assert!(error.to_string().contains("172.16.0.1"), "{error}");
+    assert!(observe(&mut kernel).links.is_empty());
+    assert!(!container.ip("link").contains("eth0"));
+    // And so the same endpoint can be made right after.
+    apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
+}
+
+#[test]
+fn a_namespace_that_is_gone_or_replaced_is_told() {
+    become_host();
+    let container = Container::new();
+    let mut kernel = kernel();
+    let netns = NetnsRef { inode: container.netns().inode + 1, ..container.netns() };
+    let error =
+        kernel.apply(&Action::CreateEndpoint(EndpointDevice { netns, ..device(&container) })).unwrap_err();
+    assert!(matches!(&error, KernelError::NamespaceGone { source: None, .. }), "{error:?}");
+    let netns = NetnsRef { path: PathBuf::from("/run/netns/mt-nowhere"), inode: 1 };
+    let error =
+        kernel.apply(&Action::CreateEndpoint(EndpointDevice { netns, ..device(&container) })).unwrap_err();
+    assert!(matches!(&error, KernelError::NamespaceGone { source: Some(_), .. }), "{error:?}");
+    assert!(observe(&mut kernel).links.is_empty());
+}
+
+#[test]
+fn only_network_namespaces_are_identified() {
+    let container = Container::new();
+    assert_eq!(netns::identify(&container.netns().path).unwrap(), container.netns());
+    assert!(matches!(
+        netns::identify(Path::new("/run/netns/mt-nowhere")),
+        Err(KernelError::NamespaceGone { .. })
+    ));
+    assert!(matches!(netns::identify(Path::new("/etc/passwd")), Err(KernelError::NoNamespace { .. })));
+    assert!(matches!(netns::identify(Path::new("/proc/self/ns/mnt")), Err(KernelError::NoNamespace { .. })));
+}
