@@ -8,7 +8,7 @@
 
 pub mod arp;
 pub mod checksum;
-pub mod ethernet;
+pub mod headers;
 pub mod ip;
 pub mod ndp;
 pub mod too_big;

@@ -26,10 +26,9 @@ pub fn v4(addresses: [u8; 8], mtu: u16, quote_sum: u32) -> [u8; V4_HEADERS] {
     [0x45, 0, 0, total, 0, 0, 0, 0, 64, 1, i0, i1, d0, d1, d2, d3, s0, s1, s2, s3, 3, 4, c0, c1, 0, 0, m0, m1]
 }
 
-/// The IPv6 and ICMP headers that go before the quote; parameters as in [`v4`].
+/// Writes the IPv6 and ICMP headers that go before the quote into zeroes; parameters as in [`v4`].
 #[inline(always)]
-pub fn v6(addresses: &[u8; 32], mtu: u16, quote_sum: u32) -> [u8; V6_HEADERS] {
-    let mut bytes = [0; V6_HEADERS];
+pub fn v6(addresses: &[u8; 32], mtu: u16, quote_sum: u32, bytes: &mut [u8; V6_HEADERS]) {
     #[expect(clippy::cast_possible_truncation, reason = "a constant below 256")]
     let payload = (8 + QUOTE) as u8;
     bytes[0] = 0x60;
@@ -43,5 +42,4 @@ pub fn v6(addresses: &[u8; 32], mtu: u16, quote_sum: u32) -> [u8; V6_HEADERS] {
     let pseudo_header = u32::from(ICMPV6) + u32::from(payload);
     let sum = checksum::add(quote_sum + pseudo_header, &bytes[8..]);
     bytes[42..44].copy_from_slice(&checksum::finish(sum));
-    bytes
 }

@@ -3,13 +3,13 @@
 use mesh_ebpf_types::Vni;
 
 use crate::checksum;
-use crate::ethernet;
+use crate::headers::ETHERNET;
 use crate::ip::UDP;
 
 /// Length of the outer headers: Ethernet, IPv4, UDP, VXLAN.
-pub const OUTER: usize = ethernet::HEADER + 20 + 8 + 8;
+pub const OUTER: usize = ETHERNET + 20 + 8 + 8;
 /// Where the UDP checksum is in the frame.
-pub const UDP_CHECKSUM_OFFSET: usize = ethernet::HEADER + 20 + 6;
+pub const UDP_CHECKSUM_OFFSET: usize = ETHERNET + 20 + 6;
 /// Where the VNI (and a reserved byte after it) is in the frame.
 pub const VNI_OFFSET: usize = OUTER - 4;
 
@@ -129,28 +129,31 @@ pub struct Encapsulation {
 }
 
 impl Encapsulation {
-    /// The headers, DF set, UDP checksum zero (RFC 7348, 5). The Ethernet addresses
-    /// are zero: who resolves the neighbour writes them.
+    /// Writes the headers, DF set, UDP checksum zero (RFC 7348, 5). The Ethernet addresses are left as they are: who
+    /// resolves the neighbour writes them.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
         reason = "a super-packet's length is written anew for each segment"
     )]
-    pub fn to_bytes(self) -> [u8; OUTER] {
-        let [t0, t1] = ((self.length + 36) as u16).to_be_bytes();
-        let [l0, l1] = ((self.length + 16) as u16).to_be_bytes();
-        let [s0, s1, s2, s3] = self.source;
-        let [d0, d1, d2, d3] = self.destination;
-        let [p0, p1] = self.port;
-        let [h0, h1] = source_port(self.hash).to_be_bytes();
+    pub fn write(self, frame: &mut [u8]) {
+        let Some(frame) = frame.first_chunk_mut::<OUTER>() else { return };
         let [_, v0, v1, v2] = self.vni.0;
+        let ip_length = (self.length + 36) as u16;
         let tos = outer_ecn(self.traffic_class);
-        let ip = [0x45, tos, t0, t1, 0, 0, 0x40, 0, 64, UDP, 0, 0, s0, s1, s2, s3, d0, d1, d2, d3];
-        let [c0, c1] = checksum::finish(checksum::add(0, &ip));
-        [
-            0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x08, 0x00, 0x45, tos, t0, t1, 0, 0, 0x40, 0, 64, UDP, c0,
-            c1, s0, s1, s2, s3, d0, d1, d2, d3, h0, h1, p0, p1, l0, l1, 0, 0, 0x08, 0, 0, 0, v0, v1, v2, 0,
-        ]
+        let sum = checksum::add(u32::from(u16::from_be_bytes([0x45, tos])), &ip_length.to_be_bytes());
+        let sum = checksum::add(sum, &[0x40, 0, 64, UDP]);
+        let sum = checksum::add(checksum::add(sum, &self.source), &self.destination);
+        frame[12..16].copy_from_slice(&[0x08, 0x00, 0x45, tos]);
+        frame[16..18].copy_from_slice(&ip_length.to_be_bytes());
+        frame[18..24].copy_from_slice(&[0, 0, 0x40, 0, 64, UDP]);
+        frame[24..26].copy_from_slice(&checksum::finish(sum));
+        frame[26..30].copy_from_slice(&self.source);
+        frame[30..34].copy_from_slice(&self.destination);
+        frame[34..36].copy_from_slice(&source_port(self.hash).to_be_bytes());
+        frame[36..38].copy_from_slice(&self.port);
+        frame[38..40].copy_from_slice(&((self.length + 16) as u16).to_be_bytes());
+        frame[40..50].copy_from_slice(&[0, 0, 0x08, 0, 0, 0, v0, v1, v2, 0]);
     }
 }
 

@@ -1,14 +1,18 @@
 //! Addresses as they stand in packets and maps: network-order bytes.
 
 use core::fmt;
+use core::hash::{Hash, Hasher};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 /// An IPv6 address, or an IPv4 address in its IPv4-mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
 ///
 /// All zero means "none".
-#[repr(transparent)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Address(pub [u8; 16]);
+#[repr(C, align(4))]
+#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord)]
+pub struct Address(
+    /// The bytes, network order. Aligned to four, so that eBPF reads words.
+    pub [u8; 16],
+);
 
 impl Address {
     /// No address.
@@ -23,10 +27,20 @@ impl Address {
     /// The IPv4 address, if this is one in IPv4-mapped form.
     #[inline]
     pub const fn to_v4(self) -> Option<[u8; 4]> {
-        match self.0 {
-            [0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, a, b, c, d] => Some([a, b, c, d]),
-            _ => None,
-        }
+        let [first, second, third, last] = self.words();
+        if first | second == 0 && third == u32::from_be(0xffff) { Some(last.to_ne_bytes()) } else { None }
+    }
+
+    /// The address in four words, for eBPF: comparing bytes would be a loop there.
+    #[inline]
+    pub const fn words(self) -> [u32; 4] {
+        let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = self.0;
+        [
+            u32::from_ne_bytes([a0, a1, a2, a3]),
+            u32::from_ne_bytes([b0, b1, b2, b3]),
+            u32::from_ne_bytes([c0, c1, c2, c3]),
+            u32::from_ne_bytes([d0, d1, d2, d3]),
+        ]
     }
 
     /// Whether this is "none".
@@ -50,6 +64,20 @@ impl Address {
             IpAddr::V4(_) => 96 + length,
             IpAddr::V6(_) => length,
         }
+    }
+}
+
+impl PartialEq for Address {
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (self.words(), other.words());
+        (a0 ^ b0) | (a1 ^ b1) | (a2 ^ b2) | (a3 ^ b3) == 0
+    }
+}
+
+impl Hash for Address {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
     }
 }
 
@@ -82,7 +110,7 @@ impl fmt::Debug for Address {
 
 /// An Ethernet address.
 #[repr(transparent)]
-#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Default, Eq, PartialOrd, Ord)]
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
@@ -90,6 +118,22 @@ impl Mac {
     #[inline]
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
+    }
+}
+
+impl PartialEq for Mac {
+    /// In two words: comparing bytes would be a loop in eBPF.
+    #[inline]
+    fn eq(&self, other: &Self) -> bool {
+        let ([a0, a1, a2, a3, a4, a5], [b0, b1, b2, b3, b4, b5]) = (self.0, other.0);
+        u32::from_ne_bytes([a0, a1, a2, a3]) == u32::from_ne_bytes([b0, b1, b2, b3])
+            && u16::from_ne_bytes([a4, a5]) == u16::from_ne_bytes([b4, b5])
+    }
+}
+
+impl Hash for Mac {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.0.hash(state);
     }
 }
 
@@ -110,7 +154,7 @@ impl fmt::Debug for Mac {
 }
 
 /// A VXLAN network identifier: 24 bits, in the low three of four network-order bytes. 0 means "no network".
-#[repr(transparent)]
+#[repr(C, align(4))]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vni(pub [u8; 4]);
 

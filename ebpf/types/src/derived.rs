@@ -39,18 +39,31 @@ pub fn derived_mac(address: Address, prefix6: [u8; 12]) -> Mac {
 #[inline]
 pub fn next_hop(mac: Mac, prefix6: [u8; 12]) -> NextHop {
     let [first, second, a, b, c, d] = mac.0;
-    if [first, second] == IPV4 {
+    let kind = u16::from_ne_bytes([first, second]);
+    if kind == u16::from_ne_bytes(IPV4) {
         return NextHop::Address(Address::from_v4([a, b, c, d]));
     }
-    if [first, second] == IPV6_LOW && prefix6 != [0; 12] {
-        let [p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11] = prefix6;
-        return NextHop::Address(Address([p0, p1, p2, p3, p4, p5, p6, p7, p8, p9, p10, p11, a, b, c, d]));
+    if kind == u16::from_ne_bytes(IPV6_LOW) && !is_zero(prefix6) {
+        return NextHop::Address(with_low(prefix6, [a, b, c, d]));
     }
     NextHop::Destination
 }
 
 #[inline]
 fn starts_with(address: Address, prefix6: [u8; 12]) -> bool {
-    let [head @ .., _, _, _, _] = address.0;
-    prefix6 != [0; 12] && head == prefix6
+    let [.., a, b, c, d] = address.0;
+    !is_zero(prefix6) && address == with_low(prefix6, [a, b, c, d])
+}
+
+#[inline]
+fn is_zero(prefix6: [u8; 12]) -> bool {
+    with_low(prefix6, [0; 4]).is_none()
+}
+
+/// The address of a prefix and the 32 bits after it.
+#[inline]
+const fn with_low(prefix6: [u8; 12], low: [u8; 4]) -> Address {
+    let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3] = prefix6;
+    let [d0, d1, d2, d3] = low;
+    Address([a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3])
 }

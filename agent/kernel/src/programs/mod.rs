@@ -1,14 +1,23 @@
 //! The eBPF half of the kernel: programs, where they are attached, and what is in their maps.
 //!
-//! [`Programs`] is what the control loop sees, [`FakePrograms`] its twin in memory. Programs, maps and attachments are
-//! pinned in an instance's own folder of bpffs: they outlive the process, and the next one adopts them.
+//! [`Programs`] is what the control loop sees. [`Datapath`] is the kernel itself, [`FakePrograms`] its twin in memory.
+//! Programs, maps and attachments are pinned in an instance's own folder of bpffs: they outlive the process, and the
+//! next one adopts them.
 
+mod attach;
+mod bpffs;
+mod clsact;
+mod datapath;
 mod error;
 mod fake;
+mod maps;
+mod syscall;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use bpffs::ensure_bpffs;
+pub use datapath::{AttachMethod, Datapath, MapSizes, Options};
 pub use error::ProgramsError;
 pub use fake::FakePrograms;
 pub use mesh_ebpf_types::{Address, Counter, MapEntry, MapKey, ProgramKind, Reason, Vni};

@@ -1,6 +1,6 @@
 //! To another node: outer headers written here, or by the VXLAN device.
 
-use mesh_ebpf::ethernet::HEADER;
+use mesh_ebpf::headers::{Buffer, ETHERNET};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER};
 use mesh_ebpf_types::{Address, ENCRYPTED, Encapsulation, Reason};
@@ -10,11 +10,11 @@ use super::endpoint::{Sending, upper_layer};
 use super::skb::{Refused, Skb, TunnelKey};
 use super::{PASS, Verdict, too_big};
 
-const FRAME: usize = OUTER + HEADER;
+const FRAME: usize = OUTER + ETHERNET;
 
 #[inline(always)]
-pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: Address) -> Result<Verdict, Reason> {
-    let Sending { skb, vni, config, network, packet, .. } = sending;
+pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: &Address) -> Result<Verdict, Reason> {
+    let Sending { skb, vni, config, network, headers } = *sending;
     if network.flags & ENCRYPTED != 0 {
         return Err(Reason::EncryptedInClear);
     }
@@ -23,8 +23,8 @@ pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: Address) -> Result<Verd
     };
     let mut direct = config.encapsulation == Encapsulation::Direct as u8;
     if packet_length(sending) > network.mtu {
-        if packet.dont_fragment {
-            let verdict = too_big::answer(*skb, u32::from_ne_bytes(vni.0), network.mtu);
+        if headers.dont_fragment() {
+            let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), network.mtu);
             if verdict != PASS {
                 return Ok(verdict);
             }
@@ -32,12 +32,12 @@ pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: Address) -> Result<Verd
         // The device can fragment, this program cannot.
         direct = false;
     }
-    count(*skb, *vni, Reason::ForwardedRemote);
+    count(skb, vni, Reason::ForwardedRemote);
     if direct && let Some(verdict) = encapsulate_here(sending, local, remote)? {
         return Ok(verdict);
     }
     let (local, remote) = (u32::from_be_bytes(local), u32::from_be_bytes(remote));
-    match send_by_device(*skb, vni.number(), local, remote, config.vxlan_ifindex) {
+    match send_by_device(skb, vni.number(), local, remote, config.vxlan_ifindex) {
         PASS => Err(Reason::EncapsulationFailed),
         verdict => Ok(verdict),
     }
@@ -71,40 +71,40 @@ fn encapsulate_here(
     local: [u8; 4],
     remote: [u8; 4],
 ) -> Result<Option<Verdict>, Reason> {
-    let Sending { skb, vni, config, ethernet, packet, .. } = sending;
+    let Sending { skb, vni, config, headers, .. } = *sending;
     let outer = vxlan::Encapsulation {
         source: local,
         destination: remote,
         port: config.vxlan_port,
-        vni: *vni,
+        vni,
         hash: skb.hash(),
-        traffic_class: packet.traffic_class,
+        traffic_class: headers.traffic_class(),
         length: skb.length(),
     };
     if skb.grow_outer().is_err() {
         return Ok(None);
     }
-    let mut frame = [0; FRAME];
-    frame[..OUTER].copy_from_slice(&outer.to_bytes());
-    frame[OUTER..].copy_from_slice(&ethernet.to_bytes());
-    skb.store(0, &frame).map_err(|Refused| Reason::EncapsulationFailed)?;
+    let mut frame = Buffer::<FRAME>::new();
+    outer.write(&mut frame.bytes);
+    frame.bytes[OUTER..].copy_from_slice(&headers.bytes[..ETHERNET]);
+    skb.store(0, &frame.bytes).map_err(|Refused| Reason::EncapsulationFailed)?;
     Ok(Some(skb.route(config.underlay_ifindex)))
 }
 
 /// Length of the IP packet; of the largest segment, if it is a super-packet.
 #[inline(always)]
 fn packet_length(sending: &Sending<'_>) -> u32 {
-    let Sending { skb, packet, .. } = sending;
+    let Sending { skb, headers, .. } = *sending;
     let payload = skb.gso_size();
     if payload == 0 {
         return skb.length() - 14;
     }
-    let (protocol, offset) = if packet.v6 {
+    let (protocol, offset) = if headers.is_v6() {
         // The kernel made the super-packet itself: it has no header that cannot be followed.
-        let Some(upper) = upper_layer(*skb, packet.next) else { return payload + packet.header_length };
+        let Some(upper) = upper_layer(skb, headers.next()) else { return payload + headers.header_length() };
         (upper.protocol, upper.offset)
     } else {
-        (packet.next, 14 + packet.header_length)
+        (headers.next(), 14 + headers.header_length())
     };
     let header = match protocol {
         ip::TCP => match skb.load::<1>(offset + 12) {

@@ -1,11 +1,9 @@
 //! All that a container sends.
 
-use mesh_ebpf::ethernet::{self, Ethernet};
-use mesh_ebpf::ip::{self, Packet};
-use mesh_ebpf::ndp;
+use mesh_ebpf::headers::{Carries, Headers, V4, V6_REST};
+use mesh_ebpf::{ip, ndp};
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, BlockKind, Config, EndpointKey, INTERNAL, Interface, Network, NextHop, Reason,
-    Vni, next_hop,
+    ALLOW_FORWARDING, BlockKind, Config, INTERNAL, Interface, Network, NextHop, Reason, Vni, next_hop,
 };
 
 use super::count::{count, dropped};
@@ -18,82 +16,84 @@ pub(super) struct Sending<'a> {
     pub(super) vni: Vni,
     pub(super) config: &'a Config,
     pub(super) network: &'a Network,
-    pub(super) ethernet: Ethernet,
-    pub(super) packet: Packet,
+    pub(super) headers: &'a Headers,
 }
+
+/// Verdicts of [`forwarded`] that mean: answer it, on a stack that is free again.
+const ANSWER_ARP: Verdict = 0x100;
+const ANSWER_SOLICITATION: Verdict = 0x101;
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
+    match forwarded(skb) {
+        ANSWER_ARP => neighbour::answer_arp(skb),
+        ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
+        verdict => verdict,
+    }
+}
+
+#[inline(never)]
+fn forwarded(skb: Skb) -> Verdict {
     let (Some(interface), Some(config)) = (maps::interface(skb.ifindex()), maps::config()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
-    let vni = interface.vni;
     match classify(skb, interface, config) {
         Ok(verdict) => verdict,
-        Err(reason) => dropped(skb, vni, reason),
+        Err(reason) => dropped(skb, interface.vni, reason),
     }
 }
 
 #[inline(always)]
 fn classify(skb: Skb, interface: &Interface, config: &Config) -> Result<Verdict, Reason> {
-    let vni = interface.vni;
-    let network = maps::network(vni).ok_or(Reason::UnknownNetwork)?;
-    let head: [u8; 34] = skb.load(0).map_err(|_| Reason::Malformed)?;
-    let (header, rest) = head.split_first_chunk::<14>().ok_or(Reason::Malformed)?;
-    let ethernet = Ethernet::parse(header);
-    if ethernet.source != interface.mac {
+    let network = maps::network(interface.vni).ok_or(Reason::UnknownNetwork)?;
+    let mut headers = Headers::new();
+    skb.read_at::<V4>(0, &mut headers.bytes, 0).map_err(|_| Reason::Malformed)?;
+    if headers.source_mac() != interface.mac {
         return Err(Reason::SpoofedMac);
     }
     if skb.has_vlan() {
         return Err(Reason::UnsupportedProtocol);
     }
     let available = skb.length() - 14;
-    let packet = match ethernet.ethertype {
-        ethernet::IPV4 => {
-            let bytes = rest.first_chunk().ok_or(Reason::Malformed)?;
-            Packet::parse_v4(bytes, available, skb.is_gso()).map_err(|_| Reason::Malformed)?
-        }
-        ethernet::IPV6 => {
-            let bytes = skb.load(14).map_err(|_| Reason::Malformed)?;
-            let packet = Packet::parse_v6(&bytes, available, skb.is_gso()).map_err(|_| Reason::Malformed)?;
-            if let Some(verdict) = discovery(skb, &packet)? {
-                return Ok(verdict);
+    match headers.carries() {
+        Carries::V4 => headers.check_v4(available, skb.is_gso()).map_err(|_| Reason::Malformed)?,
+        Carries::V6 => {
+            skb.read_at::<V6_REST>(V4 as u32, &mut headers.bytes, V4).map_err(|_| Reason::Malformed)?;
+            headers.check_v6(available, skb.is_gso()).map_err(|_| Reason::Malformed)?;
+            if is_discovery(skb, &headers)? {
+                return Ok(ANSWER_SOLICITATION);
             }
-            packet
         }
-        ethernet::ARP => return Ok(neighbour::answer_arp(skb)),
-        _ if ethernet.destination.is_group() => return Err(Reason::Multicast),
-        _ => return Err(Reason::UnsupportedProtocol),
-    };
-    if ethernet.destination.is_group() || packet.is_multicast() {
+        Carries::Arp => return Ok(ANSWER_ARP),
+        Carries::Other if headers.destination_mac().is_group() => return Err(Reason::Multicast),
+        Carries::Other => return Err(Reason::UnsupportedProtocol),
+    }
+    if headers.destination_mac().is_group() || headers.is_multicast() {
         return Err(Reason::Multicast);
     }
-    let own = if packet.v6 { interface.ipv6 } else { Address::from_v4(interface.ipv4) };
-    if packet.source != own && interface.flags & ALLOW_FORWARDING == 0 {
+    if interface.flags & ALLOW_FORWARDING == 0 && !headers.is_from(interface.ipv4, interface.ipv6) {
         return Err(Reason::SpoofedIp);
     }
-    forward(&Sending { skb, vni, config, network, ethernet, packet })
+    forward(&Sending { skb, vni: interface.vni, config, network, headers: &headers })
 }
 
-/// Neighbour discovery is answered here or dropped, extension headers or not: containers must not be told by others
-/// where their neighbours are. Only messages with hop limit 255 are taken for discovery by a receiver.
+/// Whether an IPv6 packet is neighbour discovery, which is answered here or dropped: containers must not be told by
+/// others where their neighbours are. A receiver takes only messages with hop limit 255 for discovery; one behind
+/// extension headers is dropped.
 #[inline(always)]
-fn discovery(skb: Skb, packet: &Packet) -> Result<Option<Verdict>, Reason> {
-    if packet.hop_limit != 255 {
-        return Ok(None);
+fn is_discovery(skb: Skb, headers: &Headers) -> Result<bool, Reason> {
+    if headers.hop_limit() != 255 {
+        return Ok(false);
     }
-    let upper = upper_layer(skb, packet.next).ok_or(Reason::Malformed)?;
+    let upper = upper_layer(skb, headers.next()).ok_or(Reason::Malformed)?;
     if upper.protocol != ip::ICMPV6 {
-        return Ok(None);
+        return Ok(false);
     }
     let [icmp_type] = skb.load(upper.offset).map_err(|_| Reason::Malformed)?;
     if !ndp::is_discovery(icmp_type) {
-        return Ok(None);
+        return Ok(false);
     }
-    if packet.next != ip::ICMPV6 {
-        return Err(Reason::UnsupportedProtocol);
-    }
-    Ok(Some(neighbour::answer_solicitation(skb)))
+    if headers.next() == ip::ICMPV6 { Ok(true) } else { Err(Reason::UnsupportedProtocol) }
 }
 
 /// Where an IPv6 packet's upper layer is.
@@ -136,66 +136,51 @@ fn follow_extensions(skb: Skb, first: u8) -> u32 {
     0
 }
 
-/// Where a next hop is.
-enum Place {
-    Local { ifindex: u32, mac: mesh_ebpf_types::Mac },
-    Remote(Address),
-    Gateway,
-    Nobody,
-    Outside,
-}
-
-#[inline(always)]
-fn locate(vni: Vni, address: Address) -> Place {
-    let key = EndpointKey { vni, address };
-    if let Some(endpoint) = maps::endpoint(&key) {
-        return Place::Local { ifindex: endpoint.ifindex, mac: endpoint.mac };
-    }
-    let Some(block) = maps::block(&key) else { return Place::Outside };
-    if block.kind == BlockKind::Remote as u32 {
-        Place::Remote(block.tunnel)
-    } else if block.kind == BlockKind::Gateway as u32 {
-        Place::Gateway
-    } else {
-        Place::Nobody
-    }
-}
-
 #[inline(always)]
 fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
-    let Sending { skb, vni, network, packet, .. } = *sending;
-    let destination = packet.destination;
-    let hop = match next_hop(sending.ethernet.destination, network.prefix6) {
-        NextHop::Address(address) => address,
-        NextHop::Destination => destination,
-    };
-    let mut place = locate(vni, hop);
-    let gateway = matches!(place, Place::Gateway | Place::Outside);
-    if gateway && hop != destination {
-        // Through the gateway, or through an address that is nobody's neighbour: the destination itself decides.
-        place = locate(vni, destination);
-    }
-    match place {
-        Place::Local { ifindex, mac } => {
-            count(skb, vni, Reason::ForwardedLocal);
-            skb.deliver(ifindex, mac).map_err(|_| Reason::Malformed)
-        }
-        Place::Remote(tunnel) => encapsulate::encapsulate(sending, tunnel),
-        Place::Nobody => Err(Reason::NoEndpoint),
-        Place::Gateway => to_host(sending),
-        Place::Outside => {
-            if network.flags & INTERNAL != 0 {
-                return Err(Reason::Internal);
-            }
-            if packet.v6 && Packet::is_link_local(destination) {
-                return Err(Reason::NoEndpoint);
-            }
-            if maps::network_of(destination).is_some() {
-                return Err(Reason::Isolated);
-            }
-            to_host(sending)
+    let Sending { skb, vni, network, headers, .. } = *sending;
+    let mut key = maps::BlockLookup::new(
+        vni,
+        match next_hop(headers.destination_mac(), network.prefix6) {
+            NextHop::Address(address) => address,
+            NextHop::Destination => headers.destination(),
+        },
+    );
+    let mut endpoint = maps::endpoint(&key.data);
+    let mut block = None;
+    if endpoint.is_none() {
+        block = maps::block(&key);
+        let gateway = block.is_none_or(|block| block.kind == BlockKind::Gateway as u32);
+        if gateway && key.data.address != headers.destination() {
+            // Through the gateway, or through an address that is nobody's neighbour: the destination itself decides.
+            key.data.address = headers.destination();
+            endpoint = maps::endpoint(&key.data);
+            block = maps::block(&key);
         }
     }
+    if let Some(endpoint) = endpoint {
+        count(skb, vni, Reason::ForwardedLocal);
+        return skb.deliver(endpoint.ifindex, endpoint.mac).map_err(|_| Reason::Malformed);
+    }
+    if let Some(block) = block {
+        if block.kind == BlockKind::Remote as u32 {
+            return encapsulate::encapsulate(sending, &block.tunnel);
+        }
+        if block.kind != BlockKind::Gateway as u32 {
+            return Err(Reason::NoEndpoint);
+        }
+    } else {
+        if network.flags & INTERNAL != 0 {
+            return Err(Reason::Internal);
+        }
+        if headers.is_to_link_local() {
+            return Err(Reason::NoEndpoint);
+        }
+        if maps::network_of(headers.destination()).is_some() {
+            return Err(Reason::Isolated);
+        }
+    }
+    to_host(sending)
 }
 
 #[inline(always)]

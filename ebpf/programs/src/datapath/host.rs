@@ -1,27 +1,29 @@
 //! What the host sends to endpoints: its own packets, and replies to masqueraded ones.
 
-use mesh_ebpf::ethernet::{self, Ethernet};
-use mesh_ebpf::ip::Packet;
+use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{EndpointKey, Reason, Vni};
 
 use super::count::{count, dropped};
 use super::skb::Skb;
-use super::{Verdict, maps};
+use super::{Verdict, maps, receive};
 
 #[inline(always)]
 pub(super) fn host(skb: Skb) -> Verdict {
-    let packet = match parse(skb) {
-        Ok(packet) => packet,
-        Err(reason) => return dropped(skb, Vni::NONE, reason),
-    };
-    let Some(vni) = maps::network_of(packet.destination) else {
+    let mut headers = Headers::new();
+    if let Err(reason) = receive::read(skb, 0, &mut headers) {
+        return dropped(skb, Vni::NONE, reason);
+    }
+    if headers.is_multicast() {
+        return dropped(skb, Vni::NONE, Reason::Multicast);
+    }
+    let Some(vni) = maps::network_of(headers.destination()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
     // Isolation holds through the host too, whatever its routes and its firewall do.
-    if maps::network_of(packet.source).is_some_and(|source| source != vni) {
+    if maps::network_of(headers.source()).is_some_and(|source| source != vni) {
         return dropped(skb, vni, Reason::Isolated);
     }
-    let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: packet.destination }) else {
+    let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: headers.destination() }) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };
     count(skb, vni, Reason::FromHost);
@@ -29,25 +31,4 @@ pub(super) fn host(skb: Skb) -> Verdict {
         Ok(verdict) => verdict,
         Err(_) => dropped(skb, vni, Reason::Malformed),
     }
-}
-
-#[inline(always)]
-fn parse(skb: Skb) -> Result<Packet, Reason> {
-    let head: [u8; 34] = skb.load(0).map_err(|_| Reason::Malformed)?;
-    let (header, rest) = head.split_first_chunk::<14>().ok_or(Reason::Malformed)?;
-    let ethernet = Ethernet::parse(header);
-    let available = skb.length() - 14;
-    let packet = match ethernet.ethertype {
-        ethernet::IPV4 => {
-            let bytes = rest.first_chunk().ok_or(Reason::Malformed)?;
-            Packet::parse_v4(bytes, available, skb.is_gso())
-        }
-        ethernet::IPV6 => {
-            let bytes = skb.load(14).map_err(|_| Reason::Malformed)?;
-            Packet::parse_v6(&bytes, available, skb.is_gso())
-        }
-        _ => return Err(Reason::UnsupportedProtocol),
-    }
-    .map_err(|_| Reason::Malformed)?;
-    if packet.is_multicast() { Err(Reason::Multicast) } else { Ok(packet) }
 }

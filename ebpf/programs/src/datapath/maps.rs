@@ -1,6 +1,9 @@
 //! The maps. Sizes are the defaults; the loader may change them. Entries are allocated as they come.
 
+use core::ptr;
+
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
@@ -53,10 +56,27 @@ pub(super) fn endpoint(key: &EndpointKey) -> Option<&'static Endpoint> {
     unsafe { ENDPOINTS.get(key) }
 }
 
+/// The key that looks an address up in `BLOCKS`; its data looks the address up in `ENDPOINTS`. Laid out as the kernel
+/// wants it, and unlike [`Key`] aligned.
+#[repr(C)]
+pub(super) struct BlockLookup {
+    prefix_bits: u32,
+    pub(super) data: EndpointKey,
+}
+
+impl BlockLookup {
+    #[inline(always)]
+    pub(super) const fn new(vni: Vni, address: Address) -> Self {
+        Self { prefix_bits: 160, data: EndpointKey { vni, address } }
+    }
+}
+
 /// The most specific block that an address of a network is in.
 #[inline(always)]
-pub(super) fn block(key: &EndpointKey) -> Option<&'static Block> {
-    BLOCKS.get(Key::new(160, *key))
+pub(super) fn block(key: &BlockLookup) -> Option<&'static Block> {
+    let map = ptr::from_ref(&BLOCKS).cast_mut().cast();
+    // SAFETY: the key has the map's layout. The value lives until the program ends (RCU), and has the map's type.
+    unsafe { bpf_map_lookup_elem(map, ptr::from_ref(key).cast()).cast::<Block>().as_ref() }
 }
 
 /// The local network whose subnet an address is in.

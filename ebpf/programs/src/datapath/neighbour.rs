@@ -3,10 +3,8 @@
 //! The functions that build answers are calls, not inlined: their buffers are not on the stack of every other packet.
 //! They look up for themselves what the caller knows: references would be passed by value, and eBPF has five registers.
 
-use mesh_ebpf::ethernet::Ethernet;
-use mesh_ebpf::ip::Packet;
 use mesh_ebpf::{arp, ndp};
-use mesh_ebpf_types::{BlockKind, EndpointKey, Interface, Network, Reason, Vni, derived_mac};
+use mesh_ebpf_types::{Address, BlockKind, Interface, Network, Reason, Vni, derived_mac};
 
 use super::count::{count, dropped};
 use super::skb::Skb;
@@ -20,16 +18,16 @@ pub(super) fn answer_arp(skb: Skb) -> Verdict {
 
 #[inline(always)]
 fn arp_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<(), Reason> {
-    let frame = skb.load(0).map_err(|_| Reason::Malformed)?;
-    let request = arp::Request::parse(&frame).ok_or(Reason::Multicast)?;
+    let mut frame = arp::Request::new();
+    skb.read(0, &mut frame.bytes).map_err(|_| Reason::Malformed)?;
     // The asker's own address: an announcement, or the search for a conflict that must stay unanswered (RFC 5227).
-    if request.target == interface.ipv4 {
+    if !frame.is_request() || frame.target() == Address::from_v4(interface.ipv4) {
         return Err(Reason::Multicast);
     }
-    let address = request.address();
-    maps::block(&EndpointKey { vni: interface.vni, address }).ok_or(Reason::NoEndpoint)?;
-    let answer = request.answer(derived_mac(address, network.prefix6));
-    skb.store(0, &answer).map_err(|_| Reason::Malformed)
+    let target = frame.target();
+    maps::block(&maps::BlockLookup::new(interface.vni, target)).ok_or(Reason::NoEndpoint)?;
+    frame.answer(derived_mac(target, network.prefix6));
+    skb.store(0, &frame.bytes).map_err(|_| Reason::Malformed)
 }
 
 /// Answers a neighbour solicitation that stands right behind the IPv6 header. Other neighbour discovery is dropped.
@@ -56,19 +54,14 @@ fn answer(skb: Skb, make: impl FnOnce(Skb, &Interface, &Network) -> Result<(), R
 
 #[inline(always)]
 fn solicitation_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<(), Reason> {
-    let ethernet = Ethernet::parse(&skb.load(0).map_err(|_| Reason::Malformed)?);
-    let header = skb.load(14).map_err(|_| Reason::Malformed)?;
-    let packet = Packet::parse_v6(&header, skb.length() - 14, false).map_err(|_| Reason::Malformed)?;
-    let bytes = skb.load(54).map_err(|_| Reason::Malformed)?;
-    let solicitation = ndp::Solicitation::parse(ethernet.source, packet.source, packet.hop_limit, &bytes)
-        .ok_or(Reason::Multicast)?;
-    let address = solicitation.target;
-    if address == interface.ipv6 {
+    let mut frame = ndp::Solicitation::new();
+    skb.read_at::<{ ndp::SOLICITATION }>(0, &mut frame.bytes, 0).map_err(|_| Reason::Malformed)?;
+    if !frame.is_solicitation() || frame.target() == interface.ipv6 {
         return Err(Reason::Multicast);
     }
-    let block = maps::block(&EndpointKey { vni: interface.vni, address }).ok_or(Reason::Multicast)?;
-    let router = block.kind == BlockKind::Gateway as u32;
-    let answer = solicitation.answer(derived_mac(address, network.prefix6), router);
+    let target = frame.target();
+    let block = maps::block(&maps::BlockLookup::new(interface.vni, target)).ok_or(Reason::Multicast)?;
+    frame.answer(derived_mac(target, network.prefix6), block.kind == BlockKind::Gateway as u32);
     skb.resize(const { ndp::ANSWER as u32 }).map_err(|_| Reason::Malformed)?;
-    skb.store(0, &answer).map_err(|_| Reason::Malformed)
+    skb.store(0, &frame.bytes).map_err(|_| Reason::Malformed)
 }

@@ -1,11 +1,11 @@
 //! What the VXLAN device decapsulated.
 
-use mesh_ebpf_types::{Address, ENCRYPTED, Reason, Vni};
+use mesh_ebpf::headers::Headers;
+use mesh_ebpf_types::{Address, ENCRYPTED, Network, Reason, Vni};
 
 use super::count::{count, dropped};
-use super::receive::{Received, receiver};
 use super::skb::Skb;
-use super::{Verdict, maps};
+use super::{Verdict, maps, receive};
 
 #[inline(always)]
 pub(super) fn overlay(skb: Skb) -> Verdict {
@@ -19,13 +19,17 @@ pub(super) fn overlay(skb: Skb) -> Verdict {
     if network.flags & ENCRYPTED != 0 {
         return dropped(skb, vni, Reason::EncryptedInClear);
     }
-    let Received { endpoint, .. } = match receiver(skb, 0, vni, network) {
-        Ok(received) => received,
-        Err(reason) => return dropped(skb, vni, reason),
-    };
-    count(skb, vni, Reason::Received);
-    match skb.deliver(endpoint.ifindex, endpoint.mac) {
+    match deliver(skb, vni, network) {
         Ok(verdict) => verdict,
-        Err(_) => dropped(skb, vni, Reason::DecapsulationFailed),
+        Err(reason) => dropped(skb, vni, reason),
     }
+}
+
+#[inline(always)]
+fn deliver(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
+    let mut headers = Headers::new();
+    receive::read(skb, 0, &mut headers)?;
+    let endpoint = receive::receiver(&headers, vni, network)?;
+    count(skb, vni, Reason::Received);
+    skb.deliver(endpoint.ifindex, endpoint.mac).map_err(|_| Reason::DecapsulationFailed)
 }

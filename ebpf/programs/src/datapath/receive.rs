@@ -1,42 +1,34 @@
-//! A frame from another node: for whom it is.
+//! A frame from another node, or from the host.
 
-use mesh_ebpf::ethernet::{self, Ethernet};
-use mesh_ebpf::ip::Packet;
+use mesh_ebpf::headers::{Carries, Headers, V4, V6_REST};
 use mesh_ebpf_types::{Endpoint, EndpointKey, Network, NextHop, Reason, Vni, next_hop};
 
 use super::maps;
 use super::skb::Skb;
 
-/// A frame and its receiver.
-pub(super) struct Received {
-    pub(super) endpoint: &'static Endpoint,
-    pub(super) ethernet: Ethernet,
-    pub(super) packet: Packet,
+/// Reads the headers of the IP packet in the frame that starts at `offset`.
+#[inline(always)]
+pub(super) fn read(skb: Skb, offset: u32, headers: &mut Headers) -> Result<(), Reason> {
+    skb.read_at::<V4>(offset, &mut headers.bytes, 0).map_err(|_| Reason::Malformed)?;
+    let available = skb.length() - offset - 14;
+    match headers.carries() {
+        Carries::V4 => headers.check_v4(available, skb.is_gso()),
+        Carries::V6 => {
+            skb.read_at::<V6_REST>(offset + V4 as u32, &mut headers.bytes, V4)
+                .map_err(|_| Reason::Malformed)?;
+            headers.check_v6(available, skb.is_gso())
+        }
+        Carries::Arp | Carries::Other => return Err(Reason::UnsupportedProtocol),
+    }
+    .map_err(|_| Reason::Malformed)
 }
 
-/// Reads the frame that starts at `offset`, and finds the local endpoint that its destination MAC names.
+/// The local endpoint that the frame's destination MAC names.
 #[inline(always)]
-pub(super) fn receiver(skb: Skb, offset: u32, vni: Vni, network: &Network) -> Result<Received, Reason> {
-    let head: [u8; 34] = skb.load(offset).map_err(|_| Reason::Malformed)?;
-    let (header, rest) = head.split_first_chunk::<14>().ok_or(Reason::Malformed)?;
-    let ethernet = Ethernet::parse(header);
-    let available = skb.length() - offset - 14;
-    let packet = match ethernet.ethertype {
-        ethernet::IPV4 => {
-            let bytes = rest.first_chunk().ok_or(Reason::Malformed)?;
-            Packet::parse_v4(bytes, available, skb.is_gso())
-        }
-        ethernet::IPV6 => {
-            let bytes = skb.load(offset + 14).map_err(|_| Reason::Malformed)?;
-            Packet::parse_v6(&bytes, available, skb.is_gso())
-        }
-        _ => return Err(Reason::UnsupportedProtocol),
-    }
-    .map_err(|_| Reason::Malformed)?;
-    let address = match next_hop(ethernet.destination, network.prefix6) {
+pub(super) fn receiver(headers: &Headers, vni: Vni, network: &Network) -> Result<&'static Endpoint, Reason> {
+    let address = match next_hop(headers.destination_mac(), network.prefix6) {
         NextHop::Address(address) => address,
-        NextHop::Destination => packet.destination,
+        NextHop::Destination => headers.destination(),
     };
-    let endpoint = maps::endpoint(&EndpointKey { vni, address }).ok_or(Reason::NoEndpoint)?;
-    Ok(Received { endpoint, ethernet, packet })
+    maps::endpoint(&EndpointKey { vni, address }).ok_or(Reason::NoEndpoint)
 }

@@ -120,6 +120,27 @@ impl Skb {
         }
     }
 
+    /// Copies `N` bytes out of the frame into a part of a buffer.
+    #[inline(always)]
+    pub(super) fn read_at<const N: usize>(
+        self,
+        offset: u32,
+        buffer: &mut [u8],
+        start: usize,
+    ) -> Result<(), Refused> {
+        let part = buffer.get_mut(start..).and_then(|rest| rest.first_chunk_mut::<N>()).ok_or(Refused)?;
+        self.read(offset, part)
+    }
+
+    /// Copies `N` bytes out of the frame.
+    #[inline(always)]
+    pub(super) fn read<const N: usize>(self, offset: u32, bytes: &mut [u8; N]) -> Result<(), Refused> {
+        let length = const { N as u32 };
+        check(unsafe {
+            helpers::bpf_skb_load_bytes(self.0.cast(), offset, bytes.as_mut_ptr().cast(), length)
+        })
+    }
+
     /// Overwrites `N` bytes of the frame.
     #[inline(always)]
     pub(super) fn store<const N: usize>(self, offset: u32, bytes: &[u8; N]) -> Result<(), Refused> {

@@ -1,27 +1,33 @@
 //! VXLAN from other nodes.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use mesh_ebpf::ethernet::{self, Ethernet};
+use mesh_ebpf::headers::{Buffer, ETHERNET, Headers};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, ENCRYPTED, Encapsulation, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, Reason, Vni,
+    ALLOW_FORWARDING, Address, ENCRYPTED, Encapsulation, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, Reason,
+    Vni,
 };
 
 use super::count::{count, dropped};
-use super::receive::{Received, receiver};
 use super::skb::Skb;
-use super::{DROP, PASS, Verdict, maps};
+use super::{DROP, PASS, Verdict, maps, receive};
+
+const IPV4: u16 = 0x0800;
 
 #[inline(always)]
 pub(super) fn underlay(skb: Skb) -> Verdict {
-    if skb.ethertype() != ethernet::IPV4 || skb.has_vlan() || skb.is_for_another_host() {
+    if skb.ethertype() != IPV4 || skb.has_vlan() || skb.is_for_another_host() {
         return PASS;
     }
     let Some(config) = maps::config() else { return PASS };
     let Some(local) = config.local.to_v4() else { return PASS };
-    let Ok(frame) = skb.load::<OUTER>(0) else { return PASS };
-    let Some(outer) = Outer::parse(&frame, local, config.vxlan_port, skb.length(), skb.is_gso()) else {
+    let mut buffer = Buffer::<OUTER>::new();
+    let frame = &mut buffer.bytes;
+    if skb.read(0, frame).is_err() {
+        return PASS;
+    }
+    let Some(outer) = Outer::parse(frame, local, config.vxlan_port, skb.length(), skb.is_gso()) else {
         return PASS;
     };
     let sender = Address::from_v4(outer.source);
@@ -29,7 +35,7 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
     if outer.vni == PROBE_REQUEST_VNI {
-        return answer_probe(skb, &frame);
+        return answer_probe(skb, frame);
     }
     if outer.vni == PROBE_REPLY_VNI {
         // SAFETY: takes nothing, returns the time.
@@ -44,8 +50,8 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     if !outer.plain || config.encapsulation == Encapsulation::Device as u8 {
         return PASS;
     }
-    match receiver(skb, const { OUTER as u32 }, vni, network) {
-        Ok(received) => decapsulate(skb, vni, &received),
+    match decapsulate(skb, vni, network) {
+        Ok(verdict) => verdict,
         Err(reason) => dropped(skb, vni, reason),
     }
 }
@@ -56,21 +62,22 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
 /// them. UDP super-packets would be lost by them, and one that forwards might hand them to a network card: those go
 /// through the VXLAN device, which clears them. So does what the kernel refuses here: IPv6 before 6.3.
 #[inline(always)]
-fn decapsulate(skb: Skb, vni: Vni, received: &Received) -> Verdict {
-    let Received { endpoint, ethernet, packet } = received;
+fn decapsulate(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
+    let mut headers = Headers::new();
+    receive::read(skb, const { OUTER as u32 }, &mut headers)?;
+    let endpoint = receive::receiver(&headers, vni, network)?;
     let forwards = endpoint.flags & ALLOW_FORWARDING != 0;
-    if skb.is_gso() && (packet.next != ip::TCP || forwards) {
-        return PASS;
+    if skb.is_gso() && (headers.next() != ip::TCP || forwards) {
+        return Ok(PASS);
     }
-    if skb.shrink_outer(packet.v6).is_err() {
-        return PASS;
+    if skb.shrink_outer(headers.is_v6()).is_err() {
+        return Ok(PASS);
     }
-    let header = Ethernet { destination: endpoint.mac, ..*ethernet };
+    headers.set_mac(0, endpoint.mac);
+    let ethernet = headers.bytes.first_chunk::<ETHERNET>().ok_or(Reason::Malformed)?;
+    skb.store(0, ethernet).map_err(|_| Reason::DecapsulationFailed)?;
     count(skb, vni, Reason::Received);
-    match skb.store(0, &header.to_bytes()).and_then(|()| skb.deliver_as_is(endpoint.ifindex)) {
-        Ok(verdict) => verdict,
-        Err(_) => dropped(skb, vni, Reason::DecapsulationFailed),
-    }
+    skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
 /// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program records the answer.

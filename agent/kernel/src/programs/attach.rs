@@ -1,0 +1,75 @@
+//! Programs at devices: pinned tcx links, or filters of clsact where the kernel has no tcx.
+
+use std::io;
+use std::os::fd::AsFd;
+
+use aya::programs::SchedClassifier;
+use mesh_model::observed::Attachment;
+
+use super::bpffs::{self, Pins};
+use super::datapath::AttachMethod;
+use super::{ProgramsError, clsact, syscall};
+
+/// Attaches a program, or puts it in the place of the one that is there.
+pub(super) fn attach(
+    method: AttachMethod,
+    pins: &Pins,
+    attachment: Attachment,
+    program: &mut SchedClassifier,
+) -> Result<(), ProgramsError> {
+    let failed = failed("attach", attachment);
+    match method {
+        AttachMethod::Tcx => tcx_attach(pins, attachment, program).map_err(failed),
+        AttachMethod::Clsact => clsact::attach(pins, attachment, program).map_err(failed),
+    }
+}
+
+/// Detaches; what is not attached is no error.
+pub(super) fn detach(method: AttachMethod, pins: &Pins, attachment: Attachment) -> Result<(), ProgramsError> {
+    if method == AttachMethod::Clsact {
+        clsact::detach(attachment).map_err(failed("detach", attachment))?;
+    }
+    // The pin is a tcx link's last holder.
+    bpffs::remove(&pins.link(attachment))
+}
+
+/// Id of the program that is attached; `None` if none is, or the device is gone.
+pub(super) fn program(
+    method: AttachMethod,
+    pins: &Pins,
+    attachment: Attachment,
+) -> Result<Option<u32>, ProgramsError> {
+    let failed = failed("query", attachment);
+    match method {
+        AttachMethod::Tcx => Ok(tcx_link(pins, attachment).map_err(failed)?.map(|(_, program)| program)),
+        AttachMethod::Clsact => clsact::program(attachment).map_err(failed),
+    }
+}
+
+fn tcx_attach(pins: &Pins, attachment: Attachment, program: &SchedClassifier) -> io::Result<()> {
+    let program = super::datapath::descriptor(program).map_err(io::Error::other)?;
+    if let Some((link, _)) = tcx_link(pins, attachment)? {
+        return syscall::link_update(link.as_fd(), program);
+    }
+    let path = pins.link(attachment);
+    bpffs::remove(&path).map_err(io::Error::other)?;
+    let link = syscall::tcx_attach(program, attachment.ifindex)?;
+    syscall::pin(link.as_fd(), &path)
+}
+
+/// The pinned link and its program's id, if it is attached to the device.
+fn tcx_link(pins: &Pins, attachment: Attachment) -> io::Result<Option<(std::os::fd::OwnedFd, u32)>> {
+    let link = match syscall::open_pin(&pins.link(attachment)) {
+        Ok(link) => link,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    // A pin of something else (a program: an earlier process had no tcx) counts as none.
+    let Ok(Some(info)) = syscall::tcx_info(link.as_fd()) else { return Ok(None) };
+    Ok((info.ifindex == attachment.ifindex).then_some((link, info.program)))
+}
+
+fn failed(action: &'static str, attachment: Attachment) -> impl Fn(io::Error) -> ProgramsError {
+    let Attachment { ifindex, kind } = attachment;
+    move |source| ProgramsError::Attach { action, kind, ifindex, source }
+}

@@ -1,0 +1,161 @@
+//! The bpf file system and the pins of one instance in it.
+//!
+//! ```text
+//! <dir>/v<SCHEMA>/maps/<MAP>              programs and maps of one schema
+//! <dir>/v<SCHEMA>/programs/<program>
+//! <dir>/links/<program>-<ifindex>         attachments, whatever schema their programs are of
+//! ```
+//!
+//! Names have no dots: bpffs refuses those, and interface names may have them.
+
+use std::ffi::OsString;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use mesh_ebpf_types::{ProgramKind, SCHEMA};
+use mesh_model::observed::Attachment;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statfs::statfs;
+
+use super::ProgramsError;
+
+const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
+const MOUNT_POINT: &str = "/sys/fs/bpf";
+
+/// Makes sure that `dir` is on a bpf file system, mounting one at `/sys/fs/bpf` if nothing is there.
+pub fn ensure_bpffs(dir: &Path) -> Result<(), ProgramsError> {
+    let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
+    let refused = |source| ProgramsError::Mount { path: dir.to_owned(), source };
+    if is_bpffs(existing).map_err(refused)? {
+        return Ok(());
+    }
+    if !dir.starts_with(MOUNT_POINT) {
+        return Err(refused(io::Error::other(format!(
+            "it is not below {MOUNT_POINT}, and no bpffs is mounted there"
+        ))));
+    }
+    mount(Some("bpf"), MOUNT_POINT, Some("bpf"), MsFlags::empty(), Some("mode=0700"))
+        .map_err(|errno| refused(errno.into()))
+}
+
+fn is_bpffs(path: &Path) -> io::Result<bool> {
+    Ok(statfs(path)?.filesystem_type().0 == BPF_FS_MAGIC)
+}
+
+/// Where an instance pins.
+#[derive(Debug, Clone)]
+pub(super) struct Pins {
+    root: PathBuf,
+}
+
+impl Pins {
+    pub(super) const fn new(root: PathBuf) -> Self {
+        Self { root }
+    }
+
+    fn version(&self) -> PathBuf {
+        self.root.join(format!("v{SCHEMA}"))
+    }
+
+    pub(super) fn maps(&self) -> PathBuf {
+        self.version().join("maps")
+    }
+
+    pub(super) fn map(&self, name: &str) -> PathBuf {
+        self.maps().join(name)
+    }
+
+    pub(super) fn program(&self, kind: ProgramKind) -> PathBuf {
+        self.version().join("programs").join(kind.name())
+    }
+
+    pub(super) fn link(&self, attachment: Attachment) -> PathBuf {
+        self.root.join("links").join(format!("{}-{}", attachment.kind.name(), attachment.ifindex))
+    }
+
+    /// Makes the folders.
+    pub(super) fn create(&self) -> Result<(), ProgramsError> {
+        ensure_bpffs(&self.root)?;
+        for path in [self.maps(), self.version().join("programs"), self.root.join("links")] {
+            fs::create_dir_all(&path).map_err(|source| ProgramsError::Pin {
+                action: "create",
+                path,
+                source,
+            })?;
+        }
+        Ok(())
+    }
+
+    /// The attachments that are pinned.
+    pub(super) fn links(&self) -> Result<Vec<Attachment>, ProgramsError> {
+        let names = names(&self.root.join("links"))?;
+        Ok(names.iter().filter_map(|name| parse_link(name.to_str()?)).collect())
+    }
+
+    /// Folders of schemas, this one's among them.
+    fn versions(&self) -> Result<Vec<PathBuf>, ProgramsError> {
+        let names = names(&self.root)?;
+        let is_version = |name: &OsString| {
+            name.to_str()
+                .and_then(|name| name.strip_prefix('v'))
+                .is_some_and(|rest| rest.parse::<u32>().is_ok())
+        };
+        Ok(names.into_iter().filter(is_version).map(|name| self.root.join(name)).collect())
+    }
+
+    /// Whether anything is pinned.
+    pub(super) fn any(&self) -> Result<bool, ProgramsError> {
+        Ok(!self.versions()?.is_empty() || !names(&self.root.join("links"))?.is_empty())
+    }
+
+    /// Removes programs and maps of other schemas. What is attached of them works on: links hold their programs, and
+    /// programs their maps.
+    pub(super) fn remove_other_versions(&self) -> Result<(), ProgramsError> {
+        let current = self.version();
+        self.versions()?.into_iter().filter(|path| *path != current).try_for_each(|path| remove(&path))
+    }
+
+    /// Removes programs and maps of this schema.
+    pub(super) fn remove_version(&self) -> Result<(), ProgramsError> {
+        remove(&self.version())
+    }
+
+    /// Removes everything, the instance's folder included.
+    pub(super) fn remove_all(&self) -> Result<(), ProgramsError> {
+        remove(&self.root)
+    }
+}
+
+/// Removes a pin or a folder of pins; one that is not there is no error.
+pub(super) fn remove(path: &Path) -> Result<(), ProgramsError> {
+    let removed = match fs::symlink_metadata(path) {
+        Ok(metadata) if metadata.is_dir() => fs::remove_dir_all(path),
+        Ok(_) => fs::remove_file(path),
+        Err(error) => Err(error),
+    };
+    match removed {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(ProgramsError::Pin { action: "remove", path: path.to_owned(), source: error })
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The names in a folder; none if there is no such folder.
+fn names(path: &Path) -> Result<Vec<OsString>, ProgramsError> {
+    let unreadable = |source| ProgramsError::Pin { action: "read", path: path.to_owned(), source };
+    match fs::read_dir(path) {
+        Ok(entries) => {
+            entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<_>>().map_err(unreadable)
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Vec::new()),
+        Err(error) => Err(unreadable(error)),
+    }
+}
+
+fn parse_link(name: &str) -> Option<Attachment> {
+    let (program, ifindex) = name.split_once('-')?;
+    let kind = ProgramKind::ALL.into_iter().find(|kind| kind.name() == program)?;
+    Some(Attachment { ifindex: ifindex.parse().ok()?, kind })
+}

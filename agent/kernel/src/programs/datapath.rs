@@ -1,0 +1,275 @@
+//! The kernel itself: loads, pins and adopts programs and maps, and attaches programs to devices.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use aya::EbpfLoader;
+use aya::programs::{ProgramError, SchedClassifier};
+use aya::util::KernelVersion;
+use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, Vni};
+use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
+
+use super::bpffs::{self, Pins};
+use super::maps::{self, Maps};
+use super::{Counters, Programs, ProgramsError, attach};
+
+/// The programs, as the build script made them.
+static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
+
+/// How programs are attached to devices.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AttachMethod {
+    /// tcx links (Linux 6.6): pinned, replaced atomically, side by side with others' programs.
+    Tcx,
+    /// Filters of a clsact queueing discipline.
+    Clsact,
+}
+
+impl AttachMethod {
+    /// The best that the running kernel has.
+    pub fn of_kernel() -> Self {
+        if KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)) {
+            Self::Tcx
+        } else {
+            Self::Clsact
+        }
+    }
+}
+
+/// How many entries the maps may have. Memory is taken as entries come, but for hash buckets: 16 bytes for each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MapSizes {
+    /// Networks that have endpoints on this node.
+    pub networks: u32,
+    /// Endpoints on this node. Each may have an address of either family.
+    pub endpoints: u32,
+    /// Subnets, gateways and leases of those networks.
+    pub blocks: u32,
+    /// Nodes of the cluster.
+    pub nodes: u32,
+}
+
+impl Default for MapSizes {
+    fn default() -> Self {
+        Self { networks: 2048, endpoints: 4096, blocks: 131_072, nodes: 4096 }
+    }
+}
+
+/// What a [`Datapath`] is made with.
+#[derive(Debug, Clone)]
+pub struct Options {
+    /// The instance's own folder on bpffs. No other instance may use it.
+    pub bpffs_dir: PathBuf,
+    /// Sizes of maps that are made; adopted ones keep theirs.
+    pub sizes: MapSizes,
+    /// How to attach.
+    pub method: AttachMethod,
+}
+
+impl Options {
+    /// Default sizes, and the best method of the running kernel.
+    pub fn new(bpffs_dir: impl Into<PathBuf>) -> Self {
+        Self { bpffs_dir: bpffs_dir.into(), sizes: MapSizes::default(), method: AttachMethod::of_kernel() }
+    }
+}
+
+#[derive(Debug)]
+struct Loaded {
+    programs: BTreeMap<ProgramKind, LoadedProgram>,
+    maps: Maps,
+}
+
+#[derive(Debug)]
+struct LoadedProgram {
+    id: u32,
+    program: SchedClassifier,
+}
+
+/// [`Programs`] in the kernel. Dropping it changes nothing there.
+#[derive(Debug)]
+pub struct Datapath {
+    pins: Pins,
+    sizes: MapSizes,
+    method: AttachMethod,
+    loaded: Option<Loaded>,
+}
+
+impl Datapath {
+    /// Touches nothing yet.
+    pub fn new(options: Options) -> Self {
+        let Options { bpffs_dir, sizes, method } = options;
+        Self { pins: Pins::new(bpffs_dir), sizes, method, loaded: None }
+    }
+
+    /// How programs are attached.
+    pub const fn method(&self) -> AttachMethod {
+        self.method
+    }
+
+    /// A loaded program, to run it on crafted packets (`BPF_PROG_TEST_RUN`).
+    pub fn program(&self, kind: ProgramKind) -> Option<&SchedClassifier> {
+        self.loaded.as_ref().and_then(|loaded| loaded.programs.get(&kind)).map(|loaded| &loaded.program)
+    }
+
+    fn loaded(&mut self) -> Result<&mut Loaded, ProgramsError> {
+        self.loaded.as_mut().ok_or(ProgramsError::NotLoaded)
+    }
+
+    fn pin_programs(&self) -> Result<BTreeMap<ProgramKind, LoadedProgram>, ProgramsError> {
+        let MapSizes { networks, endpoints, blocks, nodes } = self.sizes;
+        let mut object = EbpfLoader::new()
+            .btf(None)
+            .default_map_pin_directory(self.pins.maps())
+            .map_max_entries(maps::NETWORKS, networks)
+            .map_max_entries(maps::INTERFACES, endpoints)
+            .map_max_entries(maps::ENDPOINTS, endpoints * 2)
+            .map_max_entries(maps::BLOCKS, blocks)
+            .map_max_entries(maps::HOST_ROUTES, networks * 4)
+            .map_max_entries(maps::MEMBERS, nodes)
+            .map_max_entries(maps::PROBES, nodes)
+            .load(OBJECT)
+            .map_err(|source| ProgramsError::Load(Box::new(source)))?;
+        let mut programs = BTreeMap::new();
+        for kind in ProgramKind::ALL {
+            let name = kind.name();
+            let missing = ProgramsError::Missing { name };
+            let program: &mut SchedClassifier = match object.program_mut(name).map(TryInto::try_into) {
+                Some(Ok(program)) => program,
+                _ => return Err(missing),
+            };
+            let refused =
+                |source: ProgramError| ProgramsError::Program { program: name, source: Box::new(source) };
+            program.load().map_err(refused)?;
+            self.pin_program(kind, program)?;
+            // The pin's own handle: it outlives the object, which holds the parsed file.
+            let program = SchedClassifier::from_pin(self.pins.program(kind)).map_err(refused)?;
+            let id = program.info().map_err(refused)?.id();
+            programs.insert(kind, LoadedProgram { id, program });
+        }
+        Ok(programs)
+    }
+
+    /// Puts a program's pin in the place of an earlier one's.
+    fn pin_program(&self, kind: ProgramKind, program: &mut SchedClassifier) -> Result<(), ProgramsError> {
+        let path = self.pins.program(kind);
+        let beside = path.with_file_name(format!("{}-new", kind.name()));
+        bpffs::remove(&beside)?;
+        let refused =
+            |source: ProgramError| ProgramsError::Program { program: kind.name(), source: Box::new(source) };
+        let fd = program.fd().map_err(refused)?.as_fd();
+        super::syscall::pin(fd, &beside)
+            .and_then(|()| std::fs::rename(&beside, &path))
+            .map_err(|source| ProgramsError::Pin { action: "create", path, source })
+    }
+
+    fn attached(&self, attachment: Attachment) -> Result<Option<AttachedProgram>, ProgramsError> {
+        let program = attach::program(self.method, &self.pins, attachment)?;
+        let current =
+            self.loaded.as_ref().and_then(|loaded| loaded.programs.get(&attachment.kind)).map(|p| p.id);
+        Ok(program.map(
+            |id| {
+                if Some(id) == current { AttachedProgram::Current } else { AttachedProgram::Earlier }
+            },
+        ))
+    }
+}
+
+impl Programs for Datapath {
+    fn observe(&mut self) -> Result<ObservedPrograms, ProgramsError> {
+        if !self.pins.any()? {
+            self.loaded = None;
+            return Ok(ObservedPrograms::default());
+        }
+        // Pins that somebody removed make the next pass load again.
+        if ProgramKind::ALL.iter().any(|kind| !self.pins.program(*kind).exists()) {
+            self.loaded = None;
+        }
+        let mut attachments = BTreeMap::new();
+        for attachment in self.pins.links()? {
+            match self.attached(attachment)? {
+                Some(program) => drop(attachments.insert(attachment, program)),
+                None => bpffs::remove(&self.pins.link(attachment))?,
+            }
+        }
+        let (pins, entries) = match &self.loaded {
+            Some(loaded) => (PinState::Current, loaded.maps.entries()?),
+            None if maps::layouts_match(&self.pins) => (
+                PinState::Earlier,
+                Maps::open(&self.pins).and_then(|maps| maps.entries()).unwrap_or_default(),
+            ),
+            None => (PinState::Earlier, BTreeMap::new()),
+        };
+        Ok(ObservedPrograms { pins, attachments, entries })
+    }
+
+    fn load(&mut self) -> Result<(), ProgramsError> {
+        // Kernels before 5.11 count eBPF memory against this limit; later ones do not, and may forbid raising it.
+        let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        if !maps::layouts_match(&self.pins) {
+            self.pins.remove_version()?;
+        }
+        self.pins.create()?;
+        let programs = self.pin_programs()?;
+        let maps = Maps::open(&self.pins)?;
+        self.pins.remove_other_versions()?;
+        self.loaded = Some(Loaded { programs, maps });
+        Ok(())
+    }
+
+    fn unload(&mut self) -> Result<(), ProgramsError> {
+        self.loaded = None;
+        let mut results = Vec::new();
+        match self.pins.links() {
+            Ok(links) => {
+                results.extend(links.into_iter().map(|link| attach::detach(self.method, &self.pins, link)));
+            }
+            Err(error) => results.push(Err(error)),
+        }
+        results.push(self.pins.remove_all());
+        results.into_iter().collect()
+    }
+
+    fn put(&mut self, entry: &MapEntry) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.put(entry)
+    }
+
+    fn delete(&mut self, key: &MapKey) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.delete(key)
+    }
+
+    fn attach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
+        let loaded = self.loaded.as_mut().ok_or(ProgramsError::NotLoaded)?;
+        let name = attachment.kind.name();
+        let program =
+            &mut loaded.programs.get_mut(&attachment.kind).ok_or(ProgramsError::Missing { name })?.program;
+        attach::attach(self.method, &self.pins, attachment, program)
+    }
+
+    fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
+        attach::detach(self.method, &self.pins, attachment)
+    }
+
+    fn counters(&mut self) -> Result<Counters, ProgramsError> {
+        self.loaded()?.maps.counters()
+    }
+
+    fn forget_counters(&mut self, vni: Vni) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.forget_counters(vni)
+    }
+
+    fn probe_replies(&mut self) -> Result<BTreeMap<Address, Duration>, ProgramsError> {
+        self.loaded()?.maps.probe_replies()
+    }
+
+    fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.retain_probe_replies(members)
+    }
+}
+
+/// A program's descriptor.
+pub(super) fn descriptor(program: &SchedClassifier) -> Result<BorrowedFd<'_>, ProgramError> {
+    Ok(program.fd()?.as_fd())
+}

@@ -1,0 +1,249 @@
+//! The maps, opened from their pins.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+use std::time::Duration;
+
+use aya::maps::lpm_trie::Key;
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuHashMap};
+use mesh_ebpf_types::{
+    Address, Block, BlockKey, Config, Counter, CounterKey, Endpoint, EndpointKey, HostRouteKey, Interface,
+    MapEntry, MapKey, Member, Network, Reason, Vni,
+};
+use nix::libc;
+
+use super::bpffs::Pins;
+use super::{Counters, ProgramsError};
+
+/// The VNI's bits in the key of `BLOCKS`.
+const VNI_BITS: u32 = 32;
+
+/// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
+const LAYOUTS: [(&str, MapType, usize, usize); 10] = [
+    (CONFIG, MapType::Array, 4, size_of::<Config>()),
+    (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
+    (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
+    (ENDPOINTS, MapType::Hash, size_of::<EndpointKey>(), size_of::<Endpoint>()),
+    (BLOCKS, MapType::LpmTrie, 4 + size_of::<EndpointKey>(), size_of::<Block>()),
+    (HOST_ROUTES, MapType::LpmTrie, 4 + size_of::<Address>(), size_of::<Vni>()),
+    (MEMBERS, MapType::Hash, size_of::<Address>(), size_of::<Member>()),
+    (COUNTERS, MapType::PerCpuHash, size_of::<CounterKey>(), size_of::<Counter>()),
+    (PROBES, MapType::Hash, size_of::<Address>(), 8),
+    (EVENTS, MapType::RingBuf, 0, 0),
+];
+
+pub(super) const CONFIG: &str = "CONFIG";
+pub(super) const NETWORKS: &str = "NETWORKS";
+pub(super) const INTERFACES: &str = "INTERFACES";
+pub(super) const ENDPOINTS: &str = "ENDPOINTS";
+pub(super) const BLOCKS: &str = "BLOCKS";
+pub(super) const HOST_ROUTES: &str = "HOST_ROUTES";
+pub(super) const MEMBERS: &str = "MEMBERS";
+pub(super) const COUNTERS: &str = "COUNTERS";
+pub(super) const PROBES: &str = "PROBES";
+pub(super) const EVENTS: &str = "EVENTS";
+
+/// Whether the pinned maps, as far as there are any, have the layouts of this schema.
+pub(super) fn layouts_match(pins: &Pins) -> bool {
+    LAYOUTS.iter().all(|(name, map_type, key, value)| {
+        let path = pins.map(name);
+        if !path.exists() {
+            return true;
+        }
+        let Ok(info) = MapData::from_pin(path).and_then(|map| map.info()) else { return false };
+        info.map_type().is_ok_and(|found| found == *map_type)
+            && info.key_size() as usize == *key
+            && info.value_size() as usize == *value
+    })
+}
+
+/// All maps that user space reads or writes.
+pub(super) struct Maps {
+    config: Array<MapData, Config>,
+    networks: HashMap<MapData, Vni, Network>,
+    interfaces: HashMap<MapData, u32, Interface>,
+    endpoints: HashMap<MapData, EndpointKey, Endpoint>,
+    blocks: LpmTrie<MapData, EndpointKey, Block>,
+    host_routes: LpmTrie<MapData, Address, Vni>,
+    members: HashMap<MapData, Address, Member>,
+    counters: PerCpuHashMap<MapData, CounterKey, Counter>,
+    probes: HashMap<MapData, Address, u64>,
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maps").finish_non_exhaustive()
+    }
+}
+
+impl Maps {
+    /// Opens the pinned maps.
+    pub(super) fn open(pins: &Pins) -> Result<Self, ProgramsError> {
+        Ok(Self {
+            config: open(pins, CONFIG, Map::Array)?,
+            networks: open(pins, NETWORKS, Map::HashMap)?,
+            interfaces: open(pins, INTERFACES, Map::HashMap)?,
+            endpoints: open(pins, ENDPOINTS, Map::HashMap)?,
+            blocks: open(pins, BLOCKS, Map::LpmTrie)?,
+            host_routes: open(pins, HOST_ROUTES, Map::LpmTrie)?,
+            members: open(pins, MEMBERS, Map::HashMap)?,
+            counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
+            probes: open(pins, PROBES, Map::HashMap)?,
+        })
+    }
+
+    /// Every entry of the maps that user space fills.
+    pub(super) fn entries(&self) -> Result<BTreeMap<MapKey, MapEntry>, ProgramsError> {
+        let mut entries = Vec::new();
+        let config = self.config.get(&0, 0).map_err(failed("read", CONFIG))?;
+        if config != Config::default() {
+            entries.push(MapEntry::Config(config));
+        }
+        dump(NETWORKS, self.networks.iter(), |key, value| entries.push(MapEntry::Network(key, value)))?;
+        dump(INTERFACES, self.interfaces.iter(), |key, value| entries.push(MapEntry::Interface(key, value)))?;
+        dump(ENDPOINTS, self.endpoints.iter(), |key, value| entries.push(MapEntry::Endpoint(key, value)))?;
+        dump(BLOCKS, self.blocks.iter(), |key, value| {
+            let EndpointKey { vni, address } = key.data();
+            let prefix_bits = bits(key.prefix_len() - VNI_BITS);
+            entries.push(MapEntry::Block(BlockKey { vni, prefix_bits, address }, value));
+        })?;
+        dump(HOST_ROUTES, self.host_routes.iter(), |key, vni| {
+            let key = HostRouteKey { prefix_bits: bits(key.prefix_len()), address: key.data() };
+            entries.push(MapEntry::HostRoute(key, vni));
+        })?;
+        dump(MEMBERS, self.members.iter(), |key, value| entries.push(MapEntry::Member(key, value)))?;
+        Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
+    }
+
+    /// Writes an entry, new or not.
+    pub(super) fn put(&mut self, entry: &MapEntry) -> Result<(), ProgramsError> {
+        let (map, written) = match *entry {
+            MapEntry::Config(config) => (CONFIG, self.config.set(0, config, 0)),
+            MapEntry::Network(key, value) => (NETWORKS, self.networks.insert(key, value, 0)),
+            MapEntry::Interface(key, value) => (INTERFACES, self.interfaces.insert(key, value, 0)),
+            MapEntry::Endpoint(key, value) => (ENDPOINTS, self.endpoints.insert(key, value, 0)),
+            MapEntry::Block(key, value) => (BLOCKS, self.blocks.insert(&block_key(key), value, 0)),
+            MapEntry::HostRoute(key, vni) => (HOST_ROUTES, self.host_routes.insert(&route_key(key), vni, 0)),
+            MapEntry::Member(key, value) => (MEMBERS, self.members.insert(key, value, 0)),
+        };
+        written.map_err(|error| {
+            if is_errno(&error, &[libc::E2BIG, libc::ENOSPC]) {
+                ProgramsError::MapFull { map, key: entry.key() }
+            } else {
+                failed("write", map)(error)
+            }
+        })
+    }
+
+    /// Removes an entry; one that is not there is no error.
+    pub(super) fn delete(&mut self, key: &MapKey) -> Result<(), ProgramsError> {
+        let (map, deleted) = match *key {
+            MapKey::Config => (CONFIG, self.config.set(0, Config::default(), 0)),
+            MapKey::Network(key) => (NETWORKS, self.networks.remove(&key)),
+            MapKey::Interface(key) => (INTERFACES, self.interfaces.remove(&key)),
+            MapKey::Endpoint(key) => (ENDPOINTS, self.endpoints.remove(&key)),
+            MapKey::Block(key) => (BLOCKS, self.blocks.remove(&block_key(key))),
+            MapKey::HostRoute(key) => (HOST_ROUTES, self.host_routes.remove(&route_key(key))),
+            MapKey::Member(key) => (MEMBERS, self.members.remove(&key)),
+        };
+        ignore_absent(deleted).map_err(failed("delete from", map))
+    }
+
+    /// The counters, summed over CPUs.
+    pub(super) fn counters(&self) -> Result<Counters, ProgramsError> {
+        let mut counters = Counters::new();
+        dump(COUNTERS, self.counters.iter(), |CounterKey { vni, reason }, values| {
+            let Some(reason) = Reason::from_number(reason) else { return };
+            let sum: &mut Counter = counters.entry((vni, reason)).or_default();
+            *sum = Counter::default();
+            for value in values.iter() {
+                sum.packets += value.packets;
+                sum.bytes += value.bytes;
+            }
+        })?;
+        Ok(counters)
+    }
+
+    /// Removes a network's counters.
+    pub(super) fn forget_counters(&mut self, vni: Vni) -> Result<(), ProgramsError> {
+        for reason in Reason::ALL {
+            let key = CounterKey { vni, reason: *reason as u32 };
+            ignore_absent(self.counters.remove(&key)).map_err(failed("delete from", COUNTERS))?;
+        }
+        Ok(())
+    }
+
+    /// When each member last answered a probe.
+    pub(super) fn probe_replies(&self) -> Result<BTreeMap<Address, Duration>, ProgramsError> {
+        let mut replies = BTreeMap::new();
+        dump(PROBES, self.probes.iter(), |member, time| {
+            replies.insert(member, Duration::from_nanos(time));
+        })?;
+        Ok(replies)
+    }
+
+    /// Removes the replies of all but these members.
+    pub(super) fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {
+        for member in self.probe_replies()?.keys().filter(|member| !members.contains(member)) {
+            ignore_absent(self.probes.remove(member)).map_err(failed("delete from", PROBES))?;
+        }
+        Ok(())
+    }
+}
+
+fn open<T: TryFrom<Map, Error = MapError>>(
+    pins: &Pins,
+    name: &'static str,
+    wrap: fn(MapData) -> Map,
+) -> Result<T, ProgramsError> {
+    MapData::from_pin(pins.map(name)).and_then(|data| wrap(data).try_into()).map_err(failed("open", name))
+}
+
+/// Reads a whole map. Entries that vanish meanwhile are left out.
+fn dump<K, V>(
+    map: &'static str,
+    iterator: impl Iterator<Item = Result<(K, V), MapError>>,
+    mut take: impl FnMut(K, V),
+) -> Result<(), ProgramsError> {
+    for item in iterator {
+        match item {
+            Ok((key, value)) => take(key, value),
+            Err(error) if is_absent(&error) => {}
+            Err(error) => return Err(failed("read", map)(error)),
+        }
+    }
+    Ok(())
+}
+
+fn block_key(BlockKey { vni, prefix_bits, address }: BlockKey) -> Key<EndpointKey> {
+    Key::new(VNI_BITS + u32::from(prefix_bits), EndpointKey { vni, address })
+}
+
+fn route_key(HostRouteKey { prefix_bits, address }: HostRouteKey) -> Key<Address> {
+    Key::new(prefix_bits.into(), address)
+}
+
+/// A prefix length that came out of a map, whose key has at most 128 bits of address.
+fn bits(length: u32) -> u8 {
+    u8::try_from(length).unwrap_or(u8::MAX)
+}
+
+fn failed(action: &'static str, map: &'static str) -> impl Fn(MapError) -> ProgramsError {
+    move |source| ProgramsError::Map { action, map, source: Box::new(source) }
+}
+
+fn ignore_absent(result: Result<(), MapError>) -> Result<(), MapError> {
+    match result {
+        Err(error) if is_absent(&error) => Ok(()),
+        result => result,
+    }
+}
+
+fn is_absent(error: &MapError) -> bool {
+    matches!(error, MapError::KeyNotFound | MapError::ElementNotFound) || is_errno(error, &[libc::ENOENT])
+}
+
+fn is_errno(error: &MapError, numbers: &[i32]) -> bool {
+    let MapError::SyscallError(error) = error else { return false };
+    error.io_error.raw_os_error().is_some_and(|errno| numbers.contains(&errno))
+}

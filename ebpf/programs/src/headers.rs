@@ -1,0 +1,225 @@
+//! The headers at the start of a frame: Ethernet, and IPv4 or IPv6 as far as forwarding needs them.
+//!
+//! Fields are read where they stand: eBPF has a stack of 512 bytes and no room for copies.
+
+use mesh_ebpf_types::{Address, Mac};
+
+/// Length of an Ethernet header without VLAN tag.
+pub const ETHERNET: usize = 14;
+/// Ethernet header and IPv4 header without options.
+pub const V4: usize = ETHERNET + 20;
+/// What an IPv6 header is longer.
+pub const V6_REST: usize = 20;
+/// Ethernet header and IPv6 header.
+pub const V6: usize = V4 + V6_REST;
+
+/// What a frame carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Carries {
+    /// IPv4.
+    V4,
+    /// ARP.
+    Arp,
+    /// IPv6.
+    V6,
+    /// Something else, a VLAN tag perhaps.
+    Other,
+}
+
+/// The header contradicts itself or the frame that it is in.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
+
+/// Bytes of a frame. Aligned so that what stands behind the Ethernet header is aligned to 16 bytes: eBPF reads words
+/// only where it knows them to be aligned.
+#[repr(C, align(16))]
+pub struct Buffer<const N: usize> {
+    padding: [u8; 2],
+    /// The bytes.
+    pub bytes: [u8; N],
+}
+
+impl<const N: usize> Buffer<N> {
+    /// Zeroes.
+    #[inline(always)]
+    pub const fn new() -> Self {
+        Self { padding: [0; 2], bytes: [0; N] }
+    }
+
+    /// Two bytes.
+    #[inline(always)]
+    pub const fn half(&self, offset: usize) -> [u8; 2] {
+        [self.bytes[offset], self.bytes[offset + 1]]
+    }
+
+    /// Four bytes.
+    #[inline(always)]
+    pub const fn word(&self, offset: usize) -> [u8; 4] {
+        [self.bytes[offset], self.bytes[offset + 1], self.bytes[offset + 2], self.bytes[offset + 3]]
+    }
+
+    /// Overwrites four bytes.
+    #[inline(always)]
+    pub const fn set_word(&mut self, offset: usize, [a, b, c, d]: [u8; 4]) {
+        self.bytes[offset] = a;
+        self.bytes[offset + 1] = b;
+        self.bytes[offset + 2] = c;
+        self.bytes[offset + 3] = d;
+    }
+
+    /// A MAC.
+    #[inline(always)]
+    pub const fn mac(&self, offset: usize) -> Mac {
+        let ([m0, m1, m2, m3], [m4, m5]) = (self.word(offset), self.half(offset + 4));
+        Mac([m0, m1, m2, m3, m4, m5])
+    }
+
+    /// Overwrites a MAC.
+    #[inline(always)]
+    pub const fn set_mac(&mut self, offset: usize, Mac([m0, m1, m2, m3, m4, m5]): Mac) {
+        self.set_word(offset, [m0, m1, m2, m3]);
+        self.bytes[offset + 4] = m4;
+        self.bytes[offset + 5] = m5;
+    }
+
+    /// An address of 16 bytes.
+    #[inline(always)]
+    pub const fn address(&self, offset: usize) -> Address {
+        let mut address = [0; 16];
+        let mut i = 0;
+        while i < 16 {
+            address[i] = self.bytes[offset + i];
+            i += 1;
+        }
+        Address(address)
+    }
+}
+
+impl<const N: usize> Default for Buffer<N> {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// The first bytes of a frame. [`V4`] of them have been read; for IPv6, [`V6`].
+pub type Headers = Buffer<V6>;
+
+impl Headers {
+    /// What the frame carries.
+    #[inline(always)]
+    pub const fn carries(&self) -> Carries {
+        match u16::from_be_bytes(self.half(12)) {
+            0x0800 => Carries::V4,
+            0x0806 => Carries::Arp,
+            0x86dd => Carries::V6,
+            _ => Carries::Other,
+        }
+    }
+
+    /// Whether the frame carries IPv6. (Of IPv4 and IPv6: what else it may carry has been sorted out.)
+    #[inline(always)]
+    pub const fn is_v6(&self) -> bool {
+        matches!(self.carries(), Carries::V6)
+    }
+
+    /// The frame's destination.
+    #[inline(always)]
+    pub const fn destination_mac(&self) -> Mac {
+        self.mac(0)
+    }
+
+    /// The frame's source.
+    #[inline(always)]
+    pub const fn source_mac(&self) -> Mac {
+        self.mac(6)
+    }
+
+    /// Checks an IPv4 header. `available` is how many bytes the frame holds from the header's start; super-packets
+    /// (`gso`) may be longer than the header can say.
+    #[inline(always)]
+    pub const fn check_v4(&self, available: u32, gso: bool) -> Result<(), Malformed> {
+        let header = self.v4_header_length();
+        let total = u16::from_be_bytes(self.half(16)) as u32;
+        let sound = self.bytes[14] >> 4 == 4
+            && header >= 20
+            && header <= available
+            && (gso || (total >= header && total <= available));
+        if sound { Ok(()) } else { Err(Malformed) }
+    }
+
+    /// Checks an IPv6 header; parameters as in [`Headers::check_v4`].
+    #[inline(always)]
+    pub const fn check_v6(&self, available: u32, gso: bool) -> Result<(), Malformed> {
+        let payload = u16::from_be_bytes(self.half(18)) as u32;
+        let sound = self.bytes[14] >> 4 == 6 && (gso || payload + 40 <= available);
+        if sound { Ok(()) } else { Err(Malformed) }
+    }
+
+    const fn v4_header_length(&self) -> u32 {
+        ((self.bytes[14] & 0x0f) as u32) * 4
+    }
+
+    /// Length of the IPv4 header with options, or 40.
+    #[inline(always)]
+    pub const fn header_length(&self) -> u32 {
+        if self.is_v6() { 40 } else { self.v4_header_length() }
+    }
+
+    /// What follows the header: a protocol, or for IPv6 perhaps an extension header.
+    #[inline(always)]
+    pub const fn next(&self) -> u8 {
+        if self.is_v6() { self.bytes[20] } else { self.bytes[23] }
+    }
+
+    /// Hop limit of an IPv6 packet.
+    #[inline(always)]
+    pub const fn hop_limit(&self) -> u8 {
+        self.bytes[21]
+    }
+
+    /// Type of service, or traffic class: DSCP and ECN.
+    #[inline(always)]
+    pub const fn traffic_class(&self) -> u8 {
+        if self.is_v6() { (self.bytes[14] << 4) | (self.bytes[15] >> 4) } else { self.bytes[15] }
+    }
+
+    /// Whether routers must not fragment it: IPv4 with DF set, every IPv6.
+    #[inline(always)]
+    pub const fn dont_fragment(&self) -> bool {
+        self.is_v6() || self.bytes[20] & 0x40 != 0
+    }
+
+    /// Whether the source address is the one of these that is of the packet's family.
+    #[inline(always)]
+    pub fn is_from(&self, v4: [u8; 4], v6: Address) -> bool {
+        if self.is_v6() {
+            self.address(22) == v6
+        } else {
+            u32::from_ne_bytes(self.word(26)) == u32::from_ne_bytes(v4)
+        }
+    }
+
+    /// The source address.
+    #[inline(always)]
+    pub const fn source(&self) -> Address {
+        if self.is_v6() { self.address(22) } else { Address::from_v4(self.word(26)) }
+    }
+
+    /// The destination address.
+    #[inline(always)]
+    pub const fn destination(&self) -> Address {
+        if self.is_v6() { self.address(38) } else { Address::from_v4(self.word(30)) }
+    }
+
+    /// Whether the destination is a multicast or the limited broadcast address, or of IPv4's reserved class E.
+    #[inline(always)]
+    pub const fn is_multicast(&self) -> bool {
+        if self.is_v6() { self.bytes[38] == 0xff } else { self.bytes[30] >= 224 }
+    }
+
+    /// Whether the destination is an IPv6 address of link scope, `fe80::/10`.
+    #[inline(always)]
+    pub const fn is_to_link_local(&self) -> bool {
+        self.is_v6() && self.bytes[38] == 0xfe && self.bytes[39] & 0xc0 == 0x80
+    }
+}
