@@ -55,6 +55,8 @@ pub struct State {
     pub node_states: BTreeMap<NodeId, NodeState>,
     /// The manager that the session is with; empty when there is none.
     pub manager: String,
+    /// Why there is no session; empty when there is one.
+    pub session_problem: String,
     /// What was found wrong at start, a line each.
     pub damage: Vec<String>,
     generation: u64,
@@ -75,6 +77,8 @@ pub struct Agent {
     /// The count of the view that the disk has. Held during a write, so that no older view replaces a newer one.
     saved_view: Mutex<u64>,
     generation: watch::Sender<u64>,
+    /// Wakes when an endpoint may have to be reported.
+    endpoints_changed: watch::Sender<()>,
     revision: watch::Sender<u64>,
     pass: watch::Sender<Pass>,
     applied: watch::Sender<u64>,
@@ -117,6 +121,7 @@ impl Agent {
             pools,
             node_states: BTreeMap::new(),
             manager: String::new(),
+            session_problem: String::new(),
             damage,
             generation: 1,
             view_number: 1,
@@ -130,6 +135,7 @@ impl Agent {
             state: Mutex::new(state),
             saved_view: Mutex::new(0),
             generation: watch::Sender::new(1),
+            endpoints_changed: watch::Sender::new(()),
             revision: watch::Sender::new(revision),
             pass: watch::Sender::new(Pass::default()),
             applied: watch::Sender::new(0),
@@ -167,7 +173,15 @@ impl Agent {
         let result = change(&mut state);
         state.generation += 1;
         self.generation.send_replace(state.generation);
+        self.endpoints_changed.send_replace(());
         (state.generation, result)
+    }
+
+    /// Changes what the kernel has no part in, but managers are told of: how far an endpoint has come.
+    pub fn tell<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.lock());
+        self.endpoints_changed.send_replace(());
+        result
     }
 
     /// Changes what the kernel has no part in.
@@ -183,28 +197,51 @@ impl Agent {
     /// Takes a new view; `changed` are the networks that differ, `None` when all may.
     pub fn set_view(&self, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
         let revision = view.revision;
-        self.change(|state| {
-            let ours = |view: &ClusterView| -> BTreeSet<_> {
-                let mine = view.leases.values().filter(|lease| lease.node == self.node.id);
-                mine.map(|lease| (lease.network.clone(), lease.prefix, lease.state.clone())).collect()
-            };
-            let own =
-                changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
-            // A store that was restored from a backup counts its revisions anew, and so have the pools to.
-            let rewound = view.revision < state.view.revision;
-            state.view = view;
-            state.view_number += 1;
-            if own {
-                state.own_view_number = state.view_number;
-            }
-            let State { view, pools, endpoints, .. } = state;
-            if rewound {
-                pools.rebuild(view, endpoints, now());
-            } else {
-                pools.update(view, changed, now());
-            }
-        });
+        if !self.advance_revision(&view) {
+            self.change(|state| self.replace_view(state, view, changed));
+        }
         self.revision.send_replace(revision);
+    }
+
+    /// A view that differs in nothing but its revision makes no work for the kernel; true when this was one.
+    fn advance_revision(&self, view: &ClusterView) -> bool {
+        let mut state = self.lock();
+        let before = state.view.revision;
+        if view.revision < before || *view != (ClusterView { revision: view.revision, ..state.view.clone() })
+        {
+            return false;
+        }
+        state.view.revision = view.revision;
+        state.view_number += 1;
+        self.applied.send_if_modified(|applied| {
+            let advances = *applied == before && before != view.revision;
+            *applied = if advances { view.revision } else { *applied };
+            advances
+        });
+        true
+    }
+
+    fn replace_view(&self, state: &mut State, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
+        let ours = |view: &ClusterView| -> BTreeSet<_> {
+            let mine = view.leases.values().filter(|lease| lease.node == self.node.id);
+            mine.map(|lease| (lease.network.clone(), lease.prefix, lease.state.clone())).collect()
+        };
+        let own =
+            changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
+        // A store that was restored from a backup counts its revisions anew, and so have the pools to.
+        let rewound = view.revision < state.view.revision;
+        state.view = view;
+        state.view_number += 1;
+        if own {
+            state.own_view_number = state.view_number;
+        }
+        let State { view, pools, endpoints, .. } = state;
+        if rewound {
+            pools.rebuild(view, endpoints, now());
+            self.applied.send_replace(0);
+        } else {
+            pools.update(view, changed, now());
+        }
     }
 
     /// What the kernel should have, with the generation of that wish.
@@ -236,6 +273,11 @@ impl Agent {
         self.generation.subscribe()
     }
 
+    /// Wakes when an endpoint may have to be reported.
+    pub fn endpoint_changes(&self) -> watch::Receiver<()> {
+        self.endpoints_changed.subscribe()
+    }
+
     /// Follows the loop's passes.
     pub fn passes(&self) -> watch::Receiver<Pass> {
         self.pass.subscribe()
@@ -249,7 +291,9 @@ impl Agent {
     /// Tells what came of a pass.
     pub fn finish_pass(&self, pass: Pass) {
         if pass.node_failure.is_none() {
-            self.applied.send_replace(pass.revision);
+            let revision = pass.revision;
+            self.applied
+                .send_if_modified(|applied| std::mem::replace(applied, revision.max(*applied)) < revision);
         }
         self.pass.send_replace(pass);
     }

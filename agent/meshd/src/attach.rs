@@ -405,13 +405,10 @@ impl Endpoints {
                 phase: EndpointPhase::Attaching,
                 created_at: Timestamp::now(),
             };
-            if state.view.networks.get(&network.id).is_none_or(|network| network.removing) {
-                let message = format!("network {} is being removed", network.name);
-                return Err(Problem::new(ProblemKind::Conflict, message));
-            }
+            refuse_removing(state, &network.id)?;
             self.agent.endpoint_store().put(&endpoint).map_err(|error| not_written(&error))?;
             state.endpoints.insert(id.clone(), endpoint.clone());
-            Ok(endpoint)
+            Ok::<_, Problem>(endpoint)
         });
         Ok((generation, endpoint?))
     }
@@ -429,21 +426,15 @@ impl Endpoints {
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
         let attached = endpoint.clone();
         self.blocking(move |agent| agent.endpoint_store().put(&attached)).await?;
-        let (_, still_there) = self.agent.change(|state| match state.endpoints.get_mut(&endpoint.id) {
-            Some(known) => {
-                known.phase = EndpointPhase::Attached;
-                true
-            }
-            None => false,
-        });
-        if still_there {
+        self.agent.tell(|state| {
+            refuse_removing(state, &endpoint.network)?;
+            let Some(known) = state.endpoints.get_mut(&endpoint.id) else {
+                let message = format!("endpoint {} was removed meanwhile", endpoint.name);
+                return Err(Problem::new(ProblemKind::Conflict, message));
+            };
+            known.phase = EndpointPhase::Attached;
             Ok(endpoint)
-        } else {
-            Err(Problem::new(
-                ProblemKind::Conflict,
-                format!("endpoint {} was removed meanwhile", endpoint.name),
-            ))
-        }
+        })
     }
 
     /// Takes back an attach that failed: no wish, no record, nothing in the kernel, addresses free again.
@@ -477,6 +468,17 @@ impl Endpoints {
                 state.pools.release(network, *address, now());
             }
         });
+    }
+}
+
+/// A network may have begun to be removed since the attach began.
+fn refuse_removing(state: &State, network: &NetworkId) -> Result<(), Problem> {
+    match state.view.networks.get(network) {
+        Some(network) if !network.removing => Ok(()),
+        Some(network) => {
+            Err(Problem::new(ProblemKind::Conflict, format!("network {} is being removed", network.name)))
+        }
+        None => Err(Problem::new(ProblemKind::Conflict, format!("network {network} was removed"))),
     }
 }
 

@@ -8,6 +8,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 
+use mesh_control::identity::tls;
 use mesh_control::{ClusterParameters, JoinParameters, Manager, NodeIdentity, ThisNode};
 use mesh_kernel::Depth;
 use mesh_model::{Mtu, Name, Prefix};
@@ -217,8 +218,16 @@ impl Memberships {
         }
         let membership =
             Membership { node: joined.node, cluster: joined.cluster, managers, keeps_store: false };
-        let member = self.establish(membership, joined.identity, None)?;
-        Ok((member, response))
+        match self.establish(membership, joined.identity.clone(), None) {
+            Ok(member) => Ok((member, response)),
+            Err(problem) => {
+                // The cluster has the node already, and nobody will ever be it.
+                if let Err(farewell) = withdraw(manager, &joined.identity).await {
+                    tracing::warn!(problem = %farewell, "the cluster keeps a node that never came to be: remove it there");
+                }
+                Err(problem)
+            }
+        }
     }
 
     /// Writes the membership down, and begins to work.
@@ -368,6 +377,15 @@ impl Memberships {
             })?;
         Ok(Own { name, advertise_addr, data_path_addr, data_path_mtu })
     }
+}
+
+/// Tells a manager that a node which it has just made leaves.
+async fn withdraw(manager: &str, identity: &NodeIdentity) -> Result<(), Problem> {
+    let config =
+        tls::client_config(identity).map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;
+    let channel = mesh_control::connect(manager, config).await?;
+    ControlClient::new(channel).leave(v1::LeaveRequest {}).await?;
+    Ok(())
 }
 
 /// Tells a manager that this node leaves.

@@ -83,8 +83,11 @@ pub async fn run(
             }
             Err(problem) => SessionError::Manager(problem),
         };
-        agent.note(|state| state.manager.clear());
         let reason = error.to_string();
+        agent.note(|state| {
+            state.manager.clear();
+            state.session_problem.clone_from(&reason);
+        });
         if reason != last_reason {
             tracing::warn!(%reason, "no session with a manager");
             last_reason = reason;
@@ -121,8 +124,7 @@ impl Session<'_> {
         let (outgoing, queue) = mpsc::channel(QUEUE);
         let mut passes = self.agent.passes();
         let mtu = passes.borrow_and_update().underlay_mtu;
-        let mut generations = self.agent.generations();
-        generations.mark_unchanged();
+        let mut endpoints = self.agent.endpoint_changes();
         self.reported = self.agent.read(attached);
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -158,7 +160,7 @@ impl Session<'_> {
                     let revision = *applied.borrow_and_update();
                     self.say_applied(revision, &outgoing).await?;
                 }
-                changed = generations.changed() => {
+                changed = endpoints.changed() => {
                     changed.map_err(|_| SessionError::Ended)?;
                     self.say_endpoints(&outgoing).await?;
                 }
@@ -202,7 +204,10 @@ impl Session<'_> {
                 }
                 self.snapshot_seen = true;
                 self.said_applied = None;
-                self.agent.note(|state| self.address.clone_into(&mut state.manager));
+                self.agent.note(|state| {
+                    self.address.clone_into(&mut state.manager);
+                    state.session_problem.clear();
+                });
             }
             manager_message::Kind::Delta(_) if !self.snapshot_seen => return Err(SessionError::NoSnapshot),
             manager_message::Kind::Delta(delta) => {
@@ -244,6 +249,8 @@ impl Session<'_> {
         Ok(v1::CedeAnswer { network: cede.network, address: cede.address, accepted, revision: cede.revision })
     }
 
+    /// Tells what the kernel has. Before that, the endpoints: a manager that removes a network takes it that all which
+    /// were attached before the removal have been reported.
     async fn say_applied(
         &mut self,
         revision: u64,
@@ -255,6 +262,7 @@ impl Session<'_> {
             return Ok(());
         }
         self.said_applied = Some(revision);
+        self.say_endpoints(outgoing).await?;
         say(outgoing, agent_message::Kind::Applied(v1::Applied { revision })).await
     }
 

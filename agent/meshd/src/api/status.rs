@@ -2,7 +2,8 @@
 
 use std::net::IpAddr;
 
-use mesh_ebpf_types::{VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
+use mesh_ebpf_types::{Counter, Reason, VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
+use mesh_kernel::ProgramsError;
 use mesh_model::Vni;
 use mesh_model::desired::Encapsulation;
 use mesh_proto::{Problem, ProblemKind, v1};
@@ -46,6 +47,9 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.endpoints = u32::try_from(state.endpoints.len()).unwrap_or(u32::MAX);
         response.networks = u32::try_from(state.view.networks.len()).unwrap_or(u32::MAX);
         response.problems.clone_from(&state.damage);
+        if !state.session_problem.is_empty() {
+            response.problems.push(format!("no session with a manager: {}", state.session_problem));
+        }
     });
     response.applied_revision = *agent.applied().borrow();
     let pass = agent.passes().borrow().clone();
@@ -85,18 +89,18 @@ fn largest_mtu(member: &Member) -> u32 {
 }
 
 async fn counters(platform: &Platform) -> Result<Vec<v1::Counter>, Problem> {
-    let counters = platform.kernel.call(|kernel| kernel.programs().counters()).await;
-    let counters = counters.map_err(|error| explain(&error.into()))?;
-    let counter = |((vni, reason), counter): (_, mesh_kernel::programs::Counter)| {
-        let (vni, reason): (mesh_ebpf_types::Vni, mesh_ebpf_types::Reason) = (vni, reason);
-        v1::Counter {
-            vni: vni.number(),
-            reason: reason.name().to_owned(),
-            packets: counter.packets,
-            bytes: counter.bytes,
-        }
+    let counters = match platform.kernel.call(|kernel| kernel.programs().counters()).await {
+        // The first pass is not over yet, or could not load them and has said why.
+        Err(ProgramsError::NotLoaded) => return Ok(Vec::new()),
+        counters => counters.map_err(|error| explain(&error.into()))?,
     };
-    Ok(counters.into_iter().map(|((vni, reason), value)| counter(((vni, reason), value))).collect())
+    let counter = |((vni, reason), counter): ((mesh_ebpf_types::Vni, Reason), Counter)| v1::Counter {
+        vni: vni.number(),
+        reason: reason.name().to_owned(),
+        packets: counter.packets,
+        bytes: counter.bytes,
+    };
+    Ok(counters.into_iter().map(counter).collect())
 }
 
 /// Memory of this process that is in RAM: the second number of `/proc/self/statm`, in pages (proc(5)).
