@@ -1,0 +1,118 @@
+//! The agent from its start to its end: configuration, work, drain.
+
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_proto::{Problem, ProblemKind};
+use sd_notify::NotifyState;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
+use tokio::time::timeout;
+
+use crate::api;
+use crate::config::{Config, ConfigError};
+use crate::instance::{Instance, InstanceError};
+use crate::membership::Memberships;
+use crate::platform;
+
+/// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network namespace, as kernel
+/// state is that an agent owns.
+const NAMESPACE_CLAIM: &str = "mesh/meshd";
+/// How long calls under way have when the agent ends.
+const DRAIN: Duration = Duration::from_secs(3);
+
+/// Runs the agent until it is told to end.
+pub async fn run(config: Config) -> Result<(), Problem> {
+    if !nix::unistd::geteuid().is_root() {
+        return Err(Problem::new(
+            ProblemKind::Failed,
+            "meshd needs root: it makes network devices and loads eBPF programs",
+        )
+        .hint("run it with sudo, or as a systemd service"));
+    }
+    let instance = Instance::claim(&config).map_err(|error| instance_problem(&error))?;
+    let _claim = claim_namespace()?;
+    let mut terminated = signal(SignalKind::terminate()).map_err(|error| no_signals(&error))?;
+    let mut interrupted = signal(SignalKind::interrupt()).map_err(|error| no_signals(&error))?;
+    let platform = platform::build(&config, instance.paths())?;
+    let memberships = Arc::new(Memberships::new(platform));
+    memberships.resume().await?;
+    let listener = api::bind(&config.socket).await.map_err(|error| socket_problem(&error))?;
+    let (stop, stopped) = oneshot::channel::<()>();
+    let shutdown = async move { drop(stopped.await) };
+    let server = tokio::spawn(api::serve(listener, memberships.clone(), shutdown));
+    notify(NotifyState::Ready);
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
+    tokio::select! {
+        _ = terminated.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+    notify(NotifyState::Stopping);
+    tracing::info!("stopping; traffic goes on");
+    drop(stop);
+    if timeout(DRAIN, server).await.is_err() {
+        tracing::warn!("calls to the local socket were cut off");
+    }
+    memberships.stop().await;
+    // Whoever connects from now on should learn at once that nobody is there.
+    if let Err(error) = std::fs::remove_file(&config.socket) {
+        tracing::debug!(%error, "the socket could not be removed");
+    }
+    Ok(())
+}
+
+/// Two agents in one network namespace would each remove what the other makes.
+fn claim_namespace() -> Result<UnixListener, Problem> {
+    let failed = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::AddrInUse {
+            Problem::new(ProblemKind::Conflict, "another meshd is running in this network namespace")
+                .hint("stop it first, or start this one in a namespace of its own")
+        } else {
+            Problem::new(ProblemKind::Failed, format!("cannot claim this network namespace: {error}"))
+        }
+    };
+    let address = SocketAddr::from_abstract_name(NAMESPACE_CLAIM).map_err(failed)?;
+    UnixListener::bind_addr(&address).map_err(failed)
+}
+
+fn notify(state: NotifyState<'_>) {
+    // Without a service manager there is nobody to tell, which is no error.
+    if let Err(error) = sd_notify::notify(&[state]) {
+        tracing::debug!(%error, "the service manager could not be told");
+    }
+}
+
+fn no_signals(error: &std::io::Error) -> Problem {
+    Problem::new(ProblemKind::Failed, format!("cannot take signals: {error}"))
+}
+
+/// A wrong configuration as people see it.
+pub fn config_problem(error: &ConfigError) -> Problem {
+    let problem = Problem::new(ProblemKind::Usage, error.to_string());
+    match error {
+        ConfigError::Content { .. } => problem.hint(
+            "the keys are state_dir, run_dir, socket, bpffs_dir, encapsulation and log; all may be left out",
+        ),
+        ConfigError::Log { .. } => problem.hint("use error, warn, info, debug or trace"),
+        ConfigError::Read { .. } | ConfigError::Relative { .. } => problem,
+    }
+}
+
+fn instance_problem(error: &InstanceError) -> Problem {
+    match error {
+        InstanceError::Running { .. } => Problem::new(ProblemKind::Conflict, error.to_string())
+            .hint("stop it first, or give this one a --state-dir of its own"),
+        InstanceError::Directory { .. } => Problem::new(ProblemKind::Failed, error.to_string())
+            .hint("check that it can be made and is on a writable disk, or choose another one"),
+    }
+}
+
+fn socket_problem(error: &api::SocketError) -> Problem {
+    let kind = match error {
+        api::SocketError::InUse { .. } | api::SocketError::NoSocket { .. } => ProblemKind::Conflict,
+        api::SocketError::Io { .. } => ProblemKind::Failed,
+    };
+    Problem::new(kind, error.to_string()).hint("choose another path with --socket")
+}

@@ -1,0 +1,43 @@
+//! The agent's program.
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use mesh_meshd::app;
+use mesh_meshd::config::{Config, ConfigError, Flags};
+use mesh_proto::{Problem, ProblemKind};
+use tracing_subscriber::EnvFilter;
+
+fn main() -> ExitCode {
+    match start() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(problem) => {
+            eprintln!("error: {problem}");
+            if let Some(hint) = &problem.hint {
+                eprintln!("hint: {hint}");
+            }
+            ExitCode::from(problem.kind.exit_code())
+        }
+    }
+}
+
+fn start() -> Result<(), Problem> {
+    let config = Config::load(&Flags::parse()).map_err(|error| app::config_problem(&error))?;
+    let filter = EnvFilter::try_new(&config.log).map_err(|error| {
+        let (filter, reason) = (config.log.clone(), error.to_string());
+        app::config_problem(&ConfigError::Log { filter, reason })
+    })?;
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
+        .init();
+    // Two threads are plenty for what is no more than bookkeeping, and each costs memory.
+    tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .max_blocking_threads(16)
+        .enable_all()
+        .build()
+        .map_err(|error| Problem::new(ProblemKind::Failed, format!("cannot start: {error}")))?
+        .block_on(app::run(config))
+}
