@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
-use crate::records::{RecordError, Tries};
+use crate::records::{RecordError, Tries, Versioned};
 use crate::resolve::resolve_network;
 use crate::service::usage;
 use crate::{keys, limits};
@@ -155,17 +155,17 @@ pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswe
 /// The operations that take every lease of a node away, and the conditions under which nothing is forgotten: that nobody
 /// has made a network or taken a lease since.
 pub(crate) async fn forget_node(core: &Core, node: &NodeId) -> Result<(Vec<Compare>, Vec<Op>), RecordError> {
-    let networks = core.records.networks().await?;
+    let mut first =
+        core.records.read([Op::get_range(keys::networks()), Op::get(keys::address_fence())]).await?;
+    let networks: Vec<Versioned<Network>> = first.all()?;
+    let mut compares = vec![first.fence(keys::address_fence()).unchanged()];
     let fences: Vec<_> = networks.iter().map(|network| keys::lease_fence(&network.value.id)).collect();
-    let mut reads = vec![Op::get_range(keys::leases()), Op::get(keys::address_fence())];
+    let mut reads = vec![Op::get_range(keys::leases())];
     reads.extend(fences.iter().cloned().map(Op::get));
     let mut read = core.records.read(reads).await?;
     let leases = read.leases()?;
-    let mut compares = vec![read.fence(keys::address_fence()).unchanged()];
-    compares.extend(networks.iter().map(|network| {
-        // Of the networks that were there before, the same ones must be there still.
-        Compare::present(keys::network(&network.value.id))
-    }));
+    // A fence must not be written for a network that is gone.
+    compares.extend(networks.iter().map(|network| Compare::present(keys::network(&network.value.id))));
     let mut ops = Vec::new();
     let is_gone = |lease: &&Lease| lease.node == *node || subnet::is_pending_from(lease, node);
     let touched: BTreeSet<&NetworkId> = leases.iter().filter(is_gone).map(|lease| &lease.network).collect();

@@ -1,7 +1,6 @@
 //! An agent without a kernel: it keeps what its manager tells, and answers as it is told to.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use mesh_control::limits::HEARTBEAT;
@@ -26,6 +25,8 @@ pub(crate) struct Behaviour {
     pub(crate) applies: bool,
     /// What it answers when asked for an address; `None`: nothing.
     pub(crate) cedes: Option<bool>,
+    /// Takes the messages that come.
+    pub(crate) hears: bool,
     /// Says that it is alive.
     pub(crate) beats: bool,
     /// What it has.
@@ -40,6 +41,7 @@ impl Default for Behaviour {
         Self {
             applies: true,
             cedes: Some(true),
+            hears: true,
             beats: true,
             endpoints: Vec::new(),
             routes: Vec::new(),
@@ -121,7 +123,7 @@ fn lease_key(lease: &Lease) -> (String, String) {
 pub(crate) struct Agent {
     say: mpsc::Sender<AgentMessage>,
     known: watch::Receiver<Known>,
-    behaviour: Arc<Mutex<Behaviour>>,
+    behaviour: watch::Sender<Behaviour>,
     task: tokio::task::JoinHandle<()>,
 }
 
@@ -149,9 +151,9 @@ impl Agent {
         };
         say.send(AgentMessage { kind: Some(Say::Hello(hello)) }).await.unwrap();
         let (tell, known) = watch::channel(Known::default());
-        let behaviour = Arc::new(Mutex::new(behaviour));
+        let (behaviour, mut behaves) = watch::channel(behaviour);
         let stream = session_client(member.channel.clone()).open(ReceiverStream::new(said)).await;
-        let (answers, behaves) = (say.clone(), behaviour.clone());
+        let answers = say.clone();
         let task = tokio::spawn(async move {
             let mut stream = match stream {
                 Ok(stream) => stream.into_inner(),
@@ -159,10 +161,13 @@ impl Agent {
             };
             let mut beat = interval(HEARTBEAT);
             loop {
+                let hears = behaves.borrow_and_update().hears;
                 let message = tokio::select! {
-                    message = stream.message() => message,
+                    biased;
+                    _ = behaves.changed() => continue,
+                    message = stream.message(), if hears => message,
                     _ = beat.tick() => {
-                        if behaves.lock().unwrap().beats {
+                        if behaves.borrow().beats {
                             let _ = answers.send(AgentMessage { kind: Some(Say::Heartbeat(Heartbeat {})) }).await;
                         }
                         continue;
@@ -173,7 +178,7 @@ impl Agent {
                     Ok(None) => return tell.send_modify(|known| known.ended = Some(Status::ok("end"))),
                     Err(status) => return tell.send_modify(|known| known.ended = Some(status)),
                 };
-                let now = behaves.lock().unwrap().clone();
+                let now = behaves.borrow().clone();
                 let mut replies = Vec::new();
                 let revision = match &message {
                     Hear::Snapshot(snapshot) => Some(snapshot.revision),
@@ -207,7 +212,7 @@ impl Agent {
     }
 
     pub(crate) fn behave(&self, change: impl FnOnce(&mut Behaviour)) {
-        change(&mut self.behaviour.lock().unwrap());
+        self.behaviour.send_modify(change);
     }
 
     /// Waits until what the agent knows is so.

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use mesh_proto::v1::{NodeState, RemoveNetworkRequest, RemoveNodeRequest};
+use mesh_proto::v1::{
+    Availability, CreateNetworkRequest, NodeState, RemoveNetworkRequest, RemoveNodeRequest, UpdateNodeRequest,
+};
 use tonic::Code;
 
 use crate::agent::{Agent, Behaviour};
@@ -204,4 +206,69 @@ async fn agents_find_the_manager_again_after_its_restart() {
     let agent = Agent::start(&h2, Behaviour::default()).await;
     let known = agent.until(|known| known.states[h2.id.as_str()] == NodeState::Ready).await;
     assert_eq!(known.leases.values().collect::<Vec<_>>(), [&lease]);
+}
+
+/// More than a connection and a session's queue take without being read.
+async fn flood(cluster: &Cluster, member: &crate::cluster::Member) {
+    for n in 0..4 {
+        let labels = [("ballast".to_owned(), "x".repeat(1_000_000))].into();
+        let request = CreateNetworkRequest { labels, ..network(&format!("big{n}")) };
+        let big = cluster.create(request).await.unwrap();
+        member.lease(&big, "").await.unwrap();
+    }
+}
+
+/// Changes that every agent is told about.
+async fn change(cluster: &Cluster, times: usize) {
+    for round in 0..times {
+        let availability = if round % 2 == 0 { Availability::Drain } else { Availability::Active };
+        let request = UpdateNodeRequest { node: "h1".into(), availability: availability.into() };
+        cluster.control().update_node(request).await.unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_agent_that_fell_behind_begins_anew_with_a_snapshot() {
+    let cluster = Cluster::start().await;
+    let h2 = cluster.join("h2").await;
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    agent.behave(|behaviour| behaviour.hears = false);
+    flood(&cluster, &h2).await;
+    change(&cluster, 1100).await;
+    agent.behave(|behaviour| behaviour.hears = true);
+    let known = agent.until(|known| known.snapshots == 2).await;
+    assert_eq!((known.networks.len(), known.leases.len()), (4, 4));
+    assert!(known.ended.is_none());
+}
+
+#[tokio::test]
+async fn an_agent_that_takes_nothing_loses_its_session_and_nobody_else_notices() {
+    let cluster = Cluster::start().await;
+    let h2 = cluster.join("h2").await;
+    let own = Agent::start(&cluster.own(), Behaviour::default()).await;
+    let stuck = Agent::start(&h2, Behaviour::default()).await;
+    stuck.behave(|behaviour| behaviour.hears = false);
+    flood(&cluster, &h2).await;
+    change(&cluster, 40).await;
+    let known =
+        own.within(Duration::from_secs(10), |known| known.states[h2.id.as_str()] != NodeState::Ready).await;
+    assert!(known.is_some(), "the session went on");
+}
+
+#[tokio::test]
+async fn a_server_that_ends_does_not_wait_for_its_sessions() {
+    let cluster = Cluster::start().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap().to_string();
+    let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+    let manager = cluster.manager.clone();
+    let server = tokio::spawn(async move {
+        manager.serve(listener, async { stopped.await.unwrap() }).await.unwrap();
+    });
+    let h2 = cluster.join("h2").await;
+    let h2 = crate::cluster::Member::connect(&address, h2.identity).await.unwrap();
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    stop.send(()).unwrap();
+    agent.until(|known| known.ended.is_some()).await;
+    tokio::time::timeout(Duration::from_secs(4), server).await.expect("the server went on").unwrap();
 }
