@@ -330,6 +330,11 @@ impl Agent {
         self.save_pools(Survives::Kill)
     }
 
+    /// Writes down which addresses rest, so that an agent that is killed the next moment does not hand them out at once.
+    pub fn save_released(&self) -> Result<(), FileError> {
+        self.save_pools(Survives::Kill)
+    }
+
     /// Writes all of the view and of the pools durably: before another node is told that it may rely on it.
     pub fn save_everything(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.view_number);

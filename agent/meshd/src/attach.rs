@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use mesh_ebpf_types::derived_mac;
 use mesh_ipam::StaticError;
 use mesh_ipam::prefix::Family;
+use mesh_kernel::KernelError;
 use mesh_model::endpoint::host_ifname;
 use mesh_model::{
     Availability, Endpoint, EndpointId, EndpointPhase, IfName, MacAddr, Name, Network, NetworkId,
@@ -20,6 +21,7 @@ use crate::agent::{Agent, State, now};
 use crate::durable::FileError;
 use crate::host::{FoundNetns, Host, NetnsName};
 use crate::managers::Managers;
+use crate::reconcile::explain;
 use crate::{addresses, session};
 
 /// How long a lease that a manager has granted may take to come with the session.
@@ -133,7 +135,7 @@ impl Endpoints {
         let found = tokio::task::spawn_blocking(move || host.find_netns(&netns)).await;
         let found = found
             .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?
-            .map_err(|error| crate::reconcile::explain(&error))?;
+            .map_err(|error| not_found(&request.netns, &error))?;
         let id = self.draw_id()?;
         let mut addresses = BTreeSet::new();
         let recorded = async {
@@ -468,6 +470,18 @@ impl Endpoints {
                 state.pools.release(network, *address, now());
             }
         });
+    }
+}
+
+/// A namespace that cannot be found, in the words in which it was asked for.
+fn not_found(name: &NetnsName, error: &KernelError) -> Problem {
+    match error {
+        KernelError::NamespaceGone { path, .. } => Problem::new(
+            ProblemKind::NotFound,
+            format!("network namespace {name} does not exist: there is no {}", path.display()),
+        )
+        .hint("ip netns list shows named ones; a path or --pid names others"),
+        error => explain(error),
     }
 }
 

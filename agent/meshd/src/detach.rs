@@ -6,6 +6,7 @@ use std::sync::Arc;
 use mesh_model::{Endpoint, EndpointId, EndpointPhase};
 use mesh_proto::{Problem, ProblemKind, v1};
 
+use crate::agent::Agent;
 use crate::attach::Endpoints;
 use crate::session;
 
@@ -64,7 +65,7 @@ impl Endpoints {
         }
         self.agent.pass_of(generation).await;
         self.release(&endpoint.network, &endpoint.addresses().collect());
-        Ok(())
+        self.blocking(Agent::save_released).await
     }
 
     /// Lets go of endpoints whose namespace and device are gone. Those that are still attaching are left to their attach.

@@ -26,8 +26,12 @@ impl TestAgent {
     async fn start(dir: &Path, name: &str, address: &str, kernel: TestKernel) -> Self {
         let dir = dir.join(name);
         fs::create_dir_all(&dir).unwrap();
-        let host = TestHost::new(name, address);
-        let memberships = Arc::new(Memberships::new(platform(&dir, host, &kernel)));
+        let platform = platform(&dir, TestHost::new(name, address), &kernel);
+        Self::start_on(platform, dir, kernel).await
+    }
+
+    async fn start_on(platform: Platform, dir: PathBuf, kernel: TestKernel) -> Self {
+        let memberships = Arc::new(Memberships::new(platform));
         // The store of a manager that was stopped a moment ago is let go of once its last task has ended.
         let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
         while let Err(problem) = memberships.resume().await {
@@ -276,4 +280,61 @@ async fn a_hundred_attaches_at_once_from_three_hosts_share_no_address() {
     addresses.sort();
     addresses.dedup();
     assert_eq!(addresses.len(), 102);
+}
+
+#[tokio::test]
+async fn a_small_network_is_used_to_its_last_address_wherever_that_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = three(dir.path(), 9).await;
+    let request = v1::CreateNetworkRequest {
+        name: "small".into(),
+        subnets: vec!["10.9.0.0/28".into()],
+        attachable: true,
+        ..v1::CreateNetworkRequest::default()
+    };
+    agents[0].control().create_network(request).await.unwrap();
+    let mut addresses = Vec::new();
+    let problem = loop {
+        let n = addresses.len();
+        match agents[n % 3].attach("small", &format!("c{n}")).await {
+            Ok(endpoint) => addresses.push(endpoint.ipv4),
+            Err(problem) => break problem,
+        }
+    };
+    assert_eq!(addresses.len(), 10, "sixteen without network, broadcast, gateway and three of the VIP block");
+    assert_eq!((problem.kind, problem.kind.exit_code()), (ProblemKind::Exhausted, 1), "{problem}");
+    let freed =
+        agents[1].local().detach(v1::DetachRequest { endpoint: "c1".into() }).await.unwrap().into_inner();
+    // Another node gets it: the one that has it gives it up when asked.
+    assert_eq!(agents[2].attach("small", "cx").await.unwrap().ipv4, freed.ipv4);
+    let problem = agents[1].attach("small", "cy").await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Exhausted, "{problem}");
+}
+
+#[tokio::test]
+async fn blocks_that_were_idle_for_long_go_back_to_the_cluster() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = TestKernel::with_underlay();
+    let state = dir.path().join("h1");
+    fs::create_dir_all(&state).unwrap();
+    let mut platform = platform(&state, TestHost::new("h1", "127.0.10.1"), &kernel);
+    platform.delays = mesh_ipam::Delays { reuse: 0, idle: 100 };
+    let agent = TestAgent::start_on(platform, state, kernel).await;
+    let port = free_port("127.0.10.1").await;
+    agent.local().init_cluster(init_request("127.0.10.1", port)).await.unwrap();
+    let request = v1::CreateNetworkRequest {
+        name: "app".into(),
+        attachable: true,
+        ..v1::CreateNetworkRequest::default()
+    };
+    agent.control().create_network(request).await.unwrap();
+    agent.attach("app", "c1").await.unwrap();
+    agent.local().detach(v1::DetachRequest { endpoint: "c1".into() }).await.unwrap();
+    let inspect = || v1::InspectNetworkRequest { network: "app".into() };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
+    while !agent.control().inspect_network(inspect()).await.unwrap().into_inner().leases.is_empty() {
+        assert!(tokio::time::Instant::now() < deadline, "the block is not given back");
+        sleep(Duration::from_millis(50)).await;
+    }
+    agent.attach("app", "c1").await.unwrap();
 }

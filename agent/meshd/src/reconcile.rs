@@ -208,8 +208,7 @@ pub fn explain(error: &KernelError) -> Problem {
     let kind = match error {
         KernelError::NameTaken { .. }
         | KernelError::PortTaken { .. }
-        | KernelError::IfnameTaken { .. }
-        | KernelError::Address { .. } => ProblemKind::Conflict,
+        | KernelError::IfnameTaken { .. } => ProblemKind::Conflict,
         KernelError::NamespaceGone { .. } => ProblemKind::NotFound,
         KernelError::NoNamespace { .. } => ProblemKind::Usage,
         _ => ProblemKind::Failed,

@@ -219,7 +219,7 @@ async fn bad_requests_are_refused_with_what_is_wrong() {
             ProblemKind::Usage,
             "unicast",
         ),
-        (request("missing"), ProblemKind::NotFound, "gone"),
+        (request("missing"), ProblemKind::NotFound, "missing does not exist"),
         (v1::AttachRequest { network: "other".into(), ..request("c1") }, ProblemKind::Unreachable, "other"),
     ];
     for (request, kind, expected) in cases {
@@ -281,6 +281,18 @@ async fn a_restart_adopts_everything_and_undoes_what_was_half_made() {
     let pass = rig.agent.pass_of(1).await;
     assert_eq!(pass.problems, Vec::<String>::new());
     assert_eq!(kernel.take_applied(), [], "the first pass after a restart finds nothing to do");
+}
+
+#[tokio::test]
+async fn an_agent_that_is_killed_after_a_detach_still_lets_the_address_rest() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = TestKernel::with_underlay();
+    let rig = Rig::start(dir.path(), &kernel);
+    let released = rig.attach("c1").await.unwrap();
+    rig.endpoints.detach("c1").await.unwrap();
+    rig.kill().await;
+    let rig = Rig::start(dir.path(), &kernel);
+    assert_ne!(rig.attach("c1").await.unwrap().ipv4, released.ipv4);
 }
 
 #[tokio::test]
