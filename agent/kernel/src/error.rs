@@ -1,7 +1,6 @@
 //! Errors of the netlink half.
 
 use std::io;
-use std::net::IpAddr;
 use std::path::PathBuf;
 
 use mesh_model::IfName;
@@ -79,17 +78,6 @@ pub enum KernelError {
         ifname: IfName,
         /// The namespace.
         netns: PathBuf,
-    },
-    /// The container has that address on another of its devices, or something like it.
-    #[error("cannot give {ifname} the address {address}")]
-    Address {
-        /// The device inside the container.
-        ifname: IfName,
-        /// The address.
-        address: IpAddr,
-        /// What the kernel said.
-        #[source]
-        source: io::Error,
     },
     /// `nft` is not installed.
     #[error("the command nft is not there: the firewall's rules cannot be set")]

@@ -2,17 +2,17 @@
 
 use std::cell::RefCell;
 
-use mesh_kernel::{Depth, FakePrograms, Kernel, LinuxKernel, execute};
+use mesh_kernel::{Depth, Kernel, execute};
 use mesh_model::Desired;
 use mesh_planner::plan;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 
 use crate::shapes::{desired, shapes};
-use crate::support::{Container, become_host, kernel, run};
+use crate::support::{Container, WholeKernel, become_host, run};
 
 /// Takes passes until there is nothing to do, and tells how many it took.
-fn converge(kernel: &mut LinuxKernel<FakePrograms>, desired: Option<&Desired>) -> usize {
+fn converge(kernel: &mut impl Kernel, desired: Option<&Desired>) -> usize {
     for pass in 0..5 {
         let observed = kernel.observe(desired, Depth::Full).unwrap();
         let plan = plan(desired, &observed);
@@ -25,9 +25,9 @@ fn converge(kernel: &mut LinuxKernel<FakePrograms>, desired: Option<&Desired>) -
     panic!("no convergence");
 }
 
-/// What a careless administrator does.
+/// What a careless administrator does; `restart` is one of the agent.
 const TROUBLE: [&str; 8] = [
-    "true",
+    "restart",
     "ip link delete mesh0",
     "ip link delete meshvx0",
     "ip link set mesh0 down",
@@ -41,21 +41,28 @@ const TROUBLE: [&str; 8] = [
 fn random_states_are_reached_from_each_other_on_the_real_kernel() {
     become_host();
     let containers = [(); 3].map(|()| Container::new());
-    let kernel = RefCell::new(kernel());
+    let whole = RefCell::new(WholeKernel::open());
     let config = Config { cases: 40, failure_persistence: None, ..Config::default() };
     let states = (shapes(), 0..TROUBLE.len());
     TestRunner::new(config)
         .run(&states, |(shape, trouble)| {
+            let mut whole = whole.borrow_mut();
             let desired = desired(&shape, |container| containers[usize::from(container)].netns());
-            let passes = converge(&mut kernel.borrow_mut(), Some(&desired));
+            let passes = converge(&mut whole.kernel, Some(&desired));
             prop_assert!(passes <= 2, "{passes} passes");
-            run(&format!("{} 2>&1", TROUBLE[trouble]));
-            let passes = converge(&mut kernel.borrow_mut(), Some(&desired));
+            if TROUBLE[trouble] == "restart" {
+                whole.reopen();
+            } else {
+                run(&format!("{} 2>&1", TROUBLE[trouble]));
+            }
+            let passes = converge(&mut whole.kernel, Some(&desired));
             prop_assert!(passes <= 2, "{passes} passes after {}", TROUBLE[trouble]);
             Ok(())
         })
         .unwrap();
-    converge(&mut kernel.borrow_mut(), None);
+    let mut whole = whole.borrow_mut();
+    converge(&mut whole.kernel, None);
+    assert!(!whole.pins.exists(), "pins are left");
     let left = run("ip -o link");
     assert!(!left.contains("mesh"), "{left}");
 }

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeSet;
 
-use mesh_kernel::{Depth, FakePrograms, Kernel, LinuxKernel, execute};
+use mesh_kernel::{Depth, Kernel, execute};
 use mesh_model::{Desired, Observed};
 use mesh_planner::plan;
 
 use crate::shapes::{EndpointShape, NetworkShape, Shape, desired};
-use crate::support::{Container, become_host, kernel, run};
+use crate::support::{Container, WholeKernel, become_host, run};
 
 /// A host that others use too, with names that look like ours.
 const OTHERS: &str = "
@@ -50,7 +50,7 @@ fn everything() -> Shape {
     }
 }
 
-fn pass(kernel: &mut LinuxKernel<FakePrograms>, desired: Option<&Desired>) -> Observed {
+fn pass(kernel: &mut impl Kernel, desired: Option<&Desired>) -> Observed {
     let observed = kernel.observe(desired, Depth::Full).unwrap();
     let report = execute(kernel, &plan(desired, &observed));
     assert!(report.is_success(), "{:#?}", report.failures);
@@ -63,16 +63,16 @@ fn what_is_not_ours_survives_membership_and_its_end() {
     run(OTHERS);
     let container = Container::new();
     let before = others();
-    let mut kernel = kernel();
+    let mut whole = WholeKernel::open();
     let desired = desired(&everything(), |_| container.netns());
 
-    let observed = pass(&mut kernel, Some(&desired));
+    let observed = pass(&mut whole.kernel, Some(&desired));
     assert_eq!(observed.links.len(), 3 + 4);
     assert_eq!(observed.foreign_indexes, [1_077_777_777].into());
     assert_eq!(others(), before);
     assert!(plan(Some(&desired), &observed).is_empty());
 
-    let observed = pass(&mut kernel, None);
+    let observed = pass(&mut whole.kernel, None);
     assert!(plan(None, &observed).is_empty() && observed.links.is_empty());
     assert_eq!(others(), before);
     assert!(!container.ip("link").contains("eth"));

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use mesh_kernel::programs::{Datapath, Options};
 use mesh_kernel::{Depth, FakePrograms, Kernel, LinuxKernel};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::{Action, Observed};
@@ -31,6 +32,31 @@ pub(crate) fn become_host() {
 /// The kernel of the calling thread's host, without eBPF.
 pub(crate) fn kernel() -> LinuxKernel<FakePrograms> {
     LinuxKernel::open(FakePrograms::default()).unwrap()
+}
+
+/// The whole kernel of the calling thread's host, with pins of its own that are gone in the end.
+pub(crate) struct WholeKernel {
+    pub(crate) kernel: LinuxKernel<Datapath>,
+    pub(crate) pins: PathBuf,
+}
+
+impl WholeKernel {
+    pub(crate) fn open() -> Self {
+        let pins = PathBuf::from(format!("/sys/fs/bpf/mt{}-host", std::process::id()));
+        let kernel = LinuxKernel::open(Datapath::new(Options::new(&pins))).unwrap();
+        Self { kernel, pins }
+    }
+
+    /// As after a restart of the process: what is pinned is found again.
+    pub(crate) fn reopen(&mut self) {
+        self.kernel = LinuxKernel::open(Datapath::new(Options::new(&self.pins))).unwrap();
+    }
+}
+
+impl Drop for WholeKernel {
+    fn drop(&mut self) {
+        let _nothing_pinned = self.kernel.programs().unload();
+    }
 }
 
 #[track_caller]
