@@ -61,16 +61,27 @@ pub(crate) fn run(keep: bool) -> Result<u8> {
         }
         drop(lab);
     } else {
-        show.step("Clean-up");
-        let namespaces: Vec<_> = lab.hosts().map(|host| host.netns().clone()).collect();
-        drop(lab);
-        if let Some(left) = namespaces.iter().find(|netns| netns.exists()) {
-            return Err(Error::Traffic(format!("namespace {} is still there", left.name())));
-        }
-        show.good("no namespace, process, program or file of the lab is left");
+        clean_up(&show, lab)?;
     }
     println!("\n{}", show.bold(&format!("All steps held, in {:.1} s.", begin.elapsed().as_secs_f64())));
     Ok(0)
+}
+
+fn clean_up(show: &Show, lab: Lab) -> Result<()> {
+    show.step("Clean-up");
+    let namespaces: Vec<_> = lab.hosts().map(|host| host.netns().path()).collect();
+    let pins: Vec<_> = lab.hosts().map(|host| host.bpffs_dir()).collect();
+    let agents: Vec<_> = lab.hosts().filter_map(|host| host.meshd()).collect();
+    let directory = lab.path();
+    drop(lab);
+    if let Some(left) = namespaces.iter().chain(&pins).chain([&directory]).find(|path| path.exists()) {
+        return Err(Error::Traffic(format!("{} is still there", left.display())));
+    }
+    if let Some(left) = agents.iter().find(|agent| agent.is_alive()) {
+        return Err(Error::Traffic(format!("meshd {} still runs", left.pid)));
+    }
+    show.good("no namespace, agent, pinned program or file of the lab is left");
+    Ok(())
 }
 
 /// A container and its address.
