@@ -150,7 +150,7 @@ fn a_host_that_is_no_member_says_what_to_do() -> Result<()> {
         assert!(!output.success() && output.stderr.contains("hint: "), "{output:?}");
     }
     assert_eq!(json(&host, &["status"])?["membership"], "none");
-    refused(&host.meshctl(["cluster", "init", "--advertise-addr", "192.0.2.99"])?, 1);
+    refused(&host.meshctl(["cluster", "init", "--advertise-addr", "192.0.2.99"])?, 2);
     refused(&host.meshctl(["cluster", "init", "--default-addr-pool", "10.0.0.1/8"])?, 2);
     assert_eq!(json(&host, &["status"])?["membership"], "none");
     host.meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;

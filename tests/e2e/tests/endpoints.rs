@@ -81,7 +81,7 @@ fn what_cannot_be_attached_is_refused_and_nothing_half_made_stays() -> Result<()
     let netns = netns.to_str().expect("text");
 
     assert!(refused(&attach(&["--network", "app", "--netns", "no-such-ns"])?, 3).contains("no-such-ns"));
-    refused(&attach(&["--network", "app", "--netns", "/etc/passwd"])?, 1);
+    refused(&attach(&["--network", "app", "--netns", "/etc/passwd"])?, 2);
     refused(&attach(&["--network", "app", "--pid", "4194303"])?, 3);
     refused(&attach(&["--network", "nothing", "--netns", netns])?, 3);
     assert!(refused(&attach(&["--network", "app", "--netns", netns, "--name", "c1"])?, 4).contains("c1"));
@@ -151,7 +151,7 @@ fn a_full_subnet_is_an_error_and_one_detach_later_it_is_not() -> Result<()> {
         attached.push(container);
     };
     let said = refused(&full, 1);
-    assert!(said.contains("10.9.0.0/28"), "{said}");
+    assert!(said.contains("tiny"), "{said}");
     assert!(attached.len() >= 10, "only {} of a /28's addresses were to be had", attached.len());
     for host in 1..=3 {
         let (_, output) = lab.host(host).container("late", ["--network", "tiny"])?;

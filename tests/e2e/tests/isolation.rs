@@ -130,7 +130,8 @@ fn a_host_firewall_that_drops_everything_or_is_flushed_changes_nothing() -> Resu
     let (lab, c) = lab_with_app(2, Encapsulation::Direct, &[])?;
     let rules = "table inet hostile {
         chain i { type filter hook input priority -300; policy drop; iif lo accept; tcp dport 7377 accept; tcp sport 7377 accept; }
-        chain f { type filter hook forward priority -300; policy drop; } }";
+        chain f { type filter hook forward priority -300; policy drop; }
+    }";
     for host in lab.hosts() {
         host.netns().cmd(["nft", "-f", "-"]).stdin(rules).output()?.ok()?;
     }

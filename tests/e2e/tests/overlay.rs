@@ -4,8 +4,8 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use mesh_e2e::{ENCAPSULATIONS, create_network, lab_with_app, underlay_capture};
-use mesh_harness::traffic::{GsoTransfer, UdpEcho, tcp_transfer, udp_request};
-use mesh_harness::{Encapsulation, Lab, Result};
+use mesh_harness::traffic::{GsoTransfer, TcpSink, UdpEcho, tcp_send, tcp_transfer, udp_request};
+use mesh_harness::{Lab, Result};
 
 const GIB: u64 = 1 << 30;
 
@@ -96,8 +96,8 @@ fn datagrams_of_64_kilobytes_arrive_in_fragments_of_their_own() -> Result<()> {
     Ok(())
 }
 
-/// `a` and `b` know nothing of each other's network; `router` is in both and forwards. With a source address of its own (by
-/// masquerade) any container may do so; `--allow-forwarding` lets one pass on what others sent.
+/// `a` and `b` know nothing of each other's network; `router` is in both and passes on what others sent, which
+/// `--allow-forwarding` lets it.
 #[test]
 fn a_container_routes_for_others() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
@@ -129,21 +129,31 @@ fn a_container_routes_for_others() -> Result<()> {
     Ok(())
 }
 
+/// A proxy in the kernel: both directions leave with an address of its own, so it needs no permission. What it passes on are
+/// packets that were decapsulated once, super-packets among them.
 #[test]
-fn a_router_that_masquerades_needs_no_permission() -> Result<()> {
-    let lab = Lab::builder().hosts(2).encapsulation(Encapsulation::Direct).start()?;
-    create_network(&lab, "left", &[])?;
-    create_network(&lab, "right", &[])?;
-    let a = lab.container(1, "a", ["--network", "left"])?;
-    let b = lab.container(1, "b", ["--network", "right"])?;
-    let router = lab.container(2, "router", ["--network", "left"])?;
-    let left = router.ipv4()?.to_string();
-    lab.container(2, "router", ["--network", "right", "--name", "router-right"])?;
-    router.netns().sysctl("net.ipv4.ip_forward", "1")?;
-    let rules = "table ip nat { chain post { type nat hook postrouting priority srcnat; masquerade; } }";
-    router.netns().cmd(["nft", "-f", "-"]).stdin(rules).output()?.ok()?;
-    a.exec(["ip", "route", "add", &b.ipv4()?.to_string(), "via", &left])?.ok()?;
-    a.ping(b.ipv4()?)?.all_answered()?;
-    tcp_transfer(a.netns(), b.netns(), b.ipv4()?.into(), GIB / 16)?;
+fn a_container_that_translates_both_addresses_needs_no_permission() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let (lab, c) = lab_with_app(3, encapsulation, &[])?;
+        let (client, proxy, server) = (&c[0], &c[1], &c[2]);
+        proxy.netns().sysctl("net.ipv4.ip_forward", "1")?;
+        let rules = format!(
+            "table ip proxy {{
+                chain pre {{ type nat hook prerouting priority dstnat; ip daddr {} dnat to {}; }}
+                chain post {{ type nat hook postrouting priority srcnat; masquerade; }}
+            }}",
+            proxy.ipv4()?,
+            server.ipv4()?
+        );
+        proxy.netns().cmd(["nft", "-f", "-"]).stdin(rules).output()?.ok()?;
+        for offloads in [true, false] {
+            lab.set_underlay_offloads(offloads)?;
+            let sink = TcpSink::listen(server.netns(), SocketAddr::new(server.ipv4()?.into(), 0))?;
+            let target = SocketAddr::new(proxy.ipv4()?.into(), sink.address().port());
+            let sent = tcp_send(client.netns(), target, GIB / 16, 1)?;
+            let received = sink.finish()?;
+            assert_eq!((received.sha256, received.peer.ip()), (sent, proxy.ipv4()?.into()));
+        }
+    }
     Ok(())
 }
