@@ -1,9 +1,5 @@
 //! What holds for any desired state, applied to a model of the kernel.
 
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
-
-mod support;
-
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
@@ -15,7 +11,8 @@ use mesh_model::observed::{
 use mesh_model::{Action, Desired, Observed, naming};
 use mesh_planner::plan;
 use proptest::prelude::*;
-use support::{desired, shapes};
+
+use crate::support::{desired, shapes};
 
 const UNDERLAY_INDEX: u32 = 7;
 

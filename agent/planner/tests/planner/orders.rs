@@ -1,0 +1,299 @@
+//! The orders that matter, step by step.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+
+use mesh_ebpf_types::{Address, BlockKind, MapEntry, MapKey};
+use mesh_model::endpoint::NetnsRef;
+use mesh_model::observed::{AttachedProgram, FirewallState, Pins, Sysctl, UnderlayLink};
+use mesh_model::plan::Problem;
+use mesh_model::{Action, Desired, Observed, Plan};
+use mesh_planner::plan;
+
+use crate::support::{EndpointShape, NetworkShape, Shape, desired};
+
+fn network(number: u8) -> NetworkShape {
+    NetworkShape { number, ipv6: false, second_subnet: false, internal: false, mtu: None }
+}
+
+fn endpoint(number: u8, network: u8, container: u8) -> EndpointShape {
+    EndpointShape { number, network, container, host_part: 2 + number, allow_forwarding: false }
+}
+
+fn shape(endpoints: &[EndpointShape]) -> Shape {
+    Shape {
+        others: vec![1500],
+        networks: vec![network(0), network(1)],
+        endpoints: endpoints.to_vec(),
+        borrowed: BTreeSet::new(),
+        port: 4789,
+    }
+}
+
+fn state(shape: &Shape) -> Desired {
+    let namespace = |container: u8| NetnsRef {
+        path: PathBuf::from(format!("/run/netns/c{container}")),
+        inode: container.into(),
+    };
+    desired(shape, namespace)
+}
+
+fn host(desired: &Desired) -> Observed {
+    let underlay = UnderlayLink { name: "eth0".parse().unwrap(), index: 7, mtu: 1500, mac: None };
+    Observed {
+        underlay: Some(underlay),
+        namespaces: desired.endpoints.keys().cloned().collect(),
+        ..Observed::default()
+    }
+}
+
+/// A host that has reached a desired state.
+fn reached(desired: &Desired) -> Observed {
+    let mut observed = host(desired);
+    for step in plan(Some(desired), &observed).steps {
+        observed.apply(&step.action).unwrap();
+    }
+    observed
+}
+
+/// A step in few words.
+fn brief(action: &Action) -> String {
+    match action {
+        Action::PutEntry(entry) => format!("put {}", of_map(&entry.key())),
+        Action::DeleteEntry(key) => format!("delete {}", of_map(key)),
+        Action::Attach(attachment) => format!("attach {}", attachment.kind.name()),
+        Action::Detach(attachment) => format!("detach {}", attachment.kind.name()),
+        Action::CreateEndpoint(device) => format!("create {}", device.ifname),
+        Action::DeleteLink { name, .. } => format!("remove {name}"),
+        Action::AddAddress { address, .. } => format!("add {}", address.address),
+        Action::RemoveAddress { address, .. } => format!("remove {}", address.address),
+        Action::PutRoute { route, .. } => format!("route {}", route.subnet),
+        Action::RemoveRoute { route, .. } => format!("unroute {}", route.subnet),
+        other => format!("{other:?}").split([' ', '(', '{']).next().unwrap().to_owned(),
+    }
+}
+
+fn of_map(key: &MapKey) -> &'static str {
+    match key {
+        MapKey::Config => "config",
+        MapKey::Network(_) => "network",
+        MapKey::Interface(_) => "interface",
+        MapKey::Endpoint(_) => "endpoint",
+        MapKey::Block(_) => "block",
+        MapKey::HostRoute(_) => "host route",
+        MapKey::Member(_) => "member",
+    }
+}
+
+/// The steps in few words, repetitions left out.
+fn briefly(plan: &Plan) -> Vec<String> {
+    let mut steps: Vec<String> = plan.steps.iter().map(|step| brief(&step.action)).collect();
+    steps.dedup();
+    steps
+}
+
+#[test]
+fn a_new_member_builds_from_the_ground_up() {
+    let desired = state(&shape(&[endpoint(0, 0, 0)]));
+    let plan = plan(Some(&desired), &host(&desired));
+    assert_eq!(
+        briefly(&plan),
+        [
+            "LoadPrograms",
+            "SetSysctl",
+            "SetFirewall",
+            "CreateVxlan",
+            "CreateHostLeg",
+            "put config",
+            "put network",
+            "put block",
+            "put host route",
+            "put member",
+            "attach underlay",
+            "attach host",
+            "attach overlay",
+            "add 10.64.0.1",
+            "route 10.64.0.0/24",
+            "create eth0",
+            "put interface",
+            "attach endpoint",
+            "put endpoint",
+            "SetUp",
+        ]
+    );
+}
+
+#[test]
+fn an_attach_to_a_network_that_is_there_is_five_steps_of_its_own() {
+    let before = state(&shape(&[endpoint(0, 0, 0)]));
+    let after = state(&shape(&[endpoint(0, 0, 0), endpoint(1, 0, 1)]));
+    let mut observed = reached(&before);
+    observed.namespaces = after.endpoints.keys().cloned().collect();
+    let plan = plan(Some(&after), &observed);
+    assert_eq!(briefly(&plan), ["create eth1", "put interface", "attach endpoint", "put endpoint", "SetUp"]);
+    let id = crate::support::endpoint_id(endpoint(1, 0, 1));
+    assert!(plan.steps.iter().all(|step| step.endpoint.as_ref() == Some(&id)));
+}
+
+#[test]
+fn the_last_endpoint_of_a_network_takes_the_network_with_it_and_goes_first() {
+    let before = state(&shape(&[endpoint(0, 0, 0), endpoint(1, 1, 1)]));
+    let after = state(&shape(&[endpoint(0, 0, 0)]));
+    assert_eq!(
+        briefly(&plan(Some(&after), &reached(&before))),
+        [
+            "delete endpoint",
+            "delete interface",
+            "remove mesh01010100",
+            "unroute 10.64.1.0/24",
+            "remove 10.64.1.1",
+            "delete host route",
+            "delete block",
+            "delete network",
+            "detach endpoint",
+        ]
+    );
+}
+
+#[test]
+fn a_container_that_is_attached_anew_loses_its_old_device_first() {
+    // Both are called `eth0` inside, so the old one must be gone.
+    let before = state(&shape(&[endpoint(0, 0, 0)]));
+    let after = state(&shape(&[endpoint(0, 1, 0)]));
+    let mut observed = reached(&before);
+    observed.namespaces = after.endpoints.keys().cloned().collect();
+    let steps = briefly(&plan(Some(&after), &observed));
+    let position = |wanted: &str| steps.iter().position(|step| step == wanted).unwrap();
+    assert!(position("remove mesh00000000") < position("create eth0"), "{steps:?}");
+}
+
+#[test]
+fn a_restarted_agent_writes_all_entries_before_it_replaces_a_program() {
+    let desired = state(&shape(&[endpoint(0, 0, 0)]));
+    let mut observed = reached(&desired);
+    observed.programs.pins = Pins::Earlier;
+    observed.programs.attachments.values_mut().for_each(|program| *program = AttachedProgram::Earlier);
+    assert_eq!(
+        briefly(&plan(Some(&desired), &observed)),
+        [
+            "LoadPrograms",
+            "put config",
+            "put network",
+            "put block",
+            "put host route",
+            "put member",
+            "attach underlay",
+            "attach host",
+            "attach overlay",
+            "put interface",
+            "attach endpoint",
+            "put endpoint",
+        ]
+    );
+}
+
+#[test]
+fn leaving_takes_endpoints_while_their_programs_still_stand() {
+    let desired = state(&shape(&[endpoint(0, 0, 0)]));
+    assert_eq!(
+        briefly(&plan(None, &reached(&desired))),
+        ["remove mesh00000000", "remove mesh0", "remove meshvx0", "UnloadPrograms", "RemoveFirewall"]
+    );
+    assert!(plan(None, &Observed::default()).is_empty());
+}
+
+#[test]
+fn a_detached_program_or_a_flushed_firewall_is_put_back_and_nothing_else() {
+    let desired = state(&shape(&[endpoint(0, 0, 0)]));
+    let mut observed = reached(&desired);
+    observed.programs.attachments.retain(|attachment, _| attachment.kind.name() != "endpoint");
+    observed.firewall = FirewallState::Altered;
+    assert_eq!(briefly(&plan(Some(&desired), &observed)), ["SetFirewall", "attach endpoint"]);
+}
+
+#[test]
+fn the_mtu_follows_the_least_underlay_and_a_network_may_stay_below() {
+    let mut shape = shape(&[endpoint(0, 0, 0), endpoint(1, 1, 1)]);
+    shape.networks[1].mtu = Some(1300);
+    let desired = state(&shape);
+    let mut observed = reached(&desired);
+    let mtu = |observed: &Observed, number| {
+        observed.links
+            [&desired.endpoints[&crate::support::endpoint_id(endpoint(number, number, number))].host_ifname()]
+            .mtu
+    };
+    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (1450, 1300));
+    // The node's own record still says 1500; its interface counts.
+    observed.underlay.as_mut().unwrap().mtu = 1400;
+    for step in plan(Some(&desired), &observed).steps {
+        observed.apply(&step.action).unwrap();
+    }
+    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (1350, 1300));
+    // Another node has less.
+    shape.others = vec![1300];
+    let desired = state(&shape);
+    for step in plan(Some(&desired), &observed).steps {
+        observed.apply(&step.action).unwrap();
+    }
+    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (1250, 1250));
+}
+
+#[test]
+fn the_oldest_outward_endpoint_of_a_container_is_its_default_route() {
+    let mut shape = shape(&[endpoint(0, 0, 0), endpoint(1, 1, 0), endpoint(2, 1, 0), endpoint(3, 1, 1)]);
+    shape.networks[0].internal = true;
+    let desired = state(&shape);
+    let gateways: Vec<Vec<String>> = plan(Some(&desired), &host(&desired))
+        .steps
+        .iter()
+        .filter_map(|step| match &step.action {
+            Action::CreateEndpoint(device) => Some(device.gateways.iter().map(ToString::to_string).collect()),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(gateways, [vec![], vec!["10.64.1.1".to_owned()], vec![], vec!["10.64.1.1".to_owned()]]);
+}
+
+#[test]
+fn leases_lead_to_their_nodes_and_pending_ones_nowhere() {
+    let mut shape = shape(&[endpoint(0, 0, 0)]);
+    shape.borrowed = [(0, 20)].into();
+    let observed = reached(&state(&shape));
+    let block = |prefix: &str, bits: u8| {
+        observed.programs.entries.values().find_map(|entry| match entry {
+            MapEntry::Block(key, block)
+                if key.address.to_ip().to_string() == prefix && key.prefix_bits == 96 + bits =>
+            {
+                Some((block.kind, block.tunnel))
+            }
+            _ => None,
+        })
+    };
+    let peer: Address = "192.168.77.12".parse::<std::net::IpAddr>().unwrap().into();
+    assert_eq!(block("10.64.0.0", 24), Some((BlockKind::Unassigned as u32, Address::NONE)));
+    assert_eq!(block("10.64.0.1", 32), Some((BlockKind::Gateway as u32, Address::NONE)));
+    assert_eq!(block("10.64.0.0", 26), Some((BlockKind::Local as u32, Address::NONE)));
+    assert_eq!(block("10.64.0.64", 26), Some((BlockKind::Remote as u32, peer)));
+    assert_eq!(block("10.64.0.20", 32), Some((BlockKind::Remote as u32, peer)));
+    assert_eq!(block("10.64.0.120", 32), None, "asked for, not yet given");
+    assert_eq!(block("10.64.1.0", 24), None, "no endpoint of that network is here");
+}
+
+#[test]
+fn an_underlay_that_is_away_for_a_moment_is_waited_for() {
+    let desired = state(&shape(&[endpoint(0, 0, 0)]));
+    let mut observed = reached(&desired);
+    observed.underlay = None;
+    let plan = plan(Some(&desired), &observed);
+    let away = Problem::NoUnderlay { address: desired.underlay.address };
+    assert!(plan.problems.contains(&away));
+    assert!(plan.is_empty(), "{:?}", briefly(&plan));
+}
+
+#[test]
+fn an_ipv6_network_turns_ipv6_forwarding_on() {
+    let mut shape = shape(&[endpoint(0, 0, 0)]);
+    assert_eq!(reached(&state(&shape)).sysctls, [Sysctl::Ipv4Forwarding].into());
+    shape.networks[0].ipv6 = true;
+    assert_eq!(reached(&state(&shape)).sysctls, [Sysctl::Ipv4Forwarding, Sysctl::Ipv6Forwarding].into());
+}
