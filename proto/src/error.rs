@@ -43,7 +43,8 @@ impl ProblemKind {
             Code::InvalidArgument | Code::OutOfRange => Self::Usage,
             Code::NotFound => Self::NotFound,
             Code::FailedPrecondition | Code::AlreadyExists | Code::Aborted => Self::Conflict,
-            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => Self::Unreachable,
+            // Without details of ours, `Unknown` is what tonic makes of a connection that broke.
+            Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled | Code::Unknown => Self::Unreachable,
             Code::PermissionDenied | Code::Unauthenticated => Self::Denied,
             Code::ResourceExhausted => Self::Exhausted,
             _ => Self::Failed,

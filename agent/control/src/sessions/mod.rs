@@ -55,14 +55,15 @@ async fn run(
         return Problem::new(ProblemKind::Unreachable, "the manager cannot follow its store");
     }
     info!(node = %caller.node().name, version = hello.version, "a session began");
+    // First, so that an older session of the node reports nothing after this one.
+    let session = core.sessions.begin(caller.id());
     let routes = hello.routes.iter().filter_map(|route| route.parse().ok()).collect();
     core.set_routes(caller.id(), routes);
     core.endpoints.replace(caller.id(), hello.endpoints.clone());
+    core.heard(caller.id());
     if let Err(error) = follow_host(core, caller.node(), &hello).await {
         warn!(node = %caller.node().name, %error, "cannot update the node's record");
     }
-    let session = core.sessions.begin(caller.id());
-    core.heard(caller.id());
     let problem = tokio::select! {
         problem = reader::run(core, caller, &session, inbound) => problem,
         problem = writer::run(core, caller, outbound) => problem,

@@ -31,7 +31,7 @@ async fn networks_get_the_next_free_subnet_and_vni() {
     assert_eq!((c.vni, c.subnets[0].subnet.as_str()), (4096, "10.64.0.0/20"));
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_hundred_concurrent_creations_share_no_subnet_and_no_vni() {
     let cluster = Cluster::start().await;
     let mut tasks = JoinSet::new();
@@ -57,7 +57,7 @@ async fn two_hundred_concurrent_creations_share_no_subnet_and_no_vni() {
     assert_eq!(distinct(&|network| network.subnets[0].subnet.clone()), 160);
 }
 
-#[tokio::test]
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn two_managers_at_once_give_nothing_twice() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join_as("h2", mesh_proto::v1::Role::Manager).await;
@@ -65,11 +65,11 @@ async fn two_managers_at_once_give_nothing_twice() {
     let second = cluster.second_manager(&h2).await;
     let mut tasks = JoinSet::new();
     for n in 0..40 {
+        // With VNIs of their own, so that nothing but the subnets can tell that two are in each other\'s way.
+        let request = CreateNetworkRequest { vni: Some(100 + n), ..network(&format!("n{n}")) };
         let channel = if n % 2 == 0 { cluster.manager.local_channel() } else { second.local_channel() };
         let mut control = mesh_control::session::control_client(channel);
-        tasks.spawn(
-            async move { control.create_network(network(&format!("n{n}"))).await.unwrap().into_inner() },
-        );
+        tasks.spawn(async move { control.create_network(request).await.unwrap().into_inner() });
     }
     let created: Vec<Network> = tasks.join_all().await;
     assert_eq!(created.iter().map(|network| network.vni).collect::<BTreeSet<_>>().len(), 40);
