@@ -55,7 +55,8 @@ fn answer(skb: Skb, make: impl FnOnce(Skb, &Interface, &Network) -> Result<(), R
 #[inline(always)]
 fn solicitation_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<(), Reason> {
     let mut frame = ndp::Solicitation::new();
-    skb.read_at::<{ ndp::SOLICITATION }>(0, &mut frame.bytes, 0).map_err(|_| Reason::Malformed)?;
+    // Other discovery may be shorter: a router solicitation is.
+    skb.read_at::<{ ndp::SOLICITATION }>(0, &mut frame.bytes, 0).map_err(|_| Reason::Multicast)?;
     if !frame.is_solicitation() || frame.target() == interface.ipv6 {
         return Err(Reason::Multicast);
     }

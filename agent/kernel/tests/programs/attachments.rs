@@ -1,0 +1,109 @@
+//! Attaching, replacing and detaching.
+
+use std::collections::BTreeMap;
+use std::process::Stdio;
+
+use mesh_ebpf_types::{ProgramKind, Reason};
+use mesh_kernel::programs::{
+    AttachMethod, AttachedProgram, Attachment, Datapath, Options, Programs, ProgramsError,
+};
+
+use crate::hosts::{Hosts, Setup, succeed};
+use crate::support::{Instance, VNI};
+
+/// A device of the calling thread's namespace; returns its index.
+fn device(name: &str, peer: &str) -> u32 {
+    let arguments = ["link", "add", name, "type", "veth", "peer", "name", peer];
+    succeed(&std::process::Command::new("ip").args(arguments).output().expect("ip"));
+    nix::net::if_::if_nametoindex(name).expect("an index")
+}
+
+fn methods() -> [AttachMethod; 2] {
+    [AttachMethod::Tcx, AttachMethod::Clsact]
+}
+
+fn instance(method: AttachMethod) -> Instance {
+    let mut node = Instance::load();
+    node.datapath = Datapath::new(Options { method, ..Options::new(&node.dir) });
+    node.datapath.load().expect("loaded");
+    node
+}
+
+#[test]
+fn an_attachment_survives_the_process_and_is_replaced_by_the_next() {
+    for method in methods() {
+        let mut node = instance(method);
+        let attachment = Attachment { ifindex: device("a0", "a1"), kind: ProgramKind::Endpoint };
+        node.datapath.attach(attachment).expect("attached");
+        let current = BTreeMap::from([(attachment, AttachedProgram::Current)]);
+        let earlier = BTreeMap::from([(attachment, AttachedProgram::Earlier)]);
+        assert_eq!(node.datapath.observe().expect("observed").attachments, current, "{method:?}");
+
+        node.datapath = Datapath::new(Options { method, ..Options::new(&node.dir) });
+        assert_eq!(node.datapath.observe().expect("observed").attachments, earlier, "{method:?}");
+        node.datapath.load().expect("loaded");
+        assert_eq!(node.datapath.observe().expect("observed").attachments, earlier, "{method:?}");
+        node.datapath.attach(attachment).expect("replaced");
+        assert_eq!(node.datapath.observe().expect("observed").attachments, current, "{method:?}");
+
+        node.datapath.detach(attachment).expect("detached");
+        node.datapath.detach(attachment).expect("what is not attached is no error");
+        assert!(node.datapath.observe().expect("observed").attachments.is_empty(), "{method:?}");
+    }
+}
+
+#[test]
+fn the_pin_of_a_vanished_device_is_removed() {
+    for method in methods() {
+        let mut node = instance(method);
+        let attachment = Attachment { ifindex: device("a0", "a1"), kind: ProgramKind::Endpoint };
+        node.datapath.attach(attachment).expect("attached");
+        succeed(&std::process::Command::new("ip").args(["link", "del", "a0"]).output().expect("ip"));
+        assert!(node.datapath.observe().expect("observed").attachments.is_empty(), "{method:?}");
+        assert_eq!(std::fs::read_dir(node.dir.join("links")).expect("links").count(), 0, "{method:?}");
+        let refused = node.datapath.attach(attachment);
+        assert!(matches!(refused, Err(ProgramsError::Attach { .. })), "{method:?}: {refused:?}");
+    }
+}
+
+#[test]
+fn unloading_detaches() {
+    for method in methods() {
+        let mut node = instance(method);
+        let ifindex = device("a0", "a1");
+        node.datapath.attach(Attachment { ifindex, kind: ProgramKind::Endpoint }).expect("attached");
+        node.datapath.attach(Attachment { ifindex, kind: ProgramKind::Host }).expect("attached");
+        node.datapath.unload().expect("unloaded");
+        let shown = std::process::Command::new("bpftool").args(["-j", "net", "show", "dev", "a0"]).output();
+        let shown = succeed(&shown.expect("bpftool"));
+        assert!(!shown.contains("endpoint") && !shown.contains("host"), "{method:?}: {shown}");
+    }
+}
+
+#[test]
+fn replacing_the_programs_under_traffic_loses_no_packet() {
+    for method in methods() {
+        let mut hosts = Hosts::new(Setup { method, ..Setup::default() });
+        let ping = std::process::Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", hosts.hosts[0].container))
+            .args(["ping", "-q", "-i", "0.002", "-c", "1000", "-W", "1", "10.64.0.70"])
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("ping");
+        for host in &mut hosts.hosts {
+            host.inside(|datapath| {
+                let attachments = datapath.observe().expect("observed").attachments;
+                assert_eq!(attachments.len(), 4);
+                datapath.load().expect("loaded anew");
+                for attachment in attachments.into_keys() {
+                    datapath.attach(attachment).expect("replaced");
+                }
+                let observed = datapath.observe().expect("observed").attachments;
+                assert!(observed.values().all(|program| *program == AttachedProgram::Current));
+            });
+        }
+        let report = succeed(&ping.wait_with_output().expect("the end of ping"));
+        assert!(report.contains(" 1000 received"), "{method:?}: {report}");
+        assert!(hosts.hosts[1].counter(VNI, Reason::Received) >= 1000, "{method:?}");
+    }
+}

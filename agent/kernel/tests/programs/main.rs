@@ -1,0 +1,8 @@
+//! The eBPF programs and their loader, on the kernel of this machine. Needs root.
+
+mod attachments;
+mod hosts;
+mod loading;
+mod packets;
+mod support;
+mod traffic;

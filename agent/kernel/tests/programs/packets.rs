@@ -1,0 +1,5 @@
+//! What each program does with a packet: one at a time, by `BPF_PROG_TEST_RUN`.
+
+mod endpoint;
+mod host;
+mod tunnel;
