@@ -212,17 +212,17 @@ async fn two_nodes_that_want_the_same_free_address_do_not_both_get_it() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn leases_of_two_managers_at_once_never_overlap() {
     let cluster = Cluster::start().await;
-    let app = cluster.create(network_of("app", "10.1.0.0/20")).await.unwrap();
+    let app = cluster.create(network_of("app", "10.1.0.0/16")).await.unwrap();
     let h2 = cluster.join_as("h2", mesh_proto::v1::Role::Manager).await;
     let second = cluster.second_manager(&h2).await;
     let mut tasks = JoinSet::new();
-    for n in 0..40 {
+    for n in 0..200 {
         let manager = if n % 2 == 0 { &cluster.manager } else { &second };
         let mut control = mesh_control::session::control_client(manager.local_channel());
         let request = LeaseRequest { network: app.id.clone(), address: String::new(), family: 4 };
         tasks.spawn(async move { control.lease(request).await.unwrap().into_inner().lease.unwrap().prefix });
     }
     let granted: BTreeSet<String> = tasks.join_all().await.into_iter().collect();
-    assert_eq!(granted.len(), 40);
-    assert_eq!(leases(&cluster, &app).await.len(), 40);
+    assert_eq!(granted.len(), 200);
+    assert_eq!(leases(&cluster, &app).await.len(), 200);
 }
