@@ -115,11 +115,11 @@ impl Host {
     pub fn node_states(&self) -> Result<BTreeMap<String, String>> {
         #[derive(Deserialize)]
         struct Node {
-            id: String,
+            name: String,
             state: String,
         }
         let nodes: Vec<Node> = self.meshctl(["node", "ls", "--format", "json"])?.json()?;
-        Ok(nodes.into_iter().map(|node| (node.id, node.state)).collect())
+        Ok(nodes.into_iter().map(|node| (node.name, node.state)).collect())
     }
 
     /// Makes a container namespace, or takes the one of that name on this host, and runs `meshctl endpoint attach
