@@ -81,12 +81,34 @@ pub(crate) fn netlink(
     })
 }
 
+/// [`identify`] and [`interfaces`] in one visit.
+pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
+    let file = File::open(path).map_err(|source| match source.kind() {
+        io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
+        _ => KernelError::NoNamespace { path: path.to_owned(), source },
+    })?;
+    let opened = inside(&file, Netlink::open).and_then(|opened| Ok((opened?, file.metadata()?)));
+    let (mut netlink, metadata) = opened.map_err(|source| match source.kind() {
+        io::ErrorKind::PermissionDenied => KernelError::Permission {
+            action: format!("enter the network namespace {}", path.display()),
+            source,
+        },
+        _ => KernelError::NoNamespace { path: path.to_owned(), source },
+    })?;
+    let names = names(&mut netlink, path)?;
+    Ok((NetnsRef { path: path.to_owned(), inode: metadata.ino() }, names))
+}
+
 /// The names of the devices in a namespace.
 pub fn interfaces(netns: &NetnsRef) -> Result<BTreeSet<IfName>, KernelError> {
     let namespace = open(netns)?;
     let mut netlink = netlink(netns, &namespace, || ())?;
-    let listed = links::dump(&mut netlink)
-        .map_err(|error| error.during(format!("list the interfaces of {}", netns.path.display())))?;
+    names(&mut netlink, &netns.path)
+}
+
+fn names(netlink: &mut Netlink, path: &Path) -> Result<BTreeSet<IfName>, KernelError> {
+    let listed = links::dump(netlink)
+        .map_err(|error| error.during(format!("list the interfaces of {}", path.display())))?;
     Ok(listed.into_iter().filter_map(|RawLink { name, .. }| name.parse().ok()).collect())
 }
 

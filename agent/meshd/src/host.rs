@@ -125,8 +125,7 @@ impl Host for ThisHost {
             NetnsName::Text(text) => Path::new(NAMED).join(text),
             NetnsName::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
         };
-        let netns = netns::identify(&path)?;
-        let interfaces = netns::interfaces(&netns)?;
+        let (netns, interfaces) = netns::find(&path)?;
         Ok(FoundNetns { netns, interfaces })
     }
 }

@@ -9,6 +9,7 @@ use mesh_proto::{Problem, ProblemKind};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    abort_on_panic();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {
@@ -19,6 +20,16 @@ fn main() -> ExitCode {
             ExitCode::from(problem.kind.exit_code())
         }
     }
+}
+
+/// An agent of which one task is gone would go on without doing its work. One that has ended does no harm: traffic goes
+/// on, and the next one takes over what it finds.
+fn abort_on_panic() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |panic| {
+        report(panic);
+        std::process::abort();
+    }));
 }
 
 fn start() -> Result<(), Problem> {

@@ -2,14 +2,14 @@
 //!
 //! Only this loop repeats: each step of a plan is one attempt, and what failed is planned anew in a later pass.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_kernel::{Depth, Event, Kernel, KernelError, Report, execute};
-use mesh_model::{Action, Desired, Observed, Plan};
+use mesh_model::{Action, Desired, Observed, Plan, Vni};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -67,8 +67,10 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
     let mut resync_at = Instant::now() + RESYNC;
     let mut known_problems = Vec::new();
     let mut events_end = false;
+    let mut counted = BTreeSet::new();
     loop {
         generations.mark_unchanged();
+        forget_counters(&agent, &kernel, &mut counted).await;
         let pass = one_pass(&agent, &kernel, depth).await;
         if pass.problems != known_problems {
             for problem in pass.problems.iter().filter(|problem| !known_problems.contains(*problem)) {
@@ -105,6 +107,25 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
             () = sleep_until(resync_at) => Depth::Full,
         };
     }
+}
+
+/// A network that is gone takes its counters along: its VNI may become another's.
+async fn forget_counters(agent: &Agent, kernel: &SharedKernel, counted: &mut BTreeSet<Vni>) {
+    let now: BTreeSet<Vni> = agent.read(|state| state.view.networks.values().map(|n| n.vni).collect());
+    let gone: Vec<Vni> = counted.difference(&now).copied().collect();
+    *counted = now;
+    if gone.is_empty() {
+        return;
+    }
+    kernel
+        .call(move |kernel| {
+            for vni in gone {
+                if let Err(error) = kernel.programs().forget_counters(mesh_ebpf_types::Vni::new(vni.get())) {
+                    tracing::debug!(%vni, %error, "the counters of a network that is gone stay");
+                }
+            }
+        })
+        .await;
 }
 
 async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pass {
@@ -206,9 +227,9 @@ pub fn explain(error: &KernelError) -> Problem {
         source = reason.source();
     }
     let kind = match error {
-        KernelError::NameTaken { .. }
-        | KernelError::PortTaken { .. }
-        | KernelError::IfnameTaken { .. } => ProblemKind::Conflict,
+        KernelError::NameTaken { .. } | KernelError::PortTaken { .. } | KernelError::IfnameTaken { .. } => {
+            ProblemKind::Conflict
+        }
         KernelError::NamespaceGone { .. } => ProblemKind::NotFound,
         KernelError::NoNamespace { .. } => ProblemKind::Usage,
         _ => ProblemKind::Failed,
