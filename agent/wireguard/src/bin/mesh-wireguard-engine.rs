@@ -1,0 +1,13 @@
+//! The engine process by itself, without the daemon's other commands.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    match mesh_wireguard::engine_main(std::env::args().skip(1)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,20 @@
+//! The trait that all engines have.
+
+use crate::{EngineConfig, EngineKind, EngineStatus, Result};
+
+/// Something that carries the frames of encrypted networks between nodes.
+///
+/// Calls block for some milliseconds at most, except when a process has to be started first.
+pub trait WireguardEngine: Send {
+    /// Which engine it is.
+    fn kind(&self) -> EngineKind;
+
+    /// Makes `config` true. Only what differs is touched: sessions with peers and keys that stay go on.
+    fn apply(&mut self, config: &EngineConfig) -> Result<()>;
+
+    /// What it reports; an engine that was given no configuration yet has no peers.
+    fn status(&mut self) -> Result<EngineStatus>;
+
+    /// Removes the device and forgets all keys.
+    fn remove(&mut self) -> Result<()>;
+}

@@ -1,0 +1,179 @@
+//! The daemon's side of the engine process.
+
+use std::{
+    ffi::OsString,
+    io,
+    os::unix::net::UnixStream,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::protocol::{self, Request, Response, SOCKET};
+use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine};
+
+/// How long an engine process may take to start.
+const START: Duration = Duration::from_secs(15);
+/// How long it may take to answer.
+const ANSWER: Duration = Duration::from_secs(10);
+/// Time between two looks whether it has started.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// How engine processes are started.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct EngineCommand {
+    /// The program.
+    pub program: PathBuf,
+    /// Its first arguments, e.g. `wireguard-engine`; those of [`crate::engine_main`] follow.
+    pub args: Vec<OsString>,
+    /// Version of the program: a process of another version is replaced.
+    pub version: String,
+}
+
+/// An engine in a process of its own, which goes on when the daemon ends.
+#[derive(Debug)]
+pub struct EngineProcess {
+    run_dir: PathBuf,
+    command: EngineCommand,
+    connection: Option<Connection>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    stream: UnixStream,
+    version: String,
+    pid: u32,
+}
+
+impl EngineProcess {
+    /// Connects to the engine process of `run_dir`, or starts one, in the calling thread's network namespace. One of
+    /// another version is replaced: the new process takes over its device and sockets, and packets wait in them
+    /// until [`WireguardEngine::apply`] gives it the keys, which has to come at once.
+    pub fn connect_or_spawn(run_dir: impl Into<PathBuf>, command: EngineCommand) -> Result<Self> {
+        let mut process = Self { run_dir: run_dir.into(), command, connection: None };
+        process.connect()?;
+        Ok(process)
+    }
+
+    /// Pid of the process, as it said itself.
+    pub fn pid(&self) -> Option<u32> {
+        self.connection.as_ref().map(|connection| connection.pid)
+    }
+
+    fn connect(&mut self) -> Result<()> {
+        match Connection::open(&self.run_dir) {
+            Ok(connection) if connection.version == self.command.version => {
+                self.connection = Some(connection);
+                Ok(())
+            }
+            Ok(old) => {
+                drop(old);
+                self.spawn(true)
+            }
+            Err(_) => self.spawn(false),
+        }
+    }
+
+    fn spawn(&mut self, take_over: bool) -> Result<()> {
+        let failed = || Error::system(format!("start {}", self.command.program.display()));
+        let mut command = Command::new(&self.command.program);
+        command.args(&self.command.args).arg("--run-dir").arg(&self.run_dir);
+        command.args(["--version", &self.command.version]);
+        if take_over {
+            command.arg("--take-over");
+        }
+        // Its errors go where ours go; it lives on if that ends.
+        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(failed())?;
+        let deadline = Instant::now() + START;
+        loop {
+            if let Ok(connection) = Connection::open(&self.run_dir)
+                && connection.version == self.command.version
+            {
+                self.connection = Some(connection);
+                break;
+            }
+            if let Some(status) = child.try_wait().map_err(failed())? {
+                return Err(Error::Process(format!("ended at once ({status})")));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::Process("did not start in time".to_owned()));
+            }
+            thread::sleep(LOOK);
+        }
+        // Somebody has to take its exit status when it ends.
+        let reap = move || {
+            let _ = child.wait();
+        };
+        thread::Builder::new()
+            .name("wireguard-reaper".to_owned())
+            .spawn(reap)
+            .map_err(Error::system("start a thread"))?;
+        Ok(())
+    }
+
+    fn ask(&mut self, request: &Request) -> Result<Response> {
+        let Some(connection) = &mut self.connection else {
+            return Err(Error::Process("does not run".to_owned()));
+        };
+        let result = connection.ask(request);
+        if result.is_err() {
+            self.connection = None;
+        }
+        match result.map_err(|error| Error::Process(format!("does not answer: {error}")))? {
+            Response::Failed(message) => Err(Error::Remote(message)),
+            response => Ok(response),
+        }
+    }
+}
+
+impl Connection {
+    fn open(run_dir: &Path) -> io::Result<Self> {
+        let stream = UnixStream::connect(run_dir.join(SOCKET))?;
+        stream.set_read_timeout(Some(ANSWER))?;
+        stream.set_write_timeout(Some(ANSWER))?;
+        let mut connection = Self { stream, version: String::new(), pid: 0 };
+        match connection.ask(&Request::Hello)? {
+            Response::Hello { version, pid } => Ok(Self { version, pid, ..connection }),
+            _ => Err(io::ErrorKind::InvalidData.into()),
+        }
+    }
+
+    fn ask(&mut self, request: &Request) -> io::Result<Response> {
+        protocol::write(&mut self.stream, request)?;
+        protocol::read(&mut self.stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+impl WireguardEngine for EngineProcess {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Userspace
+    }
+
+    /// A process that has died is started anew.
+    fn apply(&mut self, config: &EngineConfig) -> Result<()> {
+        config.validate()?;
+        let request = Request::Apply(Box::new(config.clone()));
+        if self.connection.is_some() {
+            match self.ask(&request) {
+                Err(Error::Process(_)) => {}
+                result => return result.map(drop),
+            }
+        }
+        self.connect()?;
+        self.ask(&request).map(drop)
+    }
+
+    fn status(&mut self) -> Result<EngineStatus> {
+        match self.ask(&Request::Status)? {
+            Response::Status(status) => Ok(*status),
+            _ => Err(Error::Process("gave a strange answer".to_owned())),
+        }
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        self.ask(&Request::Stop)?;
+        self.connection = None;
+        Ok(())
+    }
+}

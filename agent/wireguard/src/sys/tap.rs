@@ -1,0 +1,154 @@
+//! A TAP device with virtio headers and offloads (`Documentation/networking/tuntap.rst`, `linux/if_tun.h`).
+#![expect(unsafe_code, reason = "the ioctls of /dev/net/tun and of network devices")]
+
+use std::{
+    fs::File,
+    io::{self, IoSlice},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+};
+
+use nix::{
+    fcntl::OFlag,
+    sys::socket::{AddressFamily, SockFlag, SockType, socket},
+};
+
+use crate::packet::virtio;
+
+const TUN: &str = "/dev/net/tun";
+const CSUM: libc::c_ulong = 0x01;
+const TSO4: libc::c_ulong = 0x02;
+const TSO6: libc::c_ulong = 0x04;
+const TSO_ECN: libc::c_ulong = 0x08;
+const USO4: libc::c_ulong = 0x20;
+const USO6: libc::c_ulong = 0x40;
+
+nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
+nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
+nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
+nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
+nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
+nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
+
+/// Which super-packets a device takes and hands over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Offload {
+    /// None: every packet is at most the MTU, with its checksum complete.
+    None,
+    /// TCP, and UDP where the kernel knows it (6.2).
+    All,
+}
+
+/// One queue of a TAP device. The device exists as long as one of its queues is open.
+#[derive(Debug)]
+pub(crate) struct Tap {
+    file: File,
+}
+
+impl Tap {
+    /// Makes the device `name` (`first`: it must not exist), or opens one more queue of it, in the calling thread's
+    /// network namespace.
+    pub(crate) fn open(name: &str, first: bool) -> io::Result<Self> {
+        let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let fd = nix::fcntl::open(TUN, flags, nix::sys::stat::Mode::empty())?;
+        let mut request = request(name)?;
+        let exclusive = if first { libc::IFF_TUN_EXCL } else { 0 };
+        let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
+        // The flags fit the 16 bits that the request has for them.
+        request.ifr_ifru.ifru_flags = u16::try_from(kind).unwrap_or_default().cast_signed();
+        let header = libc::c_int::try_from(virtio::LEN).unwrap_or_default();
+        // SAFETY: TUNSETIFF reads an `ifreq` and TUNSETVNETHDRSZ an `int`; both live past the calls.
+        unsafe {
+            set_interface(fd.as_raw_fd(), &raw const request)?;
+            set_header_size(fd.as_raw_fd(), &raw const header)?;
+        }
+        Ok(Self::from_fd(fd))
+    }
+
+    /// A queue that another process opened.
+    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+        Self { file: File::from(fd) }
+    }
+
+    /// Sets the offloads of the device; returns whether UDP super-packets are among them.
+    pub(crate) fn offload(&self, offload: Offload) -> io::Result<bool> {
+        let tcp = CSUM | TSO4 | TSO6 | TSO_ECN;
+        let fd = self.file.as_raw_fd();
+        let set = |bits: libc::c_ulong| {
+            // The bits are few and small.
+            let bits = libc::c_int::try_from(bits).unwrap_or_default();
+            // SAFETY: TUNSETOFFLOAD takes its argument by value.
+            unsafe { set_offload(fd, bits) }
+        };
+        if offload == Offload::None {
+            set(0)?;
+            return Ok(false);
+        }
+        if set(tcp | USO4 | USO6).is_ok() {
+            return Ok(true);
+        }
+        set(tcp)?;
+        Ok(false)
+    }
+
+    /// Reads one frame with its virtio header; `None` when there is none now.
+    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+        match nix::unistd::read(&self.file, buffer) {
+            Ok(len) => Ok(Some(len)),
+            Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Ok(None),
+            Err(errno) => Err(errno.into()),
+        }
+    }
+
+    /// Writes one frame with its virtio header.
+    pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+        Ok(nix::sys::uio::writev(&self.file, slices)?)
+    }
+
+    /// Another handle of the same queue.
+    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+        Ok(self.file.try_clone()?.into())
+    }
+
+    /// Sets MTU and queue length of device `name` and brings it up, in the calling thread's network namespace.
+    pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> {
+        let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let fd = any.as_raw_fd();
+        let mut mtu_request = request(name)?;
+        mtu_request.ifr_ifru.ifru_mtu = i32::from(mtu);
+        let mut queue_request = request(name)?;
+        queue_request.ifr_ifru.ifru_metric = queue_len;
+        let mut up = request(name)?;
+        // SAFETY: each of the four reads (or fills) an `ifreq` that lives past the call; SIOCGIFFLAGS fills the
+        // union's `ifru_flags`, which is what is then read.
+        unsafe {
+            set_mtu(fd, &raw const mtu_request)?;
+            set_queue_len(fd, &raw const queue_request)?;
+            get_flags(fd, &raw mut up)?;
+            let flag = libc::c_short::try_from(libc::IFF_UP).unwrap_or_default();
+            up.ifr_ifru.ifru_flags |= flag;
+            set_flags(fd, &raw const up)?;
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Tap {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.file.as_fd()
+    }
+}
+
+/// An `ifreq` with nothing but a name.
+fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all zeroes is a valid `ifreq`: it holds integers and arrays of them only.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays 0, the end of the string.
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a device name"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}

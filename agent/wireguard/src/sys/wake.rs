@@ -1,0 +1,75 @@
+//! Waiting for input, and being woken by another thread.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::eventfd::{EfdFlags, EventFd},
+};
+
+/// A flag that wakes a waiting thread.
+#[derive(Debug)]
+pub(crate) struct Wake(EventFd);
+
+impl Wake {
+    pub(crate) fn new() -> io::Result<Self> {
+        Ok(Self(EventFd::from_flags(EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_CLOEXEC)?))
+    }
+
+    /// Wakes the thread that waits on it, now or at its next wait.
+    pub(crate) fn wake(&self) {
+        // It fails only when 2^64-2 calls went unheard.
+        let _ = self.0.write(1);
+    }
+
+    /// Takes back the wake-ups so far.
+    pub(crate) fn clear(&self) {
+        // EAGAIN: there were none.
+        let _ = self.0.read();
+    }
+}
+
+impl AsFd for Wake {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.0.as_fd()
+    }
+}
+
+/// Which of the three descriptors have something.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Ready {
+    pub(crate) tap: bool,
+    pub(crate) socket: bool,
+    pub(crate) wake: bool,
+}
+
+impl Ready {
+    pub(crate) fn any(self) -> bool {
+        self.tap || self.socket || self.wake
+    }
+}
+
+/// Waits until one of the descriptors can be read, for `timeout` at most; `None` waits for ever.
+pub(crate) fn wait(
+    tap: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    wake: &Wake,
+    timeout: Option<Duration>,
+) -> io::Result<Ready> {
+    let mut fds = [tap, socket, wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+    let timeout = match timeout {
+        None => PollTimeout::NONE,
+        Some(time) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
+    };
+    match poll(&mut fds, timeout) {
+        Ok(_) | Err(Errno::EINTR) => {}
+        Err(errno) => return Err(errno.into()),
+    }
+    let [tap, socket, wake] = fds.map(|fd| fd.any().unwrap_or(true));
+    Ok(Ready { tap, socket, wake })
+}

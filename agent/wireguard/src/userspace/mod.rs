@@ -1,0 +1,329 @@
+//! The engine in user space: boringtun's Noise protocol and cipher, our own way of moving packets.
+//!
+//! The device is a TAP whose frames carry network and peer in their source MAC ([`crate::FrameTag`]). A worker reads
+//! up to 64 KiB of TCP or UDP in one call, cuts it into segments, puts IPv4, UDP and VXLAN headers before each,
+//! encrypts them into one buffer and has the kernel send that in one or two calls (UDP GSO). The other way round it
+//! receives many datagrams per call (UDP GRO), decrypts them side by side into one buffer, joins consecutive
+//! segments and writes super-packets to the device. On the wire it is VXLAN over WireGuard, as the kernel's own
+//! devices make it.
+//!
+//! Each worker has one queue of the device and one socket, so a flow's packets stay in order. Peers are locked once
+//! per batch.
+
+mod counters;
+mod handshake;
+mod link;
+mod peer;
+mod receive;
+mod shared;
+mod table;
+mod timer;
+mod transmit;
+mod waiting;
+mod worker;
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::OwnedFd,
+    sync::Arc,
+    thread::{self, JoinHandle},
+};
+
+use nix::errno::Errno;
+
+use self::{counters::Counters, link::HANDSHAKE, peer::Peer, shared::Shared, table::Table, worker::Worker};
+use crate::{
+    EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine,
+    sys::{Offload, Tap, UdpSocket, Wake},
+};
+
+/// Frames that the device's queue holds while we are busy.
+const QUEUE: i32 = 1000;
+/// Most workers of an engine.
+const MAX_WORKERS: usize = 8;
+
+/// The engine. Its device exists as long as this value: when it is dropped, or its process dies, the device vanishes
+/// and with it every way for its packets.
+pub struct Userspace {
+    device: Option<Device>,
+    running: Option<Running>,
+    config: Option<EngineConfig>,
+    counters: Arc<Counters>,
+    offload: Offload,
+}
+
+/// The device's open queues.
+struct Device {
+    name: String,
+    queues: Vec<Arc<Tap>>,
+    udp: bool,
+}
+
+/// Sockets and threads.
+struct Running {
+    port: u16,
+    sockets: Vec<Arc<UdpSocket>>,
+    shared: Arc<Shared>,
+    threads: Vec<JoinHandle<()>>,
+}
+
+/// What one engine hands over to its successor: the device lives on in these.
+#[derive(Debug, Default)]
+pub(crate) struct Handover {
+    /// Name of the device.
+    pub(crate) device: String,
+    /// Port of the sockets.
+    pub(crate) port: u16,
+    /// Queues of the device.
+    pub(crate) queues: Vec<OwnedFd>,
+    /// Sockets.
+    pub(crate) sockets: Vec<OwnedFd>,
+}
+
+impl Default for Userspace {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Userspace {
+    /// An engine without a device yet. What it opens at its first configuration is in the network namespace of the
+    /// thread that calls [`WireguardEngine::apply`].
+    pub fn new() -> Self {
+        Self { device: None, running: None, config: None, counters: Arc::default(), offload: Offload::All }
+    }
+
+    /// One whose device has no offloads: every packet passes singly. For tests and comparisons.
+    pub fn without_offloads() -> Self {
+        Self { offload: Offload::None, ..Self::new() }
+    }
+
+    /// One that goes on with another's device and sockets. Its first configuration must name the same device.
+    pub(crate) fn adopt(handover: Handover) -> Result<Self> {
+        let mut engine = Self::new();
+        let queues: Vec<Arc<Tap>> =
+            handover.queues.into_iter().map(|fd| Arc::new(Tap::from_fd(fd))).collect();
+        let udp = set_offload(&queues, engine.offload)?;
+        let sockets = handover
+            .sockets
+            .into_iter()
+            .map(|fd| UdpSocket::from_fd(fd).map(Arc::new))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(Error::system("take over sockets"))?;
+        engine.device = Some(Device { name: handover.device, queues, udp });
+        engine.running = Some(Running::idle(handover.port, sockets, &engine.counters)?);
+        Ok(engine)
+    }
+
+    /// Stops moving packets and gives away device and sockets, in which packets wait meanwhile.
+    pub(crate) fn hand_over(&mut self) -> Result<Handover> {
+        self.config = None;
+        let (Some(device), Some(mut running)) = (self.device.take(), self.running.take()) else {
+            return Ok(Handover::default());
+        };
+        running.stop();
+        let failed = || Error::system("hand over descriptors");
+        Ok(Handover {
+            device: device.name,
+            port: running.port,
+            queues: device
+                .queues
+                .iter()
+                .map(|tap| tap.duplicate())
+                .collect::<io::Result<_>>()
+                .map_err(failed())?,
+            sockets: running
+                .sockets
+                .iter()
+                .map(|socket| socket.duplicate())
+                .collect::<io::Result<_>>()
+                .map_err(failed())?,
+        })
+    }
+
+    fn open_device(&mut self, config: &EngineConfig) -> Result<()> {
+        if let Some(device) = &self.device {
+            return if device.name == config.device {
+                Ok(())
+            } else {
+                Err(Error::Config("the device of a running engine cannot be renamed"))
+            };
+        }
+        let name = &config.device;
+        let queues = (0..workers())
+            .map(|index| Tap::open(name, index == 0).map(Arc::new))
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(|source| device_error(name, source))?;
+        let udp = set_offload(&queues, self.offload)?;
+        self.device = Some(Device { name: name.clone(), queues, udp });
+        Ok(())
+    }
+
+    /// Starts the threads, on a new socket if the port has changed.
+    fn run(&mut self, config: &EngineConfig) -> Result<()> {
+        let Some(device) = &self.device else { return Err(Error::Config("there is no device")) };
+        let mut known = None;
+        let changed = self.running.as_ref().is_none_or(|running| running.port != config.listen_port);
+        if changed {
+            let sockets = bind(config.listen_port, device.queues.len())?;
+            let new = Running::idle(config.listen_port, sockets, &self.counters)?;
+            // The old threads end before the new ones take their peers.
+            known = self.running.replace(new).map(|old| old.shared.table());
+        }
+        let Some(running) = &mut self.running else { return Err(Error::Config("there is no socket")) };
+        running.start(config, device, known.as_deref())
+    }
+}
+
+impl WireguardEngine for Userspace {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Userspace
+    }
+
+    fn apply(&mut self, config: &EngineConfig) -> Result<()> {
+        config.validate()?;
+        if self.config.as_ref() == Some(config) {
+            return Ok(());
+        }
+        let fresh = self.device.is_none();
+        let result = self.open_device(config).and_then(|()| {
+            Tap::configure(&config.device, config.inner_mtu, QUEUE)
+                .map_err(Error::system(format!("set up the device {}", config.device)))?;
+            self.run(config)
+        });
+        if result.is_err() && fresh {
+            self.remove()?;
+        }
+        result?;
+        self.config = Some(config.clone());
+        Ok(())
+    }
+
+    fn status(&mut self) -> Result<EngineStatus> {
+        let peers: BTreeMap<_, _> = self
+            .running
+            .iter()
+            .flat_map(|running| running.shared.table().peers.clone())
+            .map(|(index, peer)| (index, peer.status()))
+            .collect();
+        Ok(EngineStatus { engine: self.kind(), peers, drops: self.counters.snapshot() })
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        self.running = None;
+        (self.device, self.config) = (None, None);
+        Ok(())
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+impl Running {
+    /// Sockets without threads or peers.
+    fn idle(port: u16, sockets: Vec<Arc<UdpSocket>>, counters: &Arc<Counters>) -> Result<Self> {
+        let wakes = (0..sockets.len())
+            .map(|_| Wake::new())
+            .collect::<io::Result<Vec<_>>>()
+            .map_err(Error::system("make an event descriptor"))?;
+        let shared = Arc::new(Shared::new(Table::empty(), wakes, Arc::clone(counters)));
+        Ok(Self { port, sockets, shared, threads: Vec::new() })
+    }
+
+    /// Gives the threads a new table, starting them if they do not run. It keeps what it can of `known`, or of the
+    /// threads' own old table.
+    fn start(&mut self, config: &EngineConfig, device: &Device, known: Option<&Table>) -> Result<()> {
+        let own = self.shared.table();
+        let (table, fresh) = Table::new(config, known.unwrap_or(&own))?;
+        self.shared.replace(table);
+        if self.threads.is_empty() {
+            for (index, (tap, socket)) in device.queues.iter().zip(&self.sockets).enumerate() {
+                let worker = Worker::new(index, &self.shared, tap, socket, device.udp);
+                let run = move || {
+                    if let Err(error) = worker.run() {
+                        tracing::error!(%error, "a WireGuard worker ends");
+                    }
+                };
+                self.threads.push(spawn(&format!("wireguard-{index}"), run)?);
+            }
+            if let Some(socket) = self.sockets.first() {
+                let (shared, socket) = (Arc::clone(&self.shared), Arc::clone(socket));
+                let timer = spawn("wireguard-timer", move || timer::run(&shared, &socket))?;
+                self.shared.set_timer(timer.thread().clone());
+                self.threads.push(timer);
+            }
+        }
+        for peer in fresh {
+            self.greet(&peer);
+        }
+        Ok(())
+    }
+
+    /// Starts a handshake with a peer that is new or has new keys. The first packet then need not wait for it, and a
+    /// peer that still has sessions with an engine that is gone learns that at once.
+    fn greet(&self, peer: &Peer) {
+        let mut state = peer.lock();
+        let mut out = [0; HANDSHAKE];
+        let (Some(endpoint), Some(len), Some(socket)) =
+            (state.endpoint, state.initiate(&mut out), self.sockets.first())
+        else {
+            return;
+        };
+        // The timers repeat what gets lost.
+        let _ = socket.send(&out[..len], endpoint);
+        drop(state);
+        self.shared.start_timers(peer);
+    }
+
+    fn stop(&mut self) {
+        self.shared.stop();
+        for thread in self.threads.drain(..) {
+            // A panic was reported by the thread itself.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Half the processors: the other half is for those who make the traffic.
+fn workers() -> usize {
+    thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, MAX_WORKERS))
+}
+
+fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>> {
+    thread::Builder::new().name(name.to_owned()).spawn(body).map_err(Error::system("start a thread"))
+}
+
+fn set_offload(queues: &[Arc<Tap>], offload: Offload) -> Result<bool> {
+    // They are the device's, whichever queue they are set by.
+    match queues.first() {
+        Some(tap) => tap.offload(offload).map_err(Error::system("set the device's offloads")),
+        None => Ok(false),
+    }
+}
+
+fn bind(port: u16, count: usize) -> Result<Vec<Arc<UdpSocket>>> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::AddrInUse => Error::PortTaken { port },
+        _ => Error::System { action: format!("listen on UDP port {port}"), source: error },
+    };
+    if count > 1 {
+        // Sockets that share a port would share it with a stranger's, too.
+        UdpSocket::bind(port, false).map_err(failed)?;
+    }
+    (0..count).map(|_| UdpSocket::bind(port, count > 1).map(Arc::new).map_err(failed)).collect()
+}
+
+fn device_error(name: &str, source: io::Error) -> Error {
+    let device = name.to_owned();
+    match source.raw_os_error().map(Errno::from_raw) {
+        Some(Errno::EBUSY | Errno::EINVAL) => Error::DeviceTaken { device },
+        Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EACCES | Errno::EPERM) => {
+            Error::NoTun { device, source }
+        }
+        _ => Error::System { action: format!("make the device {name}"), source },
+    }
+}

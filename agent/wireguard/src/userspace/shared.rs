@@ -1,0 +1,108 @@
+//! What the threads of an engine share.
+
+use std::{
+    sync::{
+        Arc, Mutex, OnceLock, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    thread::Thread,
+};
+
+use super::{counters::Counters, peer::Peer, table::Table};
+use crate::sys::Wake;
+
+/// Shared by all threads of one engine.
+pub(super) struct Shared {
+    table: Mutex<Arc<Table>>,
+    version: AtomicU64,
+    stop: AtomicBool,
+    wakes: Vec<Wake>,
+    timer: OnceLock<Thread>,
+    pub(super) counters: Arc<Counters>,
+}
+
+/// A thread's own copy of the table's address.
+pub(super) struct TableView {
+    version: u64,
+    table: Arc<Table>,
+}
+
+impl Shared {
+    pub(super) fn new(table: Table, wakes: Vec<Wake>, counters: Arc<Counters>) -> Self {
+        Self {
+            table: Mutex::new(Arc::new(table)),
+            version: AtomicU64::new(0),
+            stop: AtomicBool::new(false),
+            wakes,
+            timer: OnceLock::new(),
+            counters,
+        }
+    }
+
+    /// The table that is valid now.
+    pub(super) fn table(&self) -> Arc<Table> {
+        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// A view for [`Shared::refresh`].
+    pub(super) fn view(&self) -> TableView {
+        let version = self.version.load(Ordering::Acquire);
+        TableView { version, table: self.table() }
+    }
+
+    /// Brings a thread's view up to date; costs one atomic read if nothing has changed.
+    pub(super) fn refresh<'v>(&self, view: &'v mut TableView) -> &'v Arc<Table> {
+        if self.version.load(Ordering::Acquire) != view.version {
+            *view = self.view();
+        }
+        &view.table
+    }
+
+    /// Makes `table` the valid one.
+    pub(super) fn replace(&self, table: Table) {
+        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        self.version.fetch_add(1, Ordering::Release);
+        self.wake_workers();
+    }
+
+    /// Wakes the workers: a session has come up or gone, the table has changed, or all is to stop.
+    pub(super) fn wake_workers(&self) {
+        for wake in &self.wakes {
+            wake.wake();
+        }
+    }
+
+    /// The flag that wakes worker number `index`.
+    pub(super) fn wake(&self, index: usize) -> &Wake {
+        &self.wakes[index]
+    }
+
+    /// Says which thread runs the timers.
+    pub(super) fn set_timer(&self, thread: Thread) {
+        // It is set once, when the engine starts.
+        let _ = self.timer.set(thread);
+    }
+
+    /// Has a peer's timers run.
+    pub(super) fn start_timers(&self, peer: &Peer) {
+        if peer.start_timers()
+            && let Some(timer) = self.timer.get()
+        {
+            timer.unpark();
+        }
+    }
+
+    /// Asks all threads to end.
+    pub(super) fn stop(&self) {
+        self.stop.store(true, Ordering::Release);
+        self.wake_workers();
+        if let Some(timer) = self.timer.get() {
+            timer.unpark();
+        }
+    }
+
+    /// Whether threads are to end.
+    pub(super) fn is_stopping(&self) -> bool {
+        self.stop.load(Ordering::Acquire)
+    }
+}

@@ -1,0 +1,177 @@
+//! Peers by all that packets name them by. A table is never changed but replaced, so that threads read it unlocked.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use boringtun::{noise::rate_limiter::RateLimiter, x25519};
+
+use super::{link::Link, peer::Peer};
+use crate::{EngineConfig, Error, OwnKey, PublicKey, Result};
+
+/// Handshakes per second from which on senders must show, by a cookie, that they can receive at their address.
+const HANDSHAKES_PER_SECOND: u64 = 200;
+
+/// All that a thread needs to know about the configuration.
+pub(super) struct Table {
+    /// Own tunnel address.
+    pub(super) tunnel: Ipv4Addr,
+    /// UDP port of VXLAN inside the tunnel.
+    pub(super) vxlan_port: u16,
+    /// Largest IP packet in the tunnel.
+    pub(super) tunnel_mtu: usize,
+    /// Peers by index.
+    pub(super) peers: BTreeMap<u16, Arc<Peer>>,
+    /// Peers and own keys, by the id of their link.
+    links: BTreeMap<u32, Arc<Peer>>,
+    /// Id of the link between an own key and a peer's.
+    pairs: BTreeMap<(PublicKey, PublicKey), u32>,
+    /// Own keys.
+    pub(super) own: Vec<OwnSide>,
+}
+
+/// An own key, ready to be used.
+#[derive(Clone)]
+pub(super) struct OwnSide {
+    key: OwnKey,
+    public: PublicKey,
+    /// For handshakes as they arrive.
+    pub(super) limiter: Arc<RateLimiter>,
+    /// For boringtun's own second look at a handshake that `limiter` let pass.
+    unlimited: Arc<RateLimiter>,
+}
+
+impl OwnSide {
+    fn new(key: &OwnKey) -> Self {
+        let public = key.private.public();
+        let dalek = x25519::PublicKey::from(public.0);
+        Self {
+            key: key.clone(),
+            public,
+            limiter: Arc::new(RateLimiter::new(&dalek, HANDSHAKES_PER_SECOND)),
+            unlimited: Arc::new(RateLimiter::new(&dalek, u64::MAX)),
+        }
+    }
+
+    /// Public half as boringtun wants it.
+    pub(super) fn dalek(&self) -> x25519::PublicKey {
+        x25519::PublicKey::from(self.public.0)
+    }
+
+    /// Private half.
+    pub(super) fn secret(&self) -> &x25519::StaticSecret {
+        self.key.private.secret()
+    }
+}
+
+impl Table {
+    /// One without keys and peers.
+    pub(super) fn empty() -> Self {
+        Self {
+            tunnel: Ipv4Addr::UNSPECIFIED,
+            vxlan_port: 0,
+            tunnel_mtu: 0,
+            peers: BTreeMap::new(),
+            links: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            own: Vec::new(),
+        }
+    }
+
+    /// A table for `config` that keeps what it can of `old`: sessions with the same keys, endpoints that moved.
+    /// Returns also the peers that are new or have new links.
+    pub(super) fn new(config: &EngineConfig, old: &Self) -> Result<(Self, Vec<Arc<Peer>>)> {
+        let own: Vec<OwnSide> = config
+            .keys
+            .iter()
+            .map(|key| {
+                let kept = old.own.iter().find(|side| side.public == key.private.public());
+                kept.map_or_else(|| OwnSide::new(key), |side| OwnSide { key: key.clone(), ..side.clone() })
+            })
+            .collect();
+        let mut table = Self {
+            tunnel: config.tunnel_address,
+            vxlan_port: config.vxlan_port,
+            tunnel_mtu: usize::from(config.inner_mtu) + usize::from(crate::VXLAN_OVERHEAD),
+            peers: BTreeMap::new(),
+            links: BTreeMap::new(),
+            pairs: BTreeMap::new(),
+            own,
+        };
+        let mut ids = Ids::new(old);
+        let mut fresh = Vec::new();
+        for (index, wanted) in &config.peers {
+            let peer = old.peers.get(index).cloned();
+            let peer =
+                peer.unwrap_or_else(|| Arc::new(Peer::new(*index, wanted.tunnel_address, wanted.endpoint)));
+            let mut state = peer.lock();
+            state.tunnel = wanted.tunnel_address;
+            if state.configured != wanted.endpoint {
+                state.configured = wanted.endpoint;
+                state.endpoint = wanted.endpoint;
+            }
+            let mut kept = std::mem::take(&mut state.links);
+            let mut news = false;
+            for side in table.own.iter().rev() {
+                for (generation, theirs) in wanted.keys.iter().rev() {
+                    let known = kept.iter().position(|link| link.is_between(&side.key, *generation, *theirs));
+                    let link = if let Some(at) = known {
+                        let mut link = kept.swap_remove(at);
+                        news |= side.key.active && !link.active;
+                        link.active = side.key.active;
+                        link
+                    } else {
+                        news = true;
+                        Link::new(ids.next()?, &side.key, *generation, *theirs, Arc::clone(&side.unlimited))
+                    };
+                    table.links.insert(link.id, Arc::clone(&peer));
+                    table.pairs.insert((side.public, *theirs), link.id);
+                    state.links.push(link);
+                }
+            }
+            drop(state);
+            if news {
+                fresh.push(Arc::clone(&peer));
+            }
+            table.peers.insert(*index, peer);
+        }
+        Ok((table, fresh))
+    }
+
+    /// The peer to which a session index belongs, and the id of its link.
+    pub(super) fn session(&self, index: u32) -> Option<(u32, &Arc<Peer>)> {
+        let id = index >> 8;
+        self.links.get(&id).map(|peer| (id, peer))
+    }
+
+    /// The link between an own key and a peer's.
+    pub(super) fn pair(&self, own: &OwnSide, theirs: PublicKey) -> Option<(u32, &Arc<Peer>)> {
+        let id = *self.pairs.get(&(own.public, theirs))?;
+        self.links.get(&id).map(|peer| (id, peer))
+    }
+}
+
+/// Hands out link ids: 24 random bits, none twice in a table and its predecessor.
+struct Ids {
+    taken: BTreeSet<u32>,
+}
+
+impl Ids {
+    fn new(old: &Table) -> Self {
+        Self { taken: old.links.keys().copied().collect() }
+    }
+
+    fn next(&mut self) -> Result<u32> {
+        loop {
+            let id = getrandom::u32().map_err(|error| Error::System {
+                action: "draw a session index".to_owned(),
+                source: error.into(),
+            })? >> 8;
+            if self.taken.insert(id) {
+                return Ok(id);
+            }
+        }
+    }
+}

@@ -1,0 +1,253 @@
+//! From the device to the network: cut, wrap in VXLAN, encrypt, send in batches.
+
+use std::{io, sync::Arc, time::Instant};
+
+use super::{link::HANDSHAKE, peer::Peer, peer::PeerState, shared::Shared, table::Table, waiting::Waiting};
+use crate::{
+    DropReason, FrameTag,
+    packet::{Cut, flow_hash, virtio, virtio::VnetHeader, vxlan, vxlan::Encapsulation},
+    sys::{SendQueue, Tap, UdpSocket},
+};
+
+/// Largest frame that a device hands over, with its virtio header.
+const MAX_FRAME: usize = virtio::LEN + 14 + 65535 + 4;
+/// As soon as so many bytes have been read they are sent: less would waste calls, more would leave the cache and
+/// the peer idle.
+const ENOUGH: usize = 60 << 10;
+/// Frames read at most before they are sent.
+const MAX_FRAMES: usize = 64;
+/// Bytes of encrypted messages that wait at most before they are sent.
+const BATCH: usize = 192 << 10;
+/// Bytes that WireGuard adds to a packet: header and tag.
+const OVERHEAD: usize = 32;
+/// WireGuard pads packets to a multiple of this (whitepaper, section 5.4.6).
+const PADDING: usize = 16;
+
+/// Buffers and state of sending, one per worker.
+pub(super) struct Transmit {
+    input: Vec<u8>,
+    frames: Vec<Frame>,
+    scratch: Vec<u8>,
+    batch: Batch,
+    waiting: Waiting,
+    identification: u16,
+}
+
+/// A frame in the input buffer, virtio header included.
+#[derive(Debug, Clone, Copy)]
+struct Frame {
+    start: usize,
+    len: usize,
+    peer: u16,
+}
+
+/// Encrypted messages one after another, and for whom.
+struct Batch {
+    buffer: Vec<u8>,
+    used: usize,
+    queue: SendQueue,
+}
+
+/// What sending needs from outside.
+#[derive(Clone, Copy)]
+pub(super) struct Context<'c> {
+    pub(super) tap: &'c Tap,
+    pub(super) socket: &'c UdpSocket,
+    pub(super) table: &'c Table,
+    pub(super) shared: &'c Shared,
+}
+
+impl Transmit {
+    pub(super) fn new() -> Self {
+        Self {
+            input: vec![0; ENOUGH + MAX_FRAME],
+            frames: Vec::with_capacity(MAX_FRAMES),
+            scratch: vec![0; vxlan::HEADERS + MAX_FRAME + PADDING],
+            batch: Batch { buffer: vec![0; BATCH], used: 0, queue: SendQueue::new() },
+            waiting: Waiting::default(),
+            identification: 0,
+        }
+    }
+
+    /// Reads what the device has, up to one batch, and sends it. False if there was nothing.
+    pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
+        self.read(context)?;
+        if self.frames.is_empty() {
+            return Ok(false);
+        }
+        let frames = std::mem::take(&mut self.frames);
+        let input = std::mem::take(&mut self.input);
+        for run in frames.chunk_by(|a, b| a.peer == b.peer) {
+            let bytes = run.iter().map(|frame| &input[frame.start..frame.start + frame.len]);
+            match context.table.peers.get(&run[0].peer) {
+                Some(peer) => self.send_or_wait(context, peer, bytes),
+                None => context.shared.counters.add(DropReason::UnknownPeer, run.len() as u64),
+            }
+        }
+        (self.frames, self.input) = (frames, input);
+        self.flush(context);
+        Ok(true)
+    }
+
+    /// Tries again to send what waits for a session; drops what has waited in vain.
+    pub(super) fn retry(&mut self, context: Context<'_>) {
+        for index in self.waiting.peers() {
+            let Some(peer) = context.table.peers.get(&index) else {
+                let dropped = self.waiting.take(index).len();
+                context.shared.counters.add(DropReason::UnknownPeer, dropped as u64);
+                continue;
+            };
+            if peer.lock().is_live() {
+                let frames = self.waiting.take(index);
+                self.send_or_wait(context, peer, frames.iter().map(Vec::as_slice));
+            } else if !peer.is_timed() {
+                // The handshake was given up.
+                let dropped = self.waiting.take(index).len();
+                context.shared.counters.add(DropReason::NoSession, dropped as u64);
+            }
+        }
+        self.flush(context);
+    }
+
+    fn read(&mut self, context: Context<'_>) -> io::Result<()> {
+        self.frames.clear();
+        let mut used = 0;
+        while used < ENOUGH && self.frames.len() < MAX_FRAMES {
+            let Some(len) = context.tap.read(&mut self.input[used..])? else { break };
+            let tag = self.input[used..used + len].get(virtio::LEN..).and_then(FrameTag::of);
+            match tag {
+                Some(tag) => {
+                    self.frames.push(Frame { start: used, len, peer: tag.peer });
+                    used += len;
+                }
+                // What the host's own stack sends on the device: neighbour discovery and the like.
+                None => context.shared.counters.count(DropReason::UnknownPeer),
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends frames to a peer, or keeps them until there is a session.
+    fn send_or_wait<'f>(
+        &mut self,
+        context: Context<'_>,
+        peer: &Arc<Peer>,
+        frames: impl Iterator<Item = &'f [u8]>,
+    ) {
+        let counters = &context.shared.counters;
+        context.shared.start_timers(peer);
+        let mut state = peer.lock();
+        let Some(endpoint) = state.endpoint else {
+            counters.add(DropReason::NoEndpoint, frames.count() as u64);
+            return;
+        };
+        let mut handshake = [0; HANDSHAKE];
+        state.catch_up(Instant::now(), &mut handshake, |message, to| {
+            let _ = context.socket.send(message, to);
+        });
+        if let Some(len) = state.initiate(&mut handshake)
+            && let Err(error) = context.socket.send(&handshake[..len], endpoint)
+        {
+            tracing::debug!(%error, %endpoint, "cannot send a handshake");
+        }
+        // What waited is older, so it goes first.
+        let live = state.is_live();
+        if live && self.waiting.has(peer.index) {
+            for frame in self.waiting.take(peer.index) {
+                self.send_frame(context, &mut state, &frame);
+            }
+        }
+        for frame in frames {
+            if live {
+                self.send_frame(context, &mut state, frame);
+            } else {
+                let dropped = self.waiting.push(peer.index, frame);
+                counters.add(DropReason::NoSession, dropped);
+            }
+        }
+    }
+
+    /// Cuts, wraps and encrypts one frame as read from the device.
+    fn send_frame(&mut self, context: Context<'_>, state: &mut PeerState, bytes: &[u8]) {
+        let (table, counters) = (context.table, &context.shared.counters);
+        let (to, endpoint) = (state.tunnel, state.endpoint);
+        let parsed = VnetHeader::split(bytes)
+            .and_then(|(vnet, frame)| Some((frame, Cut::new(&vnet, frame)?, FrameTag::of(frame)?)));
+        let Some((frame, cut, tag)) = parsed else {
+            counters.count(DropReason::MalformedFrame);
+            return;
+        };
+        if vxlan::HEADERS + cut.longest() > table.tunnel_mtu {
+            counters.count(DropReason::TooBig);
+            return;
+        }
+        let (Some(endpoint), headers) =
+            (endpoint, Encapsulation::new(table.tunnel, to, table.vxlan_port, tag.vni, flow_hash(frame)))
+        else {
+            counters.count(DropReason::NoEndpoint);
+            return;
+        };
+        let Some(link) = state.sending() else {
+            counters.count(DropReason::NoSession);
+            return;
+        };
+        let mut sent = 0;
+        for index in 0..cut.count() {
+            let Some(len) = cut.write(index, &mut self.scratch[vxlan::HEADERS..]) else {
+                counters.count(DropReason::MalformedFrame);
+                break;
+            };
+            let inner = &mut self.scratch[vxlan::HEADERS..vxlan::HEADERS + len];
+            // The tag's peer index means nothing to the other host.
+            inner[6..12].copy_from_slice(&FrameTag { peer: 0, ..tag }.mac());
+            let len = vxlan::HEADERS + len;
+            self.identification = self.identification.wrapping_add(1);
+            if headers.write(&mut self.scratch[..len], len, self.identification).is_none() {
+                counters.count(DropReason::TooBig);
+                break;
+            }
+            // Never past the tunnel's MTU: a full packet would become too large for the underlay.
+            let padded = len.next_multiple_of(PADDING).min(table.tunnel_mtu);
+            self.scratch[len..padded].fill(0);
+            if self.batch.room() < padded + OVERHEAD + HANDSHAKE {
+                self.batch.flush(context);
+            }
+            let Some(message) = link.encrypt(&self.scratch[..padded], self.batch.free()) else {
+                counters.count(DropReason::NoSession);
+                break;
+            };
+            self.batch.push(message, endpoint);
+            sent += message as u64;
+        }
+        state.tx_bytes += sent;
+    }
+
+    fn flush(&mut self, context: Context<'_>) {
+        self.batch.flush(context);
+    }
+}
+
+impl Batch {
+    fn room(&self) -> usize {
+        self.buffer.len() - self.used
+    }
+
+    fn free(&mut self) -> &mut [u8] {
+        &mut self.buffer[self.used..]
+    }
+
+    /// Makes the next `len` bytes of the buffer a message.
+    fn push(&mut self, len: usize, to: std::net::SocketAddr) {
+        // A message is at most a tunnel packet, which fits 16 bits, and 32 bytes; the MTU leaves room for those.
+        self.queue.push(u16::try_from(len).unwrap_or(u16::MAX), to);
+        self.used += len;
+    }
+
+    fn flush(&mut self, context: Context<'_>) {
+        if !self.queue.is_empty() {
+            let refused = self.queue.send(context.socket, &self.buffer[..self.used]);
+            context.shared.counters.add(DropReason::SendRefused, refused);
+            self.used = 0;
+        }
+    }
+}
