@@ -17,7 +17,7 @@ use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::resolve_node;
 use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
-use crate::{keys, leases};
+use crate::{keys, leases, limits};
 
 /// A node with what is known of it now.
 pub(crate) fn status(core: &Core, node: &Node) -> NodeStatus {
@@ -48,7 +48,9 @@ pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<N
         let node = Node { availability, ..value };
         let key = keys::node(&node.id);
         let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &node)]);
-        if core.records.commit(txn).await?.is_some() {
+        if let Some(revision) = core.records.commit(txn).await? {
+            // When the answer is there, the node acts on it. One that is late will: its record is written.
+            core.sessions.wait_applied([node.id.clone()], revision.0, limits::APPLIED).await;
             return Ok(status(core, &node));
         }
     }

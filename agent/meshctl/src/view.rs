@@ -127,7 +127,7 @@ pub(crate) fn unusable(error: &InvalidMessage) -> Problem {
 }
 
 impl Network {
-    /// Takes `mtu` from what the datapath gives to the network's endpoints on this host, as far as the host can tell.
+    /// `mtu` is what the datapath allows on this host, as far as the host can tell; the network's own is its upper bound.
     pub(crate) fn new(network: v1::Network, endpoints: Vec<v1::Endpoint>, mtu: Option<u32>) -> Self {
         let mut endpoints: Vec<Endpoint> = endpoints.into_iter().map(Into::into).collect();
         endpoints.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
@@ -137,7 +137,7 @@ impl Network {
             driver: DRIVER,
             vni: network.vni,
             subnets: network.subnets.into_iter().map(Into::into).collect(),
-            mtu: mtu.or(network.mtu),
+            mtu: network.mtu.into_iter().chain(mtu).min(),
             encrypted: network.encrypted,
             internal: network.internal,
             attachable: network.attachable,
