@@ -338,3 +338,23 @@ async fn blocks_that_were_idle_for_long_go_back_to_the_cluster() {
     }
     agent.attach("app", "c1").await.unwrap();
 }
+
+#[tokio::test]
+async fn an_underlay_that_carries_less_is_known_to_all_nodes() {
+    let dir = tempfile::tempdir().unwrap();
+    let agents = three(dir.path(), 11).await;
+    agents[0].attach("app", "c1").await.unwrap();
+    let mtu = || async {
+        let request = v1::NetworkCountersRequest { vni: 4096 };
+        agents[0].local().network_counters(request).await.unwrap().into_inner().mtu
+    };
+    assert_eq!(mtu().await, 1450);
+    agents[1].kernel.inner.lock().unwrap().state.underlay.as_mut().unwrap().mtu = 1400;
+    // Any change makes the agent look: here, an endpoint of its own.
+    agents[1].attach("app", "c2").await.unwrap();
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
+    while mtu().await != 1350 {
+        assert!(tokio::time::Instant::now() < deadline, "the MTU stays {}", mtu().await);
+        sleep(Duration::from_millis(20)).await;
+    }
+}

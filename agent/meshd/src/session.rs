@@ -123,12 +123,14 @@ impl Session<'_> {
         let mut client = client.max_decoding_message_size(MAX_MESSAGE);
         let (outgoing, queue) = mpsc::channel(QUEUE);
         let mut passes = self.agent.passes();
-        let mtu = passes.borrow_and_update().underlay_mtu;
+        let observed = passes.borrow_and_update().underlay_mtu;
+        // Before the first pass the record has to do; should it be wrong, a new session will say so.
+        let mtu = if observed == 0 { self.agent.node().data_path_mtu.get() } else { observed };
         let mut endpoints = self.agent.endpoint_changes();
         self.reported = self.agent.read(attached);
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
-            data_path_mtu: if mtu == 0 { self.agent.node().data_path_mtu.get() } else { mtu },
+            data_path_mtu: mtu,
             endpoints: self
                 .agent
                 .read(|state| self.reported.values().map(|endpoint| message(state, endpoint)).collect()),
@@ -167,7 +169,7 @@ impl Session<'_> {
                 changed = passes.changed() => {
                     changed.map_err(|_| SessionError::Ended)?;
                     let now = passes.borrow_and_update().underlay_mtu;
-                    if mtu != 0 && now != 0 && now != mtu {
+                    if now != 0 && now != mtu {
                         return Err(SessionError::MtuChanged);
                     }
                 }
