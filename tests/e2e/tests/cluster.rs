@@ -131,7 +131,7 @@ fn a_drained_node_takes_no_new_endpoints() -> Result<()> {
     eventually("h2 refuses", Duration::from_secs(5), || {
         lab.host(2)
             .container("c2", ["--network", "app"])
-            .is_ok_and(|(_, output)| output.code == 1 && output.stderr.contains("drain"))
+            .is_ok_and(|(_, output)| output.code == 4 && output.stderr.contains("drain"))
     })?;
     lab.host(1).meshctl(["node", "update", "--availability", "active", "h2"])?.ok()?;
     eventually("h2 takes endpoints again", Duration::from_secs(5), || {
