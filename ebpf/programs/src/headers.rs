@@ -85,13 +85,12 @@ impl<const N: usize> Buffer<N> {
     /// An address of 16 bytes.
     #[inline(always)]
     pub const fn address(&self, offset: usize) -> Address {
-        let mut address = [0; 16];
-        let mut i = 0;
-        while i < 16 {
-            address[i] = self.bytes[offset + i];
-            i += 1;
-        }
-        Address(address)
+        Address::from_words([
+            u32::from_ne_bytes(self.word(offset)),
+            u32::from_ne_bytes(self.word(offset + 4)),
+            u32::from_ne_bytes(self.word(offset + 8)),
+            u32::from_ne_bytes(self.word(offset + 12)),
+        ])
     }
 }
 

@@ -21,7 +21,15 @@ impl Address {
     /// The IPv4-mapped form of the address `[a, b, c, d]`.
     #[inline]
     pub const fn from_v4(v4: [u8; 4]) -> Self {
-        Self([0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0xff, 0xff, v4[0], v4[1], v4[2], v4[3]])
+        Self::from_words([0, 0, u32::from_be(0xffff), u32::from_ne_bytes(v4)])
+    }
+
+    /// The address of four words, as [`Address::words`] gives them.
+    #[inline]
+    pub const fn from_words([first, second, third, last]: [u32; 4]) -> Self {
+        let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (first.to_ne_bytes(), second.to_ne_bytes());
+        let ([c0, c1, c2, c3], [d0, d1, d2, d3]) = (third.to_ne_bytes(), last.to_ne_bytes());
+        Self([a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3])
     }
 
     /// The IPv4 address, if this is one in IPv4-mapped form.
