@@ -205,7 +205,7 @@ fn a_host_that_is_gone_and_removed_gives_its_addresses_back() -> Result<()> {
     eventually("h3 is down", Duration::from_secs(5), || {
         lab.host(1).node_states().is_ok_and(|states| states.get("h3").is_some_and(|s| s == "down"))
     })?;
-    refused(&lab.host(2).container("c2", ["--network", "tiny", "--ip", "10.9.0.5"])?.1, 5);
+    refused(&lab.host(2).container("c2", ["--network", "tiny", "--ip", "10.9.0.5"])?.1, 4);
     lab.host(1).meshctl(["node", "rm", "--force", "h3"])?.ok()?;
     lab.container(2, "c2", ["--network", "tiny", "--ip", "10.9.0.5"])?;
     Ok(())

@@ -8,7 +8,7 @@ use mesh_ipam::{
     Decision, Family, Lease as IpamLease, Reports, StaticDecision, SubnetLayout, lease_static, next_block,
 };
 use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix};
-use mesh_proto::{Problem, ProblemKind};
+use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::time::{Instant, timeout};
 
 use super::Wanted;
@@ -111,7 +111,9 @@ impl Learned {
         let is_moved = matches!(outcome, Outcome::Written(lease) if lease.node != from);
         match wanted {
             Wanted::Address(_) if is_moved => {}
-            Wanted::Address(address) if is_silent => return Err(owner_silent(core, address, &from).await?),
+            Wanted::Address(address) if is_silent => {
+                return Err(owner_silent(core, network, address, &from).await?);
+            }
             Wanted::Address(address) => return Err(in_use(core, network, address, &from).await?),
             Wanted::Any(_) if is_silent => {
                 self.silent.insert(from);
@@ -171,7 +173,7 @@ async fn static_step(core: &Core, set: &LeaseSet, node: &NodeId, address: IpAddr
         StaticDecision::Borrow { from } if core.sessions.is_live(&from) => {
             write(core, set, node, IpamLease::borrow(address, node.clone(), from)).await
         }
-        StaticDecision::Borrow { from } => Err(owner_silent(core, address, &from).await?),
+        StaticDecision::Borrow { from } => Err(owner_silent(core, &set.network().id, address, &from).await?),
         StaticDecision::Undecided { from, .. } => {
             let prefix = Prefix::single(address);
             let revision = set.find(&prefix).map_or(0, |lease| lease.revision);
@@ -274,7 +276,16 @@ async fn name_of(core: &Core, node: &NodeId) -> Result<String, Problem> {
     Ok(record.map_or_else(|| node.to_string(), |record| record.value.name.to_string()))
 }
 
-async fn owner_silent(core: &Core, address: IpAddr, owner: &NodeId) -> Result<Problem, Problem> {
+/// Why an address cannot be borrowed from a node that does not answer: what it last reported still counts.
+async fn owner_silent(
+    core: &Core,
+    network: &NetworkId,
+    address: IpAddr,
+    owner: &NodeId,
+) -> Result<Problem, Problem> {
+    if endpoint_with(core, network, address).is_some() {
+        return in_use(core, network, address, owner).await;
+    }
     let owner = name_of(core, owner).await?;
     Ok(Problem::new(
         ProblemKind::Unreachable,
@@ -290,10 +301,14 @@ async fn in_use(
     owner: &NodeId,
 ) -> Result<Problem, Problem> {
     let owner_name = name_of(core, owner).await?;
-    let text = address.to_string();
-    let endpoint = core.endpoints.list(Some(network)).into_iter().find(|e| e.ipv4 == text || e.ipv6 == text);
-    let by = endpoint.map_or_else(String::new, |endpoint| format!(" by endpoint {}", endpoint.name));
+    let by = endpoint_with(core, network, address)
+        .map_or_else(String::new, |endpoint| format!(" by endpoint {}", endpoint.name));
     Ok(Problem::new(ProblemKind::Conflict, format!("address {address} is in use on node {owner_name}{by}")))
+}
+
+fn endpoint_with(core: &Core, network: &NetworkId, address: IpAddr) -> Option<v1::Endpoint> {
+    let text = address.to_string();
+    core.endpoints.list(Some(network)).into_iter().find(|e| e.ipv4 == text || e.ipv6 == text)
 }
 
 async fn exhausted(core: &Core, network: &Network, full: &[Decision<NodeId>]) -> Result<Problem, Problem> {
