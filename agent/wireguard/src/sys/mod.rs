@@ -1,9 +1,11 @@
 //! The thinnest possible layer over the system calls that have no safe wrapper elsewhere.
 
+mod device;
 mod tap;
 mod udp;
 mod wake;
 
+pub(crate) use device::configure as configure_device;
 pub(crate) use tap::{Offload, Tap};
 pub(crate) use udp::{Datagram, Receiver, SendQueue, UdpSocket};
 pub(crate) use wake::{Ready, Wake, wait};

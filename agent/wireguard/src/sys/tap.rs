@@ -1,5 +1,5 @@
 //! A TAP device with virtio headers and offloads (`Documentation/networking/tuntap.rst`, `linux/if_tun.h`).
-#![expect(unsafe_code, reason = "the ioctls of /dev/net/tun and of network devices")]
+#![expect(unsafe_code, reason = "the ioctls of /dev/net/tun")]
 
 use std::{
     fs::File,
@@ -7,11 +7,9 @@ use std::{
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use nix::{
-    fcntl::OFlag,
-    sys::socket::{AddressFamily, SockFlag, SockType, socket},
-};
+use nix::fcntl::OFlag;
 
+use super::device::request;
 use crate::packet::virtio;
 
 const TUN: &str = "/dev/net/tun";
@@ -25,10 +23,6 @@ const USO6: libc::c_ulong = 0x40;
 nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
 nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
 nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
-nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
-nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
-nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
-nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
 
 /// Which super-packets a device takes and hands over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -109,46 +103,10 @@ impl Tap {
     pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
-
-    /// Sets MTU and queue length of device `name` and brings it up, in the calling thread's network namespace.
-    pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> {
-        let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-        let fd = any.as_raw_fd();
-        let mut mtu_request = request(name)?;
-        mtu_request.ifr_ifru.ifru_mtu = i32::from(mtu);
-        let mut queue_request = request(name)?;
-        queue_request.ifr_ifru.ifru_metric = queue_len;
-        let mut up = request(name)?;
-        // SAFETY: each of the four reads (or fills) an `ifreq` that lives past the call; SIOCGIFFLAGS fills the
-        // union's `ifru_flags`, which is what is then read.
-        unsafe {
-            set_mtu(fd, &raw const mtu_request)?;
-            set_queue_len(fd, &raw const queue_request)?;
-            get_flags(fd, &raw mut up)?;
-            let flag = libc::c_short::try_from(libc::IFF_UP).unwrap_or_default();
-            up.ifr_ifru.ifru_flags |= flag;
-            set_flags(fd, &raw const up)?;
-        }
-        Ok(())
-    }
 }
 
 impl AsFd for Tap {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.file.as_fd()
     }
-}
-
-/// An `ifreq` with nothing but a name.
-fn request(name: &str) -> io::Result<libc::ifreq> {
-    // SAFETY: all zeroes is a valid `ifreq`: it holds integers and arrays of them only.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    // The last byte stays 0, the end of the string.
-    if name.is_empty() || name.len() >= request.ifr_name.len() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a device name"));
-    }
-    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
-        *to = from.cast_signed();
-    }
-    Ok(request)
 }

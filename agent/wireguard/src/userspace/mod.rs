@@ -35,7 +35,7 @@ use nix::errno::Errno;
 use self::{counters::Counters, link::HANDSHAKE, peer::Peer, shared::Shared, table::Table, worker::Worker};
 use crate::{
     EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine,
-    sys::{Offload, Tap, UdpSocket, Wake},
+    sys::{Offload, Tap, UdpSocket, Wake, configure_device},
 };
 
 /// Frames that the device's queue holds while we are busy.
@@ -188,7 +188,7 @@ impl WireguardEngine for Userspace {
         }
         let fresh = self.device.is_none();
         let result = self.open_device(config).and_then(|()| {
-            Tap::configure(&config.device, config.inner_mtu, QUEUE)
+            configure_device(&config.device, config.inner_mtu, QUEUE)
                 .map_err(Error::system(format!("set up the device {}", config.device)))?;
             self.run(config)
         });

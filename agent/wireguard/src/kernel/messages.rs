@@ -1,0 +1,199 @@
+//! From configurations to the kernel's attributes and back (`linux/wireguard.h`). Pure.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    time::{Duration, SystemTime},
+};
+
+use netlink_packet_wireguard::{
+    WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardPeer,
+    WireguardPeerAttribute, WireguardPeerFlags,
+};
+
+use crate::{EngineConfig, Generation, OwnKey, PeerStatus, PublicKey};
+
+/// Peers in one message: an attribute holds at most 64 KiB, and a peer needs about 150 bytes.
+const PEERS_PER_MESSAGE: usize = 200;
+
+/// A peer of the device, as the kernel has it or is to have it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct DevicePeer {
+    pub(super) endpoint: Option<SocketAddr>,
+    /// Its tunnel address, if this key is the one to send with.
+    pub(super) allowed: Option<Ipv4Addr>,
+    pub(super) last_handshake: Option<Duration>,
+    pub(super) rx_bytes: u64,
+    pub(super) tx_bytes: u64,
+}
+
+/// The device, as the kernel has it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(super) struct Device {
+    pub(super) public: Option<PublicKey>,
+    pub(super) listen_port: u16,
+    pub(super) peers: BTreeMap<PublicKey, DevicePeer>,
+}
+
+/// The own key that the device is to have: it has one, the newest that may be used.
+pub(super) fn own_key(config: &EngineConfig) -> Option<&OwnKey> {
+    config.keys.iter().rev().find(|key| key.active)
+}
+
+/// The peers that the device is to have. A tunnel address can belong to one key only: to the one with the latest
+/// handshake, since a peer that rotates its key uses the new one when it is ready; to the oldest before that.
+pub(super) fn desired(config: &EngineConfig, device: &Device) -> BTreeMap<PublicKey, DevicePeer> {
+    let mut peers = BTreeMap::new();
+    for peer in config.peers.values() {
+        let in_use = key_in_use(&peer.keys, device);
+        for key in peer.keys.values() {
+            let allowed = (Some(*key) == in_use).then_some(peer.tunnel_address);
+            peers.insert(*key, DevicePeer { endpoint: peer.endpoint, allowed, ..DevicePeer::default() });
+        }
+    }
+    peers
+}
+
+/// Which of a peer's keys the device sends with.
+fn key_in_use(keys: &BTreeMap<Generation, PublicKey>, device: &Device) -> Option<PublicKey> {
+    let handshake = |key: &PublicKey| device.peers.get(key).and_then(|peer| peer.last_handshake);
+    keys.values()
+        .copied()
+        .filter(|key| handshake(key).is_some())
+        .min_by_key(|key| handshake(key))
+        .or_else(|| keys.values().next().copied())
+}
+
+/// The attributes that lead from `device` to `config`, in messages of a size that the kernel takes.
+pub(super) fn changes(
+    config: &EngineConfig,
+    configured: &BTreeMap<PublicKey, Option<SocketAddr>>,
+    device: &Device,
+) -> Vec<Vec<WireguardAttribute>> {
+    let mut first = Vec::new();
+    if let Some(own) = own_key(config)
+        && device.public != Some(own.private.public())
+    {
+        first.push(WireguardAttribute::PrivateKey(own.private.secret().to_bytes()));
+    }
+    if device.listen_port != config.listen_port {
+        first.push(WireguardAttribute::ListenPort(config.listen_port));
+    }
+    let desired = desired(config, device);
+    let removed = device.peers.keys().filter(|key| !desired.contains_key(key)).map(|key| {
+        WireguardPeer(vec![
+            WireguardPeerAttribute::PublicKey(key.0),
+            WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
+        ])
+    });
+    let changed = desired.iter().filter_map(|(key, peer)| change(*key, peer, configured, device));
+    let peers: Vec<WireguardPeer> = removed.chain(changed).collect();
+    let mut messages: Vec<Vec<WireguardAttribute>> = peers
+        .chunks(PEERS_PER_MESSAGE)
+        .map(|chunk| vec![WireguardAttribute::Peers(chunk.to_vec())])
+        .collect();
+    if !first.is_empty() {
+        messages.insert(0, first);
+    }
+    for message in &mut messages {
+        message.insert(0, WireguardAttribute::IfName(config.device.clone()));
+    }
+    messages
+}
+
+/// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its configuration changed.
+fn change(
+    key: PublicKey,
+    peer: &DevicePeer,
+    configured: &BTreeMap<PublicKey, Option<SocketAddr>>,
+    device: &Device,
+) -> Option<WireguardPeer> {
+    let known = device.peers.get(&key);
+    let mut attributes = vec![WireguardPeerAttribute::PublicKey(key.0)];
+    let moved = known.is_none() || configured.get(&key) != Some(&peer.endpoint);
+    if let Some(endpoint) = peer.endpoint.filter(|_| moved) {
+        attributes.push(WireguardPeerAttribute::Endpoint(endpoint));
+    }
+    if known.is_none_or(|known| known.allowed != peer.allowed) {
+        attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps));
+        let allowed = peer.allowed.map(|address| {
+            WireguardAllowedIp(vec![
+                WireguardAllowedIpAttr::Family(WireguardAddressFamily::Ipv4),
+                WireguardAllowedIpAttr::IpAddr(address.into()),
+                WireguardAllowedIpAttr::Cidr(32),
+            ])
+        });
+        attributes.push(WireguardPeerAttribute::AllowedIps(allowed.into_iter().collect()));
+    }
+    (attributes.len() > 1 || known.is_none()).then_some(WireguardPeer(attributes))
+}
+
+/// Adds what one message of a dump says to `device`. A peer may be spread over two messages.
+pub(super) fn read(attributes: &[WireguardAttribute], now: SystemTime, device: &mut Device) {
+    for attribute in attributes {
+        match attribute {
+            WireguardAttribute::PublicKey(key) => device.public = Some(PublicKey(*key)),
+            WireguardAttribute::ListenPort(port) => device.listen_port = *port,
+            WireguardAttribute::Peers(peers) => {
+                for peer in peers {
+                    read_peer(&peer.0, now, device);
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mut Device) {
+    let key = attributes.iter().find_map(|attribute| match attribute {
+        WireguardPeerAttribute::PublicKey(key) => Some(PublicKey(*key)),
+        _ => None,
+    });
+    let Some(key) = key else { return };
+    let peer = device.peers.entry(key).or_default();
+    for attribute in attributes {
+        match attribute {
+            WireguardPeerAttribute::Endpoint(endpoint) => peer.endpoint = Some(*endpoint),
+            WireguardPeerAttribute::RxBytes(bytes) => peer.rx_bytes = *bytes,
+            WireguardPeerAttribute::TxBytes(bytes) => peer.tx_bytes = *bytes,
+            WireguardPeerAttribute::LastHandshake(time) => {
+                // Zero: there was none. The kernel tells the time of day, which may have been set since.
+                let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0);
+                peer.last_handshake = seconds.map(|seconds| {
+                    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+                    now.duration_since(at).unwrap_or_default()
+                });
+            }
+            WireguardPeerAttribute::AllowedIps(allowed) => {
+                for allowed in allowed {
+                    for attribute in &allowed.0 {
+                        if let WireguardAllowedIpAttr::IpAddr(IpAddr::V4(address)) = attribute {
+                            peer.allowed = Some(*address);
+                        }
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+}
+
+/// Status by peer index: the sums of a peer's keys.
+pub(super) fn status(config: &EngineConfig, device: &Device) -> BTreeMap<u16, PeerStatus> {
+    let own = own_key(config).map(|key| key.generation);
+    let of = |keys: &BTreeMap<Generation, PublicKey>| {
+        let mut status = PeerStatus::default();
+        for (generation, key) in keys {
+            let Some(peer) = device.peers.get(key) else { continue };
+            status.rx_bytes += peer.rx_bytes;
+            status.tx_bytes += peer.tx_bytes;
+            if peer.allowed.is_some() {
+                status.endpoint = peer.endpoint;
+                status.last_handshake = peer.last_handshake;
+                status.generations = own.map(|own| (own, *generation));
+            }
+        }
+        status
+    };
+    config.peers.iter().map(|(index, peer)| (*index, of(&peer.keys))).collect()
+}

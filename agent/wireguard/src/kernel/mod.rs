@@ -1,0 +1,179 @@
+//! The kernel's WireGuard.
+//!
+//! Its device is one of layer 3, without frames that carry network and peer: what enters and leaves it are VXLAN
+//! packets between tunnel addresses, made and taken apart by the kernel's VXLAN device. This engine makes the device,
+//! sets its keys and peers, and brings it up; addresses and routes are its user's business, like all others.
+//!
+//! A kernel device has one private key, and a tunnel address belongs to one key of a peer. When a peer rotates its
+//! key, packets between the first handshake with the new key and the next [`WireguardEngine::apply`] are refused: a
+//! rotation has to apply in quick succession until the status shows the new generation.
+
+mod link;
+mod messages;
+mod netlink;
+
+use std::{collections::BTreeMap, io, net::SocketAddr, time::SystemTime};
+
+use netlink_packet_core_genl::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_generic::{
+    GenlMessage,
+    ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs},
+};
+use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessage};
+use netlink_sys::protocols::NETLINK_GENERIC;
+
+use self::messages::Device;
+use crate::{
+    EngineConfig, EngineKind, EngineStatus, Error, PublicKey, Result, VXLAN_OVERHEAD, WireguardEngine, sys,
+};
+
+/// The kernel's name for it.
+const FAMILY: &str = "wireguard";
+/// Packets that may wait in the device's queue.
+const QUEUE: i32 = 1000;
+
+/// Whether the kernel has WireGuard, in the network namespace of the calling thread. Asking for the netlink family
+/// makes the kernel load its module if there is one and the caller may.
+pub fn kernel_has_wireguard() -> bool {
+    family().is_ok()
+}
+
+/// The engine. Unlike the one in user space its device stays when this value is dropped.
+#[derive(Debug)]
+pub struct KernelEngine {
+    family: u16,
+    config: Option<EngineConfig>,
+}
+
+impl KernelEngine {
+    /// Finds the kernel's WireGuard, or fails with [`Error::NoKernelWireguard`].
+    pub fn new() -> Result<Self> {
+        Ok(Self { family: family()?, config: None })
+    }
+
+    fn device(&self, name: &str) -> Result<Device> {
+        let mut device = Device::default();
+        let attributes = vec![WireguardAttribute::IfName(name.to_owned())];
+        let answers = self
+            .ask(WireguardCmd::GetDevice, attributes, NLM_F_REQUEST | NLM_F_DUMP)
+            .map_err(Error::system(format!("read the device {name}")))?;
+        for answer in answers {
+            messages::read(&answer.attributes, SystemTime::now(), &mut device);
+        }
+        Ok(device)
+    }
+
+    fn ask(
+        &self,
+        cmd: WireguardCmd,
+        attributes: Vec<WireguardAttribute>,
+        flags: u16,
+    ) -> io::Result<Vec<WireguardMessage>> {
+        let mut message = GenlMessage::from_payload(WireguardMessage { cmd, attributes });
+        message.set_resolved_family_id(self.family);
+        let answers = netlink::request(NETLINK_GENERIC, &serialize(message, flags))?;
+        answers.iter().map(|bytes| deserialize(bytes)).collect()
+    }
+}
+
+impl WireguardEngine for KernelEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Kernel
+    }
+
+    fn apply(&mut self, config: &EngineConfig) -> Result<()> {
+        config.validate()?;
+        let name = &config.device;
+        link::create(name)?;
+        let device = self.device(name)?;
+        // Endpoints as they were configured before: a peer that moved since is not moved back.
+        let configured: BTreeMap<PublicKey, Option<SocketAddr>> = self
+            .config
+            .iter()
+            .flat_map(|config| config.peers.values())
+            .flat_map(|peer| peer.keys.values().map(|key| (*key, peer.endpoint)))
+            .collect();
+        for attributes in messages::changes(config, &configured, &device) {
+            self.ask(WireguardCmd::SetDevice, attributes, NLM_F_REQUEST | NLM_F_ACK).map_err(|source| {
+                if source.kind() == io::ErrorKind::AddrInUse {
+                    return Error::PortTaken { port: config.listen_port };
+                }
+                Error::System { action: format!("set up the device {name}"), source }
+            })?;
+        }
+        let up = sys::configure_device(name, config.inner_mtu + VXLAN_OVERHEAD, QUEUE);
+        up.map_err(|source| match source.kind() {
+            // The kernel binds the port when the device comes up.
+            io::ErrorKind::AddrInUse => Error::PortTaken { port: config.listen_port },
+            _ => Error::System { action: format!("bring up the device {name}"), source },
+        })?;
+        self.config = Some(config.clone());
+        Ok(())
+    }
+
+    fn status(&mut self) -> Result<EngineStatus> {
+        let peers = match &self.config {
+            Some(config) => messages::status(config, &self.device(&config.device)?),
+            None => BTreeMap::new(),
+        };
+        Ok(EngineStatus { engine: self.kind(), peers, drops: BTreeMap::new() })
+    }
+
+    fn remove(&mut self) -> Result<()> {
+        match self.config.take() {
+            Some(config) => link::remove(&config.device),
+            None => Ok(()),
+        }
+    }
+}
+
+/// The number that the kernel gave the family.
+fn family() -> Result<u16> {
+    let request = GenlMessage::from_payload(GenlCtrl {
+        cmd: GenlCtrlCmd::GetFamily,
+        nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())],
+    });
+    let answers = netlink::request(NETLINK_GENERIC, &serialize(request, NLM_F_REQUEST | NLM_F_ACK));
+    let answers = match answers {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoKernelWireguard),
+        answers => answers.map_err(Error::system("ask the kernel for WireGuard"))?,
+    };
+    for bytes in answers {
+        let answer: GenlCtrl = deserialize(&bytes).map_err(Error::system("ask the kernel for WireGuard"))?;
+        for attribute in answer.nlas {
+            if let GenlCtrlAttrs::FamilyId(id) = attribute {
+                return Ok(id);
+            }
+        }
+    }
+    Err(Error::NoKernelWireguard)
+}
+
+fn serialize<F>(message: GenlMessage<F>, flags: u16) -> Vec<u8>
+where
+    F: netlink_packet_generic::GenlFamily + netlink_packet_core_genl::Emitable + std::fmt::Debug,
+    GenlMessage<F>: netlink_packet_core_genl::NetlinkSerializable,
+{
+    let mut message = NetlinkMessage::from(message);
+    message.header.flags = flags;
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
+fn deserialize<F>(bytes: &[u8]) -> io::Result<F>
+where
+    F: std::fmt::Debug,
+    GenlMessage<F>: netlink_packet_core_genl::NetlinkDeserializable,
+{
+    let invalid =
+        |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
+    match NetlinkMessage::<GenlMessage<F>>::deserialize(bytes).map_err(|error| invalid(&error))?.payload {
+        NetlinkPayload::InnerMessage(message) => Ok(message.payload),
+        _ => Err(invalid(&"not the expected message")),
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,47 @@
+//! What is set on network devices by ioctl (netdevice(7)).
+#![expect(unsafe_code, reason = "the ioctls of network devices")]
+
+use std::{io, os::fd::AsRawFd};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+
+nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
+nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
+nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
+nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
+
+/// Sets MTU and queue length of device `name` and brings it up, in the calling thread's network namespace.
+pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> {
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let fd = any.as_raw_fd();
+    let mut mtu_request = request(name)?;
+    mtu_request.ifr_ifru.ifru_mtu = i32::from(mtu);
+    let mut queue_request = request(name)?;
+    queue_request.ifr_ifru.ifru_metric = queue_len;
+    let mut up = request(name)?;
+    // SAFETY: each of the four reads (or fills) an `ifreq` that lives past the call; SIOCGIFFLAGS fills the
+    // union's `ifru_flags`, which is what is then read.
+    unsafe {
+        set_mtu(fd, &raw const mtu_request)?;
+        set_queue_len(fd, &raw const queue_request)?;
+        get_flags(fd, &raw mut up)?;
+        let flag = libc::c_short::try_from(libc::IFF_UP).unwrap_or_default();
+        up.ifr_ifru.ifru_flags |= flag;
+        set_flags(fd, &raw const up)?;
+    }
+    Ok(())
+}
+
+/// An `ifreq` with nothing but a name.
+pub(super) fn request(name: &str) -> io::Result<libc::ifreq> {
+    // SAFETY: all zeroes is a valid `ifreq`: it holds integers and arrays of them only.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    // The last byte stays 0, the end of the string.
+    if name.is_empty() || name.len() >= request.ifr_name.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidInput, "not a device name"));
+    }
+    for (to, from) in request.ifr_name.iter_mut().zip(name.bytes()) {
+        *to = from.cast_signed();
+    }
+    Ok(request)
+}
