@@ -8,6 +8,7 @@
 //! - The agent sends `Applied` once its kernel has a revision, also for one without changes.
 //! - A network that comes with `removing` takes no new endpoints. Before the agent sends `Applied` for that revision, it has
 //!   reported every endpoint of the network that it attached, or is still attaching, in an `EndpointReport`.
+//! - Each `EndpointReport` is answered by `EndpointsTaken` with its number, or that of a later one.
 //! - Each `Cede` is answered by one `CedeAnswer` with the same network, address and revision. The manager asks again in the
 //!   next session when it has not heard the answer.
 //! - A `Probe` of a node is reported once it is known: *answering* after an answer, *not answering* when 800 ms have passed

@@ -77,12 +77,17 @@ pub struct Agent {
     /// The count of the view that the disk has. Held during a write, so that no older view replaces a newer one.
     saved_view: Mutex<u64>,
     generation: watch::Sender<u64>,
-    /// Wakes when an endpoint may have to be reported.
-    endpoints_changed: watch::Sender<()>,
+    /// Counts the changes of endpoints that may have to be reported.
+    endpoints_changed: watch::Sender<u64>,
+    /// The count up to which the manager knows of them.
+    endpoints_told: watch::Sender<u64>,
     revision: watch::Sender<u64>,
     pass: watch::Sender<Pass>,
     applied: watch::Sender<u64>,
 }
+
+/// How long an attach or detach waits until the manager knows of it.
+const TELLING: Duration = Duration::from_secs(1);
 
 /// Milliseconds since 1970: what address pools count in.
 pub fn now() -> u64 {
@@ -135,7 +140,8 @@ impl Agent {
             state: Mutex::new(state),
             saved_view: Mutex::new(0),
             generation: watch::Sender::new(1),
-            endpoints_changed: watch::Sender::new(()),
+            endpoints_changed: watch::Sender::new(1),
+            endpoints_told: watch::Sender::new(0),
             revision: watch::Sender::new(revision),
             pass: watch::Sender::new(Pass::default()),
             applied: watch::Sender::new(0),
@@ -173,14 +179,14 @@ impl Agent {
         let result = change(&mut state);
         state.generation += 1;
         self.generation.send_replace(state.generation);
-        self.endpoints_changed.send_replace(());
+        self.endpoints_changed.send_modify(|count| *count += 1);
         (state.generation, result)
     }
 
     /// Changes what the kernel has no part in, but managers are told of: how far an endpoint has come.
     pub fn tell<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let result = change(&mut self.lock());
-        self.endpoints_changed.send_replace(());
+        self.endpoints_changed.send_modify(|count| *count += 1);
         result
     }
 
@@ -273,9 +279,27 @@ impl Agent {
         self.generation.subscribe()
     }
 
-    /// Wakes when an endpoint may have to be reported.
-    pub fn endpoint_changes(&self) -> watch::Receiver<()> {
+    /// Counts the changes of endpoints that may have to be reported.
+    pub fn endpoint_changes(&self) -> watch::Receiver<u64> {
         self.endpoints_changed.subscribe()
+    }
+
+    /// The manager knows of all changes of endpoints up to this count.
+    pub fn set_told(&self, count: u64) {
+        self.endpoints_told.send_modify(|told| *told = count.max(*told));
+    }
+
+    /// Waits until the manager knows of all changes of endpoints so far, so that who asks it next finds them. Without a
+    /// session nothing is waited for: the next one begins with all endpoints.
+    pub async fn told(&self) {
+        let wanted = *self.endpoints_changed.borrow();
+        let mut told = self.endpoints_told.subscribe();
+        if self.read(|state| state.manager.is_empty()) {
+            return;
+        }
+        if tokio::time::timeout(TELLING, told.wait_for(|told| *told >= wanted)).await.is_err() {
+            tracing::debug!("the manager is slow to take a report of endpoints");
+        }
     }
 
     /// Follows the loop's passes.

@@ -121,7 +121,11 @@ impl Endpoints {
     pub async fn attach(self: &Arc<Self>, request: v1::AttachRequest) -> Result<v1::Endpoint, Problem> {
         let request = Request::try_from(request)?;
         let this = self.clone();
-        let task = tokio::spawn(async move { this.attach_checked(request).await });
+        let task = tokio::spawn(async move {
+            let attached = this.attach_checked(request).await?;
+            this.agent.told().await;
+            Ok(attached)
+        });
         task.await.unwrap_or_else(|error| {
             Err(Problem::new(ProblemKind::Failed, format!("the attach was cut short: {error}")))
         })

@@ -69,6 +69,8 @@ pub async fn run(
                     address: &connected.address,
                     probes: probes.clone(),
                     reported: BTreeMap::new(),
+                    reported_count: 0,
+                    hello_count: 0,
                     snapshot_seen: false,
                     said_applied: None,
                 };
@@ -103,6 +105,9 @@ struct Session<'a> {
     probes: watch::Receiver<Probes>,
     /// What the manager has been told of the endpoints.
     reported: BTreeMap<EndpointId, Endpoint>,
+    /// The count of changes that this is of, and that the session began with.
+    reported_count: u64,
+    hello_count: u64,
     snapshot_seen: bool,
     said_applied: Option<u64>,
 }
@@ -127,6 +132,9 @@ impl Session<'_> {
         // Before the first pass the record has to do; should it be wrong, a new session will say so.
         let mtu = if observed == 0 { self.agent.node().data_path_mtu.get() } else { observed };
         let mut endpoints = self.agent.endpoint_changes();
+        // The count first: what changes in between is reported again, and not missed.
+        self.hello_count = *endpoints.borrow_and_update();
+        self.reported_count = self.hello_count;
         self.reported = self.agent.read(attached);
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -204,6 +212,9 @@ impl Session<'_> {
                 if !self.snapshot_seen {
                     tracing::info!(manager = self.address, "in session");
                 }
+                if !self.snapshot_seen {
+                    self.agent.set_told(self.hello_count);
+                }
                 self.snapshot_seen = true;
                 self.said_applied = None;
                 self.agent.note(|state| {
@@ -229,6 +240,7 @@ impl Session<'_> {
                 let answer = self.answer(cede).await?;
                 say(outgoing, agent_message::Kind::Cede(answer)).await?;
             }
+            manager_message::Kind::EndpointsTaken(taken) => self.agent.set_told(taken.number),
             manager_message::Kind::Ping(v1::Ping {}) => {}
         }
         Ok(())
@@ -269,6 +281,7 @@ impl Session<'_> {
     }
 
     async fn say_endpoints(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
+        let count = *self.agent.endpoint_changes().borrow();
         let now = self.agent.read(attached);
         let put: Vec<v1::Endpoint> = self.agent.read(|state| {
             let changed = now.iter().filter(|(id, endpoint)| self.reported.get(*id) != Some(*endpoint));
@@ -277,10 +290,12 @@ impl Session<'_> {
         let removed: Vec<String> =
             self.reported.keys().filter(|id| !now.contains_key(*id)).map(ToString::to_string).collect();
         self.reported = now;
-        if put.is_empty() && removed.is_empty() {
+        // A change that needs no report is taken by an empty one: somebody may wait for it.
+        if std::mem::replace(&mut self.reported_count, count) == count {
             return Ok(());
         }
-        say(outgoing, agent_message::Kind::Endpoints(v1::EndpointReport { put, removed })).await
+        say(outgoing, agent_message::Kind::Endpoints(v1::EndpointReport { put, removed, number: count }))
+            .await
     }
 
     async fn say_probes(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {

@@ -184,3 +184,20 @@ fn a_released_address_is_not_handed_out_while_another_is_free() -> Result<()> {
     assert_ne!(third.ipv4()?, address);
     Ok(())
 }
+
+#[test]
+fn everyone_hears_of_an_endpoint_before_attach_and_detach_return() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    create_network(&lab, "app", &[])?;
+    let names = |host: usize| -> Result<Vec<String>> {
+        let all = json(&lab.host(host), &["endpoint", "ls"])?;
+        Ok(all.as_array().into_iter().flatten().map(|e| e["name"].to_string()).collect())
+    };
+    for round in 0..20 {
+        let c = lab.container(2, &format!("c{round}"), ["--network", "app"])?;
+        assert_eq!(names(1)?, [format!("\"c{round}\"")]);
+        c.detach()?.ok()?;
+        assert_eq!(names(1)?, [""; 0]);
+    }
+    Ok(())
+}

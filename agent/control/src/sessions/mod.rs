@@ -66,7 +66,7 @@ async fn run(
     }
     let problem = tokio::select! {
         problem = reader::run(core, caller, &session, inbound) => problem,
-        problem = writer::run(core, caller, outbound) => problem,
+        problem = writer::run(core, caller, &session, outbound) => problem,
         problem = session.ended() => problem,
     };
     if core.sessions.end(&session) {

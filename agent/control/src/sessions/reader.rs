@@ -33,7 +33,10 @@ pub(super) async fn run(
         core.heard(caller.id());
         match message.kind {
             Some(Kind::Applied(applied)) => session.set_applied(applied.revision),
-            Some(Kind::Endpoints(report)) => core.endpoints.update(caller.id(), report.put, &report.removed),
+            Some(Kind::Endpoints(report)) => {
+                core.endpoints.update(caller.id(), report.put, &report.removed);
+                session.set_reported(report.number);
+            }
             Some(Kind::Probes(report)) => probed(core, caller, &report),
             Some(Kind::Cede(answer)) => {
                 if let Err(problem) = leases::answered(core, caller.id(), &answer).await {

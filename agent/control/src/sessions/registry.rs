@@ -19,6 +19,7 @@ pub(crate) struct Session {
     /// Tells it from earlier and later ones of the same node.
     number: u64,
     applied: watch::Sender<u64>,
+    reported: watch::Sender<u64>,
     end: watch::Sender<Option<Problem>>,
 }
 
@@ -30,6 +31,16 @@ impl Session {
             *applied = revision.max(*applied);
             is_later
         });
+    }
+
+    /// The endpoints of the agent's report with this number are known.
+    pub(super) fn set_reported(&self, number: u64) {
+        self.reported.send_replace(number);
+    }
+
+    /// Follows [`Session::set_reported`].
+    pub(super) fn reported(&self) -> watch::Receiver<u64> {
+        self.reported.subscribe()
     }
 
     /// Waits until somebody else ends the session.
@@ -59,6 +70,7 @@ impl Sessions {
             node: node.clone(),
             number: self.begun.fetch_add(1, Ordering::Relaxed),
             applied: watch::Sender::new(0),
+            reported: watch::Sender::new(0),
             end: watch::Sender::new(None),
         });
         if let Some(old) = self.live().insert(node.clone(), session.clone()) {

@@ -5,7 +5,8 @@ use std::sync::Arc;
 
 use mesh_model::{Lease, LeaseState, NetworkId, NodeId, NodeState};
 use mesh_proto::v1::{
-    Cede, Delta, ManagerMessage, NodeStateEntry, NodeStates, Ping, Snapshot, manager_message::Kind,
+    Cede, Delta, EndpointsTaken, ManagerMessage, NodeStateEntry, NodeStates, Ping, Snapshot,
+    manager_message::Kind,
 };
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc};
@@ -16,15 +17,17 @@ use crate::access::{Caller, removed};
 use crate::core::Core;
 use crate::feed::News;
 use crate::limits;
+use crate::sessions::registry::Session;
 use crate::view::{Batch, RecordChange, View};
 
 /// Tells the agent everything until the session ends, and returns why.
 pub(super) async fn run(
     core: &Core,
     caller: &Caller,
+    session: &Session,
     outbound: &mpsc::Sender<Result<ManagerMessage, Status>>,
 ) -> Problem {
-    let mut writer = Writer { core, node: caller.id(), outbound, visible: BTreeSet::new() };
+    let mut writer = Writer { core, node: caller.id(), session, outbound, visible: BTreeSet::new() };
     loop {
         match writer.tell().await {
             // It fell too far behind: what it missed is in the next snapshot.
@@ -37,6 +40,7 @@ pub(super) async fn run(
 struct Writer<'a> {
     core: &'a Core,
     node: &'a NodeId,
+    session: &'a Session,
     outbound: &'a mpsc::Sender<Result<ManagerMessage, Status>>,
     /// The networks that the agent knows.
     visible: BTreeSet<NetworkId>,
@@ -46,6 +50,7 @@ impl Writer<'_> {
     /// A snapshot, and what follows it until there is a gap.
     async fn tell(&mut self) -> Result<(), Problem> {
         let mut states = self.core.states();
+        let mut reported = self.session.reported();
         let (mut snapshot, mut news) = self.core.feed.subscribe(|view| snapshot(view, self.node));
         // A removal before the subscription is not among the news.
         if self.core.records.node(self.node).await?.is_none() {
@@ -84,6 +89,10 @@ impl Writer<'_> {
                     }
                     let now = states.borrow_and_update().clone();
                     self.send(Kind::States(states_message(&now))).await?;
+                }
+                Ok(()) = reported.changed() => {
+                    let number = *reported.borrow_and_update();
+                    self.send(Kind::EndpointsTaken(EndpointsTaken { number })).await?;
                 }
                 _ = beat.tick() => {
                     if known > told {

@@ -85,7 +85,7 @@ impl Known {
                     states.nodes.into_iter().map(|entry| (entry.node.clone(), entry.state())).collect();
             }
             Hear::Cede(cede) => self.asked.push(cede),
-            Hear::Ping(_) => {}
+            Hear::Ping(_) | Hear::EndpointsTaken(_) => {}
         }
     }
 
@@ -236,7 +236,7 @@ impl Agent {
     }
 
     pub(crate) async fn report(&self, put: Vec<Endpoint>, removed: Vec<String>) {
-        self.say(Say::Endpoints(EndpointReport { put, removed })).await;
+        self.say(Say::Endpoints(EndpointReport { put, removed, number: 1 })).await;
     }
 
     pub(crate) async fn probed(&self, node: &Member, answering: bool) {
