@@ -3,7 +3,6 @@
 use std::{
     io,
     os::fd::{AsFd, BorrowedFd},
-    time::Duration,
 };
 
 use nix::{
@@ -48,25 +47,10 @@ pub(crate) struct Ready {
     pub(crate) wake: bool,
 }
 
-impl Ready {
-    pub(crate) fn any(self) -> bool {
-        self.tap || self.socket || self.wake
-    }
-}
-
-/// Waits until one of the descriptors can be read, for `timeout` at most; `None` waits for ever.
-pub(crate) fn wait(
-    tap: BorrowedFd<'_>,
-    socket: BorrowedFd<'_>,
-    wake: &Wake,
-    timeout: Option<Duration>,
-) -> io::Result<Ready> {
+/// Waits until one of the descriptors can be read.
+pub(crate) fn wait(tap: BorrowedFd<'_>, socket: BorrowedFd<'_>, wake: &Wake) -> io::Result<Ready> {
     let mut fds = [tap, socket, wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    let timeout = match timeout {
-        None => PollTimeout::NONE,
-        Some(time) => PollTimeout::try_from(time).unwrap_or(PollTimeout::MAX),
-    };
-    match poll(&mut fds, timeout) {
+    match poll(&mut fds, PollTimeout::NONE) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }
