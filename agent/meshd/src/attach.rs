@@ -412,6 +412,7 @@ impl Endpoints {
                 created_at: Timestamp::now(),
             };
             refuse_removing(state, &network.id)?;
+            refuse_second(state, network, request, found)?;
             self.agent.endpoint_store().put(&endpoint).map_err(|error| not_written(&error))?;
             state.endpoints.insert(id.clone(), endpoint.clone());
             Ok::<_, Problem>(endpoint)
@@ -498,6 +499,27 @@ fn refuse_removing(state: &State, network: &NetworkId) -> Result<(), Problem> {
         }
         None => Err(Problem::new(ProblemKind::Conflict, format!("network {network} was removed"))),
     }
+}
+
+/// A container has one attachment to a network: of two, with the same subnet behind both, its answers would leave by
+/// the first, with a source address that is not that one's own.
+fn refuse_second(
+    state: &State,
+    network: &Network,
+    request: &Request,
+    found: &FoundNetns,
+) -> Result<(), Problem> {
+    let first = state
+        .endpoints
+        .values()
+        .find(|other| other.network == network.id && other.netns.inode == found.netns.inode);
+    first.map_or(Ok(()), |first| {
+        let message = format!(
+            "the namespace {} is attached to network {} already, as endpoint {}",
+            request.netns, network.name, first.name
+        );
+        Err(Problem::new(ProblemKind::Conflict, message).hint("detach that one first"))
+    })
 }
 
 /// The MAC that stands for the endpoint's address in every neighbour's table.
