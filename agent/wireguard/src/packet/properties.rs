@@ -398,3 +398,73 @@ fn what_a_peer_sends_carries_its_index_and_network_in_the_source_mac() {
     assert_eq!(FrameTag::of(&joined[0].1), Some(FrameTag { vni: 77, peer: PEER }));
     assert_eq!(joined[0].1[..6], frame[..6], "the destination is left as it was");
 }
+
+/// Writes the checksums of a TCP segment over IPv4 anew.
+fn repair(frame: &mut [u8]) {
+    let l4 = ETHERNET + usize::from(frame[ETHERNET] & 15) * 4;
+    checksum::set_ipv4(&mut frame[ETHERNET..l4]);
+    frame[l4 + 16..l4 + 18].fill(0);
+    let len = u16::try_from(frame.len() - l4).unwrap();
+    let pseudo = checksum::pseudo_header(&frame[ETHERNET + 12..ETHERNET + 20], frame[ETHERNET + 9], len);
+    let sum = !checksum::fold(pseudo + checksum::sum(&frame[l4..]));
+    frame[l4 + 16..l4 + 18].copy_from_slice(&sum.to_ne_bytes());
+}
+
+#[test]
+fn segments_whose_headers_differ_in_anything_that_matters_are_not_joined() {
+    let packet = Super {
+        v6: false,
+        tcp: true,
+        flags: 0x10,
+        options: 12,
+        extension: false,
+        size: 100,
+        payload: vec![7; 200],
+        sequence: u32::MAX - 50,
+    };
+    let (vnet, frame) = packet.frame();
+    let segments = cut_all(&vnet, &frame);
+    assert_eq!(join_all(&segments).len(), 1, "as they are, they are joined");
+    let l4 = ETHERNET + 20;
+    // Lengths, identification, checksums: they differ anyway, or are made anew.
+    let free = [2, 3, 4, 5, 10, 11].map(|at| ETHERNET + at).into_iter().chain([l4 + 16, l4 + 17]);
+    // The source MAC is the tag's, the version and header lengths are what the rest is found by.
+    let structure = (6..14).chain([ETHERNET, ETHERNET + 9, l4 + 12]);
+    let skip: Vec<usize> = free.chain(structure).collect();
+    for at in (0..packet.header()).filter(|at| !skip.contains(at)) {
+        for bit in [0x80, 0x40, 0x20, 0x10, 0x08, 0x04, 0x02, 0x01] {
+            let closing = at == l4 + 13 && bit & 0x09 != 0;
+            if closing {
+                continue;
+            }
+            let mut changed = segments.clone();
+            changed[1][at] ^= bit;
+            repair(&mut changed[1]);
+            let joined = join_all(&changed);
+            assert_eq!(joined.len(), 2, "byte {at}, bit {bit:#x}");
+            assert_eq!(joined[1].1[20..l4 + 16], changed[1][20..l4 + 16], "byte {at} is passed on");
+        }
+    }
+}
+
+#[test]
+fn a_pushed_segment_closes_its_super_packet() {
+    let segment = |sequence: u32, flags: u8| {
+        let packet = Super {
+            v6: true,
+            tcp: true,
+            flags,
+            options: 0,
+            extension: false,
+            size: 1400,
+            payload: vec![1; 10],
+            sequence,
+        };
+        let (vnet, frame) = packet.frame();
+        cut_all(&vnet, &frame).remove(0)
+    };
+    let joined = join_all(&[segment(0, 0x10), segment(10, 0x18), segment(20, 0x10), segment(30, 0x11)]);
+    assert_eq!(joined.len(), 2);
+    let flags = |frame: &[u8]| frame[Layers::of(frame).unwrap().l4 + 13];
+    assert_eq!((flags(&joined[0].1), flags(&joined[1].1)), (0x18, 0x11));
+}
