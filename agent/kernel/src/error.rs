@@ -53,6 +53,12 @@ pub enum KernelError {
         /// Our device.
         name: IfName,
     },
+    /// The namespace is the host's, not a container's.
+    #[error("{path} is the host's own network namespace, in which meshd runs")]
+    OwnNamespace {
+        /// How it was named.
+        path: PathBuf,
+    },
     /// The container's namespace is not there, or another one is in its place.
     #[error("the network namespace {path} is gone")]
     NamespaceGone {
@@ -118,6 +124,7 @@ impl KernelError {
             Self::PortTaken { port, .. } => format!(
                 "see who has it with `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`, or make the cluster with another --data-path-port"
             ),
+            Self::OwnNamespace { .. } => "start the container with a network namespace of its own".to_owned(),
             Self::NamespaceGone { .. } => "start the container again and attach it anew".to_owned(),
             Self::NoNamespace { .. } => {
                 "give the path of a namespace such as /run/netns/NAME or /proc/PID/ns/net".to_owned()

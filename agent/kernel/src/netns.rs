@@ -81,7 +81,10 @@ pub(crate) fn netlink(
     })
 }
 
-/// [`identify`] and [`interfaces`] in one visit.
+/// Where a process finds the namespace that it runs in.
+const OWN: &str = "/proc/self/ns/net";
+
+/// [`identify`] and [`interfaces`] in one visit, for a container's namespace: the calling process's own is refused.
 pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
     let file = File::open(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
@@ -95,8 +98,17 @@ pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
         },
         _ => KernelError::NoNamespace { path: path.to_owned(), source },
     })?;
+    let own = std::fs::metadata(OWN).is_ok_and(|own| same(&own, &metadata));
+    if own {
+        return Err(KernelError::OwnNamespace { path: path.to_owned() });
+    }
     let names = names(&mut netlink, path)?;
     Ok((NetnsRef { path: path.to_owned(), inode: metadata.ino() }, names))
+}
+
+/// Whether both are the same file.
+fn same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
+    (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
 /// The names of the devices in a namespace.

@@ -231,7 +231,7 @@ pub fn explain(error: &KernelError) -> Problem {
             ProblemKind::Conflict
         }
         KernelError::NamespaceGone { .. } => ProblemKind::NotFound,
-        KernelError::NoNamespace { .. } => ProblemKind::Usage,
+        KernelError::NoNamespace { .. } | KernelError::OwnNamespace { .. } => ProblemKind::Usage,
         _ => ProblemKind::Failed,
     };
     let problem = Problem::new(kind, message.replace('\n', " "));

@@ -174,4 +174,8 @@ fn only_network_namespaces_are_identified() {
     ));
     assert!(matches!(netns::identify(Path::new("/etc/passwd")), Err(KernelError::NoNamespace { .. })));
     assert!(matches!(netns::identify(Path::new("/proc/self/ns/mnt")), Err(KernelError::NoNamespace { .. })));
+    // A container that shares the host's namespace would have the host rewired.
+    let own = format!("/proc/{}/ns/net", std::process::id());
+    assert!(matches!(netns::find(Path::new(&own)), Err(KernelError::OwnNamespace { .. })));
+    assert_eq!(netns::find(&container.netns().path).unwrap().0, container.netns());
 }
