@@ -9,17 +9,20 @@ use mesh_proto::{Problem, ProblemKind};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::oneshot;
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
 
-use crate::api;
 use crate::config::{Config, ConfigError};
 use crate::instance::{Instance, InstanceError};
 use crate::membership::Memberships;
 use crate::platform;
+use crate::{api, capabilities};
 
 /// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network namespace, as kernel
 /// state is that an agent owns.
 const NAMESPACE_CLAIM: &str = "mesh/meshd";
+/// How long a killed agent may take to be gone, and how often the next one looks.
+const PREDECESSOR: Duration = Duration::from_secs(2);
+const PREDECESSOR_PAUSE: Duration = Duration::from_millis(20);
 /// How long calls under way have when the agent ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
@@ -32,8 +35,10 @@ pub async fn run(config: Config) -> Result<(), Problem> {
         )
         .hint("run it with sudo, or as a systemd service"));
     }
-    let instance = Instance::claim(&config).map_err(|error| instance_problem(&error))?;
-    let _claim = claim_namespace()?;
+    capabilities::check()?;
+    let claim = || Instance::claim(&config).map_err(|error| instance_problem(&error));
+    let instance = after_predecessor(claim).await?;
+    let _claim = after_predecessor(claim_namespace).await?;
     let mut terminated = signal(SignalKind::terminate()).map_err(|error| no_signals(&error))?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(|error| no_signals(&error))?;
     let platform = platform::build(&config, instance.paths())?;
@@ -61,6 +66,20 @@ pub async fn run(config: Config) -> Result<(), Problem> {
         tracing::debug!(%error, "the socket could not be removed");
     }
     Ok(())
+}
+
+/// Claims what an agent that was killed a moment ago may still hold: it is gone only when its last thread has left the
+/// kernel.
+async fn after_predecessor<T>(claim: impl Fn() -> Result<T, Problem>) -> Result<T, Problem> {
+    let deadline = Instant::now() + PREDECESSOR;
+    loop {
+        match claim() {
+            Err(problem) if problem.kind == ProblemKind::Conflict && Instant::now() < deadline => {
+                sleep(PREDECESSOR_PAUSE).await;
+            }
+            claimed => return claimed,
+        }
+    }
 }
 
 /// Two agents in one network namespace would each remove what the other makes.
@@ -115,4 +134,23 @@ fn socket_problem(error: &api::SocketError) -> Problem {
         api::SocketError::Io { .. } => ProblemKind::Failed,
     };
     Problem::new(kind, error.to_string()).hint("choose another path with --socket")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicUsize, Ordering};
+
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_killed_predecessor_lets_go_of_is_claimed_and_what_is_kept_is_refused() {
+        let asked = AtomicUsize::new(0);
+        let held_for_a_moment = || match asked.fetch_add(1, Ordering::Relaxed) {
+            0..3 => Err(Problem::new(ProblemKind::Conflict, "another meshd is running")),
+            _ => Ok(()),
+        };
+        after_predecessor(held_for_a_moment).await.unwrap();
+        let kept = || Err::<(), _>(Problem::new(ProblemKind::Conflict, "another meshd is running"));
+        assert_eq!(after_predecessor(kept).await.unwrap_err().kind, ProblemKind::Conflict);
+    }
 }

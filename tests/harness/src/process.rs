@@ -42,11 +42,16 @@ impl ProcessId {
         Self::of(Pid::this().as_raw())
     }
 
-    /// Whether it still runs. A zombie does not.
+    /// Whether it still runs. A zombie does not, once its last thread has ended: until then its files are open.
     pub fn is_alive(self) -> bool {
         self.reap();
-        Stat::read(self.pid)
-            .is_some_and(|stat| stat.start_time == self.start_time && !matches!(stat.state, 'Z' | 'X'))
+        Stat::read(self.pid).is_some_and(|stat| {
+            let ended = match stat.state {
+                'Z' => threads(self.pid) <= 1,
+                state => state == 'X',
+            };
+            stat.start_time == self.start_time && !ended
+        })
     }
 
     /// Sends `signal` if it still runs.
@@ -70,6 +75,11 @@ impl ProcessId {
     fn reap(self) {
         let _ = waitpid(Pid::from_raw(self.pid), Some(WaitPidFlag::WNOHANG));
     }
+}
+
+/// How many threads of a process the kernel still has.
+fn threads(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count)
 }
 
 /// The parts of /proc/PID/stat that are needed here.
