@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use mesh_kernel::{Event, Events, KernelError, netns};
@@ -54,6 +54,9 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// The MTU of the interface that has the address; `None` when none has it.
     fn mtu_of(&self, address: IpAddr) -> Result<Option<Mtu>, KernelError>;
 
+    /// Whether a socket or a VXLAN device of somebody has this UDP port.
+    fn udp_port_is_taken(&self, port: u16) -> bool;
+
     /// Tells, until the receiver is dropped, when something of ours in the kernel may have changed.
     fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError>;
 
@@ -93,6 +96,15 @@ impl Host for ThisHost {
         let found = addresses.into_iter().find(|found| found.address == address);
         // The loopback device has 65536, one more than an IP packet can have.
         Ok(found.and_then(|found| Mtu::try_from(found.mtu.min(Mtu::MAX)).ok()))
+    }
+
+    fn udp_port_is_taken(&self, port: u16) -> bool {
+        // The kernel's VXLAN device binds one socket of each family.
+        let any = [IpAddr::V4(Ipv4Addr::UNSPECIFIED), IpAddr::V6(Ipv6Addr::UNSPECIFIED)];
+        any.into_iter().any(|any| {
+            let bound = UdpSocket::bind((any, port));
+            bound.is_err_and(|error| error.kind() == io::ErrorKind::AddrInUse)
+        })
     }
 
     fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError> {

@@ -238,12 +238,27 @@ impl Memberships {
         control_plane: Option<ControlPlane>,
     ) -> Result<Member, Problem> {
         let paths = &self.platform.paths;
+        self.refuse_taken_port(membership.cluster.data_path_port)?;
         identity
             .save(&paths.identity())
             .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;
         durable::write_json(&paths.membership(), &membership, Survives::PowerLoss)
             .map_err(|error| not_written(&error))?;
         Member::start(&self.platform, membership, identity, control_plane)
+    }
+
+    /// Learnt now, and not when the first container comes.
+    fn refuse_taken_port(&self, port: u16) -> Result<(), Problem> {
+        if self.platform.host.udp_port_is_taken(port) {
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("UDP port {port} is taken: VXLAN could not be received on it"),
+            )
+            .hint(format!(
+                "see who has it with `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`, or make the cluster with another --data-path-port"
+            )));
+        }
+        Ok(())
     }
 
     fn begin(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Problem> {

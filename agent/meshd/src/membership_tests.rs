@@ -11,7 +11,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::*;
 use crate::api;
-use crate::test_host::{TestHost, TestKernel, platform};
+use crate::test_host::{TAKEN_UDP_PORT, TestHost, TestKernel, platform};
 
 struct TestAgent {
     kernel: TestKernel,
@@ -210,6 +210,19 @@ async fn a_restarted_manager_is_the_same_cluster() {
         sleep(Duration::from_millis(20)).await;
     }
     worker.attach("app", "c2").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_cluster_whose_vxlan_port_somebody_has_is_not_made() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.5.2", TestKernel::with_underlay()).await;
+    let mut request = init_request("127.0.5.2", free_port("127.0.5.2").await);
+    request.data_path_port = u32::from(TAKEN_UDP_PORT);
+    let problem: Problem = agent.local().init_cluster(request.clone()).await.unwrap_err().into();
+    assert_eq!(problem.kind.exit_code(), 4, "{problem}");
+    assert!(problem.message.contains("4800"), "{problem}");
+    request.data_path_port = 4801;
+    agent.local().init_cluster(request).await.unwrap();
 }
 
 #[tokio::test]

@@ -20,6 +20,9 @@ use crate::instance::StatePaths;
 use crate::member::Platform;
 use crate::reconcile::SharedKernel;
 
+/// A UDP port that somebody has on every [`TestHost`].
+pub(crate) const TAKEN_UDP_PORT: u16 = 4800;
+
 /// A host of one address, on which every namespace name exists that begins with `c`.
 #[derive(Debug)]
 pub(crate) struct TestHost {
@@ -63,6 +66,10 @@ impl Host for TestHost {
 
     fn mtu_of(&self, address: IpAddr) -> Result<Option<Mtu>, KernelError> {
         Ok((address == self.address).then(|| Mtu::try_from(1500).unwrap()))
+    }
+
+    fn udp_port_is_taken(&self, port: u16) -> bool {
+        port == TAKEN_UDP_PORT
     }
 
     fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError> {
