@@ -131,14 +131,15 @@ impl fmt::Debug for MacAddr {
     }
 }
 
-/// A network device's name: 1 to 15 bytes, no slash, space or colon, not `.` or `..` (Linux `dev_valid_name`).
+/// A network device's name: 1 to 15 bytes, no slash, space or colon, not `.` or `..` (Linux `dev_valid_name`), and not
+/// `all` or `default`, which sysctl(8) has for all devices (`inetdev_create` refuses them).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(String);
 
 /// A text that Linux would not take as a device's name.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no valid interface name: 1 to 15 characters without slash, colon or space")]
+#[error("{text:?} is no valid interface name: 1 to 15 characters without slash, colon or space, and neither all nor default")]
 pub struct InvalidIfName {
     /// What was given.
     pub text: String,
@@ -156,8 +157,7 @@ impl FromStr for IfName {
 
     fn from_str(text: &str) -> Result<Self, InvalidIfName> {
         let valid = (1..=15).contains(&text.len())
-            && text != "."
-            && text != ".."
+            && !matches!(text, "." | ".." | "all" | "default")
             && !text.bytes().any(|b| matches!(b, b'/' | b':' | b'%') || !b.is_ascii_graphic());
         if valid { Ok(Self(text.to_owned())) } else { Err(InvalidIfName { text: text.to_owned() }) }
     }
@@ -266,7 +266,7 @@ mod tests {
     #[test]
     fn an_interface_name_is_what_linux_takes() {
         assert!("eth0".parse::<IfName>().is_ok());
-        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteencharacter"] {
+        for bad in ["", ".", "..", "a/b", "a b", "a:b", "sixteencharacter", "all", "default"] {
             assert!(bad.parse::<IfName>().is_err(), "{bad}");
         }
     }
