@@ -1,6 +1,7 @@
 //! A host and a kernel in memory, for the tests of what runs on them.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::IpAddr;
 use std::path::Path;
@@ -29,7 +30,6 @@ pub(crate) struct TestHost {
     pub(crate) address: IpAddr,
     pub(crate) name: String,
     events: Mutex<Vec<mpsc::Sender<Event>>>,
-    inodes: Mutex<BTreeMap<String, u64>>,
 }
 
 impl TestHost {
@@ -38,7 +38,6 @@ impl TestHost {
             address: address.parse().unwrap(),
             name: name.to_owned(),
             events: Mutex::default(),
-            inodes: Mutex::default(),
         })
     }
 
@@ -89,9 +88,10 @@ impl Host for TestHost {
                 source: Some(io::Error::from(io::ErrorKind::NotFound)),
             });
         }
-        let mut inodes = self.inodes.lock().unwrap();
-        let next = 1000 + inodes.len() as u64;
-        let inode = *inodes.entry(path.clone()).or_insert(next);
+        // The same for every agent that looks, in all its lives, and no two alike.
+        let mut hasher = DefaultHasher::new();
+        path.hash(&mut hasher);
+        let inode = hasher.finish();
         let interfaces: BTreeSet<IfName> = ["lo".parse().unwrap()].into();
         Ok(FoundNetns { netns: NetnsRef { path: path.into(), inode }, interfaces })
     }
