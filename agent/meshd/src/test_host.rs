@@ -34,11 +34,7 @@ pub(crate) struct TestHost {
 
 impl TestHost {
     pub(crate) fn new(name: &str, address: &str) -> Arc<Self> {
-        Arc::new(Self {
-            address: address.parse().unwrap(),
-            name: name.to_owned(),
-            events: Mutex::default(),
-        })
+        Arc::new(Self { address: address.parse().unwrap(), name: name.to_owned(), events: Mutex::default() })
     }
 
     /// Plays the part of the kernel that tells of a change.

@@ -139,7 +139,9 @@ pub struct IfName(String);
 
 /// A text that Linux would not take as a device's name.
 #[derive(Debug, thiserror::Error)]
-#[error("{text:?} is no valid interface name: 1 to 15 characters without slash, colon or space, and neither all nor default")]
+#[error(
+    "{text:?} is no valid interface name: 1 to 15 characters without slash, colon or space, and neither all nor default"
+)]
 pub struct InvalidIfName {
     /// What was given.
     pub text: String,
