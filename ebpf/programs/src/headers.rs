@@ -188,14 +188,21 @@ impl Headers {
         self.is_v6() || self.bytes[20] & 0x40 != 0
     }
 
-    /// Whether the source address is the one of these that is of the packet's family.
+    /// Whether the source address is the one of these that is of the packet's family. One of zeroes is none.
     #[inline(always)]
     pub fn is_from(&self, v4: [u8; 4], v6: Address) -> bool {
         if self.is_v6() {
-            self.address(22) == v6
+            !v6.is_none() && self.address(22) == v6
         } else {
-            u32::from_ne_bytes(self.word(26)) == u32::from_ne_bytes(v4)
+            let v4 = u32::from_ne_bytes(v4);
+            v4 != 0 && u32::from_ne_bytes(self.word(26)) == v4
         }
+    }
+
+    /// Whether it is a fragment of an IPv4 packet other than the first: there is no upper-layer header in it.
+    #[inline(always)]
+    pub const fn is_later_fragment_v4(&self) -> bool {
+        !self.is_v6() && (self.bytes[20] & 0x1f != 0 || self.bytes[21] != 0)
     }
 
     /// The source address.

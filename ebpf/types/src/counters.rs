@@ -80,7 +80,7 @@ reasons! {
     UnknownNetwork = 19, "unknown_network", true;
     /// The next hop is in the subnet, but nobody has it (here).
     NoEndpoint = 20, "no_endpoint", true;
-    /// The destination belongs to another network.
+    /// The destination belongs to another network, or is the port of VXLAN, whoever's: the way into every network.
     Isolated = 21, "isolated", true;
     /// The destination is outside, and the network is internal.
     Internal = 22, "internal", true;

@@ -11,6 +11,8 @@ use super::skb::{Refused, Skb, TunnelKey};
 use super::{PASS, Verdict, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
+/// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the sender's device.
+const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
 pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: &Address) -> Result<Verdict, Reason> {
@@ -91,13 +93,16 @@ fn encapsulate_here(
     Ok(Some(skb.route(config.underlay_ifindex)))
 }
 
-/// Length of the IP packet; of the largest segment, if it is a super-packet.
+/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments cannot be told.
 #[inline(always)]
 fn packet_length(sending: &Sending<'_>) -> u32 {
     let Sending { skb, headers, .. } = *sending;
     let payload = skb.gso_size();
     if payload == 0 {
         return skb.length() - 14;
+    }
+    if payload == GSO_BY_FRAGS {
+        return 0;
     }
     let (protocol, offset) = if headers.is_v6() {
         // The kernel made the super-packet itself: it has no header that cannot be followed.

@@ -8,7 +8,7 @@ use mesh_ebpf_types::{
 
 use super::count::{count, dropped};
 use super::skb::Skb;
-use super::{Verdict, encapsulate, maps, neighbour};
+use super::{Verdict, encapsulate, maps, neighbour, outside};
 
 /// What one packet's way is decided from.
 pub(super) struct Sending<'a> {
@@ -19,15 +19,17 @@ pub(super) struct Sending<'a> {
     pub(super) headers: &'a Headers,
 }
 
-/// Verdicts of [`forwarded`] that mean: answer it, on a stack that is free again.
+/// Verdicts of [`forwarded`] that mean: answer it, or give it to the host, on a stack that is free again.
 const ANSWER_ARP: Verdict = 0x100;
 const ANSWER_SOLICITATION: Verdict = 0x101;
+const TO_HOST: Verdict = 0x102;
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
     match forwarded(skb) {
         ANSWER_ARP => neighbour::answer_arp(skb),
         ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
+        TO_HOST => outside::to_host(skb),
         verdict => verdict,
     }
 }
@@ -180,16 +182,5 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
             return Err(Reason::Isolated);
         }
     }
-    to_host(sending)
-}
-
-#[inline(always)]
-fn to_host(sending: &Sending<'_>) -> Result<Verdict, Reason> {
-    let Sending { skb, vni, config, .. } = *sending;
-    if config.host_ifindex == 0 {
-        return Err(Reason::NotConfigured);
-    }
-    skb.store(0, &config.host_mac.0).map_err(|_| Reason::Malformed)?;
-    count(skb, vni, Reason::ToHost);
-    Ok(skb.send(config.host_ifindex))
+    Ok(TO_HOST)
 }

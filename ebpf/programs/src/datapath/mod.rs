@@ -6,6 +6,7 @@ mod endpoint;
 mod host;
 mod maps;
 mod neighbour;
+mod outside;
 mod overlay;
 mod receive;
 mod skb;

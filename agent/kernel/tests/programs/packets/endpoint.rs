@@ -166,6 +166,46 @@ fn a_foreign_source_is_spoofing() {
 }
 
 #[test]
+fn no_address_is_not_an_address_that_one_may_send_from() {
+    let mut node = Instance::configured();
+    let nobody = Interface { vni: VNI, ipv4: [0; 4], ipv6: Address::NONE, mac: mac(5), flags: 0 };
+    node.put(MapEntry::Interface(IFINDEX, nobody));
+    let packet = ipv6(Address::NONE, Address([0x20; 16]), 17, 64, &udp(1, 2, b""));
+    node.run(ENDPOINT, &frame(Mac([2, 0x46, 0, 0, 0, 1]), mac(5), 0x86dd, &packet))
+        .dropped(Reason::SpoofedIp);
+    let packet = ipv4([0; 4], [8, 8, 8, 8], 17, &udp(1, 2, b""));
+    node.run(ENDPOINT, &frame(mac(1), mac(5), 0x0800, &packet)).dropped(Reason::SpoofedIp);
+}
+
+/// Masqueraded, it would reach the other node from this one's address.
+#[test]
+fn nobody_speaks_vxlan_through_the_host() {
+    let mut node = Instance::configured();
+    let vxlan = udp(1, 4789, &[8, 0, 0, 0, 0, 0x10, 1, 0]);
+    for destination in [REMOTE, LOCAL, [10, 64, 0, 1], [8, 8, 8, 8]] {
+        let mut packet = ipv4([10, 64, 0, 5], destination, 17, &vxlan);
+        let to = |packet: &[u8]| frame(mac(1), mac(5), 0x0800, packet);
+        node.run(ENDPOINT, &to(&packet)).dropped(Reason::Isolated);
+        // The first fragment has the port. A later one has none, whatever its bytes say.
+        packet[6] = 0x20;
+        node.run(ENDPOINT, &to(&packet)).dropped(Reason::Isolated);
+        packet[7] = 2;
+        node.run(ENDPOINT, &to(&packet)).is(REDIRECT, VNI, Reason::ToHost);
+        let options = [&[0x46][..], &packet[1..6], &[0, 0], &packet[8..20], &[1; 4], &vxlan].concat();
+        node.run(ENDPOINT, &to(&options)).dropped(Reason::Isolated);
+        let tcp = ipv4([10, 64, 0, 5], destination, 6, &vxlan);
+        node.run(ENDPOINT, &to(&tcp)).is(REDIRECT, VNI, Reason::ToHost);
+    }
+    let to = |next, payload: &[u8]| {
+        let packet = ipv6(v6(5), Address([0x20; 16]), next, 64, payload);
+        frame(Mac([2, 0x46, 0, 0, 0, 1]), mac(5), 0x86dd, &packet)
+    };
+    node.run(ENDPOINT, &to(17, &vxlan)).dropped(Reason::Isolated);
+    let options = [&[17, 0, 1, 4, 0, 0, 0, 0], &vxlan[..]].concat();
+    node.run(ENDPOINT, &to(60, &options)).dropped(Reason::Isolated);
+}
+
+#[test]
 fn who_may_forward_may_send_from_other_addresses_but_not_macs() {
     let mut node = Instance::configured();
     node.put(interface(ALLOW_FORWARDING));
@@ -409,6 +449,8 @@ fn the_size_of_a_super_packet_is_that_of_its_segments() {
     let packet = from_endpoint([10, 64, 0, 70], &[7; 2900]);
     node.run_super(ENDPOINT, &packet, 1450 - 28).is(REDIRECT, VNI, Reason::ForwardedRemote);
     node.run_super(ENDPOINT, &packet, 1451 - 28).is(REDIRECT, VNI, Reason::TooBigAnswered);
+    // SCTP's segments have sizes of their own: the kernel says 65535, GSO_BY_FRAGS.
+    node.run_super(ENDPOINT, &packet, 0xffff).is(REDIRECT, VNI, Reason::ForwardedRemote);
 }
 
 #[test]
