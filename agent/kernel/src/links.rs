@@ -6,7 +6,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mesh_model::observed::{Link, LinkKind};
-use mesh_model::plan::{EndpointDevice, HostLeg, VxlanDevice};
+use mesh_model::plan::{EndpointDevice, HostLeg, VxlanDevice, outer_mtu};
 use mesh_model::{IfName, MacAddr, naming};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -313,8 +313,11 @@ pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) ->
     ];
     let mut message = LinkMessage::default();
     message.header.index = device.index;
-    message.attributes =
-        vec![LinkAttribute::IfName(device.name.to_string()), LinkAttribute::Mtu(device.mtu), veth(peer)];
+    message.attributes = vec![
+        LinkAttribute::IfName(device.name.to_string()),
+        LinkAttribute::Mtu(outer_mtu(device.mtu)),
+        veth(peer),
+    ];
     if let Err(error) = create(netlink, message) {
         let action = format!(
             "make the device {} with {} in {}",
@@ -376,7 +379,7 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     Ok(())
 }
 
-/// Gives both ends of an endpoint's pair an MTU, the inner one first: the outer one then tells that both have it.
+/// Gives both ends of an endpoint's pair their MTU, the inner one first: the outer one then tells that both have it.
 pub(crate) fn set_endpoint_mtu(
     netlink: &mut Netlink,
     index: u32,
@@ -388,7 +391,7 @@ pub(crate) fn set_endpoint_mtu(
     let mut inner = netns::netlink(netns, &namespace, || ())?;
     let action = || format!("set the MTU of the interface {peer} in {} to {mtu}", netns.path.display());
     set_mtu(&mut inner, peer, mtu).map_err(|error| error.during(action()))?;
-    set_mtu(netlink, index, mtu)
+    set_mtu(netlink, index, outer_mtu(mtu))
         .map_err(|error| error.during(format!("set the MTU of the interface {index} to {mtu}")))
 }
 

@@ -2,7 +2,7 @@
 
 use crate::naming::is_endpoint;
 use crate::observed::{AttachedProgram, FirewallState, Link, LinkKind, Observed, ObservedPrograms, Pins};
-use crate::plan::{Action, EndpointDevice, HostLeg, VxlanDevice};
+use crate::plan::{Action, EndpointDevice, HostLeg, VxlanDevice, outer_mtu};
 use crate::{IfName, MacAddr};
 
 /// Why a kernel would not take a step.
@@ -57,9 +57,8 @@ impl Observed {
             Action::CreateEndpoint(device) => self.create_endpoint(device)?,
             Action::SetUp { index } => self.link(*index)?.up = true,
             Action::SetNoArp { index } => self.link(*index)?.arp = false,
-            Action::SetMtu { index, mtu } | Action::SetEndpointMtu { index, mtu, .. } => {
-                self.link(*index)?.mtu = *mtu;
-            }
+            Action::SetMtu { index, mtu } => self.link(*index)?.mtu = *mtu,
+            Action::SetEndpointMtu { index, mtu, .. } => self.link(*index)?.mtu = outer_mtu(*mtu),
             Action::DeleteLink { index, .. } => self.delete_link(*index)?,
             Action::AddAddress { index, address } => {
                 self.link(*index)?;
@@ -128,7 +127,7 @@ impl Observed {
         let kind = LinkKind::Veth { peer: 2, peer_is_here: false };
         self.create(
             &device.name,
-            Link { index: device.index, kind, mtu: device.mtu, mac: None, up: false, arp: true },
+            Link { index: device.index, kind, mtu: outer_mtu(device.mtu), mac: None, up: false, arp: true },
         )
     }
 

@@ -7,7 +7,7 @@ use mesh_ebpf_types::{MapEntry, MapKey};
 
 use crate::endpoint::NetnsRef;
 use crate::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
-use crate::{EndpointId, IfName, MacAddr, Prefix};
+use crate::{EndpointId, IfName, MacAddr, Mtu, Prefix};
 
 /// One step. Each is one attempt that is done in full or not at all.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -55,7 +55,7 @@ pub enum Action {
         peer: u32,
         /// Where the inner end is.
         netns: NetnsRef,
-        /// MTU in bytes.
+        /// MTU of the inner end in bytes; the outer end gets [`outer_mtu`] of it.
         mtu: u32,
     },
     /// Remove a device of ours, and the other end of its pair with it.
@@ -160,7 +160,7 @@ pub struct EndpointDevice {
     pub ifname: IfName,
     /// Ethernet address of the container's end.
     pub mac: MacAddr,
-    /// MTU of both ends, in bytes.
+    /// MTU of the container's end, in bytes; the host's end has [`outer_mtu`] of it.
     pub mtu: u32,
     /// Addresses of the container's end, with the lengths of their subnets.
     pub addresses: Vec<InterfaceAddress>,
@@ -168,6 +168,16 @@ pub struct EndpointDevice {
     pub on_link: Vec<Prefix>,
     /// Next hops of the default routes, at most one for each family. A default route that the container already has stays.
     pub gateways: Vec<IpAddr>,
+}
+
+/// The MTU of the host's end of an endpoint's pair whose inner end has `mtu`, in bytes.
+///
+/// The kernel drops what is bigger than the receiving end's MTU before any program sees it. A container may raise its
+/// own; for its senders to be told how big packets may be, the host's end takes them. It still tells the two ends' MTU
+/// apart from any other: it is the only one that can be seen without entering the namespace.
+pub const fn outer_mtu(mtu: u32) -> u32 {
+    const HEADROOM: u32 = 40_000;
+    if mtu <= Mtu::MAX - HEADROOM { mtu + HEADROOM } else { mtu }
 }
 
 /// A step and whom it serves.

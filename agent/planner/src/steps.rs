@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
 use mesh_model::observed::{AttachedProgram, Attachment, FirewallState, LinkKind, Pins};
-use mesh_model::plan::Step;
+use mesh_model::plan::{Step, outer_mtu};
 use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan};
 
 use crate::wanted::{Wanted, WantedEndpoint};
@@ -227,14 +227,14 @@ impl Planner<'_> {
             }
         }
         if let Some(link) = &link
-            && link.mtu != device.mtu
+            && link.mtu != outer_mtu(device.mtu)
         {
             let (index, mtu) = (link.index, device.mtu);
             let action = match link.kind {
                 LinkKind::Veth { peer, .. } if self.observed.namespaces.contains(id) => {
                     Action::SetEndpointMtu { index, peer, netns: device.netns.clone(), mtu }
                 }
-                _ => Action::SetMtu { index, mtu },
+                _ => Action::SetMtu { index, mtu: outer_mtu(mtu) },
             };
             self.push_for(id, action);
         }

@@ -16,6 +16,10 @@ use crate::{entries, mtu};
 /// this device is given may be fragmented below it, and fit as long as IP itself can tell their length.
 const VXLAN_MTU: u32 = Mtu::MAX - 70;
 
+/// The MTU of the host leg, in bytes. The routes bound what the host sends by the networks' own MTU; what a container
+/// sends that raised its own is taken, and forwarded or answered by the host's routing.
+const HOST_LEG_MTU: u32 = Mtu::MAX;
+
 /// An endpoint's part.
 pub(crate) struct WantedEndpoint {
     /// Its device, should it have to be made; index and MTU also hold for the one that there is.
@@ -67,7 +71,7 @@ impl Wanted {
                 mac: host_mac,
                 peer_name: name(naming::HOST_LEG_PEER),
                 peer_index: naming::HOST_LEG_PEER_INDEX,
-                mtu: largest_mtu,
+                mtu: HOST_LEG_MTU,
             },
             endpoints: endpoints(&present, observed, largest_mtu),
             entries: BTreeMap::new(),

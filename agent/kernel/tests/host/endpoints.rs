@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use mesh_kernel::{Kernel, KernelError, netns};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::{InterfaceAddress, LinkKind};
-use mesh_model::plan::EndpointDevice;
+use mesh_model::plan::{EndpointDevice, outer_mtu};
 use mesh_model::{Action, naming};
 
 use crate::support::{Container, apply, become_host, kernel, observe, run};
@@ -38,7 +38,7 @@ fn an_endpoint_is_ready_inside_and_down_outside() {
     let observed = observe(&mut kernel);
     let link = &observed.links[&device(&container).name];
     let LinkKind::Veth { peer, peer_is_here: false } = link.kind else { panic!("{link:?}") };
-    assert_eq!((link.index, link.mtu, link.up), (INDEX, 1450, false));
+    assert_eq!((link.index, link.mtu, link.up), (INDEX, outer_mtu(1450), false));
     let inside = container.ip("-o link show eth0");
     assert!(inside.contains(&format!("{peer}: eth0@")) && inside.contains("mtu 1450"), "{inside}");
     assert!(inside.contains("02:42:0a:40:00:05") && inside.contains(",UP"), "{inside}");
@@ -79,7 +79,7 @@ fn the_mtu_changes_at_both_ends() {
     };
     let netns = container.netns();
     apply(&mut kernel, &Action::SetEndpointMtu { index: INDEX, peer, netns, mtu: 1350 });
-    assert_eq!(observe(&mut kernel).links[&device(&container).name].mtu, 1350);
+    assert_eq!(observe(&mut kernel).links[&device(&container).name].mtu, outer_mtu(1350));
     assert!(container.ip("link show eth0").contains("mtu 1350"));
 }
 

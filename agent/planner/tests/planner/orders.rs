@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mesh_ebpf_types::{Address, BlockKind, MapEntry, MapKey};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::{AttachedProgram, FirewallState, Pins, Sysctl, UnderlayLink};
-use mesh_model::plan::Problem;
+use mesh_model::plan::{Problem, outer_mtu};
 use mesh_model::{Action, Desired, Observed, Plan};
 use mesh_planner::plan;
 
@@ -222,20 +222,20 @@ fn the_mtu_follows_the_least_underlay_and_a_network_may_stay_below() {
             [&desired.endpoints[&crate::support::endpoint_id(endpoint(number, number, number))].host_ifname()]
             .mtu
     };
-    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (1450, 1300));
+    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (outer_mtu(1450), outer_mtu(1300)));
     // The node's own record still says 1500; its interface counts.
     observed.underlay.as_mut().unwrap().mtu = 1400;
     for step in plan(Some(&desired), &observed).steps {
         observed.apply(&step.action).unwrap();
     }
-    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (1350, 1300));
+    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (outer_mtu(1350), outer_mtu(1300)));
     // Another node has less.
     shape.others = vec![1300];
     let desired = state(&shape);
     for step in plan(Some(&desired), &observed).steps {
         observed.apply(&step.action).unwrap();
     }
-    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (1250, 1250));
+    assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (outer_mtu(1250), outer_mtu(1250)));
 }
 
 #[test]
