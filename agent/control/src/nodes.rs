@@ -84,10 +84,11 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
         let Some(Versioned { value: node, revision }) = core.records.node(id).await? else {
             return Err(Problem::new(ProblemKind::NotFound, format!("node {id} does not exist")));
         };
-        if node.role == Role::Manager && is_last_manager(core, id).await? {
+        if id == core.node_id() {
+            // Other managers by role have no copy of the store: without this one the cluster has none.
             return Err(Problem::new(
                 ProblemKind::Conflict,
-                format!("node {} is the only manager of this cluster", node.name),
+                format!("node {} keeps the store of this cluster", node.name),
             )
             .hint("to end the cluster, run meshctl cluster leave --force on every host, the manager last"));
         }
@@ -99,11 +100,6 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
             return Ok(node);
         }
     }
-}
-
-async fn is_last_manager(core: &Core, id: &NodeId) -> Result<bool, RecordError> {
-    let nodes = core.records.nodes().await?;
-    Ok(!nodes.iter().any(|node| node.value.role == Role::Manager && node.value.id != *id))
 }
 
 /// The join token of a role, after drawing a new one if asked to.

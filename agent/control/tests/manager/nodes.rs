@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use mesh_proto::v1::{
-    Availability, InspectNodeRequest, LeaveRequest, NodeState, RemoveNodeRequest, UpdateNodeRequest,
+    Availability, InspectNodeRequest, LeaveRequest, NodeState, RemoveNodeRequest, Role, UpdateNodeRequest,
 };
 use mesh_proto::{Problem, ProblemKind};
 
@@ -103,11 +103,16 @@ async fn a_node_that_leaves_takes_its_leases_with_it() {
 }
 
 #[tokio::test]
-async fn the_last_manager_cannot_be_removed() {
+async fn the_manager_that_keeps_the_store_cannot_be_removed_whatever_others_are_called() {
     let cluster = Cluster::start().await;
-    let request = RemoveNodeRequest { node: "h1".into(), force: true };
-    let problem = Problem::from(cluster.control().remove_node(request).await.unwrap_err());
-    assert_eq!(problem.message, "node h1 is the only manager of this cluster");
+    for role in [None, Some(Role::Manager)] {
+        if let Some(role) = role {
+            cluster.join_as("h2", role).await;
+        }
+        let request = RemoveNodeRequest { node: "h1".into(), force: true };
+        let problem = Problem::from(cluster.control().remove_node(request).await.unwrap_err());
+        assert_eq!(problem.message, "node h1 keeps the store of this cluster");
+    }
 }
 
 #[tokio::test]
