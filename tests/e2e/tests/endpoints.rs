@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use mesh_e2e::{create_network, json, lab_with_app, refused};
+use mesh_e2e::{create_network, distinct_addresses, json, lab_with_app, refused};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
 /// The names of all devices of a host.
@@ -199,5 +199,50 @@ fn everyone_hears_of_an_endpoint_before_attach_and_detach_return() -> Result<()>
         c.detach()?.ok()?;
         assert_eq!(names(1)?, [""; 0]);
     }
+    Ok(())
+}
+
+#[test]
+fn a_container_has_one_attachment_to_a_network_and_the_host_has_none() -> Result<()> {
+    let (lab, c) = lab_with_app(1, Encapsulation::Direct, &[])?;
+    let host = lab.host(1);
+    let own = host.netns().path().to_string_lossy().into_owned();
+    let before = devices(&host)?;
+    let attach = |netns: &str| {
+        host.meshctl(["endpoint", "attach", "--network", "app", "--netns", netns, "--name", "again"])
+    };
+    let said = refused(&attach(&own)?, 2);
+    assert!(said.contains("host's own"), "{said}");
+    let said = refused(&attach(&c[0].netns().path().to_string_lossy())?, 4);
+    assert!(said.contains("app") && said.contains("c1"), "{said}");
+    assert_eq!(devices(&host)?, before, "nothing half-made");
+    Ok(())
+}
+
+#[test]
+fn an_agent_killed_while_it_attaches_many_is_replaced_at_once() -> Result<()> {
+    let lab = Lab::builder().hosts(1).start()?;
+    create_network(&lab, "app", &[])?;
+    let host = lab.host(1);
+    let attached = std::thread::scope(|scope| {
+        let attaches: Vec<_> = (0..40)
+            .map(|n| {
+                let host = &host;
+                scope.spawn(move || host.container(&format!("many{n}"), ["--network", "app"]))
+            })
+            .collect();
+        eventually("some are attached", Duration::from_secs(20), || {
+            json(&host, &["endpoint", "ls"]).is_ok_and(|all| all.as_array().is_some_and(|all| all.len() > 3))
+        })?;
+        host.restart_meshd()?;
+        let done: Vec<_> = attaches.into_iter().map(|attach| attach.join().expect("no panic")).collect();
+        Ok::<_, mesh_harness::Error>(
+            done.into_iter().filter(|done| done.as_ref().is_ok_and(|(_, output)| output.code == 0)).count(),
+        )
+    })?;
+    assert!(host.meshd().is_some(), "the next one runs: {}", host.log_tail());
+    let all = json(&host, &["endpoint", "ls"])?;
+    let listed = distinct_addresses(&all).expect("no address twice").len();
+    assert!(listed >= attached, "of {attached} acknowledged {listed} are there");
     Ok(())
 }
