@@ -111,7 +111,10 @@ fn bpf_linker() -> Result<PathBuf, String> {
 fn rustflags(linker: &Path) -> Result<OsString, String> {
     let linker = linker.to_str().ok_or("the path of bpf-linker is not UTF-8")?;
     // By default the linker makes memset and memcmp calls, which are loops over bytes.
-    Ok(format!("-Clinker={linker} -Clink-arg=--btf -Clink-arg=--disable-expand-memcpy-in-order").into())
+    Ok(format!(
+        "-Clinker={linker} -Clink-arg=--btf -Ctarget-cpu=v3 -Clink-arg=--disable-expand-memcpy-in-order"
+    )
+    .into())
 }
 
 fn variable(name: &str) -> Result<String, String> {

@@ -8,6 +8,7 @@
 
 pub mod arp;
 pub mod checksum;
+pub mod flow;
 pub mod headers;
 pub mod ip;
 pub mod ndp;

@@ -19,7 +19,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 10] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 11] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -30,6 +30,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 10] = [
     (COUNTERS, MapType::PerCpuHash, size_of::<CounterKey>(), size_of::<Counter>()),
     (PROBES, MapType::Hash, size_of::<Address>(), 8),
     (EVENTS, MapType::RingBuf, 0, 0),
+    (GENERATION, MapType::Array, 4, 8),
 ];
 
 pub(super) const CONFIG: &str = "CONFIG";
@@ -42,6 +43,7 @@ pub(super) const MEMBERS: &str = "MEMBERS";
 pub(super) const COUNTERS: &str = "COUNTERS";
 pub(super) const PROBES: &str = "PROBES";
 pub(super) const EVENTS: &str = "EVENTS";
+pub(super) const GENERATION: &str = "GENERATION";
 
 /// Whether the pinned maps, as far as there are any, have the layouts of this schema.
 pub(super) fn layouts_match(pins: &Pins) -> bool {
@@ -68,6 +70,7 @@ pub(super) struct Maps {
     members: HashMap<MapData, Address, Member>,
     counters: PerCpuHashMap<MapData, CounterKey, Counter>,
     probes: HashMap<MapData, Address, u64>,
+    generation: Array<MapData, u64>,
 }
 
 impl fmt::Debug for Maps {
@@ -89,6 +92,7 @@ impl Maps {
             members: open(pins, MEMBERS, Map::HashMap)?,
             counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
             probes: open(pins, PROBES, Map::HashMap)?,
+            generation: open(pins, GENERATION, Map::Array)?,
         })
     }
 
@@ -132,7 +136,15 @@ impl Maps {
             } else {
                 failed("write", map)(error)
             }
-        })
+        })?;
+        self.changed()
+    }
+
+    /// Tells the programs that what they remember of entries holds no more. After the change: one that reads the old
+    /// number may have seen the old entry, one that reads the new number has not.
+    fn changed(&mut self) -> Result<(), ProgramsError> {
+        let generation = self.generation.get(&0, 0).map_err(failed("read", GENERATION))?;
+        self.generation.set(0, generation.wrapping_add(1), 0).map_err(failed("write", GENERATION))
     }
 
     /// Removes an entry; one that is not there is no error.
@@ -146,7 +158,8 @@ impl Maps {
             MapKey::HostRoute(key) => (HOST_ROUTES, self.host_routes.remove(&route_key(key))),
             MapKey::Member(key) => (MEMBERS, self.members.remove(&key)),
         };
-        ignore_absent(deleted).map_err(failed("delete from", map))
+        ignore_absent(deleted).map_err(failed("delete from", map))?;
+        self.changed()
     }
 
     /// The counters, summed over CPUs.

@@ -59,13 +59,23 @@ impl Instance {
         self.datapath.put(&entry).expect("an entry");
     }
 
-    /// Runs a program once.
+    /// Runs a program on a packet.
     pub(crate) fn run(&mut self, kind: ProgramKind, packet: &[u8]) -> Outcome {
         self.run_super(kind, packet, 0)
     }
 
-    /// Runs a program once on a super-packet with segments of `gso_size` bytes.
+    /// Runs a program on a super-packet with segments of `gso_size` bytes.
+    ///
+    /// Twice: what the program remembers of the first packet must not make any difference to the second.
+    #[track_caller]
     pub(crate) fn run_super(&mut self, kind: ProgramKind, packet: &[u8], gso_size: u32) -> Outcome {
+        let first = self.run_once(kind, packet, gso_size);
+        let second = self.run_once(kind, packet, gso_size);
+        assert_eq!(first, second, "the first and the second packet");
+        second
+    }
+
+    fn run_once(&mut self, kind: ProgramKind, packet: &[u8], gso_size: u32) -> Outcome {
         let before = self.datapath.counters().expect("counters");
         let mut out = vec![0; packet.len() + 512];
         let mut context = [0_u8; 192];

@@ -15,7 +15,13 @@ const EVENTS_SAMPLE: u64 = 64;
 /// Counts a packet.
 #[inline(always)]
 pub(super) fn count(skb: Skb, vni: Vni, reason: Reason) {
-    add(skb.context(), u32::from_ne_bytes(vni.0), reason as u32);
+    count_as(vni, reason, skb.segments(), skb.length());
+}
+
+/// Counts so many packets of one super-packet, with the frame's length.
+#[inline(always)]
+pub(super) fn count_as(vni: Vni, reason: Reason, packets: u32, length: u32) {
+    add(u32::from_ne_bytes(vni.0), reason as u32, packets, length);
 }
 
 /// Counts a packet that is dropped, reports it if somebody listens, and drops it.
@@ -27,10 +33,9 @@ pub(super) fn dropped(skb: Skb, vni: Vni, reason: Reason) -> Verdict {
 
 /// Returns how many packets there are now on this CPU. `vni` has the bytes of a [`Vni`].
 #[inline(never)]
-fn add(context: *mut __sk_buff, vni: u32, reason: u32) -> u64 {
-    let skb = Skb::new(context);
+fn add(vni: u32, reason: u32, packets: u32, length: u32) -> u64 {
     let key = CounterKey { vni: Vni(vni.to_ne_bytes()), reason };
-    let (packets, bytes) = (u64::from(skb.segments()), u64::from(skb.length()));
+    let (packets, bytes) = (u64::from(packets), u64::from(length));
     if let Some(counter) = COUNTERS.get_ptr_mut(key) {
         // SAFETY: the entry is this CPU's own, programs do not interrupt each other on one CPU, and entries live until
         // the program ends.
@@ -46,12 +51,12 @@ fn add(context: *mut __sk_buff, vni: u32, reason: u32) -> u64 {
 
 #[inline(never)]
 fn drop_packet(context: *mut __sk_buff, vni: u32, reason: u32) {
-    let packets = add(context, vni, reason);
+    let skb = Skb::new(context);
+    let packets = add(vni, reason, skb.segments(), skb.length());
     let wanted = config().is_some_and(|config| config.flags & EVENTS_WANTED != 0);
     if !wanted || (packets > EVENTS_AT_FIRST && packets % EVENTS_SAMPLE != 0) {
         return;
     }
-    let skb = Skb::new(context);
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
     let event = entry.as_mut_ptr();
     // SAFETY: the entry has the size of an event; every field is written before it is submitted. A frame shorter than

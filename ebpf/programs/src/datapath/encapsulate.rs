@@ -8,7 +8,7 @@ use mesh_ebpf_types::{Address, ENCRYPTED, Encapsulation, Reason};
 use super::count::count;
 use super::endpoint::{Sending, upper_layer};
 use super::skb::{Refused, Skb, TunnelKey};
-use super::{PASS, Verdict, too_big};
+use super::{PASS, Verdict, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
 /// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the sender's device.
@@ -16,7 +16,7 @@ const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
 pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: &Address) -> Result<Verdict, Reason> {
-    let Sending { skb, vni, config, network, headers } = *sending;
+    let Sending { skb, vni, config, network, headers, .. } = *sending;
     if network.flags & ENCRYPTED != 0 {
         return Err(Reason::EncryptedInClear);
     }
@@ -73,16 +73,17 @@ fn encapsulate_here(
     local: [u8; 4],
     remote: [u8; 4],
 ) -> Result<Option<Verdict>, Reason> {
-    let Sending { skb, vni, config, headers, .. } = *sending;
+    let Sending { skb, generation, vni, config, headers, .. } = *sending;
     let outer = vxlan::Encapsulation {
         source: local,
         destination: remote,
         port: config.vxlan_port,
         vni,
-        hash: skb.hash(),
+        hash: sent::hash_of(skb),
         traffic_class: headers.traffic_class(),
         length: skb.length(),
     };
+    sent::remember_remote(skb, generation, u32::from_ne_bytes(remote));
     if skb.grow_outer().is_err() {
         return Ok(None);
     }

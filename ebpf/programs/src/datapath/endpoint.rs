@@ -8,11 +8,13 @@ use mesh_ebpf_types::{
 
 use super::count::{count, dropped};
 use super::skb::Skb;
-use super::{Verdict, encapsulate, maps, neighbour, outside};
+use super::{LONG_WAY, Verdict, encapsulate, maps, neighbour, outside, sent};
 
 /// What one packet's way is decided from.
 pub(super) struct Sending<'a> {
     pub(super) skb: Skb,
+    /// Of the maps, before anything was looked up.
+    pub(super) generation: u64,
     pub(super) vni: Vni,
     pub(super) config: &'a Config,
     pub(super) network: &'a Network,
@@ -26,6 +28,10 @@ const TO_HOST: Verdict = 0x102;
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
+    let verdict = sent::send(skb);
+    if verdict != LONG_WAY {
+        return verdict;
+    }
     match forwarded(skb) {
         ANSWER_ARP => neighbour::answer_arp(skb),
         ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
@@ -36,17 +42,18 @@ pub(super) fn endpoint(skb: Skb) -> Verdict {
 
 #[inline(never)]
 fn forwarded(skb: Skb) -> Verdict {
+    let generation = maps::generation();
     let (Some(interface), Some(config)) = (maps::interface(skb.ifindex()), maps::config()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
-    match classify(skb, interface, config) {
+    match classify(skb, generation, interface, config) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, interface.vni, reason),
     }
 }
 
 #[inline(always)]
-fn classify(skb: Skb, interface: &Interface, config: &Config) -> Result<Verdict, Reason> {
+fn classify(skb: Skb, generation: u64, interface: &Interface, config: &Config) -> Result<Verdict, Reason> {
     let network = maps::network(interface.vni).ok_or(Reason::UnknownNetwork)?;
     let mut headers = Headers::new();
     skb.read_at::<V4>(0, &mut headers.bytes, 0).map_err(|_| Reason::Malformed)?;
@@ -76,7 +83,7 @@ fn classify(skb: Skb, interface: &Interface, config: &Config) -> Result<Verdict,
     if interface.flags & ALLOW_FORWARDING == 0 && !headers.is_from(interface.ipv4, interface.ipv6) {
         return Err(Reason::SpoofedIp);
     }
-    forward(&Sending { skb, vni: interface.vni, config, network, headers: &headers })
+    forward(&Sending { skb, generation, vni: interface.vni, config, network, headers: &headers })
 }
 
 /// Whether an IPv6 packet is neighbour discovery, which is answered here or dropped: containers must not be told by
@@ -140,7 +147,7 @@ fn follow_extensions(skb: Skb, first: u8) -> u32 {
 
 #[inline(always)]
 fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
-    let Sending { skb, vni, network, headers, .. } = *sending;
+    let Sending { skb, generation, vni, network, headers, .. } = *sending;
     let mut key = maps::BlockLookup::new(
         vni,
         match next_hop(headers.destination_mac(), network.prefix6) {
@@ -161,6 +168,7 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
         }
     }
     if let Some(endpoint) = endpoint {
+        sent::remember_local(skb, generation, endpoint.ifindex, sent::packed(endpoint.mac));
         count(skb, vni, Reason::ForwardedLocal);
         return skb.deliver(endpoint.ifindex, endpoint.mac).map_err(|_| Reason::Malformed);
     }

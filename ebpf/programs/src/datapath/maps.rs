@@ -5,10 +5,13 @@ use core::ptr;
 use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
     Address, Block, Config, Counter, CounterKey, Endpoint, EndpointKey, Interface, Member, Network, Vni,
 };
+
+use super::received::{Received, ReceivedKey};
+use super::sent::{Sent, SentKey};
 
 macro_rules! map {
     ($name:ident: $type:ty = $new:expr) => {
@@ -28,6 +31,41 @@ map!(MEMBERS: HashMap<Address, Member> = HashMap::pinned(4096, BPF_F_NO_PREALLOC
 map!(COUNTERS: PerCpuHashMap<CounterKey, Counter> = PerCpuHashMap::pinned(16384, BPF_F_NO_PREALLOC));
 map!(PROBES: HashMap<Address, u64> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(EVENTS: RingBuf = RingBuf::pinned(65536, 0));
+map!(GENERATION: Array<u64> = Array::pinned(1, 0));
+
+/// How many ways of either direction each CPU remembers; a power of two.
+const WAYS: u32 = 1 << WAYS_BITS;
+const WAYS_BITS: u32 = 9;
+// Not pinned: worth nothing to another program.
+map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(WAYS, 0));
+map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(WAYS, 0));
+
+/// Changes whenever user space has changed an entry of any map: what was derived from entries before holds no more.
+#[inline(always)]
+pub(super) fn generation() -> u64 {
+    // Read once: what is looked up afterwards is at least as new.
+    GENERATION.get_ptr(0).map_or(0, |generation| unsafe { generation.read_volatile() })
+}
+
+/// Where an answer that depends on these words is remembered on this CPU.
+#[inline(always)]
+const fn slot(words: [u32; 3]) -> u32 {
+    let [a, b, c] = words;
+    let mixed = (a ^ c.rotate_left(16)).wrapping_mul(0x9e37_79b1) ^ b.wrapping_mul(0x85eb_ca77);
+    mixed.wrapping_mul(0xc2b2_ae3d) >> (32 - WAYS_BITS)
+}
+
+/// The place of a sent packet's way.
+#[inline(always)]
+pub(super) fn sent(key: &SentKey) -> Option<*mut Sent> {
+    SENT.get_ptr_mut(slot([key.addresses[0], key.addresses[1], key.macs[0]]))
+}
+
+/// The place of a received packet's way.
+#[inline(always)]
+pub(super) fn received(key: &ReceivedKey) -> Option<*mut Received> {
+    RECEIVED.get_ptr_mut(slot([key.vni, key.destination, key.mac_end.into()]))
+}
 
 /// This node's configuration. There always is one: the array has one entry.
 #[inline(always)]

@@ -9,6 +9,8 @@ mod neighbour;
 mod outside;
 mod overlay;
 mod receive;
+mod received;
+mod sent;
 mod skb;
 mod too_big;
 mod underlay;
@@ -23,6 +25,8 @@ type Verdict = i32;
 const PASS: Verdict = -1;
 /// Drop the packet. (`TCX_DROP`, `TC_ACT_SHOT`)
 const DROP: Verdict = 2;
+/// Not the kernel's: no way is remembered, the packet is to be looked at as a whole.
+const LONG_WAY: Verdict = 0x200;
 
 /// Ingress of an endpoint's host-side device.
 #[unsafe(no_mangle)]

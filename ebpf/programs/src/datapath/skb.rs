@@ -6,9 +6,10 @@ use core::ptr;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ZERO_CSUM_TX,
-    bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated as helpers;
+use mesh_ebpf::ip::UDP;
 use mesh_ebpf::vxlan::OUTER;
 use mesh_ebpf_types::Mac;
 
@@ -17,6 +18,7 @@ use super::Verdict;
 const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
+const AF_INET: u8 = 2;
 
 /// A helper refused.
 #[derive(Clone, Copy)]
@@ -34,6 +36,28 @@ pub(super) struct TunnelKey {
     pub(super) label: u32,
     pub(super) local_ipv4: u32,
     pub(super) local_rest: [u32; 3],
+}
+
+/// `struct bpf_redir_neigh`, of IPv4.
+#[repr(C)]
+struct Neighbour {
+    family: u32,
+    ipv4: u32,
+    rest: [u32; 3],
+}
+
+/// `struct bpf_fib_lookup`, of IPv4.
+#[repr(C)]
+struct Route {
+    family: u8,
+    protocol: u8,
+    ports: [u16; 2],
+    length: u16,
+    ifindex: u32,
+    tos: u32,
+    source: [u32; 4],
+    destination: [u32; 4],
+    rest: [u32; 4],
 }
 
 /// Size of [`TunnelKey`] without its local address.
@@ -105,6 +129,14 @@ impl Skb {
     pub(super) fn segments(self) -> u32 {
         let segments = unsafe { (*self.0).gso_segs };
         if segments == 0 { 1 } else { segments }
+    }
+
+    /// The first `N` bytes of the frame where they lie, if they lie in one piece. Not valid any more once a helper has
+    /// changed the packet.
+    #[inline(always)]
+    pub(super) fn start<const N: usize>(self) -> Option<Start<N>> {
+        let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
+        if data + N <= end { Some(Start(ptr::with_exposed_provenance(data))) } else { None }
     }
 
     /// Copies `N` bytes out of the frame.
@@ -233,10 +265,16 @@ impl Skb {
         }
     }
 
-    /// The flow's hash.
+    /// The flow's hash. Where nobody has computed it yet, the kernel dissects the packet.
     #[inline(always)]
     pub(super) fn hash(self) -> u32 {
         unsafe { helpers::bpf_get_hash_recalc(self.0) }
+    }
+
+    /// The flow's hash as far as it is known, else 0.
+    #[inline(always)]
+    pub(super) fn known_hash(self) -> u32 {
+        unsafe { (*self.0).hash }
     }
 
     /// Sends the frame out of a device.
@@ -249,6 +287,38 @@ impl Skb {
     #[inline(always)]
     pub(super) fn route(self, ifindex: u32) -> Verdict {
         verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
+    }
+
+    /// As [`Skb::route`], with the next hop that a route leads to: no route is looked up.
+    #[inline(always)]
+    pub(super) fn route_via(self, ifindex: u32, next_hop: u32) -> Verdict {
+        let mut neighbour = Neighbour { family: AF_INET.into(), ipv4: next_hop, rest: [0; 3] };
+        let length = const { size_of::<Neighbour>() as i32 };
+        verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, (&raw mut neighbour).cast(), length, 0) })
+    }
+
+    /// The next hop of the kernel's route from a device, addresses as words of a packet; 0 where there is none, or the
+    /// kernel does not tell (before 6.2, or without forwarding).
+    #[inline(never)]
+    pub(super) fn next_hop(self, ifindex: u32, source: u32, destination: u32) -> u32 {
+        let mut route = Route {
+            family: AF_INET,
+            protocol: UDP,
+            ports: [0; 2],
+            // More than the route's MTU would be refused; the packet's own length, if this were 0.
+            length: 1,
+            ifindex,
+            tos: 0,
+            source: [source, 0, 0, 0],
+            destination: [destination, 0, 0, 0],
+            rest: [0; 4],
+        };
+        let length = const { size_of::<Route>() as i32 };
+        let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH;
+        let failed =
+            unsafe { helpers::bpf_fib_lookup(self.0.cast(), (&raw mut route).cast(), length, flags) != 0 };
+        // The next hop of an IPv4 route may be an IPv6 address.
+        if failed || route.ifindex != ifindex || route.family != AF_INET { 0 } else { route.destination[0] }
     }
 
     /// Delivers the frame to a MAC at the other end of a veth pair, in the namespace there.
@@ -280,4 +350,34 @@ const fn check(result: i64) -> Result<(), Refused> {
 #[expect(clippy::cast_possible_truncation, reason = "verdicts are small")]
 const fn verdict(result: i64) -> Verdict {
     result as Verdict
+}
+
+/// The start of a frame, in the frame itself.
+#[derive(Clone, Copy)]
+pub(super) struct Start<const N: usize>(*const [u8; N]);
+
+// SAFETY, for every block here: `Skb::start` has compared the packet's length with `N`, and the verifier proves that no
+// packet pointer is used after a helper that could move the packet.
+impl<const N: usize> Start<N> {
+    /// A byte.
+    #[inline(always)]
+    pub(super) fn byte(self, offset: usize) -> u8 {
+        debug_assert!(offset < N);
+        unsafe { self.0.cast::<u8>().add(offset).read() }
+    }
+
+    /// Two bytes as they lie, from an even offset.
+    #[inline(always)]
+    pub(super) fn half(self, offset: usize) -> u16 {
+        debug_assert!(offset.is_multiple_of(2) && offset + 2 <= N);
+        // Frames begin at even addresses. (Where they should not, it is the processor's part to read them.)
+        unsafe { self.0.cast::<u8>().add(offset).cast::<u16>().read() }
+    }
+
+    /// Four bytes as they lie, from an even offset.
+    #[inline(always)]
+    pub(super) fn word(self, offset: usize) -> u32 {
+        let ([a, b], [c, d]) = (self.half(offset).to_ne_bytes(), self.half(offset + 2).to_ne_bytes());
+        u32::from_ne_bytes([a, b, c, d])
+    }
 }

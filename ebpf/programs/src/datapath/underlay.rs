@@ -11,7 +11,7 @@ use mesh_ebpf_types::{
 
 use super::count::{count, dropped};
 use super::skb::Skb;
-use super::{DROP, PASS, Verdict, maps, receive};
+use super::{DROP, LONG_WAY, PASS, Verdict, maps, receive, received};
 
 const IPV4: u16 = 0x0800;
 
@@ -20,6 +20,15 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     if skb.ethertype() != IPV4 || skb.has_vlan() || skb.is_for_another_host() {
         return PASS;
     }
+    match received::deliver(skb) {
+        LONG_WAY => decide(skb),
+        verdict => verdict,
+    }
+}
+
+#[inline(never)]
+fn decide(skb: Skb) -> Verdict {
+    let generation = maps::generation();
     let Some(config) = maps::config() else { return PASS };
     let Some(local) = config.local.to_v4() else { return PASS };
     let mut buffer = Buffer::<OUTER>::new();
@@ -50,7 +59,7 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     if !outer.plain || config.encapsulation == Encapsulation::Device as u8 {
         return PASS;
     }
-    match decapsulate(skb, vni, network) {
+    match decapsulate(skb, generation, &outer, network) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, vni, reason),
     }
@@ -62,7 +71,8 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
 /// them. UDP super-packets would be lost by them, and one that forwards might hand them to a network card: those go
 /// through the VXLAN device, which clears them. So does what the kernel refuses here: IPv6 before 6.3.
 #[inline(always)]
-fn decapsulate(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
+fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> Result<Verdict, Reason> {
+    let vni = outer.vni;
     let mut headers = Headers::new();
     receive::read(skb, const { OUTER as u32 }, &mut headers)?;
     let endpoint = receive::receiver(&headers, vni, network)?;
@@ -73,6 +83,7 @@ fn decapsulate(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason>
     if skb.shrink_outer(headers.is_v6()).is_err() {
         return Ok(PASS);
     }
+    received::remember(generation, outer, &headers, endpoint);
     headers.set_mac(0, endpoint.mac);
     let ethernet = headers.bytes.first_chunk::<ETHERNET>().ok_or(Reason::Malformed)?;
     skb.store(0, ethernet).map_err(|_| Reason::DecapsulationFailed)?;

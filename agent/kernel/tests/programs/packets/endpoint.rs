@@ -1,13 +1,14 @@
 //! What containers send.
 
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, Config, Encapsulation, INTERNAL, Interface, Mac, MapEntry, Network,
-    ProgramKind, Reason,
+    ALLOW_FORWARDING, Address, BlockKind, Config, Encapsulation, EndpointKey, INTERNAL, Interface, Mac,
+    MapEntry, MapKey, Network, ProgramKind, Reason,
 };
+use mesh_kernel::programs::Programs;
 
 use crate::support::{
-    DROP, HOST_MAC, IFINDEX, Instance, LOCAL, MTU, PREFIX6, REDIRECT, REMOTE, VNI, checksum, config, frame,
-    from_endpoint, ipv4, ipv6, mac, udp, v4, v6,
+    DROP, HOST_MAC, IFINDEX, Instance, LOCAL, MTU, PREFIX6, REDIRECT, REMOTE, VNI, block, checksum, config,
+    frame, from_endpoint, ipv4, ipv6, mac, udp, v4, v6,
 };
 
 const ENDPOINT: ProgramKind = ProgramKind::Endpoint;
@@ -53,6 +54,30 @@ fn a_packet_to_another_node_leaves_in_vxlan() {
     assert!((32768..61000).contains(&source_port), "{source_port}");
     assert_eq!(outer[36..42], [&4789_u16.to_be_bytes()[..], &(length + 16).to_be_bytes(), &[0, 0]].concat());
     assert_eq!(outer[42..50], [8, 0, 0, 0, 0, 0x10, 0, 0]);
+}
+
+#[test]
+fn a_change_of_any_entry_ends_what_was_remembered() {
+    let mut node = Instance::configured();
+    let (remote, local) = (from_endpoint([10, 64, 0, 70], b"hello"), from_endpoint([10, 64, 0, 6], b"hello"));
+    node.run(ENDPOINT, &remote).is(REDIRECT, VNI, Reason::ForwardedRemote);
+    node.run(ENDPOINT, &local).is(REDIRECT, VNI, Reason::ForwardedLocal);
+    node.put(block(VNI, v4(64), 96 + 26, BlockKind::Unassigned, Address::NONE));
+    node.run(ENDPOINT, &remote).dropped(Reason::NoEndpoint);
+    node.datapath.delete(&MapKey::Endpoint(EndpointKey { vni: VNI, address: v4(6) })).expect("deleted");
+    node.run(ENDPOINT, &local).dropped(Reason::NoEndpoint);
+}
+
+#[test]
+fn flows_leave_by_different_ports_and_each_by_its_own() {
+    let mut node = Instance::configured();
+    let mut ports = std::collections::BTreeSet::new();
+    for flow in 0..64 {
+        let packet = ipv4([10, 64, 0, 5], [10, 64, 0, 70], 17, &udp(1000 + flow, 2, b"hello"));
+        let outcome = node.run(ENDPOINT, &frame(mac(70), mac(5), 0x0800, &packet));
+        ports.insert([outcome.frame[34], outcome.frame[35]]);
+    }
+    assert!(ports.len() > 60, "{}", ports.len());
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! What comes from other nodes.
 
 use mesh_ebpf_types::{
-    Address, Config, Encapsulation, MapEntry, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, ProgramKind, Reason, Vni,
+    Address, Config, Encapsulation, MapEntry, MapKey, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, ProgramKind,
+    Reason, Vni,
 };
 use mesh_kernel::programs::Programs;
 
@@ -82,6 +83,15 @@ fn only_members_speak() {
     let mut node = Instance::configured();
     node.run(UNDERLAY, &vxlan(STRANGER, VNI, &inner(b""))).is(DROP, Vni::NONE, Reason::NotMember);
     node.run(UNDERLAY, &vxlan(STRANGER, PROBE_REQUEST_VNI, &[0; 16])).is(DROP, Vni::NONE, Reason::NotMember);
+}
+
+#[test]
+fn a_change_of_any_entry_ends_what_was_remembered() {
+    let mut node = Instance::configured();
+    let packet = vxlan(REMOTE, VNI, &inner(b"hello"));
+    node.run(UNDERLAY, &packet).is(REDIRECT, VNI, Reason::Received);
+    node.datapath.delete(&MapKey::Member(Address::from_v4(REMOTE))).expect("deleted");
+    node.run(UNDERLAY, &packet).is(DROP, Vni::NONE, Reason::NotMember);
 }
 
 #[test]

@@ -1,0 +1,231 @@
+//! Ways that IPv4 packets of endpoints went lately: what [`super::endpoint`] found out holds for the next packet with the
+//! same addresses, until user space changes an entry of a map.
+//!
+//! Each CPU has a table of its own, so that neither locks nor hashing in the kernel are needed. Whatever is out of the
+//! ordinary, or not in the table, goes the long way.
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::vxlan::{Encapsulation, OUTER};
+use mesh_ebpf::{flow, ip};
+use mesh_ebpf_types::{Mac, Reason, Vni};
+
+use super::count::{count_as, dropped};
+use super::maps;
+use super::skb::{Skb, Start};
+use super::{DROP, LONG_WAY, Verdict};
+
+/// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the kernel's clock rate.
+const JIFFIES: u64 = 25;
+/// Ethernet, IPv4 and the ports.
+const READ: usize = ETHERNET + 20 + 4;
+/// Up to a TCP header's length.
+const READ_TCP: usize = ETHERNET + 20 + 13;
+/// IPv4, without options, as it stands in a frame together with the type of service.
+const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
+const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
+const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
+
+/// Together with the device that it comes from, all of a packet that chooses its way. Words as they lie in the frame.
+#[derive(PartialEq, Eq)]
+pub(super) struct SentKey {
+    /// Destination and source.
+    pub(super) macs: [u32; 3],
+    /// Source and destination.
+    pub(super) addresses: [u32; 2],
+}
+
+impl SentKey {
+    #[inline(always)]
+    fn of(frame: Start<READ>) -> Self {
+        Self {
+            macs: [frame.word(0), frame.word(4), frame.word(8)],
+            addresses: [frame.word(26), frame.word(30)],
+        }
+    }
+}
+
+/// A way: to a local endpoint, or to another node. All zero fits no packet, interface indexes begin at 1.
+#[repr(C)]
+pub(super) struct Sent {
+    generation: u64,
+    /// When the next hop is to be asked for again, in jiffies.
+    until: u64,
+    ifindex: u32,
+    key: SentKey,
+    vni: Vni,
+    /// Of the network.
+    mtu: u32,
+    /// Where the packet leaves.
+    to_ifindex: u32,
+    /// This node and the other one, for the outer header; the latter 0 where the endpoint is local.
+    outer: [u32; 2],
+    /// 0 where the kernel is to find it.
+    next_hop: u32,
+    /// The local endpoint's.
+    mac: [u32; 2],
+    port: [u8; 2],
+}
+
+/// Sends a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did.
+#[inline(never)]
+pub(super) fn send(skb: Skb) -> Verdict {
+    sent(skb).unwrap_or(LONG_WAY)
+}
+
+#[inline(always)]
+fn sent(skb: Skb) -> Option<Verdict> {
+    let frame = skb.start::<READ>()?;
+    if frame.word(12) & !TOS != PLAIN_IPV4 || skb.has_vlan() {
+        return None;
+    }
+    let (length, payload) = (skb.length(), skb.gso_size());
+    let total = u32::from(u16::from_be(frame.half(16)));
+    if payload == 0 && (total < 20 || total + 14 > length) {
+        return None;
+    }
+    let key = SentKey::of(frame);
+    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
+    let way = unsafe { &*maps::sent(&key)? };
+    if way.generation != maps::generation() || way.ifindex != skb.ifindex() || way.key != key {
+        return None;
+    }
+    if way.outer[1] == 0 {
+        return Some(deliver(skb, way, &key));
+    }
+    let packet = if payload == 0 { length - 14 } else { payload + headers_length(skb, frame)? };
+    // SAFETY: takes nothing, returns the time.
+    if packet > way.mtu || way.until <= unsafe { bpf_jiffies64() } {
+        return None;
+    }
+    let outer = Encapsulation {
+        source: way.outer[0].to_ne_bytes(),
+        destination: way.outer[1].to_ne_bytes(),
+        port: way.port,
+        vni: way.vni,
+        hash: hash(skb, frame, key.addresses),
+        traffic_class: frame.byte(15),
+        length,
+    };
+    let segments = skb.segments();
+    if skb.grow_outer().is_err() {
+        return None;
+    }
+    let mut whole = Buffer::<{ OUTER + ETHERNET }>::new();
+    outer.write(&mut whole.bytes);
+    for (word, offset) in key.macs.into_iter().zip([50, 54, 58]) {
+        whole.set_word(offset, word.to_ne_bytes());
+    }
+    whole.bytes[62] = 0x08;
+    if skb.store(0, &whole.bytes).is_err() {
+        return Some(dropped(skb, way.vni, Reason::EncapsulationFailed));
+    }
+    count_as(way.vni, Reason::ForwardedRemote, segments, length);
+    Some(match way.next_hop {
+        0 => skb.route(way.to_ifindex),
+        next_hop => skb.route_via(way.to_ifindex, next_hop),
+    })
+}
+
+#[inline(always)]
+fn deliver(skb: Skb, way: &Sent, key: &SentKey) -> Verdict {
+    let [m0, m1, ..] = key.macs;
+    let low = u32::from_le_bytes([0xff, 0xff, 0, 0]);
+    count_as(way.vni, Reason::ForwardedLocal, skb.segments(), skb.length());
+    if m0 != way.mac[0] || m1 & low != way.mac[1] {
+        let ([a, b, c, d], [e, f, ..]) = (way.mac[0].to_le_bytes(), way.mac[1].to_le_bytes());
+        if skb.store(0, &[a, b, c, d, e, f]).is_err() {
+            return DROP;
+        }
+    }
+    skb.deliver_as_is(way.to_ifindex).unwrap_or(DROP)
+}
+
+/// Lengths of the IP and the TCP or UDP header of a super-packet.
+#[inline(always)]
+fn headers_length(skb: Skb, frame: Start<READ>) -> Option<u32> {
+    if frame.byte(23) == ip::TCP {
+        Some(20 + u32::from(skb.start::<READ_TCP>()?.byte(READ_TCP - 1) >> 4) * 4)
+    } else {
+        Some(28)
+    }
+}
+
+/// The flow's hash: the socket's, if it has made one, else of addresses, protocol and ports.
+#[inline(always)]
+fn hash(skb: Skb, frame: Start<READ>, addresses: [u32; 2]) -> u32 {
+    match skb.known_hash() {
+        0 => {
+            let protocol = frame.byte(23);
+            let whole = frame.half(20) & FRAGMENT == 0;
+            let ports = if whole && matches!(protocol, ip::TCP | ip::UDP) { frame.word(34) } else { 0 };
+            flow::hash(addresses, ports, protocol)
+        }
+        known => known,
+    }
+}
+
+/// The hash of a packet that goes the long way: the same as on the short one, where that could take it.
+#[inline(never)]
+pub(super) fn hash_of(skb: Skb) -> u32 {
+    match skb.start::<READ>() {
+        Some(frame) if frame.word(12) & !TOS == PLAIN_IPV4 => {
+            hash(skb, frame, [frame.word(26), frame.word(30)])
+        }
+        _ => skb.hash(),
+    }
+}
+
+/// A MAC as [`remember_local`] takes it.
+pub(super) const fn packed(Mac([a, b, c, d, e, f]): Mac) -> u64 {
+    u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
+}
+
+/// Remembers that packets like this one go to a local endpoint. Calls, not inlined, and looking up for themselves what the
+/// caller knows: the caller's stack is full, and the verifier's work would multiply.
+#[inline(never)]
+pub(super) fn remember_local(skb: Skb, generation: u64, ifindex: u32, mac: u64) {
+    let Some(way) = remember(skb, generation) else { return };
+    // SAFETY: as in `send`; nothing else refers to the entry now.
+    let way = unsafe { &mut *way };
+    way.to_ifindex = ifindex;
+    way.outer = [0; 2];
+    way.mac = [mac as u32, (mac >> 32) as u32];
+}
+
+/// Remembers that packets like this one go to another node.
+#[inline(never)]
+pub(super) fn remember_remote(skb: Skb, generation: u64, node: u32) {
+    let Some(config) = maps::config() else { return };
+    let Some(local) = config.local.to_v4().map(u32::from_ne_bytes) else { return };
+    let next_hop = skb.next_hop(config.underlay_ifindex, local, node);
+    let Some(way) = remember(skb, generation) else { return };
+    // SAFETY: as in `send`; nothing else refers to the entry now.
+    let way = unsafe { &mut *way };
+    way.to_ifindex = config.underlay_ifindex;
+    way.outer = [local, node];
+    way.next_hop = next_hop;
+    way.port = config.vxlan_port;
+    // SAFETY: takes nothing, returns the time.
+    way.until = unsafe { bpf_jiffies64() } + JIFFIES;
+}
+
+#[inline(always)]
+fn remember(skb: Skb, generation: u64) -> Option<*mut Sent> {
+    let frame = skb.start::<READ>()?;
+    if frame.word(12) & !TOS != PLAIN_IPV4 {
+        return None;
+    }
+    let interface = maps::interface(skb.ifindex())?;
+    let network = maps::network(interface.vni)?;
+    let key = SentKey::of(frame);
+    let place = maps::sent(&key)?;
+    // SAFETY: as in `send`; nothing else refers to the entry now.
+    let way = unsafe { &mut *place };
+    way.generation = generation;
+    way.ifindex = skb.ifindex();
+    way.key = key;
+    way.vni = interface.vni;
+    way.mtu = network.mtu;
+    Some(place)
+}
