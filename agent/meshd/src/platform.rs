@@ -1,9 +1,10 @@
 //! The real host and kernel, opened and probed at start.
 
+use std::io;
 use std::sync::Arc;
 
 use mesh_ipam::Delays;
-use mesh_kernel::programs::{Datapath, Options, ensure_bpffs};
+use mesh_kernel::programs::{Datapath, Options, direct_encapsulation, ensure_bpffs};
 use mesh_kernel::{KernelError, LinuxKernel};
 use mesh_model::desired::Encapsulation;
 use mesh_proto::Problem;
@@ -22,7 +23,7 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
     };
     ensure_bpffs(&config.bpffs_dir).map_err(|error| no_bpf(error.into()))?;
     let kernel = LinuxKernel::open(Datapath::new(Options::new(&config.bpffs_dir))).map_err(no_bpf)?;
-    let (encapsulation, encapsulation_reason) = choose(config.encapsulation);
+    let (encapsulation, encapsulation_reason) = choose(config.encapsulation, direct_encapsulation);
     Ok(Platform {
         paths,
         host: Arc::new(ThisHost),
@@ -33,30 +34,18 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
     })
 }
 
-/// The first kernel that can shrink and grow a packet by an inner Ethernet header (`BPF_F_ADJ_ROOM_ENCAP_L2_ETH`).
-const DIRECT_SINCE: (u32, u32) = (5, 13);
-
-/// How packets are wrapped, and why so.
-fn choose(choice: EncapsulationChoice) -> (Encapsulation, String) {
-    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
-    let release = release.unwrap_or_default();
-    decide(choice, &release)
-}
-
-fn decide(choice: EncapsulationChoice, release: &str) -> (Encapsulation, String) {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok());
-    let version = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    let (major, minor) = DIRECT_SINCE;
+/// How packets are wrapped, and why so. `probe` tells whether the kernel can do what direct encapsulation takes.
+fn choose(choice: EncapsulationChoice, probe: impl FnOnce() -> io::Result<()>) -> (Encapsulation, String) {
     match choice {
         EncapsulationChoice::Direct => (Encapsulation::Direct, "set by option".to_owned()),
         EncapsulationChoice::Device => (Encapsulation::Device, "set by option".to_owned()),
-        EncapsulationChoice::Auto if version >= DIRECT_SINCE => {
-            (Encapsulation::Direct, format!("kernel {release} can: it takes {major}.{minor}"))
-        }
-        EncapsulationChoice::Auto => (
-            Encapsulation::Device,
-            format!("kernel {release} is older than {major}.{minor}, which direct encapsulation takes"),
-        ),
+        EncapsulationChoice::Auto => match probe() {
+            Ok(()) => (Encapsulation::Direct, "a trial on a packet showed that the kernel can".to_owned()),
+            Err(error) => (
+                Encapsulation::Device,
+                format!("the kernel refused to encapsulate a packet directly: {error}"),
+            ),
+        },
     }
 }
 
@@ -65,13 +54,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_old_kernel_gets_the_device_unless_told_otherwise_and_the_reason_names_it() {
-        let (chosen, reason) = decide(EncapsulationChoice::Auto, "5.10.0-30-amd64");
+    fn a_kernel_that_refuses_gets_the_device_unless_told_otherwise_and_the_reason_says_so() {
+        let refuses = || Err(io::Error::from(io::ErrorKind::InvalidInput));
+        let (chosen, reason) = choose(EncapsulationChoice::Auto, refuses);
         assert_eq!(chosen, Encapsulation::Device);
-        assert!(reason.contains("5.10.0-30-amd64"), "{reason}");
-        assert_eq!(decide(EncapsulationChoice::Auto, "6.1.0-18-amd64").0, Encapsulation::Direct);
-        assert_eq!(decide(EncapsulationChoice::Auto, "5.13-rc1").0, Encapsulation::Direct);
-        assert_eq!(decide(EncapsulationChoice::Direct, "5.4.0").0, Encapsulation::Direct);
-        assert_eq!(decide(EncapsulationChoice::Device, "6.18.0").0, Encapsulation::Device);
+        assert!(reason.contains("refused") && reason.contains("invalid input"), "{reason}");
+        assert_eq!(choose(EncapsulationChoice::Auto, || Ok(())).0, Encapsulation::Direct);
+        assert_eq!(choose(EncapsulationChoice::Direct, refuses).0, Encapsulation::Direct);
+        assert_eq!(choose(EncapsulationChoice::Device, || Ok(())).0, Encapsulation::Device);
     }
 }

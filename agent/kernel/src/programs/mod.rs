@@ -11,6 +11,7 @@ mod datapath;
 mod error;
 mod fake;
 mod maps;
+mod probe;
 mod syscall;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -22,6 +23,7 @@ pub use error::ProgramsError;
 pub use fake::FakePrograms;
 pub use mesh_ebpf_types::{Address, Counter, MapEntry, MapKey, ProgramKind, Reason, Vni};
 pub use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins};
+pub use probe::direct_encapsulation;
 
 /// What the programs counted, by network and reason, summed over CPUs.
 pub type Counters = BTreeMap<(Vni, Reason), Counter>;

@@ -4,18 +4,21 @@
 
 use std::ffi::CString;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::libc;
 
+const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
+const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 
@@ -75,6 +78,80 @@ struct LinkInfo {
     padding: u32,
     ifindex: u32,
     attach_type: u32,
+}
+
+/// One instruction of eBPF, `struct bpf_insn`.
+#[repr(C)]
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Instruction {
+    code: u8,
+    registers: u8,
+    offset: i16,
+    immediate: i32,
+}
+
+impl Instruction {
+    pub(super) const fn new(code: u8, destination: u8, source: u8, offset: i16, immediate: i32) -> Self {
+        // Bit fields begin at the low end on little-endian machines, at the high end on others.
+        let registers = if cfg!(target_endian = "little") {
+            source << 4 | destination
+        } else {
+            destination << 4 | source
+        };
+        Self { code, registers, offset, immediate }
+    }
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct ProgramLoad {
+    kind: u32,
+    count: u32,
+    instructions: u64,
+    licence: u64,
+    log_level: u32,
+    log_size: u32,
+    log: u64,
+    kernel_version: u32,
+    flags: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct TestRun {
+    program: u32,
+    result: u32,
+    input_length: u32,
+    output_length: u32,
+    input: u64,
+    output: u64,
+    repeat: u32,
+    duration: u32,
+}
+
+/// Loads a tc program that needs no maps.
+pub(super) fn load_classifier(instructions: &[Instruction]) -> io::Result<OwnedFd> {
+    let mut attributes = ProgramLoad {
+        kind: BPF_PROG_TYPE_SCHED_CLS,
+        count: u32::try_from(instructions.len()).map_err(io::Error::other)?,
+        instructions: instructions.as_ptr() as u64,
+        licence: c"GPL".as_ptr() as u64,
+        ..ProgramLoad::default()
+    };
+    bpf_fd(BPF_PROG_LOAD, &mut attributes)
+}
+
+/// Runs a program on a frame, and returns what it returns.
+pub(super) fn test_run(program: &OwnedFd, frame: &[u8]) -> io::Result<u32> {
+    let mut attributes = TestRun {
+        program: descriptor(program.as_fd()),
+        input_length: u32::try_from(frame.len()).map_err(io::Error::other)?,
+        input: frame.as_ptr() as u64,
+        repeat: 1,
+        ..TestRun::default()
+    };
+    bpf(BPF_PROG_TEST_RUN, &mut attributes)?;
+    Ok(attributes.result)
 }
 
 /// Attaches a program at a device's ingress, behind those that are there. Detached when the last descriptor and pin of
