@@ -7,8 +7,8 @@ use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
 
 use crate::KernelError;
 
-/// Multicast groups of rtnetlink(7): devices, addresses and routes of both families.
-const ROUTE_GROUPS: [u32; 5] = [1, 5, 7, 9, 11];
+/// Multicast groups of rtnetlink(7): devices, filters, addresses and routes of both families.
+const ROUTE_GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
 /// The multicast group of nftables' changes.
 const NFTABLES_GROUP: u32 = 7;
 /// Enough for hundreds of changes at once. When it overflows, that is an event too.
@@ -17,7 +17,7 @@ const SOCKET_BUFFER: u32 = 1 << 20;
 /// What has changed. What exactly is found by looking.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Event {
-    /// A device, address or route: see [`crate::Depth::Quick`].
+    /// A device, filter, address or route: see [`crate::Depth::Quick`].
     Network,
     /// The firewall: see [`crate::Depth::Full`].
     Firewall,

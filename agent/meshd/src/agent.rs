@@ -4,12 +4,13 @@
 //! that whoever made a change can wait until the kernel has it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
-use mesh_model::{Desired, Endpoint, EndpointId, EndpointPhase, NetworkId, Node, NodeId, NodeState};
+use mesh_model::{Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
 use mesh_proto::Problem;
 use tokio::sync::watch;
 
@@ -74,8 +75,10 @@ pub struct Agent {
     paths: StatePaths,
     store: EndpointStore,
     state: Mutex<State>,
-    /// The count of the view that the disk has. Held during a write, so that no older view replaces a newer one.
-    saved_view: Mutex<u64>,
+    /// Held during a write, so that nothing older replaces something newer.
+    saving: Mutex<()>,
+    /// The count of the view that the disk has.
+    view_on_disk: AtomicU64,
     generation: watch::Sender<u64>,
     /// Counts the changes of endpoints that may have to be reported.
     endpoints_changed: watch::Sender<u64>,
@@ -110,15 +113,24 @@ impl Agent {
         let store = EndpointStore::open(&paths.endpoints())?;
         let loaded = store.load()?;
         let mut damage: Vec<String> = loaded.damaged.iter().map(ToString::to_string).collect();
-        let mut endpoints = loaded.endpoints;
-        for (id, _) in endpoints.extract_if(.., |_, endpoint| endpoint.phase == EndpointPhase::Attaching) {
+        for id in &loaded.unfinished {
             tracing::info!(endpoint = %id, "undoing an attach that never finished");
-            store.remove(&id)?;
+            store.remove(id)?;
         }
         let view = go_on_without(durable::read_json(&paths.view()), &mut damage)?.unwrap_or(fresh);
         let saved: SavedPools =
             go_on_without(durable::read_json(&paths.released()), &mut damage)?.unwrap_or_default();
-        let pools = AddressPools::restore(node.id.clone(), delays, &view, &endpoints, saved, now());
+        let endpoints = loaded.endpoints;
+        // Those that ended with an earlier boot release their addresses now: nobody has counted their rest since.
+        let mut in_use = endpoints.clone();
+        in_use.extend(loaded.ended.iter().map(|(id, endpoint)| (id.clone(), endpoint.clone())));
+        let mut pools = AddressPools::restore(node.id.clone(), delays, &view, &in_use, saved, now());
+        for endpoint in loaded.ended.values() {
+            tracing::info!(endpoint = %endpoint.name, "ended with an earlier boot of this host");
+            for address in endpoint.addresses() {
+                pools.release(&endpoint.network, address, now());
+            }
+        }
         let revision = view.revision;
         let state = State {
             view,
@@ -138,7 +150,8 @@ impl Agent {
             paths,
             store,
             state: Mutex::new(state),
-            saved_view: Mutex::new(0),
+            saving: Mutex::new(()),
+            view_on_disk: AtomicU64::new(0),
             generation: watch::Sender::new(1),
             endpoints_changed: watch::Sender::new(1),
             endpoints_told: watch::Sender::new(0),
@@ -340,10 +353,16 @@ impl Agent {
         matches!(tokio::time::timeout(timeout, reached).await, Ok(Ok(_)))
     }
 
-    /// Makes sure that the disk has of the view what an attach relies on: this node's networks and leases.
+    /// Whether the disk has of the view what an attach relies on: this node's networks and leases.
+    pub fn own_view_is_saved(&self) -> bool {
+        let wanted = self.read(|state| state.own_view_number);
+        self.view_on_disk.load(Ordering::Acquire) >= wanted
+    }
+
+    /// Makes sure that it has. It has to survive as much as the endpoint does whose attach relies on it.
     pub fn save_own_view(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.own_view_number);
-        self.save_view(wanted, Survives::PowerLoss)
+        self.save_view(wanted, Survives::Kill)
     }
 
     /// Writes what has changed of the view and of the pools, for the next start. Nothing of it has to be durable: what
@@ -368,18 +387,18 @@ impl Agent {
     }
 
     fn save_view(&self, wanted: u64, survives: Survives) -> Result<(), FileError> {
-        let mut saved = self.saved_view.lock().unwrap_or_else(PoisonError::into_inner);
-        if *saved >= wanted {
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.view_on_disk.load(Ordering::Acquire) >= wanted {
             return Ok(());
         }
         let (number, view) = self.read(|state| (state.view_number, state.view.clone()));
         durable::write_json(&self.paths.view(), &view, survives)?;
-        *saved = number;
+        self.view_on_disk.store(number, Ordering::Release);
         Ok(())
     }
 
     fn save_pools(&self, survives: Survives) -> Result<(), FileError> {
-        let _one_at_a_time = self.saved_view.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
         let Some(pools) = self.note(|state| state.pools.take_changed()) else { return Ok(()) };
         let written = durable::write_json(&self.paths.released(), &pools, survives);
         if written.is_err() {

@@ -144,7 +144,9 @@ impl Endpoints {
         let mut addresses = BTreeSet::new();
         let recorded = async {
             self.assign_all(&network, &request, &id, &mut addresses).await?;
-            self.blocking(Agent::save_own_view).await?;
+            if !self.agent.own_view_is_saved() {
+                self.blocking(Agent::save_own_view).await?;
+            }
             self.record(&network, &request, &found, &id, &addresses)
         };
         let (generation, endpoint) = match recorded.await {
@@ -413,7 +415,7 @@ impl Endpoints {
             };
             refuse_removing(state, &network.id)?;
             refuse_second(state, network, request, found)?;
-            self.agent.endpoint_store().put(&endpoint).map_err(|error| not_written(&error))?;
+            self.agent.endpoint_store().begin(&endpoint).map_err(|error| not_written(&error))?;
             state.endpoints.insert(id.clone(), endpoint.clone());
             Ok::<_, Problem>(endpoint)
         });
@@ -431,8 +433,8 @@ impl Endpoints {
             return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
         }
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
-        let attached = endpoint.clone();
-        self.blocking(move |agent| agent.endpoint_store().put(&attached)).await?;
+        let id = endpoint.id.clone();
+        self.blocking(move |agent| agent.endpoint_store().finish(&id)).await?;
         self.agent.tell(|state| {
             refuse_removing(state, &endpoint.network)?;
             let Some(known) = state.endpoints.get_mut(&endpoint.id) else {

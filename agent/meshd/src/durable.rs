@@ -93,10 +93,10 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
     }
 }
 
-/// Removes a file, for good once the call has returned; no error when there is none.
+/// Removes a file; no error when there is none. A loss of power may bring it back.
 pub fn remove(path: &Path) -> Result<(), FileError> {
     match fs::remove_file(path) {
-        Ok(()) => sync_parent(path).map_err(FileError::io("remove", path)),
+        Ok(()) => Ok(()),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(FileError::io("remove", path)(error)),
     }

@@ -1,25 +1,49 @@
 //! The node's endpoints on its disk: one file each, so that writing one never puts another at risk.
+//!
+//! Records have to survive the end of the process, not that of the boot: the namespaces that they are about do not
+//! either. So nothing here waits for the disk, and each record tells the boot that it is of.
 
-use std::collections::BTreeMap;
-use std::fs;
-use std::io;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use mesh_model::{Endpoint, EndpointId, EndpointPhase};
+use serde::{Deserialize, Serialize};
 
-use crate::durable::{self, FileError, Survives};
+use crate::durable::{self, FileError};
 
-/// The directory of the endpoints' files, `ID.json` each.
+/// A number that the kernel draws at each boot (random(4)).
+const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
+/// Ends the names of attached endpoints' files.
+const ATTACHED: &str = "json";
+/// Ends the names of files of endpoints whose caller has not been told yet.
+const ATTACHING: &str = "attaching";
+
+/// The directory of the endpoints' files.
 #[derive(Debug, Clone)]
 pub struct EndpointStore {
     dir: PathBuf,
+    boot: String,
+}
+
+/// What a file holds.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    boot: String,
+    endpoint: Endpoint,
 }
 
 /// What was found on the disk.
 #[derive(Debug, Default)]
 pub struct Loaded {
-    /// The endpoints.
+    /// The endpoints that are attached.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
+    /// Endpoints that ended with an earlier boot; their records are removed.
+    pub ended: BTreeMap<EndpointId, Endpoint>,
+    /// Endpoints whose attach never finished.
+    pub unfinished: BTreeSet<EndpointId>,
     /// Files that are no endpoint's record; each was put aside under its name with `.damaged` added.
     pub damaged: Vec<FileError>,
 }
@@ -27,64 +51,92 @@ pub struct Loaded {
 impl EndpointStore {
     /// The store in `dir`, which is made when it is missing.
     pub fn open(dir: &Path) -> Result<Self, FileError> {
-        fs::create_dir_all(dir).map_err(|source| FileError::Io {
-            action: "make",
-            path: dir.to_owned(),
-            source,
-        })?;
+        let boot = fs::read_to_string(BOOT_ID).map_err(io_error("read", Path::new(BOOT_ID)))?;
+        fs::create_dir_all(dir).map_err(io_error("make", dir))?;
         durable::remove_unfinished(dir)?;
-        Ok(Self { dir: dir.to_owned() })
+        Ok(Self { dir: dir.to_owned(), boot: boot.trim_end().to_owned() })
     }
 
     /// Reads all records.
     pub fn load(&self) -> Result<Loaded, FileError> {
-        let read = |source: io::Error| FileError::Io { action: "read", path: self.dir.clone(), source };
         let mut loaded = Loaded::default();
-        for entry in fs::read_dir(&self.dir).map_err(read)? {
-            let path = entry.map_err(read)?.path();
-            if path.extension().is_none_or(|extension| extension != "json") {
-                continue;
-            }
-            if fs::metadata(&path).map_err(read)?.len() == 0 {
-                // An attach that a loss of power cut short: written, but never synced (see `put`).
-                durable::remove(&path)?;
-                continue;
-            }
-            match durable::read_json::<Endpoint>(&path) {
-                Ok(Some(endpoint)) => {
-                    loaded.endpoints.insert(endpoint.id.clone(), endpoint);
-                }
-                Ok(None) => {}
-                Err(error @ FileError::Content { .. }) => {
-                    let mut aside = path.clone().into_os_string();
-                    aside.push(".damaged");
-                    fs::rename(&path, aside).map_err(read)?;
-                    loaded.damaged.push(error);
-                }
-                Err(error) => return Err(error),
+        for entry in fs::read_dir(&self.dir).map_err(io_error("read", &self.dir))? {
+            let path = entry.map_err(io_error("read", &self.dir))?.path();
+            let id = path.file_stem().and_then(|stem| stem.to_str()).and_then(|stem| stem.parse().ok());
+            match (path.extension().and_then(|extension| extension.to_str()), id) {
+                (Some(ATTACHING), Some(id)) => _ = loaded.unfinished.insert(id),
+                (Some(ATTACHED), _) => self.load_one(&path, &mut loaded)?,
+                _ => {}
             }
         }
         Ok(loaded)
     }
 
-    /// Writes an endpoint's record; durable when this returns. An endpoint that is still attaching has only to survive the
-    /// end of the process: after a loss of power there is nothing in the kernel that would have to be undone.
-    pub fn put(&self, endpoint: &Endpoint) -> Result<(), FileError> {
-        let survives = match endpoint.phase {
-            EndpointPhase::Attaching => Survives::Kill,
-            EndpointPhase::Attached => Survives::PowerLoss,
-        };
-        durable::write_json(&self.path(&endpoint.id), endpoint, survives)
+    fn load_one(&self, path: &Path, loaded: &mut Loaded) -> Result<(), FileError> {
+        if fs::metadata(path).map_err(io_error("read", path))?.len() == 0 {
+            // Of an earlier boot: a loss of power came before its content was on the disk.
+            return durable::remove(path);
+        }
+        match durable::read_json::<Record>(path) {
+            Ok(Some(Record { boot, endpoint })) if boot == self.boot => {
+                loaded.endpoints.insert(endpoint.id.clone(), endpoint);
+            }
+            Ok(Some(Record { endpoint, .. })) => {
+                durable::remove(path)?;
+                loaded.ended.insert(endpoint.id.clone(), endpoint);
+            }
+            Ok(None) => {}
+            Err(error @ FileError::Content { .. }) => {
+                let mut aside = path.to_owned().into_os_string();
+                aside.push(".damaged");
+                fs::rename(path, aside).map_err(io_error("rename", path))?;
+                loaded.damaged.push(error);
+            }
+            Err(error) => return Err(error),
+        }
+        Ok(())
     }
 
-    /// Removes an endpoint's record, for good when this returns.
+    /// Writes down that an endpoint is being attached, with all that its record will have once it is.
+    pub fn begin(&self, endpoint: &Endpoint) -> Result<(), FileError> {
+        let path = self.path(&endpoint.id, ATTACHING);
+        let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint.clone() };
+        let bytes = serde_json::to_vec(&Record { boot: self.boot.clone(), endpoint })
+            .map_err(|source| FileError::Content { path: path.clone(), source })?;
+        // Half a file is one of an unfinished attach too, and that is all there is to know of it.
+        let written = OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .mode(0o600)
+            .open(&path)
+            .and_then(|mut file| file.write_all(&bytes));
+        if written.is_err() {
+            // A full disk must not keep the half that fitted; what matters is the error that led here.
+            let _ = fs::remove_file(&path);
+        }
+        written.map_err(io_error("write", &path))
+    }
+
+    /// Makes an endpoint that [`Self::begin`] was told of an attached one.
+    pub fn finish(&self, id: &EndpointId) -> Result<(), FileError> {
+        let path = self.path(id, ATTACHED);
+        fs::rename(self.path(id, ATTACHING), &path).map_err(io_error("write", &path))
+    }
+
+    /// Removes an endpoint's record.
     pub fn remove(&self, id: &EndpointId) -> Result<(), FileError> {
-        durable::remove(&self.path(id))
+        durable::remove(&self.path(id, ATTACHED))?;
+        durable::remove(&self.path(id, ATTACHING))
     }
 
-    fn path(&self, id: &EndpointId) -> PathBuf {
-        self.dir.join(format!("{id}.json"))
+    fn path(&self, id: &EndpointId, extension: &str) -> PathBuf {
+        self.dir.join(format!("{id}.{extension}"))
     }
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> FileError {
+    move |source| FileError::Io { action, path: path.to_owned(), source }
 }
 
 #[cfg(test)]
@@ -112,34 +164,53 @@ pub(crate) mod tests {
         }
     }
 
+    fn attach(store: &EndpointStore, n: u8) {
+        store.begin(&endpoint(n)).unwrap();
+        store.finish(&endpoint(n).id).unwrap();
+    }
+
     #[test]
-    fn what_was_put_is_there_after_a_restart_and_what_was_removed_is_not() {
+    fn what_was_attached_is_there_after_a_restart_and_what_was_removed_is_not() {
         let dir = tempfile::tempdir().unwrap();
         let store = EndpointStore::open(&dir.path().join("endpoints")).unwrap();
-        store.put(&endpoint(1)).unwrap();
-        store.put(&endpoint(2)).unwrap();
-        store.put(&Endpoint { phase: EndpointPhase::Attached, ..endpoint(2) }).unwrap();
+        attach(&store, 1);
+        attach(&store, 2);
         store.remove(&endpoint(1).id).unwrap();
         store.remove(&endpoint(1).id).unwrap();
         let loaded = EndpointStore::open(&dir.path().join("endpoints")).unwrap().load().unwrap();
-        let phases: Vec<_> = loaded.endpoints.values().map(|e| (e.id.clone(), e.phase)).collect();
-        assert_eq!(phases, [(endpoint(2).id, EndpointPhase::Attached)]);
+        let expected = Endpoint { phase: EndpointPhase::Attached, ..endpoint(2) };
+        assert_eq!(loaded.endpoints, BTreeMap::from([(endpoint(2).id, expected)]));
+        assert!(loaded.ended.is_empty() && loaded.unfinished.is_empty());
     }
 
     #[test]
-    fn a_write_that_was_killed_midway_leaves_the_record_as_it_was() {
+    fn an_attach_that_was_killed_midway_is_unfinished_however_far_its_record_came() {
         let dir = tempfile::tempdir().unwrap();
         let store = EndpointStore::open(dir.path()).unwrap();
-        store.put(&endpoint(1)).unwrap();
-        let unfinished = dir.path().join(format!("{}.json.tmp", endpoint(1).id));
-        fs::write(&unfinished, "{\"id\": \"0000").unwrap();
-        let loaded = EndpointStore::open(dir.path()).unwrap().load().unwrap();
-        assert_eq!(loaded.endpoints.get(&endpoint(1).id), Some(&endpoint(1)));
-        assert!(!unfinished.exists());
+        store.begin(&endpoint(1)).unwrap();
+        fs::write(dir.path().join(format!("{}.attaching", endpoint(2).id)), "{\"id\": \"0000").unwrap();
+        let loaded = store.load().unwrap();
+        assert_eq!(loaded.unfinished, BTreeSet::from([endpoint(1).id, endpoint(2).id]));
+        assert!(loaded.endpoints.is_empty());
+        store.remove(&endpoint(1).id).unwrap();
+        store.remove(&endpoint(2).id).unwrap();
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     }
 
     #[test]
-    fn an_attach_that_a_power_loss_cut_short_leaves_nothing() {
+    fn an_endpoint_ends_with_the_boot_of_its_host() {
+        let dir = tempfile::tempdir().unwrap();
+        let before = EndpointStore { boot: "another".into(), ..EndpointStore::open(dir.path()).unwrap() };
+        attach(&before, 1);
+        let store = EndpointStore::open(dir.path()).unwrap();
+        let loaded = store.load().unwrap();
+        assert_eq!(loaded.ended.into_keys().collect::<Vec<_>>(), [endpoint(1).id]);
+        assert!(loaded.endpoints.is_empty());
+        assert!(store.load().unwrap().ended.is_empty());
+    }
+
+    #[test]
+    fn a_record_that_a_loss_of_power_emptied_is_none() {
         let dir = tempfile::tempdir().unwrap();
         let store = EndpointStore::open(dir.path()).unwrap();
         fs::write(dir.path().join(format!("{}.json", endpoint(2).id)), "").unwrap();
@@ -152,7 +223,7 @@ pub(crate) mod tests {
     fn a_damaged_record_is_put_aside_and_does_not_hide_the_others() {
         let dir = tempfile::tempdir().unwrap();
         let store = EndpointStore::open(dir.path()).unwrap();
-        store.put(&endpoint(1)).unwrap();
+        attach(&store, 1);
         let damaged = dir.path().join(format!("{}.json", endpoint(2).id));
         fs::write(&damaged, "{}").unwrap();
         let loaded = store.load().unwrap();

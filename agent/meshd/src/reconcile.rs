@@ -96,7 +96,11 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
             _ = generations.changed() => Depth::Quick,
             event = events.recv(), if !events_end => {
                 events_end = event.is_none();
-                sleep(DEBOUNCE).await;
+                // Whoever wants something does not wait for others' bursts to end.
+                tokio::select! {
+                    () = sleep(DEBOUNCE) => {}
+                    _ = generations.changed() => {}
+                }
                 let mut firewall = event == Some(Event::Firewall);
                 while let Ok(event) = events.try_recv() {
                     firewall |= event == Event::Firewall;

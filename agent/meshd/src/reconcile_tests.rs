@@ -202,7 +202,9 @@ async fn names_addresses_and_interfaces_that_are_taken_are_conflicts() {
         assert!(problem.message.contains(expected), "{problem}");
         assert_eq!(problem.kind, ProblemKind::Conflict, "{problem}");
     }
-    assert_eq!(devices(&rig.kernel), 1);
+    let second = v1::AttachRequest { name: "x".into(), ..request("c1") };
+    assert_eq!(rig.endpoints.attach(second).await.unwrap().ifname, "eth1");
+    assert_eq!(devices(&rig.kernel), 2);
 }
 
 #[tokio::test]
@@ -262,10 +264,10 @@ async fn a_restart_adopts_everything_and_undoes_what_was_half_made() {
     let kept = rig.attach("c1").await.unwrap();
     let half = rig.attach("c2").await.unwrap();
     // As it is when the agent is killed after the kernel has the endpoint and before its caller was told.
-    let mut record =
+    let record =
         rig.agent.read(|state| state.endpoints.values().find(|e| e.name.as_str() == "c2").cloned()).unwrap();
-    record.phase = EndpointPhase::Attaching;
-    rig.agent.endpoint_store().put(&record).unwrap();
+    rig.agent.endpoint_store().remove(&record.id).unwrap();
+    rig.agent.endpoint_store().begin(&record).unwrap();
     rig.agent.save_changes().unwrap();
     rig.kill().await;
 

@@ -1,5 +1,6 @@
-//! Programs at devices: pinned tcx links, or filters of clsact where the kernel has no tcx.
+//! Programs at devices: pinned tcx links, or filters of clsact ([`AttachMethod`]).
 
+use std::collections::BTreeMap;
 use std::io;
 use std::os::fd::AsFd;
 
@@ -15,10 +16,10 @@ pub(super) fn attach(
     method: AttachMethod,
     pins: &Pins,
     attachment: Attachment,
-    program: &mut SchedClassifier,
+    program: &SchedClassifier,
 ) -> Result<(), ProgramsError> {
     let failed = failed("attach", attachment);
-    match method {
+    match method.at(attachment.kind) {
         AttachMethod::Tcx => tcx_attach(pins, attachment, program).map_err(failed),
         AttachMethod::Clsact => clsact::attach(pins, attachment, program).map_err(failed),
     }
@@ -26,24 +27,35 @@ pub(super) fn attach(
 
 /// Detaches; what is not attached is no error.
 pub(super) fn detach(method: AttachMethod, pins: &Pins, attachment: Attachment) -> Result<(), ProgramsError> {
-    if method == AttachMethod::Clsact {
+    if method.at(attachment.kind) == AttachMethod::Clsact {
         clsact::detach(attachment).map_err(failed("detach", attachment))?;
     }
     // The pin is a tcx link's last holder.
     bpffs::remove(&pins.link(attachment))
 }
 
-/// Id of the program that is attached; `None` if none is, or the device is gone.
-pub(super) fn program(
+/// Ids of the programs that are attached. Left out is where none is, or whose device is gone.
+pub(super) fn programs(
     method: AttachMethod,
     pins: &Pins,
-    attachment: Attachment,
-) -> Result<Option<u32>, ProgramsError> {
-    let failed = failed("query", attachment);
-    match method {
-        AttachMethod::Tcx => Ok(tcx_link(pins, attachment).map_err(failed)?.map(|(_, program)| program)),
-        AttachMethod::Clsact => clsact::program(attachment).map_err(failed),
+    attachments: &[Attachment],
+) -> Result<BTreeMap<Attachment, u32>, ProgramsError> {
+    let of_filters = attachments.iter().copied();
+    let of_filters: Vec<_> =
+        of_filters.filter(|attachment| method.at(attachment.kind) == AttachMethod::Clsact).collect();
+    let mut programs = match of_filters.first() {
+        Some(first) => clsact::programs(&of_filters).map_err(failed("query", *first))?,
+        None => BTreeMap::new(),
+    };
+    for attachment in attachments {
+        // Where there should be a filter, an earlier process may have left a link: it works until a filter replaces it.
+        if !programs.contains_key(attachment)
+            && let Some((_, program)) = tcx_link(pins, *attachment).map_err(failed("query", *attachment))?
+        {
+            programs.insert(*attachment, program);
+        }
     }
+    Ok(programs)
 }
 
 fn tcx_attach(pins: &Pins, attachment: Attachment, program: &SchedClassifier) -> io::Result<()> {
@@ -64,7 +76,7 @@ fn tcx_link(pins: &Pins, attachment: Attachment) -> io::Result<Option<(std::os::
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
-    // A pin of something else (a program: an earlier process had no tcx) counts as none.
+    // A pin of something else (a filter's program) counts as none.
     let Ok(Some(info)) = syscall::tcx_info(link.as_fd()) else { return Ok(None) };
     Ok((info.ifindex == attachment.ifindex).then_some((link, info.program)))
 }

@@ -19,12 +19,14 @@ use super::{Counters, Programs, ProgramsError, attach};
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
 
-/// How programs are attached to devices.
+/// How programs are attached to devices, but for endpoints': they always stand in filters. Making a tcx link waits for
+/// all readers of the device (some 10 ms) even though nothing is read before it is set up, and nobody else has programs
+/// there that a link would have to get on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMethod {
     /// tcx links (Linux 6.6): pinned, replaced atomically, side by side with others' programs.
     Tcx,
-    /// Filters of a clsact queueing discipline.
+    /// Filters of a clsact queueing discipline, replaced atomically too.
     Clsact,
 }
 
@@ -35,6 +37,14 @@ impl AttachMethod {
             Self::Tcx
         } else {
             Self::Clsact
+        }
+    }
+
+    /// How programs of one kind are attached.
+    pub(super) const fn at(self, kind: ProgramKind) -> Self {
+        match kind {
+            ProgramKind::Endpoint => Self::Clsact,
+            ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host => self,
         }
     }
 }
@@ -165,15 +175,21 @@ impl Datapath {
             .map_err(|source| ProgramsError::Pin { action: "create", path, source })
     }
 
-    fn attached(&self, attachment: Attachment) -> Result<Option<AttachedProgram>, ProgramsError> {
-        let program = attach::program(self.method, &self.pins, attachment)?;
-        let current =
-            self.loaded.as_ref().and_then(|loaded| loaded.programs.get(&attachment.kind)).map(|p| p.id);
-        Ok(program.map(
-            |id| {
-                if Some(id) == current { AttachedProgram::Current } else { AttachedProgram::Earlier }
-            },
-        ))
+    /// What runs at the pinned attachments. Pins of what is attached no more are removed.
+    fn attachments(&self) -> Result<BTreeMap<Attachment, AttachedProgram>, ProgramsError> {
+        let pinned = self.pins.links()?;
+        let running = attach::programs(self.method, &self.pins, &pinned)?;
+        for attachment in pinned.iter().filter(|attachment| !running.contains_key(attachment)) {
+            bpffs::remove(&self.pins.link(*attachment))?;
+        }
+        let current = |attachment: &Attachment| {
+            self.loaded.as_ref().and_then(|loaded| loaded.programs.get(&attachment.kind)).map(|p| p.id)
+        };
+        let state = |(attachment, id)| {
+            let is_current = current(&attachment) == Some(id);
+            (attachment, if is_current { AttachedProgram::Current } else { AttachedProgram::Earlier })
+        };
+        Ok(running.into_iter().map(state).collect())
     }
 }
 
@@ -187,13 +203,7 @@ impl Programs for Datapath {
         if ProgramKind::ALL.iter().any(|kind| !self.pins.program(*kind).exists()) {
             self.loaded = None;
         }
-        let mut attachments = BTreeMap::new();
-        for attachment in self.pins.links()? {
-            match self.attached(attachment)? {
-                Some(program) => drop(attachments.insert(attachment, program)),
-                None => bpffs::remove(&self.pins.link(attachment))?,
-            }
-        }
+        let attachments = self.attachments()?;
         let (pins, entries) = match &self.loaded {
             Some(loaded) => (PinState::Current, loaded.maps.entries()?),
             None if maps::layouts_match(&self.pins) => (
@@ -241,11 +251,10 @@ impl Programs for Datapath {
     }
 
     fn attach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
-        let loaded = self.loaded.as_mut().ok_or(ProgramsError::NotLoaded)?;
+        let loaded = self.loaded.as_ref().ok_or(ProgramsError::NotLoaded)?;
         let name = attachment.kind.name();
-        let program =
-            &mut loaded.programs.get_mut(&attachment.kind).ok_or(ProgramsError::Missing { name })?.program;
-        attach::attach(self.method, &self.pins, attachment, program)
+        let program = loaded.programs.get(&attachment.kind).ok_or(ProgramsError::Missing { name })?;
+        attach::attach(self.method, &self.pins, attachment, &program.program)
     }
 
     fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {

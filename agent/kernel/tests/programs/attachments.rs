@@ -67,6 +67,36 @@ fn the_pin_of_a_vanished_device_is_removed() {
 }
 
 #[test]
+fn a_filter_that_somebody_removed_is_seen_to_be_missing() {
+    let mut node = instance(AttachMethod::of_kernel());
+    let attachment = Attachment { ifindex: device("a0", "a1"), kind: ProgramKind::Endpoint };
+    node.datapath.attach(attachment).expect("attached");
+    let tc = std::process::Command::new("tc").args(["qdisc", "del", "dev", "a0", "clsact"]).output();
+    succeed(&tc.expect("tc"));
+    assert!(node.datapath.observe().expect("observed").attachments.is_empty());
+    node.datapath.attach(attachment).expect("attached again");
+    assert_eq!(node.datapath.observe().expect("observed").attachments.len(), 1);
+}
+
+#[test]
+fn many_attachments_are_seen_with_their_programs() {
+    let mut node = instance(AttachMethod::of_kernel());
+    let attachments: Vec<Attachment> = (0..40)
+        .map(|n| device(&format!("a{n}"), &format!("b{n}")))
+        .map(|ifindex| Attachment { ifindex, kind: ProgramKind::Endpoint })
+        .collect();
+    for attachment in &attachments {
+        node.datapath.attach(*attachment).expect("attached");
+    }
+    succeed(&std::process::Command::new("ip").args(["link", "del", "a7"]).output().expect("ip"));
+    let observed = node.datapath.observe().expect("observed").attachments;
+    let left: BTreeMap<Attachment, AttachedProgram> =
+        attachments.iter().map(|attachment| (*attachment, AttachedProgram::Current)).collect();
+    let left = left.into_iter().filter(|(attachment, _)| *attachment != attachments[7]).collect();
+    assert_eq!(observed, left);
+}
+
+#[test]
 fn unloading_detaches() {
     for method in methods() {
         let mut node = instance(method);
