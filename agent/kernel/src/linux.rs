@@ -70,7 +70,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             host_addresses: host_addresses.collect(),
             host_routes: host_routes.into_iter().collect(),
             namespaces: endpoints
-                .filter(|endpoint| netns::exists(&endpoint.netns))
+                .filter(|e| netns::exists(&e.netns, links.contains_key(&e.host_ifname())))
                 .map(|e| e.id.clone())
                 .collect(),
             programs: self.programs.observe()?,

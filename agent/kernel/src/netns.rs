@@ -6,12 +6,16 @@
 use std::collections::BTreeSet;
 use std::fs::File;
 use std::io;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::thread;
 
 use mesh_model::IfName;
 use mesh_model::endpoint::NetnsRef;
+use nix::errno::Errno;
+use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 use crate::KernelError;
@@ -30,7 +34,31 @@ pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send)
     })
 }
 
-/// Names a namespace by its path and its inode.
+/// The kernel's own number of the calling thread's namespace (`SO_NETNS_COOKIE`, Linux 5.14); 0 where it has none to tell.
+#[expect(unsafe_code, reason = "nix has no wrapper for this socket option")]
+fn own_cookie() -> io::Result<u64> {
+    let socket = UnixDatagram::unbound()?;
+    let mut cookie = 0u64;
+    let mut length: libc::socklen_t = 8;
+    // SAFETY: the descriptor is open for the whole call, and the kernel writes at most `length` bytes, which is the size of
+    // `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    match Errno::result(result) {
+        Ok(_) => Ok(cookie),
+        Err(Errno::ENOPROTOOPT) => Ok(0),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+/// Names a namespace by its path, its inode and its cookie.
 ///
 /// Fails where there is nothing, or something that is no network namespace.
 pub fn identify(path: &Path) -> Result<NetnsRef, KernelError> {
@@ -38,20 +66,25 @@ pub fn identify(path: &Path) -> Result<NetnsRef, KernelError> {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
         _ => KernelError::NoNamespace { path: path.to_owned(), source },
     })?;
-    let inode = inside(&file, || ()).and_then(|()| file.metadata());
-    let inode = inode.map_err(|source| match source.kind() {
+    let found = inside(&file, own_cookie).and_then(|cookie| Ok((cookie?, file.metadata()?)));
+    let (cookie, metadata) = found.map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => KernelError::Permission {
             action: format!("enter the network namespace {}", path.display()),
             source,
         },
         _ => KernelError::NoNamespace { path: path.to_owned(), source },
     })?;
-    Ok(NetnsRef { path: path.to_owned(), inode: inode.ino() })
+    Ok(NetnsRef { path: path.to_owned(), inode: metadata.ino(), cookie })
 }
 
-/// Whether the namespace is still the one at its path.
-pub(crate) fn exists(netns: &NetnsRef) -> bool {
-    std::fs::metadata(&netns.path).is_ok_and(|found| found.ino() == netns.inode)
+/// Whether the namespace is still the one at its path. With a device of ours still in it, it is alive, and nobody else has
+/// its inode number; otherwise the cookie tells, for which it has to be entered.
+pub(crate) fn exists(netns: &NetnsRef, has_device: bool) -> bool {
+    if has_device {
+        std::fs::metadata(&netns.path).is_ok_and(|found| found.ino() == netns.inode)
+    } else {
+        open(netns).is_ok()
+    }
 }
 
 /// Opens the namespace, if it is still the one at its path.
@@ -59,7 +92,11 @@ pub(crate) fn open(netns: &NetnsRef) -> Result<File, KernelError> {
     let gone = |source| KernelError::NamespaceGone { path: netns.path.clone(), source };
     let file = File::open(&netns.path).map_err(|source| gone(Some(source)))?;
     let inode = file.metadata().map_err(|source| gone(Some(source)))?.ino();
-    if inode == netns.inode { Ok(file) } else { Err(gone(None)) }
+    if inode != netns.inode {
+        return Err(gone(None));
+    }
+    let cookie = inside(&file, own_cookie).and_then(|cookie| cookie).map_err(|source| gone(Some(source)))?;
+    if cookie == netns.cookie { Ok(file) } else { Err(gone(None)) }
 }
 
 /// Opens a netlink socket inside a namespace, after some further work there.
@@ -90,8 +127,9 @@ pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
         _ => KernelError::NoNamespace { path: path.to_owned(), source },
     })?;
-    let opened = inside(&file, Netlink::open).and_then(|opened| Ok((opened?, file.metadata()?)));
-    let (mut netlink, metadata) = opened.map_err(|source| match source.kind() {
+    let opened = inside(&file, || Ok((Netlink::open()?, own_cookie()?)));
+    let opened = opened.and_then(|opened: io::Result<_>| Ok((opened?, file.metadata()?)));
+    let ((mut netlink, cookie), metadata) = opened.map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => KernelError::Permission {
             action: format!("enter the network namespace {}", path.display()),
             source,
@@ -103,7 +141,7 @@ pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
         return Err(KernelError::OwnNamespace { path: path.to_owned() });
     }
     let names = names(&mut netlink, path)?;
-    Ok((NetnsRef { path: path.to_owned(), inode: metadata.ino() }, names))
+    Ok((NetnsRef { path: path.to_owned(), inode: metadata.ino(), cookie }, names))
 }
 
 /// Whether both are the same file.

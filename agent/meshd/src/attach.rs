@@ -514,7 +514,7 @@ fn refuse_second(
     let first = state
         .endpoints
         .values()
-        .find(|other| other.network == network.id && other.netns.inode == found.netns.inode);
+        .find(|other| other.network == network.id && other.netns.is_same(&found.netns));
     first.map_or(Ok(()), |first| {
         let message = format!(
             "the namespace {} is attached to network {} already, as endpoint {}",
@@ -578,7 +578,7 @@ fn unique_name(
 /// The interface's name inside the container: as asked for, else the first of `eth0`, `eth1`, ... that is free there and
 /// that no attach under way will take.
 fn free_ifname(state: &State, request: &Request, found: &FoundNetns) -> Result<IfName, Problem> {
-    let there = state.endpoints.values().filter(|other| other.netns.inode == found.netns.inode);
+    let there = state.endpoints.values().filter(|other| other.netns.is_same(&found.netns));
     let taken: BTreeSet<IfName> =
         there.map(|other| other.ifname.clone()).chain(found.interfaces.iter().cloned()).collect();
     let conflict = |message: String| {

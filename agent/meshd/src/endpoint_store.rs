@@ -158,7 +158,7 @@ pub(crate) mod tests {
             allow_forwarding: false,
             service: None,
             aliases: vec![],
-            netns: NetnsRef { path: format!("/run/netns/web-{n}").into(), inode: n.into() },
+            netns: NetnsRef { path: format!("/run/netns/web-{n}").into(), inode: n.into(), cookie: 0 },
             phase: EndpointPhase::Attaching,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }

@@ -89,7 +89,7 @@ impl Host for TestHost {
         path.hash(&mut hasher);
         let inode = hasher.finish();
         let interfaces: BTreeSet<IfName> = ["lo".parse().unwrap()].into();
-        Ok(FoundNetns { netns: NetnsRef { path: path.into(), inode }, interfaces })
+        Ok(FoundNetns { netns: NetnsRef { path: path.into(), inode, cookie: 0 }, interfaces })
     }
 }
 

@@ -80,4 +80,15 @@ pub struct NetnsRef {
     pub path: PathBuf,
     /// Inode number on nsfs (namespaces(7)): another one at the same path means that the old namespace is gone.
     pub inode: u64,
+    /// The kernel's own number of the namespace (`SO_NETNS_COOKIE`), which it never gives twice, as it may an inode
+    /// number; 0 where it has none to tell.
+    #[serde(default)]
+    pub cookie: u64,
+}
+
+impl NetnsRef {
+    /// Whether both mean the same namespace, by whichever path.
+    pub fn is_same(&self, other: &Self) -> bool {
+        (self.inode, self.cookie) == (other.inode, other.cookie)
+    }
 }

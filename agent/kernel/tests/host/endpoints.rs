@@ -1,5 +1,6 @@
 //! Endpoints' devices, on the host and inside their containers.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use mesh_kernel::{Kernel, KernelError, netns};
@@ -157,7 +158,12 @@ fn a_namespace_that_is_gone_or_replaced_is_told() {
     let error =
         kernel.apply(&Action::CreateEndpoint(EndpointDevice { netns, ..device(&container) })).unwrap_err();
     assert!(matches!(&error, KernelError::NamespaceGone { source: None, .. }), "{error:?}");
-    let netns = NetnsRef { path: PathBuf::from("/run/netns/mt-nowhere"), inode: 1 };
+    // The number of a namespace's inode may be that of an earlier one; its cookie may not.
+    let netns = NetnsRef { cookie: container.netns().cookie + 1, ..container.netns() };
+    let error =
+        kernel.apply(&Action::CreateEndpoint(EndpointDevice { netns, ..device(&container) })).unwrap_err();
+    assert!(matches!(&error, KernelError::NamespaceGone { source: None, .. }), "{error:?}");
+    let netns = NetnsRef { path: PathBuf::from("/run/netns/mt-nowhere"), inode: 1, cookie: 1 };
     let error =
         kernel.apply(&Action::CreateEndpoint(EndpointDevice { netns, ..device(&container) })).unwrap_err();
     assert!(matches!(&error, KernelError::NamespaceGone { source: Some(_), .. }), "{error:?}");
@@ -167,7 +173,8 @@ fn a_namespace_that_is_gone_or_replaced_is_told() {
 #[test]
 fn only_network_namespaces_are_identified() {
     let container = Container::new();
-    assert_eq!(netns::identify(&container.netns().path).unwrap(), container.netns());
+    let inode = std::fs::metadata(container.netns().path).unwrap().ino();
+    assert_eq!(netns::identify(&container.netns().path).unwrap().inode, inode);
     assert!(matches!(
         netns::identify(Path::new("/run/netns/mt-nowhere")),
         Err(KernelError::NamespaceGone { .. })

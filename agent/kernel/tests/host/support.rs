@@ -1,6 +1,5 @@
 //! Hosts and containers as network namespaces.
 
-use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -84,8 +83,7 @@ impl Container {
 
     pub(crate) fn netns(&self) -> NetnsRef {
         let path = PathBuf::from("/run/netns").join(&self.name);
-        let inode = std::fs::metadata(&path).unwrap().ino();
-        NetnsRef { path, inode }
+        mesh_kernel::netns::identify(&path).unwrap()
     }
 
     /// Runs `ip` inside.

@@ -34,6 +34,7 @@ fn state(shape: &Shape) -> Desired {
     let namespace = |container: u8| NetnsRef {
         path: PathBuf::from(format!("/run/netns/c{container}")),
         inode: container.into(),
+        cookie: 0,
     };
     desired(shape, namespace)
 }

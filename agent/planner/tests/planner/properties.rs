@@ -21,6 +21,7 @@ fn imagined(container: u8) -> NetnsRef {
     NetnsRef {
         path: PathBuf::from(format!("/run/netns/imagined-{container}")),
         inode: 1000 + u64::from(container),
+        cookie: 0,
     }
 }
 
