@@ -10,11 +10,15 @@ use std::{
     time::{Duration, Instant},
 };
 
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+
 use super::udp::bind;
 use crate::{Error, Netns, Result, eventually, poll_until};
 
 /// How long the last datagrams may take.
 const GRACE: Duration = Duration::from_secs(1);
+/// Bytes of the receiver's buffer: seconds of the fastest meter.
+const RECEIVE_BUFFER: usize = 4 << 20;
 
 /// Numbered datagrams that flow one way from when it starts until it is stopped.
 #[derive(Debug)]
@@ -52,6 +56,8 @@ impl LossMeter {
     /// has arrived.
     pub fn start(client: &Netns, server: &Netns, server_address: IpAddr, interval: Duration) -> Result<Self> {
         let receiving = bind(server, SocketAddr::new(server_address, 0))?;
+        // A reader that does not get the processor for a while is no loss on the way.
+        setsockopt(&receiving, RcvBufForce, &RECEIVE_BUFFER).map_err(Error::system("size socket"))?;
         let target = receiving.local_addr().map_err(Error::system("read socket's address"))?;
         let any: IpAddr = match server_address {
             IpAddr::V4(_) => std::net::Ipv4Addr::UNSPECIFIED.into(),
@@ -85,8 +91,10 @@ impl LossMeter {
                         Ok(_) => sent.count += 1,
                         Err(_) => sent.errors += 1,
                     }
-                    next += interval;
-                    thread::sleep(next.saturating_duration_since(Instant::now()));
+                    // What could not be sent in time is not made up for: a burst would measure queues.
+                    let now = Instant::now();
+                    next = (next + interval).max(now);
+                    thread::sleep(next - now);
                 }
                 sent
             })
