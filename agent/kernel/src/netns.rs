@@ -58,25 +58,6 @@ fn own_cookie() -> io::Result<u64> {
     }
 }
 
-/// Names a namespace by its path, its inode and its cookie.
-///
-/// Fails where there is nothing, or something that is no network namespace.
-pub fn identify(path: &Path) -> Result<NetnsRef, KernelError> {
-    let file = File::open(path).map_err(|source| match source.kind() {
-        io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
-        _ => KernelError::NoNamespace { path: path.to_owned(), source },
-    })?;
-    let found = inside(&file, own_cookie).and_then(|cookie| Ok((cookie?, file.metadata()?)));
-    let (cookie, metadata) = found.map_err(|source| match source.kind() {
-        io::ErrorKind::PermissionDenied => KernelError::Permission {
-            action: format!("enter the network namespace {}", path.display()),
-            source,
-        },
-        _ => KernelError::NoNamespace { path: path.to_owned(), source },
-    })?;
-    Ok(NetnsRef { path: path.to_owned(), inode: metadata.ino(), cookie })
-}
-
 /// Whether the namespace is still the one at its path. With a device of ours still in it, it is alive, and nobody else has
 /// its inode number; otherwise the cookie tells, for which it has to be entered.
 pub(crate) fn exists(netns: &NetnsRef, has_device: bool) -> bool {
@@ -121,7 +102,9 @@ pub(crate) fn netlink(
 /// Where a process finds the namespace that it runs in.
 const OWN: &str = "/proc/self/ns/net";
 
-/// [`identify`] and [`interfaces`] in one visit, for a container's namespace: the calling process's own is refused.
+/// Names a container's namespace by its path, its inode and its cookie, and lists its devices, in one visit.
+///
+/// Fails where there is nothing, something that is no network namespace, or the calling process's own.
 pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
     let file = File::open(path).map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
@@ -150,12 +133,6 @@ fn same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
 }
 
 /// The names of the devices in a namespace.
-pub fn interfaces(netns: &NetnsRef) -> Result<BTreeSet<IfName>, KernelError> {
-    let namespace = open(netns)?;
-    let mut netlink = netlink(netns, &namespace, || ())?;
-    names(&mut netlink, &netns.path)
-}
-
 fn names(netlink: &mut Netlink, path: &Path) -> Result<BTreeSet<IfName>, KernelError> {
     let listed = links::dump(netlink)
         .map_err(|error| error.during(format!("list the interfaces of {}", path.display())))?;

@@ -100,8 +100,6 @@ reasons! {
     UnsupportedProtocol = 29, "unsupported_protocol", true;
     /// The node is not configured for this (no host leg, no underlay).
     NotConfigured = 30, "not_configured", true;
-    /// The outer header says "congestion experienced", the inner packet cannot carry that (RFC 6040, 4.2).
-    Congested = 31, "congested", true;
 }
 
 /// A record of `EVENTS`: a sampled drop. Written only while [`crate::EVENTS_WANTED`] is set.

@@ -52,7 +52,7 @@ fn an_endpoint_is_ready_inside_and_down_outside() {
     {
         assert!(routes.contains(route), "{route} in {routes}");
     }
-    assert!(netns::interfaces(&container.netns()).unwrap().contains(&device(&container).ifname));
+    assert!(netns::find(&container.netns().path).unwrap().1.contains(&device(&container).ifname));
 }
 
 #[test]
@@ -128,7 +128,7 @@ fn a_taken_name_inside_is_told_and_a_free_one_is_found() {
     assert!(error.hint().unwrap().contains("--ifname"));
     assert!(observe(&mut kernel).links.is_empty());
 
-    let free = netns::free_ifname(&netns::interfaces(&container.netns()).unwrap());
+    let free = netns::free_ifname(&netns::find(&container.netns().path).unwrap().1);
     assert_eq!(free.as_str(), "eth1");
     apply(&mut kernel, &Action::CreateEndpoint(EndpointDevice { ifname: free, ..device(&container) }));
     assert!(container.ip("address show dev eth1").contains("10.64.0.5/20"));
@@ -174,13 +174,13 @@ fn a_namespace_that_is_gone_or_replaced_is_told() {
 fn only_network_namespaces_are_identified() {
     let container = Container::new();
     let inode = std::fs::metadata(container.netns().path).unwrap().ino();
-    assert_eq!(netns::identify(&container.netns().path).unwrap().inode, inode);
+    assert_eq!(netns::find(&container.netns().path).unwrap().0.inode, inode);
     assert!(matches!(
-        netns::identify(Path::new("/run/netns/mt-nowhere")),
+        netns::find(Path::new("/run/netns/mt-nowhere")),
         Err(KernelError::NamespaceGone { .. })
     ));
-    assert!(matches!(netns::identify(Path::new("/etc/passwd")), Err(KernelError::NoNamespace { .. })));
-    assert!(matches!(netns::identify(Path::new("/proc/self/ns/mnt")), Err(KernelError::NoNamespace { .. })));
+    assert!(matches!(netns::find(Path::new("/etc/passwd")), Err(KernelError::NoNamespace { .. })));
+    assert!(matches!(netns::find(Path::new("/proc/self/ns/mnt")), Err(KernelError::NoNamespace { .. })));
     // A container that shares the host's namespace would have the host rewired.
     let own = format!("/proc/{}/ns/net", std::process::id());
     assert!(matches!(netns::find(Path::new(&own)), Err(KernelError::OwnNamespace { .. })));

@@ -83,7 +83,7 @@ impl Container {
 
     pub(crate) fn netns(&self) -> NetnsRef {
         let path = PathBuf::from("/run/netns").join(&self.name);
-        mesh_kernel::netns::identify(&path).unwrap()
+        mesh_kernel::netns::find(&path).unwrap().0
     }
 
     /// Runs `ip` inside.
