@@ -4,7 +4,10 @@ use std::time::Instant;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::{Cmd, Encapsulation, Error, Lab, Output, ProcessId, Result, demo};
+use crate::{
+    Cmd, Encapsulation, Error, Lab, Output, ProcessId, Result, demo,
+    traffic::{ServerProcess, WebServer},
+};
 
 /// Hosts in network namespaces on this machine, each with a real meshd.
 #[derive(Debug, Parser)]
@@ -88,6 +91,22 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
         command: Vec<String>,
     },
+    /// Start a web server in a container that says its name and who asked, over TCP and UDP
+    Serve {
+        /// The container
+        name: String,
+        /// Port that it listens on
+        #[arg(default_value_t = 80)]
+        port: u16,
+    },
+    /// What `serve` runs: a web server in the caller's namespace
+    #[command(hide = true)]
+    Web {
+        /// What it calls itself
+        name: String,
+        /// Port that it listens on
+        port: u16,
+    },
     /// Show what Mesh does, step by step, in a lab of its own
     #[command(hide = true)]
     Demo {
@@ -153,8 +172,15 @@ impl Cli {
                 return Ok(pass_through(&output));
             }
             Command::Exec { name, command } => {
-                return become_command(&open()?.namespace_named(&name)?.cmd(command));
+                return become_command(&open()?.cmd_in(&name, command)?);
             }
+            Command::Serve { name, port } => {
+                let lab = open()?;
+                let server =
+                    ServerProcess::start(lab.container_named(&name)?.netns(), &name, port, &lab.path())?;
+                println!("{name}: serves on port {port} (pid {})", server.detach());
+            }
+            Command::Web { name, port } => WebServer::serve(&name, port)?,
             Command::Demo { keep } => return demo::run(keep),
         }
         Ok(0)

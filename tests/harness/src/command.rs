@@ -3,7 +3,7 @@
 use std::{
     io::{Read, Write},
     os::unix::process::{CommandExt, ExitStatusExt},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::mpsc::{self, RecvTimeoutError},
     thread,
@@ -12,6 +12,7 @@ use std::{
 
 use nix::{
     errno::Errno,
+    mount::{MsFlags, mount},
     sched::{CloneFlags, unshare},
     sys::{
         signal::{Signal, killpg},
@@ -23,6 +24,9 @@ use serde::de::DeserializeOwned;
 
 use crate::{Error, Netns, Process, Result};
 
+/// Where programs look up their name servers.
+const RESOLV_CONF: &str = "/etc/resolv.conf";
+
 /// A command line and the circumstances in which it is to run.
 #[derive(Debug, Clone)]
 #[must_use = "a command does nothing until it is run"]
@@ -32,6 +36,7 @@ pub struct Cmd {
     stdin: Option<String>,
     netns: Option<Netns>,
     hostname: Option<String>,
+    resolv_conf: Option<PathBuf>,
     timeout: Duration,
 }
 
@@ -44,6 +49,7 @@ impl Cmd {
             stdin: None,
             netns: None,
             hostname: None,
+            resolv_conf: None,
             timeout: Duration::from_mins(1),
         }
     }
@@ -57,6 +63,12 @@ impl Cmd {
     /// What the command is told the machine is called, in a UTS namespace of its own.
     pub fn hostname(mut self, name: impl Into<String>) -> Self {
         self.hostname = Some(name.into());
+        self
+    }
+
+    /// The file that the command is to see as /etc/resolv.conf, by a mount that only it sees.
+    pub fn resolv_conf(mut self, path: impl Into<PathBuf>) -> Self {
+        self.resolv_conf = Some(path.into());
         self
     }
 
@@ -134,7 +146,7 @@ impl Cmd {
         {
             return error;
         }
-        if let Err(error) = self.set_hostname() {
+        if let Err(error) = self.isolate() {
             return error;
         }
         Error::system(format!("run `{}`", self.line()))(std::os::unix::process::CommandExt::exec(
@@ -178,7 +190,7 @@ impl Cmd {
     /// A child inherits the namespaces of the thread that starts it.
     fn start(&self, command: &mut Command) -> Result<Child> {
         let spawn = || {
-            self.set_hostname()?;
+            self.isolate()?;
             command.spawn().map_err(Error::system(format!("run `{}`", self.line())))
         };
         match &self.netns {
@@ -191,13 +203,31 @@ impl Cmd {
         }
     }
 
-    /// Gives the calling thread a UTS namespace with the wanted name in it.
-    fn set_hostname(&self) -> Result<()> {
-        let Some(name) = &self.hostname else { return Ok(()) };
-        unshare(CloneFlags::CLONE_NEWUTS)
-            .and_then(|()| sethostname(name))
-            .map_err(Error::system(format!("set the host name to {name}")))
+    /// Gives the calling thread namespaces of its own for what the command is to see otherwise than others.
+    fn isolate(&self) -> Result<()> {
+        if let Some(name) = &self.hostname {
+            unshare(CloneFlags::CLONE_NEWUTS)
+                .and_then(|()| sethostname(name))
+                .map_err(Error::system(format!("set the host name to {name}")))?;
+        }
+        if let Some(file) = &self.resolv_conf {
+            cover(file, Path::new(RESOLV_CONF))
+                .map_err(Error::system(format!("mount {}", file.display())))?;
+        }
+        Ok(())
     }
+}
+
+/// Mounts `file` over `target`, for the calling thread and what it starts. A target that is not there stays so.
+fn cover(file: &Path, target: &Path) -> nix::Result<()> {
+    if !target.exists() {
+        return Ok(());
+    }
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS)?;
+    // What others mount is still seen here; what is mounted here is not seen by others.
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+    mount(Some(file), target, none, MsFlags::MS_BIND, none)
 }
 
 /// What a command left behind.

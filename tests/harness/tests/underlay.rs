@@ -7,7 +7,7 @@ use std::{
 
 use mesh_harness::{
     Capture, Lab, Netns, OUTSIDE_V4, OUTSIDE_V6, OwnedNetns, Result, eventually,
-    traffic::{GsoTransfer, LossMeter, Ping, UdpEcho, tcp_transfer, udp_request},
+    traffic::{GsoTransfer, LossMeter, Ping, UdpEcho, WebServer, ask, tcp_transfer, udp_request},
 };
 
 fn two_hosts() -> Result<Lab> {
@@ -230,5 +230,32 @@ fn two_cabled_hosts_reach_each_other_without_the_bridge() -> Result<()> {
         0,
         "frames on the bridge"
     );
+    Ok(())
+}
+
+#[test]
+fn a_command_sees_the_resolv_conf_it_is_given_and_others_do_not() -> Result<()> {
+    let lab = Lab::builder().hosts(1).without_meshd().start()?;
+    let before = std::fs::read_to_string("/etc/resolv.conf").expect("the machine has one");
+    let file = lab.path().join("names.conf");
+    std::fs::write(&file, "nameserver 10.64.0.1\n").expect("a file");
+    let seen = lab.client().cmd(["cat", "/etc/resolv.conf"]).resolv_conf(&file).output()?.text()?;
+    assert_eq!(seen, "nameserver 10.64.0.1");
+    assert_eq!(lab.client().run(["cat", "/etc/resolv.conf"])?.ok()?.stdout, before);
+    Ok(())
+}
+
+#[test]
+fn a_floating_address_is_reached_on_whichever_host_has_it() -> Result<()> {
+    let lab = Lab::builder().hosts(2).without_meshd().start()?;
+    let floating = Ipv4Addr::new(192, 168, 77, 250);
+    let _servers = lab
+        .hosts()
+        .map(|host| WebServer::start(host.netns(), host.name(), 80))
+        .collect::<Result<Vec<_>>>()?;
+    lab.host(1).add_address(floating)?;
+    assert_eq!(ask(&lab.client(), (floating, 80).into())?.backend, "h1");
+    lab.move_address(floating, &lab.host(1), &lab.host(2))?;
+    assert_eq!(ask(&lab.client(), (floating, 80).into())?.backend, "h2");
     Ok(())
 }

@@ -41,7 +41,7 @@ impl Binaries {
     }
 
     /// Path of one of them as an argument.
-    pub(super) fn path(&self, name: &str) -> String {
+    pub(crate) fn path(&self, name: &str) -> String {
         self.dir.join(name).to_string_lossy().into_owned()
     }
 }

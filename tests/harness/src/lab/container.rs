@@ -1,7 +1,12 @@
 //! Containers: namespaces that are attached on a host.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    fmt::Write as _,
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
+use serde::Deserialize;
 use serde_json::Value;
 
 use super::{
@@ -10,8 +15,8 @@ use super::{
     state::{ContainerState, LabDir},
 };
 use crate::{
-    Error, Netns, Output, Result, netns,
-    traffic::{Ping, PingReport},
+    Cmd, Error, Netns, Output, Result, netns,
+    traffic::{Ping, PingReport, WebServer},
 };
 
 /// Handle of a container. Clones mean the same one; it owns nothing.
@@ -38,9 +43,20 @@ impl Container {
         &self.host
     }
 
+    /// A command line to be run inside; it resolves names as its networks do.
+    pub fn cmd<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Cmd {
+        let (command, file) = (self.netns.cmd(argv), self.host.dir().resolv_conf(&self.name));
+        if file.exists() { command.resolv_conf(file) } else { command }
+    }
+
     /// Runs a command line inside and waits for it.
     pub fn exec<S: Into<String>>(&self, argv: impl IntoIterator<Item = S>) -> Result<Output> {
-        self.netns.run(argv)
+        self.cmd(argv).output()
+    }
+
+    /// A web server inside, called as the container; see [`WebServer`].
+    pub fn serve(&self, port: u16) -> Result<WebServer> {
+        WebServer::start(&self.netns, &self.name, port)
     }
 
     /// Its endpoint as `meshctl endpoint inspect` tells it.
@@ -65,18 +81,14 @@ impl Container {
 
     /// Removes the namespace, as a runtime does when a container ends, without telling meshd.
     pub fn remove(&self) -> Result<()> {
-        let (name, dir) = (self.name.clone(), LabDir::new(self.prefix())?);
         super::teardown::remove_namespace(&self.netns)?;
-        dir.update(|state| state.containers.retain(|container| container.name != name))
+        self.host.dir().update(|state| state.containers.retain(|container| container.name != self.name))?;
+        super::teardown::remove_file(&self.host.dir().resolv_conf(&self.name))
     }
 
     /// Pings an address with three packets, 50 ms apart.
     pub fn ping(&self, address: impl Into<IpAddr>) -> Result<PingReport> {
         Ping::new(address.into()).run(&self.netns)
-    }
-
-    fn prefix(&self) -> &str {
-        self.netns.name().strip_suffix(&format!("-{}", self.name)).unwrap_or_default()
     }
 
     fn address<T: std::str::FromStr>(&self, field: &str) -> Result<T> {
@@ -138,10 +150,51 @@ pub(super) fn attach(
     }
     args.extend(options);
     let output = host.meshctl(args);
-    if is_new && !output.as_ref().is_ok_and(Output::success) {
+    let attached = output.as_ref().is_ok_and(Output::success);
+    if is_new && !attached {
         container.remove()?;
     }
-    Ok((container, output?))
+    let output = output?;
+    if attached {
+        learn_name_servers(dir, &container, &output.stdout)?;
+    }
+    Ok((container, output))
+}
+
+/// What an endpoint says about names; as in resolv.conf.
+#[derive(Default, Deserialize)]
+#[serde(default)]
+struct Dns {
+    nameservers: Vec<String>,
+    search: Vec<String>,
+    options: Vec<String>,
+}
+
+/// Adds what the new endpoint says about names to the container's resolv.conf. A container of several networks asks the
+/// first one's server first.
+fn learn_name_servers(dir: &LabDir, container: &Container, attached: &str) -> Result<()> {
+    #[derive(Deserialize)]
+    struct Endpoint {
+        #[serde(default)]
+        dns: Option<Dns>,
+    }
+    let id = attached.split_whitespace().next().unwrap_or(&container.name);
+    let told = container.host.meshctl(["endpoint", "inspect", id, "--format", "json"])?;
+    let Some(dns) = told.json::<Endpoint>()?.dns else { return Ok(()) };
+    if dns.nameservers.is_empty() {
+        return Ok(());
+    }
+    let path = dir.resolv_conf(&container.name);
+    let mut text = fs::read_to_string(&path).unwrap_or_default();
+    for server in dns.nameservers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    for (keyword, words) in [("search", dns.search), ("options", dns.options)] {
+        if !words.is_empty() && !text.contains(keyword) {
+            let _ = writeln!(text, "{keyword} {}", words.join(" "));
+        }
+    }
+    fs::write(&path, text).map_err(Error::file("write", &path))
 }
 
 fn handle(dir: &LabDir, host: &Host, name: &str) -> Container {

@@ -17,7 +17,7 @@ use super::{
     state::{HostState, LabDir},
     underlay,
 };
-use crate::{Cmd, Error, Netns, Output, ProcessId, Result, poll_until};
+use crate::{Cmd, Error, Netns, Output, ProcessId, Result, ip_batch_in, poll_until};
 
 /// How long meshd may take to serve its socket.
 const START_TIMEOUT: Duration = Duration::from_secs(15);
@@ -56,6 +56,21 @@ impl Host {
     /// Its IPv6 address on the underlay, where that has IPv6.
     pub fn address6(&self) -> Option<Ipv6Addr> {
         self.state.address6
+    }
+
+    /// Its lab's directory.
+    pub(super) fn dir(&self) -> &LabDir {
+        &self.dir
+    }
+
+    /// Gives it another IPv4 address on the underlay, as a floating address moves there.
+    pub fn add_address(&self, address: Ipv4Addr) -> Result<()> {
+        ip_batch_in(&self.netns, &[format!("addr add {address}/24 dev {}", underlay::DEVICE)])
+    }
+
+    /// Takes such an address away.
+    pub fn remove_address(&self, address: Ipv4Addr) -> Result<()> {
+        ip_batch_in(&self.netns, &[format!("addr del {address}/24 dev {}", underlay::DEVICE)])
     }
 
     /// Its directory in the lab's.

@@ -20,7 +20,7 @@ use underlay::CLIENT;
 pub use underlay::{GATEWAY, OUTSIDE_V4, OUTSIDE_V6};
 
 use self::state::{LabDir, LabState};
-use crate::{Error, Netns, Result, eventually};
+use crate::{Cmd, Error, Netns, Result, eventually};
 
 /// A lab that is up. One that [`LabBuilder::start`] made is taken down when the value is dropped, also by a panic;
 /// one that [`Lab::open`] found, or that was kept ([`Lab::keep`]), stays.
@@ -126,14 +126,14 @@ impl Lab {
         container::find(&self.dir, name)
     }
 
-    /// The namespace that `lab exec NAME` means: a container, a host, `client` or `underlay`.
-    pub fn namespace_named(&self, name: &str) -> Result<Netns> {
+    /// The command line that `lab exec NAME -- ARGV` means, in a container, or on `client`, `underlay` or a host.
+    pub fn cmd_in<S: Into<String>>(&self, name: &str, argv: impl IntoIterator<Item = S>) -> Result<Cmd> {
         match name {
-            "client" => Ok(self.client()),
-            "underlay" => Ok(self.underlay()),
+            "client" => Ok(self.client().cmd(argv)),
+            "underlay" => Ok(self.underlay().cmd(argv)),
             _ => match self.host_named(name) {
-                Ok(host) => Ok(host.netns().clone()),
-                Err(_) => Ok(self.container_named(name)?.netns().clone()),
+                Ok(host) => Ok(host.netns().cmd(argv)),
+                Err(_) => Ok(self.container_named(name)?.cmd(argv)),
             },
         }
     }
@@ -146,6 +146,13 @@ impl Lab {
     /// Sets the MTU of every underlay device, hosts' included.
     pub fn set_underlay_mtu(&self, mtu: u32) -> Result<()> {
         underlay::set_mtu(&self.state, mtu)
+    }
+
+    /// Moves a floating IPv4 address from one host to another.
+    pub fn move_address(&self, address: std::net::Ipv4Addr, from: &Host, to: &Host) -> Result<()> {
+        from.remove_address(address)?;
+        to.add_address(address)?;
+        underlay::forget_neighbour(&self.state, address)
     }
 
     /// Turns checksum, segmentation and receive offloads of every underlay device on or off. With them off, what

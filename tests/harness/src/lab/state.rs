@@ -165,6 +165,11 @@ impl LabDir {
         self.path().join(host)
     }
 
+    /// What `container` is to see as /etc/resolv.conf; not there while nobody has told it a name server.
+    pub(super) fn resolv_conf(&self, container: &str) -> PathBuf {
+        self.path().join(format!("{container}.resolv.conf"))
+    }
+
     /// Makes the directory with its first state; [`Error::LabExists`] if there is one.
     pub(super) fn create(&self, state: &LabState) -> Result<()> {
         fs::create_dir_all(LABS).map_err(Error::file("create", LABS))?;

@@ -50,6 +50,8 @@ pub(super) fn remove_host(dir: &LabDir, host: &str) -> Result<()> {
     let namespaces = containers.iter().map(|container| container.name.as_str()).chain([host]);
     let mut errors: Vec<Error> =
         namespaces.filter_map(|name| remove_namespace(&names.namespace(name)).err()).collect();
+    let resolv_confs = containers.iter().map(|container| dir.resolv_conf(&container.name));
+    errors.extend(resolv_confs.filter_map(|file| remove_file(&file).err()));
     errors.extend(remove_dir(&names.bpffs(host)).err());
     errors.extend(remove_dir(&dir.host(host).join("run")).err());
     Error::collect(errors)
@@ -99,6 +101,14 @@ fn processes_in(netns: &Netns) -> Vec<ProcessId> {
     pids.filter_map(ProcessId::of)
         .filter(|process| identity(Path::new(&format!("/proc/{}/ns/net", process.pid))) == Some(wanted))
         .collect()
+}
+
+/// Removes a file; one that is absent is fine.
+pub(super) fn remove_file(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(Error::file("remove", path)(error)),
+        _ => Ok(()),
+    }
 }
 
 fn remove_dir(path: &Path) -> Result<()> {

@@ -14,7 +14,7 @@ pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Likewise, where the underlay has IPv6.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
 /// Name of every machine's device on the underlay.
-const DEVICE: &str = "eth0";
+pub(super) const DEVICE: &str = "eth0";
 const BRIDGE: &str = "br0";
 
 /// Underlay address of host `number`: 192.168.77.11 for host 1.
@@ -148,6 +148,16 @@ pub(super) fn set_plugged(underlay: &Netns, host: &str, plugged: bool) -> Result
     // A bridge port's state would do as well, but the kernel enables the port again with the next carrier event.
     let master = if plugged { format!("master {BRIDGE}") } else { "nomaster".to_owned() };
     ip_batch_in(underlay, &[format!("link set {host} {master}")])
+}
+
+/// Has every machine forget where `address` was, as the announcement of its new owner does.
+pub(super) fn forget_neighbour(state: &LabState, address: Ipv4Addr) -> Result<()> {
+    let names = state.names();
+    let hosts = state.hosts.iter().map(|host| (names.namespace(&host.name), DEVICE));
+    for (netns, device) in hosts.chain([(names.client(), DEVICE), (names.underlay(), BRIDGE)]) {
+        netns.run(["ip", "neigh", "flush", "to", &address.to_string(), "dev", device])?.ok()?;
+    }
+    Ok(())
 }
 
 /// A port that is off the bridge hears what its host sends; without these it would answer in the gateway's place.

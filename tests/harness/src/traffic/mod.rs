@@ -3,14 +3,23 @@
 //! Sockets are made inside a namespace and used from threads of the test, so both ends share one process and one
 //! clock.
 
+mod client;
+mod content;
 mod gso;
+mod load;
 mod loss;
 mod ping;
 mod tcp;
 mod udp;
+mod web;
+mod web_process;
 
+pub use client::{Answer, Connection, Download, UdpClient, ask};
 pub use gso::{GsoReport, GsoTransfer};
+pub use load::{Load, LoadReport, load};
 pub use loss::{LossMeter, LossReport};
 pub use ping::{Ping, PingReport};
 pub use tcp::{TcpReceived, TcpSink, TransferReport, tcp_send, tcp_transfer};
 pub use udp::{UdpEcho, udp_request};
+pub use web::WebServer;
+pub use web_process::ServerProcess;

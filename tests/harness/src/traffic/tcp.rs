@@ -1,7 +1,6 @@
 //! TCP transfers whose content is checked at both ends.
 
 use std::{
-    fmt::Write as _,
     io::{Read, Write},
     net::{IpAddr, Shutdown, SocketAddr, TcpListener, TcpStream},
     thread::{self, JoinHandle},
@@ -10,10 +9,9 @@ use std::{
 
 use sha2::{Digest, Sha256};
 
+use super::content::{CHUNK, Content, hex};
 use crate::{Error, Netns, Result, poll_until};
 
-/// Bytes per write and read.
-const CHUNK: usize = 256 << 10;
 /// Longest time without any progress.
 const STALL: Duration = Duration::from_secs(10);
 
@@ -129,30 +127,4 @@ fn receive(listener: &TcpListener) -> Result<TcpReceived> {
             }
         }
     }
-}
-
-/// Bytes without a pattern that a shift or swap would leave intact (xorshift64*).
-struct Content(u64);
-
-impl Content {
-    fn new(seed: u64) -> Self {
-        Self(seed | 1)
-    }
-
-    fn fill(&mut self, buffer: &mut [u8]) {
-        for word in buffer.chunks_exact_mut(8) {
-            self.0 ^= self.0 >> 12;
-            self.0 ^= self.0 << 25;
-            self.0 ^= self.0 >> 27;
-            word.copy_from_slice(&self.0.wrapping_mul(0x2545_f491_4f6c_dd1d).to_le_bytes());
-        }
-    }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        // Writing to a String does not fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
 }

@@ -1,0 +1,211 @@
+//! Clients of [`super::WebServer`]: they know which server answered and what it saw of them.
+
+use std::{
+    io::{self, BufRead, BufReader, Read, Write},
+    net::{SocketAddr, TcpStream, UdpSocket},
+    os::fd::AsRawFd,
+    time::{Duration, Instant},
+};
+
+use nix::sys::{
+    socket::{
+        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+        sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+    },
+    time::TimeVal,
+};
+use sha2::{Digest, Sha256};
+
+use super::content::{CHUNK, Content};
+use crate::{Error, Netns, Result};
+
+/// Time for one answer, and longest time without any progress, unless said otherwise.
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// What a server said.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Answer {
+    /// The server's name.
+    pub backend: String,
+    /// The client's address and port, as the server saw them.
+    pub client: SocketAddr,
+}
+
+/// Content that arrived whole.
+#[derive(Debug, Clone)]
+pub struct Download {
+    /// Number of bytes.
+    pub bytes: u64,
+    /// From the request to the last byte.
+    pub elapsed: Duration,
+}
+
+/// A connection that stays open between requests.
+#[derive(Debug)]
+pub struct Connection {
+    stream: BufReader<TcpStream>,
+    target: SocketAddr,
+}
+
+/// Connects from `netns`, asks who answers, and closes.
+pub fn ask(netns: &Netns, target: SocketAddr) -> Result<Answer> {
+    netns
+        .enter(|| request_once(target, None, PATIENCE))?
+        .map_err(Error::system(format!("ask {target} from {}", netns.name())))
+}
+
+impl Connection {
+    /// Connects from `netns`.
+    pub fn open(netns: &Netns, target: SocketAddr) -> Result<Self> {
+        Self::open_from(netns, None, target)
+    }
+
+    /// Connects from a given address and port; one that an earlier connection used may be used again.
+    pub fn open_from(netns: &Netns, source: Option<SocketAddr>, target: SocketAddr) -> Result<Self> {
+        let stream = netns
+            .enter(|| open(target, source, PATIENCE))?
+            .map_err(Error::system(format!("connect to {target} from {}", netns.name())))?;
+        Ok(Self { stream: BufReader::with_capacity(CHUNK, stream), target })
+    }
+
+    /// Its own address and port.
+    pub fn local_address(&self) -> Result<SocketAddr> {
+        self.stream.get_ref().local_addr().map_err(Error::system("read connection's address"))
+    }
+
+    /// Asks who answers.
+    pub fn ask(&mut self) -> Result<Answer> {
+        let answer = send(self.stream.get_mut(), "/", false).and_then(|()| read_answer(&mut self.stream));
+        answer.map_err(Error::system(format!("ask {} on an open connection", self.target)))
+    }
+
+    /// Has `bytes` bytes sent and compares them with what the server is to send. Fails when nothing comes for 10 s.
+    pub fn download(&mut self, bytes: u64) -> Result<Download> {
+        let failed = || Error::system(format!("download {bytes} bytes from {}", self.target));
+        let begin = Instant::now();
+        send(self.stream.get_mut(), &format!("/bytes/{bytes}"), false).map_err(failed())?;
+        let length = read_head(&mut self.stream).map_err(failed())?;
+        let (mut wanted, mut got) = (Sha256::new(), Sha256::new());
+        let (mut content, mut chunk, mut left) = (Content::new(bytes), vec![0; CHUNK], length);
+        while left > 0 {
+            let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
+            content.fill(&mut chunk);
+            wanted.update(&chunk[..len]);
+            self.stream.read_exact(&mut chunk[..len]).map_err(failed())?;
+            got.update(&chunk[..len]);
+            left -= len as u64;
+        }
+        if length != bytes || wanted.finalize() != got.finalize() {
+            return Err(Error::Traffic(format!("{length} bytes from {} are not what was sent", self.target)));
+        }
+        Ok(Download { bytes, elapsed: begin.elapsed() })
+    }
+}
+
+/// A datagram client that keeps its source port.
+#[derive(Debug)]
+pub struct UdpClient {
+    socket: UdpSocket,
+}
+
+impl UdpClient {
+    /// Binds `source` in `netns`; port 0 takes a free one and keeps it.
+    pub fn bind(netns: &Netns, source: SocketAddr) -> Result<Self> {
+        Ok(Self { socket: super::udp::bind(netns, source)? })
+    }
+
+    /// Sends one datagram to `target`; its answer, or nothing when none comes within `timeout` or an ICMP error does.
+    /// An answer from another address than was asked is none.
+    pub fn ask(&self, target: SocketAddr, timeout: Duration) -> Result<Option<Answer>> {
+        let failed = || Error::system(format!("ask {target}"));
+        // Connected, it hears ICMP errors and nobody else's datagrams.
+        self.socket.connect(target).map_err(failed())?;
+        self.socket.set_read_timeout(Some(timeout)).map_err(failed())?;
+        if let Err(error) = self.socket.send(b"who?") {
+            return if is_no_answer(&error) { Ok(None) } else { Err(failed()(error)) };
+        }
+        let mut buffer = [0; 512];
+        match self.socket.recv(&mut buffer) {
+            Ok(len) => parse(&String::from_utf8_lossy(&buffer[..len])).map(Some).map_err(failed()),
+            Err(error) if is_no_answer(&error) => Ok(None),
+            Err(error) => Err(failed()(error)),
+        }
+    }
+}
+
+/// What a missing answer looks like: silence, or the ICMP error of an earlier datagram or this one.
+fn is_no_answer(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, WouldBlock};
+    matches!(error.kind(), WouldBlock | ConnectionRefused | HostUnreachable | NetworkUnreachable)
+}
+
+/// One connection, one request, in the calling thread's namespace; the server closes first.
+pub(super) fn request_once(
+    target: SocketAddr,
+    source: Option<SocketAddr>,
+    timeout: Duration,
+) -> io::Result<Answer> {
+    let mut stream = open(target, source, timeout)?;
+    send(&mut stream, "/", true)?;
+    let mut text = String::with_capacity(256);
+    stream.read_to_string(&mut text)?;
+    let (_, body) = text.split_once("\r\n\r\n").ok_or_else(|| unexpected(&text))?;
+    parse(body)
+}
+
+/// Connects in the calling thread's namespace; every later step on the stream has the same time-out.
+fn open(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> io::Result<TcpStream> {
+    let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+    let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let limit =
+        TimeVal::new(i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX), timeout.subsec_micros().into());
+    setsockopt(&socket, SendTimeout, &limit)?;
+    setsockopt(&socket, ReceiveTimeout, &limit)?;
+    if let Some(source) = source {
+        setsockopt(&socket, ReuseAddr, &true)?;
+        bind(socket.as_raw_fd(), &SockaddrStorage::from(source))?;
+    }
+    connect(socket.as_raw_fd(), &SockaddrStorage::from(target))?;
+    Ok(TcpStream::from(socket))
+}
+
+fn send(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<()> {
+    let connection = if close { "close" } else { "keep-alive" };
+    let request = format!("GET {path} HTTP/1.1\r\nHost: mesh\r\nConnection: {connection}\r\n\r\n");
+    stream.write_all(request.as_bytes())
+}
+
+fn read_answer(stream: &mut BufReader<TcpStream>) -> io::Result<Answer> {
+    let length = read_head(stream)?;
+    let mut body = vec![0; usize::try_from(length).unwrap_or(0).min(CHUNK)];
+    stream.read_exact(&mut body)?;
+    parse(&String::from_utf8_lossy(&body))
+}
+
+/// Reads up to the body; its length.
+fn read_head(stream: &mut BufReader<TcpStream>) -> io::Result<u64> {
+    let mut length = None;
+    loop {
+        let mut line = String::new();
+        if stream.read_line(&mut line)? == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        if line == "\r\n" {
+            return length.ok_or_else(|| unexpected("no Content-Length"));
+        }
+        if let Some(value) = line.strip_prefix("Content-Length: ") {
+            length = value.trim().parse().ok();
+        }
+    }
+}
+
+/// Reads `NAME CLIENT`.
+fn parse(body: &str) -> io::Result<Answer> {
+    let (backend, client) = body.trim_end().split_once(' ').ok_or_else(|| unexpected(body))?;
+    let client = client.parse().map_err(|_| unexpected(body))?;
+    Ok(Answer { backend: backend.to_owned(), client })
+}
+
+fn unexpected(text: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {text:?}"))
+}
