@@ -1,5 +1,7 @@
 //! Conversions between messages and the model's records: total in one direction, checked in the other.
 
+mod service;
+
 use std::fmt::Display;
 use std::str::FromStr;
 
@@ -32,6 +34,12 @@ pub fn parse_optional<T: FromStr<Err: Display>>(
 
 fn checked<T, U: TryInto<T, Error: Display>>(field: &'static str, value: U) -> Result<T, InvalidMessage> {
     value.try_into().map_err(|e: U::Error| InvalidMessage { field, reason: e.to_string() })
+}
+
+/// Takes a port, which is not 0.
+fn port(field: &'static str, port: u32) -> Result<u16, InvalidMessage> {
+    let port = checked::<std::num::NonZeroU16, _>(field, checked::<u16, _>(field, port)?)?;
+    Ok(port.get())
 }
 
 /// Takes a message field that must be there.
@@ -118,6 +126,7 @@ impl From<&model::Node> for v1::Node {
             data_path_mtu: node.data_path_mtu.get(),
             version: node.version.clone(),
             created_at: node.created_at.to_string(),
+            wireguard: node.wireguard.as_ref().map(Into::into),
         }
     }
 }
@@ -136,7 +145,22 @@ impl TryFrom<v1::Node> for model::Node {
             data_path_mtu: checked("data_path_mtu", node.data_path_mtu)?,
             created_at: parse("created_at", &node.created_at)?,
             version: node.version,
+            wireguard: node.wireguard.map(TryInto::try_into).transpose()?,
         })
+    }
+}
+
+impl From<&model::Wireguard> for v1::Wireguard {
+    fn from(wireguard: &model::Wireguard) -> Self {
+        Self { port: wireguard.port.into(), keys: wireguard.keys.clone().into_iter().collect() }
+    }
+}
+
+impl TryFrom<v1::Wireguard> for model::Wireguard {
+    type Error = InvalidMessage;
+
+    fn try_from(wireguard: v1::Wireguard) -> Result<Self, InvalidMessage> {
+        Ok(Self { port: port("port", wireguard.port)?, keys: wireguard.keys.into_iter().collect() })
     }
 }
 

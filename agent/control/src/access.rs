@@ -24,6 +24,17 @@ pub enum Method {
     InspectNode,
     ListEndpoints,
     GetCluster,
+    CreateService,
+    UpdateService,
+    RemoveService,
+    DrainBackend,
+    ActivateBackend,
+    RotateKeys,
+    ListServices,
+    InspectService,
+    AddBackend,
+    RemoveBackend,
+    SetWireguard,
     Lease,
     ReleaseLease,
     Leave,
@@ -40,6 +51,8 @@ pub enum Access {
     Reading,
     /// Every member, about its own records only: whose they are is told by the certificate, never by the request.
     OwnRecords,
+    /// Managers, and every member about its own endpoints.
+    OwnEndpoints,
 }
 
 impl Method {
@@ -51,16 +64,28 @@ impl Method {
             | Self::PruneNetworks
             | Self::UpdateNode
             | Self::RemoveNode
-            | Self::JoinToken => Access::Administration,
+            | Self::JoinToken
+            | Self::CreateService
+            | Self::UpdateService
+            | Self::RemoveService
+            | Self::DrainBackend
+            | Self::ActivateBackend
+            | Self::RotateKeys => Access::Administration,
             Self::ListNetworks
             | Self::InspectNetwork
             | Self::ListNodes
             | Self::InspectNode
             | Self::ListEndpoints
-            | Self::GetCluster => Access::Reading,
-            Self::Lease | Self::ReleaseLease | Self::Leave | Self::RenewCertificate | Self::OpenSession => {
-                Access::OwnRecords
-            }
+            | Self::GetCluster
+            | Self::ListServices
+            | Self::InspectService => Access::Reading,
+            Self::AddBackend | Self::RemoveBackend => Access::OwnEndpoints,
+            Self::Lease
+            | Self::ReleaseLease
+            | Self::Leave
+            | Self::RenewCertificate
+            | Self::SetWireguard
+            | Self::OpenSession => Access::OwnRecords,
         }
     }
 }

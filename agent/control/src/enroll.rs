@@ -116,6 +116,7 @@ fn wanted(request: &JoinRequest, role: Role) -> Result<Node, WantedError> {
         data_path_addr: parse("data_path_addr", &request.data_path_addr)?,
         data_path_mtu: mtu,
         version: request.version.clone(),
+        wireguard: None,
         created_at: Timestamp::now(),
     })
 }

@@ -311,6 +311,7 @@ fn node_record(node: ThisNode) -> Result<Node, ManagerError> {
         data_path_addr: node.data_path_addr,
         data_path_mtu: node.data_path_mtu,
         version: node.version,
+        wireguard: None,
         created_at: Timestamp::now(),
     })
 }

@@ -247,6 +247,7 @@ mod tests {
             data_path_addr: "192.168.77.11".parse().unwrap(),
             data_path_mtu: Mtu::try_from(mtu).unwrap(),
             version: String::new(),
+            wireguard: None,
             created_at: jiff::Timestamp::UNIX_EPOCH,
         }
     }
@@ -332,6 +333,12 @@ mod tests {
                 }
                 Kind::RemoveLease(lease) => {
                     self.leases.remove(&(lease.network, lease.prefix)).expect("a lease that was known");
+                }
+                Kind::PutService(_)
+                | Kind::RemoveService(_)
+                | Kind::PutBackend(_)
+                | Kind::RemoveBackend(_) => {
+                    panic!("there are no services")
                 }
             }
         }

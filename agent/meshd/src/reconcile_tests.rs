@@ -32,6 +32,7 @@ fn node() -> Node {
         data_path_addr: [192, 0, 2, 1].into(),
         data_path_mtu: 1500.try_into().unwrap(),
         version: "test".into(),
+        wireguard: None,
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }
 }

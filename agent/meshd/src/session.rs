@@ -241,7 +241,12 @@ impl Session<'_> {
                 say(outgoing, agent_message::Kind::Cede(answer)).await?;
             }
             manager_message::Kind::EndpointsTaken(taken) => self.agent.set_told(taken.number),
-            manager_message::Kind::Ping(v1::Ping {}) => {}
+            // This version keeps no soft state of others and has no port or key of its own to speak of.
+            manager_message::Kind::BackendHealth(_)
+            | manager_message::Kind::Endpoints(_)
+            | manager_message::Kind::PortCheck(_)
+            | manager_message::Kind::RotateKeys(_)
+            | manager_message::Kind::Ping(v1::Ping {}) => {}
         }
         Ok(())
     }
@@ -347,6 +352,7 @@ pub fn message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
         aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
         health: "none".to_owned(),
         created_at: endpoint.created_at.to_string(),
+        dns: None,
     }
 }
 
@@ -358,7 +364,9 @@ fn changed_networks(delta: &v1::Delta) -> Result<BTreeSet<NetworkId>, InvalidMes
         Kind::PutNetwork(network) => Some(&network.id),
         Kind::RemoveNetwork(id) => Some(id),
         Kind::PutLease(lease) | Kind::RemoveLease(lease) => Some(&lease.network),
-        Kind::PutNode(_) | Kind::RemoveNode(_) => None,
+        Kind::PutService(service) => Some(&service.network),
+        Kind::PutBackend(backend) => Some(&backend.network),
+        Kind::PutNode(_) | Kind::RemoveNode(_) | Kind::RemoveService(_) | Kind::RemoveBackend(_) => None,
     });
     networks.map(|id| parse("network", id)).collect()
 }

@@ -3,7 +3,9 @@
 use std::collections::BTreeMap;
 
 use mesh_model::cluster::Cluster;
-use mesh_model::{Lease, Network, NetworkId, Node, NodeId, Prefix, Vni};
+use mesh_model::{
+    Backend, BackendId, Lease, Network, NetworkId, Node, NodeId, Prefix, Service, ServiceId, Vni,
+};
 use mesh_proto::convert::{InvalidMessage, parse, required};
 use mesh_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -18,11 +20,17 @@ pub struct ClusterView {
     pub cluster: Cluster,
     /// Every member.
     pub nodes: BTreeMap<NodeId, Node>,
-    /// The networks in which this node has a lease.
+    /// The networks in which this node has a lease, and those of services with published ports.
     pub networks: BTreeMap<NetworkId, Network>,
     /// All leases of those networks.
     #[serde(with = "as_list")]
     pub leases: BTreeMap<(NetworkId, Prefix), Lease>,
+    /// The services of those networks that concern this node.
+    #[serde(default)]
+    pub services: BTreeMap<ServiceId, Service>,
+    /// All backends of those services.
+    #[serde(default)]
+    pub backends: BTreeMap<BackendId, Backend>,
     /// `HOST:PORT` of every manager.
     pub managers: Vec<String>,
 }
@@ -77,6 +85,8 @@ impl ClusterView {
             nodes: BTreeMap::from([(node.id.clone(), node)]),
             networks: BTreeMap::new(),
             leases: BTreeMap::new(),
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
             managers,
         }
     }
@@ -86,12 +96,16 @@ impl ClusterView {
         let nodes = records::<_, Node>(snapshot.nodes)?;
         let networks = records::<_, Network>(snapshot.networks)?;
         let leases = records::<_, Lease>(snapshot.leases)?;
+        let services = records::<_, Service>(snapshot.services)?;
+        let backends = records::<_, Backend>(snapshot.backends)?;
         Ok(Self {
             revision: snapshot.revision,
             cluster: required("cluster", snapshot.cluster)?.try_into()?,
             nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect(),
             networks: networks.into_iter().map(|network| (network.id.clone(), network)).collect(),
             leases: leases.into_iter().map(|lease| ((lease.network.clone(), lease.prefix), lease)).collect(),
+            services: services.into_iter().map(|service| (service.id.clone(), service)).collect(),
+            backends: backends.into_iter().map(|backend| (backend.id, backend)).collect(),
             managers: snapshot.managers,
         })
     }
@@ -127,6 +141,8 @@ impl ClusterView {
                 let id = parse::<NetworkId>("remove_network", &id)?;
                 self.networks.remove(&id);
                 self.leases.retain(|(network, _), _| *network != id);
+                self.services.retain(|_, service| service.network != id);
+                self.backends.retain(|_, backend| backend.network != id);
             }
             Kind::PutLease(lease) => {
                 let lease = Lease::try_from(lease)?;
@@ -136,6 +152,23 @@ impl ClusterView {
                 let network = parse::<NetworkId>("network", &lease.network)?;
                 let prefix = parse::<Prefix>("prefix", &lease.prefix)?;
                 self.leases.remove(&(network, prefix));
+            }
+            Kind::PutService(service) => {
+                let service = Service::try_from(service)?;
+                self.services.insert(service.id.clone(), service);
+            }
+            Kind::RemoveService(id) => {
+                let id = parse::<ServiceId>("remove_service", &id)?;
+                self.services.remove(&id);
+                self.backends.retain(|_, backend| backend.service != id);
+            }
+            Kind::PutBackend(backend) => {
+                let backend = Backend::try_from(backend)?;
+                self.backends.insert(backend.id, backend);
+            }
+            Kind::RemoveBackend(number) => {
+                // A number that is none is that of no backend here.
+                BackendId::try_from(number).ok().and_then(|id| self.backends.remove(&id));
             }
         }
         Ok(())

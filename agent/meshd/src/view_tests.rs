@@ -17,6 +17,7 @@ fn node(n: u32) -> v1::Node {
         data_path_mtu: 1500,
         version: "0.1.0".into(),
         created_at: "2026-01-01T00:00:00Z".into(),
+        wireguard: None,
     }
 }
 
@@ -61,6 +62,8 @@ fn snapshot() -> v1::Snapshot {
         networks: vec![network(1)],
         leases: vec![lease(1, 0, 1), lease(1, 1, 2)],
         managers: vec!["192.0.2.1:7377".into()],
+        services: Vec::new(),
+        backends: Vec::new(),
     }
 }
 

@@ -57,6 +57,16 @@ pub enum NodeState {
     Down,
 }
 
+/// A node's keys for the tunnels of encrypted networks, as it announces them itself.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wireguard {
+    /// UDP port that its engine listens on, at its data-path address.
+    pub port: u16,
+    /// Public keys (Curve25519, base64) by generation. The newest is the one to begin sessions with; older ones are
+    /// still answered while a rotation is under way.
+    pub keys: BTreeMap<u32, String>,
+}
+
 /// A member of the cluster.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
@@ -76,6 +86,9 @@ pub struct Node {
     pub data_path_mtu: Mtu,
     /// Version of its agent.
     pub version: String,
+    /// Its keys for encrypted networks, once it has announced some.
+    #[serde(default)]
+    pub wireguard: Option<Wireguard>,
     /// When it joined.
     pub created_at: Timestamp,
 }

@@ -94,3 +94,7 @@ identifier!(
     /// One container's attachment to one network.
     EndpointId
 );
+identifier!(
+    /// A service.
+    ServiceId
+);

@@ -1,15 +1,7 @@
 //! The `Control` service.
 
+use mesh_proto::v1;
 use mesh_proto::v1::control_server::Control;
-use mesh_proto::v1::{
-    Cluster, CreateNetworkRequest, GetClusterRequest, InspectNetworkRequest, InspectNetworkResponse,
-    InspectNodeRequest, JoinTokenRequest, JoinTokenResponse, LeaseRequest, LeaseResponse, LeaveRequest,
-    LeaveResponse, ListEndpointsRequest, ListEndpointsResponse, ListNetworksRequest, ListNetworksResponse,
-    ListNodesRequest, ListNodesResponse, Network, NodeStatus, PruneNetworksRequest, PruneNetworksResponse,
-    ReleaseLeaseRequest, ReleaseLeaseResponse, RemoveNetworkRequest, RemoveNetworkResponse,
-    RemoveNodeRequest, RemoveNodeResponse, RenewCertificateRequest, RenewCertificateResponse,
-    UpdateNodeRequest,
-};
 use tonic::{Request, Response, Status};
 
 use super::MemberService;
@@ -37,45 +29,67 @@ macro_rules! calls {
 }
 
 calls! {
-    create_network: CreateNetwork(CreateNetworkRequest) -> Network,
+    create_network: CreateNetwork(v1::CreateNetworkRequest) -> v1::Network,
         |core, _, message| (&networks::create(core, message).await?).into();
-    remove_network: RemoveNetwork(RemoveNetworkRequest) -> RemoveNetworkResponse,
-        |core, _, message| RemoveNetworkResponse {
+    remove_network: RemoveNetwork(v1::RemoveNetworkRequest) -> v1::RemoveNetworkResponse,
+        |core, _, message| v1::RemoveNetworkResponse {
             network: Some((&networks::remove(core, &message.network).await?).into()),
         };
-    prune_networks: PruneNetworks(PruneNetworksRequest) -> PruneNetworksResponse,
-        |core, _, _| PruneNetworksResponse {
+    prune_networks: PruneNetworks(v1::PruneNetworksRequest) -> v1::PruneNetworksResponse,
+        |core, _, _| v1::PruneNetworksResponse {
             removed: networks::prune(core).await?.iter().map(Into::into).collect(),
         };
-    update_node: UpdateNode(UpdateNodeRequest) -> NodeStatus,
+    update_node: UpdateNode(v1::UpdateNodeRequest) -> v1::NodeStatus,
         |core, _, message| nodes::update(core, &message).await?;
-    remove_node: RemoveNode(RemoveNodeRequest) -> RemoveNodeResponse,
+    remove_node: RemoveNode(v1::RemoveNodeRequest) -> v1::RemoveNodeResponse,
         |core, _, message| nodes::remove(core, &message).await?;
-    join_token: JoinToken(JoinTokenRequest) -> JoinTokenResponse,
+    join_token: JoinToken(v1::JoinTokenRequest) -> v1::JoinTokenResponse,
         |core, _, message| nodes::join_token(core, &message).await?;
-    list_networks: ListNetworks(ListNetworksRequest) -> ListNetworksResponse,
-        |core, _, _| ListNetworksResponse { networks: networks::list(core).await? };
-    inspect_network: InspectNetwork(InspectNetworkRequest) -> InspectNetworkResponse,
+    list_networks: ListNetworks(v1::ListNetworksRequest) -> v1::ListNetworksResponse,
+        |core, _, _| v1::ListNetworksResponse { networks: networks::list(core).await? };
+    inspect_network: InspectNetwork(v1::InspectNetworkRequest) -> v1::InspectNetworkResponse,
         |core, _, message| networks::inspect(core, &message.network).await?;
-    list_nodes: ListNodes(ListNodesRequest) -> ListNodesResponse,
-        |core, _, _| ListNodesResponse { nodes: nodes::list(core).await? };
-    inspect_node: InspectNode(InspectNodeRequest) -> NodeStatus,
+    list_nodes: ListNodes(v1::ListNodesRequest) -> v1::ListNodesResponse,
+        |core, _, _| v1::ListNodesResponse { nodes: nodes::list(core).await? };
+    inspect_node: InspectNode(v1::InspectNodeRequest) -> v1::NodeStatus,
         |core, _, message| nodes::status(core, &resolve_node(core, &message.node).await?.value);
-    list_endpoints: ListEndpoints(ListEndpointsRequest) -> ListEndpointsResponse,
-        |core, _, message| ListEndpointsResponse {
+    list_endpoints: ListEndpoints(v1::ListEndpointsRequest) -> v1::ListEndpointsResponse,
+        |core, _, message| v1::ListEndpointsResponse {
             endpoints: networks::list_endpoints(core, &message).await?,
         };
-    get_cluster: GetCluster(GetClusterRequest) -> Cluster,
+    get_cluster: GetCluster(v1::GetClusterRequest) -> v1::Cluster,
         |core, _, _| core.cluster().into();
-    lease: Lease(LeaseRequest) -> LeaseResponse,
+    lease: Lease(v1::LeaseRequest) -> v1::LeaseResponse,
         |core, caller, message| leases::lease(core, caller, &message).await?;
-    release_lease: ReleaseLease(ReleaseLeaseRequest) -> ReleaseLeaseResponse,
+    release_lease: ReleaseLease(v1::ReleaseLeaseRequest) -> v1::ReleaseLeaseResponse,
         |core, caller, message| leases::release(core, caller, &message).await?;
-    leave: Leave(LeaveRequest) -> LeaveResponse,
+    leave: Leave(v1::LeaveRequest) -> v1::LeaveResponse,
         |core, caller, _| {
             nodes::leave(core, caller).await?;
-            LeaveResponse {}
+            v1::LeaveResponse {}
         };
-    renew_certificate: RenewCertificate(RenewCertificateRequest) -> RenewCertificateResponse,
+    renew_certificate: RenewCertificate(v1::RenewCertificateRequest) -> v1::RenewCertificateResponse,
         |core, caller, message| nodes::renew(core, caller, &message)?;
+    create_service: CreateService(v1::CreateServiceRequest) -> v1::ServiceStatus,
+        |_, _, _| Err(Status::unimplemented("CreateService is not served"))?;
+    update_service: UpdateService(v1::UpdateServiceRequest) -> v1::ServiceStatus,
+        |_, _, _| Err(Status::unimplemented("UpdateService is not served"))?;
+    remove_service: RemoveService(v1::RemoveServiceRequest) -> v1::ServiceStatus,
+        |_, _, _| Err(Status::unimplemented("RemoveService is not served"))?;
+    list_services: ListServices(v1::ListServicesRequest) -> v1::ListServicesResponse,
+        |_, _, _| Err(Status::unimplemented("ListServices is not served"))?;
+    inspect_service: InspectService(v1::InspectServiceRequest) -> v1::ServiceStatus,
+        |_, _, _| Err(Status::unimplemented("InspectService is not served"))?;
+    add_backend: AddBackend(v1::AddBackendRequest) -> v1::BackendStatus,
+        |_, _, _| Err(Status::unimplemented("AddBackend is not served"))?;
+    remove_backend: RemoveBackend(v1::RemoveBackendRequest) -> v1::BackendStatus,
+        |_, _, _| Err(Status::unimplemented("RemoveBackend is not served"))?;
+    drain_backend: DrainBackend(v1::DrainBackendRequest) -> v1::BackendStatus,
+        |_, _, _| Err(Status::unimplemented("DrainBackend is not served"))?;
+    activate_backend: ActivateBackend(v1::ActivateBackendRequest) -> v1::BackendStatus,
+        |_, _, _| Err(Status::unimplemented("ActivateBackend is not served"))?;
+    rotate_keys: RotateKeys(v1::RotateKeysRequest) -> v1::RotateKeysResponse,
+        |_, _, _| Err(Status::unimplemented("RotateKeys is not served"))?;
+    set_wireguard: SetWireguard(v1::SetWireguardRequest) -> v1::SetWireguardResponse,
+        |_, _, _| Err(Status::unimplemented("SetWireguard is not served"))?;
 }

@@ -43,7 +43,7 @@ pub(super) async fn run(
                     warn!(node = %caller.node().name, address = answer.address, %problem, "cannot settle a borrow");
                 }
             }
-            Some(Kind::Heartbeat(_)) | None => {}
+            Some(Kind::Heartbeat(_) | Kind::Health(_) | Kind::PortCheck(_)) | None => {}
             Some(Kind::Hello(_)) => return Problem::new(ProblemKind::Usage, "a session has one Hello"),
         }
     }

@@ -92,7 +92,7 @@ impl Writer<'_> {
                 }
                 Ok(()) = reported.changed() => {
                     let number = *reported.borrow_and_update();
-                    self.send(Kind::EndpointsTaken(EndpointsTaken { number })).await?;
+                    self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused: Vec::new() })).await?;
                 }
                 _ = beat.tick() => {
                     if known > told {
@@ -159,6 +159,8 @@ fn snapshot(view: &View, node: &NodeId) -> AgentSnapshot {
             networks: networks.iter().map(|records| (&records.network).into()).collect(),
             leases: leases().map(Into::into).collect(),
             managers: crate::enroll::manager_addresses(view.nodes.values()),
+            services: Vec::new(),
+            backends: Vec::new(),
         },
         visible: networks.iter().map(|records| records.network.id.clone()).collect(),
         asked: all.filter(|lease| is_asked(lease, node)).cloned().collect(),

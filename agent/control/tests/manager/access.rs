@@ -3,19 +3,15 @@
 use mesh_control::identity::tls::join_client_config;
 use mesh_control::session::{control_client, session_client};
 use mesh_control::{Access, Method, connect};
-use mesh_proto::v1::{
-    Availability, CreateNetworkRequest, GetClusterRequest, InspectNetworkRequest, InspectNodeRequest,
-    JoinTokenRequest, LeaseRequest, LeaveRequest, ListEndpointsRequest, ListNetworksRequest,
-    ListNodesRequest, PruneNetworksRequest, ReleaseLeaseRequest, RemoveNetworkRequest, RemoveNodeRequest,
-    RenewCertificateRequest, Role, UpdateNodeRequest,
-};
+use mesh_proto::v1;
+use mesh_proto::v1::{Availability, Role};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, network};
 
-const METHODS: [Method; 17] = [
+const METHODS: [Method; 28] = [
     Method::CreateNetwork,
     Method::RemoveNetwork,
     Method::PruneNetworks,
@@ -28,6 +24,17 @@ const METHODS: [Method; 17] = [
     Method::InspectNode,
     Method::ListEndpoints,
     Method::GetCluster,
+    Method::CreateService,
+    Method::UpdateService,
+    Method::RemoveService,
+    Method::DrainBackend,
+    Method::ActivateBackend,
+    Method::RotateKeys,
+    Method::ListServices,
+    Method::InspectService,
+    Method::AddBackend,
+    Method::RemoveBackend,
+    Method::SetWireguard,
     Method::Lease,
     Method::ReleaseLease,
     Method::Leave,
@@ -39,48 +46,88 @@ const METHODS: [Method; 17] = [
 async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
     let mut control = control_client(channel.clone());
     let (app, h1) = ("app".to_owned(), "h1".to_owned());
+    let (web, foreign) = ("web".to_owned(), "c1".to_owned());
     match method {
         Method::CreateNetwork => control
-            .create_network(CreateNetworkRequest { name: "mine".into(), ..Default::default() })
+            .create_network(v1::CreateNetworkRequest { name: "mine".into(), ..Default::default() })
             .await
             .map(drop),
         Method::RemoveNetwork => {
-            control.remove_network(RemoveNetworkRequest { network: app }).await.map(drop)
+            control.remove_network(v1::RemoveNetworkRequest { network: app }).await.map(drop)
         }
-        Method::PruneNetworks => control.prune_networks(PruneNetworksRequest {}).await.map(drop),
+        Method::PruneNetworks => control.prune_networks(v1::PruneNetworksRequest {}).await.map(drop),
         Method::UpdateNode => {
             let availability = Availability::Drain.into();
-            control.update_node(UpdateNodeRequest { node: h1, availability }).await.map(drop)
+            control.update_node(v1::UpdateNodeRequest { node: h1, availability }).await.map(drop)
         }
         Method::RemoveNode => {
-            control.remove_node(RemoveNodeRequest { node: h1, force: true }).await.map(drop)
+            control.remove_node(v1::RemoveNodeRequest { node: h1, force: true }).await.map(drop)
         }
-        Method::JoinToken => {
-            control.join_token(JoinTokenRequest { role: Role::Manager.into(), rotate: true }).await.map(drop)
-        }
-        Method::ListNetworks => control.list_networks(ListNetworksRequest {}).await.map(drop),
+        Method::JoinToken => control
+            .join_token(v1::JoinTokenRequest { role: Role::Manager.into(), rotate: true })
+            .await
+            .map(drop),
+        Method::ListNetworks => control.list_networks(v1::ListNetworksRequest {}).await.map(drop),
         Method::InspectNetwork => {
-            control.inspect_network(InspectNetworkRequest { network: app }).await.map(drop)
+            control.inspect_network(v1::InspectNetworkRequest { network: app }).await.map(drop)
         }
-        Method::ListNodes => control.list_nodes(ListNodesRequest {}).await.map(drop),
-        Method::InspectNode => control.inspect_node(InspectNodeRequest { node: h1 }).await.map(drop),
-        Method::ListEndpoints => control.list_endpoints(ListEndpointsRequest::default()).await.map(drop),
-        Method::GetCluster => control.get_cluster(GetClusterRequest {}).await.map(drop),
-        Method::Lease => {
-            control.lease(LeaseRequest { network: app, address: String::new(), family: 4 }).await.map(drop)
+        Method::ListNodes => control.list_nodes(v1::ListNodesRequest {}).await.map(drop),
+        Method::InspectNode => control.inspect_node(v1::InspectNodeRequest { node: h1 }).await.map(drop),
+        Method::ListEndpoints => control.list_endpoints(v1::ListEndpointsRequest::default()).await.map(drop),
+        Method::GetCluster => control.get_cluster(v1::GetClusterRequest {}).await.map(drop),
+        Method::CreateService => {
+            let request =
+                v1::CreateServiceRequest { name: "mine".into(), network: app, ..Default::default() };
+            control.create_service(request).await.map(drop)
         }
+        Method::UpdateService => {
+            let affinity = v1::Affinity::ClientIp.into();
+            let request = v1::UpdateServiceRequest { service: web, affinity, ..Default::default() };
+            control.update_service(request).await.map(drop)
+        }
+        Method::RemoveService => {
+            control.remove_service(v1::RemoveServiceRequest { service: web }).await.map(drop)
+        }
+        Method::ListServices => control.list_services(v1::ListServicesRequest::default()).await.map(drop),
+        Method::InspectService => {
+            control.inspect_service(v1::InspectServiceRequest { service: web }).await.map(drop)
+        }
+        Method::AddBackend => {
+            control.add_backend(v1::AddBackendRequest { service: web, endpoint: foreign }).await.map(drop)
+        }
+        Method::RemoveBackend => control
+            .remove_backend(v1::RemoveBackendRequest { service: web, endpoint: foreign })
+            .await
+            .map(drop),
+        Method::DrainBackend => {
+            control.drain_backend(v1::DrainBackendRequest { service: web, endpoint: foreign }).await.map(drop)
+        }
+        Method::ActivateBackend => {
+            let request = v1::ActivateBackendRequest { service: web, endpoint: foreign };
+            control.activate_backend(request).await.map(drop)
+        }
+        Method::RotateKeys => control.rotate_keys(v1::RotateKeysRequest {}).await.map(drop),
+        Method::SetWireguard => {
+            let keys = [(1, "GSbxL3oHmgXcZmSPPmrpIYMcdcA7/YEP4zSJ0jZ2nBM=".to_owned())].into();
+            let wireguard = Some(v1::Wireguard { port: 51820, keys });
+            control.set_wireguard(v1::SetWireguardRequest { wireguard }).await.map(drop)
+        }
+        Method::Lease => control
+            .lease(v1::LeaseRequest { network: app, address: String::new(), family: 4 })
+            .await
+            .map(drop),
         Method::ReleaseLease => {
             let network = "0123456789abcdef01234567".to_owned();
-            let request = ReleaseLeaseRequest { network, prefix: "10.64.0.0/26".into(), revision: 1 };
+            let request = v1::ReleaseLeaseRequest { network, prefix: "10.64.0.0/26".into(), revision: 1 };
             control.release_lease(request).await.map(drop)
         }
-        Method::Leave => control.leave(LeaveRequest {}).await.map(drop),
+        Method::Leave => control.leave(v1::LeaveRequest {}).await.map(drop),
         Method::RenewCertificate => {
             let csr_pem = mesh_control::NodeKey::generate().unwrap().csr_pem;
-            control.renew_certificate(RenewCertificateRequest { csr_pem }).await.map(drop)
+            control.renew_certificate(v1::RenewCertificateRequest { csr_pem }).await.map(drop)
         }
         Method::OpenSession => {
-            let none = tokio_stream::empty::<mesh_proto::v1::AgentMessage>();
+            let none = tokio_stream::empty::<v1::AgentMessage>();
             session_client(channel.clone()).open(none).await.map(drop)
         }
     }
@@ -91,7 +138,7 @@ async fn a_worker_may_read_and_manage_itself_but_not_the_cluster() {
     let cluster = Cluster::start().await;
     cluster.create(network("app")).await.unwrap();
     let tokens = (cluster.token(Role::Worker).await, cluster.token(Role::Manager).await);
-    let nodes = cluster.control().list_nodes(ListNodesRequest {}).await.unwrap().into_inner();
+    let nodes = cluster.control().list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner();
     for method in METHODS {
         let worker = cluster.join("h2").await;
         let result = call(&worker.channel, method).await;
@@ -102,15 +149,15 @@ async fn a_worker_may_read_and_manage_itself_but_not_the_cluster() {
             result.unwrap_or_else(|error| panic!("{method:?}: {error}"));
         }
         if method != Method::Leave {
-            let request = RemoveNodeRequest { node: "h2".into(), force: true };
+            let request = v1::RemoveNodeRequest { node: "h2".into(), force: true };
             cluster.control().remove_node(request).await.unwrap();
         }
     }
     assert_eq!((cluster.token(Role::Worker).await, cluster.token(Role::Manager).await), tokens);
     let networks =
-        cluster.control().list_networks(ListNetworksRequest {}).await.unwrap().into_inner().networks;
+        cluster.control().list_networks(v1::ListNetworksRequest {}).await.unwrap().into_inner().networks;
     assert_eq!(networks.iter().map(|network| network.name.as_str()).collect::<Vec<_>>(), ["app"]);
-    let after = cluster.control().list_nodes(ListNodesRequest {}).await.unwrap().into_inner();
+    let after = cluster.control().list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner();
     assert_eq!(after.nodes[0].node, nodes.nodes[0].node);
 }
 
@@ -133,7 +180,7 @@ async fn a_worker_cannot_release_another_nodes_lease() {
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let _agent = Agent::start(&h2, Behaviour::default()).await;
     let lease = h2.lease(&app, "").await.unwrap().lease.unwrap();
-    let request = ReleaseLeaseRequest {
+    let request = v1::ReleaseLeaseRequest {
         network: app.id.clone(),
         prefix: lease.prefix.clone(),
         revision: lease.revision,
@@ -141,7 +188,7 @@ async fn a_worker_cannot_release_another_nodes_lease() {
     let error = h3.control().release_lease(request.clone()).await.unwrap_err();
     assert_eq!(error.code(), Code::PermissionDenied);
     let leases = || async {
-        let request = InspectNetworkRequest { network: "app".into() };
+        let request = v1::InspectNetworkRequest { network: "app".into() };
         cluster.control().inspect_network(request).await.unwrap().into_inner().leases
     };
     assert_eq!(leases().await, [lease]);

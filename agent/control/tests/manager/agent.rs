@@ -1,6 +1,6 @@
 //! An agent without a kernel: it keeps what its manager tells, and answers as it is told to.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mesh_control::limits::HEARTBEAT;
@@ -8,8 +8,9 @@ use mesh_control::session::session_client;
 use mesh_proto::v1::agent_message::Kind as Say;
 use mesh_proto::v1::manager_message::Kind as Hear;
 use mesh_proto::v1::{
-    AgentMessage, Applied, Cede, CedeAnswer, Change, Endpoint, EndpointReport, Heartbeat, Hello, Lease,
-    Network, Node, NodeState, Probe, ProbeReport, change,
+    AgentMessage, Applied, Backend, BackendHealth, BackendHealthEntry, Cede, CedeAnswer, Change, Endpoint,
+    EndpointReport, Endpoints, HealthReport, Heartbeat, Hello, Lease, Network, Node, NodeState, PortCheck,
+    PortCheckAnswer, Probe, ProbeReport, Service, change,
 };
 use tokio::sync::{mpsc, watch};
 use tokio::time::{interval, timeout};
@@ -34,6 +35,8 @@ pub(crate) struct Behaviour {
     /// What its host routes.
     pub(crate) routes: Vec<String>,
     pub(crate) mtu: u32,
+    /// Ports that sockets of its host have; `None`: it does not answer.
+    pub(crate) listens: Option<BTreeSet<u32>>,
 }
 
 impl Default for Behaviour {
@@ -46,6 +49,7 @@ impl Default for Behaviour {
             endpoints: Vec::new(),
             routes: Vec::new(),
             mtu: 1500,
+            listens: Some(BTreeSet::new()),
         }
     }
 }
@@ -61,6 +65,16 @@ pub(crate) struct Known {
     pub(crate) leases: BTreeMap<(String, String), Lease>,
     pub(crate) states: BTreeMap<String, NodeState>,
     pub(crate) asked: Vec<Cede>,
+    pub(crate) services: BTreeMap<String, Service>,
+    pub(crate) backends: BTreeMap<u32, Backend>,
+    pub(crate) health: BTreeMap<u32, bool>,
+    /// Other nodes' endpoints, by id.
+    pub(crate) endpoints: BTreeMap<String, Endpoint>,
+    pub(crate) refused: BTreeMap<String, String>,
+    /// The questions about ports.
+    pub(crate) checks: Vec<PortCheck>,
+    /// The generation of keys that was asked for.
+    pub(crate) generation: u32,
     pub(crate) ended: Option<Status>,
 }
 
@@ -68,12 +82,13 @@ impl Known {
     fn hear(&mut self, message: Hear) {
         match message {
             Hear::Snapshot(snapshot) => {
-                let (snapshots, states) = (self.snapshots + 1, std::mem::take(&mut self.states));
-                let asked = std::mem::take(&mut self.asked);
-                *self = Self { snapshots, states, asked, revision: snapshot.revision, ..Self::default() };
+                self.snapshots += 1;
+                self.revision = snapshot.revision;
                 self.nodes = snapshot.nodes.into_iter().map(|node| (node.id.clone(), node)).collect();
                 self.networks = snapshot.networks.into_iter().map(|n| (n.id.clone(), n)).collect();
                 self.leases = snapshot.leases.into_iter().map(|lease| (lease_key(&lease), lease)).collect();
+                self.services = snapshot.services.into_iter().map(|s| (s.id.clone(), s)).collect();
+                self.backends = snapshot.backends.into_iter().map(|b| (b.id, b)).collect();
             }
             Hear::Delta(delta) => {
                 assert!(delta.revision > self.revision, "{} after {}", delta.revision, self.revision);
@@ -85,7 +100,27 @@ impl Known {
                     states.nodes.into_iter().map(|entry| (entry.node.clone(), entry.state())).collect();
             }
             Hear::Cede(cede) => self.asked.push(cede),
-            Hear::Ping(_) | Hear::EndpointsTaken(_) => {}
+            Hear::EndpointsTaken(taken) => {
+                self.refused.extend(taken.refused.into_iter().map(|refused| (refused.endpoint, refused.why)));
+            }
+            Hear::BackendHealth(BackendHealth { put, all }) => {
+                if all {
+                    self.health.clear();
+                }
+                self.health.extend(put.into_iter().map(|entry| (entry.backend, entry.healthy)));
+            }
+            Hear::Endpoints(Endpoints { put, removed, all, networks }) => {
+                if all {
+                    self.endpoints.retain(|_, endpoint| !networks.contains(&endpoint.network_id));
+                }
+                for id in removed {
+                    self.endpoints.remove(&id);
+                }
+                self.endpoints.extend(put.into_iter().map(|endpoint| (endpoint.id.clone(), endpoint)));
+            }
+            Hear::PortCheck(check) => self.checks.push(check),
+            Hear::RotateKeys(rotate) => self.generation = rotate.number,
+            Hear::Ping(_) => {}
         }
     }
 
@@ -103,6 +138,9 @@ impl Known {
             change::Kind::RemoveNetwork(id) => {
                 self.networks.remove(&id).unwrap();
                 self.leases.retain(|(network, _), _| *network != id);
+                self.services.retain(|_, service| service.network != id);
+                self.backends.retain(|_, backend| backend.network != id);
+                self.endpoints.retain(|_, endpoint| endpoint.network_id != id);
             }
             change::Kind::PutLease(lease) => {
                 assert!(self.networks.contains_key(&lease.network), "a lease of an unknown network");
@@ -110,6 +148,21 @@ impl Known {
             }
             change::Kind::RemoveLease(lease) => {
                 self.leases.remove(&lease_key(&lease)).unwrap();
+            }
+            change::Kind::PutService(service) => {
+                assert!(self.networks.contains_key(&service.network), "a service of an unknown network");
+                self.services.insert(service.id.clone(), service);
+            }
+            change::Kind::RemoveService(id) => {
+                self.services.remove(&id).unwrap();
+                self.backends.retain(|_, backend| backend.service != id);
+            }
+            change::Kind::PutBackend(backend) => {
+                assert!(self.services.contains_key(&backend.service), "a backend of an unknown service");
+                self.backends.insert(backend.id, backend);
+            }
+            change::Kind::RemoveBackend(id) => {
+                self.backends.remove(&id).unwrap();
             }
         }
     }
@@ -197,6 +250,11 @@ impl Agent {
                         revision: cede.revision,
                     }));
                 }
+                if let (Hear::PortCheck(check), Some(listens)) = (&message, &now.listens) {
+                    let taken = check.ports.iter().filter(|port| listens.contains(&port.published));
+                    let taken = taken.cloned().collect();
+                    replies.push(Say::PortCheck(PortCheckAnswer { number: check.number, taken }));
+                }
                 // Known before it is said, so that a test never sees an answer to what the agent does not know.
                 tell.send_modify(|known| known.hear(message));
                 for reply in replies {
@@ -237,6 +295,11 @@ impl Agent {
 
     pub(crate) async fn report(&self, put: Vec<Endpoint>, removed: Vec<String>) {
         self.say(Say::Endpoints(EndpointReport { put, removed, number: 1 })).await;
+    }
+
+    pub(crate) async fn healthy(&self, backends: &[(u32, bool)], all: bool) {
+        let entry = |&(backend, healthy): &(u32, bool)| BackendHealthEntry { backend, healthy };
+        self.say(Say::Health(HealthReport { put: backends.iter().map(entry).collect(), all })).await;
     }
 
     pub(crate) async fn probed(&self, node: &Member, answering: bool) {

@@ -189,6 +189,7 @@ pub(crate) fn node() -> v1::Node {
         data_path_mtu: 1500,
         version: "0.1.0".into(),
         created_at: "2026-11-21T09:00:00Z".into(),
+        wireguard: None,
     }
 }
 

@@ -139,6 +139,7 @@ fn member_status() -> v1::StatusResponse {
         resident_bytes: 20 << 20,
         data_path_interface: "eth0".into(),
         data_path_mtu: 1500,
+        ..v1::StatusResponse::default()
     }
 }
 

@@ -127,6 +127,50 @@ impl Control for Services {
         not_by_the_command()
     }
 
+    async fn create_service(&self, _: Request<v1::CreateServiceRequest>) -> Answer<v1::ServiceStatus> {
+        not_by_the_command()
+    }
+
+    async fn update_service(&self, _: Request<v1::UpdateServiceRequest>) -> Answer<v1::ServiceStatus> {
+        not_by_the_command()
+    }
+
+    async fn remove_service(&self, _: Request<v1::RemoveServiceRequest>) -> Answer<v1::ServiceStatus> {
+        not_by_the_command()
+    }
+
+    async fn list_services(&self, _: Request<v1::ListServicesRequest>) -> Answer<v1::ListServicesResponse> {
+        not_by_the_command()
+    }
+
+    async fn inspect_service(&self, _: Request<v1::InspectServiceRequest>) -> Answer<v1::ServiceStatus> {
+        not_by_the_command()
+    }
+
+    async fn add_backend(&self, _: Request<v1::AddBackendRequest>) -> Answer<v1::BackendStatus> {
+        not_by_the_command()
+    }
+
+    async fn remove_backend(&self, _: Request<v1::RemoveBackendRequest>) -> Answer<v1::BackendStatus> {
+        not_by_the_command()
+    }
+
+    async fn drain_backend(&self, _: Request<v1::DrainBackendRequest>) -> Answer<v1::BackendStatus> {
+        not_by_the_command()
+    }
+
+    async fn activate_backend(&self, _: Request<v1::ActivateBackendRequest>) -> Answer<v1::BackendStatus> {
+        not_by_the_command()
+    }
+
+    async fn rotate_keys(&self, _: Request<v1::RotateKeysRequest>) -> Answer<v1::RotateKeysResponse> {
+        not_by_the_command()
+    }
+
+    async fn set_wireguard(&self, _: Request<v1::SetWireguardRequest>) -> Answer<v1::SetWireguardResponse> {
+        not_by_the_command()
+    }
+
     async fn lease(&self, _: Request<v1::LeaseRequest>) -> Answer<v1::LeaseResponse> {
         not_by_the_command()
     }

@@ -93,11 +93,22 @@ control! {
         inspect_node(InspectNodeRequest) -> NodeStatus;
         list_endpoints(ListEndpointsRequest) -> ListEndpointsResponse;
         get_cluster(GetClusterRequest) -> Cluster;
+        create_service(CreateServiceRequest) -> ServiceStatus;
+        update_service(UpdateServiceRequest) -> ServiceStatus;
+        remove_service(RemoveServiceRequest) -> ServiceStatus;
+        list_services(ListServicesRequest) -> ListServicesResponse;
+        inspect_service(InspectServiceRequest) -> ServiceStatus;
+        add_backend(AddBackendRequest) -> BackendStatus;
+        remove_backend(RemoveBackendRequest) -> BackendStatus;
+        drain_backend(DrainBackendRequest) -> BackendStatus;
+        activate_backend(ActivateBackendRequest) -> BackendStatus;
+        rotate_keys(RotateKeysRequest) -> RotateKeysResponse;
     }
     refuse {
         lease(LeaseRequest) -> LeaseResponse;
         release_lease(ReleaseLeaseRequest) -> ReleaseLeaseResponse;
         leave(LeaveRequest) -> LeaveResponse;
         renew_certificate(RenewCertificateRequest) -> RenewCertificateResponse;
+        set_wireguard(SetWireguardRequest) -> SetWireguardResponse;
     }
 }

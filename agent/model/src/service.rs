@@ -1,0 +1,108 @@
+//! Services: named sets of endpoints behind a virtual address and published ports.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::str::FromStr;
+
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use crate::{HealthCheck, Name, NetworkId, PublishedPort, ServiceId};
+
+/// What a service's name resolves to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum EndpointMode {
+    /// A virtual address, balanced over the backends.
+    Vip,
+    /// The backends' own addresses, in changing order.
+    Dnsrr,
+}
+
+/// Whether a client's connections stay together.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Affinity {
+    /// Each connection goes to a backend of its own choice.
+    None,
+    /// All connections of one client address go to the same backend.
+    ClientIp,
+}
+
+/// A text that is not one of the words it may be.
+#[derive(Debug, thiserror::Error)]
+#[error("{text:?} is no {what}: {words}")]
+pub struct InvalidWord {
+    /// What was given.
+    pub text: String,
+    /// What it should be.
+    pub what: &'static str,
+    /// The words that there are.
+    pub words: &'static str,
+}
+
+macro_rules! words {
+    ($name:ident, $what:literal, $words:literal, $($variant:ident = $word:literal),+) => {
+        impl $name {
+            /// As people write it.
+            pub const fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $word,)+
+                }
+            }
+        }
+
+        impl FromStr for $name {
+            type Err = InvalidWord;
+
+            fn from_str(text: &str) -> Result<Self, InvalidWord> {
+                match text {
+                    $($word => Ok(Self::$variant),)+
+                    _ => Err(InvalidWord { text: text.to_owned(), what: $what, words: $words }),
+                }
+            }
+        }
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str(self.as_str())
+            }
+        }
+    };
+}
+pub(crate) use words;
+
+words!(EndpointMode, "endpoint mode", "vip or dnsrr", Vip = "vip", Dnsrr = "dnsrr");
+words!(Affinity, "affinity", "none or client-ip", None = "none", ClientIp = "client-ip");
+
+/// A named set of endpoints of one network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its identity.
+    pub id: ServiceId,
+    /// Its name, unique among the services of its network.
+    pub name: Name,
+    /// The network that its backends are in.
+    pub network: NetworkId,
+    /// What its name resolves to.
+    pub endpoint_mode: EndpointMode,
+    /// Its virtual IPv4 address: with mode vip in a network with an IPv4 subnet.
+    pub vip: Option<Ipv4Addr>,
+    /// Its virtual IPv6 address: with mode vip in a network with an IPv6 subnet.
+    pub vip6: Option<Ipv6Addr>,
+    /// The ports that hosts answer for it. Their published ports are chosen, none is 0.
+    pub ports: Vec<PublishedPort>,
+    /// Whether a client's connections stay together.
+    pub affinity: Affinity,
+    /// How its backends are checked; `None`: they are not.
+    pub health: Option<HealthCheck>,
+    /// When it was made.
+    pub created_at: Timestamp,
+}
+
+impl Service {
+    /// Its virtual addresses, IPv4 first.
+    pub fn vips(&self) -> impl Iterator<Item = IpAddr> {
+        self.vip.map(IpAddr::V4).into_iter().chain(self.vip6.map(IpAddr::V6))
+    }
+}

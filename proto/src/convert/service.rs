@@ -1,0 +1,195 @@
+//! Services, their published ports and health checks, and backends.
+
+use std::time::Duration;
+
+use mesh_model as model;
+
+use super::{InvalidMessage, checked, parse, parse_optional, port};
+use crate::v1;
+
+/// Both ways between an enum of the model and its message, and what the message's unspecified value means.
+macro_rules! enumeration {
+    ($model:ident { $($variant:ident),+ }, unspecified: $unspecified:expr) => {
+        impl From<model::$model> for v1::$model {
+            fn from(value: model::$model) -> Self {
+                match value {
+                    $(model::$model::$variant => Self::$variant,)+
+                }
+            }
+        }
+
+        impl TryFrom<v1::$model> for model::$model {
+            type Error = InvalidMessage;
+
+            fn try_from(value: v1::$model) -> Result<Self, InvalidMessage> {
+                match value {
+                    $(v1::$model::$variant => Ok(Self::$variant),)+
+                    v1::$model::Unspecified => $unspecified,
+                }
+            }
+        }
+    };
+}
+
+enumeration!(EndpointMode { Vip, Dnsrr }, unspecified: Ok(Self::Vip));
+enumeration!(Affinity { None, ClientIp }, unspecified: Ok(Self::None));
+enumeration!(Protocol { Tcp, Udp, Sctp }, unspecified: Ok(Self::Tcp));
+enumeration!(PublishMode { Ingress, Host }, unspecified: Ok(Self::Ingress));
+enumeration!(
+    BackendState { Active, Draining },
+    unspecified: Err(InvalidMessage { field: "state", reason: "is missing".into() })
+);
+
+/// Reads an enum's number; one that this version does not know is an error, not the default.
+fn known<V: TryFrom<i32>>(field: &'static str, number: i32) -> Result<V, InvalidMessage> {
+    V::try_from(number).map_err(|_| InvalidMessage { field, reason: format!("{number} is not known") })
+}
+
+fn text<T: ToString>(value: Option<T>) -> String {
+    value.map_or_else(String::new, |value| value.to_string())
+}
+
+impl From<&model::PublishedPort> for v1::PublishedPort {
+    fn from(port: &model::PublishedPort) -> Self {
+        Self {
+            published: port.published.into(),
+            target: port.target.into(),
+            protocol: v1::Protocol::from(port.protocol).into(),
+            mode: v1::PublishMode::from(port.mode).into(),
+            host_ip: text(port.host_ip),
+        }
+    }
+}
+
+impl TryFrom<v1::PublishedPort> for model::PublishedPort {
+    type Error = InvalidMessage;
+
+    fn try_from(message: v1::PublishedPort) -> Result<Self, InvalidMessage> {
+        let host_ip = parse_optional("host_ip", &message.host_ip)?;
+        if let Some(address) = host_ip.filter(|address| !model::published::is_host_address(*address)) {
+            return Err(InvalidMessage {
+                field: "host_ip",
+                reason: format!("{address} is no address of a host"),
+            });
+        }
+        Ok(Self {
+            published: checked("published", message.published)?,
+            target: port("target", message.target)?,
+            protocol: known::<v1::Protocol>("protocol", message.protocol)?.try_into()?,
+            mode: known::<v1::PublishMode>("mode", message.mode)?.try_into()?,
+            host_ip,
+        })
+    }
+}
+
+impl From<&model::HealthCheck> for v1::HealthCheck {
+    fn from(check: &model::HealthCheck) -> Self {
+        use v1::health_check::Kind;
+        let kind = match &check.kind {
+            model::HealthKind::Tcp { port } => Kind::Tcp(v1::TcpCheck { port: (*port).into() }),
+            model::HealthKind::Http { port, path } => {
+                Kind::Http(v1::HttpCheck { port: (*port).into(), path: path.clone() })
+            }
+        };
+        Self {
+            kind: Some(kind),
+            // At most an hour, as the check's constructor has seen to.
+            interval_ms: u64::try_from(check.interval.as_millis()).unwrap_or(u64::MAX),
+            retries: check.retries,
+        }
+    }
+}
+
+impl TryFrom<v1::HealthCheck> for model::HealthCheck {
+    type Error = InvalidMessage;
+
+    fn try_from(check: v1::HealthCheck) -> Result<Self, InvalidMessage> {
+        use v1::health_check::Kind;
+        let kind = match super::required("health", check.kind)? {
+            Kind::Tcp(tcp) => model::HealthKind::Tcp { port: port("health", tcp.port)? },
+            Kind::Http(http) => model::HealthKind::Http { port: port("health", http.port)?, path: http.path },
+        };
+        let interval = match check.interval_ms {
+            0 => Self::DEFAULT_INTERVAL,
+            millis => Duration::from_millis(millis),
+        };
+        let retries = if check.retries == 0 { Self::DEFAULT_RETRIES } else { check.retries };
+        Self::new(kind, interval, retries)
+            .map_err(|error| InvalidMessage { field: "health", reason: error.to_string() })
+    }
+}
+
+impl From<&model::Service> for v1::Service {
+    fn from(service: &model::Service) -> Self {
+        Self {
+            id: service.id.to_string(),
+            name: service.name.to_string(),
+            network: service.network.to_string(),
+            endpoint_mode: v1::EndpointMode::from(service.endpoint_mode).into(),
+            vip: text(service.vip),
+            vip6: text(service.vip6),
+            ports: service.ports.iter().map(Into::into).collect(),
+            affinity: v1::Affinity::from(service.affinity).into(),
+            health: service.health.as_ref().map(Into::into),
+            created_at: service.created_at.to_string(),
+        }
+    }
+}
+
+impl TryFrom<v1::Service> for model::Service {
+    type Error = InvalidMessage;
+
+    fn try_from(service: v1::Service) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            id: parse("id", &service.id)?,
+            name: parse("name", &service.name)?,
+            network: parse("network", &service.network)?,
+            endpoint_mode: known::<v1::EndpointMode>("endpoint_mode", service.endpoint_mode)?.try_into()?,
+            vip: parse_optional("vip", &service.vip)?,
+            vip6: parse_optional("vip6", &service.vip6)?,
+            ports: service.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
+            affinity: known::<v1::Affinity>("affinity", service.affinity)?.try_into()?,
+            health: service.health.map(TryInto::try_into).transpose()?,
+            created_at: parse("created_at", &service.created_at)?,
+        })
+    }
+}
+
+impl From<&model::Backend> for v1::Backend {
+    fn from(backend: &model::Backend) -> Self {
+        Self {
+            id: backend.id.get(),
+            service: backend.service.to_string(),
+            network: backend.network.to_string(),
+            endpoint: backend.endpoint.to_string(),
+            name: backend.name.to_string(),
+            node: backend.node.to_string(),
+            ipv4: text(backend.ipv4),
+            ipv6: text(backend.ipv6),
+            state: v1::BackendState::from(backend.state).into(),
+            created_at: backend.created_at.to_string(),
+        }
+    }
+}
+
+impl TryFrom<v1::Backend> for model::Backend {
+    type Error = InvalidMessage;
+
+    fn try_from(backend: v1::Backend) -> Result<Self, InvalidMessage> {
+        Ok(Self {
+            id: checked("id", backend.id)?,
+            service: parse("service", &backend.service)?,
+            network: parse("network", &backend.network)?,
+            endpoint: parse("endpoint", &backend.endpoint)?,
+            name: parse("name", &backend.name)?,
+            node: parse("node", &backend.node)?,
+            ipv4: parse_optional("ipv4", &backend.ipv4)?,
+            ipv6: parse_optional("ipv6", &backend.ipv6)?,
+            state: known::<v1::BackendState>("state", backend.state)?.try_into()?,
+            created_at: parse("created_at", &backend.created_at)?,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests;
