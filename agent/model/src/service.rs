@@ -1,5 +1,6 @@
 //! Services: named sets of endpoints behind a virtual address and published ports.
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::str::FromStr;
@@ -96,6 +97,12 @@ pub struct Service {
     pub affinity: Affinity,
     /// How its backends are checked; `None`: they are not.
     pub health: Option<HealthCheck>,
+    /// Further names that resolve to what its name does.
+    #[serde(default)]
+    pub aliases: Vec<Name>,
+    /// Free-form labels.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
     /// When it was made.
     pub created_at: Timestamp,
 }

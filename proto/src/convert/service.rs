@@ -132,6 +132,8 @@ impl From<&model::Service> for v1::Service {
             affinity: v1::Affinity::from(service.affinity).into(),
             health: service.health.as_ref().map(Into::into),
             created_at: service.created_at.to_string(),
+            aliases: service.aliases.iter().map(ToString::to_string).collect(),
+            labels: service.labels.clone().into_iter().collect(),
         }
     }
 }
@@ -150,6 +152,8 @@ impl TryFrom<v1::Service> for model::Service {
             ports: service.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             affinity: known::<v1::Affinity>("affinity", service.affinity)?.try_into()?,
             health: service.health.map(TryInto::try_into).transpose()?,
+            aliases: service.aliases.iter().map(|alias| parse("aliases", alias)).collect::<Result<_, _>>()?,
+            labels: service.labels.into_iter().collect(),
             created_at: parse("created_at", &service.created_at)?,
         })
     }

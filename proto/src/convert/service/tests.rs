@@ -36,6 +36,8 @@ fn service() -> model::Service {
         ports: vec![port(8080), model::PublishedPort::ingress(53, 5353, model::Protocol::Udp)],
         affinity: model::Affinity::ClientIp,
         health: Some(check()),
+        aliases: vec!["www".parse().unwrap()],
+        labels: [("tier".to_owned(), "web".to_owned())].into(),
         created_at: "2026-01-01T00:00:00Z".parse().unwrap(),
     }
 }
