@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{attach, overlay};
+use crate::{attach, lb, overlay};
 
 /// Measurements with peers side by side: prints tables, writes JSON.
 #[derive(Debug, Parser)]
@@ -24,6 +24,8 @@ enum Command {
     Overlay(overlay::Options),
     /// Time to attach and detach a container, against the CNI bridge plugin; memory of meshd
     Attach(attach::Options),
+    /// Services inside a network and published: Mesh, nftables as kube-proxy uses it, HAProxy
+    Lb(lb::Options),
 }
 
 impl Cli {
@@ -32,10 +34,13 @@ impl Cli {
         match self.command {
             Some(Command::Overlay(options)) => overlay::run(&options, &self.output),
             Some(Command::Attach(options)) => attach::run(&options, &self.output),
+            Some(Command::Lb(options)) => lb::run(&options, &self.output),
             None => {
                 overlay::run(&overlay::Options::default(), &self.output)?;
                 println!();
-                attach::run(&attach::Options::default(), &self.output)
+                attach::run(&attach::Options::default(), &self.output)?;
+                println!();
+                lb::run(&lb::Options::default(), &self.output)
             }
         }
     }

@@ -2,14 +2,22 @@
 
 use std::{
     fs,
-    net::Ipv4Addr,
+    net::{Ipv4Addr, SocketAddr},
     path::Path,
     sync::atomic::{AtomicU16, Ordering},
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
-use mesh_harness::{Netns, Process, poll_until};
+use mesh_harness::{
+    Netns, Process, poll_until,
+    traffic::{Load, LoadReport, drink},
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
 use serde_json::Value;
 
 /// Servers take one port after the other: an earlier one's connections may still hold theirs.
@@ -41,24 +49,7 @@ impl Ends {
         let port = next_port();
         let argv = ["taskset", "-c", "0", "sockperf", "server", "--tcp", "-i", &address, "-p", &port];
         let _server = self.listen(&argv, &port, "tcp", log)?;
-        let time = seconds.to_string();
-        let argv = [
-            "taskset",
-            "-c",
-            "0",
-            "sockperf",
-            "ping-pong",
-            "--tcp",
-            "-i",
-            &address,
-            "-p",
-            &port,
-            "-t",
-            &time,
-        ];
-        let output = self.client.run(argv)?.ok()?.stdout;
-        after(&output, "Summary: Latency is ")
-            .with_context(|| format!("sockperf ping-pong printed:\n{output}"))
+        ping_pong(&self.client, &address, &port, seconds)
     }
 
     /// Datagrams of 64 bytes as fast as they go, in thousands per second (sockperf).
@@ -67,18 +58,7 @@ impl Ends {
         let port = next_port();
         let argv = ["sockperf", "server", "-i", &address, "-p", &port];
         let _server = self.listen(&argv, &port, "udp", log)?;
-        let time = seconds.to_string();
-        let received_before = self.datagrams_received()?;
-        let argv = ["sockperf", "throughput", "-i", &address, "-p", &port, "-m", "64", "-t", &time];
-        let output = self.client.run(argv)?.ok()?.stdout;
-        let received = self.datagrams_received()? - received_before;
-        // "Total of N messages sent in T sec", the warm-up included, as in the receiver's count.
-        let total: f64 =
-            after(&output, "Total of ").with_context(|| format!("sockperf throughput printed:\n{output}"))?;
-        let duration: f64 = after(&output, "messages sent in ")
-            .with_context(|| format!("sockperf throughput printed:\n{output}"))?;
-        ensure!(duration > 0.0 && received > 0.0, "no datagram arrived at {address}");
-        Ok(PacketRate { sent: total / duration / 1e3, received: received / duration / 1e3 })
+        udp_blast(&self.client, &address, &port, seconds, std::slice::from_ref(&self.server))
     }
 
     /// One TCP stream, in Gbit/s of payload that arrived (iperf3).
@@ -94,24 +74,91 @@ impl Ends {
         Ok(rate.with_context(|| format!("iperf3 reports: {}", report["error"]))? / 1e9)
     }
 
-    /// Starts a server and waits until its socket is there.
     fn listen(&self, argv: &[&str], port: &str, protocol: &str, log: &Path) -> anyhow::Result<Process> {
-        let server = self.server.cmd(argv.iter().copied()).spawn(log)?;
-        let filter = format!("sport = :{port}");
-        let listening = poll_until(START, || {
-            let argv = ["ss", "-Hnl", &format!("--{protocol}"), &filter];
-            self.server.run(argv).is_ok_and(|output| !output.stdout.is_empty()).then_some(())
-        });
-        listening.with_context(|| format!("`{}` does not listen:\n{}", argv.join(" "), server.log()))?;
-        Ok(server)
+        listen(&self.server, argv, port, protocol, log)
     }
+}
 
-    /// Datagrams that sockets of the server's namespace have taken since it exists.
-    fn datagrams_received(&self) -> anyhow::Result<f64> {
-        // The calling process is elsewhere: only its thread is in the namespace.
-        let text = self.server.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
-        udp_in_datagrams(&text).with_context(|| format!("no UDP counters in:\n{text}"))
-    }
+/// Starts a server in `netns` and waits until its socket is there.
+pub(crate) fn listen(
+    netns: &Netns,
+    argv: &[&str],
+    port: &str,
+    protocol: &str,
+    log: &Path,
+) -> anyhow::Result<Process> {
+    let server = netns.cmd(argv.iter().copied()).spawn(log)?;
+    let filter = format!("sport = :{port}");
+    let listening = poll_until(START, || {
+        let argv = ["ss", "-Hnl", &format!("--{protocol}"), &filter];
+        netns.run(argv).is_ok_and(|output| !output.stdout.is_empty()).then_some(())
+    });
+    listening.with_context(|| format!("`{}` does not listen:\n{}", argv.join(" "), server.log()))?;
+    Ok(server)
+}
+
+/// Average latency, half a round trip in microseconds, of TCP ping-pong with a sockperf server, on CPU 0.
+pub(crate) fn ping_pong(client: &Netns, address: &str, port: &str, seconds: u32) -> anyhow::Result<f64> {
+    let time = seconds.to_string();
+    let argv =
+        ["taskset", "-c", "0", "sockperf", "ping-pong", "--tcp", "-i", address, "-p", port, "-t", &time];
+    let output = client.run(argv)?.ok()?.stdout;
+    after(&output, "Summary: Latency is ").with_context(|| format!("sockperf ping-pong printed:\n{output}"))
+}
+
+/// Datagrams of 64 bytes as fast as they go to a sockperf server, counted in the namespaces of all who may receive them.
+pub(crate) fn udp_blast(
+    client: &Netns,
+    address: &str,
+    port: &str,
+    seconds: u32,
+    receivers: &[Netns],
+) -> anyhow::Result<PacketRate> {
+    let received = || receivers.iter().map(datagrams_received).sum::<anyhow::Result<f64>>();
+    let time = seconds.to_string();
+    let received_before = received()?;
+    let argv = ["sockperf", "throughput", "-i", address, "-p", port, "-m", "64", "-t", &time];
+    let output = client.run(argv)?.ok()?.stdout;
+    let received = received()? - received_before;
+    // "Total of N messages sent in T sec", the warm-up included, as in the receiver's count.
+    let total: f64 =
+        after(&output, "Total of ").with_context(|| format!("sockperf throughput printed:\n{output}"))?;
+    let duration: f64 = after(&output, "messages sent in ")
+        .with_context(|| format!("sockperf throughput printed:\n{output}"))?;
+    ensure!(duration > 0.0 && received > 0.0, "no datagram arrived at {address}");
+    Ok(PacketRate { sent: total / duration / 1e3, received: received / duration / 1e3 })
+}
+
+/// Connections per second that one client makes one after the other, each with a request and its answer, on CPU 0.
+pub(crate) fn connect_rate(client: &Netns, target: SocketAddr, seconds: u32) -> anyhow::Result<f64> {
+    let report = thread::scope(|scope| {
+        let pinned = scope.spawn(|| -> anyhow::Result<LoadReport> {
+            let mut cpu = CpuSet::new();
+            cpu.set(0)?;
+            sched_setaffinity(Pid::from_raw(0), &cpu)?;
+            // Its worker inherits the CPU.
+            let load = Load::start(client, target, 1);
+            thread::sleep(Duration::from_secs(seconds.into()));
+            Ok(load.stop()?.all_answered()?)
+        });
+        pinned.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })?;
+    Ok(report.rate())
+}
+
+/// One download, in Gbit/s of payload.
+pub(crate) fn download_rate(client: &Netns, target: SocketAddr, seconds: u32) -> anyhow::Result<f64> {
+    let bytes = drink(client, target, Duration::from_secs(seconds.into()))?;
+    #[expect(clippy::cast_precision_loss, reason = "bytes of some seconds")]
+    let bits = bytes as f64 * 8.0;
+    Ok(bits / f64::from(seconds) / 1e9)
+}
+
+/// Datagrams that sockets of the namespace have taken since it exists.
+fn datagrams_received(netns: &Netns) -> anyhow::Result<f64> {
+    // The calling process is elsewhere: only its thread is in the namespace.
+    let text = netns.enter(|| fs::read_to_string("/proc/thread-self/net/snmp"))??;
+    udp_in_datagrams(&text).with_context(|| format!("no UDP counters in:\n{text}"))
 }
 
 fn next_port() -> String {

@@ -8,6 +8,7 @@ mod bridge_vxlan;
 pub mod cli;
 mod cni;
 mod instruments;
+pub mod lb;
 pub mod overlay;
 mod report;
 mod stats;

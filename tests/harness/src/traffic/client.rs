@@ -102,6 +102,21 @@ impl Connection {
     }
 }
 
+/// Reads zeros from `target` as fast as they come for `duration`, in `netns`; how many came.
+pub fn drink(netns: &Netns, target: SocketAddr, duration: Duration) -> Result<u64> {
+    let failed = || Error::system(format!("download from {target} in {}", netns.name()));
+    let mut stream = netns.enter(|| open(target, None, PATIENCE))?.map_err(failed())?;
+    send(&mut stream, &format!("/zeros/{}", u64::MAX >> 1), true).map_err(failed())?;
+    let (begin, mut chunk, mut bytes) = (Instant::now(), vec![0; CHUNK], 0);
+    while begin.elapsed() < duration {
+        match stream.read(&mut chunk).map_err(failed())? {
+            0 => return Err(Error::Traffic(format!("{target} ended a download after {bytes} bytes"))),
+            len => bytes += len as u64,
+        }
+    }
+    Ok(bytes)
+}
+
 /// A datagram client that keeps its source port.
 #[derive(Debug)]
 pub struct UdpClient {

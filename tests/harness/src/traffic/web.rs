@@ -2,6 +2,7 @@
 //!
 //! - `GET /`: `NAME CLIENT`, the server's name and the client's address and port as the server sees them.
 //! - `GET /bytes/N`: N bytes of known content.
+//! - `GET /zeros/N`: N zero bytes, which cost the server least.
 //! - `GET /health`: 200, or 503 after [`WebServer::set_healthy`].
 //! - Any datagram to the same port: `NAME CLIENT`.
 //!
@@ -131,6 +132,12 @@ struct Service {
     next: u64,
 }
 
+/// What follows an answer.
+enum Body {
+    Known(Content),
+    Zeros,
+}
+
 /// One client's connection.
 struct Conversation {
     stream: TcpStream,
@@ -140,7 +147,7 @@ struct Conversation {
     /// Bytes of `answer` that are sent.
     sent: usize,
     /// Content that follows the answer.
-    content: Option<(Content, u64)>,
+    content: Option<(Body, u64)>,
     close: bool,
     /// Waits for room to send instead of a request.
     blocked: bool,
@@ -258,7 +265,7 @@ impl Conversation {
     fn answer(&mut self, request: &str, name: &str, shared: &Shared) {
         self.close = request.lines().any(|line| line.eq_ignore_ascii_case("connection: close"));
         let path = request.split(' ').nth(1).unwrap_or_default();
-        let bytes = path.strip_prefix("/bytes/").and_then(|bytes| bytes.parse::<u64>().ok());
+        let number = |prefix| path.strip_prefix(prefix).and_then(|bytes: &str| bytes.parse::<u64>().ok());
         if path == "/health" {
             let healthy = shared.healthy.load(Ordering::Relaxed);
             let (status, body) =
@@ -267,13 +274,16 @@ impl Conversation {
             return;
         }
         shared.answered.fetch_add(1, Ordering::Relaxed);
-        match (path, bytes) {
-            (_, Some(bytes)) => {
-                self.begin("200 OK", bytes);
-                self.content = Some((Content::new(bytes), bytes));
-            }
-            ("/", None) => self.say("200 OK", &introduction(name, self.client)),
-            _ => self.say("404 Not Found", "not here\n"),
+        if let Some(bytes) = number("/bytes/") {
+            self.begin("200 OK", bytes);
+            self.content = Some((Body::Known(Content::new(bytes)), bytes));
+        } else if let Some(bytes) = number("/zeros/") {
+            self.begin("200 OK", bytes);
+            self.content = Some((Body::Zeros, bytes));
+        } else if path == "/" {
+            self.say("200 OK", &introduction(name, self.client));
+        } else {
+            self.say("404 Not Found", "not here\n");
         }
     }
 
@@ -311,7 +321,10 @@ impl Conversation {
                 return Ok(());
             }
             self.answer.resize(CHUNK, 0);
-            content.fill(&mut self.answer);
+            match content {
+                Body::Known(content) => content.fill(&mut self.answer),
+                Body::Zeros => self.answer.fill(0),
+            }
             self.answer.truncate(usize::try_from(*left).unwrap_or(CHUNK).min(CHUNK));
             *left -= self.answer.len() as u64;
             self.sent = 0;
