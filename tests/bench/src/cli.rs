@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{attach, lb, overlay};
+use crate::{attach, encrypted, lb, overlay};
 
 /// Measurements with peers side by side: prints tables, writes JSON.
 #[derive(Debug, Parser)]
@@ -26,6 +26,8 @@ enum Command {
     Attach(attach::Options),
     /// Services inside a network and published: Mesh, nftables as kube-proxy uses it, HAProxy
     Lb(lb::Options),
+    /// Encryption between hosts: Mesh's engine in user space, wireguard-go, boringtun's own program
+    Encrypted(encrypted::Options),
 }
 
 impl Cli {
@@ -35,12 +37,15 @@ impl Cli {
             Some(Command::Overlay(options)) => overlay::run(&options, &self.output),
             Some(Command::Attach(options)) => attach::run(&options, &self.output),
             Some(Command::Lb(options)) => lb::run(&options, &self.output),
+            Some(Command::Encrypted(options)) => encrypted::run(&options, &self.output),
             None => {
                 overlay::run(&overlay::Options::default(), &self.output)?;
                 println!();
                 attach::run(&attach::Options::default(), &self.output)?;
                 println!();
-                lb::run(&lb::Options::default(), &self.output)
+                lb::run(&lb::Options::default(), &self.output)?;
+                println!();
+                encrypted::run(&encrypted::Options::default(), &self.output)
             }
         }
     }

@@ -41,6 +41,14 @@ pub(crate) struct PacketRate {
     pub(crate) received: f64,
 }
 
+/// A rate of payload that arrived, and its price.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Throughput {
+    pub(crate) gbit_s: f64,
+    /// Of all CPUs, whoever used them.
+    pub(crate) cpu_s_per_gb: f64,
+}
+
 impl Ends {
     /// Average latency of TCP ping-pong, half a round trip, in microseconds (sockperf). Both ends run on one CPU:
     /// otherwise waking the other CPU, several times the cost of any path, is most of what is measured.
@@ -72,6 +80,23 @@ impl Ends {
         let report: Value = self.client.run(argv)?.json()?;
         let rate = report["end"]["sum_received"]["bits_per_second"].as_f64();
         Ok(rate.with_context(|| format!("iperf3 reports: {}", report["error"]))? / 1e9)
+    }
+
+    /// TCP streams at once, and what the whole machine's CPUs spend on them (iperf3).
+    pub(crate) fn tcp_streams(&self, streams: u32, seconds: u32, log: &Path) -> anyhow::Result<Throughput> {
+        let (address, port) = (self.server_address.to_string(), next_port());
+        let argv = ["iperf3", "-s", "-B", &address, "-p", &port];
+        let _server = self.listen(&argv, &port, "tcp", log)?;
+        let (time, streams) = (seconds.to_string(), streams.to_string());
+        let argv = ["iperf3", "-c", &address, "-p", &port, "-t", &time, "-P", &streams, "-J"];
+        let before = busy_seconds()?;
+        let report: Value = self.client.run(argv)?.json()?;
+        let busy = busy_seconds()? - before;
+        let total = &report["end"]["sum_received"];
+        let (rate, bytes) = (total["bits_per_second"].as_f64(), total["bytes"].as_f64());
+        let (rate, bytes) =
+            rate.zip(bytes).with_context(|| format!("iperf3 reports: {}", report["error"]))?;
+        Ok(Throughput { gbit_s: rate / 1e9, cpu_s_per_gb: busy / (bytes / 1e9) })
     }
 
     fn listen(&self, argv: &[&str], port: &str, protocol: &str, log: &Path) -> anyhow::Result<Process> {
@@ -161,6 +186,19 @@ fn datagrams_received(netns: &Netns) -> anyhow::Result<f64> {
     udp_in_datagrams(&text).with_context(|| format!("no UDP counters in:\n{text}"))
 }
 
+/// Seconds that all CPUs have been busy since boot.
+fn busy_seconds() -> anyhow::Result<f64> {
+    let text = fs::read_to_string("/proc/stat").context("read /proc/stat")?;
+    busy_ticks(&text).map(|ticks| ticks / 100.0).with_context(|| format!("no CPU times in:\n{text}"))
+}
+
+/// User, nice, system, interrupt and soft-interrupt time of all CPUs, in hundredths of a second (proc(5)).
+fn busy_ticks(stat: &str) -> Option<f64> {
+    let fields: Vec<f64> =
+        stat.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();
+    [0, 1, 2, 5, 6].iter().map(|&index| fields.get(index)).sum()
+}
+
 fn next_port() -> String {
     NEXT_PORT.fetch_add(1, Ordering::Relaxed).to_string()
 }
@@ -188,6 +226,8 @@ mod tests {
         assert_eq!(after(output, "Total of "), Some(120_715.0));
         assert_eq!(after(output, "messages sent in "), Some(1.018));
         assert_eq!(after(output, "no such label "), None);
+        let stat = "cpu  10 1 20 400 50 3 4 9 0 0\ncpu0 1 1 1 1 1 1 1 1 0 0\n";
+        assert_eq!(busy_ticks(stat), Some(38.0));
         let snmp = "Udp: InDatagrams NoPorts InErrors\nUdp: 83934 0 36781\nUdpLite: InDatagrams\n";
         assert_eq!(udp_in_datagrams(snmp), Some(83_934.0));
     }

@@ -1,15 +1,16 @@
 //! Named network namespaces under /run/netns.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io,
+    os::unix::fs::MetadataExt,
     path::{Path, PathBuf},
     thread,
 };
 
 use nix::sched::{CloneFlags, setns};
 
-use crate::{Cmd, Error, Output, Result, ip_batch};
+use crate::{Cmd, Error, Output, ProcessId, Result, ip_batch};
 
 /// Where iproute2 keeps named namespaces.
 const NETNS_DIR: &str = "/run/netns";
@@ -82,6 +83,19 @@ impl Netns {
     pub fn sysctl(&self, key: &str, value: &str) -> Result<()> {
         let path = Path::new("/proc/sys").join(key.replace('.', "/"));
         self.enter(|| std::fs::write(&path, value))?.map_err(Error::file("write", &path))
+    }
+
+    /// Processes whose namespace this is; a process that has merely a thread in it is not one of them.
+    pub fn processes(&self) -> Vec<ProcessId> {
+        let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
+        let Some(wanted) = identity(&self.path()) else {
+            return Vec::new();
+        };
+        let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+        pids.filter_map(ProcessId::of)
+            .filter(|process| identity(Path::new(&format!("/proc/{}/ns/net", process.pid))) == Some(wanted))
+            .collect()
     }
 
     fn open(&self) -> Result<File> {

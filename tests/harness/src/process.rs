@@ -54,6 +54,19 @@ impl ProcessId {
         })
     }
 
+    /// Its program's name, as far as the kernel keeps it (15 bytes).
+    pub fn name(self) -> Option<String> {
+        let name = fs::read_to_string(format!("/proc/{}/comm", self.pid)).ok()?;
+        Some(name.trim_end().to_owned())
+    }
+
+    /// CPU time that it has used, in seconds.
+    pub fn cpu_seconds(self) -> Option<f64> {
+        let stat = Stat::read(self.pid).filter(|stat| stat.start_time == self.start_time)?;
+        // USER_HZ is 100 on every architecture that matters here.
+        Some(f64::from(stat.cpu_ticks) / 100.0)
+    }
+
     /// Sends `signal` if it still runs.
     pub fn signal(self, signal: Signal) -> Result<()> {
         if !self.is_alive() {
@@ -85,6 +98,8 @@ fn threads(pid: i32) -> usize {
 /// The parts of /proc/PID/stat that are needed here.
 struct Stat {
     state: char,
+    /// In user mode and in the kernel.
+    cpu_ticks: u32,
     start_time: u64,
 }
 
@@ -95,8 +110,10 @@ impl Stat {
         let (_, after_name) = text.rsplit_once(") ")?;
         let mut fields = after_name.split(' ');
         let state = fields.next()?.chars().next()?;
-        let start_time = fields.nth(18)?.parse().ok()?;
-        Some(Self { state, start_time })
+        let user: u32 = fields.nth(10)?.parse().ok()?;
+        let system: u32 = fields.next()?.parse().ok()?;
+        let start_time = fields.nth(6)?.parse().ok()?;
+        Some(Self { state, cpu_ticks: user + system, start_time })
     }
 }
 

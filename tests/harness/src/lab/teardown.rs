@@ -1,6 +1,6 @@
 //! Taking a lab down, all of it, whatever state it is in.
 
-use std::{fs, io, os::unix::fs::MetadataExt, path::Path};
+use std::{fs, io, path::Path};
 
 use super::{
     name::{self, Names},
@@ -60,7 +60,7 @@ pub(super) fn remove_host(dir: &LabDir, host: &str) -> Result<()> {
 /// Kills what runs inside the namespace and removes it.
 pub(super) fn remove_namespace(netns: &Netns) -> Result<()> {
     let mut errors: Vec<Error> =
-        processes_in(netns).into_iter().filter_map(|process| process.kill().err()).collect();
+        netns.processes().into_iter().filter_map(|process| process.kill().err()).collect();
     errors.extend(netns::delete(netns).err());
     Error::collect(errors)
 }
@@ -88,19 +88,6 @@ fn leftovers(prefix: &str) -> Remains {
     let names = Names::new(prefix);
     let namespaces = ours.iter().map(|machine| names.namespace(machine)).collect();
     (Vec::new(), namespaces, ours.iter().map(|machine| names.bpffs(machine)).collect())
-}
-
-/// Processes whose network namespace this is; a process that has merely a thread in it is not one of them.
-fn processes_in(netns: &Netns) -> Vec<ProcessId> {
-    let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
-    let Some(wanted) = identity(&netns.path()) else {
-        return Vec::new();
-    };
-    let entries = fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter_map(ProcessId::of)
-        .filter(|process| identity(Path::new(&format!("/proc/{}/ns/net", process.pid))) == Some(wanted))
-        .collect()
 }
 
 /// Removes a file; one that is absent is fine.
