@@ -70,6 +70,13 @@ reasons! {
     TooBigAnswered = 6, "too_big_answered", false;
     /// A liveness probe that the datapath answered.
     ProbeAnswered = 7, "probe_answered", false;
+    /// To a published port: from outside, sent to its backend.
+    Published = 8, "published", false;
+    /// From a published port: a reply that left for its client.
+    PublishedReply = 9, "published_reply", false;
+    /// Of a connection whose backend is gone, or to a service without backends: the sender was told (TCP reset, port
+    /// unreachable).
+    RefusalAnswered = 10, "refusal_answered", false;
     /// The frame's source MAC is not the endpoint's.
     SpoofedMac = 16, "spoofed_mac", true;
     /// The packet's source address is not the endpoint's.
@@ -100,6 +107,16 @@ reasons! {
     UnsupportedProtocol = 29, "unsupported_protocol", true;
     /// The node is not configured for this (no host leg, no underlay).
     NotConfigured = 30, "not_configured", true;
+    /// The service has no backend that could take it, and the sender could not be told.
+    NoBackend = 40, "no_backend", true;
+    /// A later fragment whose first one has not been seen: its flow cannot be told.
+    FragmentWithoutFirst = 41, "fragment_without_first", true;
+    /// A reply of a published port from an address that is not this host's.
+    NotOurAddress = 42, "not_our_address", true;
+    /// The client's port is in use for another connection to the same backend, through another of the host's addresses.
+    ConnectionCollision = 43, "connection_collision", true;
+    /// The kernel refused to translate it.
+    TranslationFailed = 44, "translation_failed", true;
 }
 
 /// A record of `EVENTS`: a sampled drop. Written only while [`crate::EVENTS_WANTED`] is set.

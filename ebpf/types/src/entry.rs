@@ -21,6 +21,8 @@ pub enum MapKey {
     HostRoute(HostRouteKey),
     /// An entry of `MEMBERS`.
     Member(Address),
+    /// An entry of `HOST_ADDRESSES`.
+    HostAddress(Address),
 }
 
 /// An entry of a map: its key and its value.
@@ -40,6 +42,9 @@ pub enum MapEntry {
     HostRoute(HostRouteKey, Vni),
     /// An entry of `MEMBERS`.
     Member(Address, Member),
+    /// An entry of `HOST_ADDRESSES`: the host has this address (on any interface but ours), so that published ports
+    /// are taken on it.
+    HostAddress(Address),
 }
 
 impl MapEntry {
@@ -53,6 +58,7 @@ impl MapEntry {
             Self::Block(key, _) => MapKey::Block(*key),
             Self::HostRoute(key, _) => MapKey::HostRoute(*key),
             Self::Member(key, _) => MapKey::Member(*key),
+            Self::HostAddress(key) => MapKey::HostAddress(*key),
         }
     }
 }

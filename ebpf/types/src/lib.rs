@@ -16,6 +16,7 @@ mod maps;
 #[cfg(feature = "aya")]
 mod pod;
 mod program;
+mod services;
 
 pub use address::{Address, Mac, Vni};
 pub use config::{Config, EVENTS_WANTED, Encapsulation};
@@ -27,9 +28,15 @@ pub use maps::{
     Interface, Member, Network,
 };
 pub use program::ProgramKind;
+pub use services::{
+    AFFINITY_CLIENT_IP, ANSWERED, BACKEND_ENCRYPTED, Backend, CLOSED, Connection, ConnectionKey,
+    ConnectionKind, DRAINING, FINISHED, HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE, HOST_PUBLISHED_IPV4,
+    HOST_PUBLISHED_IPV6, LOCAL, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey, REPLY_BIT,
+    Service, ServiceKey, TableEntry, TableKey, published_vni,
+};
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
-pub const SCHEMA: u32 = 2;
+pub const SCHEMA: u32 = 3;
 
 /// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
 /// The outer Ethernet header is not among them: a device's MTU does not count it.

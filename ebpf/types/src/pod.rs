@@ -3,8 +3,8 @@
 #![expect(unsafe_code, reason = "`aya::Pod` is an unsafe trait")]
 
 use crate::{
-    Address, Block, Config, Counter, CounterKey, Endpoint, EndpointKey, Event, Interface, Mac, Member,
-    Network, Vni,
+    Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
+    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, Vni,
 };
 
 macro_rules! pod {
@@ -17,8 +17,11 @@ macro_rules! pod {
 
 pod!(
     Address,
+    Backend,
     Block,
     Config,
+    Connection,
+    ConnectionKey,
     Counter,
     CounterKey,
     Endpoint,
@@ -28,5 +31,8 @@ pod!(
     Mac,
     Member,
     Network,
+    Published,
+    PublishedKey,
+    Service,
     Vni,
 );

@@ -3,8 +3,8 @@
 use std::mem::{offset_of, size_of};
 
 use mesh_ebpf_types::{
-    Address, Block, Config, Counter, CounterKey, Endpoint, EndpointKey, Event, Interface, Mac, Member,
-    Network, Vni,
+    Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
+    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, ServiceKey, Vni,
 };
 
 #[test]
@@ -23,8 +23,15 @@ fn sizes_are_those_of_the_schema() {
         size_of::<CounterKey>(),
         size_of::<Counter>(),
         size_of::<Event>(),
+        size_of::<ServiceKey>(),
+        size_of::<Service>(),
+        size_of::<PublishedKey>(),
+        size_of::<Published>(),
+        size_of::<Backend>(),
+        size_of::<ConnectionKey>(),
+        size_of::<Connection>(),
     ];
-    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 20, 4, 8, 16, 88]);
+    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 20, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32]);
 }
 
 #[test]
@@ -53,4 +60,20 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Event, ifindex), 16);
     assert_eq!(offset_of!(Event, length), 20);
     assert_eq!(offset_of!(Event, header), 24);
+    assert_eq!(offset_of!(Service, flags), 8);
+    assert_eq!(offset_of!(PublishedKey, port), 16);
+    assert_eq!(offset_of!(PublishedKey, padding), 19);
+    assert_eq!(offset_of!(Published, target), 16);
+    assert_eq!(offset_of!(Published, padding), 18);
+    assert_eq!(offset_of!(Backend, ipv6), 8);
+    assert_eq!(offset_of!(Backend, node), 24);
+    assert_eq!(offset_of!(Backend, flags), 40);
+    assert_eq!(offset_of!(Backend, peer), 42);
+    assert_eq!(offset_of!(ConnectionKey, ports), 32);
+    assert_eq!(offset_of!(ConnectionKey, vni), 37);
+    assert_eq!(offset_of!(Connection, backend), 16);
+    assert_eq!(offset_of!(Connection, node), 20);
+    assert_eq!(offset_of!(Connection, port), 24);
+    assert_eq!(offset_of!(Connection, state), 27);
+    assert_eq!(offset_of!(Connection, seen), 28);
 }

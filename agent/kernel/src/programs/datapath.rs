@@ -8,12 +8,13 @@ use std::time::Duration;
 use aya::EbpfLoader;
 use aya::programs::{ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
-use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, Vni};
+use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, TableEntry, TableKey, Vni};
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
+use super::tables::Tables;
 use super::{Counters, Programs, ProgramsError, attach};
 
 /// The programs, as the build script made them.
@@ -60,11 +61,28 @@ pub struct MapSizes {
     pub blocks: u32,
     /// Nodes of the cluster.
     pub nodes: u32,
+    /// VIPs of those networks, and published ports, of either many.
+    pub services: u32,
+    /// Backends of those services.
+    pub backends: u32,
+    /// Entries of the backends' tables, in all; a multiple of 16.
+    pub maglev: u32,
+    /// Balanced flows that are remembered; each takes one or two entries. A quarter as many again are not answered yet.
+    pub connections: u32,
 }
 
 impl Default for MapSizes {
     fn default() -> Self {
-        Self { networks: 2048, endpoints: 4096, blocks: 131_072, nodes: 4096 }
+        Self {
+            networks: 2048,
+            endpoints: 4096,
+            blocks: 131_072,
+            nodes: 4096,
+            services: 32768,
+            backends: 131_072,
+            maglev: 1 << 20,
+            connections: 131_072,
+        }
     }
 }
 
@@ -129,7 +147,8 @@ impl Datapath {
     }
 
     fn pin_programs(&self) -> Result<BTreeMap<ProgramKind, LoadedProgram>, ProgramsError> {
-        let MapSizes { networks, endpoints, blocks, nodes } = self.sizes;
+        let MapSizes { networks, endpoints, blocks, nodes, services, backends, maglev, connections } =
+            self.sizes;
         let mut object = EbpfLoader::new()
             .btf(None)
             .default_map_pin_directory(self.pins.maps())
@@ -140,6 +159,13 @@ impl Datapath {
             .map_max_entries(maps::HOST_ROUTES, networks * 4)
             .map_max_entries(maps::MEMBERS, nodes)
             .map_max_entries(maps::PROBES, nodes)
+            .map_max_entries(maps::SERVICES, services)
+            .map_max_entries(maps::PUBLISHED, services)
+            .map_max_entries(maps::BACKENDS, backends)
+            .map_max_entries(maps::BACKEND_ADDRESSES, backends * 2)
+            .map_max_entries(maps::MAGLEV, maglev.div_ceil(16))
+            .map_max_entries(maps::CONNECTIONS, connections)
+            .map_max_entries(maps::PENDING, connections.div_ceil(4))
             .load(OBJECT)
             .map_err(|source| ProgramsError::Load(Box::new(source)))?;
         let mut programs = BTreeMap::new();
@@ -259,6 +285,40 @@ impl Programs for Datapath {
 
     fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
         attach::detach(self.method, &self.pins, attachment)
+    }
+
+    fn put_tables(&mut self, entries: &[TableEntry]) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.put_tables(entries)
+    }
+
+    fn delete_tables(&mut self, keys: &[TableKey]) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.delete_tables(keys)
+    }
+
+    fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError> {
+        match &mut self.loaded {
+            Some(loaded) => loaded.maps.tables().entries(),
+            None if self.pins.map(maps::SERVICES).exists() && maps::layouts_match(&self.pins) => {
+                Tables::open(&self.pins)?.entries()
+            }
+            None => Ok(BTreeMap::new()),
+        }
+    }
+
+    fn maglev_size(&mut self) -> Result<u32, ProgramsError> {
+        Ok(self.loaded()?.maps.tables().maglev_size())
+    }
+
+    fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.tables().write_maglev(first, backends)
+    }
+
+    fn read_maglev(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
+        self.loaded()?.maps.tables().read_maglev(first, size)
+    }
+
+    fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
+        self.loaded()?.maps.tables().connections()
     }
 
     fn counters(&mut self) -> Result<Counters, ProgramsError> {

@@ -68,6 +68,23 @@ pub enum ProgramsError {
         /// What has no room.
         key: MapKey,
     },
+    /// A service table could not be opened, read or written.
+    #[error("cannot {action} the eBPF map {map}")]
+    Table {
+        /// What was tried: `open`, `read`, `write`, `delete from`.
+        action: &'static str,
+        /// The map.
+        map: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A service table has no room for more entries.
+    #[error("the eBPF map {map} is full")]
+    TableFull {
+        /// The map.
+        map: &'static str,
+    },
     /// A program could not be attached or detached.
     #[error("cannot {action} the program `{}` at interface {ifindex}", .kind.name())]
     Attach {

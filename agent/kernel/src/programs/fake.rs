@@ -3,9 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use mesh_ebpf_types::{Address, MapEntry, MapKey, Vni};
+use mesh_ebpf_types::{Address, MapEntry, MapKey, TableEntry, TableKey, Vni};
 
-use super::{AttachedProgram, Attachment, Counters, ObservedPrograms, Pins, Programs, ProgramsError};
+use super::{
+    AttachedProgram, Attachment, Counters, MapSizes, ObservedPrograms, Pins, Programs, ProgramsError,
+};
 
 /// [`Programs`] without a kernel: remembers what it is told. Tests set the fields to play the kernel's part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -16,6 +18,12 @@ pub struct FakePrograms {
     pub counters: Counters,
     /// What [`Programs::probe_replies`] answers.
     pub probe_replies: BTreeMap<Address, Duration>,
+    /// What is in the service tables.
+    pub tables: BTreeMap<TableKey, TableEntry>,
+    /// The entries of `MAGLEV` that have been written.
+    pub maglev: BTreeMap<u32, u32>,
+    /// What [`Programs::connections`] answers.
+    pub connections: BTreeMap<Vni, u64>,
 }
 
 impl FakePrograms {
@@ -75,6 +83,44 @@ impl Programs for FakePrograms {
     fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError> {
         self.state.attachments.remove(&attachment);
         Ok(())
+    }
+
+    fn put_tables(&mut self, entries: &[TableEntry]) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        self.tables.extend(entries.iter().map(|entry| (entry.key(), *entry)));
+        Ok(())
+    }
+
+    fn delete_tables(&mut self, keys: &[TableKey]) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        for key in keys {
+            self.tables.remove(key);
+        }
+        Ok(())
+    }
+
+    fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError> {
+        Ok(self.tables.clone())
+    }
+
+    fn maglev_size(&mut self) -> Result<u32, ProgramsError> {
+        self.loaded()?;
+        Ok(MapSizes::default().maglev)
+    }
+
+    fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        self.maglev.extend((first..).zip(backends.iter().copied()));
+        Ok(())
+    }
+
+    fn read_maglev(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
+        self.loaded()?;
+        Ok((first..first + size).map(|entry| self.maglev.get(&entry).copied().unwrap_or_default()).collect())
+    }
+
+    fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
+        Ok(self.connections.clone())
     }
 
     fn counters(&mut self) -> Result<Counters, ProgramsError> {

@@ -7,19 +7,21 @@ use std::time::Duration;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuHashMap};
 use mesh_ebpf_types::{
-    Address, Block, BlockKey, Config, Counter, CounterKey, Endpoint, EndpointKey, HostRouteKey, Interface,
-    MapEntry, MapKey, Member, Network, Reason, Vni,
+    Address, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
+    EndpointKey, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network, Published,
+    PublishedKey, Reason, Service, ServiceKey, TableEntry, TableKey, Vni,
 };
 use nix::libc;
 
 use super::bpffs::Pins;
+use super::tables::Tables;
 use super::{Counters, ProgramsError};
 
 /// The VNI's bits in the key of `BLOCKS`.
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 11] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 20] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -31,6 +33,15 @@ const LAYOUTS: [(&str, MapType, usize, usize); 11] = [
     (PROBES, MapType::Hash, size_of::<Address>(), 8),
     (EVENTS, MapType::RingBuf, 0, 0),
     (GENERATION, MapType::Array, 4, 8),
+    (HOST_ADDRESSES, MapType::Hash, size_of::<Address>(), 4),
+    (SERVICES, MapType::Hash, size_of::<ServiceKey>(), size_of::<Service>()),
+    (PUBLISHED, MapType::Hash, size_of::<PublishedKey>(), size_of::<Published>()),
+    (BACKENDS, MapType::Hash, 4, size_of::<Backend>()),
+    (BACKEND_ADDRESSES, MapType::Hash, size_of::<EndpointKey>(), 4),
+    (MAGLEV, MapType::Array, 4, size_of::<[u32; MAGLEV_ROW]>()),
+    (CONNECTIONS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
+    (PENDING, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
+    (FRAGMENTS, MapType::LruHash, size_of::<ConnectionKey>(), 4),
 ];
 
 pub(super) const CONFIG: &str = "CONFIG";
@@ -44,6 +55,15 @@ pub(super) const COUNTERS: &str = "COUNTERS";
 pub(super) const PROBES: &str = "PROBES";
 pub(super) const EVENTS: &str = "EVENTS";
 pub(super) const GENERATION: &str = "GENERATION";
+pub(super) const HOST_ADDRESSES: &str = "HOST_ADDRESSES";
+pub(super) const SERVICES: &str = "SERVICES";
+pub(super) const PUBLISHED: &str = "PUBLISHED";
+pub(super) const BACKENDS: &str = "BACKENDS";
+pub(super) const BACKEND_ADDRESSES: &str = "BACKEND_ADDRESSES";
+pub(super) const MAGLEV: &str = "MAGLEV";
+pub(super) const CONNECTIONS: &str = "CONNECTIONS";
+pub(super) const PENDING: &str = "PENDING";
+pub(super) const FRAGMENTS: &str = "FRAGMENTS";
 
 /// Whether the pinned maps, as far as there are any, have the layouts of this schema.
 pub(super) fn layouts_match(pins: &Pins) -> bool {
@@ -71,6 +91,8 @@ pub(super) struct Maps {
     counters: PerCpuHashMap<MapData, CounterKey, Counter>,
     probes: HashMap<MapData, Address, u64>,
     generation: Array<MapData, u64>,
+    host_addresses: HashMap<MapData, Address, u32>,
+    tables: Tables,
 }
 
 impl fmt::Debug for Maps {
@@ -93,6 +115,8 @@ impl Maps {
             counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
             probes: open(pins, PROBES, Map::HashMap)?,
             generation: open(pins, GENERATION, Map::Array)?,
+            host_addresses: open(pins, HOST_ADDRESSES, Map::HashMap)?,
+            tables: Tables::open(pins)?,
         })
     }
 
@@ -116,6 +140,7 @@ impl Maps {
             entries.push(MapEntry::HostRoute(key, vni));
         })?;
         dump(MEMBERS, self.members.iter(), |key, value| entries.push(MapEntry::Member(key, value)))?;
+        dump(HOST_ADDRESSES, self.host_addresses.iter(), |key, _| entries.push(MapEntry::HostAddress(key)))?;
         Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
     }
 
@@ -129,6 +154,7 @@ impl Maps {
             MapEntry::Block(key, value) => (BLOCKS, self.blocks.insert(&block_key(key), value, 0)),
             MapEntry::HostRoute(key, vni) => (HOST_ROUTES, self.host_routes.insert(&route_key(key), vni, 0)),
             MapEntry::Member(key, value) => (MEMBERS, self.members.insert(key, value, 0)),
+            MapEntry::HostAddress(key) => (HOST_ADDRESSES, self.host_addresses.insert(key, 0, 0)),
         };
         written.map_err(|error| {
             if is_errno(&error, &[libc::E2BIG, libc::ENOSPC]) {
@@ -157,9 +183,27 @@ impl Maps {
             MapKey::Block(key) => (BLOCKS, self.blocks.remove(&block_key(key))),
             MapKey::HostRoute(key) => (HOST_ROUTES, self.host_routes.remove(&route_key(key))),
             MapKey::Member(key) => (MEMBERS, self.members.remove(&key)),
+            MapKey::HostAddress(key) => (HOST_ADDRESSES, self.host_addresses.remove(&key)),
         };
         ignore_absent(deleted).map_err(failed("delete from", map))?;
         self.changed()
+    }
+
+    /// Writes entries of the service tables, new or not.
+    pub(super) fn put_tables(&mut self, entries: &[TableEntry]) -> Result<(), ProgramsError> {
+        self.tables.put(entries)?;
+        self.changed()
+    }
+
+    /// Removes entries of the service tables; those that are not there are no error.
+    pub(super) fn delete_tables(&mut self, keys: &[TableKey]) -> Result<(), ProgramsError> {
+        let deleted = self.tables.delete(keys);
+        self.changed()?;
+        deleted
+    }
+
+    pub(super) const fn tables(&mut self) -> &mut Tables {
+        &mut self.tables
     }
 
     /// The counters, summed over CPUs.

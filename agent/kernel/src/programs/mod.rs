@@ -13,6 +13,7 @@ mod fake;
 mod maps;
 mod probe;
 mod syscall;
+mod tables;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -21,7 +22,9 @@ pub use bpffs::ensure_bpffs;
 pub use datapath::{AttachMethod, Datapath, MapSizes, Options};
 pub use error::ProgramsError;
 pub use fake::FakePrograms;
-pub use mesh_ebpf_types::{Address, Counter, MapEntry, MapKey, ProgramKind, Reason, Vni};
+pub use mesh_ebpf_types::{
+    Address, Counter, MapEntry, MapKey, ProgramKind, Reason, TableEntry, TableKey, Vni,
+};
 pub use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins};
 pub use probe::direct_encapsulation;
 
@@ -55,6 +58,31 @@ pub trait Programs {
 
     /// Detaches; what is not attached is no error.
     fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError>;
+
+    /// Writes entries of the service tables, over those that are there. Not all or nothing: after an error some may have
+    /// been written. A table of backends is to be in `MAGLEV` before an entry names it.
+    fn put_tables(&mut self, entries: &[TableEntry]) -> Result<(), ProgramsError>;
+
+    /// Removes entries of the service tables; those that are not there are no error.
+    fn delete_tables(&mut self, keys: &[TableKey]) -> Result<(), ProgramsError>;
+
+    /// Everything that is in the service tables. Works before [`Programs::load`] too: then it is an earlier process's.
+    fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError>;
+
+    /// How many entries `MAGLEV` has.
+    fn maglev_size(&mut self) -> Result<u32, ProgramsError>;
+
+    /// Writes numbers of backends into `MAGLEV`, from entry `first` on. Programs that read there see some old, some new
+    /// numbers: a table in use is never overwritten, and after an entry has been taken from a table its old place rests
+    /// for longer than a program runs.
+    fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError>;
+
+    /// Reads so many entries of `MAGLEV`, from `first` on.
+    fn read_maglev(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError>;
+
+    /// How many entries the flows of each network have among the answered ones; those of flows to published ports, on
+    /// the node that they came in by, are counted with [`Vni::NONE`]. Reads the whole map.
+    fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError>;
 
     /// The counters since the maps were made.
     fn counters(&mut self) -> Result<Counters, ProgramsError>;

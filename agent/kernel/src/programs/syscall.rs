@@ -7,14 +7,20 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU32, Ordering};
 
+use aya::Pod;
 use nix::libc;
 
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
+const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 
@@ -127,6 +133,160 @@ struct TestRun {
     output: u64,
     repeat: u32,
     duration: u32,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Element {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct Batch {
+    place: u64,
+    next: u64,
+    keys: u64,
+    values: u64,
+    count: u32,
+    map: u32,
+    element_flags: u64,
+    flags: u64,
+}
+
+/// Removes an entry of a map.
+pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
+    let key = std::ptr::from_ref(key) as u64;
+    let mut attributes = Element { map: descriptor(map), key, ..Element::default() };
+    bpf(BPF_MAP_DELETE_ELEM, &mut attributes).map(drop)
+}
+
+/// Writes entries of a hash, as many as both slices have. After an error some may have been written.
+pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
+    let count = u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?;
+    let mut attributes = Batch {
+        keys: keys.as_ptr() as u64,
+        values: values.as_ptr() as u64,
+        count,
+        map: descriptor(map),
+        ..Batch::default()
+    };
+    bpf(BPF_MAP_UPDATE_BATCH, &mut attributes).map(drop)
+}
+
+/// Reads a hash, whose keys and values have these types' sizes, in batches of at most `size` entries; more where so many
+/// share a bucket.
+pub(super) fn lookup_batches<K: Pod, V: Pod>(
+    map: BorrowedFd<'_>,
+    size: usize,
+    mut take: impl FnMut(&[K], &[V]),
+) -> io::Result<()> {
+    let mut room = size;
+    let (mut place, mut next) = (0_u32, 0_u32);
+    let mut first = true;
+    loop {
+        let (mut keys, mut values) = (Vec::<K>::with_capacity(room), Vec::<V>::with_capacity(room));
+        let mut attributes = Batch {
+            place: if first { 0 } else { (&raw mut place) as u64 },
+            next: (&raw mut next) as u64,
+            keys: keys.as_mut_ptr() as u64,
+            values: values.as_mut_ptr() as u64,
+            count: u32::try_from(room).map_err(io::Error::other)?,
+            map: descriptor(map),
+            ..Batch::default()
+        };
+        let end = match bpf(BPF_MAP_LOOKUP_BATCH, &mut attributes) {
+            Ok(_) => false,
+            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
+            Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && room < size << 8 => {
+                room *= 2;
+                continue;
+            }
+            Err(error) => return Err(error),
+        };
+        let count = (attributes.count as usize).min(room);
+        // SAFETY: the kernel has written so many keys and values, and any bytes are a value of a `Pod`.
+        unsafe {
+            keys.set_len(count);
+            values.set_len(count);
+        }
+        take(&keys, &values);
+        if end {
+            return Ok(());
+        }
+        (place, first) = (next, false);
+    }
+}
+
+/// An array map of words, in this process's memory too.
+#[derive(Debug)]
+pub(super) struct Words {
+    start: NonNull<AtomicU32>,
+    length: usize,
+}
+
+// SAFETY: the memory is the kernel's, and is only read and written as atomic words.
+unsafe impl Send for Words {}
+
+impl Words {
+    /// Maps an array of so many words. It must have been made for that (`BPF_F_MMAPABLE`).
+    pub(super) fn map(array: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
+        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
+        // SAFETY: a new mapping at a place of the kernel's choice.
+        let start = unsafe {
+            libc::mmap(
+                std::ptr::null_mut(),
+                length * size_of::<u32>(),
+                protection,
+                flags,
+                array.as_raw_fd(),
+                0,
+            )
+        };
+        if start == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at zero"))?;
+        Ok(Self { start, length })
+    }
+
+    /// How many words there are.
+    pub(super) const fn len(&self) -> usize {
+        self.length
+    }
+
+    fn words(&self) -> &[AtomicU32] {
+        // SAFETY: `map` has mapped so many words, aligned to a page, until `drop`.
+        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
+    }
+
+    /// Writes words from index `first` on. `false`, and nothing written, past the end.
+    pub(super) fn write(&self, first: usize, words: &[u32]) -> bool {
+        let Some(places) = first.checked_add(words.len()).and_then(|end| self.words().get(first..end)) else {
+            return false;
+        };
+        for (place, word) in places.iter().zip(words) {
+            place.store(*word, Ordering::Relaxed);
+        }
+        true
+    }
+
+    /// Reads words from index `first` on. `None` past the end.
+    pub(super) fn read(&self, first: usize, length: usize) -> Option<Vec<u32>> {
+        let places = self.words().get(first..first.checked_add(length)?)?;
+        Some(places.iter().map(|place| place.load(Ordering::Relaxed)).collect())
+    }
+}
+
+impl Drop for Words {
+    fn drop(&mut self) {
+        // SAFETY: mapped by `map` with this length; nothing refers to it any more.
+        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length * size_of::<u32>()) };
+    }
 }
 
 /// Loads a tc program that needs no maps.

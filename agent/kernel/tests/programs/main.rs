@@ -5,4 +5,5 @@ mod hosts;
 mod loading;
 mod packets;
 mod support;
+mod tables;
 mod traffic;

@@ -83,6 +83,7 @@ fn of_map(key: &MapKey) -> &'static str {
         MapKey::Block(_) => "block",
         MapKey::HostRoute(_) => "host route",
         MapKey::Member(_) => "member",
+        MapKey::HostAddress(_) => "host address",
     }
 }
 

@@ -2,12 +2,13 @@
 
 use core::ptr;
 
-use aya_ebpf::bindings::BPF_F_NO_PREALLOC;
+use aya_ebpf::bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC};
 use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::maps::lpm_trie::Key;
-use aya_ebpf::maps::{Array, HashMap, LpmTrie, PerCpuArray, PerCpuHashMap, RingBuf};
+use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
-    Address, Block, Config, Counter, CounterKey, Endpoint, EndpointKey, Interface, Member, Network, Vni,
+    Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
+    Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey, Vni,
 };
 
 use super::received::{Received, ReceivedKey};
@@ -32,6 +33,17 @@ map!(COUNTERS: PerCpuHashMap<CounterKey, Counter> = PerCpuHashMap::pinned(16384,
 map!(PROBES: HashMap<Address, u64> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(EVENTS: RingBuf = RingBuf::pinned(65536, 0));
 map!(GENERATION: Array<u64> = Array::pinned(1, 0));
+map!(HOST_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC));
+map!(SERVICES: HashMap<ServiceKey, Service> = HashMap::pinned(32768, BPF_F_NO_PREALLOC));
+map!(PUBLISHED: HashMap<PublishedKey, Published> = HashMap::pinned(32768, BPF_F_NO_PREALLOC));
+map!(BACKENDS: HashMap<u32, Backend> = HashMap::pinned(131_072, BPF_F_NO_PREALLOC));
+map!(BACKEND_ADDRESSES: HashMap<EndpointKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC));
+map!(MAGLEV: Array<[u32; MAGLEV_ROW]> = Array::pinned(65536, BPF_F_MMAPABLE));
+map!(CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(65536, 0));
+// What has not been answered, and what is over: a flood of new flows pushes no established one out.
+map!(PENDING: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(16384, 0));
+// Ports by addresses, protocol and (in place of the ports) the identification of a packet that came in fragments.
+map!(FRAGMENTS: LruHashMap<ConnectionKey, [u8; 4]> = LruHashMap::pinned(4096, 0));
 
 /// How many ways of either direction each CPU remembers; a power of two.
 const WAYS: u32 = 1 << WAYS_BITS;

@@ -1,0 +1,191 @@
+//! The service tables: read and written in batches, since there may be a hundred thousand entries.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+
+use aya::Pod;
+use aya::maps::MapData;
+use mesh_ebpf_types::{
+    Backend, Connection, ConnectionKey, EndpointKey, MAGLEV_ROW, Published, PublishedKey, Service,
+    ServiceKey, TableEntry, TableKey, Vni,
+};
+use nix::libc;
+
+use super::ProgramsError;
+use super::bpffs::Pins;
+use super::maps;
+use super::syscall::{self, Words};
+
+/// How many entries are read or written at once. A batch of reads must hold the longest chain of a hash's bucket.
+const BATCH: usize = 4096;
+
+/// The tables, opened from their pins.
+pub(super) struct Tables {
+    services: OwnedFd,
+    published: OwnedFd,
+    backends: OwnedFd,
+    addresses: OwnedFd,
+    connections: OwnedFd,
+    maglev: Words,
+}
+
+impl fmt::Debug for Tables {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tables").finish_non_exhaustive()
+    }
+}
+
+impl Tables {
+    /// Opens the pinned maps.
+    pub(super) fn open(pins: &Pins) -> Result<Self, ProgramsError> {
+        let open =
+            |map: &'static str| syscall::open_pin(&pins.map(map)).map_err(|error| failed("open", map, error));
+        let info = MapData::from_pin(pins.map(maps::MAGLEV)).and_then(|map| map.info());
+        let elements = info.map(|info| info.max_entries() as usize).map_err(|source| ProgramsError::Map {
+            action: "open",
+            map: maps::MAGLEV,
+            source: Box::new(source),
+        })?;
+        let maglev = Words::map(open(maps::MAGLEV)?.as_fd(), elements * MAGLEV_ROW)
+            .map_err(|error| failed("open", maps::MAGLEV, error))?;
+        Ok(Self {
+            services: open(maps::SERVICES)?,
+            published: open(maps::PUBLISHED)?,
+            backends: open(maps::BACKENDS)?,
+            addresses: open(maps::BACKEND_ADDRESSES)?,
+            connections: open(maps::CONNECTIONS)?,
+            maglev,
+        })
+    }
+
+    /// Writes entries. Backends go first: an entry that names a table names backends that are there.
+    pub(super) fn put(&self, entries: &[TableEntry]) -> Result<(), ProgramsError> {
+        let (mut services, mut published) = (Vec::new(), Vec::new());
+        let (mut backends, mut addresses) = (Vec::new(), Vec::new());
+        for entry in entries {
+            match *entry {
+                TableEntry::Service(key, value) => services.push((key, value)),
+                TableEntry::Published(key, value) => published.push((key, value)),
+                TableEntry::Backend(key, value) => backends.push((key, value)),
+                TableEntry::BackendAddress(key) => addresses.push((key, 0_u32)),
+            }
+        }
+        put(&self.addresses, maps::BACKEND_ADDRESSES, &addresses)?;
+        put(&self.backends, maps::BACKENDS, &backends)?;
+        put(&self.services, maps::SERVICES, &services)?;
+        put(&self.published, maps::PUBLISHED, &published)
+    }
+
+    /// Removes entries, in the opposite order. Goes on after an error, and returns the first.
+    pub(super) fn delete(&self, keys: &[TableKey]) -> Result<(), ProgramsError> {
+        let (mut services, mut published) = (Vec::new(), Vec::new());
+        let (mut backends, mut addresses) = (Vec::new(), Vec::new());
+        for key in keys {
+            match *key {
+                TableKey::Service(key) => services.push(key),
+                TableKey::Published(key) => published.push(key),
+                TableKey::Backend(key) => backends.push(key),
+                TableKey::BackendAddress(key) => addresses.push(key),
+            }
+        }
+        [
+            delete(&self.published, maps::PUBLISHED, &published),
+            delete(&self.services, maps::SERVICES, &services),
+            delete(&self.backends, maps::BACKENDS, &backends),
+            delete(&self.addresses, maps::BACKEND_ADDRESSES, &addresses),
+        ]
+        .into_iter()
+        .collect()
+    }
+
+    /// All entries.
+    pub(super) fn entries(&self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError> {
+        let mut entries = Vec::new();
+        dump(&self.services, maps::SERVICES, |key: ServiceKey, value: Service| {
+            entries.push(TableEntry::Service(key, value));
+        })?;
+        dump(&self.published, maps::PUBLISHED, |key: PublishedKey, value: Published| {
+            entries.push(TableEntry::Published(key, value));
+        })?;
+        dump(&self.backends, maps::BACKENDS, |key: u32, value: Backend| {
+            entries.push(TableEntry::Backend(key, value));
+        })?;
+        dump(&self.addresses, maps::BACKEND_ADDRESSES, |key: EndpointKey, _: u32| {
+            entries.push(TableEntry::BackendAddress(key));
+        })?;
+        Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
+    }
+
+    /// How many entries `MAGLEV` has.
+    pub(super) fn maglev_size(&self) -> u32 {
+        u32::try_from(self.maglev.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Writes entries of `MAGLEV`.
+    pub(super) fn write_maglev(&self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
+        if self.maglev.write(first as usize, backends) {
+            Ok(())
+        } else {
+            Err(ProgramsError::TableFull { map: maps::MAGLEV })
+        }
+    }
+
+    /// Reads entries of `MAGLEV`; those past its end are left out.
+    pub(super) fn read_maglev(&self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
+        let past = || failed("read", maps::MAGLEV, io::ErrorKind::InvalidInput.into());
+        self.maglev.read(first as usize, size as usize).ok_or_else(past)
+    }
+
+    /// Entries of `CONNECTIONS`, by network.
+    pub(super) fn connections(&self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
+        let mut counts = BTreeMap::new();
+        dump(&self.connections, maps::CONNECTIONS, |key: ConnectionKey, _: Connection| {
+            let [v0, v1, v2] = key.vni;
+            *counts.entry(Vni([0, v0, v1, v2])).or_default() += 1;
+        })?;
+        Ok(counts)
+    }
+}
+
+fn put<K: Pod, V: Pod>(table: &OwnedFd, map: &'static str, entries: &[(K, V)]) -> Result<(), ProgramsError> {
+    for part in entries.chunks(BATCH) {
+        let (keys, values): (Vec<K>, Vec<V>) = part.iter().copied().unzip();
+        syscall::update_batch(table.as_fd(), &keys, &values).map_err(|error| match error.raw_os_error() {
+            Some(libc::E2BIG | libc::ENOSPC) => ProgramsError::TableFull { map },
+            _ => failed("write", map, error),
+        })?;
+    }
+    Ok(())
+}
+
+/// One by one: a batch ends at the first key that is not there.
+fn delete<K: Pod>(table: &OwnedFd, map: &'static str, keys: &[K]) -> Result<(), ProgramsError> {
+    let mut outcome = Ok(());
+    for key in keys {
+        if let Err(error) = syscall::delete(table.as_fd(), key)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            outcome = outcome.and(Err(failed("delete from", map, error)));
+        }
+    }
+    outcome
+}
+
+fn dump<K: Pod, V: Pod>(
+    table: &OwnedFd,
+    map: &'static str,
+    mut take: impl FnMut(K, V),
+) -> Result<(), ProgramsError> {
+    syscall::lookup_batches(table.as_fd(), BATCH, |keys, values| {
+        for (key, value) in keys.iter().zip(values) {
+            take(*key, *value);
+        }
+    })
+    .map_err(|error| failed("read", map, error))
+}
+
+fn failed(action: &'static str, map: &'static str, source: io::Error) -> ProgramsError {
+    ProgramsError::Table { action, map, source }
+}

@@ -1,0 +1,83 @@
+//! The service tables.
+
+use std::collections::BTreeMap;
+
+use mesh_ebpf_types::{
+    Address, Backend, EndpointKey, LOCAL, Published, PublishedKey, Service, TableEntry, TableKey,
+};
+use mesh_kernel::programs::{Datapath, MapSizes, Options, Programs, ProgramsError};
+
+use crate::support::{Instance, VNI, bpffs_dir, entries, v4};
+
+fn tables(count: u32) -> BTreeMap<TableKey, TableEntry> {
+    let address = |number: u32| Address::from_v4((0x0A40_0000 | number).to_be_bytes());
+    let of_number = |number| {
+        let key = EndpointKey { vni: VNI, address: address(number) };
+        let port = u16::try_from(number).expect("small").to_be_bytes();
+        let published = PublishedKey { port, protocol: 6, ..PublishedKey::default() };
+        let backend =
+            Backend { vni: VNI, node: v4(9), flags: LOCAL, ipv4: [10, 64, 0, 5], ..Backend::default() };
+        [
+            TableEntry::Service(key, Service { first: number, size: 1, flags: 0 }),
+            TableEntry::Published(published, Published { first: number, size: 1, ..Published::default() }),
+            TableEntry::Backend(number, backend),
+            TableEntry::BackendAddress(key),
+        ]
+    };
+    (1..=count).flat_map(of_number).map(|entry| (entry.key(), entry)).collect()
+}
+
+#[test]
+fn thousands_of_entries_are_written_found_by_the_next_process_and_removed() {
+    let mut node = Instance::load();
+    let wanted = tables(5000);
+    let all: Vec<_> = wanted.values().copied().collect();
+    node.datapath.put_tables(&all).expect("written");
+    assert_eq!(node.datapath.tables().expect("read"), wanted);
+    let mut next = Datapath::new(Options::new(&node.dir));
+    assert_eq!(next.tables().expect("read before loading"), wanted);
+    assert!(matches!(next.put_tables(&all), Err(ProgramsError::NotLoaded)));
+
+    let (gone, left): (BTreeMap<_, _>, BTreeMap<_, _>) =
+        wanted.into_iter().partition(|(key, _)| matches!(key, TableKey::Backend(_)));
+    let gone: Vec<_> = gone.into_keys().collect();
+    node.datapath.delete_tables(&gone).expect("removed");
+    node.datapath.delete_tables(&gone).expect("what is not there is no error");
+    assert_eq!(node.datapath.tables().expect("read"), left);
+}
+
+#[test]
+fn ordinary_passes_do_not_read_the_service_tables() {
+    let mut node = Instance::configured();
+    let all: Vec<_> = tables(3).into_values().collect();
+    node.datapath.put_tables(&all).expect("written");
+    assert_eq!(node.datapath.observe().expect("observed").entries.len(), entries().len());
+}
+
+#[test]
+fn tables_of_backends_are_written_through_memory() {
+    let mut node = Instance::load();
+    assert_eq!(node.datapath.maglev_size().expect("a size"), 1 << 20);
+    let backends: Vec<u32> = (1..=251).collect();
+    node.datapath.write_maglev(1000, &backends).expect("written");
+    assert_eq!(node.datapath.read_maglev(1000, 251).expect("read"), backends);
+    assert_eq!(node.datapath.read_maglev(999, 2).expect("read"), [0, 1]);
+    let mut next = Datapath::new(Options::new(&node.dir));
+    next.load().expect("loaded");
+    assert_eq!(next.read_maglev(1000, 251).expect("read"), backends);
+    let past = node.datapath.write_maglev((1 << 20) - 1, &[1, 2]);
+    assert!(matches!(past, Err(ProgramsError::TableFull { map: "MAGLEV" })), "{past:?}");
+    assert!(node.datapath.read_maglev(1 << 20, 1).is_err());
+}
+
+#[test]
+fn a_full_table_is_an_error() {
+    let dir = bpffs_dir();
+    let sizes = MapSizes { backends: 4, ..MapSizes::default() };
+    let mut datapath = Datapath::new(Options { sizes, ..Options::new(dir) });
+    datapath.load().expect("loaded");
+    let all: Vec<_> = tables(40).into_values().collect();
+    let full = datapath.put_tables(&all);
+    assert!(matches!(full, Err(ProgramsError::TableFull { .. })), "{full:?}");
+    datapath.unload().expect("unloaded");
+}

@@ -1,0 +1,216 @@
+//! Keys and values of the service tables, and of what the programs remember of balanced flows.
+
+use crate::{Address, EndpointKey, Vni};
+
+/// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend.
+pub const AFFINITY_CLIENT_IP: u32 = 1;
+
+/// [`Published::flags`]: only backends of the node that receives a packet take it (`mode=host`). Its table holds those
+/// only.
+pub const HOST_MODE: u32 = 2;
+
+/// [`Backend::flags`]: its endpoint is on this node.
+pub const LOCAL: u16 = 1;
+
+/// [`Backend::flags`]: new flows do not begin with it; those that it has go on.
+pub const DRAINING: u16 = 2;
+
+/// [`Backend::flags`]: its network is encrypted; [`Backend::peer`] is its node's number in WireGuard.
+pub const BACKEND_ENCRYPTED: u16 = 4;
+
+/// How many entries one element of `MAGLEV` holds: the kernel pads elements of arrays to eight bytes.
+pub const MAGLEV_ROW: usize = 16;
+
+/// The greatest number of a backend. Numbers are 22 bits in VNIs ([`published_vni`]), less those of probes.
+pub const MAX_BACKEND: u32 = 0x003E_FFFF;
+
+/// Bit 23 of a VNI: the frame is of the routing mesh, not of a network.
+pub const PUBLISHED_BIT: u32 = 0x0080_0000;
+
+/// Bit 22 beside [`PUBLISHED_BIT`]: a reply on its way out through the node that its client spoke to.
+pub const REPLY_BIT: u32 = 0x0040_0000;
+
+/// What a container that reaches itself through a VIP sees as the source, where the VIP itself cannot be it: the flow has
+/// the same port on both ends, so that its replies would look like its requests.
+pub const HAIRPIN_IPV4: [u8; 4] = [169, 254, 42, 1];
+
+/// As [`HAIRPIN_IPV4`], for IPv6.
+pub const HAIRPIN_IPV6: Address = Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
+
+/// The address by which the host itself speaks to published ports: its sockets' connects are turned to it, it is routed
+/// to `mesh0`, and the `host` program takes what is sent to it.
+pub const HOST_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 2];
+
+/// As [`HOST_PUBLISHED_IPV4`], for IPv6.
+pub const HOST_PUBLISHED_IPV6: Address =
+    Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
+
+/// The VNI of a packet to a published port on its way to the backend of that number: untranslated.
+pub const fn published_vni(backend: u32) -> Vni {
+    Vni::new(PUBLISHED_BIT | (backend & (REPLY_BIT - 1)))
+}
+
+/// Key of `SERVICES`: a VIP within a network.
+pub type ServiceKey = EndpointKey;
+
+/// Value of `SERVICES`: the backends of a VIP.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Service {
+    /// Where its table begins in `MAGLEV`, counted in entries (not elements).
+    pub first: u32,
+    /// How many entries the table has; 0 when there is no backend.
+    pub size: u32,
+    /// Bits: [`AFFINITY_CLIENT_IP`].
+    pub flags: u32,
+}
+
+/// Key of `PUBLISHED`: a port on the hosts' addresses.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct PublishedKey {
+    /// The host's address; none for any of its addresses. An address goes before any.
+    pub address: Address,
+    /// The port, network order.
+    pub port: [u8; 2],
+    /// IP protocol: TCP, UDP or SCTP.
+    pub protocol: u8,
+    /// Zero.
+    pub padding: u8,
+}
+
+/// Value of `PUBLISHED`: where packets to the port go. Backends that lack an address of a packet's family drop it.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Published {
+    /// As in [`Service`].
+    pub first: u32,
+    /// As in [`Service`].
+    pub size: u32,
+    /// Bits: [`AFFINITY_CLIENT_IP`], [`HOST_MODE`].
+    pub flags: u32,
+    /// The network, for counters.
+    pub vni: Vni,
+    /// The backends' port, network order. SCTP cannot change it: its checksum covers the port.
+    pub target: [u8; 2],
+    /// Zero.
+    pub padding: [u8; 2],
+}
+
+/// Value of `BACKENDS`, a hash by the backend's number. Draining and unhealthy backends stay in it as long as their flows
+/// are to go on; a backend that is not in it is gone.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Backend {
+    /// The endpoint's network.
+    pub vni: Vni,
+    /// The endpoint's IPv4 address; zero when it has none.
+    pub ipv4: [u8; 4],
+    /// The endpoint's IPv6 address; none when it has none.
+    pub ipv6: Address,
+    /// Data-path address of the endpoint's node.
+    pub node: Address,
+    /// Bits: [`LOCAL`], [`DRAINING`], [`BACKEND_ENCRYPTED`].
+    pub flags: u16,
+    /// The node's number in WireGuard; 0 when it has none.
+    pub peer: u16,
+}
+
+/// Key of `CONNECTIONS`: a packet's addresses and ports as they arrive, before translation. A flow has one entry for each
+/// direction that is translated here.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnectionKey {
+    /// Source.
+    pub source: Address,
+    /// Destination.
+    pub destination: Address,
+    /// Source and destination port, network order. ICMP echo: the identifier and 0 in requests, 0 and it in replies.
+    pub ports: [u8; 4],
+    /// IP protocol.
+    pub protocol: u8,
+    /// The low three bytes of the network's [`Vni`]; zero towards published ports.
+    pub vni: [u8; 3],
+}
+
+/// [`Connection::state`]: this direction has been answered.
+pub const ANSWERED: u8 = 1;
+/// [`Connection::state`]: this direction was closed (FIN).
+pub const FINISHED: u8 = 2;
+/// [`Connection::state`]: the flow is over (both directions closed, or reset).
+pub const CLOSED: u8 = 4;
+
+/// What an entry of `CONNECTIONS` does.
+#[repr(u8)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ConnectionKind {
+    /// Towards a backend.
+    #[default]
+    Forward = 0,
+    /// Back to a client in the network: the source becomes the VIP.
+    Back = 1,
+    /// Back to the backend itself, which was its own client.
+    Hairpin = 2,
+    /// Back to a client of a published port.
+    Published = 3,
+}
+
+/// Value of `CONNECTIONS` (flows that have been answered) and `PENDING` (others, and what is over).
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Connection {
+    /// Forward: the backend's address. Back: what becomes of the source address.
+    pub address: Address,
+    /// The backend's number.
+    pub backend: u32,
+    /// Published, back: data-path address of the node that the client spoke to.
+    pub node: [u8; 4],
+    /// What becomes of the destination port (forward) or the source port (back).
+    pub port: [u8; 2],
+    /// A [`ConnectionKind`], as its number.
+    pub kind: u8,
+    /// Bits: [`ANSWERED`], [`FINISHED`], [`CLOSED`].
+    pub state: u8,
+    /// When its other half was last looked after, in units of 2^30 ns of `CLOCK_MONOTONIC` (about seconds).
+    pub seen: u32,
+}
+
+/// Which entry of which service table.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableKey {
+    /// An entry of `SERVICES`.
+    Service(ServiceKey),
+    /// An entry of `PUBLISHED`.
+    Published(PublishedKey),
+    /// An entry of `BACKENDS`.
+    Backend(u32),
+    /// An entry of `BACKEND_ADDRESSES`.
+    BackendAddress(EndpointKey),
+}
+
+/// An entry of a service table. There may be a hundred thousand: they are written and read in batches, and no part of
+/// what a pass observes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum TableEntry {
+    /// An entry of `SERVICES`.
+    Service(ServiceKey, Service),
+    /// An entry of `PUBLISHED`.
+    Published(PublishedKey, Published),
+    /// An entry of `BACKENDS`.
+    Backend(u32, Backend),
+    /// An entry of `BACKEND_ADDRESSES`: the address is, or lately was, a backend's (of any service), so that what comes
+    /// from it may have to be translated back.
+    BackendAddress(EndpointKey),
+}
+
+impl TableEntry {
+    /// The entry's key.
+    pub const fn key(&self) -> TableKey {
+        match self {
+            Self::Service(key, _) => TableKey::Service(*key),
+            Self::Published(key, _) => TableKey::Published(*key),
+            Self::Backend(key, _) => TableKey::Backend(*key),
+            Self::BackendAddress(key) => TableKey::BackendAddress(*key),
+        }
+    }
+}
