@@ -116,6 +116,44 @@ pub(crate) enum EndpointKey {
 
 impl Key for EndpointKey {}
 
+/// The keys of `service ls`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum ServiceKey {
+    /// How the id begins.
+    Id,
+    /// `LABEL` or `LABEL=VALUE`; several must all be there.
+    Label,
+    /// `vip` or `dnsrr`.
+    Mode,
+    /// A part of the name.
+    Name,
+    /// The network's name.
+    Network,
+}
+
+impl Key for ServiceKey {
+    fn all_must_hold(self) -> bool {
+        self == Self::Label
+    }
+}
+
+/// The keys of `service ps`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum BackendKey {
+    /// `healthy`, `unhealthy`, `unknown` or `none`.
+    Health,
+    /// How the endpoint's id begins.
+    Id,
+    /// A part of the endpoint's name.
+    Name,
+    /// The node's name.
+    Node,
+    /// `active` or `draining`.
+    State,
+}
+
+impl Key for BackendKey {}
+
 #[cfg(test)]
 mod tests {
     use super::*;

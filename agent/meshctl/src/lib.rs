@@ -4,6 +4,7 @@
 //! people and scripts ask and are answered. Errors of every origin are [`mesh_proto::Problem`]s, whose kind is the exit
 //! code.
 
+mod apply;
 mod cli;
 mod client;
 mod command;

@@ -10,6 +10,8 @@ use serde::Serialize;
 pub(crate) struct Report {
     /// For standard output; lines end in a newline.
     pub(crate) text: String,
+    /// For standard error, though nothing is wrong; lines end in a newline.
+    pub(crate) notes: Vec<String>,
     /// For standard error; the first decides the exit code.
     pub(crate) problems: Vec<Problem>,
 }
@@ -17,7 +19,7 @@ pub(crate) struct Report {
 impl From<Result<String, Problem>> for Report {
     fn from(result: Result<String, Problem>) -> Self {
         match result {
-            Ok(text) => Self { text, problems: Vec::new() },
+            Ok(text) => Self { text, ..Self::default() },
             Err(problem) => problem.into(),
         }
     }
@@ -25,7 +27,7 @@ impl From<Result<String, Problem>> for Report {
 
 impl From<Problem> for Report {
     fn from(problem: Problem) -> Self {
-        Self { text: String::new(), problems: vec![problem] }
+        Self { problems: vec![problem], ..Self::default() }
     }
 }
 
@@ -34,6 +36,9 @@ impl Report {
     pub(crate) fn print(mut self, json: bool) -> u8 {
         if let Err(error) = write(&mut io::stdout().lock(), &self.text) {
             self.problems.push(failed(format!("standard output, cannot write: {error}")));
+        }
+        for note in &self.notes {
+            let _ = write(&mut io::stderr().lock(), note);
         }
         for problem in &self.problems {
             let text = if json { as_json(problem) } else { as_text(problem) };
@@ -84,7 +89,7 @@ pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Problem> 
 }
 
 /// A value as one line of JSON.
-fn line<T: Serialize>(value: &T) -> String {
+pub(crate) fn line<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default() + "\n"
 }
 

@@ -17,6 +17,9 @@ pub(crate) enum Command {
     /// Show the cluster that this host is a member of
     #[command(after_help = "Example:\n  meshctl cluster status")]
     Status,
+    /// Have every host make a new key for encrypted networks; no packet is lost for it
+    #[command(after_help = "Example:\n  meshctl cluster rotate-keys")]
+    RotateKeys,
     /// Leave the cluster and remove everything of it from this host
     Leave(Leave),
 }

@@ -11,7 +11,8 @@ use crate::filter::{self, EndpointKey, Filter};
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Attach a container's network namespace to a network; prints the id and the addresses
+    /// Attach a container's network namespace to a network; prints the id and the addresses, and below them what
+    /// belongs into the container's resolv.conf
     Attach(Box<Attach>),
     /// List endpoints
     #[command(visible_alias = "list")]
@@ -65,9 +66,9 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<Name>,
 
-    /// The service that it belongs to
-    #[arg(long, value_name = "NAME")]
-    pub(crate) service: Option<Name>,
+    /// The service that it is to answer for: name, id or beginning of its id
+    #[arg(long, value_name = "SERVICE", value_parser = value::not_empty)]
+    pub(crate) service: Option<String>,
 
     /// Let it send from addresses that are not its own, as a router does
     #[arg(long)]

@@ -1,9 +1,11 @@
 //! The command line: what can be typed. Names, flags and defaults are Docker's where Docker has them.
 
+pub(crate) mod apply;
 pub(crate) mod cluster;
 pub(crate) mod endpoint;
 pub(crate) mod network;
 pub(crate) mod node;
+pub(crate) mod service;
 pub(crate) mod usage;
 pub(crate) mod value;
 
@@ -53,7 +55,8 @@ const EXAMPLE: &str = "\
 Example:
   meshctl cluster init
   meshctl network create app
-  meshctl endpoint attach --network app --netns web";
+  meshctl service create --name web --network app -p 8080:80
+  meshctl endpoint attach --network app --netns web --service web";
 
 /// The form of a result.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -95,6 +98,15 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: endpoint::Command,
     },
+    /// Look after services: names, virtual addresses and published ports for sets of endpoints
+    #[command(after_help = "Example:\n  meshctl service create --name web --network app -p 8080:80")]
+    Service {
+        /// What to do.
+        #[command(subcommand)]
+        command: service::Command,
+    },
+    /// Make networks and services as a file declares them
+    Apply(apply::Apply),
     /// Show how this host's agent and its datapath are doing
     #[command(after_help = "Example:\n  meshctl status --format json")]
     Status,

@@ -14,7 +14,7 @@ pub(crate) fn report(error: &Error, args: &[OsString]) -> u8 {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => {
-            Report { text, problems: Vec::new() }.print(false)
+            Report { text, ..Report::default() }.print(false)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
             // The whole help is the best answer; it goes where errors go. Nobody is left to tell if that fails.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
+use std::time::Duration;
 
 use mesh_model::net::{InvalidMtu, InvalidVni};
 use mesh_model::{Mtu, Vni};
@@ -27,6 +28,9 @@ pub(crate) enum InvalidValue {
     /// The path cannot be sent.
     #[error("it is no path that can be made absolute")]
     NoPath,
+    /// It is no length of time.
+    #[error("it is a time with its unit, as in 500ms, 2s or 1m30s")]
+    NoDuration,
     /// It is no whole number.
     #[error(transparent)]
     NoNumber(#[from] std::num::ParseIntError),
@@ -104,6 +108,31 @@ pub(crate) fn netns(text: &str) -> Result<String, InvalidValue> {
     path.into_os_string().into_string().map_err(|_| InvalidValue::NoPath)
 }
 
+/// A length of time as Go and Compose write it: numbers with units from hours to microseconds, one after the other.
+pub(crate) fn duration(text: &str) -> Result<Duration, InvalidValue> {
+    let mut rest = text;
+    let mut total = Duration::ZERO;
+    while !rest.is_empty() {
+        let number = rest.len() - rest.trim_start_matches(|c: char| c.is_ascii_digit() || c == '.').len();
+        let (number, behind) = rest.split_at(number);
+        let unit = behind.len() - behind.trim_start_matches(|c: char| c.is_ascii_lowercase()).len();
+        let (unit, behind) = behind.split_at(unit);
+        let seconds = match unit {
+            "h" => 3600.0,
+            "m" => 60.0,
+            "s" => 1.0,
+            "ms" => 1e-3,
+            "us" => 1e-6,
+            _ => return Err(InvalidValue::NoDuration),
+        };
+        let number: f64 = number.parse().map_err(|_| InvalidValue::NoDuration)?;
+        let part = Duration::try_from_secs_f64(number * seconds).map_err(|_| InvalidValue::NoDuration)?;
+        total = total.checked_add(part).ok_or(InvalidValue::NoDuration)?;
+        rest = behind;
+    }
+    if text.is_empty() { Err(InvalidValue::NoDuration) } else { Ok(total) }
+}
+
 /// An MTU in bytes.
 pub(crate) fn mtu(text: &str) -> Result<Mtu, InvalidValue> {
     Ok(text.parse::<u32>()?.try_into()?)
@@ -141,6 +170,23 @@ mod tests {
         }
         for bad in ["192.0.2.11", ":7377", "h:", "h:0", "h:65536", "2001:db8::11:7377"] {
             assert!(host_port(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_time_has_units() {
+        for (text, millis) in [
+            ("2s", 2000),
+            ("500ms", 500),
+            ("1m30s", 90_000),
+            ("1h", 3_600_000),
+            ("1.5s", 1500),
+            ("0.1s", 100),
+        ] {
+            assert_eq!(duration(text).unwrap(), Duration::from_millis(millis), "{text}");
+        }
+        for bad in ["", "2", "s", "-1s", "2 s", "2d", "1..5s", "2s3", "99999999999999999999999h"] {
+            assert!(duration(bad).is_err(), "{bad}");
         }
     }
 

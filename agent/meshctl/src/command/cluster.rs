@@ -18,6 +18,7 @@ pub(super) async fn run(client: &Client, command: Command, format: Option<Format
         Command::Join(join) => self::join(client, join, format).await.into(),
         Command::JoinToken(token) => join_token(client, &token, format).await.into(),
         Command::Status => status(client, format).await,
+        Command::RotateKeys => rotate_keys(client, format).await.into(),
         Command::Leave(leave) => self::leave(client, &leave, format).await.into(),
     }
 }
@@ -95,6 +96,24 @@ async fn join_token(client: &Client, asked: &JoinToken, format: Option<Format>) 
     })
 }
 
+async fn rotate_keys(client: &Client, format: Option<Format>) -> Result<String, Problem> {
+    #[derive(Serialize)]
+    struct Rotated {
+        generation: u32,
+        /// Nodes that follow when they are in session again.
+        pending: Vec<String>,
+    }
+    let answer = client.call(client.control().await?.rotate_keys(v1::RotateKeysRequest {})).await?;
+    let rotated = Rotated { generation: answer.generation, pending: answer.pending };
+    in_form(&rotated, format, |Rotated { generation, pending }| {
+        let pending = match pending.as_slice() {
+            [] => String::new(),
+            nodes => format!("Not in session, and to follow when they are: {}\n", table::list(nodes)),
+        };
+        format!("The hosts' keys are now of generation {generation}.\n{pending}")
+    })
+}
+
 async fn leave(client: &Client, leave: &Leave, format: Option<Format>) -> Result<String, Problem> {
     #[derive(Serialize)]
     struct Left {
@@ -149,7 +168,7 @@ async fn status(client: &Client, format: Option<Format>) -> Report {
         problems.push(problem);
         String::new()
     });
-    Report { text, problems }
+    Report { text, problems, ..Report::default() }
 }
 
 async fn local_status(client: &Client) -> Result<v1::StatusResponse, Problem> {

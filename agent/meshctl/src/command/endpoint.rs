@@ -9,7 +9,7 @@ use crate::client::Client;
 use crate::filter::{EndpointKey, Filter, passes};
 use crate::report::Report;
 use crate::table::{columns, details, list, or_none, short};
-use crate::view::{Endpoint, Named};
+use crate::view::{Dns, Endpoint, Named};
 
 pub(super) async fn run(client: &Client, command: Command, format: Option<Format>) -> Report {
     match command {
@@ -51,8 +51,21 @@ async fn attach(client: &Client, attach: Attach, format: Option<Format>) -> Resu
     let endpoint = Endpoint::from(client.call(client.local().await?.attach(request)).await?);
     in_form(&endpoint, format, |endpoint| {
         let words = [Some(&endpoint.id), endpoint.ipv4.as_ref(), endpoint.ipv6.as_ref()];
-        words.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ") + "\n"
+        let line = words.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
+        format!("{line}\n{}", endpoint.dns.as_ref().map(resolv_conf).unwrap_or_default())
     })
+}
+
+/// What goes to the container's resolv.conf(5).
+fn resolv_conf(dns: &Dns) -> String {
+    let mut lines: Vec<String> =
+        dns.nameserver.iter().map(|address| format!("nameserver {address}\n")).collect();
+    for (word, values) in [("search", &dns.search), ("options", &dns.options)] {
+        if !values.is_empty() {
+            lines.push(format!("{word} {}\n", values.join(" ")));
+        }
+    }
+    lines.concat()
 }
 
 fn text<T: ToString>(value: Option<T>) -> String {
@@ -140,6 +153,9 @@ fn as_details(endpoint: &Endpoint) -> String {
         ("Service", or_none(endpoint.service.as_ref())),
         ("Aliases", list(&endpoint.aliases)),
         ("Health", or_none(endpoint.health.as_ref())),
+        ("Name server", list(endpoint.dns.iter().flat_map(|dns| &dns.nameserver))),
+        ("Search domain", list(endpoint.dns.iter().flat_map(|dns| &dns.search))),
+        ("Resolver options", list(endpoint.dns.iter().flat_map(|dns| &dns.options))),
         ("Created", endpoint.created_at.clone()),
     ])
 }

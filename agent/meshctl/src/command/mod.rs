@@ -1,9 +1,11 @@
 //! What each command does: its calls, and its result in the form asked for.
 
+mod apply;
 mod cluster;
 mod endpoint;
 mod network;
 mod node;
+mod service;
 mod status;
 
 use mesh_proto::Problem;
@@ -22,6 +24,8 @@ pub(crate) async fn run(cli: Cli) -> Report {
         Command::Node { command } => node::run(&client, command, format).await,
         Command::Network { command } => network::run(&client, command, format).await,
         Command::Endpoint { command } => endpoint::run(&client, command, format).await,
+        Command::Service { command } => service::run(&client, command, format).await,
+        Command::Apply(apply) => apply::run(&client, apply, format).await,
         Command::Status => status::run(&client, format).await.into(),
         Command::Completion { shell } => crate::cli::completion(shell).into(),
     }
@@ -53,7 +57,7 @@ fn list_of<T: Serialize>(
         problems.push(problem);
         String::new()
     });
-    Report { text, problems }
+    Report { text, problems, ..Report::default() }
 }
 
 /// The result of an `inspect`: JSON unless a table is asked for; an object for one name, an array for several.
@@ -75,7 +79,7 @@ async fn inspect<T: Serialize>(
         problems.push(problem);
         String::new()
     });
-    Report { text, problems }
+    Report { text, problems, ..Report::default() }
 }
 
 /// A result as text for people unless JSON is asked for.

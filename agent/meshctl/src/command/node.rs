@@ -1,6 +1,7 @@
 //! `meshctl node ...`
 
 use mesh_proto::{Problem, v1};
+use serde::Serialize;
 
 use super::{each, ids, in_form, inspect, list_of};
 use crate::cli::Format;
@@ -9,17 +10,13 @@ use crate::client::Client;
 use crate::filter::{Filter, NodeKey, passes};
 use crate::report::Report;
 use crate::table::{columns, details, or_none, short, yes_no};
-use crate::view::{self, Named, Node};
+use crate::view::{self, Named, Node, present};
 
 pub(super) async fn run(client: &Client, command: Command, format: Option<Format>) -> Report {
     match command {
         Command::Ls(ls) => self::ls(client, &ls, format).await.into(),
         Command::Inspect(names) => {
-            let call = async |node| {
-                let request = v1::InspectNodeRequest { node };
-                Node::try_from(client.call(client.control().await?.inspect_node(request)).await?)
-            };
-            inspect(names.nodes, format, call, as_details).await
+            inspect(names.nodes, format, async |name| one(client, name).await, as_details).await
         }
         Command::Update(update) => self::update(client, update, format).await.into(),
         Command::Rm(rm) => self::rm(client, rm, format).await,
@@ -64,8 +61,82 @@ fn matches(filters: &[Filter<NodeKey>], node: &Node) -> bool {
     })
 }
 
-fn as_details(node: &Node) -> String {
-    details([
+/// A node with its end of the encrypted networks' tunnels.
+#[derive(Debug, Serialize)]
+struct Inspected {
+    #[serde(flatten)]
+    node: Node,
+    /// Null while the node has announced no keys.
+    wireguard: Option<Wireguard>,
+}
+
+/// What is known of a node's tunnels here.
+#[derive(Debug, Serialize)]
+struct Wireguard {
+    /// UDP port of the node.
+    port: u32,
+    /// Of the node's newest key.
+    generation: u32,
+    /// What carries encrypted networks on this host: `kernel` or `userspace`; null while none is here.
+    engine: Option<String>,
+    /// This host's tunnel to the node; all its tunnels for this host itself.
+    peers: Vec<Peer>,
+}
+
+/// A tunnel of this host.
+#[derive(Debug, Serialize)]
+struct Peer {
+    node: String,
+    endpoint: Option<String>,
+    /// Null: never.
+    last_handshake: Option<String>,
+    received_bytes: u64,
+    sent_bytes: u64,
+    /// Of the peer's key that is in use.
+    generation: u32,
+}
+
+async fn one(client: &Client, node: String) -> Result<Inspected, Problem> {
+    let request = v1::InspectNodeRequest { node };
+    let status = client.call(client.control().await?.inspect_node(request)).await?;
+    let keys = status.node.as_ref().and_then(|node| node.wireguard.clone());
+    let node = Node::try_from(status)?;
+    let wireguard = match keys {
+        Some(keys) => Some(tunnels(client, &node, &keys).await?),
+        None => None,
+    };
+    Ok(Inspected { node, wireguard })
+}
+
+async fn tunnels(client: &Client, node: &Node, keys: &v1::Wireguard) -> Result<Wireguard, Problem> {
+    let here = client.call(client.local().await?.status(v1::StatusRequest {})).await?;
+    let is_here = here.node.is_some_and(|here| here.id == node.id);
+    let mut peers = here.wireguard_peers;
+    peers.retain(|peer| is_here || peer.node_id == node.id);
+    peers.sort_by(|a, b| (&a.node_name, &a.node_id).cmp(&(&b.node_name, &b.node_id)));
+    let peer = |peer: v1::WireguardPeer| Peer {
+        node: peer.node_name,
+        endpoint: present(peer.endpoint),
+        last_handshake: present(peer.last_handshake),
+        received_bytes: peer.received_bytes,
+        sent_bytes: peer.sent_bytes,
+        generation: peer.generation,
+    };
+    Ok(Wireguard {
+        port: keys.port,
+        generation: keys.keys.keys().max().copied().unwrap_or_default(),
+        engine: present(here.wireguard_engine),
+        peers: peers.into_iter().map(peer).collect(),
+    })
+}
+
+fn as_details(inspected: &Inspected) -> String {
+    let Inspected { node, wireguard } = inspected;
+    let keys = wireguard
+        .as_ref()
+        .map(|wireguard| format!("UDP {}, key generation {}", wireguard.port, wireguard.generation));
+    let engine = wireguard.as_ref().and_then(|wireguard| wireguard.engine.as_ref());
+    let mut text = details([
         ("ID", node.id.clone()),
         ("Name", node.name.clone()),
         ("Role", view::role(node.role).to_owned()),
@@ -76,7 +147,28 @@ fn as_details(node: &Node) -> String {
         ("Advertised address", node.advertise_addr.clone()),
         ("Data-path address", node.data_path_addr.clone()),
         ("Version", node.version.clone()),
-    ])
+        ("WireGuard", or_none(keys)),
+        ("Engine here", or_none(engine)),
+    ]);
+    let peers = wireguard.as_ref().map_or(&[][..], |wireguard| &wireguard.peers);
+    if !peers.is_empty() {
+        let rows = peers.iter().map(|peer| {
+            [
+                peer.node.clone(),
+                or_none(peer.endpoint.as_ref()),
+                or_none(peer.last_handshake.as_ref()),
+                peer.received_bytes.to_string(),
+                peer.sent_bytes.to_string(),
+                peer.generation.to_string(),
+            ]
+        });
+        text += "\n";
+        text += &columns(
+            ["PEER", "ENDPOINT", "LAST HANDSHAKE", "RECEIVED BYTES", "SENT BYTES", "GENERATION"],
+            rows,
+        );
+    }
+    text
 }
 
 async fn update(client: &Client, update: Update, format: Option<Format>) -> Result<String, Problem> {

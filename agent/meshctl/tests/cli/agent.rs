@@ -32,6 +32,23 @@ pub(crate) struct State {
     pub(crate) updated: Option<v1::UpdateNodeRequest>,
     pub(crate) listed: Option<v1::ListEndpointsRequest>,
     pub(crate) pruned: bool,
+    /// What an attached endpoint is told.
+    pub(crate) dns: Option<v1::Dns>,
+    /// The inspected node's keys.
+    pub(crate) wireguard: Option<v1::Wireguard>,
+    /// All services.
+    pub(crate) services: Vec<v1::ServiceStatus>,
+    /// What was asked about services, in order.
+    pub(crate) asked: Vec<Asked>,
+}
+
+/// A request about a service.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Asked {
+    Create(v1::CreateServiceRequest),
+    Update(v1::UpdateServiceRequest),
+    /// What, of which service, with which endpoint.
+    Backend(&'static str, String, String),
 }
 
 /// The services, over state that the test can look at.
@@ -173,6 +190,83 @@ pub(crate) fn endpoint(id: &str, name: &str, network: &v1::Network) -> v1::Endpo
         aliases: vec!["www".into()],
         created_at: "2026-11-21T10:00:01Z".into(),
         ..Default::default()
+    }
+}
+
+/// The network that a request asks for, where what is left open is as in [`network`].
+pub(crate) fn as_requested(id: &str, request: &v1::CreateNetworkRequest) -> v1::Network {
+    let made = network(id, &request.name, request.vni.unwrap_or(4096));
+    let inside = |subnet: &str, text: &str| {
+        text.split('/').next().unwrap().contains(subnet.split_once("0/").map_or("::", |(start, _)| start))
+    };
+    let subnet = |subnet: &String| v1::Subnet {
+        subnet: subnet.clone(),
+        gateway: request.gateways.iter().find(|ip| inside(subnet, ip)).cloned().unwrap_or("10.80.0.1".into()),
+        ip_range: request.ip_ranges.iter().find(|range| inside(subnet, range)).cloned(),
+        aux: request.aux.clone(),
+    };
+    let mut subnets: Vec<_> = request.subnets.iter().map(subnet).collect();
+    if subnets.is_empty() {
+        subnets.clone_from(&made.subnets);
+    }
+    v1::Network {
+        subnets,
+        mtu: request.mtu,
+        encrypted: request.encrypted,
+        internal: request.internal,
+        attachable: request.attachable,
+        labels: request.labels.clone(),
+        ..made
+    }
+}
+
+/// The port as the cluster publishes it.
+pub(crate) fn open_port(port: v1::PublishedPort) -> v1::PublishedPort {
+    let published = if port.published == 0 { 30000 } else { port.published };
+    v1::PublishedPort { published, ..port }
+}
+
+pub(crate) fn service(
+    id: &str,
+    network: &v1::Network,
+    request: v1::CreateServiceRequest,
+) -> v1::ServiceStatus {
+    let vip = |given: &str| if given.is_empty() { "10.64.15.240".to_owned() } else { given.to_owned() };
+    let made = v1::Service {
+        id: id.into(),
+        name: request.name,
+        network: network.id.clone(),
+        endpoint_mode: request.endpoint_mode,
+        vip: vip(&request.vip),
+        vip6: request.vip6,
+        ports: request.ports.into_iter().map(open_port).collect(),
+        affinity: request.affinity,
+        health: request.health,
+        created_at: "2026-11-21T10:00:02Z".into(),
+        aliases: request.aliases,
+        labels: request.labels,
+    };
+    v1::ServiceStatus { service: Some(made), network_name: network.name.clone(), backends: Vec::new() }
+}
+
+pub(crate) fn backend(number: u32, name: &str, service: &v1::Service) -> v1::BackendStatus {
+    let backend = v1::Backend {
+        id: number,
+        service: service.id.clone(),
+        network: service.network.clone(),
+        endpoint: format!("{:024x}", 0x00ee_0000 + number),
+        name: name.into(),
+        node: NODE.into(),
+        ipv4: format!("10.64.0.{number}"),
+        ipv6: String::new(),
+        state: v1::BackendState::Active.into(),
+        created_at: "2026-11-21T10:00:03Z".into(),
+    };
+    v1::BackendStatus {
+        backend: Some(backend),
+        node_name: "h1".into(),
+        health: "healthy".into(),
+        node_state: v1::NodeState::Ready.into(),
     }
 }
 

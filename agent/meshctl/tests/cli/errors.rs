@@ -128,7 +128,6 @@ fn wrong_command_lines_are_found_without_an_agent() {
         "cluster join-token boss",
         "cluster init --data-path-port 0",
         "status --format yaml",
-        "service ls",
     ] {
         let done = Done::from(meshctl(line).output().unwrap());
         assert_eq!((done.code, done.out.as_str()), (2, ""), "{line}: {}", done.err);

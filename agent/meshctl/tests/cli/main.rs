@@ -3,7 +3,9 @@
 #![expect(clippy::unwrap_used, reason = "test code, also outside of the test functions themselves")]
 
 mod agent;
+mod apply;
 mod errors;
 mod objects;
 mod requests;
+mod service;
 mod services;

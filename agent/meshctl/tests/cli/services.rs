@@ -5,7 +5,10 @@ use mesh_proto::v1::local_server::Local;
 use mesh_proto::{Problem, ProblemKind, v1};
 use tonic::{Request, Response, Status};
 
-use crate::agent::{Services, endpoint, network, node, node_status, provoked};
+use crate::agent::{
+    Asked, Services, as_requested, backend, endpoint, network, node, node_status, open_port, provoked,
+    service,
+};
 
 type Answer<T> = Result<Response<T>, Status>;
 
@@ -16,6 +19,12 @@ fn answer<T>(value: T) -> Answer<T> {
 
 fn not_by_the_command<T>() -> Answer<T> {
     Err(Status::unimplemented("the command never calls this"))
+}
+
+fn is(status: &v1::ServiceStatus, wanted: &str) -> bool {
+    let service = status.service.as_ref().unwrap();
+    let path = format!("{}/{}", status.network_name, service.name);
+    [&service.id, &service.name, &path].into_iter().any(|name| name == wanted)
 }
 
 impl Services {
@@ -35,15 +44,38 @@ impl Services {
         };
         self.with(found).ok_or_else(|| Status::not_found(format!("network {wanted}, not found")))
     }
+
+    fn service(&self, wanted: &str) -> Result<v1::ServiceStatus, Status> {
+        if let Some(problem) = provoked(wanted) {
+            return Err(problem.into());
+        }
+        let found = self.with(|state| state.services.iter().find(|status| is(status, wanted)).cloned());
+        found.ok_or_else(|| Status::not_found(format!("service {wanted}, not found")))
+    }
+
+    fn backend(&self, what: &'static str, service: &str, endpoint: &str) -> Answer<v1::BackendStatus> {
+        let found = self.service(service)?;
+        self.with(|state| {
+            state.asked.push(Asked::Backend(what, service.to_owned(), endpoint.to_owned()));
+        });
+        answer(backend(7, endpoint, found.service.as_ref().unwrap()))
+    }
 }
 
 #[tonic::async_trait]
 impl Control for Services {
     async fn create_network(&self, request: Request<v1::CreateNetworkRequest>) -> Answer<v1::Network> {
         let request = request.into_inner();
-        let made = network("ccc000000000000000000001", &request.name, request.vni.unwrap_or(4096));
-        self.with(|state| state.created = Some(request));
-        answer(made)
+        if let Some(problem) = provoked(&request.name) {
+            return Err(problem.into());
+        }
+        answer(self.with(|state| {
+            let id = format!("ccc{:021x}", state.networks.len() + 1);
+            let made = as_requested(&id, &request);
+            state.networks.push(made.clone());
+            state.created = Some(request);
+            made
+        }))
     }
 
     async fn remove_network(
@@ -51,6 +83,7 @@ impl Control for Services {
         request: Request<v1::RemoveNetworkRequest>,
     ) -> Answer<v1::RemoveNetworkResponse> {
         let network = self.network(&request.into_inner().network)?;
+        self.with(|state| state.networks.retain(|other| other.id != network.id));
         answer(v1::RemoveNetworkResponse { network: Some(network) })
     }
 
@@ -112,7 +145,8 @@ impl Control for Services {
     }
 
     async fn inspect_node(&self, _: Request<v1::InspectNodeRequest>) -> Answer<v1::NodeStatus> {
-        answer(node_status())
+        let wireguard = self.with(|state| state.wireguard.clone());
+        answer(v1::NodeStatus { node: Some(v1::Node { wireguard, ..node() }), ..node_status() })
     }
 
     async fn list_endpoints(
@@ -127,44 +161,92 @@ impl Control for Services {
         not_by_the_command()
     }
 
-    async fn create_service(&self, _: Request<v1::CreateServiceRequest>) -> Answer<v1::ServiceStatus> {
-        not_by_the_command()
+    async fn create_service(&self, request: Request<v1::CreateServiceRequest>) -> Answer<v1::ServiceStatus> {
+        let request = request.into_inner();
+        if let Some(problem) = provoked(&request.name) {
+            return Err(problem.into());
+        }
+        let network = self.network(&request.network)?;
+        answer(self.with(|state| {
+            state.asked.push(Asked::Create(request.clone()));
+            let id = format!("{:024x}", 0x5e00 + state.services.len());
+            let made = service(&id, &network, request);
+            state.services.push(made.clone());
+            made
+        }))
     }
 
-    async fn update_service(&self, _: Request<v1::UpdateServiceRequest>) -> Answer<v1::ServiceStatus> {
-        not_by_the_command()
+    async fn update_service(&self, request: Request<v1::UpdateServiceRequest>) -> Answer<v1::ServiceStatus> {
+        let request = request.into_inner();
+        self.service(&request.service)?;
+        answer(self.with(|state| {
+            state.asked.push(Asked::Update(request.clone()));
+            let found = state.services.iter_mut().find(|status| is(status, &request.service)).unwrap();
+            let service = found.service.as_mut().unwrap();
+            service.ports.retain(|port| !request.remove_ports.contains(port));
+            service.ports.extend(request.add_ports.iter().cloned().map(open_port));
+            if request.affinity() != v1::Affinity::Unspecified {
+                service.affinity = request.affinity;
+            }
+            if request.clear_health || request.health.is_some() {
+                service.health = request.health;
+            }
+            if request.replace_aliases {
+                service.aliases = request.aliases;
+            }
+            found.clone()
+        }))
     }
 
-    async fn remove_service(&self, _: Request<v1::RemoveServiceRequest>) -> Answer<v1::ServiceStatus> {
-        not_by_the_command()
+    async fn remove_service(&self, request: Request<v1::RemoveServiceRequest>) -> Answer<v1::ServiceStatus> {
+        let gone = self.service(&request.into_inner().service)?;
+        self.with(|state| state.services.retain(|status| *status != gone));
+        answer(gone)
     }
 
-    async fn list_services(&self, _: Request<v1::ListServicesRequest>) -> Answer<v1::ListServicesResponse> {
-        not_by_the_command()
+    async fn list_services(
+        &self,
+        request: Request<v1::ListServicesRequest>,
+    ) -> Answer<v1::ListServicesResponse> {
+        self.manager_answers()?;
+        let network = request.into_inner().network;
+        let mut services = self.with(|state| state.services.clone());
+        services.retain(|status| network.is_empty() || status.network_name == network);
+        answer(v1::ListServicesResponse { services })
     }
 
-    async fn inspect_service(&self, _: Request<v1::InspectServiceRequest>) -> Answer<v1::ServiceStatus> {
-        not_by_the_command()
+    async fn inspect_service(
+        &self,
+        request: Request<v1::InspectServiceRequest>,
+    ) -> Answer<v1::ServiceStatus> {
+        answer(self.service(&request.into_inner().service)?)
     }
 
-    async fn add_backend(&self, _: Request<v1::AddBackendRequest>) -> Answer<v1::BackendStatus> {
-        not_by_the_command()
+    async fn add_backend(&self, request: Request<v1::AddBackendRequest>) -> Answer<v1::BackendStatus> {
+        let request = request.into_inner();
+        self.backend("add", &request.service, &request.endpoint)
     }
 
-    async fn remove_backend(&self, _: Request<v1::RemoveBackendRequest>) -> Answer<v1::BackendStatus> {
-        not_by_the_command()
+    async fn remove_backend(&self, request: Request<v1::RemoveBackendRequest>) -> Answer<v1::BackendStatus> {
+        let request = request.into_inner();
+        self.backend("remove", &request.service, &request.endpoint)
     }
 
-    async fn drain_backend(&self, _: Request<v1::DrainBackendRequest>) -> Answer<v1::BackendStatus> {
-        not_by_the_command()
+    async fn drain_backend(&self, request: Request<v1::DrainBackendRequest>) -> Answer<v1::BackendStatus> {
+        let request = request.into_inner();
+        self.backend("drain", &request.service, &request.endpoint)
     }
 
-    async fn activate_backend(&self, _: Request<v1::ActivateBackendRequest>) -> Answer<v1::BackendStatus> {
-        not_by_the_command()
+    async fn activate_backend(
+        &self,
+        request: Request<v1::ActivateBackendRequest>,
+    ) -> Answer<v1::BackendStatus> {
+        let request = request.into_inner();
+        self.backend("activate", &request.service, &request.endpoint)
     }
 
     async fn rotate_keys(&self, _: Request<v1::RotateKeysRequest>) -> Answer<v1::RotateKeysResponse> {
-        not_by_the_command()
+        answer(v1::RotateKeysResponse { generation: 2, pending: vec!["h3".into()] })
     }
 
     async fn set_wireguard(&self, _: Request<v1::SetWireguardRequest>) -> Answer<v1::SetWireguardResponse> {
@@ -234,7 +316,8 @@ impl Local for Services {
         let request = request.into_inner();
         let network = network("aaa000000000000000000001", &request.network, 4096);
         let made = endpoint("eee000000000000000000001", &request.name, &network);
-        let made = v1::Endpoint { ipv6: request.ip6.clone(), ..made };
+        let dns = self.with(|state| state.dns.clone());
+        let made = v1::Endpoint { ipv6: request.ip6.clone(), dns, ..made };
         self.with(|state| state.attached = Some(request));
         answer(made)
     }

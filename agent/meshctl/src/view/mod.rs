@@ -1,5 +1,7 @@
 //! The objects as scripts see them: these shapes are a contract. What is absent is null.
 
+pub(crate) mod service;
+
 use std::collections::BTreeMap;
 
 use mesh_model::{Availability, NodeState, Role};
@@ -66,7 +68,17 @@ pub(crate) struct Endpoint {
     pub(crate) service: Option<String>,
     pub(crate) aliases: Vec<String>,
     pub(crate) health: Option<String>,
+    /// What its container should use to resolve names; null where the endpoint's host does not tell.
+    pub(crate) dns: Option<Dns>,
     pub(crate) created_at: String,
+}
+
+/// What resolv.conf(5) should have, under the words that it has there.
+#[derive(Debug, Serialize)]
+pub(crate) struct Dns {
+    pub(crate) nameserver: Vec<String>,
+    pub(crate) search: Vec<String>,
+    pub(crate) options: Vec<String>,
 }
 
 /// A node and how it is doing.
@@ -181,8 +193,15 @@ impl From<v1::Endpoint> for Endpoint {
             service: present(endpoint.service),
             aliases: endpoint.aliases,
             health: present(endpoint.health),
+            dns: endpoint.dns.map(Into::into),
             created_at: endpoint.created_at,
         }
+    }
+}
+
+impl From<v1::Dns> for Dns {
+    fn from(dns: v1::Dns) -> Self {
+        Self { nameserver: dns.nameservers, search: dns.search, options: dns.options }
     }
 }
 

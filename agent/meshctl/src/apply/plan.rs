@@ -1,0 +1,419 @@
+//! What is to be done, so that there is what a file declares.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_model::{Affinity, HealthCheck, Name, NetworkId, PublishedPort, ServiceId};
+use serde::Serialize;
+
+use super::compare::{self, Conflict};
+use super::ports::{self, Taken};
+use super::{Declared, LABEL, Network, Service};
+
+/// What there is.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Listed {
+    pub(crate) networks: Vec<mesh_model::Network>,
+    pub(crate) services: Vec<mesh_model::Service>,
+}
+
+/// What is to be done, in order.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Plan {
+    /// The project that what is made belongs to.
+    pub(crate) project: String,
+    pub(crate) steps: Vec<Step>,
+}
+
+/// One call.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum Step {
+    RemoveService {
+        id: ServiceId,
+        network: Name,
+        name: Name,
+    },
+    RemoveNetwork {
+        id: NetworkId,
+        name: Name,
+    },
+    CreateNetwork(Network),
+    CreateService {
+        service: Service,
+        /// Its ports with those of ranges chosen; 0: by the cluster.
+        ports: Vec<PublishedPort>,
+    },
+    UpdateService(Update),
+}
+
+/// What changes of a service; what is absent stays.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Update {
+    pub(crate) id: ServiceId,
+    pub(crate) network: Name,
+    pub(crate) name: Name,
+    pub(crate) add_ports: Vec<PublishedPort>,
+    pub(crate) remove_ports: Vec<PublishedPort>,
+    pub(crate) affinity: Option<Affinity>,
+    pub(crate) health: Option<NewHealth>,
+    pub(crate) aliases: Option<Vec<Name>>,
+}
+
+/// How a service's backends are to be checked from now on.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) enum NewHealth {
+    /// Not at all.
+    Unchecked,
+    /// So.
+    Check(HealthCheck),
+}
+
+/// A step for people and scripts.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct Change {
+    /// `create`, `update` or `remove`.
+    pub(crate) action: &'static str,
+    /// `network` or `service`.
+    pub(crate) kind: &'static str,
+    pub(crate) name: Name,
+    /// A service's network.
+    pub(crate) network: Option<Name>,
+    /// What is special about it, or what changes.
+    pub(crate) details: Vec<String>,
+}
+
+/// Compares a file with what there is. Nothing is to be done while there is any conflict.
+///
+/// With `prune`, what an earlier file of the same project made and this one does not declare is removed.
+pub(crate) fn plan(declared: &Declared, listed: &Listed, prune: bool) -> Result<Plan, Vec<Conflict>> {
+    Planning::new(declared, listed).plan(prune)
+}
+
+struct Planning<'a> {
+    declared: &'a Declared,
+    listed: &'a Listed,
+    network_names: BTreeMap<&'a NetworkId, &'a Name>,
+    /// `NETWORK/NAME` of each listed service, in the same order.
+    paths: Vec<String>,
+    conflicts: Vec<Conflict>,
+}
+
+impl<'a> Planning<'a> {
+    fn new(declared: &'a Declared, listed: &'a Listed) -> Self {
+        let network_names: BTreeMap<_, _> =
+            listed.networks.iter().map(|network| (&network.id, &network.name)).collect();
+        let path = |service: &mesh_model::Service| {
+            let network = network_names.get(&service.network).map_or("?", |name| name.as_str());
+            format!("{network}/{}", service.name)
+        };
+        let paths = listed.services.iter().map(path).collect();
+        Self { declared, listed, network_names, paths, conflicts: Vec::new() }
+    }
+
+    fn plan(mut self, prune: bool) -> Result<Plan, Vec<Conflict>> {
+        let networks = self.networks();
+        let (gone_services, gone_networks) = if prune { self.surplus() } else { (Vec::new(), Vec::new()) };
+        let services = self.services(&gone_services);
+        if !self.conflicts.is_empty() {
+            return Err(self.conflicts);
+        }
+        let mut steps = Vec::new();
+        for service in gone_services {
+            let Some(network) = self.network_names.get(&service.network) else { continue };
+            steps.push(Step::RemoveService {
+                id: service.id.clone(),
+                network: (*network).clone(),
+                name: service.name.clone(),
+            });
+        }
+        // Before the new ones are made: those may want the same subnets.
+        steps.extend(
+            gone_networks
+                .into_iter()
+                .map(|network| Step::RemoveNetwork { id: network.id.clone(), name: network.name.clone() }),
+        );
+        let (released, services) = release_first(services);
+        steps.extend(released);
+        steps.extend(networks);
+        steps.extend(services);
+        Ok(Plan { project: self.declared.project.clone(), steps })
+    }
+
+    fn is_ours(&self, labels: &BTreeMap<String, String>) -> bool {
+        labels.get(LABEL) == Some(&self.declared.project)
+    }
+
+    /// Something is there, and cannot be made as declared.
+    fn differs(&mut self, object: String, settings: &[String], is_ours: bool) {
+        if settings.is_empty() {
+            return;
+        }
+        let settings = settings.join(", ");
+        self.conflicts.push(if is_ours {
+            Conflict::CannotChange { object, settings }
+        } else {
+            Conflict::Foreign { object, project: self.declared.project.clone(), settings }
+        });
+    }
+
+    fn networks(&mut self) -> Vec<Step> {
+        let mut steps = Vec::new();
+        for declared in &self.declared.networks {
+            let there = self.listed.networks.iter().find(|network| network.name == declared.name);
+            match there {
+                Some(_) if declared.external => {}
+                None if declared.external => {
+                    self.conflicts.push(Conflict::NoSuchNetwork(declared.name.clone()));
+                }
+                None => steps.push(Step::CreateNetwork(declared.clone())),
+                Some(there) => {
+                    let is_ours = self.is_ours(&there.labels);
+                    let settings = compare::network(declared, there, is_ours);
+                    self.differs(format!("network {}", declared.name), &settings, is_ours);
+                }
+            }
+        }
+        steps
+    }
+
+    /// What an earlier file of the project made and this one does not have.
+    fn surplus(&self) -> (Vec<&'a mesh_model::Service>, Vec<&'a mesh_model::Network>) {
+        let networks: BTreeSet<_> = self.declared.networks.iter().map(|network| &network.name).collect();
+        let services: BTreeSet<_> =
+            self.declared.services.iter().map(|service| (&service.network, &service.name)).collect();
+        let is_declared = |service: &mesh_model::Service| {
+            let network = self.network_names.get(&service.network);
+            network.is_some_and(|network| services.contains(&(*network, &service.name)))
+        };
+        let gone_services = self.listed.services.iter();
+        let gone_services =
+            gone_services.filter(|service| self.is_ours(&service.labels) && !is_declared(service));
+        let gone_networks = self.listed.networks.iter();
+        let gone_networks = gone_networks
+            .filter(|network| self.is_ours(&network.labels) && !networks.contains(&network.name));
+        (gone_services.collect(), gone_networks.collect())
+    }
+
+    fn services(&mut self, gone: &[&mesh_model::Service]) -> Vec<Step> {
+        let by_path: BTreeMap<&str, &'a mesh_model::Service> =
+            self.paths.iter().map(String::as_str).zip(&self.listed.services).collect();
+        let gone: BTreeSet<_> = gone.iter().map(|service| &service.id).collect();
+        let paths = self.paths.clone();
+        let mut taken = Taken::default();
+        for (service, path) in self.listed.services.iter().zip(&paths) {
+            if !gone.contains(&service.id) {
+                service.ports.iter().for_each(|port| taken.insert(*port, path));
+            }
+        }
+        let declared = &self.declared.services;
+        let declared_paths: Vec<String> =
+            declared.iter().map(|service| format!("{}/{}", service.network, service.name)).collect();
+        let there: Vec<_> = declared_paths.iter().map(|path| by_path.get(path.as_str()).copied()).collect();
+        let differences: Vec<_> = declared
+            .iter()
+            .zip(&there)
+            .map(|(service, there)| {
+                ports::difference(&service.ports, there.map_or(&[][..], |there| &there.ports))
+            })
+            .collect();
+        // What any service gives up is free for every other.
+        differences.iter().flat_map(|difference| &difference.surplus).for_each(|port| taken.remove(port));
+        let mut chosen: Vec<Vec<PublishedPort>> = vec![Vec::new(); declared.len()];
+        // Whoever names one port has no other choice: ranges choose after those.
+        for only_one in [true, false] {
+            for ((difference, path), chosen) in differences.iter().zip(&declared_paths).zip(&mut chosen) {
+                let one = |port: &&&super::Port| (port.published.len() == 1) == only_one;
+                for port in difference.missing.iter().filter(one) {
+                    match ports::choose(port, &taken) {
+                        Ok(port) => {
+                            if port.published != 0 {
+                                taken.insert(port, path);
+                            }
+                            chosen.push(port);
+                        }
+                        Err(none) => self.conflicts.push(Conflict::PortTaken {
+                            service: path.clone(),
+                            port: port.to_string(),
+                            owner: none.owner.to_owned(),
+                            taken: none.port,
+                        }),
+                    }
+                }
+            }
+        }
+        let mut steps = Vec::new();
+        for (((service, there), difference), ports) in declared.iter().zip(there).zip(differences).zip(chosen)
+        {
+            match there {
+                None => steps.push(Step::CreateService { service: service.clone(), ports }),
+                Some(there) => steps.extend(self.update(service, there, ports, difference.surplus)),
+            }
+        }
+        steps
+    }
+
+    fn update(
+        &mut self,
+        declared: &Service,
+        there: &mesh_model::Service,
+        add_ports: Vec<PublishedPort>,
+        remove_ports: Vec<PublishedPort>,
+    ) -> Option<Step> {
+        let is_ours = self.is_ours(&there.labels);
+        let object = format!("service {}/{}", declared.network, declared.name);
+        let sorted = |names: &[Name]| names.iter().cloned().collect::<BTreeSet<_>>();
+        let same_aliases = sorted(&declared.aliases) == sorted(&there.aliases);
+        let update = Update {
+            id: there.id.clone(),
+            network: declared.network.clone(),
+            name: declared.name.clone(),
+            add_ports,
+            remove_ports,
+            affinity: (declared.affinity != there.affinity).then_some(declared.affinity),
+            health: (declared.health != there.health)
+                .then(|| declared.health.clone().map_or(NewHealth::Unchecked, NewHealth::Check)),
+            aliases: (!same_aliases).then(|| declared.aliases.clone()),
+        };
+        let mut settings = compare::fixed(declared, there);
+        if !is_ours {
+            settings.extend(update.details());
+        }
+        self.differs(object, &settings, is_ours);
+        (!update.is_empty()).then_some(Step::UpdateService(update))
+    }
+}
+
+/// Ports that move from one service to another are given up by all before any takes one.
+fn release_first(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
+    let mut wanted: Vec<(usize, PublishedPort)> = Vec::new();
+    for (index, step) in steps.iter().enumerate() {
+        let ports = match step {
+            Step::CreateService { ports, .. } => ports,
+            Step::UpdateService(update) => &update.add_ports,
+            _ => continue,
+        };
+        wanted.extend(ports.iter().map(|port| (index, *port)));
+    }
+    let (mut released, mut rest) = (Vec::new(), Vec::new());
+    for (index, step) in steps.into_iter().enumerate() {
+        let moves = |port: &PublishedPort| {
+            wanted.iter().any(|(other, wanted)| *other != index && wanted.conflicts_with(port))
+        };
+        match step {
+            Step::UpdateService(mut update) if update.remove_ports.iter().any(moves) => {
+                let remove_ports = std::mem::take(&mut update.remove_ports);
+                released.push(Step::UpdateService(Update {
+                    add_ports: Vec::new(),
+                    remove_ports,
+                    affinity: None,
+                    health: None,
+                    aliases: None,
+                    ..update.clone()
+                }));
+                if !update.is_empty() {
+                    rest.push(Step::UpdateService(update));
+                }
+            }
+            other => rest.push(other),
+        }
+    }
+    (released, rest)
+}
+
+impl Update {
+    fn is_empty(&self) -> bool {
+        self.add_ports.is_empty()
+            && self.remove_ports.is_empty()
+            && self.affinity.is_none()
+            && self.health.is_none()
+            && self.aliases.is_none()
+    }
+
+    fn details(&self) -> Vec<String> {
+        let mut details: Vec<_> = self.remove_ports.iter().map(|port| format!("-port {port}")).collect();
+        details.extend(self.add_ports.iter().map(|port| format!("+port {port}")));
+        details.extend(self.affinity.map(|affinity| format!("affinity {}", affinity.as_str())));
+        details.extend(self.health.as_ref().map(|health| match health {
+            NewHealth::Unchecked => "no health check".to_owned(),
+            NewHealth::Check(check) => shown_check(check),
+        }));
+        details
+            .extend(self.aliases.as_ref().map(|aliases| format!("aliases {}", crate::table::list(aliases))));
+        details
+    }
+}
+
+fn shown_check(HealthCheck { kind, interval, retries }: &HealthCheck) -> String {
+    format!("health {kind} every {interval:?} with {retries} retries")
+}
+
+impl Step {
+    /// The step for people and scripts.
+    pub(crate) fn change(&self) -> Change {
+        let network = |action, name: &Name, details| Change {
+            action,
+            kind: "network",
+            name: name.clone(),
+            network: None,
+            details,
+        };
+        let service = |action, network: &Name, name: &Name, details| Change {
+            action,
+            kind: "service",
+            name: name.clone(),
+            network: Some(network.clone()),
+            details,
+        };
+        match self {
+            Self::RemoveService { network, name, .. } => service("remove", network, name, Vec::new()),
+            Self::RemoveNetwork { name, .. } => network("remove", name, Vec::new()),
+            Self::CreateNetwork(declared) => network("create", &declared.name, network_details(declared)),
+            Self::CreateService { service: declared, ports } => {
+                service("create", &declared.network, &declared.name, service_details(declared, ports))
+            }
+            Self::UpdateService(update) => service("update", &update.network, &update.name, update.details()),
+        }
+    }
+}
+
+fn network_details(network: &Network) -> Vec<String> {
+    let mut details: Vec<_> =
+        network.subnets.iter().map(|subnet| format!("subnet {}", subnet.subnet)).collect();
+    let flags = [
+        (network.ipv6, "ipv6"),
+        (network.encrypted, "encrypted"),
+        (network.internal, "internal"),
+        (!network.attachable, "not attachable"),
+    ];
+    details.extend(flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()));
+    details.extend(network.mtu.map(|mtu| format!("mtu {mtu}")));
+    details.extend(network.vni.map(|vni| format!("vni {vni}")));
+    details
+}
+
+fn service_details(service: &Service, ports: &[PublishedPort]) -> Vec<String> {
+    let mut details: Vec<_> = ports.iter().map(|port| format!("port {port}")).collect();
+    if service.endpoint_mode != mesh_model::EndpointMode::Vip {
+        details.push(format!("endpoint mode {}", service.endpoint_mode.as_str()));
+    }
+    details.extend(service.vip.map(|vip| format!("vip {vip}")));
+    details.extend(service.vip6.map(|vip| format!("vip {vip}")));
+    if service.affinity != Affinity::None {
+        details.push(format!("affinity {}", service.affinity.as_str()));
+    }
+    details.extend(service.health.as_ref().map(shown_check));
+    if !service.aliases.is_empty() {
+        details.push(format!("aliases {}", crate::table::list(&service.aliases)));
+    }
+    details
+}
+
+impl Change {
+    /// What it is about: `network NAME: DETAIL, ...` or `service NETWORK/NAME: DETAIL, ...`.
+    pub(crate) fn object(&self) -> String {
+        let Self { kind, name, details, .. } = self;
+        let path =
+            self.network.as_ref().map_or_else(|| name.to_string(), |network| format!("{network}/{name}"));
+        let end = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };
+        format!("{kind} {path}{end}")
+    }
+}

@@ -1,0 +1,157 @@
+//! Compose's `services:`.
+
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use mesh_model::{Affinity, EndpointMode, HealthCheck, Name};
+
+use super::file::{DEFAULT_NETWORK, Networks};
+use super::yaml::{Ignored, Invalid, Item, Reason, Section};
+use super::{Port, Service, health, port};
+
+/// A service as the file has it: in Mesh it is one on each of its networks.
+#[derive(Debug)]
+pub(super) struct Read<'a> {
+    name: Name,
+    endpoint_mode: EndpointMode,
+    vip: Option<Ipv4Addr>,
+    vip6: Option<Ipv6Addr>,
+    ports: Vec<Port>,
+    affinity: Affinity,
+    health: Option<HealthCheck>,
+    /// None: the default one.
+    networks: Vec<Membership<'a>>,
+}
+
+/// That a service is in a network.
+#[derive(Debug)]
+pub(super) struct Membership<'a> {
+    /// The network's name in the file.
+    network: &'a str,
+    /// Where the file says so.
+    at: Item<'a>,
+    aliases: Vec<Name>,
+}
+
+/// Reads one service; `None` for one that is in no network of its own (`network_mode`).
+pub(super) fn read<'a>(
+    key: &str,
+    item: Item<'a>,
+    ignored: &mut Vec<Ignored>,
+) -> Result<Option<Read<'a>>, Invalid> {
+    let whole = item.clone();
+    let mut section = item.section()?;
+    if section.take("network_mode").is_some() {
+        ignored.push(whole.ignored());
+        return Ok(None);
+    }
+    let mut read = Read {
+        name: key.parse::<Name>().map_err(|error| whole.invalid_key(key, error))?,
+        endpoint_mode: EndpointMode::Vip,
+        vip: None,
+        vip6: None,
+        ports: Vec::new(),
+        affinity: Affinity::None,
+        health: None,
+        networks: Vec::new(),
+    };
+    if let Some(networks) = section.take("networks") {
+        read.networks = memberships(&networks, ignored)?;
+    }
+    if let Some(ports) = section.take("ports") {
+        for item in ports.list()? {
+            for port in port::read(&item, ignored)? {
+                // The same port of the host twice says no more than once; two ports of the cluster's choice do.
+                if port.is_automatic() || !read.ports.contains(&port) {
+                    read.ports.push(port);
+                }
+            }
+        }
+    }
+    if let Some(deploy) = section.take("deploy") {
+        let mut deploy = deploy.section()?;
+        if let Some(mode) = deploy.take("endpoint_mode") {
+            read.endpoint_mode = mode.parse()?;
+        }
+        deploy.finish(ignored);
+    }
+    let check = section.take("healthcheck");
+    let mut own = section.take("x-mesh").map(Item::section).transpose()?;
+    if let Some(own) = &mut own {
+        read.own(own)?;
+    }
+    read.health = health::read(check, own.as_mut(), ignored)?;
+    if let Some(own) = own {
+        own.finish(ignored);
+    }
+    section.finish(ignored);
+    Ok(Some(read))
+}
+
+/// A list of names, or a map of names with aliases.
+fn memberships<'a>(networks: &Item<'a>, ignored: &mut Vec<Ignored>) -> Result<Vec<Membership<'a>>, Invalid> {
+    if networks.is_list() {
+        return networks
+            .list()?
+            .into_iter()
+            .map(|at| Ok(Membership { network: at.text()?, at, aliases: Vec::new() }))
+            .collect();
+    }
+    let mut read = Vec::new();
+    for (network, at) in networks.entries()? {
+        let mut section = at.clone().section()?;
+        let aliases = section.take("aliases").map_or_else(|| Ok(Vec::new()), |aliases| aliases.list())?;
+        let aliases = aliases.iter().map(Item::parse).collect::<Result<_, _>>()?;
+        section.finish(ignored);
+        read.push(Membership { network, at, aliases });
+    }
+    Ok(read)
+}
+
+impl Read<'_> {
+    /// Whether it is in a network of this name in the file.
+    pub(super) fn is_on(&self, network: &str) -> bool {
+        let mut named = self.networks.iter().map(|membership| membership.network);
+        if self.networks.is_empty() { network == DEFAULT_NETWORK } else { named.any(|name| name == network) }
+    }
+
+    fn own(&mut self, own: &mut Section<'_>) -> Result<(), Invalid> {
+        if let Some(affinity) = own.take("affinity") {
+            self.affinity = affinity.parse()?;
+        }
+        if let Some(vip) = own.take("vip") {
+            self.vip = Some(vip.parse()?);
+        }
+        if let Some(vip) = own.take("vip6") {
+            self.vip6 = Some(vip.parse()?);
+        }
+        Ok(())
+    }
+
+    /// The services that it is in Mesh. What there can be only one of, the published ports and a VIP that was asked for,
+    /// the one on the first network has.
+    pub(super) fn on(&mut self, item: &Item<'_>, names: &Networks<'_>) -> Result<Vec<Service>, Invalid> {
+        let unnamed = [Membership { network: DEFAULT_NETWORK, at: item.clone(), aliases: Vec::new() }];
+        let memberships = if self.networks.is_empty() { &unnamed[..] } else { &self.networks };
+        let mut services: Vec<Service> = Vec::new();
+        for membership in memberships {
+            let network = names
+                .get(membership.network)
+                .ok_or_else(|| membership.at.invalid(Reason::NoSuchNetwork(membership.network.to_owned())))?;
+            if services.iter().any(|service| service.network == *network) {
+                return Err(membership.at.invalid(Reason::Contradiction("the network is given twice")));
+            }
+            services.push(Service {
+                name: self.name.clone(),
+                network: network.clone(),
+                endpoint_mode: self.endpoint_mode,
+                vip: self.vip.take(),
+                vip6: self.vip6.take(),
+                ports: std::mem::take(&mut self.ports),
+                affinity: self.affinity,
+                health: self.health.clone(),
+                aliases: membership.aliases.clone(),
+            });
+        }
+        Ok(services)
+    }
+}

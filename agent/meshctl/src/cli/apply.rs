@@ -1,0 +1,30 @@
+//! `meshctl apply`
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+/// `apply`.
+#[derive(Debug, Args)]
+#[command(after_help = EXAMPLE)]
+pub(crate) struct Apply {
+    /// The file, YAML; `-` is standard input
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) file: PathBuf,
+
+    /// Also remove what an earlier file of the project made and this one does not have
+    #[arg(long)]
+    pub(crate) prune: bool,
+
+    /// Say what would change, and change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+}
+
+const EXAMPLE: &str = "\
+Compose files are understood as far as they are about networks and services; what is without effect is named on standard
+error. The project is the file's `name:`, or the name of its folder. `x-mesh:` has what Compose has no word for: for a
+network encrypted, mtu, vni; for a service vip, vip6, affinity, health-tcp, health-http, health-interval, health-retries.
+
+Example:
+  meshctl apply -f compose.yaml --prune --dry-run";

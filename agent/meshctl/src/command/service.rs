@@ -1,0 +1,290 @@
+//! `meshctl service ...`
+
+use mesh_model::{HealthCheck, HealthKind, PublishedPort};
+use mesh_proto::{Problem, ProblemKind, v1};
+
+use super::{each, ids, in_form, inspect, list_of};
+use crate::cli::Format;
+use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls, Ps, Update};
+use crate::client::Client;
+use crate::filter::{BackendKey, Filter, ServiceKey, passes};
+use crate::report::Report;
+use crate::table::{columns, details, list, or_none, short};
+use crate::view::service::{Backend, Service};
+use crate::view::{self, Named};
+
+pub(super) async fn run(client: &Client, command: Command, format: Option<Format>) -> Report {
+    match command {
+        Command::Create(create) => self::create(client, *create, format).await.into(),
+        Command::Ls(ls) => self::ls(client, ls, format).await.into(),
+        Command::Ps(ps) => self::ps(client, ps, format).await,
+        Command::Inspect(names) => {
+            inspect(names.services, format, async |name| one(client, name).await, as_details).await
+        }
+        Command::Update(update) => self::update(client, *update, format).await.into(),
+        Command::Rm(names) => {
+            let removed = each(names.services, async |service| {
+                let request = v1::RemoveServiceRequest { service };
+                let gone = client.call(client.control().await?.remove_service(request)).await?;
+                let gone = Service::try_from(gone)?;
+                Ok(Named { id: gone.id, name: gone.name })
+            });
+            list_of(removed.await, format, |service| service.name.clone())
+        }
+        Command::Backend { command } => backend(client, command, format).await.into(),
+    }
+}
+
+/// Asks for everything of a service.
+pub(super) async fn one(client: &Client, service: String) -> Result<Service, Problem> {
+    let request = v1::InspectServiceRequest { service };
+    client.call(client.control().await?.inspect_service(request)).await?.try_into()
+}
+
+async fn create(client: &Client, create: Create, format: Option<Format>) -> Result<String, Problem> {
+    let asked = create.publish.clone();
+    let request = create_request(create)?;
+    let answer = client.call(client.control().await?.create_service(request)).await?;
+    let service = Service::try_from(answer)?;
+    in_form(&service, format, |service| format!("{}\n{}", service.id, chosen(&asked, &[], &service.ports)))
+}
+
+fn create_request(create: Create) -> Result<v1::CreateServiceRequest, Problem> {
+    let health = match kind(&create.health) {
+        Some(kind) => Some(check("service create", kind, &create.health, None)?),
+        None if create.health.interval.is_some() || create.health.retries.is_some() => {
+            let message = "service create, --health-interval and --health-retries, there is no check";
+            return Err(Problem::new(ProblemKind::Usage, message)
+                .hint("say what is checked: --health-tcp or --health-http"));
+        }
+        None => None,
+    };
+    Ok(v1::CreateServiceRequest {
+        name: create.name.into(),
+        network: create.network,
+        endpoint_mode: v1::EndpointMode::from(mesh_model::EndpointMode::from(create.endpoint_mode)).into(),
+        vip: create.vip.map(|vip| vip.to_string()).unwrap_or_default(),
+        vip6: create.vip6.map(|vip| vip.to_string()).unwrap_or_default(),
+        ports: create.publish.iter().map(Into::into).collect(),
+        affinity: v1::Affinity::from(mesh_model::Affinity::from(create.affinity)).into(),
+        health: health.as_ref().map(Into::into),
+        aliases: create.alias.into_iter().map(Into::into).collect(),
+        labels: create.label.into_iter().map(|label| (label.key, label.value)).collect(),
+    })
+}
+
+/// What is to be tried.
+fn kind(flags: &Health) -> Option<HealthKind> {
+    flags.tcp.clone().or_else(|| flags.http.clone())
+}
+
+/// The check that flags ask for; what they do not say is as it was, or as usual.
+fn check(
+    command: &str,
+    kind: HealthKind,
+    flags: &Health,
+    was: Option<&HealthCheck>,
+) -> Result<HealthCheck, Problem> {
+    let interval = flags.interval.or(was.map(|was| was.interval)).unwrap_or(HealthCheck::DEFAULT_INTERVAL);
+    let retries = flags.retries.or(was.map(|was| was.retries)).unwrap_or(HealthCheck::DEFAULT_RETRIES);
+    HealthCheck::new(kind, interval, retries).map_err(|error| {
+        Problem::new(ProblemKind::Usage, format!("{command}, health check, {error}"))
+            .hint(format!("see `meshctl {command} --help`"))
+    })
+}
+
+/// The ports that the cluster chose for those that were asked for without a number, a line each.
+fn chosen(asked: &[PublishedPort], before: &[PublishedPort], ports: &[PublishedPort]) -> String {
+    let open = |port: &&PublishedPort| {
+        !before.contains(port) && asked.contains(&PublishedPort { published: 0, ..**port })
+    };
+    ports.iter().filter(open).flat_map(|port| [port.to_string(), "\n".to_owned()]).collect()
+}
+
+async fn update(client: &Client, update: Update, format: Option<Format>) -> Result<String, Problem> {
+    let opens = update.publish_add.iter().any(|port| port.published == 0);
+    let flags = &update.health;
+    let checks = kind(flags).is_some() || flags.interval.is_some() || flags.retries.is_some();
+    // Only what has to be told from what was, or added to it, is worth a call.
+    let before = if opens || checks {
+        let request = v1::InspectServiceRequest { service: update.service.clone() };
+        let answer = client.call(client.control().await?.inspect_service(request)).await?;
+        let service = answer.service.ok_or_else(|| crate::client::incomplete("service"))?;
+        Some(mesh_model::Service::try_from(service).map_err(|e| view::unusable(&e))?)
+    } else {
+        None
+    };
+    let was = before.as_ref().and_then(|before| before.health.as_ref());
+    let health = match kind(flags).or_else(|| was.map(|was| was.kind.clone())) {
+        _ if !checks => None,
+        Some(kind) => Some(check("service update", kind, flags, was)?),
+        None => {
+            let message = format!("service update, {}, its endpoints are not checked", update.service);
+            return Err(Problem::new(ProblemKind::Conflict, message)
+                .hint("say what is checked: --health-tcp or --health-http"));
+        }
+    };
+    let affinity = update
+        .affinity
+        .map_or(v1::Affinity::Unspecified, |affinity| mesh_model::Affinity::from(affinity).into());
+    let request = v1::UpdateServiceRequest {
+        service: update.service,
+        add_ports: update.publish_add.iter().map(Into::into).collect(),
+        remove_ports: update.publish_rm.iter().map(Into::into).collect(),
+        affinity: affinity.into(),
+        health: health.as_ref().map(Into::into),
+        clear_health: update.no_health,
+        replace_aliases: false,
+        aliases: Vec::new(),
+    };
+    let answer = client.call(client.control().await?.update_service(request)).await?;
+    let service = Service::try_from(answer)?;
+    let before = before.map(|before| before.ports).unwrap_or_default();
+    in_form(&service, format, |service| {
+        format!("{}\n{}", service.name, chosen(&update.publish_add, &before, &service.ports))
+    })
+}
+
+async fn ls(client: &Client, ls: Ls, format: Option<Format>) -> Result<String, Problem> {
+    let request = v1::ListServicesRequest { network: ls.network.unwrap_or_default() };
+    let answer = client.call(client.control().await?.list_services(request)).await?;
+    let mut services: Vec<Service> =
+        answer.services.into_iter().map(Service::try_from).collect::<Result<_, _>>()?;
+    services.retain(|service| matches(&ls.filter, service));
+    services.sort_by(|a, b| (&a.network, &a.name, &a.id).cmp(&(&b.network, &b.name, &b.id)));
+    if ls.quiet {
+        return ids(services.iter().map(|service| service.id.as_str()), format);
+    }
+    in_form(&services, format, |services| {
+        let headers = ["SERVICE ID", "NAME", "NETWORK", "MODE", "VIP", "BACKENDS", "PORTS"];
+        columns(headers, services.iter().map(row))
+    })
+}
+
+fn row(service: &Service) -> [String; 7] {
+    [
+        short(&service.id),
+        service.name.clone(),
+        service.network.clone(),
+        service.endpoint_mode.as_str().to_owned(),
+        list(service.vip.iter().chain(&service.vip6)),
+        in_use(&service.endpoints),
+        list(&service.ports),
+    ]
+}
+
+/// `2/3`: so many of them take new connections.
+fn in_use(backends: &[Backend]) -> String {
+    let takes = |backend: &&Backend| {
+        backend.state == mesh_model::BackendState::Active
+            && backend.health != "unhealthy"
+            && backend.node_state != mesh_model::NodeState::Down
+    };
+    format!("{}/{}", backends.iter().filter(takes).count(), backends.len())
+}
+
+fn matches(filters: &[Filter<ServiceKey>], service: &Service) -> bool {
+    passes(filters, |key, value| match key {
+        ServiceKey::Id => service.id.starts_with(value),
+        ServiceKey::Label => match value.split_once('=') {
+            None => service.labels.contains_key(value),
+            Some((label, value)) => service.labels.get(label).is_some_and(|have| have == value),
+        },
+        ServiceKey::Mode => service.endpoint_mode.as_str() == value,
+        ServiceKey::Name => service.name.contains(value),
+        ServiceKey::Network => service.network == value,
+    })
+}
+
+async fn ps(client: &Client, ps: Ps, format: Option<Format>) -> Report {
+    let (services, mut problems) = each(ps.services, async |name| one(client, name).await).await;
+    let mut backends: Vec<Backend> = services.into_iter().flat_map(|service| service.endpoints).collect();
+    backends.retain(|backend| matches_backend(&ps.filter, backend));
+    let text = if ps.quiet {
+        ids(backends.iter().map(|backend| backend.id.as_str()), format)
+    } else {
+        in_form(&backends, format, |backends| backend_columns(backends))
+    };
+    let text = text.unwrap_or_else(|problem| {
+        problems.push(problem);
+        String::new()
+    });
+    Report { text, problems, ..Report::default() }
+}
+
+fn matches_backend(filters: &[Filter<BackendKey>], backend: &Backend) -> bool {
+    passes(filters, |key, value| match key {
+        BackendKey::Health => backend.health == value,
+        BackendKey::Id => backend.id.starts_with(value),
+        BackendKey::Name => backend.name.contains(value),
+        BackendKey::Node => backend.node == value,
+        BackendKey::State => backend.state.as_str() == value,
+    })
+}
+
+fn backend_columns(backends: &[Backend]) -> String {
+    let rows = backends.iter().map(|backend| {
+        [
+            short(&backend.id),
+            backend.name.clone(),
+            backend.node.clone(),
+            view::state(backend.node_state).to_owned(),
+            list(backend.ipv4.iter().chain(&backend.ipv6)),
+            backend.state.as_str().to_owned(),
+            backend.health.clone(),
+        ]
+    });
+    columns(["ENDPOINT ID", "NAME", "NODE", "NODE STATE", "ADDRESSES", "STATE", "HEALTH"], rows)
+}
+
+fn as_details(service: &Service) -> String {
+    let health = service.health.as_ref().map(|health| {
+        format!("{} every {} ms, {} retries", health.check, health.interval_ms, health.retries)
+    });
+    let pair = |(key, value): (&String, &String)| format!("{}={}", key.escape_debug(), value.escape_debug());
+    let mut text = details([
+        ("ID", service.id.clone()),
+        ("Name", service.name.clone()),
+        ("Network", service.network.clone()),
+        ("Endpoint mode", service.endpoint_mode.as_str().to_owned()),
+        ("VIP", list(service.vip.iter().chain(&service.vip6))),
+        ("Ports", list(&service.ports)),
+        ("Affinity", service.affinity.as_str().to_owned()),
+        ("Health check", or_none(health)),
+        ("Aliases", list(&service.aliases)),
+        ("Labels", list(service.labels.iter().map(pair))),
+        ("Created", service.created_at.clone()),
+    ]);
+    if !service.endpoints.is_empty() {
+        text += "\n";
+        text += &backend_columns(&service.endpoints);
+    }
+    text
+}
+
+async fn backend(
+    client: &Client,
+    command: BackendCommand,
+    format: Option<Format>,
+) -> Result<String, Problem> {
+    let mut control = client.control().await?;
+    let answer = match command {
+        BackendCommand::Add(member) => {
+            let (service, endpoint) = (member.service, member.endpoint);
+            client.call(control.add_backend(v1::AddBackendRequest { service, endpoint })).await
+        }
+        BackendCommand::Rm(member) => {
+            let (service, endpoint) = (member.service, member.endpoint);
+            client.call(control.remove_backend(v1::RemoveBackendRequest { service, endpoint })).await
+        }
+        BackendCommand::Drain(member) => {
+            let (service, endpoint) = (member.service, member.endpoint);
+            client.call(control.drain_backend(v1::DrainBackendRequest { service, endpoint })).await
+        }
+        BackendCommand::Activate(member) => {
+            let (service, endpoint) = (member.service, member.endpoint);
+            client.call(control.activate_backend(v1::ActivateBackendRequest { service, endpoint })).await
+        }
+    };
+    in_form(&Backend::try_from(answer?)?, format, |backend| format!("{}\n", backend.name))
+}

@@ -1,0 +1,116 @@
+//! Services and their backends as scripts see them.
+
+use std::collections::BTreeMap;
+
+use mesh_model::{Affinity, BackendState, EndpointMode, HealthCheck, NodeState, PublishedPort};
+use mesh_proto::convert::required;
+use mesh_proto::{Problem, v1};
+use serde::Serialize;
+
+use super::{present, unusable};
+
+/// A service and its backends.
+#[derive(Debug, Serialize)]
+pub(crate) struct Service {
+    pub(crate) id: String,
+    pub(crate) name: String,
+    pub(crate) network: String,
+    pub(crate) vip: Option<String>,
+    pub(crate) vip6: Option<String>,
+    pub(crate) endpoint_mode: EndpointMode,
+    pub(crate) ports: Vec<PublishedPort>,
+    pub(crate) affinity: Affinity,
+    pub(crate) health: Option<Health>,
+    pub(crate) aliases: Vec<String>,
+    pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) created_at: String,
+    /// In order of their names.
+    pub(crate) endpoints: Vec<Backend>,
+}
+
+/// How backends are checked.
+#[derive(Debug, Serialize)]
+pub(crate) struct Health {
+    /// `tcp PORT` or `http PORT/PATH`.
+    pub(crate) check: String,
+    /// Milliseconds.
+    pub(crate) interval_ms: u64,
+    pub(crate) retries: u32,
+}
+
+/// An endpoint as a service's backend.
+#[derive(Debug, Clone, Serialize)]
+pub(crate) struct Backend {
+    /// The endpoint's.
+    pub(crate) id: String,
+    /// The endpoint's.
+    pub(crate) name: String,
+    pub(crate) node: String,
+    pub(crate) ipv4: Option<String>,
+    pub(crate) ipv6: Option<String>,
+    pub(crate) state: BackendState,
+    /// `healthy`, `unhealthy`, `unknown`, or `none` without a check.
+    pub(crate) health: String,
+    pub(crate) node_state: NodeState,
+    /// Its number in the cluster.
+    #[serde(rename = "backend")]
+    pub(crate) number: u32,
+}
+
+impl TryFrom<v1::ServiceStatus> for Service {
+    type Error = Problem;
+
+    fn try_from(status: v1::ServiceStatus) -> Result<Self, Problem> {
+        let service = required("service", status.service).map_err(|e| unusable(&e))?;
+        let service = mesh_model::Service::try_from(service).map_err(|e| unusable(&e))?;
+        let mut endpoints: Vec<Backend> =
+            status.backends.into_iter().map(Backend::try_from).collect::<Result<_, _>>()?;
+        endpoints.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        Ok(Self {
+            id: service.id.to_string(),
+            name: service.name.into(),
+            network: status.network_name,
+            vip: service.vip.map(|vip| vip.to_string()),
+            vip6: service.vip6.map(|vip| vip.to_string()),
+            endpoint_mode: service.endpoint_mode,
+            ports: service.ports,
+            affinity: service.affinity,
+            health: service.health.map(Into::into),
+            aliases: service.aliases.into_iter().map(Into::into).collect(),
+            labels: service.labels,
+            created_at: service.created_at.to_string(),
+            endpoints,
+        })
+    }
+}
+
+impl From<HealthCheck> for Health {
+    fn from(check: HealthCheck) -> Self {
+        Self {
+            check: check.kind.to_string(),
+            // At most an hour.
+            interval_ms: u64::try_from(check.interval.as_millis()).unwrap_or(u64::MAX),
+            retries: check.retries,
+        }
+    }
+}
+
+impl TryFrom<v1::BackendStatus> for Backend {
+    type Error = Problem;
+
+    fn try_from(status: v1::BackendStatus) -> Result<Self, Problem> {
+        let node_state = status.node_state().try_into().map_err(|e| unusable(&e))?;
+        let backend = required("backend", status.backend).map_err(|e| unusable(&e))?;
+        Ok(Self {
+            state: backend.state().try_into().map_err(|e| unusable(&e))?,
+            id: backend.endpoint,
+            name: backend.name,
+            node: status.node_name,
+            ipv4: present(backend.ipv4),
+            ipv6: present(backend.ipv6),
+            health: status.health,
+            node_state,
+            number: backend.id,
+        })
+    }
+}
