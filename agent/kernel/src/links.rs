@@ -2,6 +2,7 @@
 
 use std::io;
 use std::os::fd::AsRawFd;
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -34,6 +35,9 @@ const ATTRIBUTES: usize = 16 + 16;
 
 /// How long the kernel may take to tell a device that it has a carrier. It usually does within a millisecond.
 const CARRIER_DEADLINE: Duration = Duration::from_millis(200);
+
+/// How often is looked whether a device is gone.
+const REMOVAL_PAUSE: Duration = Duration::from_micros(200);
 
 /// A device as netlink tells it.
 ///
@@ -149,6 +153,11 @@ fn by_name(netlink: &mut Netlink, name: &IfName) -> Result<Option<RawLink>, Requ
     get(netlink, 0, Some(LinkAttribute::IfName(name.to_string())))
 }
 
+/// One device, by its index.
+pub(crate) fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<RawLink>, RequestError> {
+    get(netlink, index, None)
+}
+
 fn get(
     netlink: &mut Netlink,
     index: u32,
@@ -203,7 +212,7 @@ pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), RequestErr
     set(netlink, index, LinkFlags::Up, Vec::new())?;
     let begin = Instant::now();
     loop {
-        match get(netlink, index, None)? {
+        match by_index(netlink, index)? {
             Some(link)
                 if link.kind == Some(naming::Kind::Veth)
                     && !link.operational
@@ -226,8 +235,30 @@ pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(),
     set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
 }
 
-/// Removes a device; one that is gone is no error.
-pub(crate) fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
+/// Removes a device, and waits until nobody finds it any more, here or at the other end of a pair; one that is gone is no
+/// error.
+///
+/// The kernel answers some 20 ms later: when all memory of the device has been given back. Nobody has to wait for that,
+/// and so another thread does. Should the process end before, the kernel goes on with what it has begun.
+pub(crate) fn remove(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
+    let mut own = Netlink::open()?;
+    let (answer, answered) = mpsc::channel();
+    thread::Builder::new().name("remove".to_owned()).spawn(move || {
+        // Nobody listens any more once the device was seen to be gone.
+        let _ = answer.send(delete(&mut own, index));
+    })?;
+    loop {
+        match answered.recv_timeout(REMOVAL_PAUSE) {
+            Ok(answer) => return answer,
+            // While the kernel removes the device, it does not answer this.
+            Err(_) if by_index(netlink, index)?.is_none() => return Ok(()),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Removes a device, and waits for all that this takes; one that is gone is no error.
+fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     match netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
@@ -326,7 +357,7 @@ pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) ->
             device.netns.path.display()
         );
         let here = by_name(netlink, &device.name).is_ok_and(|found| found.is_some())
-            || get(netlink, device.index, None).is_ok_and(|found| found.is_some());
+            || by_index(netlink, device.index).is_ok_and(|found| found.is_some());
         return Err(if error.errno() == Some(errno::EXIST) && !here {
             KernelError::IfnameTaken { ifname: device.ifname.clone(), netns: device.netns.path.clone() }
         } else {

@@ -18,6 +18,14 @@ pub struct LinuxKernel<P> {
     programs: P,
     /// As last seen or made.
     firewall: Option<FirewallState>,
+    /// Everything as last seen, and as the steps since then have made it; for [`Depth::Remembered`].
+    remembered: Option<Remembered>,
+}
+
+struct Remembered {
+    /// The data-path address that was looked for.
+    address: IpAddr,
+    observed: Observed,
 }
 
 impl<P: Programs + Send> LinuxKernel<P> {
@@ -25,12 +33,12 @@ impl<P: Programs + Send> LinuxKernel<P> {
     pub fn open(programs: P) -> Result<Self, KernelError> {
         let netlink = Netlink::open()
             .map_err(|source| KernelError::Netlink { action: "speak to the kernel".to_owned(), source })?;
-        Ok(Self { netlink, programs, firewall: None })
+        Ok(Self { netlink, programs, firewall: None, remembered: None })
     }
 
     fn observe_firewall(&mut self, depth: Depth) -> Result<FirewallState, KernelError> {
         match &self.firewall {
-            Some(known) if depth == Depth::Quick => Ok(known.clone()),
+            Some(known) if depth < Depth::Full => Ok(known.clone()),
             _ => {
                 let found = firewall::observe()?;
                 self.firewall = Some(found.clone());
@@ -38,49 +46,42 @@ impl<P: Programs + Send> LinuxKernel<P> {
             }
         }
     }
-}
 
-impl<P: Programs + Send> Kernel for LinuxKernel<P> {
-    fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError> {
-        let netlink = &mut self.netlink;
-        let raw_links = links::dump(netlink).map_err(|error| error.during("list the network devices"))?;
-        let addresses = addresses::dump(netlink).map_err(|error| error.during("list the addresses"))?;
-
-        let links: BTreeMap<_, _> = raw_links.iter().filter_map(RawLink::ours).collect();
-        let ours: BTreeSet<u32> = links.values().map(|link| link.index).collect();
-        let foreign_indexes = raw_links
-            .iter()
-            .map(|link| link.index)
-            .filter(|index| *index >= naming::HOST_LEG_INDEX && !ours.contains(index));
-        let host_leg =
-            links.iter().find(|(name, _)| name.as_str() == naming::HOST_LEG).map(|(_, link)| link.index);
-        let host_routes = match host_leg {
-            Some(index) => routes::dump(netlink, index).map_err(|error| error.during("list the routes"))?,
-            None => Vec::new(),
-        };
-        let host_addresses = addresses
-            .iter()
-            .filter(|(index, address)| Some(*index) == host_leg && !is_link_local(address.address))
-            .map(|(_, address)| *address);
-        let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
-        Ok(Observed {
-            foreign_indexes: foreign_indexes.collect(),
-            underlay: desired
-                .and_then(|desired| underlay(desired.underlay.address, &raw_links, &addresses, &ours)),
-            host_addresses: host_addresses.collect(),
-            host_routes: host_routes.into_iter().collect(),
-            namespaces: endpoints
-                .filter(|e| netns::exists(&e.netns, links.contains_key(&e.host_ifname())))
-                .map(|e| e.id.clone())
-                .collect(),
-            programs: self.programs.observe()?,
-            sysctls: sysctl::observe()?,
-            firewall: self.observe_firewall(depth)?,
-            links,
-        })
+    /// What is remembered, with the namespaces of those endpoints that are new.
+    fn recall(&mut self, desired: &Desired) -> Option<Observed> {
+        let Remembered { address, observed } = self.remembered.as_mut()?;
+        if *address != desired.underlay.address {
+            return None;
+        }
+        observed.namespaces.retain(|id| desired.endpoints.contains_key(id));
+        for endpoint in desired.endpoints.values() {
+            if !observed.namespaces.contains(&endpoint.id)
+                && netns::exists(&endpoint.netns, observed.links.contains_key(&endpoint.host_ifname()))
+            {
+                observed.namespaces.insert(endpoint.id.clone());
+            }
+        }
+        Some(observed.clone())
     }
 
-    fn apply(&mut self, action: &Action) -> Result<(), KernelError> {
+    /// Keeps what is remembered as it is in the kernel after a step.
+    fn note(&mut self, action: &Action, succeeded: bool) {
+        let Some(Remembered { observed, .. }) = &mut self.remembered else { return };
+        let mut known = succeeded && observed.apply(action).is_ok();
+        if known && let Action::CreateEndpoint(device) = action {
+            // The kernel has chosen the index of the inner end.
+            let made = links::by_index(&mut self.netlink, device.index).ok().flatten();
+            match made.as_ref().and_then(RawLink::ours) {
+                Some((name, link)) => drop(observed.links.insert(name, link)),
+                None => known = false,
+            }
+        }
+        if !known {
+            self.remembered = None;
+        }
+    }
+
+    fn take(&mut self, action: &Action) -> Result<(), KernelError> {
         let netlink = &mut self.netlink;
         match action {
             Action::LoadPrograms => self.programs.load()?,
@@ -108,7 +109,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
                 links::set_endpoint_mtu(netlink, *index, *peer, netns, *mtu)?;
             }
             Action::DeleteLink { name, index } => {
-                links::delete(netlink, *index)
+                links::remove(netlink, *index)
                     .map_err(|error| error.during(format!("remove the device {name}")))?;
             }
             Action::AddAddress { index, address } => {
@@ -141,6 +142,63 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             }
         }
         Ok(())
+    }
+}
+
+impl<P: Programs + Send> Kernel for LinuxKernel<P> {
+    fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError> {
+        if depth == Depth::Remembered
+            && let Some(desired) = desired
+            && let Some(observed) = self.recall(desired)
+        {
+            return Ok(observed);
+        }
+        self.remembered = None;
+        let netlink = &mut self.netlink;
+        let raw_links = links::dump(netlink).map_err(|error| error.during("list the network devices"))?;
+        let addresses = addresses::dump(netlink).map_err(|error| error.during("list the addresses"))?;
+
+        let links: BTreeMap<_, _> = raw_links.iter().filter_map(RawLink::ours).collect();
+        let ours: BTreeSet<u32> = links.values().map(|link| link.index).collect();
+        let foreign_indexes = raw_links
+            .iter()
+            .map(|link| link.index)
+            .filter(|index| *index >= naming::HOST_LEG_INDEX && !ours.contains(index));
+        let host_leg =
+            links.iter().find(|(name, _)| name.as_str() == naming::HOST_LEG).map(|(_, link)| link.index);
+        let host_routes = match host_leg {
+            Some(index) => routes::dump(netlink, index).map_err(|error| error.during("list the routes"))?,
+            None => Vec::new(),
+        };
+        let host_addresses = addresses
+            .iter()
+            .filter(|(index, address)| Some(*index) == host_leg && !is_link_local(address.address))
+            .map(|(_, address)| *address);
+        let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
+        let observed = Observed {
+            foreign_indexes: foreign_indexes.collect(),
+            underlay: desired
+                .and_then(|desired| underlay(desired.underlay.address, &raw_links, &addresses, &ours)),
+            host_addresses: host_addresses.collect(),
+            host_routes: host_routes.into_iter().collect(),
+            namespaces: endpoints
+                .filter(|e| netns::exists(&e.netns, links.contains_key(&e.host_ifname())))
+                .map(|e| e.id.clone())
+                .collect(),
+            programs: self.programs.observe()?,
+            sysctls: sysctl::observe()?,
+            firewall: self.observe_firewall(depth)?,
+            links,
+        };
+        self.remembered = desired
+            .map(|desired| Remembered { address: desired.underlay.address, observed: observed.clone() });
+        Ok(observed)
+    }
+
+    fn apply(&mut self, action: &Action) -> Result<(), KernelError> {
+        let taken = self.take(action);
+        self.note(action, taken.is_ok());
+        taken
     }
 
     fn programs(&mut self) -> &mut dyn Programs {

@@ -1,16 +1,16 @@
 //! Network namespaces of containers.
 //!
-//! Nothing of ours stays in another namespace: a thread of its own enters, opens what is to be opened there, and ends.
-//! A socket belongs to the namespace that it was opened in, and can be used from everywhere.
+//! Nothing of ours stays in another namespace: the calling thread enters, opens what is to be opened there, and returns
+//! at once. A thread of its own for each visit would cost two more changes of threads on the way of every attach. A socket
+//! belongs to the namespace that it was opened in, and can be used from everywhere.
 
 use std::collections::BTreeSet;
-use std::fs::File;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
-use std::thread;
 
 use mesh_model::IfName;
 use mesh_model::endpoint::NetnsRef;
@@ -22,16 +22,26 @@ use crate::KernelError;
 use crate::links::{self, RawLink};
 use crate::netlink::Netlink;
 
-/// Runs a closure on a thread of its own in a namespace.
-pub(crate) fn inside<T: Send>(namespace: &File, work: impl FnOnce() -> T + Send) -> io::Result<T> {
-    thread::scope(|scope| {
-        let worker = thread::Builder::new().name("netns".to_owned()).spawn_scoped(scope, || {
-            // The thread ends here, so there is no way back to see to.
-            setns(namespace, CloneFlags::CLONE_NEWNET)?;
-            Ok(work())
-        })?;
-        worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
+/// Runs a closure in a namespace.
+///
+/// The calling thread is back in its own when this returns or unwinds. A thread that cannot return must not go on:
+/// whatever it did next would be done in a container.
+pub(crate) fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Result<T> {
+    struct Return(File);
+
+    impl Drop for Return {
+        fn drop(&mut self) {
+            if setns(&self.0, CloneFlags::CLONE_NEWNET).is_err() {
+                std::process::abort();
+            }
+        }
+    }
+
+    let back = Return(File::open(OWN_THREAD)?);
+    setns(namespace, CloneFlags::CLONE_NEWNET)?;
+    let result = work();
+    drop(back);
+    Ok(result)
 }
 
 /// The kernel's own number of the calling thread's namespace (`SO_NETNS_COOKIE`, Linux 5.14); 0 where it has none to tell.
@@ -84,7 +94,7 @@ pub(crate) fn open(netns: &NetnsRef) -> Result<File, KernelError> {
 pub(crate) fn netlink(
     netns: &NetnsRef,
     namespace: &File,
-    before: impl FnOnce() + Send,
+    before: impl FnOnce(),
 ) -> Result<Netlink, KernelError> {
     let opened = inside(namespace, || {
         before();
@@ -99,14 +109,17 @@ pub(crate) fn netlink(
     })
 }
 
-/// Where a process finds the namespace that it runs in.
+/// Where a process finds the namespace that it runs in, and a thread its own.
 const OWN: &str = "/proc/self/ns/net";
+const OWN_THREAD: &str = "/proc/thread-self/ns/net";
 
 /// Names a container's namespace by its path, its inode and its cookie, and lists its devices, in one visit.
 ///
 /// Fails where there is nothing, something that is no network namespace, or the calling process's own.
 pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
-    let file = File::open(path).map_err(|source| match source.kind() {
+    // What is no namespace may be something that blocks whoever opens it.
+    let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
+    let file = opened.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
         _ => KernelError::NoNamespace { path: path.to_owned(), source },
     })?;

@@ -196,13 +196,6 @@ impl Agent {
         (state.generation, result)
     }
 
-    /// Changes what the kernel has no part in, but managers are told of: how far an endpoint has come.
-    pub fn tell<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
-        let result = change(&mut self.lock());
-        self.endpoints_changed.send_modify(|count| *count += 1);
-        result
-    }
-
     /// Changes what the kernel has no part in.
     pub fn note<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         change(&mut self.lock())

@@ -18,6 +18,7 @@ use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
 
 use crate::agent::{Agent, State, now};
+use crate::blocking::blocking;
 use crate::durable::FileError;
 use crate::host::{FoundNetns, Host, NetnsName};
 use crate::managers::Managers;
@@ -121,11 +122,7 @@ impl Endpoints {
     pub async fn attach(self: &Arc<Self>, request: v1::AttachRequest) -> Result<v1::Endpoint, Problem> {
         let request = Request::try_from(request)?;
         let this = self.clone();
-        let task = tokio::spawn(async move {
-            let attached = this.attach_checked(request).await?;
-            this.agent.told().await;
-            Ok(attached)
-        });
+        let task = tokio::spawn(async move { this.attach_checked(request).await });
         task.await.unwrap_or_else(|error| {
             Err(Problem::new(ProblemKind::Failed, format!("the attach was cut short: {error}")))
         })
@@ -136,10 +133,8 @@ impl Endpoints {
         self.may_attach(&network)?;
         let host = self.host.clone();
         let netns = request.netns.clone();
-        let found = tokio::task::spawn_blocking(move || host.find_netns(&netns)).await;
-        let found = found
-            .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?
-            .map_err(|error| not_found(&request.netns, &error))?;
+        let found = blocking(move || host.find_netns(&netns)).await;
+        let found = found.map_err(|error| not_found(&request.netns, &error))?;
         let id = self.draw_id()?;
         let mut addresses = BTreeSet::new();
         let recorded = async {
@@ -422,9 +417,9 @@ impl Endpoints {
         Ok((generation, endpoint?))
     }
 
-    /// Waits for the kernel to have the endpoint, and makes its record say so.
+    /// Waits for the kernel to have the endpoint and for the manager to know of it, both at once, and makes its record say so.
     async fn establish(&self, generation: u64, endpoint: Endpoint) -> Result<Endpoint, Problem> {
-        let pass = self.agent.pass_of(generation).await;
+        let (pass, ()) = tokio::join!(self.agent.pass_of(generation), self.agent.told());
         if let Some(problem) = pass.failed.get(&endpoint.id).or(pass.node_failure.as_ref()) {
             return Err(problem.clone());
         }
@@ -433,9 +428,9 @@ impl Endpoints {
             return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
         }
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
-        let id = endpoint.id.clone();
-        self.blocking(move |agent| agent.endpoint_store().finish(&id)).await?;
-        self.agent.tell(|state| {
+        // One step of the file system, which is not waited for to reach the disk.
+        self.agent.endpoint_store().finish(&endpoint.id).map_err(|error| not_written(&error))?;
+        self.agent.note(|state| {
             refuse_removing(state, &endpoint.network)?;
             let Some(known) = state.endpoints.get_mut(&endpoint.id) else {
                 let message = format!("endpoint {} was removed meanwhile", endpoint.name);
@@ -448,12 +443,11 @@ impl Endpoints {
 
     /// Takes back an attach that failed: no wish, no record, nothing in the kernel, addresses free again.
     async fn undo(&self, id: &EndpointId) {
-        let record = id.clone();
-        if let Err(problem) = self.blocking(move |agent| agent.endpoint_store().remove(&record)).await {
-            tracing::error!(%problem, "the record of an attach that failed stays until the next start");
+        if let Err(error) = self.agent.endpoint_store().remove(id) {
+            tracing::error!(%error, "the record of an attach that failed stays until the next start");
         }
         let (generation, endpoint) = self.agent.change(|state| state.endpoints.remove(id));
-        self.agent.pass_of(generation).await;
+        tokio::join!(self.agent.pass_of(generation), self.agent.told());
         if let Some(endpoint) = endpoint {
             self.release(&endpoint.network, &endpoint.addresses().collect());
         }
@@ -465,10 +459,7 @@ impl Endpoints {
         write: impl FnOnce(&Agent) -> Result<(), FileError> + Send + 'static,
     ) -> Result<(), Problem> {
         let agent = self.agent.clone();
-        let written = tokio::task::spawn_blocking(move || write(&agent)).await;
-        written
-            .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?
-            .map_err(|error| not_written(&error))
+        blocking(move || write(&agent)).await.map_err(|error| not_written(&error))
     }
 
     pub(crate) fn release(&self, network: &NetworkId, addresses: &BTreeSet<IpAddr>) {

@@ -7,7 +7,7 @@ use mesh_model::{Endpoint, EndpointId, EndpointPhase};
 use mesh_proto::{Problem, ProblemKind, v1};
 
 use crate::agent::Agent;
-use crate::attach::Endpoints;
+use crate::attach::{Endpoints, not_written};
 use crate::session;
 
 impl Endpoints {
@@ -17,11 +17,7 @@ impl Endpoints {
         let endpoint = self.find(text)?;
         let answer = self.agent.read(|state| session::message(state, &endpoint));
         let this = self.clone();
-        let task = tokio::spawn(async move {
-            this.remove(endpoint).await?;
-            this.agent.told().await;
-            Ok(())
-        });
+        let task = tokio::spawn(async move { this.remove(endpoint).await });
         task.await.unwrap_or_else(|error| {
             Err(Problem::new(ProblemKind::Failed, format!("the detach was cut short: {error}")))
         })?;
@@ -58,8 +54,7 @@ impl Endpoints {
 
     /// The record goes first: whatever happens after that, a pass removes the rest.
     async fn remove(&self, endpoint: Endpoint) -> Result<(), Problem> {
-        let record = endpoint.id.clone();
-        self.blocking(move |agent| agent.endpoint_store().remove(&record)).await?;
+        self.agent.endpoint_store().remove(&endpoint.id).map_err(|error| not_written(&error))?;
         let (generation, there) = self.agent.change(|state| state.endpoints.remove(&endpoint.id).is_some());
         if !there {
             return Err(Problem::new(
@@ -67,7 +62,7 @@ impl Endpoints {
                 format!("endpoint {} was detached meanwhile", endpoint.name),
             ));
         }
-        self.agent.pass_of(generation).await;
+        tokio::join!(self.agent.pass_of(generation), self.agent.told());
         self.release(&endpoint.network, &endpoint.addresses().collect());
         self.blocking(Agent::save_released).await
     }

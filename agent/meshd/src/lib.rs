@@ -11,6 +11,7 @@ pub mod agent;
 pub mod api;
 pub mod app;
 pub mod attach;
+mod blocking;
 mod capabilities;
 pub mod config;
 mod detach;

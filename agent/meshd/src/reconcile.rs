@@ -12,9 +12,10 @@ use mesh_kernel::{Depth, Event, Kernel, KernelError, Report, execute};
 use mesh_model::{Action, Desired, Observed, Plan, Vni};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep, sleep_until};
+use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Agent, Pass};
+use crate::blocking::blocking;
 use crate::managers::Backoff;
 
 /// Everything is looked at this often, the firewall included, in case an event was missed.
@@ -47,15 +48,12 @@ impl SharedKernel {
         call: impl FnOnce(&mut dyn Kernel) -> R + Send + 'static,
     ) -> R {
         let kernel = self.0.clone();
-        let called = tokio::task::spawn_blocking(move || {
+        blocking(move || {
             // What a panic has left of the kernel is found by the next observation.
             let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
             call(kernel.as_mut())
-        });
-        match called.await {
-            Ok(result) => result,
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        }
+        })
+        .await
     }
 }
 
@@ -65,6 +63,8 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut depth = Depth::Full;
     let mut resync_at = Instant::now() + RESYNC;
+    // When an event's burst is over, and how much is looked at then.
+    let mut due: Option<(Instant, Depth)> = None;
     let mut known_problems = Vec::new();
     let mut events_end = false;
     let mut counted = BTreeSet::new();
@@ -87,30 +87,39 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
         } else {
             Some(Instant::now() + backoff.pause())
         };
-        if depth == Depth::Full {
-            resync_at = Instant::now() + RESYNC;
+        match depth {
+            Depth::Full => {
+                resync_at = Instant::now() + RESYNC;
+                due = None;
+            }
+            Depth::Quick => due = due.filter(|(_, depth)| *depth == Depth::Full),
+            Depth::Remembered => {}
         }
         agent.finish_pass(pass);
-        depth = tokio::select! {
-            // The agent holds the sender as long as it lives.
-            _ = generations.changed() => Depth::Quick,
-            event = events.recv(), if !events_end => {
-                events_end = event.is_none();
-                // Whoever wants something does not wait for others' bursts to end.
-                tokio::select! {
-                    () = sleep(DEBOUNCE) => {}
-                    _ = generations.changed() => {}
-                }
-                let mut firewall = event == Some(Event::Firewall);
-                while let Ok(event) = events.try_recv() {
-                    firewall |= event == Event::Firewall;
-                }
-                if firewall { Depth::Full } else { Depth::Quick }
+        depth = loop {
+            let (look_at, look) = match due {
+                Some((at, depth)) if at < resync_at => (at, depth),
+                _ => (resync_at, Depth::Full),
+            };
+            tokio::select! {
+                // The agent holds the sender as long as it lives. Whoever wants something does not wait for a burst of
+                // events to end: it is done from memory, and looked at afterwards.
+                _ = generations.changed() => break if events_end { Depth::Quick } else { Depth::Remembered },
+                event = events.recv(), if !events_end => match event {
+                    Some(Event::Firewall) => due = Some(after(due, Depth::Full)),
+                    Some(Event::Network) => due = Some(after(due, Depth::Quick)),
+                    None => events_end = true,
+                },
+                () = sleep_until(retry_at.unwrap_or(resync_at)) => break Depth::Full,
+                () = sleep_until(look_at) => break look,
             }
-            () = sleep_until(retry_at.unwrap_or(resync_at)) => Depth::Full,
-            () = sleep_until(resync_at) => Depth::Full,
         };
     }
+}
+
+/// When is looked at what, with one event more.
+fn after(due: Option<(Instant, Depth)>, wanted: Depth) -> (Instant, Depth) {
+    due.map_or_else(|| (Instant::now() + DEBOUNCE, wanted), |(at, depth)| (at, depth.max(wanted)))
 }
 
 /// A network that is gone takes its counters along: its VNI may become another's.
@@ -137,7 +146,11 @@ async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pa
     let begun = Instant::now();
     let outcome = kernel
         .call(move |kernel| {
-            let outcome = attempt(kernel, Some(&desired), depth)?;
+            let mut outcome = attempt(kernel, Some(&desired), depth)?;
+            if depth == Depth::Remembered && !outcome.report.is_success() {
+                // The memory may have been wrong.
+                outcome = attempt(kernel, Some(&desired), Depth::Quick)?;
+            }
             let mtu = |network| mesh_planner::network_mtu(&desired, network, &outcome.observed);
             let mtus = desired.networks.values().map(|network| (network.id.clone(), mtu(network))).collect();
             Ok::<_, KernelError>((outcome, mtus))

@@ -6,6 +6,7 @@ use mesh_model::cluster::Cluster;
 use mesh_model::{Availability, EndpointPhase, Lease, LeaseState, Network, Node, Role, Subnet};
 use mesh_proto::v1;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 
 use super::*;
 use crate::attach::Endpoints;

@@ -135,7 +135,7 @@ impl Session<'_> {
         // The count first: what changes in between is reported again, and not missed.
         self.hello_count = *endpoints.borrow_and_update();
         self.reported_count = self.hello_count;
-        self.reported = self.agent.read(attached);
+        self.reported = self.agent.read(reportable);
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data_path_mtu: mtu,
@@ -287,7 +287,7 @@ impl Session<'_> {
 
     async fn say_endpoints(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
         let count = *self.agent.endpoint_changes().borrow();
-        let now = self.agent.read(attached);
+        let now = self.agent.read(reportable);
         let put: Vec<v1::Endpoint> = self.agent.read(|state| {
             let changed = now.iter().filter(|(id, endpoint)| self.reported.get(*id) != Some(*endpoint));
             changed.map(|(_, endpoint)| message(state, endpoint)).collect()
@@ -326,10 +326,16 @@ async fn say(
     }
 }
 
-/// The endpoints that their callers know of.
-fn attached(state: &State) -> BTreeMap<EndpointId, Endpoint> {
-    let attached = state.endpoints.iter().filter(|(_, endpoint)| endpoint.phase == EndpointPhase::Attached);
-    attached.map(|(id, endpoint)| (id.clone(), endpoint.clone())).collect()
+/// The endpoints as managers hear of them: those that are being attached too, so that this takes its time while the kernel
+/// makes the device, and that of two with the same name one is refused before its caller is told of it. But a network that
+/// is being removed gets no more endpoints: such an attach is about to fail.
+fn reportable(state: &State) -> BTreeMap<EndpointId, Endpoint> {
+    let stays = |endpoint: &&Endpoint| {
+        let removing = state.view.networks.get(&endpoint.network).is_some_and(|network| network.removing);
+        endpoint.phase == EndpointPhase::Attached || !removing
+    };
+    let told = |endpoint: &Endpoint| Endpoint { phase: EndpointPhase::Attached, ..endpoint.clone() };
+    state.endpoints.values().filter(stays).map(|endpoint| (endpoint.id.clone(), told(endpoint))).collect()
 }
 
 /// An endpoint as it is told to managers and to people.

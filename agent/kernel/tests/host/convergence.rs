@@ -3,7 +3,7 @@
 use std::cell::RefCell;
 
 use mesh_kernel::{Depth, Kernel, execute};
-use mesh_model::Desired;
+use mesh_model::{Desired, Observed};
 use mesh_planner::plan;
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
@@ -21,8 +21,16 @@ fn converge(kernel: &mut impl Kernel, desired: Option<&Desired>) -> usize {
         }
         let report = execute(kernel, &plan);
         assert!(report.is_success(), "{:#?}", report.failures);
+        let remembered = without_macs(kernel.observe(desired, Depth::Remembered).unwrap());
+        assert_eq!(remembered, without_macs(kernel.observe(desired, Depth::Full).unwrap()));
     }
     panic!("no convergence");
+}
+
+/// The addresses that the kernel chooses for devices are not remembered.
+fn without_macs(mut observed: Observed) -> Observed {
+    observed.links.values_mut().for_each(|link| link.mac = None);
+    observed
 }
 
 /// What a careless administrator does; `restart` is one of the agent.
