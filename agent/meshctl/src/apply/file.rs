@@ -80,3 +80,6 @@ fn published_twice(services: &[Service]) -> Option<PublishedPort> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests;

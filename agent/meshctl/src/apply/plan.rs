@@ -417,3 +417,6 @@ impl Change {
         format!("{kind} {path}{end}")
     }
 }
+
+#[cfg(test)]
+mod tests;

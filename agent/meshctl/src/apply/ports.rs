@@ -23,10 +23,10 @@ impl<'a> Taken<'a> {
         }
     }
 
-    /// Who has a port that would answer for the same packets.
-    pub(super) fn owner(&self, port: &PublishedPort) -> Option<&'a str> {
+    /// The port that answers for the same packets, and whose it is.
+    pub(super) fn owner(&self, port: &PublishedPort) -> Option<(PublishedPort, &'a str)> {
         let owners = self.0.get(&(port.protocol, port.published))?;
-        owners.iter().find(|(taken, _)| taken.conflicts_with(port)).map(|(_, owner)| *owner)
+        owners.iter().find(|(taken, _)| taken.conflicts_with(port)).copied()
     }
 }
 
@@ -63,7 +63,7 @@ pub(super) fn difference<'a>(declared: &'a [Port], there: &[PublishedPort]) -> D
 /// Why a port cannot be published.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoneFree<'a> {
-    /// The last one that was looked at.
+    /// What is in the way of the last one that was looked at.
     pub(super) port: PublishedPort,
     /// Whose it is.
     pub(super) owner: &'a str,
@@ -79,7 +79,7 @@ pub(super) fn choose<'a>(port: &Port, taken: &Taken<'a>) -> Result<PublishedPort
         let port = port.with(published);
         match taken.owner(&port) {
             None => return Ok(port),
-            Some(owner) => last = NoneFree { port, owner },
+            Some((port, owner)) => last = NoneFree { port, owner },
         }
     }
     Err(last)
