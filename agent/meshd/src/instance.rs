@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use crate::config::Config;
+use crate::durable::{self, FileError, Survives};
 
 /// Why an instance cannot run here.
 #[derive(Debug, thiserror::Error)]
@@ -88,10 +89,15 @@ impl StatePaths {
         &self.dir
     }
 
-    /// The membership: written last by init and join, removed first by leave. Without it, whatever else is here is
-    /// what an interrupted one of them left.
+    /// The membership: written last by init and join, removed first by leave.
     pub fn membership(&self) -> PathBuf {
         self.dir.join("member.json")
+    }
+
+    /// There while an init, join or leave is under way: what else is here without a membership is then half a member's.
+    /// Without it, it is a member's whose membership was lost.
+    fn changing(&self) -> PathBuf {
+        self.dir.join("changing")
     }
 
     /// The node's key and certificates, in one file.
@@ -124,15 +130,36 @@ impl StatePaths {
         self.dir.join("released.json")
     }
 
-    /// Removes all state of a member, the membership itself first, so that an interruption leaves no half a member.
-    pub fn remove_member_state(&self) -> io::Result<()> {
-        remove_any(&self.membership())?;
-        for path in
-            [self.identity(), self.authority(), self.store(), self.view(), self.endpoints(), self.released()]
-        {
-            remove_any(&path)?;
+    /// What of a member is here although there is no membership, and neither an init, join or leave was interrupted: that
+    /// of a member whose `member.json` was lost.
+    pub fn orphaned(&self) -> Vec<PathBuf> {
+        if self.membership().exists() || self.changing().exists() {
+            return Vec::new();
         }
-        Ok(())
+        [self.store(), self.authority(), self.identity()].into_iter().filter(|path| path.exists()).collect()
+    }
+
+    /// Removes all state of a member, the membership itself first, and notes before that it is gone on purpose. That
+    /// holds until [`Self::settle`], so that an interruption leaves no half a member.
+    pub fn remove_member_state(&self) -> Result<(), FileError> {
+        durable::write(&self.changing(), &[], Survives::PowerLoss)?;
+        let paths = [
+            self.membership(),
+            self.identity(),
+            self.authority(),
+            self.store(),
+            self.view(),
+            self.endpoints(),
+            self.released(),
+        ];
+        paths.iter().try_for_each(|path| {
+            remove_any(path).map_err(|source| FileError::Io { action: "remove", path: path.clone(), source })
+        })
+    }
+
+    /// The end of an init, join or leave: there is a membership, or nothing of one.
+    pub fn settle(&self) -> Result<(), FileError> {
+        durable::remove(&self.changing())
     }
 }
 
@@ -212,6 +239,8 @@ mod tests {
         fs::write(paths.membership(), "{}").unwrap();
         fs::write(config.state_dir.join("notes"), "").unwrap();
         paths.remove_member_state().unwrap();
+        assert_eq!(paths.orphaned(), Vec::<PathBuf>::new());
+        paths.settle().unwrap();
         let mut left: Vec<_> =
             fs::read_dir(&config.state_dir).unwrap().map(|e| e.unwrap().file_name()).collect();
         left.sort();

@@ -1,7 +1,8 @@
 //! Becoming a member, being one again after a restart, and ceasing to be one.
 //!
-//! `member.json` decides: init and join write it last, leave removes it first. Whatever an interrupted one of them left
-//! is cleaned up by the next start, as all that belongs to no membership.
+//! `member.json` decides: init and join write it last, leave removes it first. What an interrupted one of them left is
+//! cleaned up by the next start. But a store, a certificate authority or a key without a membership that nobody began to
+//! give up are all that is left of a member: they are never removed, and nothing is made in their place.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +20,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::advertise::{advertise_address, data_path_address};
 use crate::attach::not_written;
-use crate::durable::{self, Survives};
+use crate::durable::{self, FileError, Survives};
 use crate::member::{ControlPlane, Member, Membership, Platform, listen};
 use crate::reconcile::{attempt, explain};
 
@@ -27,6 +28,8 @@ use crate::reconcile::{attempt, explain};
 const DATA_PATH_PORT: u16 = 4789;
 /// Prefix length of automatic IPv4 subnets when none is given.
 const POOL_MASK_LENGTH: u8 = 20;
+/// The longest that leaves room: eight addresses, of which the network, its gateway and VIPs take some.
+const POOL_MASK_LENGTH_MAX: u8 = 29;
 /// Passes that leaving makes until the kernel has nothing of ours left, and the pause between them.
 const REMOVAL_PASSES: usize = 10;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
@@ -102,12 +105,18 @@ impl Memberships {
                 .hint("restore the state directory from a backup, or empty it and join again")
         })?;
         let Some(membership) = membership else {
-            paths.remove_member_state().map_err(|error| cannot_remove(&error))?;
+            self.refuse_orphans()?;
+            paths
+                .remove_member_state()
+                .and_then(|()| paths.settle())
+                .map_err(|error| cannot_remove(&error))?;
             if let Err(problem) = self.empty_kernel().await {
                 tracing::warn!(%problem, "something of an earlier membership is left");
             }
             return Ok(());
         };
+        // An init or join that was interrupted at its very end, or a leave at its very beginning.
+        paths.settle().map_err(|error| not_written(&error))?;
         let identity = NodeIdentity::load(&paths.identity())
             .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;
         let control_plane = if membership.keeps_store {
@@ -243,6 +252,7 @@ impl Memberships {
             .save(&paths.identity())
             .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;
         durable::write_json(&paths.membership(), &membership, Survives::PowerLoss)
+            .and_then(|()| paths.settle())
             .map_err(|error| not_written(&error))?;
         Member::start(&self.platform, membership, identity, control_plane)
     }
@@ -265,7 +275,7 @@ impl Memberships {
         let busy = || Problem::new(ProblemKind::Conflict, "this host is about to join or leave a cluster");
         let guard = self.changing.try_lock().map_err(|_| busy())?;
         match self.standing() {
-            Standing::None => Ok(guard),
+            Standing::None => self.refuse_orphans().map(|()| guard),
             Standing::Changing => Err(busy()),
             Standing::Member(member) => Err(Problem::new(
                 ProblemKind::Conflict,
@@ -278,9 +288,27 @@ impl Memberships {
         }
     }
 
+    /// What may be all that is left of a cluster is not for us to remove.
+    fn refuse_orphans(&self) -> Result<(), Problem> {
+        let paths = &self.platform.paths;
+        let orphaned: Vec<String> = paths.orphaned().iter().map(|path| path.display().to_string()).collect();
+        if orphaned.is_empty() {
+            return Ok(());
+        }
+        let (orphaned, membership) = (orphaned.join(", "), paths.membership().display().to_string());
+        Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("{orphaned} are of a member of a cluster, but {membership} is missing"),
+        )
+        .hint(format!(
+            "restore {membership} from a backup; or, to give up what this host was a member of, move away {orphaned}"
+        )))
+    }
+
     /// Leaves nothing of an init or join that failed.
     fn abandon(&self, problem: Problem) -> Problem {
-        if let Err(error) = self.platform.paths.remove_member_state() {
+        let paths = &self.platform.paths;
+        if let Err(error) = paths.remove_member_state().and_then(|()| paths.settle()) {
             tracing::error!(%error, "what was begun could not be removed");
         }
         self.stand(Standing::None);
@@ -318,7 +346,9 @@ impl Memberships {
         self.stand(Standing::Changing);
         member.stop().await;
         drop(member);
-        let removed = self.platform.paths.remove_member_state().map_err(|error| cannot_remove(&error));
+        let paths = &self.platform.paths;
+        let removed = paths.remove_member_state().and_then(|()| paths.settle());
+        let removed = removed.map_err(|error| cannot_remove(&error));
         let emptied = self.empty_kernel().await;
         self.stand(Standing::None);
         removed.and(emptied)
@@ -421,11 +451,13 @@ fn cluster_parameters(request: &v1::InitClusterRequest) -> Result<ClusterParamet
         port => u16::try_from(port)
             .map_err(|_| usage(format!("data-path port {port} is out of range: 1 to 65535")))?,
     };
-    let default_addr_pool_mask_length = match request.default_addr_pool_mask_length {
-        0 => POOL_MASK_LENGTH,
-        length => u8::try_from(length)
-            .map_err(|_| usage(format!("pool mask length {length} is out of range: 1 to 32")))?,
-    };
+    let default_addr_pool_mask_length =
+        match request.default_addr_pool_mask_length {
+            0 => POOL_MASK_LENGTH,
+            length => u8::try_from(length).ok().filter(|length| *length <= POOL_MASK_LENGTH_MAX).ok_or_else(
+                || usage(format!("pool mask length {length} is out of range: 1 to {POOL_MASK_LENGTH_MAX}")),
+            )?,
+        };
     let default_addr_pools = request
         .default_addr_pools
         .iter()
@@ -451,7 +483,7 @@ fn invalid(error: &mesh_proto::InvalidMessage) -> Problem {
     Problem::new(ProblemKind::Failed, format!("the new node's record is not valid: {error}"))
 }
 
-fn cannot_remove(error: &std::io::Error) -> Problem {
+fn cannot_remove(error: &FileError) -> Problem {
     Problem::new(ProblemKind::Failed, format!("cannot remove the state of an earlier membership: {error}"))
         .hint("check that the state directory is writable")
 }

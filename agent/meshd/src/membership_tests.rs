@@ -276,8 +276,48 @@ async fn what_an_init_that_was_killed_left_is_cleaned_up_at_the_next_start() {
     let state = dir.path().join("h1");
     fs::create_dir_all(state.join("ca")).unwrap();
     fs::write(state.join("store.redb"), "half").unwrap();
+    fs::write(state.join("changing"), "").unwrap();
     let agent = TestAgent::start(dir.path(), "h1", "127.0.7.1", TestKernel::with_underlay()).await;
     assert_eq!(agent.state_files(), Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn a_store_whose_membership_was_lost_is_neither_wiped_nor_replaced() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.18.1", TestKernel::with_underlay()).await;
+    let port = free_port("127.0.18.1").await;
+    agent.local().init_cluster(init_request("127.0.18.1", port)).await.unwrap();
+    let state = agent.dir.clone();
+    let kernel = agent.stop().await;
+    fs::rename(state.join("member.json"), state.join("aside")).unwrap();
+    let before = fs::read(state.join("store.redb")).unwrap();
+    let memberships = Memberships::new(platform(&state, TestHost::new("h1", "127.0.18.1"), &kernel));
+    for refused in [
+        memberships.resume().await.unwrap_err(),
+        memberships.init(init_request("127.0.18.1", port)).await.unwrap_err(),
+    ] {
+        assert_eq!(refused.kind, ProblemKind::Conflict);
+        assert!(refused.message.contains("member.json is missing"), "{refused}");
+        assert!(refused.hint.unwrap().contains("from a backup"));
+    }
+    assert!(fs::read(state.join("store.redb")).unwrap() == before);
+    assert!(state.join("ca").is_dir() && state.join("identity.pem").is_file());
+    fs::rename(state.join("aside"), state.join("member.json")).unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.18.1", kernel).await;
+    assert_eq!(agent.status().await.membership, "member");
+}
+
+#[tokio::test]
+async fn a_pool_mask_that_leaves_no_room_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let agent = TestAgent::start(dir.path(), "h1", "127.0.19.1", TestKernel::with_underlay()).await;
+    let mut request = init_request("127.0.19.1", free_port("127.0.19.1").await);
+    request.default_addr_pool_mask_length = 30;
+    let refused = agent.memberships.init(request.clone()).await.unwrap_err();
+    assert_eq!(refused.kind, ProblemKind::Usage);
+    assert!(refused.message.contains("1 to 29"), "{refused}");
+    request.default_addr_pool_mask_length = 29;
+    agent.memberships.init(request).await.unwrap();
 }
 
 #[tokio::test]
