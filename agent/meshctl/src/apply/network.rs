@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mesh_model::{Mtu, Name, Prefix};
 
 use super::yaml::{Ignored, Invalid, Item, Reason};
-use super::{Network, Subnet};
+use super::{LABEL, Network, Subnet};
 use crate::cli::value;
 
 /// Where Docker keeps a network's MTU among its driver's options.
@@ -56,6 +56,10 @@ pub(super) fn read(
     }
     if let Some(labels) = section.take("labels") {
         network.labels = read_labels(&labels)?;
+        // Whose a network is, is not for the file to say.
+        if network.labels.remove(LABEL).is_some() {
+            ignored.push(labels.ignored());
+        }
     }
     if let Some(options) = section.take("driver_opts") {
         read_options(options, &mut network, ignored)?;

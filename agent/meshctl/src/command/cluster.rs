@@ -100,7 +100,7 @@ async fn rotate_keys(client: &Client, format: Option<Format>) -> Result<String, 
     #[derive(Serialize)]
     struct Rotated {
         generation: u32,
-        /// Nodes that follow when they are in session again.
+        /// Nodes that have not announced theirs yet; those whose agents are away follow later.
         pending: Vec<String>,
     }
     let answer = client.call(client.control().await?.rotate_keys(v1::RotateKeysRequest {})).await?;
@@ -108,9 +108,9 @@ async fn rotate_keys(client: &Client, format: Option<Format>) -> Result<String, 
     in_form(&rotated, format, |Rotated { generation, pending }| {
         let pending = match pending.as_slice() {
             [] => String::new(),
-            nodes => format!("Not in session, and to follow when they are: {}\n", table::list(nodes)),
+            nodes => format!("Still to announce theirs: {}\n", table::list(nodes)),
         };
-        format!("The hosts' keys are now of generation {generation}.\n{pending}")
+        format!("Every host makes a key of generation {generation}.\n{pending}")
     })
 }
 

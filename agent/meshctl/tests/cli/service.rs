@@ -226,10 +226,7 @@ fn attach_tells_what_belongs_into_resolv_conf() {
 #[test]
 fn rotated_keys_are_told_with_the_nodes_that_follow_later() {
     let text = agent().run("cluster rotate-keys").text();
-    assert_eq!(
-        text,
-        "The hosts' keys are now of generation 2.\nNot in session, and to follow when they are: h3\n"
-    );
+    assert_eq!(text, "Every host makes a key of generation 2.\nStill to announce theirs: h3\n");
     assert_eq!(
         agent().run("cluster rotate-keys --format json").json(),
         json!({"generation": 2, "pending": ["h3"]})

@@ -48,7 +48,7 @@ fn a_networks_settings_are_taken_in_composes_forms_and_meshs_own() {
     internal: true
     enable_ipv6: true
     attachable: false
-    labels: [tier=front, bare]
+    labels: [tier=front, bare, mesh.apply=x]
     driver_opts: {encrypted: \"\", com.docker.network.driver.mtu: 1400, other: 1}
     ipam:
       driver: default
@@ -70,7 +70,7 @@ fn a_networks_settings_are_taken_in_composes_forms_and_meshs_own() {
     assert_eq!(network.subnets[0].aux["printer"].to_string(), "10.80.0.9");
     assert_eq!(network.subnets[0].ip_range.unwrap().to_string(), "10.80.4.0/22");
     let ignored: Vec<_> = declared.ignored.iter().map(ToString::to_string).collect();
-    assert_eq!(ignored, ["line 8: networks.app.driver_opts.other"]);
+    assert_eq!(ignored, ["line 7: networks.app.labels", "line 8: networks.app.driver_opts.other"]);
 }
 
 #[test]
