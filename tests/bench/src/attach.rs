@@ -115,7 +115,7 @@ fn time(action: impl FnOnce() -> mesh_harness::Result<()>) -> mesh_harness::Resu
 }
 
 /// Resident memory of the host's meshd, in MB, once it has not grown for a second.
-fn resident(host: &Host) -> anyhow::Result<f64> {
+pub(crate) fn resident(host: &Host) -> anyhow::Result<f64> {
     let meshd = host.meshd().with_context(|| format!("no meshd on {}", host.name()))?;
     let read = || -> anyhow::Result<f64> {
         let status =

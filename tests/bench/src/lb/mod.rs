@@ -6,9 +6,11 @@
 
 mod haproxy;
 mod kube_proxy;
+mod manager;
 mod path;
 mod ports;
 mod routed_vxlan;
+mod scale;
 mod site;
 
 use std::{collections::BTreeMap, path::Path as FsPath};
@@ -34,6 +36,9 @@ pub struct Options {
     /// Backends of the service, all on the second host
     #[arg(long, default_value_t = 3)]
     backends: usize,
+    /// Numbers of services for the part `scale`, each with ten backends
+    #[arg(long, value_delimiter = ',', default_values_t = [10, 1_000, 10_000])]
+    services: Vec<usize>,
     /// Only this part
     #[arg(long)]
     part: Option<Part>,
@@ -44,7 +49,14 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { rounds: 5, seconds: 2, backends: 3, part: None, only: Vec::new() }
+        Self {
+            rounds: 5,
+            seconds: 2,
+            backends: 3,
+            services: vec![10, 1_000, 10_000],
+            part: None,
+            only: Vec::new(),
+        }
     }
 }
 
@@ -52,6 +64,7 @@ impl Default for Options {
 enum Part {
     Inside,
     Published,
+    Scale,
 }
 
 #[derive(Serialize)]
@@ -61,6 +74,7 @@ struct Report<'a> {
     backends: usize,
     inside: BTreeMap<&'static str, &'a Results>,
     published: BTreeMap<&'static str, &'a Results>,
+    scale: Vec<scale::Level>,
 }
 
 /// Measures, prints tables and writes `lb.json`.
@@ -76,12 +90,14 @@ pub fn run(options: &Options, output: &FsPath) -> anyhow::Result<()> {
     if !published.is_empty() {
         print("\nPublished ports, through a host without a backend", &published, options);
     }
+    let scale = if wanted(Part::Scale) { scale::run(options)? } else { Vec::new() };
     let report = Report {
         rounds: options.rounds,
         seconds: options.seconds,
         backends: options.backends,
         inside: paths(&inside).map(|path| (path.name, &path.results)).collect(),
         published: paths(&published).map(|path| (path.name, &path.results)).collect(),
+        scale,
     };
     write_json(output, "lb", &report)
 }

@@ -9,7 +9,7 @@ use serde_json::Value;
 use super::{Options, haproxy, kube_proxy, path::Path, ports, routed_vxlan};
 use crate::instruments::listen;
 
-const UNDERLAY_MTU: u32 = 1500;
+pub(super) const UNDERLAY_MTU: u32 = 1500;
 const NETWORK: &str = "bench";
 const SERVICE: &str = "web";
 /// What the peers' services are called at, outside their containers' and hosts' subnets.
@@ -76,6 +76,7 @@ fn kernel(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Resul
     let service = kube_proxy::Service {
         vip: NFT_VIP,
         backends: addresses.clone(),
+        ports: &ports::ALL,
         published: caller == Caller::Outside,
     };
     kube_proxy::load(&host, &[service])?;
@@ -147,12 +148,12 @@ fn mesh(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Result<
     Ok(Site { _processes: processes, _servers: servers, paths, lab })
 }
 
-fn namespaces(containers: &[Container]) -> Vec<Netns> {
+pub(super) fn namespaces(containers: &[Container]) -> Vec<Netns> {
     containers.iter().map(|container| container.netns().clone()).collect()
 }
 
 /// The three servers in each of the namespaces. What is measured on one CPU has its servers there too.
-fn serve(lab: &Lab, namespaces: &[Netns]) -> anyhow::Result<(Vec<Process>, Vec<ServerProcess>)> {
+pub(super) fn serve(lab: &Lab, namespaces: &[Netns]) -> anyhow::Result<(Vec<Process>, Vec<ServerProcess>)> {
     let directory = lab.path();
     let log = directory.join("bench.log");
     let (mut processes, mut servers) = (Vec::new(), Vec::new());

@@ -204,11 +204,16 @@ impl Host {
     /// goes; meshd starts again with the same state directory.
     pub fn reboot(&self) -> Result<()> {
         self.power_off()?;
-        underlay::recreate_host(&self.dir.load()?, &self.state)?;
+        self.power_on()?;
         self.start_meshd()
     }
 
-    /// Ends everything on the machine, at once and for good (until [`Host::reboot`]).
+    /// Starts the machine after [`Host::power_off`]: its network is there, but no meshd.
+    pub fn power_on(&self) -> Result<()> {
+        underlay::recreate_host(&self.dir.load()?, &self.state)
+    }
+
+    /// Ends everything on the machine, at once and for good (until [`Host::power_on`]).
     pub fn power_off(&self) -> Result<()> {
         self.kill_meshd()?;
         super::teardown::remove_host(&self.dir, self.name())
