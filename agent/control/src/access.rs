@@ -94,12 +94,18 @@ impl Method {
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     node: Node,
+    role: Role,
 }
 
 impl Caller {
     /// Which node calls.
     pub(crate) fn id(&self) -> &NodeId {
         &self.node.id
+    }
+
+    /// What it may do: what both its certificate and its record allow.
+    pub(crate) fn role(&self) -> Role {
+        self.role
     }
 
     /// Its record, as of the start of the call.
@@ -133,7 +139,8 @@ pub(crate) async fn authorize(
         return Err(denied(format!("{method:?} is for managers, and node {} is a worker", node.name))
             .hint("run it on a manager; meshctl node ls shows which nodes are"));
     }
-    Ok(Caller { node })
+    let role = if is_manager { Role::Manager } else { Role::Worker };
+    Ok(Caller { node, role })
 }
 
 /// What a node hears that is no member any more.

@@ -14,12 +14,14 @@ use tracing::{info, warn};
 
 use crate::endpoints::Endpoints;
 use crate::feed::Feed;
+use crate::health::Health;
 use crate::identity::{CertificateAuthority, PeerIdentity};
 use crate::leases::LeaseDesk;
 use crate::liveness::Liveness;
 use crate::records::{RecordError, Records, Versioned, put};
+use crate::services::ServiceDesk;
 use crate::sessions::Sessions;
-use crate::{keys, limits};
+use crate::{keys, limits, services};
 
 /// The state of every node.
 pub(crate) type NodeStates = Arc<BTreeMap<NodeId, NodeState>>;
@@ -31,7 +33,9 @@ pub(crate) struct Core {
     pub(crate) feed: Feed,
     pub(crate) sessions: Sessions,
     pub(crate) endpoints: Endpoints,
+    pub(crate) health: Health,
     pub(crate) leases: LeaseDesk,
+    pub(crate) services: ServiceDesk,
     /// One creation at a time on this manager: they would all overtake one another.
     pub(crate) creating: tokio::sync::Mutex<()>,
     cluster: Cluster,
@@ -68,7 +72,9 @@ impl Core {
             feed,
             sessions: Sessions::default(),
             endpoints: Endpoints::default(),
+            health: Health::default(),
             leases: LeaseDesk::default(),
+            services: ServiceDesk::default(),
             creating: tokio::sync::Mutex::default(),
             cluster,
             own,
@@ -81,11 +87,22 @@ impl Core {
         core.derive_states();
         let feeding = core.clone();
         tasks.spawn(async move { feeding.feed.run(feeding.records.store().clone()).await });
+        let sweeping = core.clone();
+        tasks.spawn(async move {
+            if let Err(error) = services::sweep(&sweeping).await {
+                warn!(%error, "cannot remove the backends of nodes that are gone");
+            }
+        });
         let watching = core.clone();
         tasks.spawn(async move { watching.watch_nodes().await });
         let compacting = core.clone();
         tasks.spawn(async move { compacting.compact().await });
         Ok(core)
+    }
+
+    /// Waits until the view has everything that is in the store now.
+    pub(crate) async fn catch_up(&self) -> Result<(), RecordError> {
+        self.feed.catch_up(&**self.records.store()).await
     }
 
     pub(crate) fn cluster(&self) -> &Cluster {
@@ -172,6 +189,7 @@ impl Core {
     fn follow_members(&self) {
         let nodes: BTreeSet<NodeId> = self.feed.view().nodes.keys().cloned().collect();
         self.endpoints.retain(&nodes);
+        self.health.retain(&nodes);
         self.routes.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| nodes.contains(node));
         self.liveness(|liveness| liveness.set_nodes(nodes));
     }

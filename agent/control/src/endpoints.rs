@@ -5,28 +5,63 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_model::{EndpointId, Name, NetworkId, NodeId};
 use mesh_proto::v1;
+use tokio::sync::broadcast;
 use tracing::warn;
 
+use crate::limits;
+
+/// What a node said that changed something.
+#[derive(Debug, Clone)]
+pub(crate) struct EndpointNews {
+    pub(crate) node: NodeId,
+    pub(crate) put: Vec<v1::Endpoint>,
+    /// As they were.
+    pub(crate) removed: Vec<v1::Endpoint>,
+}
+
 /// The endpoints of all nodes that have reported since this manager began.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(crate) struct Endpoints {
-    by_node: Mutex<BTreeMap<NodeId, BTreeMap<EndpointId, v1::Endpoint>>>,
+    registry: Mutex<Registry>,
+    news: broadcast::Sender<Arc<EndpointNews>>,
+}
+
+#[derive(Debug, Default)]
+struct Registry {
+    nodes: BTreeMap<NodeId, BTreeMap<EndpointId, v1::Endpoint>>,
+    owners: BTreeMap<EndpointId, BTreeSet<NodeId>>,
+    /// Who has a name in a network.
+    names: BTreeMap<(String, String), BTreeSet<(NodeId, EndpointId)>>,
+}
+
+impl Default for Endpoints {
+    fn default() -> Self {
+        Self { registry: Mutex::default(), news: broadcast::Sender::new(limits::FEED_BACKLOG) }
+    }
 }
 
 impl Endpoints {
     /// A node told all that it has.
     pub(crate) fn replace(&self, node: &NodeId, endpoints: Vec<v1::Endpoint>) {
-        self.lock().insert(node.clone(), BTreeMap::new());
-        self.update(node, endpoints, &[]);
+        let mut registry = self.lock();
+        let told: BTreeSet<&str> = endpoints.iter().map(|endpoint| endpoint.id.as_str()).collect();
+        let known = registry.nodes.entry(node.clone()).or_default();
+        let gone: Vec<EndpointId> = known.keys().filter(|id| !told.contains(id.as_str())).cloned().collect();
+        self.change(&mut registry, node, endpoints, &gone);
     }
 
     /// A node told what has changed.
     pub(crate) fn update(&self, node: &NodeId, put: Vec<v1::Endpoint>, removed: &[String]) {
-        let mut by_node = self.lock();
+        let removed: Vec<EndpointId> = removed.iter().filter_map(|id| id.parse().ok()).collect();
+        self.change(&mut self.lock(), node, put, &removed);
+    }
+
+    fn change(&self, registry: &mut Registry, node: &NodeId, put: Vec<v1::Endpoint>, removed: &[EndpointId]) {
+        let mut news = EndpointNews { node: node.clone(), put: Vec::new(), removed: Vec::new() };
         for mut endpoint in put {
             let Some(id) = checked(&endpoint) else {
                 warn!(%node, id = endpoint.id, "left out an endpoint that makes no sense");
@@ -34,48 +69,143 @@ impl Endpoints {
             };
             // A node speaks for itself only.
             endpoint.node_id = node.to_string();
-            if let Some((other, twin)) = same_name(&by_node, &id, &endpoint) {
+            if let Some((other, twin)) = registry.same_name(node, &id, &endpoint) {
                 warn!(
-                    name = endpoint.name, network = endpoint.network_id, first = %other, first_id = twin, second = %node, second_id = %id,
+                    name = endpoint.name, network = endpoint.network_id, first = %other, first_id = %twin, second = %node, second_id = %id,
                     "two endpoints of one network have the same name"
                 );
             }
-            by_node.entry(node.clone()).or_default().insert(id, endpoint);
-        }
-        if let Some(endpoints) = by_node.get_mut(node) {
-            for id in removed.iter().filter_map(|id| id.parse().ok()) {
-                endpoints.remove::<EndpointId>(&id);
+            if registry.put(node, id, endpoint.clone()) {
+                news.put.push(endpoint);
             }
         }
+        news.removed.extend(removed.iter().filter_map(|id| registry.remove(node, id)));
+        self.tell(news);
+    }
+
+    /// Under the lock, so that a subscriber's list and its first news fit. Nobody listening is no error.
+    fn tell(&self, news: EndpointNews) {
+        if !(news.put.is_empty() && news.removed.is_empty()) {
+            let _ = self.news.send(Arc::new(news));
+        }
+    }
+
+    /// Every change from now on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<EndpointNews>> {
+        self.news.subscribe()
     }
 
     /// Forgets those of nodes that are no members any more.
     pub(crate) fn retain(&self, members: &BTreeSet<NodeId>) {
-        self.lock().retain(|node, _| members.contains(node));
+        let mut registry = self.lock();
+        let gone: Vec<NodeId> =
+            registry.nodes.keys().filter(|node| !members.contains(*node)).cloned().collect();
+        for node in gone {
+            let ids: Vec<EndpointId> =
+                registry.nodes.get(&node).into_iter().flat_map(BTreeMap::keys).cloned().collect();
+            self.change(&mut registry, &node, Vec::new(), &ids);
+            registry.nodes.remove(&node);
+        }
     }
 
     /// Those of a network, or all, in order of node and id.
     pub(crate) fn list(&self, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
-        let by_node = self.lock();
-        let all = by_node.values().flat_map(BTreeMap::values);
+        let registry = self.lock();
+        let all = registry.nodes.values().flat_map(BTreeMap::values);
         all.filter(|endpoint| network.is_none_or(|id| endpoint.network_id == id.as_str())).cloned().collect()
     }
 
     /// The addresses of a network that each node uses.
     pub(crate) fn addresses(&self, network: &NetworkId) -> BTreeMap<NodeId, BTreeSet<IpAddr>> {
-        let by_node = self.lock();
+        let registry = self.lock();
         let addresses = |endpoints: &BTreeMap<EndpointId, v1::Endpoint>| {
             let those = endpoints.values().filter(|endpoint| endpoint.network_id == network.as_str());
             let texts = those.flat_map(|endpoint| [&endpoint.ipv4, &endpoint.ipv6]);
             texts.filter_map(|text| text.parse().ok()).collect()
         };
-        by_node.iter().map(|(node, endpoints)| (node.clone(), addresses(endpoints))).collect()
+        registry.nodes.iter().map(|(node, endpoints)| (node.clone(), addresses(endpoints))).collect()
     }
 
-    fn lock(&self) -> MutexGuard<'_, BTreeMap<NodeId, BTreeMap<EndpointId, v1::Endpoint>>> {
-        // Each change is made whole under the lock.
-        self.by_node.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Those with this id, usually one.
+    pub(crate) fn with_id(&self, id: &EndpointId) -> Vec<v1::Endpoint> {
+        let registry = self.lock();
+        let nodes = registry.owners.get(id).into_iter().flatten();
+        nodes.filter_map(|node| registry.get(node, id)).cloned().collect()
     }
+
+    /// Those of a network with this name, usually one.
+    pub(crate) fn with_name(&self, network: &NetworkId, name: &Name) -> Vec<v1::Endpoint> {
+        let registry = self.lock();
+        let keys = registry.names.get(&(network.to_string(), name.to_string())).into_iter().flatten();
+        keys.filter_map(|(node, id)| registry.get(node, id)).cloned().collect()
+    }
+
+    /// Whether the node has the endpoint.
+    pub(crate) fn has(&self, node: &NodeId, id: &EndpointId) -> bool {
+        self.lock().get(node, id).is_some()
+    }
+
+    /// Whether the node has reported since this manager began.
+    pub(crate) fn has_heard(&self, node: &NodeId) -> bool {
+        self.lock().nodes.contains_key(node)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Registry> {
+        // Each change is made whole under the lock.
+        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Registry {
+    fn get(&self, node: &NodeId, id: &EndpointId) -> Option<&v1::Endpoint> {
+        self.nodes.get(node)?.get(id)
+    }
+
+    /// False when it was known exactly so.
+    fn put(&mut self, node: &NodeId, id: EndpointId, endpoint: v1::Endpoint) -> bool {
+        if self.get(node, &id) == Some(&endpoint) {
+            return false;
+        }
+        self.remove(node, &id);
+        self.owners.entry(id.clone()).or_default().insert(node.clone());
+        self.names.entry(name_key(&endpoint)).or_default().insert((node.clone(), id.clone()));
+        self.nodes.entry(node.clone()).or_default().insert(id, endpoint);
+        true
+    }
+
+    fn remove(&mut self, node: &NodeId, id: &EndpointId) -> Option<v1::Endpoint> {
+        let endpoint = self.nodes.get_mut(node)?.remove(id)?;
+        if let Some(nodes) = self.owners.get_mut(id) {
+            nodes.remove(node);
+            if nodes.is_empty() {
+                self.owners.remove(id);
+            }
+        }
+        let name = name_key(&endpoint);
+        if let Some(named) = self.names.get_mut(&name) {
+            named.remove(&(node.clone(), id.clone()));
+            if named.is_empty() {
+                self.names.remove(&name);
+            }
+        }
+        Some(endpoint)
+    }
+
+    /// Another endpoint of the same network with the same name.
+    fn same_name(
+        &self,
+        node: &NodeId,
+        id: &EndpointId,
+        endpoint: &v1::Endpoint,
+    ) -> Option<&(NodeId, EndpointId)> {
+        let named = self.names.get(&name_key(endpoint)).into_iter().flatten();
+        let mut others = named.filter(|(other_node, other)| (other_node, other) != (node, id));
+        others.next()
+    }
+}
+
+fn name_key(endpoint: &v1::Endpoint) -> (String, String) {
+    (endpoint.network_id.clone(), endpoint.name.clone())
 }
 
 /// The id of an endpoint whose fields are what they should be.
@@ -85,17 +215,4 @@ fn checked(endpoint: &v1::Endpoint) -> Option<EndpointId> {
     endpoint.network_id.parse::<NetworkId>().ok()?;
     (is_address(&endpoint.ipv4) && is_address(&endpoint.ipv6)).then_some(())?;
     endpoint.id.parse().ok()
-}
-
-fn same_name(
-    by_node: &BTreeMap<NodeId, BTreeMap<EndpointId, v1::Endpoint>>,
-    id: &EndpointId,
-    endpoint: &v1::Endpoint,
-) -> Option<(NodeId, String)> {
-    by_node.iter().find_map(|(node, endpoints)| {
-        let twin = endpoints.iter().find(|(other_id, other)| {
-            *other_id != id && other.name == endpoint.name && other.network_id == endpoint.network_id
-        });
-        twin.map(|(id, _)| (node.clone(), id.to_string()))
-    })
 }

@@ -151,6 +151,7 @@ async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
                 compares.push(Compare::mod_revision(keys::node(&node.id), old.revision));
                 node.created_at = old.value.created_at;
                 node.availability = old.value.availability;
+                node.wireguard.clone_from(&old.value.wireguard);
                 if old.value.name != node.name {
                     ops.push(Op::delete(keys::node_name(&old.value.name)));
                 }

@@ -59,11 +59,15 @@ impl Feed {
 
     /// Waits until the view has everything that is in the store now.
     pub(crate) async fn catch_up(&self, store: &dyn Store) -> Result<(), RecordError> {
-        let now = store.revision().await?.0;
+        self.reached(store.revision().await?.0).await;
+        Ok(())
+    }
+
+    /// Waits until the view has this revision.
+    pub(crate) async fn reached(&self, revision: u64) {
         let mut revisions = self.revisions();
         // The sender lives as long as this does.
-        let _ = revisions.wait_for(|revision| *revision >= now).await;
-        Ok(())
+        let _ = revisions.wait_for(|now| *now >= revision).await;
     }
 
     /// Follows the store until it is closed.

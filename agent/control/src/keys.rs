@@ -9,16 +9,28 @@
 //! | `/name/network/<name>` | the network's id |
 //! | `/vni/<number>` | the network's id |
 //! | `/lease/<network>/<prefix>` | `Lease` |
+//! | `/service/<id>` | `Service` |
+//! | `/name/service/<network>/<name>` | the service's id |
+//! | `/vip/<network>/<address>` | the service's id |
+//! | `/port/<protocol>/<number>` | the services' ids, by host address or `any` |
+//! | `/backend/<service>/<endpoint>` | `Backend` |
+//! | `/fence/backend` | the last backend's number that was reserved, see [`backend_numbers`] |
+//! | `/wireguard/generation` | the generation that every node's newest key is to be of |
 //! | `/token/<role>` | the nonce of the role's join token |
 //! | `/fence/addresses` | a counter, see [`address_fence`] |
 //! | `/fence/lease/<network>` | a counter, see [`lease_fence`] |
 
-use mesh_model::{Name, NetworkId, NodeId, Prefix, Role, Vni};
+use std::net::IpAddr;
+
+use mesh_model::{EndpointId, Name, NetworkId, NodeId, Prefix, Protocol, Role, ServiceId, Vni};
 use mesh_store::{Key, KeyRange};
 
 pub(crate) const NODE: &str = "/node/";
 pub(crate) const NETWORK: &str = "/network/";
 pub(crate) const LEASE: &str = "/lease/";
+pub(crate) const SERVICE: &str = "/service/";
+pub(crate) const BACKEND: &str = "/backend/";
+pub(crate) const GENERATION: &str = "/wireguard/generation";
 
 pub(crate) fn cluster() -> Key {
     "/cluster".into()
@@ -62,6 +74,46 @@ pub(crate) fn leases() -> KeyRange {
 
 pub(crate) fn leases_of(network: &NetworkId) -> KeyRange {
     KeyRange::prefix(format!("{LEASE}{network}/"))
+}
+
+pub(crate) fn service(id: &ServiceId) -> Key {
+    format!("{SERVICE}{id}").into()
+}
+
+pub(crate) fn service_name(network: &NetworkId, name: &Name) -> Key {
+    format!("/name/service/{network}/{name}").into()
+}
+
+/// The names of all services of a network.
+pub(crate) fn service_names(network: &NetworkId) -> KeyRange {
+    KeyRange::prefix(format!("/name/service/{network}/"))
+}
+
+pub(crate) fn vip(network: &NetworkId, address: IpAddr) -> Key {
+    format!("/vip/{network}/{address}").into()
+}
+
+/// All of a port's publishers are in one record: that one address is not any, no comparison of several keys could tell.
+pub(crate) fn port(protocol: Protocol, published: u16) -> Key {
+    format!("/port/{protocol}/{published}").into()
+}
+
+pub(crate) fn backend(service: &ServiceId, endpoint: &EndpointId) -> Key {
+    format!("{BACKEND}{service}/{endpoint}").into()
+}
+
+pub(crate) fn backends_of(service: &ServiceId) -> KeyRange {
+    KeyRange::prefix(format!("{BACKEND}{service}/"))
+}
+
+/// Backends' numbers are reserved in runs, each by one manager, so that adding many backends does not mean as many
+/// changes of this key.
+pub(crate) fn backend_numbers() -> Key {
+    "/fence/backend".into()
+}
+
+pub(crate) fn generation() -> Key {
+    GENERATION.into()
 }
 
 pub(crate) fn token(role: Role) -> Key {

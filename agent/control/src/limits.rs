@@ -38,6 +38,10 @@ pub(crate) const FEED_BACKLOG: usize = 1024;
 
 /// How long a lease waits until every agent of the network has it in its kernel.
 pub(crate) const APPLIED: Duration = Duration::from_secs(1);
+/// How long the agents have to say whether sockets of their hosts have a port.
+pub(crate) const PORT_CHECK: Duration = Duration::from_secs(1);
+/// How long a rotation waits until the agents have announced their new keys.
+pub(crate) const ROTATION: Duration = Duration::from_secs(5);
 /// How long the removal of a network waits until every agent of the network has stopped attaching.
 pub(crate) const REMOVING: Duration = Duration::from_secs(3);
 /// How long a borrow waits for the answer of the owner of the block.

@@ -17,7 +17,7 @@ use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::resolve_node;
 use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
-use crate::{keys, leases, limits};
+use crate::{keys, leases, limits, services};
 
 /// A node with what is known of it now.
 pub(crate) fn status(core: &Core, node: &Node) -> NodeStatus {
@@ -97,6 +97,7 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
         ops.extend([Op::delete(keys::node(id)), Op::delete(keys::node_name(&node.name))]);
         if core.records.commit(Txn::when(compares).then(ops)).await?.is_some() {
             info!(node = %id, name = %node.name, "a node was removed");
+            services::forget_node(core, id).await?;
             return Ok(node);
         }
     }

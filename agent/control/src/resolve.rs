@@ -1,7 +1,9 @@
 //! Finds what people name: by id, by name, or by an unambiguous beginning of an id.
 
-use mesh_model::{Name, Network, NetworkId, Node, NodeId};
-use mesh_proto::{Problem, ProblemKind};
+use std::sync::Arc;
+
+use mesh_model::{EndpointId, Name, Network, NetworkId, Node, NodeId, Service, ServiceId};
+use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_store::Key;
 use serde::de::DeserializeOwned;
 
@@ -39,6 +41,102 @@ pub(crate) async fn resolve_node(core: &Core, text: &str) -> Result<Versioned<No
     }
     let nodes = core.records.nodes().await?;
     by_beginning("node", text, nodes, |node| (node.value.id.as_str(), node.value.name.as_str()))
+}
+
+/// The service that `text` names: also as `NETWORK/NAME`, since a name is unique in its network only.
+pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Service>, Problem> {
+    if let Some((network, name)) = text.split_once('/') {
+        let network = resolve_network(core, network).await?.value;
+        core.catch_up().await?;
+        let view = core.feed.view();
+        let name = name.parse::<Name>().ok();
+        let found = name.and_then(|name| view.services.named(&name).find(|one| one.network == network.id));
+        return found.cloned().ok_or_else(|| no_such_service(text));
+    }
+    core.catch_up().await?;
+    let view = core.feed.view();
+    if let Some(service) = text.parse::<ServiceId>().ok().and_then(|id| view.services.get(&id)) {
+        return Ok(service.clone());
+    }
+    if let Ok(name) = text.parse::<Name>() {
+        let named: Vec<&Arc<Service>> = view.services.named(&name).collect();
+        match named.as_slice() {
+            [] => {}
+            [service] => return Ok(Arc::clone(service)),
+            several => {
+                let network = |service: &&Arc<Service>| view.networks.get(&service.network).map(|n| &n.name);
+                let mut paths: Vec<String> =
+                    several.iter().filter_map(network).map(|network| format!("{network}/{name}")).collect();
+                paths.sort();
+                return Err(Problem::new(
+                    ProblemKind::Usage,
+                    format!("service {text} is on several networks: {}", paths.join(", ")),
+                )
+                .hint("name it as NETWORK/NAME"));
+            }
+        }
+    }
+    by_beginning("service", text, view.services.all().collect(), |service| {
+        (service.id.as_str(), service.name.as_str())
+    })
+    .cloned()
+}
+
+fn no_such_service(text: &str) -> Problem {
+    Problem::new(ProblemKind::NotFound, format!("service {text} does not exist"))
+        .hint("meshctl service ls shows those that do")
+}
+
+/// The endpoint of a network that `text` names: by id, name, or an unambiguous beginning of an id. Of several with one
+/// name, that of the `preferred` node.
+pub(crate) fn resolve_endpoint(
+    core: &Core,
+    network: &Network,
+    text: &str,
+    preferred: &NodeId,
+) -> Result<v1::Endpoint, Problem> {
+    let mut found = match text.parse::<EndpointId>() {
+        Ok(id) => core.endpoints.with_id(&id),
+        Err(_) => text.parse().map(|name| core.endpoints.with_name(&network.id, &name)).unwrap_or_default(),
+    };
+    found.sort_by_key(|endpoint| endpoint.node_id != preferred.as_str());
+    if found.len() > 1 && found.iter().all(|endpoint| endpoint.node_id != preferred.as_str()) {
+        let ids: Vec<&str> = found.iter().map(|endpoint| endpoint.id.as_str()).collect();
+        return Err(Problem::new(
+            ProblemKind::Usage,
+            format!("endpoint {text} is ambiguous: {}", ids.join(", ")),
+        )
+        .hint("name it by its id"));
+    }
+    let endpoint = match found.into_iter().next() {
+        Some(endpoint) => endpoint,
+        None => elsewhere(core, network, text)?,
+    };
+    if endpoint.network_id != network.id.as_str() {
+        let other = endpoint.network_id.parse().ok().and_then(|id: NetworkId| {
+            core.feed.view().networks.get(&id).map(|network| network.name.to_string())
+        });
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!(
+                "endpoint {text} is on network {}, not on {}",
+                other.unwrap_or(endpoint.network_id),
+                network.name
+            ),
+        )
+        .hint("a service's backends are endpoints of its own network"));
+    }
+    Ok(endpoint)
+}
+
+/// An endpoint that is not found by id or by name in the network: by the beginning of its id, or by name in another one.
+fn elsewhere(core: &Core, network: &Network, text: &str) -> Result<v1::Endpoint, Problem> {
+    let all = core.endpoints.list(None);
+    if let Some(other) = all.iter().find(|endpoint| endpoint.name == text) {
+        return Ok(other.clone());
+    }
+    let here = all.into_iter().filter(|endpoint| endpoint.network_id == network.id.as_str()).collect();
+    by_beginning("endpoint", text, here, |endpoint| (&endpoint.id, &endpoint.name))
 }
 
 /// The id that an index of names has for this one.

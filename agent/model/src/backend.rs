@@ -32,10 +32,19 @@ impl BackendId {
         self.0
     }
 
+    /// The highest number, as an id.
+    pub const LAST: Self = Self(Self::MAX);
+
     /// The next number, and after the highest the first one again.
     #[must_use]
     pub const fn next(self) -> Self {
         Self(self.0 % Self::MAX + 1)
+    }
+
+    /// The number that so many steps of [`next`](Self::next) lead to.
+    #[must_use]
+    pub const fn after(self, steps: u32) -> Self {
+        Self((self.0 - 1 + steps % Self::MAX) % Self::MAX + 1)
     }
 }
 
@@ -152,6 +161,11 @@ mod tests {
         let last = BackendId::try_from(BackendId::MAX).unwrap();
         assert_eq!(last.next().get(), 1);
         assert_eq!(last.next().next().get(), 2);
+        for (from, steps) in [(1, 0), (1, 5), (BackendId::MAX - 2, 5), (BackendId::MAX, 64)] {
+            let from = BackendId::try_from(from).unwrap();
+            let stepped = (0..steps).fold(from, |id, _| id.next());
+            assert_eq!(from.after(steps), stepped);
+        }
         assert!(BackendId::try_from(0).is_err());
         assert!(BackendId::try_from(BackendId::MAX + 1).is_err());
     }

@@ -24,6 +24,7 @@ use crate::resolve::resolve_network;
 use crate::service::usage;
 use crate::{keys, limits};
 
+pub(crate) use subnet::layout;
 use subnet::{LeaseSet, change_op};
 
 /// How long a prefix that was given back is leased to others only when nothing else is free.

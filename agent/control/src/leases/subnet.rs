@@ -80,7 +80,7 @@ impl LeaseSet {
 }
 
 /// How a subnet is divided. `None` never happens for a record that was validated when it was written.
-pub(super) fn layout(subnet: &Subnet) -> Option<SubnetLayout> {
+pub(crate) fn layout(subnet: &Subnet) -> Option<SubnetLayout> {
     SubnetLayout::new(SubnetSpec {
         subnet: subnet.subnet,
         gateway: Some(subnet.gateway),

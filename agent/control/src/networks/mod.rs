@@ -4,12 +4,16 @@ mod create;
 mod remove;
 mod request;
 
-use mesh_model::{Network, NetworkId};
+use std::collections::BTreeSet;
+
+use mesh_model::{EndpointId, Network, NetworkId};
 use mesh_proto::Problem;
 use mesh_proto::v1::{self, InspectNetworkResponse, ListEndpointsRequest};
 
 use crate::core::Core;
 use crate::resolve::{resolve_network, resolve_node};
+use crate::services::health_text;
+use crate::view::View;
 
 pub(crate) use create::create;
 pub(crate) use remove::{prune, remove};
@@ -62,8 +66,28 @@ fn endpoints(core: &Core, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
         if let Some(network) = endpoint.network_id.parse().ok().and_then(|id| view.networks.get(&id)) {
             endpoint.network_name = network.name.to_string();
         }
+        if let Ok(id) = endpoint.id.parse() {
+            serve(core, &view, &id, endpoint);
+        }
     }
     drop(view);
     endpoints.sort_by(|a, b| (&a.network_name, &a.name, &a.id).cmp(&(&b.network_name, &b.name, &b.id)));
     endpoints
+}
+
+/// Fills in which services the endpoint is a backend of, and how it does.
+fn serve(core: &Core, view: &View, id: &EndpointId, endpoint: &mut v1::Endpoint) {
+    let mut services: Vec<&str> = Vec::new();
+    let mut healths = BTreeSet::new();
+    for backend in view.services.backends_at(id).filter(|backend| backend.node.as_str() == endpoint.node_id) {
+        if let Some(service) = view.services.get(&backend.service) {
+            services.push(service.name.as_str());
+            healths.insert(health_text(service, core.health.get(backend.id)));
+        }
+    }
+    services.sort_unstable();
+    endpoint.service = services.join(",");
+    // The worst of what is known.
+    let worst = ["unhealthy", "unknown", "healthy"].into_iter().find(|health| healths.contains(health));
+    worst.unwrap_or("none").clone_into(&mut endpoint.health);
 }

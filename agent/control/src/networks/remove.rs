@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use mesh_model::{Network, NodeId};
 use mesh_proto::{Problem, ProblemKind, v1};
-use mesh_store::{Compare, Op, Revision, Txn};
+use mesh_store::{Compare, KeyValue, Op, Revision, Txn};
 use tracing::{info, warn};
 
 use super::endpoints;
@@ -19,6 +19,8 @@ use crate::{keys, limits};
 
 /// A message names no more endpoints or nodes than this.
 const NAMED: usize = 3;
+/// More services than this are not even counted.
+const LOOKED_AT: usize = 1000;
 
 /// Removes a network.
 pub(crate) async fn remove(core: &Arc<Core>, text: &str) -> Result<Network, Problem> {
@@ -53,6 +55,7 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
     }
     // Most refusals need nobody's help.
     check_unused(core, &network)?;
+    check_no_services(core, &network).await?;
     check_holders_live(core, &network, &holders(core, &network).await?)?;
     let Some(marked) = mark(core, &network, revision).await? else {
         return Err(Problem::new(ProblemKind::Conflict, format!("network {name} was changed meanwhile"))
@@ -98,6 +101,8 @@ async fn remove_marked(core: &Core, network: &Network, marked: Revision) -> Resu
         .hint("try again"));
     }
     check_unused(core, network)?;
+    // Nobody makes one in a network that is marked.
+    check_no_services(core, network).await?;
     let key = keys::network(&network.id);
     let ops = [
         Op::delete(key.clone()),
@@ -137,6 +142,22 @@ fn check_unused(core: &Core, network: &Network) -> Result<(), Problem> {
         format!("network {} is in use by {}", network.name, listed(named.collect())),
     )
     .hint("detach them first: meshctl endpoint detach"))
+}
+
+/// The network has no service.
+async fn check_no_services(core: &Core, network: &Network) -> Result<(), Problem> {
+    let found = core.records.store().range(keys::service_names(&network.id), None, Some(LOOKED_AT)).await;
+    let found = found.map_err(RecordError::from)?.kvs;
+    let name = |kv: &KeyValue| kv.key.as_str()?.rsplit('/').next().map(str::to_owned);
+    let names: Vec<String> = found.iter().filter_map(name).collect();
+    if names.is_empty() {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemKind::Conflict,
+        format!("network {} is in use by service {}", network.name, listed(names)),
+    )
+    .hint("remove it first: meshctl service rm"))
 }
 
 /// A node that may have endpoints but cannot be asked keeps the network.

@@ -1,5 +1,6 @@
 //! The `Control` service.
 
+use mesh_model::BackendState;
 use mesh_proto::v1;
 use mesh_proto::v1::control_server::Control;
 use tonic::{Request, Response, Status};
@@ -7,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::MemberService;
 use crate::access::Method;
 use crate::resolve::resolve_node;
-use crate::{leases, networks, nodes};
+use crate::{leases, networks, nodes, rotation, services};
 
 /// Each call: authorized by its method's entry in the access table, then done by a function on the shared state. There is
 /// no other way to the message than through the authorization.
@@ -71,25 +72,36 @@ calls! {
     renew_certificate: RenewCertificate(v1::RenewCertificateRequest) -> v1::RenewCertificateResponse,
         |core, caller, message| nodes::renew(core, caller, &message)?;
     create_service: CreateService(v1::CreateServiceRequest) -> v1::ServiceStatus,
-        |_, _, _| Err(Status::unimplemented("CreateService is not served"))?;
+        |core, _, message| services::create(core, message).await?;
     update_service: UpdateService(v1::UpdateServiceRequest) -> v1::ServiceStatus,
-        |_, _, _| Err(Status::unimplemented("UpdateService is not served"))?;
+        |core, _, message| services::update(core, message).await?;
     remove_service: RemoveService(v1::RemoveServiceRequest) -> v1::ServiceStatus,
-        |_, _, _| Err(Status::unimplemented("RemoveService is not served"))?;
+        |core, _, message| services::remove(core, &message.service).await?;
     list_services: ListServices(v1::ListServicesRequest) -> v1::ListServicesResponse,
-        |_, _, _| Err(Status::unimplemented("ListServices is not served"))?;
+        |core, _, message| v1::ListServicesResponse { services: services::list(core, &message).await? };
     inspect_service: InspectService(v1::InspectServiceRequest) -> v1::ServiceStatus,
-        |_, _, _| Err(Status::unimplemented("InspectService is not served"))?;
+        |core, _, message| services::inspect(core, &message.service).await?;
     add_backend: AddBackend(v1::AddBackendRequest) -> v1::BackendStatus,
-        |_, _, _| Err(Status::unimplemented("AddBackend is not served"))?;
+        |core, caller, message| services::add(core, caller, &message.service, &message.endpoint).await?;
     remove_backend: RemoveBackend(v1::RemoveBackendRequest) -> v1::BackendStatus,
-        |_, _, _| Err(Status::unimplemented("RemoveBackend is not served"))?;
+        |core, caller, message| {
+            services::remove_backend(core, caller, &message.service, &message.endpoint).await?
+        };
     drain_backend: DrainBackend(v1::DrainBackendRequest) -> v1::BackendStatus,
-        |_, _, _| Err(Status::unimplemented("DrainBackend is not served"))?;
+        |core, caller, message| {
+            let state = BackendState::Draining;
+            services::set_state(core, caller, &message.service, &message.endpoint, state).await?
+        };
     activate_backend: ActivateBackend(v1::ActivateBackendRequest) -> v1::BackendStatus,
-        |_, _, _| Err(Status::unimplemented("ActivateBackend is not served"))?;
+        |core, caller, message| {
+            let state = BackendState::Active;
+            services::set_state(core, caller, &message.service, &message.endpoint, state).await?
+        };
     rotate_keys: RotateKeys(v1::RotateKeysRequest) -> v1::RotateKeysResponse,
-        |_, _, _| Err(Status::unimplemented("RotateKeys is not served"))?;
+        |core, _, _| rotation::rotate(core).await?;
     set_wireguard: SetWireguard(v1::SetWireguardRequest) -> v1::SetWireguardResponse,
-        |_, _, _| Err(Status::unimplemented("SetWireguard is not served"))?;
+        |core, caller, message| {
+            rotation::set(core, caller, message).await?;
+            v1::SetWireguardResponse {}
+        };
 }

@@ -2,6 +2,7 @@
 
 mod reader;
 mod registry;
+mod soft;
 mod writer;
 
 use std::sync::Arc;
@@ -19,7 +20,7 @@ use tracing::{info, warn};
 use crate::access::Caller;
 use crate::core::Core;
 use crate::records::{RecordError, Tries, put};
-use crate::{keys, limits};
+use crate::{keys, limits, services};
 
 pub(crate) use registry::Sessions;
 
@@ -40,7 +41,7 @@ pub(crate) fn open(core: Arc<Core>, caller: Caller, inbound: Streaming<AgentMess
 }
 
 async fn run(
-    core: &Core,
+    core: &Arc<Core>,
     caller: &Caller,
     mut inbound: Streaming<AgentMessage>,
     outbound: &mpsc::Sender<Result<ManagerMessage, Status>>,
@@ -56,17 +57,18 @@ async fn run(
     }
     info!(node = %caller.node().name, version = hello.version, "a session began");
     // First, so that an older session of the node reports nothing after this one.
-    let session = core.sessions.begin(caller.id());
+    let (session, questions) = core.sessions.begin(caller.id());
     let routes = hello.routes.iter().filter_map(|route| route.parse().ok()).collect();
     core.set_routes(caller.id(), routes);
     core.endpoints.replace(caller.id(), hello.endpoints.clone());
+    services::follow_hello(core, caller.id());
     core.heard(caller.id());
     if let Err(error) = follow_host(core, caller.node(), &hello).await {
         warn!(node = %caller.node().name, %error, "cannot update the node's record");
     }
     let problem = tokio::select! {
         problem = reader::run(core, caller, &session, inbound) => problem,
-        problem = writer::run(core, caller, &session, outbound) => problem,
+        problem = writer::run(core, caller, &session, questions, outbound) => problem,
         problem = session.ended() => problem,
     };
     if core.sessions.end(&session) {

@@ -1,6 +1,9 @@
 //! What agents say.
 
-use mesh_proto::v1::{AgentMessage, ProbeReport, agent_message::Kind};
+use std::sync::Arc;
+
+use mesh_model::BackendId;
+use mesh_proto::v1::{AgentMessage, EndpointReport, HealthReport, ProbeReport, agent_message::Kind};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::time::timeout;
 use tonic::Streaming;
@@ -9,11 +12,11 @@ use tracing::warn;
 use super::registry::Session;
 use crate::access::Caller;
 use crate::core::Core;
-use crate::{leases, limits};
+use crate::{leases, limits, services};
 
 /// Listens until the session ends, and returns why.
 pub(super) async fn run(
-    core: &Core,
+    core: &Arc<Core>,
     caller: &Caller,
     session: &Session,
     mut inbound: Streaming<AgentMessage>,
@@ -33,20 +36,39 @@ pub(super) async fn run(
         core.heard(caller.id());
         match message.kind {
             Some(Kind::Applied(applied)) => session.set_applied(applied.revision),
-            Some(Kind::Endpoints(report)) => {
-                core.endpoints.update(caller.id(), report.put, &report.removed);
-                session.set_reported(report.number);
-            }
+            Some(Kind::Endpoints(report)) => reported(core, caller, session, report),
+            Some(Kind::Health(report)) => checked(core, caller, &report),
+            Some(Kind::PortCheck(answer)) => session.answered(answer),
             Some(Kind::Probes(report)) => probed(core, caller, &report),
             Some(Kind::Cede(answer)) => {
                 if let Err(problem) = leases::answered(core, caller.id(), &answer).await {
                     warn!(node = %caller.node().name, address = answer.address, %problem, "cannot settle a borrow");
                 }
             }
-            Some(Kind::Heartbeat(_) | Kind::Health(_) | Kind::PortCheck(_)) | None => {}
+            Some(Kind::Heartbeat(_)) | None => {}
             Some(Kind::Hello(_)) => return Problem::new(ProblemKind::Usage, "a session has one Hello"),
         }
     }
+}
+
+fn reported(core: &Arc<Core>, caller: &Caller, session: &Session, report: EndpointReport) {
+    core.endpoints.update(caller.id(), report.put, &report.removed);
+    session.set_reported(report.number);
+    let removed: Vec<_> = report.removed.iter().filter_map(|id| id.parse().ok()).collect();
+    services::follow_removals(core, caller.id(), removed);
+}
+
+/// A node speaks for its own backends only.
+fn checked(core: &Core, caller: &Caller, report: &HealthReport) {
+    let view = core.feed.view();
+    let own = report.put.iter().filter_map(|entry| {
+        let id = BackendId::try_from(entry.backend).ok()?;
+        let backend = view.services.backend_by_number(id)?;
+        (backend.node == *caller.id()).then_some((id, entry.healthy))
+    });
+    let own = own.collect();
+    drop(view);
+    core.health.report(caller.id(), own, report.all);
 }
 
 fn probed(core: &Core, caller: &Caller, report: &ProbeReport) {

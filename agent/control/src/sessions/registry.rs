@@ -7,9 +7,10 @@ use std::time::Duration;
 
 use futures::future::join_all;
 use jiff::Timestamp;
-use mesh_model::NodeId;
+use mesh_model::{NodeId, PublishedPort};
+use mesh_proto::v1::{PortCheck, PortCheckAnswer};
 use mesh_proto::{Problem, ProblemKind};
-use tokio::sync::watch;
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout_at};
 
 /// One live session.
@@ -21,6 +22,9 @@ pub(crate) struct Session {
     applied: watch::Sender<u64>,
     reported: watch::Sender<u64>,
     end: watch::Sender<Option<Problem>>,
+    questions: mpsc::UnboundedSender<PortCheck>,
+    /// The questions about ports that wait for their answers, by number.
+    asked: Mutex<BTreeMap<u64, oneshot::Sender<Vec<PublishedPort>>>>,
 }
 
 impl Session {
@@ -43,6 +47,26 @@ impl Session {
         self.reported.subscribe()
     }
 
+    /// The agent said which ports its host's sockets have.
+    pub(super) fn answered(&self, answer: PortCheckAnswer) {
+        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.number);
+        let taken = answer.taken.into_iter().filter_map(|port| port.try_into().ok()).collect();
+        // Nobody may wait for it any more.
+        let _: Option<Result<_, _>> = asked.map(|asked| asked.send(taken));
+    }
+
+    /// Those of the ports that a socket of the host has; `None` when the session ends first.
+    async fn check_ports(&self, number: u64, ports: &[PublishedPort]) -> Option<Vec<PublishedPort>> {
+        let (answer, answered) = oneshot::channel();
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(number, answer);
+        let ports = ports.iter().map(Into::into).collect();
+        self.questions.send(PortCheck { number, ports }).ok()?;
+        tokio::select! {
+            answer = answered => answer.ok(),
+            _ = self.ended() => None,
+        }
+    }
+
     /// Waits until somebody else ends the session.
     pub(super) async fn ended(&self) -> Problem {
         let mut end = self.end.subscribe();
@@ -61,22 +85,34 @@ pub(crate) struct Sessions {
     live: Mutex<BTreeMap<NodeId, Arc<Session>>>,
     seen: Mutex<BTreeMap<NodeId, Timestamp>>,
     begun: AtomicU64,
+    questions: AtomicU64,
+}
+
+/// What agents know of their hosts' sockets.
+#[derive(Debug, Default)]
+pub(crate) struct PortsInUse {
+    pub(crate) taken: Vec<(NodeId, PublishedPort)>,
+    /// Nodes that did not answer in time.
+    pub(crate) silent: Vec<NodeId>,
 }
 
 impl Sessions {
-    /// Begins the session of a node; an older one of it ends.
-    pub(super) fn begin(&self, node: &NodeId) -> Arc<Session> {
+    /// Begins the session of a node, whose agent is to be asked the questions that come; an older one of it ends.
+    pub(super) fn begin(&self, node: &NodeId) -> (Arc<Session>, mpsc::UnboundedReceiver<PortCheck>) {
+        let (ask, questions) = mpsc::unbounded_channel();
         let session = Arc::new(Session {
             node: node.clone(),
             number: self.begun.fetch_add(1, Ordering::Relaxed),
             applied: watch::Sender::new(0),
             reported: watch::Sender::new(0),
             end: watch::Sender::new(None),
+            questions: ask,
+            asked: Mutex::default(),
         });
         if let Some(old) = self.live().insert(node.clone(), session.clone()) {
             old.finish(Problem::new(ProblemKind::Conflict, "a newer session of the same node began"));
         }
-        session
+        (session, questions)
     }
 
     /// Ends a session; false when it was replaced by another one before.
@@ -85,6 +121,8 @@ impl Sessions {
         let is_current = live.get(&session.node).is_some_and(|current| current.number == session.number);
         if is_current {
             live.remove(&session.node);
+            // Whoever waits for its agent waits no longer.
+            session.finish(Problem::new(ProblemKind::Unreachable, "the session is over"));
         }
         is_current
     }
@@ -96,6 +134,29 @@ impl Sessions {
                 Problem::new(ProblemKind::Unreachable, "the manager is ending").hint("connect again later"),
             );
         }
+    }
+
+    /// Asks all agents in session whether sockets of their hosts have these ports.
+    pub(crate) async fn check_ports(&self, ports: &[PublishedPort], within: Duration) -> PortsInUse {
+        let number = self.questions.fetch_add(1, Ordering::Relaxed);
+        let sessions: Vec<Arc<Session>> = self.live().values().cloned().collect();
+        let deadline = Instant::now() + within;
+        let asks = sessions.iter().map(|session| async move {
+            (&session.node, timeout_at(deadline, session.check_ports(number, ports)).await)
+        });
+        let mut in_use = PortsInUse::default();
+        for (node, answer) in join_all(asks).await {
+            match answer {
+                Ok(taken) => {
+                    in_use.taken.extend(taken.into_iter().flatten().map(|port| (node.clone(), port)));
+                }
+                Err(_) => in_use.silent.push(node.clone()),
+            }
+        }
+        for session in sessions {
+            session.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        }
+        in_use
     }
 
     /// Whether the node has a session.

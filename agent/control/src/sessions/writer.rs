@@ -1,11 +1,11 @@
 //! What agents are told: a snapshot, then each revision's changes, without a gap.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_model::{Lease, LeaseState, NetworkId, NodeId, NodeState};
 use mesh_proto::v1::{
-    Cede, Delta, EndpointsTaken, ManagerMessage, NodeStateEntry, NodeStates, Ping, Snapshot,
+    Cede, Delta, EndpointsTaken, ManagerMessage, NodeStateEntry, NodeStates, Ping, PortCheck, Snapshot,
     manager_message::Kind,
 };
 use mesh_proto::{Problem, ProblemKind};
@@ -18,16 +18,18 @@ use crate::core::Core;
 use crate::feed::News;
 use crate::limits;
 use crate::sessions::registry::Session;
-use crate::view::{Batch, RecordChange, View};
+use crate::view::{Batch, Level, RecordChange, View};
 
 /// Tells the agent everything until the session ends, and returns why.
 pub(super) async fn run(
     core: &Core,
     caller: &Caller,
     session: &Session,
+    questions: mpsc::UnboundedReceiver<PortCheck>,
     outbound: &mpsc::Sender<Result<ManagerMessage, Status>>,
 ) -> Problem {
-    let mut writer = Writer { core, node: caller.id(), session, outbound, visible: BTreeSet::new() };
+    let known = BTreeMap::new();
+    let mut writer = Writer { core, node: caller.id(), session, questions, outbound, known };
     loop {
         match writer.tell().await {
             // It fell too far behind: what it missed is in the next snapshot.
@@ -37,13 +39,14 @@ pub(super) async fn run(
     }
 }
 
-struct Writer<'a> {
-    core: &'a Core,
-    node: &'a NodeId,
+pub(super) struct Writer<'a> {
+    pub(super) core: &'a Core,
+    pub(super) node: &'a NodeId,
     session: &'a Session,
+    questions: mpsc::UnboundedReceiver<PortCheck>,
     outbound: &'a mpsc::Sender<Result<ManagerMessage, Status>>,
-    /// The networks that the agent knows.
-    visible: BTreeSet<NetworkId>,
+    /// The networks that the agent knows, and how much of them.
+    pub(super) known: BTreeMap<NetworkId, Level>,
 }
 
 impl Writer<'_> {
@@ -51,13 +54,15 @@ impl Writer<'_> {
     async fn tell(&mut self) -> Result<(), Problem> {
         let mut states = self.core.states();
         let mut reported = self.session.reported();
+        // Before what is told in full, so that nothing is missed in between.
+        let (mut health, mut endpoints) = (self.core.health.subscribe(), self.core.endpoints.subscribe());
         let (mut snapshot, mut news) = self.core.feed.subscribe(|view| snapshot(view, self.node));
         // A removal before the subscription is not among the news.
         if self.core.records.node(self.node).await?.is_none() {
             return Err(removed(self.node));
         }
         snapshot.message.cluster = Some(self.core.cluster().into());
-        self.visible = snapshot.visible;
+        self.known = snapshot.known;
         let (mut told, mut known) = (snapshot.message.revision, snapshot.message.revision);
         self.send(Kind::Snapshot(snapshot.message)).await?;
         let now = states.borrow_and_update().clone();
@@ -65,6 +70,7 @@ impl Writer<'_> {
         for lease in &snapshot.asked {
             self.send(Kind::Cede(cede(lease))).await?;
         }
+        self.tell_all_soft().await?;
         let mut beat = interval(limits::HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -83,6 +89,9 @@ impl Writer<'_> {
                         return Err(Problem::new(ProblemKind::Unreachable, "the manager is ending"));
                     }
                 },
+                Some(check) = self.questions.recv() => self.send(Kind::PortCheck(check)).await?,
+                news = health.recv() => self.tell_health(news).await?,
+                news = endpoints.recv() => self.tell_endpoints(news).await?,
                 changed = states.changed() => {
                     if changed.is_err() {
                         return Err(Problem::new(ProblemKind::Unreachable, "the manager is ending"));
@@ -114,23 +123,28 @@ impl Writer<'_> {
         if batch.changes.iter().any(is_removed) {
             return Err(removed(self.node));
         }
-        let changes = batch.changes_for(self.node, &mut self.visible);
-        if changes.is_empty() {
-            return Ok(false);
+        let with_lease = self.networks_with_lease();
+        let changes = batch.changes_for(self.node, &mut self.known);
+        if !changes.is_empty() {
+            self.send(Kind::Delta(Delta { revision: batch.revision, changes: changes.clone() })).await?;
+            self.tell_health_of_new(&changes).await?;
+            let gained = self.networks_with_lease().difference(&with_lease).cloned().collect();
+            self.tell_networks_endpoints(&gained).await?;
         }
-        self.send(Kind::Delta(Delta { revision: batch.revision, changes })).await?;
         for change in &batch.changes {
-            if let RecordChange::PutLease(lease) = change
-                && is_asked(lease, self.node)
-            {
-                self.send(Kind::Cede(cede(lease))).await?;
+            match change {
+                RecordChange::PutLease(lease) if is_asked(lease, self.node) => {
+                    self.send(Kind::Cede(cede(lease))).await?;
+                }
+                RecordChange::Generation(generation) => self.tell_generation(*generation).await?,
+                _ => {}
             }
         }
-        Ok(true)
+        Ok(!changes.is_empty())
     }
 
     /// An agent that takes nothing for too long loses its session: nothing piles up for it.
-    async fn send(&self, kind: Kind) -> Result<(), Problem> {
+    pub(super) async fn send(&self, kind: Kind) -> Result<(), Problem> {
         let message = ManagerMessage { kind: Some(kind) };
         match timeout(limits::SESSION_STALL, self.outbound.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
@@ -142,27 +156,28 @@ impl Writer<'_> {
 
 struct AgentSnapshot {
     message: Snapshot,
-    visible: BTreeSet<NetworkId>,
+    known: BTreeMap<NetworkId, Level>,
     /// The borrows that wait for this agent's answer. It may have been asked before, by a manager that is gone.
     asked: Vec<Lease>,
 }
 
 fn snapshot(view: &View, node: &NodeId) -> AgentSnapshot {
     let networks: Vec<_> = view.networks_of(node).collect();
-    let leases = || networks.iter().flat_map(|records| &records.leases);
+    let leases = || networks.iter().flat_map(|(_, records)| &records.leases);
+    let services = || networks.iter().flat_map(|(_, records)| &records.services);
     let all = view.leases.values().flat_map(BTreeMap::values);
     AgentSnapshot {
         message: Snapshot {
             revision: view.revision,
             cluster: None,
             nodes: view.nodes.values().map(Into::into).collect(),
-            networks: networks.iter().map(|records| (&records.network).into()).collect(),
+            networks: networks.iter().map(|(_, records)| (&records.network).into()).collect(),
             leases: leases().map(Into::into).collect(),
             managers: crate::enroll::manager_addresses(view.nodes.values()),
-            services: Vec::new(),
-            backends: Vec::new(),
+            services: services().map(|records| (&*records.service).into()).collect(),
+            backends: services().flat_map(|records| &records.backends).map(|b| (&**b).into()).collect(),
         },
-        visible: networks.iter().map(|records| records.network.id.clone()).collect(),
+        known: networks.iter().map(|(level, records)| (records.network.id.clone(), *level)).collect(),
         asked: all.filter(|lease| is_asked(lease, node)).cloned().collect(),
     }
 }

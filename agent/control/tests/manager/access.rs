@@ -9,7 +9,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use crate::agent::{Agent, Behaviour};
-use crate::cluster::{Cluster, network};
+use crate::cluster::{Cluster, endpoint, network, service};
 
 const METHODS: [Method; 28] = [
     Method::CreateNetwork,
@@ -136,13 +136,18 @@ async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
 #[tokio::test]
 async fn a_worker_may_read_and_manage_itself_but_not_the_cluster() {
     let cluster = Cluster::start().await;
-    cluster.create(network("app")).await.unwrap();
+    let app = cluster.create(network("app")).await.unwrap();
+    let endpoints = vec![endpoint(&app, "c1", "10.64.0.2")];
+    let _own = Agent::start(&cluster.own(), Behaviour { endpoints, ..Behaviour::default() }).await;
+    cluster.create_service(service("web", "app")).await.unwrap();
+    cluster.own().add("web", "c1").await.unwrap();
     let tokens = (cluster.token(Role::Worker).await, cluster.token(Role::Manager).await);
     let nodes = cluster.control().list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner();
     for method in METHODS {
         let worker = cluster.join("h2").await;
         let result = call(&worker.channel, method).await;
-        if method.access() == Access::Administration {
+        // The endpoint is another node's.
+        if matches!(method.access(), Access::Administration | Access::OwnEndpoints) {
             let error = result.unwrap_err();
             assert_eq!(error.code(), Code::PermissionDenied, "{method:?}: {error}");
         } else {
@@ -157,6 +162,12 @@ async fn a_worker_may_read_and_manage_itself_but_not_the_cluster() {
     let networks =
         cluster.control().list_networks(v1::ListNetworksRequest {}).await.unwrap().into_inner().networks;
     assert_eq!(networks.iter().map(|network| network.name.as_str()).collect::<Vec<_>>(), ["app"]);
+    let services = cluster.services().await;
+    assert_eq!(
+        services.iter().map(|one| one.service.as_ref().unwrap().name.as_str()).collect::<Vec<_>>(),
+        ["web"]
+    );
+    assert_eq!(services[0].backends.len(), 1);
     let after = cluster.control().list_nodes(v1::ListNodesRequest {}).await.unwrap().into_inner();
     assert_eq!(after.nodes[0].node, nodes.nodes[0].node);
 }

@@ -70,6 +70,8 @@ pub(crate) struct Known {
     pub(crate) health: BTreeMap<u32, bool>,
     /// Other nodes' endpoints, by id.
     pub(crate) endpoints: BTreeMap<String, Endpoint>,
+    /// Whose health and whose endpoints the manager has not heard, as it last said.
+    pub(crate) unheard: (Option<Vec<String>>, Option<Vec<String>>),
     pub(crate) refused: BTreeMap<String, String>,
     /// The questions about ports.
     pub(crate) checks: Vec<PortCheck>,
@@ -103,15 +105,21 @@ impl Known {
             Hear::EndpointsTaken(taken) => {
                 self.refused.extend(taken.refused.into_iter().map(|refused| (refused.endpoint, refused.why)));
             }
-            Hear::BackendHealth(BackendHealth { put, all }) => {
+            Hear::BackendHealth(BackendHealth { put, all, unheard }) => {
                 if all {
-                    self.health.clear();
+                    let nodes = |id: &u32| self.backends.get(id).map(|backend| &backend.node);
+                    self.health.retain(|id, _| nodes(id).is_some_and(|node| unheard.contains(node)));
+                    self.unheard.0 = Some(unheard);
                 }
                 self.health.extend(put.into_iter().map(|entry| (entry.backend, entry.healthy)));
             }
-            Hear::Endpoints(Endpoints { put, removed, all, networks }) => {
+            Hear::Endpoints(Endpoints { put, removed, all, networks, unheard }) => {
                 if all {
-                    self.endpoints.retain(|_, endpoint| !networks.contains(&endpoint.network_id));
+                    let is_void = |one: &Endpoint| {
+                        networks.contains(&one.network_id) && !unheard.contains(&one.node_id)
+                    };
+                    self.endpoints.retain(|_, endpoint| !is_void(endpoint));
+                    self.unheard.1 = Some(unheard);
                 }
                 for id in removed {
                     self.endpoints.remove(&id);

@@ -12,7 +12,10 @@ use mesh_control::{
 };
 use mesh_model::{Mtu, NodeId};
 use mesh_proto::v1::control_client::ControlClient;
-use mesh_proto::v1::{CreateNetworkRequest, JoinTokenRequest, LeaseRequest, LeaseResponse, Network, Role};
+use mesh_proto::v1::{
+    BackendStatus, CreateNetworkRequest, CreateServiceRequest, JoinTokenRequest, LeaseRequest, LeaseResponse,
+    Network, Role, ServiceStatus,
+};
 use mesh_proto::{Problem, v1};
 use mesh_store::{KeyRange, MemoryStore, Op, Store, Txn};
 use tempfile::TempDir;
@@ -130,6 +133,18 @@ impl Cluster {
         Member::connect(&self.address, joined.identity).await.unwrap()
     }
 
+    pub(crate) async fn create_service(
+        &self,
+        request: CreateServiceRequest,
+    ) -> Result<ServiceStatus, Problem> {
+        Ok(self.control().create_service(request).await?.into_inner())
+    }
+
+    pub(crate) async fn services(&self) -> Vec<ServiceStatus> {
+        let request = v1::ListServicesRequest::default();
+        self.control().list_services(request).await.unwrap().into_inner().services
+    }
+
     pub(crate) async fn create(&self, request: CreateNetworkRequest) -> Result<Network, Problem> {
         Ok(self.control().create_network(request).await?.into_inner())
     }
@@ -161,6 +176,16 @@ pub(crate) fn network_of(name: &str, subnet: &str) -> CreateNetworkRequest {
     CreateNetworkRequest { subnets: vec![subnet.into()], ..network(name) }
 }
 
+/// A request for a service with this name and nothing else.
+pub(crate) fn service(name: &str, network: &str) -> CreateServiceRequest {
+    CreateServiceRequest { name: name.into(), network: network.into(), ..Default::default() }
+}
+
+/// A published port as `--publish` takes it.
+pub(crate) fn port(text: &str) -> v1::PublishedPort {
+    (&text.parse::<mesh_model::PublishedPort>().unwrap()).into()
+}
+
 /// A node with its certificate and a connection.
 pub(crate) struct Member {
     pub(crate) identity: NodeIdentity,
@@ -182,6 +207,16 @@ impl Member {
     pub(crate) async fn lease(&self, network: &Network, address: &str) -> Result<LeaseResponse, Problem> {
         let request = LeaseRequest { network: network.id.clone(), address: address.into(), family: 4 };
         Ok(self.control().lease(request).await?.into_inner())
+    }
+
+    pub(crate) async fn add(&self, service: &str, endpoint: &str) -> Result<BackendStatus, Problem> {
+        let (service, endpoint) = (service.into(), endpoint.into());
+        Ok(self.control().add_backend(v1::AddBackendRequest { service, endpoint }).await?.into_inner())
+    }
+
+    pub(crate) async fn remove(&self, service: &str, endpoint: &str) -> Result<BackendStatus, Problem> {
+        let (service, endpoint) = (service.into(), endpoint.into());
+        Ok(self.control().remove_backend(v1::RemoveBackendRequest { service, endpoint }).await?.into_inner())
     }
 }
 

@@ -3,9 +3,14 @@
 
 mod access;
 mod agent;
+mod backends;
 mod cluster;
 mod joining;
+mod keys;
 mod leases;
 mod networks;
 mod nodes;
+mod scale;
+mod services;
 mod sessions;
+mod soft_state;

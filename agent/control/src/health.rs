@@ -1,0 +1,106 @@
+//! What nodes say about the health of their backends: kept in memory, since it is theirs to find out.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_model::{BackendId, NodeId};
+use tokio::sync::broadcast;
+
+use crate::limits;
+
+/// Backends that pass their checks or do not.
+pub(crate) type HealthNews = Arc<BTreeMap<BackendId, bool>>;
+
+/// The health of all backends whose nodes have reported since this manager began.
+#[derive(Debug)]
+pub(crate) struct Health {
+    known: Mutex<Known>,
+    news: broadcast::Sender<HealthNews>,
+}
+
+#[derive(Debug, Default)]
+struct Known {
+    by_node: BTreeMap<NodeId, BTreeMap<BackendId, bool>>,
+    by_backend: BTreeMap<BackendId, bool>,
+}
+
+impl Default for Health {
+    fn default() -> Self {
+        Self { known: Mutex::default(), news: broadcast::Sender::new(limits::FEED_BACKLOG) }
+    }
+}
+
+impl Health {
+    /// A node said something about its own backends; `all`: that is everything.
+    pub(crate) fn report(&self, node: &NodeId, put: BTreeMap<BackendId, bool>, all: bool) {
+        let mut known = self.lock();
+        let of_node = known.by_node.entry(node.clone()).or_default();
+        let mut gone: Vec<BackendId> = Vec::new();
+        if all {
+            gone.extend(of_node.keys().filter(|id| !put.contains_key(id)));
+            of_node.retain(|id, _| put.contains_key(id));
+        }
+        of_node.extend(&put);
+        // One of which nothing is known counts as healthy.
+        let mut changed: BTreeMap<BackendId, bool> =
+            gone.iter().filter(|id| known.by_backend.get(id) == Some(&false)).map(|id| (*id, true)).collect();
+        known.by_backend.retain(|id, _| !gone.contains(id));
+        for (id, is_healthy) in put {
+            if known.by_backend.insert(id, is_healthy) != Some(is_healthy) {
+                changed.insert(id, is_healthy);
+            }
+        }
+        if !changed.is_empty() {
+            // Under the lock, so that what is subscribed to and what is read fit. Nobody listening is no error.
+            let _ = self.news.send(Arc::new(changed));
+        }
+    }
+
+    /// Backends that are none any more.
+    pub(crate) fn forget(&self, backends: impl IntoIterator<Item = (NodeId, BackendId)>) {
+        let mut known = self.lock();
+        for (node, backend) in backends {
+            known.by_backend.remove(&backend);
+            if let Some(of_node) = known.by_node.get_mut(&node) {
+                of_node.remove(&backend);
+            }
+        }
+    }
+
+    /// Forgets those of nodes that are no members any more.
+    pub(crate) fn retain(&self, members: &BTreeSet<NodeId>) {
+        let mut known = self.lock();
+        let gone: Vec<NodeId> =
+            known.by_node.keys().filter(|node| !members.contains(*node)).cloned().collect();
+        for node in gone {
+            for backend in known.by_node.remove(&node).unwrap_or_default().into_keys() {
+                known.by_backend.remove(&backend);
+            }
+        }
+    }
+
+    /// Every change from now on.
+    pub(crate) fn subscribe(&self) -> broadcast::Receiver<HealthNews> {
+        self.news.subscribe()
+    }
+
+    /// What is known of a backend.
+    pub(crate) fn get(&self, backend: BackendId) -> Option<bool> {
+        self.lock().by_backend.get(&backend).copied()
+    }
+
+    /// What is known of all.
+    pub(crate) fn all(&self) -> BTreeMap<BackendId, bool> {
+        self.lock().by_backend.clone()
+    }
+
+    /// Whether the node has reported since this manager began.
+    pub(crate) fn has_heard(&self, node: &NodeId) -> bool {
+        self.lock().by_node.contains_key(node)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Known> {
+        // Each change is made whole under the lock.
+        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

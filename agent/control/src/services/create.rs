@@ -1,0 +1,126 @@
+//! Making a service: what it asks for must be free, and what it leaves open is chosen.
+
+use std::sync::Arc;
+
+use jiff::Timestamp;
+use mesh_model::{Network, NetworkId, Service, ServiceId};
+use mesh_proto::v1::{CreateServiceRequest, ServiceStatus};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Op, Txn};
+use tracing::info;
+
+use super::desk::Choices;
+use super::ports::{Checked, PortRecords};
+use super::request::Wanted;
+use super::{network_name, ports, status, vips, wait_applied};
+use crate::core::Core;
+use crate::keys;
+use crate::records::{RecordError, Tries, Versioned, put};
+use crate::resolve::resolve_network;
+
+/// Makes a service, and answers once every live agent that is concerned has it in its kernel.
+pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result<ServiceStatus, Problem> {
+    let network = request.network.clone();
+    let wanted = Wanted::parse(request)?;
+    let network = resolve_network(core, &network).await?.value.id;
+    let mut checked = Checked::default();
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        core.catch_up().await?;
+        let (service, choices) = plan(core, &network, &wanted, &checked)?;
+        if !checked.check(core, &wanted.ports, &service.ports).await? {
+            continue;
+        }
+        let Some(revision) = write(core, &service).await? else { continue };
+        info!(service = %service.id, name = %service.name, "a service was created");
+        core.feed.reached(revision).await;
+        // What was chosen is in the view by now.
+        drop(choices);
+        let interested = {
+            let view = core.feed.view();
+            view.interested(&network, view.audience(&service.id))
+        };
+        wait_applied(core, &service, revision, interested).await;
+        return Ok(status(core, &Arc::new(service)));
+    }
+}
+
+/// The service as it can be made, or what is in its way.
+fn plan<'a>(
+    core: &'a Core,
+    network: &NetworkId,
+    wanted: &Wanted,
+    checked: &Checked,
+) -> Result<(Service, Choices<'a>), Problem> {
+    let view = core.feed.view();
+    let network = view.networks.get(network).ok_or_else(|| gone(network))?;
+    check_network(network)?;
+    if let Some(other) = view.services.named(&wanted.name).find(|other| other.network == network.id) {
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!(
+                "service {} exists on network {} already: {}",
+                wanted.name,
+                network_name(&view, &network.id),
+                other.id
+            ),
+        ));
+    }
+    let mut choosing = core.services.choose();
+    let (vip, vip6) = vips::choose(&view, network, wanted, &mut choosing)?;
+    let ports = ports::choose(&view, &wanted.ports, None, checked, &mut choosing)?;
+    let service = Service {
+        id: ServiceId::random().map_err(RecordError::from)?,
+        name: wanted.name.clone(),
+        network: network.id.clone(),
+        endpoint_mode: wanted.endpoint_mode,
+        vip,
+        vip6,
+        ports,
+        affinity: wanted.affinity,
+        health: wanted.health.clone(),
+        aliases: wanted.aliases.clone(),
+        labels: wanted.labels.clone(),
+        created_at: Timestamp::now(),
+    };
+    Ok((service, choosing.done()))
+}
+
+/// `None`: somebody was faster, and what has to be done about it is told by a new plan.
+async fn write(core: &Core, service: &Service) -> Result<Option<u64>, Problem> {
+    let network_key = keys::network(&service.network);
+    let reads = std::iter::once(Op::get(network_key.clone())).chain(PortRecords::reads(&service.ports));
+    let mut read = core.records.read(reads).await?;
+    let network: Versioned<Network> = read.one()?.ok_or_else(|| gone(&service.network))?;
+    check_network(&network.value)?;
+    let mut records = PortRecords::of(&service.ports, &mut read)?;
+    if !service.ports.iter().all(|port| records.add(port, &service.id)) {
+        return Ok(None);
+    }
+    let (mut compares, mut ops) = records.write();
+    compares.push(Compare::mod_revision(network_key, network.revision));
+    let name = keys::service_name(&service.network, &service.name);
+    compares.push(Compare::absent(name.clone()));
+    ops.extend([put(name, &service.id), put(keys::service(&service.id), service)]);
+    for vip in service.vips() {
+        let key = keys::vip(&service.network, vip);
+        compares.push(Compare::absent(key.clone()));
+        ops.push(put(key, &service.id));
+    }
+    Ok(core.records.commit(Txn::when(compares).then(ops)).await?.map(|revision| revision.0))
+}
+
+fn gone(network: &NetworkId) -> Problem {
+    Problem::new(ProblemKind::NotFound, format!("network {network} does not exist"))
+}
+
+fn check_network(network: &Network) -> Result<(), Problem> {
+    if network.removing {
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("network {} is being removed", network.name),
+        ));
+    }
+    Ok(())
+}

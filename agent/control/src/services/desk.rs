@@ -1,0 +1,117 @@
+//! What one manager remembers beside the records, so that its calls do not get into each other's way: which free values
+//! are being tried by whom, and which backends' numbers are its own to give.
+
+use std::collections::BTreeSet;
+use std::net::IpAddr;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mesh_model::{BackendId, NetworkId, Protocol};
+use mesh_store::{Compare, Txn};
+
+use crate::core::Core;
+use crate::keys;
+use crate::records::{RecordError, Tries, Versioned, put};
+
+/// So many numbers are reserved at once.
+const RUN: u32 = 64;
+
+/// Something free that a call has chosen and is about to write.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Choice {
+    Vip(NetworkId, IpAddr),
+    Port(Protocol, u16),
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(crate) struct ServiceDesk {
+    chosen: Mutex<BTreeSet<Choice>>,
+    /// Numbers that are reserved and not yet given, the next one and how many.
+    numbers: tokio::sync::Mutex<Option<(BackendId, u32)>>,
+}
+
+impl ServiceDesk {
+    /// To choose while nobody else does.
+    pub(super) fn choose(&self) -> Choosing<'_> {
+        // Each change is one operation of the set.
+        let taken = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        Choosing { taken, choices: Choices { desk: self, mine: Vec::new() } }
+    }
+
+    /// A backend's number that no other backend has or lately had.
+    pub(super) async fn number(&self, core: &Core) -> Result<BackendId, RecordError> {
+        let mut numbers = self.numbers.lock().await;
+        loop {
+            let (next, left) = match *numbers {
+                Some((next, left)) if left > 0 => (next, left),
+                _ => (reserve(core).await?, RUN),
+            };
+            *numbers = Some((next.next(), left - 1));
+            // After millions of backends the numbers go round.
+            if core.feed.view().services.backend_by_number(next).is_none() {
+                return Ok(next);
+            }
+        }
+    }
+}
+
+/// Reserves the run of numbers that begins with the one returned.
+async fn reserve(core: &Core) -> Result<BackendId, RecordError> {
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        let key = keys::backend_numbers();
+        let last: Option<Versioned<BackendId>> = core.records.get(key.clone()).await?;
+        let unchanged = match &last {
+            Some(last) => Compare::mod_revision(key.clone(), last.revision),
+            None => Compare::absent(key.clone()),
+        };
+        let last = last.map_or(BackendId::LAST, |last| last.value);
+        let first = last.next();
+        let txn = Txn::when([unchanged]).then([put(key, &last.after(RUN))]);
+        if core.records.commit(txn).await?.is_some() {
+            return Ok(first);
+        }
+    }
+}
+
+/// A turn at choosing.
+pub(super) struct Choosing<'a> {
+    taken: MutexGuard<'a, BTreeSet<Choice>>,
+    choices: Choices<'a>,
+}
+
+impl<'a> Choosing<'a> {
+    /// What others on this manager have chosen.
+    pub(super) fn taken(&self) -> &BTreeSet<Choice> {
+        &self.taken
+    }
+
+    pub(super) fn take(&mut self, choice: Choice) {
+        self.taken.insert(choice.clone());
+        self.choices.mine.push(choice);
+    }
+
+    pub(super) fn done(self) -> Choices<'a> {
+        self.choices
+    }
+}
+
+/// What a call has chosen; others may choose it again when this is dropped.
+#[derive(Debug)]
+pub(super) struct Choices<'a> {
+    desk: &'a ServiceDesk,
+    mine: Vec<Choice>,
+}
+
+impl Drop for Choices<'_> {
+    fn drop(&mut self) {
+        if self.mine.is_empty() {
+            return;
+        }
+        let mut chosen = self.desk.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        for choice in &self.mine {
+            chosen.remove(choice);
+        }
+    }
+}

@@ -1,0 +1,151 @@
+//! Services: making, changing, listing and removing them, and their backends.
+
+mod backends;
+mod create;
+mod desk;
+mod ports;
+mod removals;
+mod remove;
+mod request;
+mod update;
+mod vips;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use mesh_model::{Backend, NetworkId, NodeId, NodeState, Service};
+use mesh_proto::Problem;
+use mesh_proto::v1::{BackendStatus, ListServicesRequest, ServiceStatus};
+use tracing::warn;
+
+use crate::core::Core;
+use crate::limits;
+use crate::resolve::{resolve_network, resolve_service};
+use crate::view::{ServiceRecords, View};
+
+pub(crate) use backends::{add, remove as remove_backend, set_state};
+pub(crate) use create::create;
+pub(crate) use desk::ServiceDesk;
+pub(crate) use removals::{follow_hello, follow_removals, forget_node, sweep};
+pub(crate) use remove::remove;
+pub(crate) use update::update;
+
+/// The services of a network, or all, in order of network and name.
+pub(crate) async fn list(core: &Core, request: &ListServicesRequest) -> Result<Vec<ServiceStatus>, Problem> {
+    let network = match request.network.as_str() {
+        "" => None,
+        text => Some(resolve_network(core, text).await?.value.id),
+    };
+    core.catch_up().await?;
+    let records: Vec<ServiceRecords> = {
+        // The view is held for a moment only: the messages are made afterwards.
+        let view = core.feed.view();
+        match &network {
+            Some(network) => {
+                view.services.in_network(network).filter_map(|id| view.services.records(id)).collect()
+            }
+            None => view.services.all().filter_map(|service| view.services.records(&service.id)).collect(),
+        }
+    };
+    let mut services: Vec<ServiceStatus> = statuses(core, &records);
+    services.sort_by(|a, b| sort_key(a).cmp(&sort_key(b)));
+    Ok(services)
+}
+
+fn sort_key(status: &ServiceStatus) -> (&str, &str) {
+    (&status.network_name, status.service.as_ref().map_or("", |service| &service.name))
+}
+
+/// One service with its backends.
+pub(crate) async fn inspect(core: &Core, text: &str) -> Result<ServiceStatus, Problem> {
+    let service = resolve_service(core, text).await?;
+    Ok(status(core, &service))
+}
+
+/// A service with what is known of it now.
+fn status(core: &Core, service: &Arc<Service>) -> ServiceStatus {
+    let backends = core.feed.view().services.backends_of(&service.id);
+    let records = ServiceRecords { service: service.clone(), backends };
+    statuses(core, std::slice::from_ref(&records)).pop().unwrap_or_default()
+}
+
+fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceStatus> {
+    let names = Names::of(&core.feed.view());
+    let states = core.states().borrow().clone();
+    let backend = |service: &Service, backend: &Backend| {
+        let state = states.get(&backend.node).copied().unwrap_or(NodeState::Unknown);
+        BackendStatus {
+            backend: Some(backend.into()),
+            node_name: names.node(&backend.node),
+            health: health_text(service, core.health.get(backend.id)).to_owned(),
+            node_state: mesh_proto::v1::NodeState::from(state).into(),
+        }
+    };
+    let one = |ServiceRecords { service, backends }: &ServiceRecords| ServiceStatus {
+        service: Some((&**service).into()),
+        network_name: names.network(&service.network),
+        backends: backends.iter().map(|found| backend(service, found)).collect(),
+    };
+    records.iter().map(one).collect()
+}
+
+/// One backend with what is known of it now.
+fn backend_status(core: &Core, service: &Service, backend: &Backend) -> BackendStatus {
+    let state = core.states().borrow().get(&backend.node).copied().unwrap_or(NodeState::Unknown);
+    BackendStatus {
+        backend: Some(backend.into()),
+        node_name: node_name(&core.feed.view(), &backend.node),
+        health: health_text(service, core.health.get(backend.id)).to_owned(),
+        node_state: mesh_proto::v1::NodeState::from(state).into(),
+    }
+}
+
+/// As people see it.
+pub(crate) fn health_text(service: &Service, is_healthy: Option<bool>) -> &'static str {
+    match is_healthy {
+        _ if service.health.is_none() => "none",
+        None => "unknown",
+        Some(true) => "healthy",
+        Some(false) => "unhealthy",
+    }
+}
+
+/// The names of nodes and networks.
+struct Names {
+    nodes: BTreeMap<NodeId, String>,
+    networks: BTreeMap<NetworkId, String>,
+}
+
+impl Names {
+    fn of(view: &View) -> Self {
+        let nodes = view.nodes.values().map(|node| (node.id.clone(), node.name.to_string()));
+        let networks = view.networks.values().map(|network| (network.id.clone(), network.name.to_string()));
+        Self { nodes: nodes.collect(), networks: networks.collect() }
+    }
+
+    fn node(&self, id: &NodeId) -> String {
+        self.nodes.get(id).cloned().unwrap_or_default()
+    }
+
+    fn network(&self, id: &NetworkId) -> String {
+        self.networks.get(id).cloned().unwrap_or_default()
+    }
+}
+
+fn node_name(view: &View, node: &NodeId) -> String {
+    view.nodes.get(node).map_or_else(|| node.to_string(), |node| node.name.to_string())
+}
+
+fn network_name(view: &View, network: &NetworkId) -> String {
+    view.networks.get(network).map_or_else(|| network.to_string(), |network| network.name.to_string())
+}
+
+/// Waits until the view and the live agents of these nodes have a revision. An agent that is late must not hold up the
+/// rest for long: it catches up by itself.
+async fn wait_applied(core: &Core, what: &Service, revision: u64, interested: Vec<NodeId>) {
+    core.feed.reached(revision).await;
+    let late = core.sessions.wait_applied(interested, revision, limits::APPLIED).await;
+    if !late.is_empty() {
+        warn!(service = %what.name, revision, ?late, "nodes have not applied a change of a service in time");
+    }
+}

@@ -1,0 +1,184 @@
+//! Published ports: unique in the cluster by address, and free on every host.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_model::{Protocol, PublishedPort, Service, ServiceId};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_store::{Compare, Op, Revision};
+use tracing::warn;
+
+use super::desk::{Choice, Choosing};
+use super::{network_name, node_name};
+use crate::core::Core;
+use crate::records::{RecordError, Versioned, put};
+use crate::view::View;
+use crate::{keys, limits};
+
+/// What the agents said about their hosts' sockets.
+#[derive(Debug, Default)]
+pub(super) struct Checked {
+    free: BTreeSet<PublishedPort>,
+    /// Chosen ports that turned out to be taken.
+    avoid: BTreeSet<(Protocol, u16)>,
+}
+
+/// The ports with those that are open chosen; `own`: the service whose they are to be, if there is one.
+pub(super) fn choose(
+    view: &View,
+    wanted: &[PublishedPort],
+    own: Option<&ServiceId>,
+    checked: &Checked,
+    choosing: &mut Choosing<'_>,
+) -> Result<Vec<PublishedPort>, Problem> {
+    let mut ports = Vec::new();
+    for port in wanted {
+        let published = match port.published {
+            0 => automatic(view, port.protocol, checked, choosing)?,
+            given => given,
+        };
+        let port = PublishedPort { published, ..*port };
+        if let Some((other, _)) = view.services.publisher(&port, own) {
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!(
+                    "port {published}/{} is published by service {} of network {} already",
+                    port.protocol,
+                    other.name,
+                    network_name(view, &other.network)
+                ),
+            ));
+        }
+        ports.push(port);
+    }
+    Ok(ports)
+}
+
+fn automatic(
+    view: &View,
+    protocol: Protocol,
+    checked: &Checked,
+    choosing: &mut Choosing<'_>,
+) -> Result<u16, Problem> {
+    let mut all = PublishedPort::AUTOMATIC;
+    let is_free = |port: &u16| {
+        !view.services.is_published(protocol, *port)
+            && !checked.avoid.contains(&(protocol, *port))
+            && !choosing.taken().contains(&Choice::Port(protocol, *port))
+    };
+    let port = all.find(is_free).ok_or_else(|| {
+        let (first, last) = (PublishedPort::AUTOMATIC.start(), PublishedPort::AUTOMATIC.end());
+        Problem::new(
+            ProblemKind::Exhausted,
+            format!("every {protocol} port from {first} to {last} is in use"),
+        )
+        .hint("publish a port of your own choice")
+    })?;
+    choosing.take(Choice::Port(protocol, port));
+    Ok(port)
+}
+
+impl Checked {
+    /// Asks all live agents about those ports that they were not asked about. False when a port that was chosen here is
+    /// taken, and another has to be; one that was asked for and is taken is an error.
+    pub(super) async fn check(
+        &mut self,
+        core: &Core,
+        wanted: &[PublishedPort],
+        chosen: &[PublishedPort],
+    ) -> Result<bool, Problem> {
+        let open: Vec<PublishedPort> =
+            chosen.iter().filter(|port| !self.free.contains(port)).copied().collect();
+        if open.is_empty() {
+            return Ok(true);
+        }
+        let in_use = core.sessions.check_ports(&open, limits::PORT_CHECK).await;
+        if !in_use.silent.is_empty() {
+            warn!(nodes = ?in_use.silent, "nodes have not said in time whether ports are free");
+        }
+        self.free.extend(&open);
+        let mut is_fit = true;
+        for (node, port) in &in_use.taken {
+            self.free.remove(port);
+            if wanted.contains(port) {
+                let node = node_name(&core.feed.view(), node);
+                return Err(Problem::new(
+                    ProblemKind::Conflict,
+                    format!(
+                        "port {}/{} is in use on node {node}: a socket of that host has it",
+                        port.published, port.protocol
+                    ),
+                )
+                .hint(format!("publish another port, or stop what has this one on {node}")));
+            }
+            self.avoid.insert((port.protocol, port.published));
+            is_fit = false;
+        }
+        Ok(is_fit)
+    }
+}
+
+/// The publishers of one port: by host address or `any`.
+type Publishers = BTreeMap<String, ServiceId>;
+
+/// The records of some ports as they were read.
+pub(super) struct PortRecords(BTreeMap<(Protocol, u16), (Revision, Publishers)>);
+
+impl PortRecords {
+    /// The reads that [`PortRecords::of`] takes the results of.
+    pub(super) fn reads(ports: &[PublishedPort]) -> impl Iterator<Item = Op> {
+        keys_of(ports).into_iter().map(|(protocol, port)| Op::get(keys::port(protocol, port)))
+    }
+
+    pub(super) fn of(ports: &[PublishedPort], read: &mut crate::records::Read) -> Result<Self, RecordError> {
+        let mut records = BTreeMap::new();
+        for key in keys_of(ports) {
+            let found: Option<Versioned<Publishers>> = read.one()?;
+            let record = found.map_or((Revision::NEVER, Publishers::new()), |one| (one.revision, one.value));
+            records.insert(key, record);
+        }
+        Ok(Self(records))
+    }
+
+    /// Gives a port up, if it is the service's.
+    pub(super) fn remove(&mut self, port: &PublishedPort, service: &ServiceId) {
+        if let Some((_, publishers)) = self.0.get_mut(&(port.protocol, port.published)) {
+            publishers.retain(|address, owner| *address != address_key(port) || owner != service);
+        }
+    }
+
+    /// Takes a port; false when somebody has it.
+    pub(super) fn add(&mut self, port: &PublishedPort, service: &ServiceId) -> bool {
+        let Some((_, publishers)) = self.0.get_mut(&(port.protocol, port.published)) else { return false };
+        let address = address_key(port);
+        let is_free = publishers.is_empty() || (port.host_ip.is_some() && !publishers.contains_key("any"));
+        if !is_free || publishers.contains_key(&address) {
+            return false;
+        }
+        publishers.insert(address, service.clone());
+        true
+    }
+
+    /// Nobody has changed them since, and how they are written.
+    pub(super) fn write(&self) -> (Vec<Compare>, Vec<Op>) {
+        let each = self.0.iter().map(|(&(protocol, port), (revision, publishers))| {
+            let key = keys::port(protocol, port);
+            let compare = Compare::mod_revision(key.clone(), *revision);
+            (compare, if publishers.is_empty() { Op::delete(key) } else { put(key, publishers) })
+        });
+        each.unzip()
+    }
+}
+
+fn keys_of(ports: &[PublishedPort]) -> BTreeSet<(Protocol, u16)> {
+    ports.iter().map(|port| (port.protocol, port.published)).collect()
+}
+
+fn address_key(port: &PublishedPort) -> String {
+    port.host_ip.map_or_else(|| "any".to_owned(), |address| address.to_string())
+}
+
+/// The published ports of a service, for messages.
+pub(super) fn named(service: &Service) -> String {
+    let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
+    ports.join(", ")
+}

@@ -1,0 +1,91 @@
+//! What a request for a service asks for, read and checked by itself.
+
+use std::collections::BTreeMap;
+use std::net::{Ipv4Addr, Ipv6Addr};
+
+use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, PublishedPort};
+use mesh_proto::convert::{parse, parse_optional};
+use mesh_proto::v1::{self, CreateServiceRequest};
+use mesh_proto::{InvalidMessage, Problem, ProblemKind};
+
+use crate::service::usage;
+
+/// What a service is to be.
+#[derive(Debug, Clone)]
+pub(super) struct Wanted {
+    pub(super) name: Name,
+    pub(super) endpoint_mode: EndpointMode,
+    pub(super) vip: Option<Ipv4Addr>,
+    pub(super) vip6: Option<Ipv6Addr>,
+    pub(super) ports: Vec<PublishedPort>,
+    pub(super) affinity: Affinity,
+    pub(super) health: Option<HealthCheck>,
+    pub(super) aliases: Vec<Name>,
+    pub(super) labels: BTreeMap<String, String>,
+}
+
+impl Wanted {
+    pub(super) fn parse(request: CreateServiceRequest) -> Result<Self, Problem> {
+        let wanted = Self::read(request).map_err(|error| usage(&error))?;
+        if wanted.endpoint_mode == EndpointMode::Dnsrr
+            && let Some(vip) =
+                wanted.vip.map(|vip| vip.to_string()).or(wanted.vip6.map(|vip| vip.to_string()))
+        {
+            return Err(Problem::new(
+                ProblemKind::Usage,
+                format!(
+                    "service {} with endpoint mode dnsrr has no virtual address such as {vip}",
+                    wanted.name
+                ),
+            ));
+        }
+        check_distinct(&wanted.ports)?;
+        Ok(wanted)
+    }
+
+    fn read(request: CreateServiceRequest) -> Result<Self, InvalidMessage> {
+        let known = |field, problem: Option<()>| {
+            problem.ok_or_else(|| InvalidMessage { field, reason: "is not known".into() })
+        };
+        known("endpoint_mode", v1::EndpointMode::try_from(request.endpoint_mode).ok().map(drop))?;
+        known("affinity", v1::Affinity::try_from(request.affinity).ok().map(drop))?;
+        Ok(Self {
+            name: parse("name", &request.name)?,
+            endpoint_mode: request.endpoint_mode().try_into()?,
+            vip: parse_optional("vip", &request.vip)?,
+            vip6: parse_optional("vip6", &request.vip6)?,
+            affinity: request.affinity().try_into()?,
+            ports: ports(request.ports)?,
+            health: request.health.map(TryInto::try_into).transpose()?,
+            aliases: aliases(&request.aliases)?,
+            labels: request.labels.into_iter().collect(),
+        })
+    }
+}
+
+pub(super) fn ports(ports: Vec<v1::PublishedPort>) -> Result<Vec<PublishedPort>, InvalidMessage> {
+    ports.into_iter().map(TryInto::try_into).collect()
+}
+
+/// Each name once, in the order in which they were given.
+pub(super) fn aliases(texts: &[String]) -> Result<Vec<Name>, InvalidMessage> {
+    let mut aliases: Vec<Name> = Vec::new();
+    for text in texts {
+        let alias = parse("aliases", text)?;
+        if !aliases.contains(&alias) {
+            aliases.push(alias);
+        }
+    }
+    Ok(aliases)
+}
+
+/// No two ports of one service answer for the same packets. Those that are yet to be chosen will not.
+pub(super) fn check_distinct(ports: &[PublishedPort]) -> Result<(), Problem> {
+    for (index, port) in ports.iter().enumerate() {
+        let twin = ports[..index].iter().find(|other| other.published != 0 && other.conflicts_with(port));
+        if let Some(twin) = twin {
+            return Err(Problem::new(ProblemKind::Usage, format!("{port} and {twin} are the same port")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,150 @@
+//! Changing a service.
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
+use mesh_model::{NodeId, PublishedPort, Service};
+use mesh_proto::convert::parse_optional;
+use mesh_proto::v1::{self, ServiceStatus, UpdateServiceRequest};
+use mesh_proto::{InvalidMessage, Problem, ProblemKind};
+use mesh_store::{Compare, Txn};
+use tracing::info;
+
+use super::desk::Choices;
+use super::ports::{Checked, PortRecords};
+use super::request::{aliases, check_distinct};
+use super::{ports, request, status, wait_applied};
+use crate::core::Core;
+use crate::keys;
+use crate::records::{Tries, Versioned, put};
+use crate::resolve::resolve_service;
+use crate::service::usage;
+
+/// Changes a service, and answers once every live agent that is concerned has it so in its kernel.
+pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result<ServiceStatus, Problem> {
+    let add = request::ports(request.add_ports.clone()).map_err(|error| usage(&error))?;
+    check_distinct(&add)?;
+    let id = resolve_service(core, &request.service).await?.id.clone();
+    let mut checked = Checked::default();
+    let mut tries = Tries::default();
+    loop {
+        tries.next()?;
+        core.catch_up().await?;
+        let current: Option<Versioned<Service>> = core.records.get(keys::service(&id)).await?;
+        let Some(Versioned { value: current, revision }) = current else {
+            return Err(Problem::new(ProblemKind::NotFound, format!("service {} is gone", request.service)));
+        };
+        let (wanted, choices) = plan(core, &current, &request, &add, &checked)?;
+        if wanted == current {
+            return Ok(status(core, &Arc::new(current)));
+        }
+        let new: Vec<PublishedPort> =
+            wanted.ports.iter().filter(|port| !current.ports.contains(port)).copied().collect();
+        if !checked.check(core, &add, &new).await? {
+            continue;
+        }
+        let before = interested(core, &current);
+        let both: Vec<PublishedPort> = current.ports.iter().chain(&wanted.ports).copied().collect();
+        let mut read = core.records.read(PortRecords::reads(&both)).await?;
+        let mut records = PortRecords::of(&both, &mut read)?;
+        for port in current.ports.iter().filter(|port| !wanted.ports.contains(port)) {
+            records.remove(port, &id);
+        }
+        if !new.iter().all(|port| records.add(port, &id)) {
+            continue;
+        }
+        let (mut compares, mut ops) = records.write();
+        compares.push(Compare::mod_revision(keys::service(&id), revision));
+        ops.push(put(keys::service(&id), &wanted));
+        let Some(revision) = core.records.commit(Txn::when(compares).then(ops)).await? else { continue };
+        info!(service = %id, name = %wanted.name, "a service was changed");
+        core.feed.reached(revision.0).await;
+        drop(choices);
+        let concerned = before.into_iter().chain(interested(core, &wanted)).collect::<BTreeSet<_>>();
+        wait_applied(core, &wanted, revision.0, concerned.into_iter().collect()).await;
+        return Ok(status(core, &Arc::new(wanted)));
+    }
+}
+
+/// The nodes that are told about the service as it is in the view.
+pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
+    let view = core.feed.view();
+    view.interested(&service.network, view.audience(&service.id))
+}
+
+/// The service as it is to be.
+fn plan<'a>(
+    core: &'a Core,
+    current: &Service,
+    request: &UpdateServiceRequest,
+    add: &[PublishedPort],
+    checked: &Checked,
+) -> Result<(Service, Choices<'a>), Problem> {
+    let mut wanted = change(current, request).map_err(|error| usage(&error))?;
+    for remove in &request.remove_ports {
+        remove_port(&mut wanted, remove)?;
+    }
+    let view = core.feed.view();
+    let mut choosing = core.services.choose();
+    for port in ports::choose(&view, add, Some(&current.id), checked, &mut choosing)? {
+        if let Some(own) = wanted.ports.iter().find(|own| own.conflicts_with(&port)) {
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("service {} publishes port {own} already", current.name),
+            ));
+        }
+        wanted.ports.push(port);
+    }
+    Ok((wanted, choosing.done()))
+}
+
+/// All but the ports.
+fn change(current: &Service, request: &UpdateServiceRequest) -> Result<Service, InvalidMessage> {
+    let mut wanted = current.clone();
+    let unknown = |_| InvalidMessage { field: "affinity", reason: "is not known".into() };
+    match v1::Affinity::try_from(request.affinity).map_err(unknown)? {
+        v1::Affinity::Unspecified => {}
+        affinity => wanted.affinity = affinity.try_into()?,
+    }
+    match (&request.health, request.clear_health) {
+        (Some(_), true) => {
+            return Err(InvalidMessage { field: "health", reason: "is both given and cleared".into() });
+        }
+        (Some(check), false) => wanted.health = Some(check.clone().try_into()?),
+        (None, true) => wanted.health = None,
+        (None, false) => {}
+    }
+    if request.replace_aliases {
+        wanted.aliases = aliases(&request.aliases)?;
+    }
+    Ok(wanted)
+}
+
+/// Takes away the ports that are meant: by the published port, or by the target where that is left open.
+fn remove_port(service: &mut Service, meant: &v1::PublishedPort) -> Result<(), Problem> {
+    let host_ip = parse_optional::<std::net::IpAddr>("host_ip", &meant.host_ip).map_err(|e| usage(&e))?;
+    let protocol = meant.protocol().try_into().map_err(|e| usage(&e))?;
+    let mode = (meant.mode() != v1::PublishMode::Unspecified).then(|| meant.mode());
+    if meant.published == 0 && meant.target == 0 {
+        return Err(Problem::new(ProblemKind::Usage, "name the port that is to be removed"));
+    }
+    let is_meant = |port: &PublishedPort| {
+        port.protocol == protocol
+            && (meant.published == 0 || u32::from(port.published) == meant.published)
+            && (meant.target == 0 || u32::from(port.target) == meant.target)
+            && mode.is_none_or(|mode| v1::PublishMode::from(port.mode) == mode)
+            && (host_ip == port.host_ip || (host_ip.is_none() && meant.published == 0))
+    };
+    let before = service.ports.len();
+    let published = ports::named(service);
+    service.ports.retain(|port| !is_meant(port));
+    if service.ports.len() < before {
+        return Ok(());
+    }
+    let port = if meant.published == 0 { meant.target } else { meant.published };
+    let problem = Problem::new(
+        ProblemKind::NotFound,
+        format!("service {} does not publish port {port}/{protocol}", service.name),
+    );
+    Err(if published.is_empty() { problem } else { problem.hint(format!("it publishes {published}")) })
+}

@@ -1,0 +1,133 @@
+//! What agents are told that no record has: who passes the checks, which endpoints there are, and questions.
+
+use std::collections::BTreeSet;
+
+use mesh_model::{BackendId, NetworkId, NodeId};
+use mesh_proto::Problem;
+use mesh_proto::v1::{
+    BackendHealth, BackendHealthEntry, Change, Endpoint, Endpoints, RotateKeys, change, manager_message::Kind,
+};
+use tokio::sync::broadcast::error::RecvError;
+
+use super::writer::Writer;
+use crate::endpoints::EndpointNews;
+use crate::health::HealthNews;
+use crate::view::{Level, View};
+
+impl Writer<'_> {
+    /// Everything, at the session's start.
+    pub(super) async fn tell_all_soft(&self) -> Result<(), Problem> {
+        self.tell_all_health().await?;
+        self.tell_networks_endpoints(&self.networks_with_lease()).await?;
+        let generation = self.core.feed.view().generation;
+        if generation > 0 { self.tell_generation(generation).await } else { Ok(()) }
+    }
+
+    pub(super) async fn tell_generation(&self, number: u32) -> Result<(), Problem> {
+        self.send(Kind::RotateKeys(RotateKeys { number })).await
+    }
+
+    /// The health of all backends that the agent knows.
+    async fn tell_all_health(&self) -> Result<(), Problem> {
+        let message = {
+            let view = self.core.feed.view();
+            let put = self.core.health.all().into_iter().filter(|(id, _)| self.knows(&view, *id));
+            let unheard = view.nodes.keys().filter(|node| !self.core.health.has_heard(node));
+            BackendHealth { put: put.map(entry).collect(), all: true, unheard: ids(unheard) }
+        };
+        self.send(Kind::BackendHealth(message)).await
+    }
+
+    /// What has changed of it; after a gap, all of it.
+    pub(super) async fn tell_health(&self, news: Result<HealthNews, RecvError>) -> Result<(), Problem> {
+        let Ok(news) = news else { return self.tell_all_health().await };
+        let put: Vec<_> = {
+            let view = self.core.feed.view();
+            news.iter().filter(|(id, _)| self.knows(&view, **id)).map(|(id, ok)| entry((*id, *ok))).collect()
+        };
+        self.tell_some_health(put).await
+    }
+
+    /// What is known of the backends that the agent was just told.
+    pub(super) async fn tell_health_of_new(&self, changes: &[Change]) -> Result<(), Problem> {
+        let backends = changes.iter().filter_map(|change| match &change.kind {
+            Some(change::Kind::PutBackend(backend)) => BackendId::try_from(backend.id).ok(),
+            _ => None,
+        });
+        let put = backends.filter_map(|id| Some(entry((id, self.core.health.get(id)?)))).collect();
+        self.tell_some_health(put).await
+    }
+
+    async fn tell_some_health(&self, put: Vec<BackendHealthEntry>) -> Result<(), Problem> {
+        if put.is_empty() {
+            return Ok(());
+        }
+        self.send(Kind::BackendHealth(BackendHealth { put, all: false, unheard: Vec::new() })).await
+    }
+
+    /// All endpoints of other nodes in these networks.
+    pub(super) async fn tell_networks_endpoints(
+        &self,
+        networks: &BTreeSet<NetworkId>,
+    ) -> Result<(), Problem> {
+        if networks.is_empty() {
+            return Ok(());
+        }
+        let own = |endpoint: &Endpoint| endpoint.node_id == self.node.as_str();
+        let lists = networks.iter().flat_map(|network| self.core.endpoints.list(Some(network)));
+        let put = lists.filter(|endpoint| !own(endpoint)).collect();
+        let unheard = {
+            let view = self.core.feed.view();
+            ids(view.nodes.keys().filter(|node| !self.core.endpoints.has_heard(node)))
+        };
+        let networks = networks.iter().map(ToString::to_string).collect();
+        self.send(Kind::Endpoints(Endpoints { put, removed: Vec::new(), all: true, networks, unheard })).await
+    }
+
+    /// What has changed of them; after a gap, all of them.
+    pub(super) async fn tell_endpoints(
+        &self,
+        news: Result<std::sync::Arc<EndpointNews>, RecvError>,
+    ) -> Result<(), Problem> {
+        let Ok(news) = news else {
+            return self.tell_networks_endpoints(&self.networks_with_lease()).await;
+        };
+        if news.node == *self.node {
+            return Ok(());
+        }
+        let is_here = |endpoint: &&Endpoint| {
+            let network = endpoint.network_id.parse::<NetworkId>();
+            network.is_ok_and(|network| self.known.get(&network) == Some(&Level::Full))
+        };
+        let message = Endpoints {
+            put: news.put.iter().filter(is_here).cloned().collect(),
+            removed: news.removed.iter().filter(is_here).map(|endpoint| endpoint.id.clone()).collect(),
+            ..Endpoints::default()
+        };
+        if message.put.is_empty() && message.removed.is_empty() {
+            return Ok(());
+        }
+        self.send(Kind::Endpoints(message)).await
+    }
+
+    /// The networks of which the agent is told everything.
+    pub(super) fn networks_with_lease(&self) -> BTreeSet<NetworkId> {
+        let full = self.known.iter().filter(|(_, level)| **level == Level::Full);
+        full.map(|(network, _)| network.clone()).collect()
+    }
+
+    /// Whether the agent has been told of the backend.
+    fn knows(&self, view: &View, backend: BackendId) -> bool {
+        let Some(backend) = view.services.backend_by_number(backend) else { return false };
+        let level = self.known.get(&backend.network).copied();
+        Level::hears(level, view.audience(&backend.service))
+    }
+}
+
+fn entry((id, healthy): (BackendId, bool)) -> BackendHealthEntry {
+    BackendHealthEntry { backend: id.get(), healthy }
+}
+
+fn ids<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> Vec<String> {
+    nodes.map(ToString::to_string).collect()
+}

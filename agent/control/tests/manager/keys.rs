@@ -1,0 +1,65 @@
+//! Nodes' keys for encrypted networks.
+
+use mesh_proto::v1::{RotateKeysRequest, RotateKeysResponse, SetWireguardRequest, Wireguard};
+use mesh_proto::{Problem, ProblemKind};
+
+use crate::agent::{Agent, Behaviour};
+use crate::cluster::{Cluster, Member};
+
+const KEY: &str = "GSbxL3oHmgXcZmSPPmrpIYMcdcA7/YEP4zSJ0jZ2nBM=";
+
+async fn set(member: &Member, port: u32, keys: &[(u32, &str)]) -> Result<(), Problem> {
+    let keys = keys.iter().map(|&(generation, key)| (generation, key.to_owned())).collect();
+    let request = SetWireguardRequest { wireguard: Some(Wireguard { port, keys }) };
+    member.control().set_wireguard(request).await?;
+    Ok(())
+}
+
+async fn rotate(cluster: &Cluster) -> RotateKeysResponse {
+    cluster.control().rotate_keys(RotateKeysRequest {}).await.unwrap().into_inner()
+}
+
+#[tokio::test]
+async fn everyone_knows_a_nodes_keys_when_it_has_set_them() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let a3 = Agent::start(&h3, Behaviour::default()).await;
+    set(&h2, 51820, &[(1, KEY)]).await.unwrap();
+    let wireguard = a3.known().nodes[h2.id.as_str()].wireguard.clone().unwrap();
+    assert_eq!((wireguard.port, wireguard.keys[&1].as_str()), (51820, KEY));
+    assert_eq!(a3.known().nodes[h3.id.as_str()].wireguard, None, "a node sets its own only");
+    for (port, keys) in
+        [(0, vec![(1, KEY)]), (51820, vec![]), (51820, vec![(1, "key")]), (70000, vec![(1, KEY)])]
+    {
+        let problem = set(&h2, port, &keys).await.unwrap_err();
+        assert_eq!(problem.kind, ProblemKind::Usage, "{problem}");
+    }
+    let problem = h2.control().set_wireguard(SetWireguardRequest::default()).await.unwrap_err();
+    assert_eq!(Problem::from(problem).kind, ProblemKind::Usage);
+}
+
+#[tokio::test]
+async fn a_rotation_waits_for_the_nodes_that_have_keys() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let (a2, _a3) =
+        (Agent::start(&h2, Behaviour::default()).await, Agent::start(&h3, Behaviour::default()).await);
+    // Nobody has keys yet.
+    let first = rotate(&cluster).await;
+    assert_eq!((first.generation, first.pending), (1, vec![]));
+    a2.until(|known| known.generation == 1).await;
+    set(&h2, 51820, &[(4, KEY)]).await.unwrap();
+    let rotation = rotate(&cluster);
+    let follow = async {
+        a2.until(|known| known.generation == 5).await;
+        set(&h2, 51820, &[(4, KEY), (5, KEY)]).await.unwrap();
+    };
+    let (second, ()) = tokio::join!(rotation, follow);
+    assert_eq!((second.generation, second.pending), (5, vec![]), "past every key that there is");
+    // One whose agent is away is not waited for; it hears of it in its next session.
+    drop(a2);
+    let third = rotate(&cluster).await;
+    assert_eq!((third.generation, third.pending), (6, vec!["h2".to_owned()]));
+    let a2 = Agent::start(&h2, Behaviour::default()).await;
+    a2.until(|known| known.generation == 6).await;
+}

@@ -1,0 +1,106 @@
+//! Many services: what concerns all costs as much as there is, what concerns one costs no more than that.
+
+use std::time::{Duration, Instant};
+
+use jiff::Timestamp;
+use mesh_model::{Affinity, Backend, BackendId, BackendState, EndpointMode, Service};
+use mesh_proto::v1::{CreateServiceRequest, UpdateServiceRequest};
+use mesh_store::{Op, Store, Txn};
+
+use crate::agent::{Agent, Behaviour};
+use crate::cluster::{Cluster, network_of, service};
+
+const BACKENDS: u32 = 10;
+
+fn id<T: std::str::FromStr<Err: std::fmt::Debug>>(n: u32) -> T {
+    format!("{n:024x}").parse().unwrap()
+}
+
+/// Writes services with backends as the manager does.
+async fn fill(cluster: &Cluster, network: &str, services: u32) {
+    let network: mesh_model::NetworkId = network.parse().unwrap();
+    let node = cluster.own().id;
+    let key = |kind: &str, rest: String| format!("/{kind}/{rest}");
+    for n in 0..services {
+        let service = Service {
+            id: id(n),
+            name: format!("s{n}").parse().unwrap(),
+            network: network.clone(),
+            endpoint_mode: EndpointMode::Dnsrr,
+            vip: None,
+            vip6: None,
+            ports: Vec::new(),
+            affinity: Affinity::None,
+            health: None,
+            aliases: Vec::new(),
+            labels: std::collections::BTreeMap::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let mut ops = vec![
+            Op::put(key("service", service.id.to_string()), serde_json::to_vec(&service).unwrap()),
+            Op::put(
+                key("name/service", format!("{network}/{}", service.name)),
+                serde_json::to_vec(&service.id).unwrap(),
+            ),
+        ];
+        for b in 0..BACKENDS {
+            let backend = Backend {
+                id: BackendId::try_from(1 + n * BACKENDS + b).unwrap(),
+                service: service.id.clone(),
+                network: network.clone(),
+                endpoint: id(n * BACKENDS + b),
+                name: format!("c{b}").parse().unwrap(),
+                node: node.clone(),
+                ipv4: Some(std::net::Ipv4Addr::from_bits(0x0A00_0000 + n * BACKENDS + b)),
+                ipv6: None,
+                state: BackendState::Active,
+                created_at: Timestamp::UNIX_EPOCH,
+            };
+            let place = format!("{}/{}", backend.service, backend.endpoint);
+            ops.push(Op::put(key("backend", place), serde_json::to_vec(&backend).unwrap()));
+        }
+        cluster.store.txn(Txn::always(ops)).await.unwrap();
+    }
+}
+
+async fn updates(cluster: &Cluster, count: u32) -> Duration {
+    let begun = Instant::now();
+    for n in 0..count {
+        let affinity = if n % 2 == 0 { Affinity::ClientIp } else { Affinity::None };
+        let affinity = mesh_proto::v1::Affinity::from(affinity).into();
+        let request = UpdateServiceRequest { service: "s0".into(), affinity, ..Default::default() };
+        cluster.control().update_service(request).await.unwrap();
+    }
+    begun.elapsed()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_update_costs_the_same_among_thousands_of_services() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network_of("app", "10.0.0.0/12")).await.unwrap();
+    let h2 = cluster.join("h2").await;
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    h2.lease(&app, "").await.unwrap();
+    fill(&cluster, &app.id, 1).await;
+    let few = updates(&cluster, 50).await;
+    let begun = Instant::now();
+    fill(&cluster, &app.id, 3000).await;
+    agent.until(|known| known.backends.len() == 30_000).await;
+    let told = begun.elapsed();
+    let many = updates(&cluster, 50).await;
+    assert!(many < 3 * few + Duration::from_millis(200), "{many:?} among 3000 services, {few:?} among one");
+
+    let begun = Instant::now();
+    let services = cluster.services().await;
+    let listed = begun.elapsed();
+    assert_eq!(services.iter().map(|service| service.backends.len()).sum::<usize>(), 30_000);
+    drop(agent);
+    let begun = Instant::now();
+    let agent = Agent::start(&h2, Behaviour::default()).await;
+    let snapshot = begun.elapsed();
+    assert_eq!((agent.known().services.len(), agent.known().backends.len()), (3000, 30_000));
+    let new = CreateServiceRequest { ports: vec![crate::cluster::port(":80")], ..service("new", "app") };
+    cluster.create_service(new).await.unwrap();
+    println!("told {told:?}, listed {listed:?}, snapshot {snapshot:?}, 50 updates {few:?} and {many:?}");
+    assert!(listed < Duration::from_secs(5) && snapshot < Duration::from_secs(5), "{listed:?} {snapshot:?}");
+}

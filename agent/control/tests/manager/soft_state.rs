@@ -1,0 +1,107 @@
+//! What agents are told that no record has: health of backends, and endpoints for their names.
+
+use mesh_proto::v1::{CreateServiceRequest, Endpoint, ReleaseLeaseRequest};
+
+use crate::agent::{Agent, Behaviour};
+use crate::cluster::{Cluster, Member, endpoint, network, port, service};
+
+fn having(endpoints: &[&Endpoint]) -> Behaviour {
+    let endpoints = endpoints.iter().map(|&endpoint| endpoint.clone()).collect();
+    Behaviour { endpoints, ..Behaviour::default() }
+}
+
+fn names(agent: &Agent) -> Vec<String> {
+    let mut names: Vec<String> = agent.known().endpoints.into_values().map(|one| one.name).collect();
+    names.sort();
+    names
+}
+
+#[tokio::test]
+async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let db = cluster.create(network("db")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let (c1, d1) = (endpoint(&app, "c1", "10.64.0.2"), endpoint(&db, "d1", "10.64.16.2"));
+    let a2 = Agent::start(&h2, having(&[&c1, &d1])).await;
+    let a3 = Agent::start(&h3, Behaviour::default()).await;
+    assert_eq!(names(&a3), [""; 0]);
+    // With its first lease in a network, all there are.
+    let lease = h3.lease(&app, "").await.unwrap().lease.unwrap();
+    a3.until(|known| known.endpoints.len() == 1).await;
+    let told = a3.known().endpoints.remove(&c1.id).unwrap();
+    assert_eq!((told.name, told.ipv4, told.node_id), ("c1".into(), "10.64.0.2".into(), h2.id.to_string()));
+    // Then what changes, and nothing of other networks.
+    let (c2, d2) = (endpoint(&app, "c2", "10.64.0.3"), endpoint(&db, "d2", "10.64.16.3"));
+    a2.report(vec![c2.clone(), d2], vec![c1.id.clone()]).await;
+    a3.until(|known| known.endpoints.contains_key(&c2.id) && known.endpoints.len() == 1).await;
+    // All again in a new session, but never one's own.
+    h2.lease(&app, "").await.unwrap();
+    drop((a2, a3));
+    let a3 = Agent::start(&h3, having(&[&endpoint(&app, "c3", "10.64.0.66")])).await;
+    a3.until(|known| known.endpoints.len() == 1).await;
+    let a2 = Agent::start(&h2, having(&[&c2])).await;
+    a2.until(|known| known.endpoints.values().any(|one| one.name == "c3")).await;
+    assert_eq!(names(&a2), ["c3"]);
+    // Without the lease, nothing more of it.
+    let (prefix, revision) = (lease.prefix, lease.revision);
+    let request = ReleaseLeaseRequest { network: app.id.clone(), prefix, revision };
+    h3.control().release_lease(request).await.unwrap();
+    a3.until(|known| known.networks.is_empty()).await;
+    assert_eq!(names(&a3), [""; 0]);
+}
+
+#[tokio::test]
+async fn a_manager_that_begins_voids_nothing_of_nodes_that_it_has_not_heard() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let c1 = endpoint(&app, "c1", "");
+    let a2 = Agent::start(&h2, having(&[&c1])).await;
+    h3.lease(&app, "").await.unwrap();
+    cluster.create_service(service("web", "app")).await.unwrap();
+    let id = h2.add("web", "c1").await.unwrap().backend.unwrap().id;
+    a2.healthy(&[(id, false)], true).await;
+    let cluster = cluster.restart().await;
+    let h3 = Member::connect(&cluster.address, h3.identity.clone()).await.unwrap();
+    let a3 = Agent::start(&h3, Behaviour::default()).await;
+    let all =
+        |unheard: &Vec<String>| unheard.contains(&h2.id.to_string()) && !unheard.contains(&h3.id.to_string());
+    a3.until(|known| known.unheard.0.as_ref().is_some_and(all)).await;
+    let known = a3.until(|known| known.unheard.1.is_some()).await;
+    assert!(known.unheard.1.unwrap().contains(&h2.id.to_string()));
+}
+
+#[tokio::test]
+async fn agents_hear_of_the_health_of_the_backends_that_they_know() {
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let (c1, c2) = (endpoint(&app, "c1", ""), endpoint(&app, "c2", ""));
+    let a2 = Agent::start(&h2, having(&[&c1, &c2])).await;
+    let a3 = Agent::start(&h3, Behaviour::default()).await;
+    cluster
+        .create_service(CreateServiceRequest { ports: vec![port("8080:80")], ..service("web", "app") })
+        .await
+        .unwrap();
+    cluster.create_service(service("quiet", "app")).await.unwrap();
+    let web = h2.add("web", "c1").await.unwrap().backend.unwrap().id;
+    let quiet = h2.add("quiet", "c2").await.unwrap().backend.unwrap().id;
+    a2.healthy(&[(web, false), (quiet, false)], true).await;
+    a3.until(|known| known.health.get(&web) == Some(&false)).await;
+    assert_eq!(a3.known().health.len(), 1, "it does not know the other");
+    // A node speaks for its own backends only.
+    a3.healthy(&[(web, true)], false).await;
+    // What it comes to know, it hears the health of.
+    h3.lease(&app, "").await.unwrap();
+    a3.until(|known| known.health.get(&quiet) == Some(&false)).await;
+    assert!(!a3.known().health[&web]);
+    a2.healthy(&[(quiet, true)], false).await;
+    a3.until(|known| known.health[&quiet]).await;
+    // All at the session's start, also for the owner.
+    drop(a3);
+    let a3 = Agent::start(&h3, Behaviour::default()).await;
+    a3.until(|known| known.health == [(web, false), (quiet, true)].into()).await;
+    a2.healthy(&[(quiet, true)], true).await;
+    a3.until(|known| known.health[&web]).await;
+}
