@@ -7,9 +7,13 @@ pub mod service;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;
+use std::time::Duration;
 
 use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, Output, Result};
 use serde_json::Value;
+
+/// How long anything may take on a machine that is busy with other tests: a condition is waited for, never a time.
+pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Both ways of encapsulating: what holds in one must hold in the other.
 pub const ENCAPSULATIONS: [Encapsulation; 2] = [Encapsulation::Direct, Encapsulation::Device];
@@ -83,7 +87,7 @@ pub fn largest_unfragmented(container: &Container, target: Ipv4Addr, mtu: u16) -
     let ping = |size: u16| {
         mesh_harness::traffic::Ping::new(target.into())
             .count(2)
-            .wait(std::time::Duration::from_millis(700))
+            .wait(Duration::from_millis(700))
             .size(size)
             .dont_fragment()
             .run(container.netns())

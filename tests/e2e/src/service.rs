@@ -1,18 +1,15 @@
 //! Words for scenarios with services.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::time::Duration;
 
 use mesh_harness::traffic::{LoadReport, WebServer, load};
 use mesh_harness::{Container, Host, Lab, Output, Result, eventually};
 use serde_json::Value;
 
-use crate::json;
+use crate::{PATIENCE, json};
 
 /// Port that every backend's web server listens on.
 pub const TARGET: u16 = 80;
-/// How long anything may take on a machine that is busy with other tests.
-pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A container that answers for a service. The server ends with the value, the container does not.
 #[derive(Debug)]

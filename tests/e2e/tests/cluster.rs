@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use mesh_e2e::{create_network, json, lab_with_app, refused};
+use mesh_e2e::{PATIENCE, create_network, json, lab_with_app, refused};
 use mesh_harness::{Encapsulation, Lab, Result, eventually, traffic::LossMeter};
 
 #[test]
@@ -44,7 +44,7 @@ fn a_wrong_a_rotated_and_a_foreign_token_are_refused_and_leave_nothing_behind() 
     assert_eq!(json(&host, &["status"])?["membership"], "none", "a refused join makes no member");
     host.join(&manager.join_token("worker")?, target)?.ok()?;
     refused(&host.join(&manager.join_token("worker")?, target)?, 4);
-    eventually("both are ready", Duration::from_secs(5), || {
+    eventually("both are ready", PATIENCE, || {
         manager.node_states().is_ok_and(|states| states.len() == 2 && states.values().all(|s| s == "ready"))
     })
 }
@@ -91,19 +91,19 @@ fn an_agent_that_is_killed_is_unknown_and_a_host_that_is_cut_off_is_down() -> Re
         Duration::from_millis(2),
     )?;
     lab.host(2).kill_meshd()?;
-    eventually("h2 is unknown", Duration::from_secs(5), || state_of("h2").as_deref() == Some("unknown"))?;
+    eventually("h2 is unknown", PATIENCE, || state_of("h2").as_deref() == Some("unknown"))?;
     // Probes go on, and an unknown node stays unknown: nothing of it is withdrawn.
-    flow.wait_for_more(1000, Duration::from_secs(20))?;
+    flow.wait_for_more(1000, PATIENCE)?;
     assert_eq!(state_of("h2").as_deref(), Some("unknown"));
     flow.stop()?.nothing_lost()?;
     lab.host(2).restart_meshd()?;
-    eventually("h2 is ready again", Duration::from_secs(5), || state_of("h2").as_deref() == Some("ready"))?;
+    eventually("h2 is ready again", PATIENCE, || state_of("h2").as_deref() == Some("ready"))?;
 
     lab.host(3).unplug()?;
-    eventually("h3 is down", Duration::from_secs(5), || state_of("h3").as_deref() == Some("down"))?;
+    eventually("h3 is down", PATIENCE, || state_of("h3").as_deref() == Some("down"))?;
     assert_eq!(state_of("h2").as_deref(), Some("ready"));
     lab.host(3).plug()?;
-    eventually("h3 is ready again", Duration::from_secs(10), || state_of("h3").as_deref() == Some("ready"))?;
+    eventually("h3 is ready again", PATIENCE, || state_of("h3").as_deref() == Some("ready"))?;
     containers[0].ping(containers[2].ipv4()?)?.all_answered()?;
     Ok(())
 }
@@ -115,12 +115,12 @@ fn a_removed_node_is_cut_off_and_may_join_again() -> Result<()> {
     assert!(refused(&manager.meshctl(["node", "rm", "h2"])?, 4).contains("h2"));
     manager.meshctl(["node", "rm", "--force", "h2"])?.ok()?;
     assert_eq!(json(&manager, &["node", "ls"])?.as_array().map(Vec::len), Some(1));
-    eventually("its agent is refused", Duration::from_secs(5), || {
+    eventually("its agent is refused", PATIENCE, || {
         worker.meshctl(["network", "ls"]).is_ok_and(|output| !output.success())
     })?;
     worker.meshctl(["cluster", "leave", "--force"])?.ok()?;
     worker.join(&manager.join_token("worker")?, "192.168.77.11:7377")?.ok()?;
-    lab.wait_ready(Duration::from_secs(5))
+    lab.wait_ready(PATIENCE)
 }
 
 #[test]
@@ -128,13 +128,13 @@ fn a_drained_node_takes_no_new_endpoints() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
     lab.host(1).meshctl(["node", "update", "--availability", "drain", "h2"])?.ok()?;
-    eventually("h2 refuses", Duration::from_secs(5), || {
+    eventually("h2 refuses", PATIENCE, || {
         lab.host(2)
             .container("c2", ["--network", "app"])
             .is_ok_and(|(_, output)| output.code == 4 && output.stderr.contains("drain"))
     })?;
     lab.host(1).meshctl(["node", "update", "--availability", "active", "h2"])?.ok()?;
-    eventually("h2 takes endpoints again", Duration::from_secs(5), || {
+    eventually("h2 takes endpoints again", PATIENCE, || {
         lab.host(2).container("c2", ["--network", "app"]).is_ok_and(|(_, output)| output.success())
     })
 }

@@ -1,9 +1,8 @@
 //! Containers are attached and detached; what fails leaves nothing half-made.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
 
-use mesh_e2e::{create_network, distinct_addresses, json, lab_with_app, refused};
+use mesh_e2e::{PATIENCE, create_network, distinct_addresses, json, lab_with_app, refused};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
 /// The names of all devices of a host.
@@ -111,11 +110,11 @@ fn an_endpoint_whose_namespace_is_gone_is_cleaned_up() -> Result<()> {
     let address = c[0].ipv4()?.to_string();
     let before = devices(&lab.host(1))?;
     c[0].remove()?;
-    eventually("the endpoint is gone everywhere", Duration::from_secs(10), || {
+    eventually("the endpoint is gone everywhere", PATIENCE, || {
         json(&lab.host(2), &["endpoint", "ls"])
             .is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 1))
     })?;
-    eventually("its device is gone", Duration::from_secs(10), || {
+    eventually("its device is gone", PATIENCE, || {
         devices(&lab.host(1)).is_ok_and(|now| now.len() < before.len())
     })?;
     // Its address is free: someone else may ask for it.
@@ -231,7 +230,7 @@ fn an_agent_killed_while_it_attaches_many_is_replaced_at_once() -> Result<()> {
                 scope.spawn(move || host.container(&format!("many{n}"), ["--network", "app"]))
             })
             .collect();
-        eventually("some are attached", Duration::from_secs(20), || {
+        eventually("some are attached", PATIENCE, || {
             json(&host, &["endpoint", "ls"]).is_ok_and(|all| all.as_array().is_some_and(|all| all.len() > 3))
         })?;
         host.restart_meshd()?;

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
-use mesh_e2e::{ENCAPSULATIONS, create_network, json, lab_with_app, refused};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, json, lab_with_app, refused};
 use mesh_harness::traffic::{LossMeter, tcp_transfer};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
@@ -31,9 +31,9 @@ fn killing_and_restarting_an_agent_loses_no_packet_and_no_connection() -> Result
         let flow = LossMeter::start(c[0].netns(), c[1].netns(), server.into(), Duration::from_millis(1))?;
         for host in [lab.host(1), lab.host(2)] {
             host.kill_meshd()?;
-            flow.wait_for_more(300, Duration::from_secs(20))?;
+            flow.wait_for_more(300, PATIENCE)?;
             host.restart_meshd()?;
-            flow.wait_for_more(300, Duration::from_secs(20))?;
+            flow.wait_for_more(300, PATIENCE)?;
         }
         tcp_transfer(c[0].netns(), c[1].netns(), server.into(), 1 << 26)?;
         flow.stop()?.nothing_lost()?;
@@ -41,7 +41,7 @@ fn killing_and_restarting_an_agent_loses_no_packet_and_no_connection() -> Result
             stream.write_all(b"x").expect("the connection is alive");
         }
         for stream in &mut accepted {
-            stream.set_read_timeout(Some(Duration::from_secs(5))).expect("a time-out");
+            stream.set_read_timeout(Some(PATIENCE)).expect("a time-out");
             stream.read_exact(&mut [0]).expect("the connection is alive");
         }
     }
@@ -59,7 +59,7 @@ fn attaching_and_detaching_work_while_the_manager_is_away() -> Result<()> {
     c[1].detach()?.ok()?;
     refused(&lab.host(2).meshctl(["network", "ls"])?, 5);
     lab.host(1).restart_meshd()?;
-    eventually("the manager knows what happened", Duration::from_secs(10), || {
+    eventually("the manager knows what happened", PATIENCE, || {
         json(&lab.host(1), &["endpoint", "ls"]).is_ok_and(|all| {
             let names: Vec<_> = all.as_array().into_iter().flatten().map(|e| e["name"].clone()).collect();
             names.len() == 2 && names.contains(&"new".into()) && !names.contains(&"c2".into())
@@ -75,17 +75,17 @@ fn a_restarted_agent_and_a_rebooted_host_are_the_same_node_with_the_same_leases(
     for host in lab.hosts() {
         host.restart_meshd()?;
     }
-    lab.wait_ready(Duration::from_secs(5))?;
-    eventually("the same endpoints are known", Duration::from_secs(5), || {
+    lab.wait_ready(PATIENCE)?;
+    eventually("the same endpoints are known", PATIENCE, || {
         json(&lab.host(1), &["endpoint", "ls"]).is_ok_and(|now| now == endpoints)
     })?;
     c[0].ping(c[1].ipv4()?)?.all_answered()?;
 
     lab.host(2).reboot()?;
-    lab.wait_ready(Duration::from_secs(10))?;
+    lab.wait_ready(PATIENCE)?;
     assert_eq!(lab.host(1).meshctl(["node", "ls", "-q"])?.text()?, ids);
     // Its containers went with it, and with them their endpoints; its block is still its own.
-    eventually("c2 is gone", Duration::from_secs(10), || {
+    eventually("c2 is gone", PATIENCE, || {
         json(&lab.host(1), &["endpoint", "ls"])
             .is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 1))
     })?;
@@ -163,7 +163,7 @@ fn leaving_removes_every_trace_of_ours_and_none_of_others() -> Result<()> {
     assert_eq!(traces(&host)?, before);
     let links: serde_json::Value = c.exec(["ip", "-j", "link"])?.json()?;
     assert_eq!(links.as_array().map(Vec::len), Some(1), "only lo is left in the container");
-    eventually("the manager has forgotten it", Duration::from_secs(5), || {
+    eventually("the manager has forgotten it", PATIENCE, || {
         lab.host(1).node_states().is_ok_and(|states| states.len() == 1)
     })?;
 
@@ -202,7 +202,7 @@ fn a_host_that_is_gone_and_removed_gives_its_addresses_back() -> Result<()> {
     assert_eq!(lost.ipv4()?.to_string(), "10.9.0.5");
     lab.host(3).kill_meshd()?;
     lab.host(3).unplug()?;
-    eventually("h3 is down", Duration::from_secs(5), || {
+    eventually("h3 is down", PATIENCE, || {
         lab.host(1).node_states().is_ok_and(|states| states.get("h3").is_some_and(|s| s == "down"))
     })?;
     refused(&lab.host(2).container("c2", ["--network", "tiny", "--ip", "10.9.0.5"])?.1, 4);

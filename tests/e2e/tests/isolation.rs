@@ -1,9 +1,8 @@
 //! Networks are isolated, senders are who they say they are, and only members speak.
 
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
-use std::time::Duration;
 
-use mesh_e2e::{ENCAPSULATIONS, counted, create_network, json, lab_with_app};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with_app};
 use mesh_harness::{Capture, Container, Encapsulation, Lab, Result, eventually};
 
 #[test]
@@ -110,14 +109,14 @@ fn vxlan_from_an_address_that_is_no_members_is_dropped_and_counted() -> Result<(
         let capture = Capture::start(c[0].netns())?;
         let before = counted(&lab.host(1), "not_member")?;
         send(&lab.client())?;
-        eventually("five are counted", Duration::from_secs(5), || {
+        eventually("five are counted", PATIENCE, || {
             counted(&lab.host(1), "not_member").is_ok_and(|now| now >= before + 5)
         })?;
         capture.with_frames(|frames| assert!(!frames.iter().any(|frame| frame.contains(b"canary-xyz"))));
 
         // The same bytes from a member arrive: it was the sender that was refused, not the packet.
         send(lab.host(2).netns())?;
-        let arrived = capture.wait_for(Duration::from_secs(5), |frames| {
+        let arrived = capture.wait_for(PATIENCE, |frames| {
             frames.iter().any(|frame| frame.contains(b"canary-xyz")).then_some(())
         });
         assert!(arrived.is_some());

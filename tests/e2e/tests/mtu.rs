@@ -1,8 +1,8 @@
 //! The overlay's MTU is the underlay's less the encapsulation, and follows it.
 
-use std::time::Duration;
-
-use mesh_e2e::{ENCAPSULATIONS, create_network, json, lab_with_app, largest_unfragmented, underlay_capture};
+use mesh_e2e::{
+    ENCAPSULATIONS, PATIENCE, create_network, json, lab_with_app, largest_unfragmented, underlay_capture,
+};
 use mesh_harness::{Container, Lab, Result, eventually, traffic::tcp_transfer};
 
 fn mtu(container: &Container) -> Result<String> {
@@ -50,7 +50,7 @@ fn the_overlay_follows_the_underlays_mtu() -> Result<()> {
         for underlay in [1400u32, 9000] {
             lab.set_underlay_mtu(underlay)?;
             let expected = (underlay - 50).to_string();
-            eventually("both endpoints follow", Duration::from_secs(5), || {
+            eventually("both endpoints follow", PATIENCE, || {
                 [&a, &b].iter().all(|c| mtu(c).is_ok_and(|now| now == expected))
             })?;
             let expected = u16::try_from(underlay - 50).expect("an MTU");
@@ -68,7 +68,7 @@ fn the_overlay_follows_the_underlays_mtu() -> Result<()> {
 fn a_host_with_a_smaller_underlay_lowers_the_networks_mtu_everywhere() -> Result<()> {
     let (lab, c) = lab_with_app(2, mesh_harness::Encapsulation::Direct, &[])?;
     lab.host(2).run(["ip", "link", "set", "eth0", "mtu", "1300"])?.ok()?;
-    eventually("both endpoints follow", Duration::from_secs(5), || {
+    eventually("both endpoints follow", PATIENCE, || {
         c.iter().all(|c| mtu(c).is_ok_and(|now| now == "1250"))
     })?;
     tcp_transfer(c[0].netns(), c[1].netns(), c[1].ipv4()?.into(), 1 << 24)?;

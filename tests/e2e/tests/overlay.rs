@@ -1,9 +1,8 @@
 //! Containers of one network reach each other, whatever they send.
 
 use std::net::SocketAddr;
-use std::time::Duration;
 
-use mesh_e2e::{ENCAPSULATIONS, create_network, lab_with_app, underlay_capture};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, lab_with_app, underlay_capture};
 use mesh_harness::traffic::{GsoTransfer, TcpSink, UdpEcho, tcp_send, tcp_transfer, udp_request};
 use mesh_harness::{Lab, Result};
 
@@ -86,11 +85,11 @@ fn datagrams_of_64_kilobytes_arrive_in_fragments_of_their_own() -> Result<()> {
         let anywhere = SocketAddr::new(c[0].ipv4()?.into(), 0);
         let echo = UdpEcho::start(c[1].netns(), SocketAddr::new(c[1].ipv4()?.into(), 0))?;
         let payload: Vec<u8> = (0..65_507u32).map(|n| (n * 7 % 251) as u8).collect();
-        let answer = udp_request(c[0].netns(), anywhere, echo.address(), &payload, Duration::from_secs(3))?;
+        let answer = udp_request(c[0].netns(), anywhere, echo.address(), &payload, PATIENCE)?;
         assert!(answer.is_some_and(|answer| answer == payload));
         let anywhere = SocketAddr::new(c[0].ipv6()?.into(), 0);
         let echo = UdpEcho::start(c[1].netns(), SocketAddr::new(c[1].ipv6()?.into(), 0))?;
-        let answer = udp_request(c[0].netns(), anywhere, echo.address(), &payload, Duration::from_secs(3))?;
+        let answer = udp_request(c[0].netns(), anywhere, echo.address(), &payload, PATIENCE)?;
         assert!(answer.is_some_and(|answer| answer == payload));
     }
     Ok(())

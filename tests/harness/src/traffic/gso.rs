@@ -23,7 +23,7 @@ use crate::{Error, Netns, Result, poll_until};
 /// Receive buffer: several bursts, with the kernel's overhead for small packets.
 const RECEIVE_BUFFER: usize = 32 << 20;
 /// How long a burst may take before the next is sent without it.
-const BURST_TIMEOUT: Duration = Duration::from_millis(300);
+const BURST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Bursts of datagrams, each burst one GSO packet.
 #[derive(Debug, Clone)]

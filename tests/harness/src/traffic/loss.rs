@@ -16,7 +16,7 @@ use super::udp::bind;
 use crate::{Error, Netns, Result, eventually, poll_until};
 
 /// How long the last datagrams may take.
-const GRACE: Duration = Duration::from_secs(1);
+const GRACE: Duration = Duration::from_secs(5);
 /// Bytes of the receiver's buffer: seconds of the fastest meter.
 const RECEIVE_BUFFER: usize = 4 << 20;
 
@@ -121,7 +121,7 @@ impl LossMeter {
         eventually(&format!("{count} more datagrams"), timeout, || self.received() >= wanted)
     }
 
-    /// Stops sending, gives the last datagrams a second to arrive, and counts.
+    /// Stops sending, gives the last datagrams some seconds to arrive, and counts.
     pub fn stop(self) -> Result<LossReport> {
         self.stop_sending.store(true, Ordering::Relaxed);
         let panicked = |_| Error::Traffic("a thread of the loss meter panicked".to_owned());
