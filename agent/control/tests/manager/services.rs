@@ -297,7 +297,7 @@ async fn a_network_with_services_stays_and_names_them() {
 async fn of_two_services_that_want_the_same_at_once_one_gets_it() {
     let cluster = Cluster::start().await;
     cluster.create(network("app")).await.unwrap();
-    let vip = |name: &str| CreateServiceRequest { vip: "10.64.15.7".into(), ..service(name, "app") };
+    let vip = |name: &str| CreateServiceRequest { vip: "10.64.15.200".into(), ..service(name, "app") };
     for round in 0..20 {
         let name = |n: usize| format!("s{round}-{n}");
         let on = format!("10.0.0.1:{}:80", 1000 + round);
@@ -323,7 +323,8 @@ async fn of_two_services_that_want_the_same_at_once_one_gets_it() {
             let problem = Problem::from(lost.into_iter().next().unwrap().unwrap_err());
             assert_eq!(problem.kind, ProblemKind::Conflict, "{problem}");
         }
-        let owner = cluster.services().await.into_iter().map(of).find(|one| one.vip == "10.64.15.7").unwrap();
+        let owner =
+            cluster.services().await.into_iter().map(of).find(|one| one.vip == "10.64.15.200").unwrap();
         remove(&cluster, &owner.id).await.unwrap();
     }
 }
