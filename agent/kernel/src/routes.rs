@@ -152,7 +152,11 @@ pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> 
     netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
 }
 
-/// Makes a gateway the default route, unless there is one.
+/// The metric that the kernel gives a route of IPv6 by itself.
+const METRIC: u32 = 1024;
+
+/// Makes a gateway a default route behind all that there are: whatever the container has of its own comes first, then the
+/// device that was made first. When that one goes, the kernel takes the next.
 pub(crate) fn add_default(netlink: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), RequestError> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(gateway);
@@ -160,7 +164,12 @@ pub(crate) fn add_default(netlink: &mut Netlink, index: u32, gateway: IpAddr) ->
     message.header.protocol = RouteProtocol::Static;
     message.header.kind = RouteType::Unicast;
     message.header.scope = RouteScope::Universe;
-    message.attributes = vec![RouteAttribute::Oif(index), RouteAttribute::Gateway(gateway.into())];
+    message.attributes = vec![
+        RouteAttribute::Oif(index),
+        RouteAttribute::Gateway(gateway.into()),
+        // Indexes grow within a namespace.
+        RouteAttribute::Priority(METRIC.saturating_add(index)),
+    ];
     match netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
         answer => answer,

@@ -58,6 +58,8 @@ pub struct State {
     pub manager: String,
     /// Why there is no session; empty when there is one.
     pub session_problem: String,
+    /// This node's endpoints that the manager does not take, and why.
+    pub refused: BTreeMap<EndpointId, String>,
     /// What was found wrong at start, a line each.
     pub damage: Vec<String>,
     generation: u64,
@@ -139,6 +141,7 @@ impl Agent {
             node_states: BTreeMap::new(),
             manager: String::new(),
             session_problem: String::new(),
+            refused: BTreeMap::new(),
             damage,
             generation: 1,
             view_number: 1,

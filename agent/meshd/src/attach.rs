@@ -263,8 +263,10 @@ impl Endpoints {
         }
         let turn = self.turn(&network.id, family);
         let _turn = turn.lock().await;
-        let mut problem =
-            Problem::new(ProblemKind::Exhausted, format!("network {} has no free address", network.name));
+        let mut problem = Problem::new(
+            ProblemKind::Exhausted,
+            format!("{} has no free address", in_family(network, family)),
+        );
         for _ in 0..LEASE_TRIES {
             // Whoever had the turn before may have brought enough for all.
             if let Some(address) = try_assign(false) {
@@ -427,6 +429,10 @@ impl Endpoints {
             let path = endpoint.netns.path.display();
             return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
         }
+        if let Some(why) = self.agent.read(|state| state.refused.get(&endpoint.id).cloned()) {
+            return Err(Problem::new(ProblemKind::Conflict, why)
+                .hint("choose another name with --name, or detach the other first"));
+        }
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
         // One step of the file system, which is not waited for to reach the disk.
         self.agent.endpoint_store().finish(&endpoint.id).map_err(|error| not_written(&error))?;
@@ -513,6 +519,13 @@ fn refuse_second(
         );
         Err(Problem::new(ProblemKind::Conflict, message).hint("detach that one first"))
     })
+}
+
+/// A network and its subnets of a family.
+fn in_family(network: &Network, family: Family) -> String {
+    let subnets = network.subnets.iter().map(|subnet| subnet.subnet);
+    let subnets = subnets.filter(|subnet| subnet.family() == family).map(|subnet| subnet.to_string());
+    format!("network {} ({})", network.name, subnets.collect::<Vec<_>>().join(", "))
 }
 
 /// The MAC that stands for the endpoint's address in every neighbour's table.

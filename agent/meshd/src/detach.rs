@@ -10,6 +10,9 @@ use crate::agent::Agent;
 use crate::attach::{Endpoints, not_written};
 use crate::session;
 
+/// The shortest beginning of an id that stands for it, where something is removed.
+const SHORTEST_PREFIX: usize = 4;
+
 impl Endpoints {
     /// Detaches an endpoint of this node, named by id, unambiguous id prefix, or name. Done when this returns: no device,
     /// no entry, no record. It goes on to its end, whether or not its caller still waits.
@@ -43,6 +46,13 @@ impl Endpoints {
             )
             .hint("meshctl endpoint ls shows where it is; detach it there")),
             _ if text.is_empty() => Err(Problem::new(ProblemKind::Usage, "no endpoint is given")),
+            [only] if only.name.as_str() != text && text.len() < SHORTEST_PREFIX => Err(Problem::new(
+                ProblemKind::Usage,
+                format!(
+                    "{text} is too short for the beginning of an id: it takes {SHORTEST_PREFIX} characters"
+                ),
+            )
+            .hint(format!("for endpoint {}, give its name", only.name))),
             [only] => Ok((*only).clone()),
             several => {
                 let ids: Vec<&str> = several.iter().map(|endpoint| endpoint.id.as_str()).collect();

@@ -193,6 +193,17 @@ async fn without_its_manager_a_worker_restarts_attaches_and_detaches() {
     let problem: Problem = worker.control().list_nodes(v1::ListNodesRequest {}).await.unwrap_err().into();
     assert_eq!(problem.kind.exit_code(), 5, "{problem}");
     assert_eq!(worker.status().await.manager, "");
+    // What is asked of endpoints is answered as far as it can be: the node's own.
+    for (network, node) in [("", ""), ("app", ""), ("", "h2")] {
+        let request = v1::ListEndpointsRequest { network: network.into(), node: node.into() };
+        let own = worker.control().list_endpoints(request).await.unwrap().into_inner().endpoints;
+        assert_eq!(own.iter().map(|endpoint| &endpoint.id).collect::<Vec<_>>(), [&second.id]);
+    }
+    for (network, node) in [("other", ""), ("", "h1")] {
+        let request = v1::ListEndpointsRequest { network: network.into(), node: node.into() };
+        let problem: Problem = worker.control().list_endpoints(request).await.unwrap_err().into();
+        assert_eq!(problem.kind.exit_code(), 5, "{problem}");
+    }
 }
 
 #[tokio::test]

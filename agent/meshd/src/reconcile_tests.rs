@@ -150,6 +150,21 @@ async fn an_attach_whose_device_cannot_be_made_leaves_nothing() {
 }
 
 #[tokio::test]
+async fn an_endpoint_is_detached_by_its_name_or_by_enough_of_its_id() {
+    let dir = tempfile::tempdir().unwrap();
+    let rig = Rig::start(dir.path(), &TestKernel::with_underlay());
+    let endpoint = rig.attach("c1").await.unwrap();
+    for short in [&endpoint.id[..1], &endpoint.id[..3]] {
+        let problem = rig.endpoints.detach(short).await.unwrap_err();
+        assert_eq!(problem.kind, ProblemKind::Usage, "{problem}");
+    }
+    rig.endpoints.detach(&endpoint.id[..4]).await.unwrap();
+    let named = v1::AttachRequest { name: "x".into(), ..request("c1") };
+    rig.endpoints.attach(named).await.unwrap();
+    rig.endpoints.detach("x").await.unwrap();
+}
+
+#[tokio::test]
 async fn one_containers_failure_is_not_anothers() {
     let dir = tempfile::tempdir().unwrap();
     let rig = Rig::start(dir.path(), &TestKernel::with_underlay());

@@ -213,6 +213,8 @@ impl Session<'_> {
                     tracing::info!(manager = self.address, "in session");
                 }
                 if !self.snapshot_seen {
+                    // Refusals of this session are yet to come.
+                    self.agent.note(|state| state.refused.clear());
                     self.agent.set_told(self.hello_count);
                 }
                 self.snapshot_seen = true;
@@ -240,7 +242,13 @@ impl Session<'_> {
                 let answer = self.answer(cede).await?;
                 say(outgoing, agent_message::Kind::Cede(answer)).await?;
             }
-            manager_message::Kind::EndpointsTaken(taken) => self.agent.set_told(taken.number),
+            manager_message::Kind::EndpointsTaken(taken) => {
+                let refused = taken.refused.into_iter().map(|r| Ok((parse("endpoint", &r.endpoint)?, r.why)));
+                let refused = refused.collect::<Result<_, InvalidMessage>>()?;
+                // Before those are woken that waited for it.
+                self.agent.note(|state| state.refused = refused);
+                self.agent.set_told(taken.number);
+            }
             // This version keeps no soft state of others and has no port or key of its own to speak of.
             manager_message::Kind::BackendHealth(_)
             | manager_message::Kind::Endpoints(_)

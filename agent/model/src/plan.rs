@@ -166,7 +166,8 @@ pub struct EndpointDevice {
     pub addresses: Vec<InterfaceAddress>,
     /// Further subnets of the network: reached directly, as the endpoint's own subnet is.
     pub on_link: Vec<Prefix>,
-    /// Next hops of the default routes, at most one for each family. A default route that the container already has stays.
+    /// Next hops of the default routes, at most one for each family. They come after those that the container already has,
+    /// and take their place when those go.
     pub gateways: Vec<IpAddr>,
 }
 

@@ -168,8 +168,6 @@ fn endpoints(
 ) -> BTreeMap<EndpointId, WantedEndpoint> {
     let mut taken: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
     taken.extend(&observed.foreign_indexes);
-    // Which families of a namespace have their default route; the oldest endpoint that can be one is it.
-    let mut routed: BTreeSet<(u64, Family)> = BTreeSet::new();
     let mut wanted = BTreeMap::new();
     for (endpoint, network) in present {
         let host_name = endpoint.host_ifname();
@@ -195,8 +193,7 @@ fn endpoints(
             device
                 .on_link
                 .extend(others.filter(|other| other.family() == prefix.family() && *other != prefix));
-            let first = !network.internal && routed.insert((endpoint.netns.inode, prefix.family()));
-            device.gateways.extend(own.filter(|_| first).map(|subnet| subnet.gateway));
+            device.gateways.extend(own.filter(|_| !network.internal).map(|subnet| subnet.gateway));
         }
         let interface = entries::interface(endpoint, network, index);
         let addresses = entries::addresses(endpoint, network, index);

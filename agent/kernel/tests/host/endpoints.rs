@@ -98,7 +98,7 @@ fn ipv6_is_turned_on_in_a_container_that_had_it_off() {
 }
 
 #[test]
-fn a_container_keeps_the_default_route_that_it_had() {
+fn a_containers_first_default_route_leads_until_it_goes_and_then_the_next_does() {
     become_host();
     let container = Container::new();
     container.ip("link add own0 type veth peer name own1");
@@ -107,11 +107,22 @@ fn a_container_keeps_the_default_route_that_it_had() {
     container.ip("route add default via 172.20.0.1");
     let mut kernel = kernel();
     apply(&mut kernel, &Action::CreateEndpoint(device(&container)));
-    let routes = container.ip("route");
-    assert!(
-        routes.contains("default via 172.20.0.1") && !routes.contains("default via 10.64.0.1"),
-        "{routes}"
-    );
+    let second = EndpointDevice {
+        name: "mesh0000002a".parse().unwrap(),
+        index: INDEX + 1,
+        ifname: "eth1".parse().unwrap(),
+        addresses: vec![InterfaceAddress { address: "10.66.0.5".parse().unwrap(), prefix_len: 24 }],
+        on_link: vec![],
+        gateways: vec!["10.66.0.1".parse().unwrap()],
+        ..device(&container)
+    };
+    apply(&mut kernel, &Action::CreateEndpoint(second));
+    let way_out = || container.ip("route get 192.0.2.1");
+    assert!(way_out().contains("via 172.20.0.1 dev own0"), "{}", way_out());
+    container.ip("route delete default via 172.20.0.1");
+    assert!(way_out().contains("via 10.64.0.1 dev eth0"), "{}", way_out());
+    apply(&mut kernel, &Action::DeleteLink { name: device(&container).name, index: INDEX });
+    assert!(way_out().contains("via 10.66.0.1 dev eth1"), "{}", way_out());
 }
 
 #[test]

@@ -20,7 +20,15 @@ pub(super) async fn run(client: &Client, command: Command, format: Option<Format
                 Ok(endpoints) => endpoints,
                 Err(problem) => return problem.into(),
             };
-            let call = async |name: String| find(&endpoints, &name).cloned().map(Endpoint::from);
+            let call = async |name: String| match find(&endpoints, &name) {
+                Ok(endpoint) => Ok(Endpoint::from(endpoint.clone())),
+                Err(problem) if problem.kind == ProblemKind::NotFound => {
+                    // Without a manager only this node's own endpoints are listed: what is not among them may be elsewhere.
+                    client.call(client.control().await?.get_cluster(v1::GetClusterRequest {})).await?;
+                    Err(problem)
+                }
+                Err(problem) => Err(problem),
+            };
             inspect(names.endpoints, format, call, as_details).await
         }
         Command::Detach(names) => {

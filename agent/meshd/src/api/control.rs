@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use mesh_model::{EndpointPhase, Network};
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::v1::control_server::Control;
 use mesh_proto::{Problem, ProblemKind, v1};
@@ -10,6 +11,7 @@ use tonic::{Code, Request, Response, Status, async_trait};
 
 use crate::managers::Connected;
 use crate::membership::Memberships;
+use crate::session;
 
 /// A cluster of many networks and endpoints is larger than tonic's 4 MiB.
 const MAX_MESSAGE: usize = 64 << 20;
@@ -51,6 +53,32 @@ impl ControlGateway {
     }
 }
 
+impl ControlGateway {
+    /// This node's endpoints, if it is only them that are asked for, as far as can be told here.
+    fn own_endpoints(&self, request: &v1::ListEndpointsRequest) -> Option<v1::ListEndpointsResponse> {
+        let member = self.memberships.member().ok()?;
+        let own = member.agent.node();
+        if ![String::new(), own.name.to_string(), own.id.to_string()].contains(&request.node) {
+            return None;
+        }
+        member.agent.read(|state| {
+            let named = |network: &&Network| {
+                [network.name.as_str(), network.id.as_str()].contains(&request.network.as_str())
+            };
+            let network = state.view.networks.values().find(named);
+            if network.is_none() && !request.network.is_empty() {
+                return None;
+            }
+            let attached = state.endpoints.values().filter(|endpoint| {
+                endpoint.phase == EndpointPhase::Attached
+                    && network.is_none_or(|network| network.id == endpoint.network)
+            });
+            let endpoints = attached.map(|endpoint| session::message(state, endpoint)).collect();
+            Some(v1::ListEndpointsResponse { endpoints })
+        })
+    }
+}
+
 fn for_agents_only<T>(what: &str) -> Result<Response<T>, Status> {
     Err(Problem::new(ProblemKind::Denied, format!("{what} is for agents, not for people")).into())
 }
@@ -59,6 +87,7 @@ macro_rules! control {
     (
         forward { $($method:ident($request:ident) -> $response:ident;)* }
         refuse { $($refused:ident($refused_request:ident) -> $refused_response:ident;)* }
+        here { $($here:tt)* }
     ) => {
         #[async_trait]
         impl Control for ControlGateway {
@@ -75,6 +104,8 @@ macro_rules! control {
             ) -> Result<Response<v1::$refused_response>, Status> {
                 for_agents_only(stringify!($refused_request))
             })*
+
+            $($here)*
         }
     };
 }
@@ -91,7 +122,6 @@ control! {
         inspect_network(InspectNetworkRequest) -> InspectNetworkResponse;
         list_nodes(ListNodesRequest) -> ListNodesResponse;
         inspect_node(InspectNodeRequest) -> NodeStatus;
-        list_endpoints(ListEndpointsRequest) -> ListEndpointsResponse;
         get_cluster(GetClusterRequest) -> Cluster;
         create_service(CreateServiceRequest) -> ServiceStatus;
         update_service(UpdateServiceRequest) -> ServiceStatus;
@@ -110,5 +140,21 @@ control! {
         leave(LeaveRequest) -> LeaveResponse;
         renew_certificate(RenewCertificateRequest) -> RenewCertificateResponse;
         set_wireguard(SetWireguardRequest) -> SetWireguardResponse;
+    }
+    here {
+        /// Without a manager, the endpoints that this node knows best are still told: its own.
+        async fn list_endpoints(
+            &self,
+            request: Request<v1::ListEndpointsRequest>,
+        ) -> Result<Response<v1::ListEndpointsResponse>, Status> {
+            let request = request.into_inner();
+            let asked = request.clone();
+            match self.call(|mut client| async move { client.list_endpoints(asked).await }).await {
+                Err(status) if Problem::from(status.clone()).kind == ProblemKind::Unreachable => {
+                    self.own_endpoints(&request).map(Response::new).ok_or(status)
+                }
+                answer => answer,
+            }
+        }
     }
 }

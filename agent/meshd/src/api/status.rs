@@ -47,6 +47,8 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.endpoints = u32::try_from(state.endpoints.len()).unwrap_or(u32::MAX);
         response.networks = u32::try_from(state.view.networks.len()).unwrap_or(u32::MAX);
         response.problems.clone_from(&state.damage);
+        let refused = state.refused.iter().filter(|(id, _)| state.endpoints.contains_key(*id));
+        response.problems.extend(refused.map(|(_, why)| why.clone()));
         if !state.session_problem.is_empty() {
             response.problems.push(format!("no session with a manager: {}", state.session_problem));
         }
