@@ -7,6 +7,7 @@
 mod haproxy;
 mod kube_proxy;
 mod manager;
+mod packets;
 mod path;
 mod ports;
 mod routed_vxlan;
@@ -64,6 +65,7 @@ impl Default for Options {
 enum Part {
     Inside,
     Published,
+    Packets,
     Scale,
 }
 
@@ -74,6 +76,7 @@ struct Report<'a> {
     backends: usize,
     inside: BTreeMap<&'static str, &'a Results>,
     published: BTreeMap<&'static str, &'a Results>,
+    packets: Vec<packets::Cost>,
     scale: Vec<scale::Level>,
 }
 
@@ -90,6 +93,7 @@ pub fn run(options: &Options, output: &FsPath) -> anyhow::Result<()> {
     if !published.is_empty() {
         print("\nPublished ports, through a host without a backend", &published, options);
     }
+    let packets = if wanted(Part::Packets) { packets::run()? } else { Vec::new() };
     let scale = if wanted(Part::Scale) { scale::run(options)? } else { Vec::new() };
     let report = Report {
         rounds: options.rounds,
@@ -97,6 +101,7 @@ pub fn run(options: &Options, output: &FsPath) -> anyhow::Result<()> {
         backends: options.backends,
         inside: paths(&inside).map(|path| (path.name, &path.results)).collect(),
         published: paths(&published).map(|path| (path.name, &path.results)).collect(),
+        packets,
         scale,
     };
     write_json(output, "lb", &report)
