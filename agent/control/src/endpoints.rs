@@ -1,7 +1,8 @@
 //! What nodes report about their endpoints: kept in memory, since it is the nodes' own.
 //!
-//! Names of endpoints are the nodes' to choose, so that attaching works without any manager. Two nodes can therefore
-//! choose the same name in one network; the later report is logged, and both stay reachable by id.
+//! Names of endpoints are the nodes' to choose, so that attaching works without any manager. Of those that choose the same
+//! name in one network, the first to be reported has it; the others' agents are told that they are refused. Those that were
+//! attached while no manager could say so stay reachable by id, and get the name when the first gives it up.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -34,8 +35,10 @@ pub(crate) struct Endpoints {
 struct Registry {
     nodes: BTreeMap<NodeId, BTreeMap<EndpointId, v1::Endpoint>>,
     owners: BTreeMap<EndpointId, BTreeSet<NodeId>>,
-    /// Who has a name in a network.
-    names: BTreeMap<(String, String), BTreeSet<(NodeId, EndpointId)>>,
+    /// Who has a name in a network, in the order in which they were reported.
+    names: BTreeMap<(String, String), Vec<(NodeId, EndpointId)>>,
+    /// The names that more than one has.
+    contested: BTreeSet<(String, String)>,
 }
 
 impl Default for Endpoints {
@@ -140,6 +143,27 @@ impl Endpoints {
         keys.filter_map(|(node, id)| registry.get(node, id)).cloned().collect()
     }
 
+    /// The node's endpoints whose names others had first, in order of their names.
+    pub(crate) fn refused(&self, node: &NodeId) -> Vec<v1::RefusedEndpoint> {
+        let registry = self.lock();
+        let mut refused = Vec::new();
+        for name in &registry.contested {
+            let Some([(first_node, first), others @ ..]) = registry.names.get(name).map(Vec::as_slice) else {
+                continue;
+            };
+            let Some(first) = registry.get(first_node, first) else { continue };
+            let why = format!(
+                "endpoint {} exists on network {} ({} on node {})",
+                first.name, first.network_name, first.id, first.node_name
+            );
+            let own = others.iter().filter(|(other, _)| other == node && other != first_node);
+            refused.extend(
+                own.map(|(_, id)| v1::RefusedEndpoint { endpoint: id.to_string(), why: why.clone() }),
+            );
+        }
+        refused
+    }
+
     /// Whether the node has the endpoint.
     pub(crate) fn has(&self, node: &NodeId, id: &EndpointId) -> bool {
         self.lock().get(node, id).is_some()
@@ -163,12 +187,21 @@ impl Registry {
 
     /// False when it was known exactly so.
     fn put(&mut self, node: &NodeId, id: EndpointId, endpoint: v1::Endpoint) -> bool {
-        if self.get(node, &id) == Some(&endpoint) {
+        let known = self.get(node, &id);
+        if known == Some(&endpoint) {
             return false;
         }
-        self.remove(node, &id);
+        let name = name_key(&endpoint);
+        // One that keeps its name keeps its turn.
+        if known.is_none_or(|known| name_key(known) != name) {
+            self.remove(node, &id);
+            let named = self.names.entry(name.clone()).or_default();
+            named.push((node.clone(), id.clone()));
+            if named.len() > 1 {
+                self.contested.insert(name);
+            }
+        }
         self.owners.entry(id.clone()).or_default().insert(node.clone());
-        self.names.entry(name_key(&endpoint)).or_default().insert((node.clone(), id.clone()));
         self.nodes.entry(node.clone()).or_default().insert(id, endpoint);
         true
     }
@@ -183,7 +216,10 @@ impl Registry {
         }
         let name = name_key(&endpoint);
         if let Some(named) = self.names.get_mut(&name) {
-            named.remove(&(node.clone(), id.clone()));
+            named.retain(|(other_node, other)| (other_node, other) != (node, id));
+            if named.len() < 2 {
+                self.contested.remove(&name);
+            }
             if named.is_empty() {
                 self.names.remove(&name);
             }

@@ -347,6 +347,37 @@ async fn a_hundred_attaches_at_once_from_three_hosts_share_no_address() {
 }
 
 #[tokio::test]
+async fn a_name_is_one_endpoints_in_the_whole_cluster_however_close_two_attaches_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let [_, h2, h3] = three(dir.path(), 20).await;
+    let attach = async |agent: &TestAgent, netns: String, name: String| -> Result<v1::Endpoint, Problem> {
+        let request =
+            v1::AttachRequest { network: "app".into(), netns, name, ..v1::AttachRequest::default() };
+        Ok(agent.local().attach(request).await?.into_inner())
+    };
+    let first = attach(&h2, "c0".into(), "web".into()).await.unwrap();
+    let refused = attach(&h3, "c0".into(), "web".into()).await.unwrap_err();
+    assert_eq!(refused.kind.exit_code(), 4, "{refused}");
+    let expected = format!("endpoint web exists on network app ({} on node h2)", first.id);
+    assert_eq!(refused.message, expected);
+    assert_eq!(h3.status().await.endpoints, 0, "an attach that is refused is undone");
+    for n in 1..=10 {
+        let at_once = [&h2, &h3].map(|agent| attach(agent, format!("c{n}"), format!("web{n}")));
+        let outcomes = both_at_once(at_once).await;
+        let refused: Vec<_> = outcomes.iter().filter_map(|outcome| outcome.as_ref().err()).collect();
+        assert_eq!(refused.len(), 1, "{outcomes:?}");
+        assert_eq!(refused[0].kind, ProblemKind::Conflict, "{refused:?}");
+    }
+    h2.local().detach(v1::DetachRequest { endpoint: first.id }).await.unwrap();
+    attach(&h3, "c0".into(), "web".into()).await.unwrap();
+}
+
+async fn both_at_once<T>(both: [impl Future<Output = T>; 2]) -> [T; 2] {
+    let [one, other] = both;
+    tokio::join!(one, other).into()
+}
+
+#[tokio::test]
 async fn a_small_network_is_used_to_its_last_address_wherever_that_is() {
     let dir = tempfile::tempdir().unwrap();
     let agents = three(dir.path(), 9).await;

@@ -71,6 +71,11 @@ impl Writer<'_> {
             self.send(Kind::Cede(cede(lease))).await?;
         }
         self.tell_all_soft().await?;
+        let mut refused = self.core.endpoints.refused(self.node);
+        if !refused.is_empty() {
+            let (number, refused) = (*reported.borrow(), refused.clone());
+            self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused })).await?;
+        }
         let mut beat = interval(limits::HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -91,7 +96,16 @@ impl Writer<'_> {
                 },
                 Some(check) = self.questions.recv() => self.send(Kind::PortCheck(check)).await?,
                 news = health.recv() => self.tell_health(news).await?,
-                news = endpoints.recv() => self.tell_endpoints(news).await?,
+                news = endpoints.recv() => {
+                    self.tell_endpoints(news).await?;
+                    // Another node's endpoint may have given up a name that one of this node's waits for.
+                    let now = self.core.endpoints.refused(self.node);
+                    if now != refused {
+                        refused.clone_from(&now);
+                        let number = *reported.borrow();
+                        self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused: now })).await?;
+                    }
+                }
                 changed = states.changed() => {
                     if changed.is_err() {
                         return Err(Problem::new(ProblemKind::Unreachable, "the manager is ending"));
@@ -101,7 +115,9 @@ impl Writer<'_> {
                 }
                 Ok(()) = reported.changed() => {
                     let number = *reported.borrow_and_update();
-                    self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused: Vec::new() })).await?;
+                    refused = self.core.endpoints.refused(self.node);
+                    let refused = refused.clone();
+                    self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused })).await?;
                 }
                 _ = beat.tick() => {
                     if known > told {
