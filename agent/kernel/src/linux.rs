@@ -128,6 +128,14 @@ impl<P: Programs + Send> LinuxKernel<P> {
                 let action = || format!("remove the route to {} out of the interface {index}", route.subnet);
                 routes::remove(netlink, *index, *route).map_err(|error| error.during(action()))?;
             }
+            Action::PutUnreachable { subnet } => {
+                let action = || format!("make {subnet} unreachable but by routes of its own");
+                routes::put_unreachable(netlink, *subnet).map_err(|error| error.during(action()))?;
+            }
+            Action::RemoveUnreachable { subnet } => {
+                let action = || format!("remove the route that makes {subnet} unreachable");
+                routes::remove_unreachable(netlink, *subnet).map_err(|error| error.during(action()))?;
+            }
             Action::SetSysctl(sysctl) => sysctl::set(*sysctl)?,
             Action::SetFirewall(wanted) => {
                 // Whatever comes of it, what was known is out of date.
@@ -170,6 +178,8 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             Some(index) => routes::dump(netlink, index).map_err(|error| error.during("list the routes"))?,
             None => Vec::new(),
         };
+        let unreachable =
+            routes::dump_unreachable(netlink).map_err(|error| error.during("list the routes"))?;
         let host_addresses = addresses
             .iter()
             .filter(|(index, address)| Some(*index) == host_leg && !is_link_local(address.address))
@@ -181,6 +191,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
                 .and_then(|desired| underlay(desired.underlay.address, &raw_links, &addresses, &ours)),
             host_addresses: host_addresses.collect(),
             host_routes: host_routes.into_iter().collect(),
+            unreachable: unreachable.into_iter().collect(),
             namespaces: endpoints
                 .filter(|e| netns::exists(&e.netns, links.contains_key(&e.host_ifname())))
                 .map(|e| e.id.clone())

@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ipam::{Family, Prefix};
+use mesh_model::naming;
 use mesh_model::observed::HostRoute;
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
@@ -36,6 +37,70 @@ pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, 
         }
     }
     Ok(routes)
+}
+
+/// The metric of routes that make a subnet unreachable: any other route to it comes first.
+const LAST_METRIC: u32 = u32::MAX;
+
+/// The subnets that routes of ours make unreachable.
+pub(crate) fn dump_unreachable(netlink: &mut Netlink) -> Result<Vec<Prefix>, RequestError> {
+    let mut routes = Vec::new();
+    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
+        let mut message = RouteMessage::default();
+        message.header.address_family = family;
+        message.header.table = RouteHeader::RT_TABLE_MAIN;
+        message.header.protocol = naming::ROUTE_PROTOCOL.into();
+        match netlink
+            .dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(unreachable_prefix(parse(message)?)))
+        {
+            Ok(found) => routes.extend(found),
+            Err(error)
+                if matches!(error.errno(), Some(errno::NOENT | errno::OPNOTSUPP | errno::AFNOSUPPORT)) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(routes)
+}
+
+fn unreachable_prefix(message: RouteNetlinkMessage) -> Option<Prefix> {
+    let RouteNetlinkMessage::NewRoute(message) = message else { return None };
+    let RouteHeader { kind, table, protocol, destination_prefix_length, .. } = message.header;
+    let ours = kind == RouteType::Unreachable
+        && table == RouteHeader::RT_TABLE_MAIN
+        && protocol == naming::ROUTE_PROTOCOL.into();
+    let destination = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    ours.then(|| Prefix::new(destination?, destination_prefix_length).ok()).flatten()
+}
+
+fn unreachable(subnet: Prefix) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    message.header.address_family = family(subnet.first());
+    message.header.destination_prefix_length = subnet.len();
+    message.header.table = RouteHeader::RT_TABLE_MAIN;
+    message.header.protocol = naming::ROUTE_PROTOCOL.into();
+    message.header.kind = RouteType::Unreachable;
+    message.attributes =
+        vec![RouteAttribute::Destination(subnet.first().into()), RouteAttribute::Priority(LAST_METRIC)];
+    message
+}
+
+/// Makes a subnet unreachable for everyone who has no other route to it than a default route; one that is so is no error.
+pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
+    match netlink.request(RouteNetlinkMessage::NewRoute(unreachable(subnet)), NLM_F_CREATE | NLM_F_EXCL) {
+        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        answer => answer,
+    }
+}
+
+/// Takes that back; one that is gone is no error.
+pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
+    match netlink.request(RouteNetlinkMessage::DelRoute(unreachable(subnet)), 0) {
+        Err(error) if matches!(error.errno(), Some(errno::SRCH | errno::NODEV)) => Ok(()),
+        answer => answer,
+    }
 }
 
 /// Every route of the main table to a prefix, with the index of its device: whoever made it, the kernel included.

@@ -75,6 +75,12 @@ impl Observed {
             Action::RemoveRoute { route, .. } => {
                 self.host_routes.remove(route);
             }
+            Action::PutUnreachable { subnet } => {
+                self.unreachable.insert(*subnet);
+            }
+            Action::RemoveUnreachable { subnet } => {
+                self.unreachable.remove(subnet);
+            }
             Action::SetSysctl(sysctl) => {
                 self.sysctls.insert(*sysctl);
             }

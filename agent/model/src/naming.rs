@@ -15,6 +15,10 @@ pub const FIREWALL_TABLE: &str = "mesh";
 /// What the names of endpoints' devices begin with; eight hexadecimal characters follow.
 pub const ENDPOINT_PREFIX: &str = "mesh";
 
+/// The protocol number of routes that are ours without a device of ours (rtnetlink(7), `rtm_protocol`): none of those that
+/// have names.
+pub const ROUTE_PROTOCOL: u8 = 77;
+
 /// Interface index of `mesh0`.
 ///
 /// Indexes are chosen here instead of by the kernel, so that a plan can name a device that does not exist yet. The

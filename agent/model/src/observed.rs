@@ -23,6 +23,8 @@ pub struct Observed {
     pub host_addresses: BTreeSet<InterfaceAddress>,
     /// Routes out of `mesh0`, those that the kernel makes with an address left out.
     pub host_routes: BTreeSet<HostRoute>,
+    /// Subnets that routes of ours make unreachable.
+    pub unreachable: BTreeSet<Prefix>,
     /// Endpoints whose namespace is still there: its path opens, and the inode is the one that was attached.
     pub namespaces: BTreeSet<EndpointId>,
     /// Programs, where they stand, and what is in their maps.

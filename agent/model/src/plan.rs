@@ -93,6 +93,16 @@ pub enum Action {
         /// The route.
         route: HostRoute,
     },
+    /// Make a subnet unreachable where no other route leads to it, a default route left out of account.
+    PutUnreachable {
+        /// The subnet.
+        subnet: Prefix,
+    },
+    /// Remove such a route.
+    RemoveUnreachable {
+        /// The subnet.
+        subnet: Prefix,
+    },
     /// Turn a switch of the kernel on.
     SetSysctl(Sysctl),
     /// Make the table `inet mesh`, in the place of what there is, in one transaction.
@@ -112,6 +122,7 @@ impl Action {
                 | Self::DeleteLink { .. }
                 | Self::RemoveAddress { .. }
                 | Self::RemoveRoute { .. }
+                | Self::RemoveUnreachable { .. }
                 | Self::RemoveFirewall
         )
     }

@@ -20,6 +20,7 @@ pub(crate) fn plan(observed: &Observed) -> Plan {
         }
         actions.push(Action::DeleteLink { name: name.clone(), index: link.index });
     }
+    actions.extend(observed.unreachable.iter().map(|subnet| Action::RemoveUnreachable { subnet: *subnet }));
     if observed.programs.pins != Pins::Absent {
         actions.push(Action::UnloadPrograms);
     }

@@ -193,6 +193,9 @@ impl Planner<'_> {
 
     /// Addresses come first: routes name them as their source.
     fn host_addresses_and_routes(&mut self) {
+        for subnet in self.wanted.unreachable.difference(&self.observed.unreachable) {
+            self.push(Action::PutUnreachable { subnet: *subnet });
+        }
         let index = self.wanted.host_leg.index;
         let is_new = self.link(&self.wanted.host_leg.name).is_none();
         for address in &self.wanted.host_addresses {
@@ -258,6 +261,9 @@ impl Planner<'_> {
     }
 
     fn remove_host_routes_and_addresses(&mut self) {
+        for subnet in self.observed.unreachable.difference(&self.wanted.unreachable) {
+            self.push(Action::RemoveUnreachable { subnet: *subnet });
+        }
         let index = self.wanted.host_leg.index;
         if self.link(&self.wanted.host_leg.name).is_none() {
             return;

@@ -41,6 +41,9 @@ pub(crate) struct Wanted {
     pub attachments: BTreeSet<Attachment>,
     pub host_addresses: BTreeSet<InterfaceAddress>,
     pub host_routes: BTreeSet<HostRoute>,
+    /// The subnets of all networks that this node knows. Where one has no endpoint here, or its route is gone, packets to it
+    /// must not take the host's default route.
+    pub unreachable: BTreeSet<Prefix>,
     pub sysctls: BTreeSet<Sysctl>,
     pub firewall: Firewall,
     pub lost: BTreeSet<EndpointId>,
@@ -78,6 +81,11 @@ impl Wanted {
             attachments: BTreeSet::new(),
             host_addresses: BTreeSet::new(),
             host_routes: BTreeSet::new(),
+            unreachable: desired
+                .networks
+                .values()
+                .flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet))
+                .collect(),
             sysctls: BTreeSet::from([Sysctl::Ipv4Forwarding]),
             firewall: firewall(desired),
             lost,
@@ -212,7 +220,13 @@ fn free_index(name: &IfName, taken: &BTreeSet<u32>) -> u32 {
 /// What leaves masqueraded: the networks that this node has leases in, whether or not they have endpoints here at
 /// the moment. Setting rules is slow, and so it happens before the first attachment and not during each.
 fn firewall(desired: &Desired) -> Firewall {
-    let outward = desired.networks.values().filter(|network| !network.internal);
+    let own: BTreeSet<&NetworkId> = desired
+        .leases
+        .iter()
+        .filter(|lease| lease.node == desired.node)
+        .map(|lease| &lease.network)
+        .collect();
+    let outward = desired.networks.values().filter(|network| !network.internal && own.contains(&network.id));
     Firewall {
         masquerade: outward.flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet)).collect(),
     }

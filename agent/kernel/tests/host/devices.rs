@@ -5,7 +5,7 @@ use std::net::UdpSocket;
 use mesh_kernel::{Kernel, KernelError};
 use mesh_model::observed::{HostRoute, InterfaceAddress, LinkKind, Sysctl};
 use mesh_model::plan::{HostLeg, VxlanDevice};
-use mesh_model::{Action, naming};
+use mesh_model::{Action, Prefix, naming};
 
 use crate::support::{apply, become_host, kernel, observe, run};
 
@@ -146,4 +146,29 @@ fn switches_are_seen_and_turned_on() {
         assert!(observe(&mut kernel).sysctls.contains(&sysctl));
     }
     assert_eq!(run("cat /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv6/conf/all/forwarding"), "1\n1\n");
+}
+
+#[test]
+fn a_subnet_is_unreachable_until_a_route_of_anybodys_leads_there() {
+    become_host();
+    run("ip route add default via 192.168.77.1 && ip -6 route add default dev eth0");
+    let mut kernel = kernel();
+    let subnets = ["10.64.0.0/20", "fd00:64::/64"].map(|subnet| subnet.parse::<Prefix>().unwrap());
+    for subnet in subnets {
+        apply(&mut kernel, &Action::PutUnreachable { subnet });
+        apply(&mut kernel, &Action::PutUnreachable { subnet });
+    }
+    assert_eq!(observe(&mut kernel).unreachable, subnets.into());
+    let way = |to: &str| run(&format!("ip route get {to} 2>&1 || true"));
+    assert!(way("10.64.0.5").contains("No route to host"), "{}", way("10.64.0.5"));
+    assert!(way("fd00:64::5").contains("No route to host"), "{}", way("fd00:64::5"));
+    assert!(way("10.64.16.5").contains("dev eth0"), "{}", way("10.64.16.5"));
+    run("ip route add 10.64.0.0/20 dev wire");
+    assert!(way("10.64.0.5").contains("dev wire"), "{}", way("10.64.0.5"));
+    for subnet in subnets {
+        apply(&mut kernel, &Action::RemoveUnreachable { subnet });
+        apply(&mut kernel, &Action::RemoveUnreachable { subnet });
+    }
+    assert!(observe(&mut kernel).unreachable.is_empty());
+    assert!(way("10.64.0.5").contains("dev wire"), "others' routes stay");
 }
