@@ -114,6 +114,7 @@ fn a_new_member_builds_from_the_ground_up() {
             "attach underlay",
             "attach host",
             "attach overlay",
+            "PutUnreachable",
             "add 10.64.0.1",
             "route 10.64.0.0/24",
             "create eth0",
@@ -199,7 +200,14 @@ fn leaving_takes_endpoints_while_their_programs_still_stand() {
     let desired = state(&shape(&[endpoint(0, 0, 0)]));
     assert_eq!(
         briefly(&plan(None, &reached(&desired))),
-        ["remove mesh00000000", "remove mesh0", "remove meshvx0", "UnloadPrograms", "RemoveFirewall"]
+        [
+            "remove mesh00000000",
+            "remove mesh0",
+            "remove meshvx0",
+            "RemoveUnreachable",
+            "UnloadPrograms",
+            "RemoveFirewall"
+        ]
     );
     assert!(plan(None, &Observed::default()).is_empty());
 }
