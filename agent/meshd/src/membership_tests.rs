@@ -349,7 +349,7 @@ async fn a_hundred_attaches_at_once_from_three_hosts_share_no_address() {
 #[tokio::test]
 async fn a_name_is_one_endpoints_in_the_whole_cluster_however_close_two_attaches_are() {
     let dir = tempfile::tempdir().unwrap();
-    let [_, h2, h3] = three(dir.path(), 20).await;
+    let [_manager, h2, h3] = three(dir.path(), 20).await;
     let attach = async |agent: &TestAgent, netns: String, name: String| -> Result<v1::Endpoint, Problem> {
         let request =
             v1::AttachRequest { network: "app".into(), netns, name, ..v1::AttachRequest::default() };
