@@ -1,5 +1,7 @@
 //! Telling flows apart.
 
+use mesh_ebpf_types::ConnectionKey;
+
 /// A hash of a flow: IPv4 addresses, ports (0 where there are none) and protocol, each as it lies in the packet. Never 0.
 /// All bits of the input reach the upper bits, of which the UDP source port is made.
 #[inline(always)]
@@ -19,4 +21,74 @@ const fn mix(mut word: u32) -> u32 {
     word ^= word >> 13;
     word = word.wrapping_mul(0xc2b2_ae35);
     word ^ (word >> 16)
+}
+
+/// The hash by which a flow's backend is chosen: the same on every node and for ever, or flows would move. With `affinity`
+/// only the client's address counts.
+#[inline(always)]
+pub fn balance(key: &ConnectionKey, affinity: bool) -> u32 {
+    let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (key.source.words(), key.destination.words());
+    let mut hash = mix(s0 ^ 0x6d65_7368);
+    hash = mix(hash ^ s1);
+    hash = mix(hash ^ s2);
+    hash = mix(hash ^ s3);
+    if affinity {
+        return hash;
+    }
+    hash = mix(hash.wrapping_add(0x9e37_79b9) ^ d0 ^ d1.rotate_left(11));
+    hash = mix(hash ^ d2 ^ d3.rotate_left(7));
+    hash = mix(hash ^ u32::from_ne_bytes(key.ports));
+    mix(hash ^ u32::from(key.protocol))
+}
+
+/// Which of `size` entries a hash chooses: below `size`, 0 if that is 0.
+#[inline(always)]
+pub const fn entry(hash: u32, size: u32) -> u32 {
+    ((hash as u64 * size as u64) >> 32) as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_ebpf_types::Address;
+
+    use super::*;
+
+    fn key(client: u8, port: u8) -> ConnectionKey {
+        ConnectionKey {
+            source: Address::from_v4([10, 64, 0, client]),
+            destination: Address::from_v4([10, 64, 0, 40]),
+            ports: [0x9c, port, 0, 80],
+            protocol: 6,
+            vni: [0; 3],
+        }
+    }
+
+    #[test]
+    fn flows_are_spread_evenly() {
+        let mut counts = [0_u32; 10];
+        for client in 0..100 {
+            for port in 0..100 {
+                counts[entry(balance(&key(client, port), false), 10) as usize] += 1;
+            }
+        }
+        assert!(counts.iter().all(|count| (900..1100).contains(count)), "{counts:?}");
+    }
+
+    #[test]
+    fn every_node_and_every_version_chooses_alike() {
+        assert_eq!(balance(&key(5, 1), false), 2_446_196_227);
+    }
+
+    #[test]
+    fn with_affinity_only_the_client_counts() {
+        let other = ConnectionKey { destination: Address::from_v4([192, 0, 2, 1]), ..key(5, 9) };
+        assert_eq!(balance(&key(5, 1), true), balance(&other, true));
+        assert_ne!(balance(&key(5, 1), true), balance(&key(6, 1), true));
+        assert_ne!(balance(&key(5, 1), false), balance(&key(5, 9), false));
+    }
+
+    #[test]
+    fn a_hash_chooses_an_entry_of_the_table() {
+        assert_eq!((entry(0, 7), entry(u32::MAX, 7), entry(u32::MAX, 0), entry(1 << 31, 2)), (0, 6, 0, 1));
+    }
 }

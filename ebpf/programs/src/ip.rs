@@ -1,9 +1,15 @@
 //! Protocol numbers, and the way through IPv6 extension headers.
 
+/// Protocol number of ICMP.
+pub const ICMP: u8 = 1;
 /// Protocol number of TCP.
 pub const TCP: u8 = 6;
 /// Protocol number of UDP.
 pub const UDP: u8 = 17;
+/// Protocol number of SCTP.
+pub const SCTP: u8 = 132;
+/// Protocol number of IPv6's fragment header.
+pub const FRAGMENT: u8 = 44;
 /// Protocol number of ICMP for IPv6.
 pub const ICMPV6: u8 = 58;
 

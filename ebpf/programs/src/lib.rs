@@ -12,5 +12,7 @@ pub mod flow;
 pub mod headers;
 pub mod ip;
 pub mod ndp;
+pub mod refusal;
 pub mod too_big;
+pub mod transport;
 pub mod vxlan;

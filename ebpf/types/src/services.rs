@@ -2,7 +2,8 @@
 
 use crate::{Address, EndpointKey, Vni};
 
-/// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend.
+/// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend, whichever of the
+/// hosts' addresses it speaks to.
 pub const AFFINITY_CLIENT_IP: u32 = 1;
 
 /// [`Published::flags`]: only backends of the node that receives a packet take it (`mode=host`). Its table holds those
@@ -135,10 +136,12 @@ pub struct ConnectionKey {
 
 /// [`Connection::state`]: this direction has been answered.
 pub const ANSWERED: u8 = 1;
-/// [`Connection::state`]: this direction was closed (FIN).
-pub const FINISHED: u8 = 2;
+/// [`Connection::state`]: the client closed its direction (FIN).
+pub const CLIENT_FINISHED: u8 = 2;
 /// [`Connection::state`]: the flow is over (both directions closed, or reset).
 pub const CLOSED: u8 = 4;
+/// [`Connection::state`]: the backend closed its direction (FIN).
+pub const BACKEND_FINISHED: u8 = 8;
 
 /// What an entry of `CONNECTIONS` does.
 #[repr(u8)]
@@ -169,10 +172,10 @@ pub struct Connection {
     pub port: [u8; 2],
     /// A [`ConnectionKind`], as its number.
     pub kind: u8,
-    /// Bits: [`ANSWERED`], [`FINISHED`], [`CLOSED`].
+    /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`].
     pub state: u8,
-    /// When its other half was last looked after, in units of 2^30 ns of `CLOCK_MONOTONIC` (about seconds).
-    pub seen: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// Which entry of which service table.

@@ -4,6 +4,7 @@ mod attachments;
 mod hosts;
 mod loading;
 mod packets;
+mod services;
 mod support;
 mod tables;
 mod traffic;

@@ -30,7 +30,7 @@ udp()
 ";
 
 /// Sends many bytes and compares the hash that comes back.
-const TRANSFER: &str = r"
+pub(crate) const TRANSFER: &str = r"
 import hashlib, os, socket, sys
 c = socket.create_connection((sys.argv[1], 7000), timeout=20)
 b = os.urandom(1 << 20); h = hashlib.sha256()
@@ -40,7 +40,7 @@ assert c.recv(64, socket.MSG_WAITALL).decode() == h.hexdigest()
 ";
 
 /// Sends super-packets of UDP (`UDP_SEGMENT`) as QUIC does, and counts the segments that come back.
-const SEGMENTS: &str = r"
+pub(crate) const SEGMENTS: &str = r"
 import socket, struct, sys
 v6 = ':' in sys.argv[1]
 s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)
@@ -54,7 +54,7 @@ assert got == 200, got
 ";
 
 /// Sends one datagram that the sender has to fragment.
-const DATAGRAM: &str = r"
+pub(crate) const DATAGRAM: &str = r"
 import socket, sys
 v6 = ':' in sys.argv[1]
 s = socket.socket(socket.AF_INET6 if v6 else socket.AF_INET, socket.SOCK_DGRAM); s.settimeout(5)
@@ -62,10 +62,10 @@ s.sendto(b'x' * 60000, (sys.argv[1], 7001))
 assert s.recv(70000) == b'x' * 60000
 ";
 
-struct Server(Child);
+pub(crate) struct Server(Child);
 
 impl Server {
-    fn start(netns: &str) -> Self {
+    pub(crate) fn start(netns: &str) -> Self {
         let child = Command::new("nsenter")
             .arg(format!("--net=/run/netns/{netns}"))
             .args(["python3", "-c", SERVER])

@@ -47,7 +47,7 @@ pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: &Address) -> Result<Ver
 
 /// Lets the VXLAN device encapsulate. [`PASS`] where the kernel refuses.
 #[inline(never)]
-fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u32, ifindex: u32) -> Verdict {
+pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u32, ifindex: u32) -> Verdict {
     let mut key = TunnelKey {
         tunnel_id: vni,
         remote_ipv4,

@@ -8,7 +8,9 @@ use mesh_ebpf_types::{
 
 use super::count::{count, dropped};
 use super::skb::Skb;
-use super::{LONG_WAY, Verdict, encapsulate, maps, neighbour, outside, sent};
+use super::{
+    GO_ON, LONG_WAY, PASS, TRANSLATED, Verdict, encapsulate, maps, neighbour, outside, sent, service,
+};
 
 /// What one packet's way is decided from.
 pub(super) struct Sending<'a> {
@@ -28,9 +30,19 @@ const TO_HOST: Verdict = 0x102;
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
-    let verdict = sent::send(skb);
+    let verdict = sent::send(skb, false);
     if verdict != LONG_WAY {
         return verdict;
+    }
+    match service::run(skb, service::outbound::balance(skb)) {
+        GO_ON | PASS => {}
+        TRANSLATED => {
+            let verdict = sent::send(skb, true);
+            if verdict != LONG_WAY {
+                return verdict;
+            }
+        }
+        verdict => return verdict,
     }
     match forwarded(skb) {
         ANSWER_ARP => neighbour::answer_arp(skb),

@@ -1,20 +1,41 @@
 //! What the host sends to endpoints: its own packets, and replies to masqueraded ones.
 
 use mesh_ebpf::headers::Headers;
-use mesh_ebpf_types::{EndpointKey, Reason, Vni};
+use mesh_ebpf_types::{Address, EndpointKey, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, Reason, Vni};
 
 use super::count::{count, dropped};
+use super::service::{published, run_published};
 use super::skb::Skb;
-use super::{Verdict, maps, receive};
+use super::{PASS, Verdict, maps, receive};
+
+/// [`deliver`]: to a published port.
+const FROM_HOST: Verdict = 0x400;
 
 #[inline(always)]
 pub(super) fn host(skb: Skb) -> Verdict {
+    let verdict = deliver(skb);
+    if verdict != FROM_HOST {
+        return verdict;
+    }
+    match run_published(skb, published::from_host(skb)) {
+        PASS => dropped(skb, Vni::NONE, Reason::NoBackend),
+        verdict => verdict,
+    }
+}
+
+#[inline(never)]
+fn deliver(skb: Skb) -> Verdict {
     let mut headers = Headers::new();
     if let Err(reason) = receive::read(skb, 0, &mut headers) {
         return dropped(skb, Vni::NONE, reason);
     }
     if headers.is_multicast() {
         return dropped(skb, Vni::NONE, Reason::Multicast);
+    }
+    if headers.destination() == Address::from_v4(HOST_PUBLISHED_IPV4)
+        || headers.destination() == HOST_PUBLISHED_IPV6
+    {
+        return FROM_HOST;
     }
     let Some(vni) = maps::network_of(headers.destination()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);

@@ -13,6 +13,7 @@ use mesh_ebpf_types::{
 
 use super::received::{Received, ReceivedKey};
 use super::sent::{Sent, SentKey};
+use super::service::packet::Packet;
 
 macro_rules! map {
     ($name:ident: $type:ty = $new:expr) => {
@@ -51,6 +52,8 @@ const WAYS_BITS: u32 = 9;
 // Not pinned: worth nothing to another program.
 map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(WAYS, 0));
 map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(WAYS, 0));
+// What balancing knows of the packet at hand: more than fits on the stack.
+map!(PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0));
 
 /// Changes whenever user space has changed an entry of any map: what was derived from entries before holds no more.
 #[inline(always)]
@@ -76,7 +79,7 @@ pub(super) fn sent(key: &SentKey) -> Option<*mut Sent> {
 /// The place of a received packet's way.
 #[inline(always)]
 pub(super) fn received(key: &ReceivedKey) -> Option<*mut Received> {
-    RECEIVED.get_ptr_mut(slot([key.vni, key.destination, key.mac_end.into()]))
+    RECEIVED.get_ptr_mut(slot([key.vni ^ key.source, key.destination, key.mac_end.into()]))
 }
 
 /// This node's configuration. There always is one: the array has one entry.
@@ -139,6 +142,62 @@ pub(super) fn network_of(address: Address) -> Option<Vni> {
 #[inline(always)]
 pub(super) fn is_member(address: Address) -> bool {
     MEMBERS.get_ptr(address).is_some()
+}
+
+/// Whether an address of a network is, or lately was, a backend's.
+#[inline(always)]
+pub(super) fn is_backend(vni: Vni, address: Address) -> bool {
+    BACKEND_ADDRESSES.get_ptr(EndpointKey { vni, address }).is_some()
+}
+
+/// Whether an address is one of the host's own.
+#[inline(always)]
+pub(super) fn is_host_address(address: Address) -> bool {
+    HOST_ADDRESSES.get_ptr(address).is_some()
+}
+
+/// The service of a VIP.
+#[inline(always)]
+pub(super) fn service(vni: Vni, vip: Address) -> Option<&'static Service> {
+    // SAFETY: as in `network`.
+    unsafe { SERVICES.get(ServiceKey { vni, address: vip }) }
+}
+
+/// What a port on a host's address is published for.
+#[inline(always)]
+pub(super) fn published(address: Address, port: [u8; 2], protocol: u8) -> Option<&'static Published> {
+    let mut key = PublishedKey { address, port, protocol, padding: 0 };
+    // SAFETY: as in `network`.
+    unsafe {
+        PUBLISHED.get(key).or_else(|| {
+            key.address = Address::NONE;
+            PUBLISHED.get(key)
+        })
+    }
+}
+
+/// A backend.
+#[inline(always)]
+pub(super) fn backend(number: u32) -> Option<&'static Backend> {
+    // SAFETY: as in `network`.
+    unsafe { BACKENDS.get(number) }
+}
+
+/// An entry of the backends' tables; 0 past their end.
+#[inline(always)]
+pub(super) fn maglev(entry: u32) -> u32 {
+    let row = const { MAGLEV_ROW as u32 };
+    // Read once: user space may be writing.
+    MAGLEV
+        .get_ptr(entry / row)
+        .map_or(0, |numbers| unsafe { numbers.cast::<u32>().add((entry % row) as usize).read_volatile() })
+}
+
+/// What balancing knows of the packet at hand. Each function asks for it anew and keeps nothing of it across calls.
+#[inline(always)]
+pub(super) fn packet() -> Option<&'static mut Packet> {
+    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
+    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 
 /// Remembers that a member answered a probe.

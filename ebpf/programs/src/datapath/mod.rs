@@ -11,6 +11,7 @@ mod overlay;
 mod receive;
 mod received;
 mod sent;
+mod service;
 mod skb;
 mod too_big;
 mod underlay;
@@ -27,6 +28,10 @@ const PASS: Verdict = -1;
 const DROP: Verdict = 2;
 /// Not the kernel's: no way is remembered, the packet is to be looked at as a whole.
 const LONG_WAY: Verdict = 0x200;
+/// Not the kernel's: the packet was not changed, others decide.
+const GO_ON: Verdict = 0x201;
+/// Not the kernel's: the packet has another destination now, others decide how it gets there.
+const TRANSLATED: Verdict = 0x202;
 
 /// Ingress of an endpoint's host-side device.
 #[unsafe(no_mangle)]

@@ -1,18 +1,27 @@
 //! What the VXLAN device decapsulated.
 
 use mesh_ebpf::headers::Headers;
-use mesh_ebpf_types::{Address, ENCRYPTED, Network, Reason, Vni};
+use mesh_ebpf_types::{Address, ENCRYPTED, Network, PUBLISHED_BIT, Reason, Vni};
 
 use super::count::{count, dropped};
+use super::service::{inbound, published, run_published};
 use super::skb::Skb;
 use super::{Verdict, maps, receive};
 
 #[inline(always)]
 pub(super) fn overlay(skb: Skb) -> Verdict {
+    run_published(skb, decide(skb))
+}
+
+#[inline(never)]
+fn decide(skb: Skb) -> Verdict {
     let Ok((number, source)) = skb.tunnel() else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
     // The underlay program has looked already, unless the packet came in fragments or by another device.
     if !maps::is_member(Address::from_v4(source)) {
         return dropped(skb, Vni::NONE, Reason::NotMember);
+    }
+    if number & PUBLISHED_BIT != 0 {
+        return published::of_mesh(number, u32::from_ne_bytes(source), false);
     }
     let vni = Vni::new(number);
     let Some(network) = maps::network(vni) else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
@@ -31,5 +40,9 @@ fn deliver(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
     receive::read(skb, 0, &mut headers)?;
     let endpoint = receive::receiver(&headers, vni, network)?;
     count(skb, vni, Reason::Received);
+    if maps::is_backend(vni, headers.source()) {
+        skb.store(0, &endpoint.mac.0).map_err(|_| Reason::DecapsulationFailed)?;
+        return Ok(inbound::from_backend(vni, endpoint.ifindex));
+    }
     skb.deliver(endpoint.ifindex, endpoint.mac).map_err(|_| Reason::DecapsulationFailed)
 }

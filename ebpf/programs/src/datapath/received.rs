@@ -7,6 +7,7 @@ use mesh_ebpf_types::{ALLOW_FORWARDING, Config, Encapsulation, Endpoint, Reason,
 
 use super::count::{count_as, dropped};
 use super::maps;
+use super::service::inbound;
 use super::skb::{Skb, Start};
 use super::{LONG_WAY, Verdict};
 
@@ -27,6 +28,8 @@ pub(super) struct ReceivedKey {
     pub(super) node: u32,
     /// The VNI, and a zero after it.
     pub(super) vni: u32,
+    /// The inner source: a backend's packets may have to be translated.
+    pub(super) source: u32,
     /// The inner destination.
     pub(super) destination: u32,
     /// The inner destination MAC's first four bytes.
@@ -46,6 +49,8 @@ pub(super) struct Received {
     flags: u16,
     /// The endpoint's MAC.
     mac: [u8; 6],
+    /// Whether the source is a backend's address.
+    from_backend: bool,
 }
 
 /// Delivers a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did. The packet is IPv4 to
@@ -73,6 +78,7 @@ fn delivered(skb: Skb) -> Option<Verdict> {
     let key = ReceivedKey {
         node: frame.word(26),
         vni: frame.word(46),
+        source: frame.word(76),
         destination: frame.word(80),
         mac: frame.word(50),
         mac_end: frame.half(54),
@@ -97,6 +103,9 @@ fn delivered(skb: Skb) -> Option<Verdict> {
         return Some(dropped(skb, vni, Reason::DecapsulationFailed));
     }
     count_as(vni, Reason::Received, skb.segments(), length - 50);
+    if way.from_backend {
+        return Some(inbound::from_backend(vni, way.ifindex));
+    }
     Some(match skb.deliver_as_is(way.ifindex) {
         Ok(verdict) => verdict,
         Err(_) => dropped(skb, vni, Reason::DecapsulationFailed),
@@ -122,7 +131,13 @@ fn is_plain_vxlan(frame: Start<READ>, config: &Config, length: u32, gso: bool) -
 
 /// Remembers that a packet went to an endpoint.
 #[inline(always)]
-pub(super) fn remember(generation: u64, outer: &Outer, headers: &Headers, endpoint: &Endpoint) {
+pub(super) fn remember(
+    generation: u64,
+    outer: &Outer,
+    headers: &Headers,
+    endpoint: &Endpoint,
+    from_backend: bool,
+) {
     if u32::from_ne_bytes(headers.word(12)) & !TOS != PLAIN_IPV4 {
         return;
     }
@@ -130,6 +145,7 @@ pub(super) fn remember(generation: u64, outer: &Outer, headers: &Headers, endpoi
     let key = ReceivedKey {
         node: u32::from_ne_bytes(outer.source),
         vni: u32::from_ne_bytes([v0, v1, v2, 0]),
+        source: u32::from_ne_bytes(headers.word(26)),
         destination: u32::from_ne_bytes(headers.word(30)),
         mac: u32::from_ne_bytes(headers.word(0)),
         mac_end: u16::from_ne_bytes(headers.half(4)),
@@ -142,4 +158,5 @@ pub(super) fn remember(generation: u64, outer: &Outer, headers: &Headers, endpoi
     way.ifindex = endpoint.ifindex;
     way.flags = endpoint.flags;
     way.mac = endpoint.mac.0;
+    way.from_backend = from_backend;
 }

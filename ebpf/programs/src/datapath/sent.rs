@@ -6,9 +6,10 @@
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::transport::{ACK, SYN};
 use mesh_ebpf::vxlan::{Encapsulation, OUTER};
 use mesh_ebpf::{flow, ip};
-use mesh_ebpf_types::{Mac, Reason, Vni};
+use mesh_ebpf_types::{Address, Mac, Reason, Vni};
 
 use super::count::{count_as, dropped};
 use super::maps;
@@ -21,6 +22,12 @@ const JIFFIES: u64 = 25;
 const READ: usize = ETHERNET + 20 + 4;
 /// Up to a TCP header's length.
 const READ_TCP: usize = ETHERNET + 20 + 13;
+/// Up to a TCP header's flags.
+const READ_FLAGS: usize = ETHERNET + 20 + 14;
+/// [`Sent::service`]: the source is a backend's address.
+const FROM_BACKEND: u32 = 1;
+/// [`Sent::service`]: the destination is.
+const TO_BACKEND: u32 = 2;
 /// IPv4, without options, as it stands in a frame together with the type of service.
 const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
 const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
@@ -54,6 +61,8 @@ pub(super) struct Sent {
     ifindex: u32,
     key: SentKey,
     vni: Vni,
+    /// Bits: [`FROM_BACKEND`], [`TO_BACKEND`].
+    service: u32,
     /// Of the network.
     mtu: u32,
     /// Where the packet leaves.
@@ -67,14 +76,15 @@ pub(super) struct Sent {
     port: [u8; 2],
 }
 
-/// Sends a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did.
+/// Sends a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did, or where the packet may have
+/// to do with a service and has not been `balanced` yet.
 #[inline(never)]
-pub(super) fn send(skb: Skb) -> Verdict {
-    sent(skb).unwrap_or(LONG_WAY)
+pub(super) fn send(skb: Skb, balanced: bool) -> Verdict {
+    sent(skb, balanced).unwrap_or(LONG_WAY)
 }
 
 #[inline(always)]
-fn sent(skb: Skb) -> Option<Verdict> {
+fn sent(skb: Skb, balanced: bool) -> Option<Verdict> {
     let frame = skb.start::<READ>()?;
     if frame.word(12) & !TOS != PLAIN_IPV4 || skb.has_vlan() {
         return None;
@@ -88,6 +98,9 @@ fn sent(skb: Skb) -> Option<Verdict> {
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
     let way = unsafe { &*maps::sent(&key)? };
     if way.generation != maps::generation() || way.ifindex != skb.ifindex() || way.key != key {
+        return None;
+    }
+    if !balanced && way.service != 0 && concerns_service(skb, frame, way.service) {
         return None;
     }
     if way.outer[1] == 0 {
@@ -125,6 +138,15 @@ fn sent(skb: Skb) -> Option<Verdict> {
         0 => skb.route(way.to_ifindex),
         next_hop => skb.route_via(way.to_ifindex, next_hop),
     })
+}
+
+/// Whether balancing has to look at a packet between addresses of which one is a backend's: at all that comes from there,
+/// and at what begins a connection there, since it ends whatever a VIP's connection between the same ports left.
+#[inline(always)]
+fn concerns_service(skb: Skb, frame: Start<READ>, service: u32) -> bool {
+    service & FROM_BACKEND != 0
+        || frame.byte(23) == ip::TCP
+            && skb.start::<READ_FLAGS>().is_none_or(|frame| frame.byte(READ_FLAGS - 1) & (SYN | ACK) == SYN)
 }
 
 #[inline(always)]
@@ -227,5 +249,13 @@ fn remember(skb: Skb, generation: u64) -> Option<*mut Sent> {
     way.key = key;
     way.vni = interface.vni;
     way.mtu = network.mtu;
+    way.service = 0;
+    let [source, destination] = way.key.addresses.map(|word| Address::from_v4(word.to_ne_bytes()));
+    if maps::is_backend(interface.vni, source) {
+        way.service |= FROM_BACKEND;
+    }
+    if maps::is_backend(interface.vni, destination) {
+        way.service |= TO_BACKEND;
+    }
     Some(place)
 }

@@ -5,8 +5,9 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_ZERO_CSUM_TX,
-    BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LOOKUP_OUTPUT,
+    BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated as helpers;
 use mesh_ebpf::ip::UDP;
@@ -19,6 +20,7 @@ const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
 const AF_INET: u8 = 2;
+const BPF_F_IPV6: u64 = 1 << 7;
 
 /// A helper refused.
 #[derive(Clone, Copy)]
@@ -189,7 +191,7 @@ impl Skb {
         to: [u8; 4],
         checksum: u32,
     ) -> Result<(), Refused> {
-        let flags = u64::from(aya_ebpf::bindings::BPF_F_MARK_MANGLED_0) | 4;
+        let flags = u64::from(BPF_F_MARK_MANGLED_0) | 4;
         let (from, to32) = (u32::from_ne_bytes(from), u32::from_ne_bytes(to));
         check(unsafe { helpers::bpf_l4_csum_replace(self.0, checksum, from.into(), to32.into(), flags) })?;
         self.store(offset, &to)
@@ -201,6 +203,64 @@ impl Skb {
     pub(super) fn sum<const N: usize>(bytes: &mut [u8; N]) -> u32 {
         let (start, length) = (bytes.as_mut_ptr().cast(), const { N as u32 });
         unsafe { helpers::bpf_csum_diff(ptr::null_mut(), 0, start, length, 0) as u32 }
+    }
+
+    /// Mends a transport checksum after four bytes (or two) of what it covers changed. `pseudo`: they are an address, so
+    /// that a checksum that is still to be completed changes too.
+    #[inline(always)]
+    pub(super) fn mend_l4(
+        self,
+        offset: u32,
+        from: u32,
+        to: u32,
+        size: u64,
+        pseudo: bool,
+        udp: bool,
+    ) -> Result<(), Refused> {
+        let mut flags = size;
+        if pseudo {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        if udp {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        check(unsafe { helpers::bpf_l4_csum_replace(self.0, offset, from.into(), to.into(), flags) })
+    }
+
+    /// As [`Skb::mend_l4`], after one IPv6 address took the place of another.
+    #[inline(always)]
+    pub(super) fn mend_l4_v6(
+        self,
+        offset: u32,
+        from: &mut [u8; 16],
+        to: &mut [u8; 16],
+        pseudo: bool,
+        udp: bool,
+    ) -> Result<(), Refused> {
+        let mut flags = 0;
+        if pseudo {
+            flags |= u64::from(BPF_F_PSEUDO_HDR);
+        }
+        if udp {
+            flags |= u64::from(BPF_F_MARK_MANGLED_0);
+        }
+        unsafe {
+            let (from, to) = (from.as_mut_ptr().cast(), to.as_mut_ptr().cast());
+            #[expect(clippy::cast_sign_loss, reason = "a sum of 32 bits")]
+            let difference = helpers::bpf_csum_diff(from, 16, to, 16, 0) as u64;
+            // Kernels before 6.16 do not know the second flag, nor need it but for checksums that a card completed.
+            if pseudo && helpers::bpf_l4_csum_replace(self.0, offset, 0, difference, flags | BPF_F_IPV6) == 0
+            {
+                return Ok(());
+            }
+            check(helpers::bpf_l4_csum_replace(self.0, offset, 0, difference, flags))
+        }
+    }
+
+    /// Mends an IPv4 header's checksum after four of its bytes changed.
+    #[inline(always)]
+    pub(super) fn mend_l3(self, offset: u32, from: u32, to: u32) -> Result<(), Refused> {
+        check(unsafe { helpers::bpf_l3_csum_replace(self.0, offset, from.into(), to.into(), 4) })
     }
 
     /// Cuts the frame, or pads it, to that length. Ends its being a super-packet.

@@ -5,25 +5,38 @@ use mesh_ebpf::headers::{Buffer, ETHERNET, Headers};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, ENCRYPTED, Encapsulation, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, Reason,
-    Vni,
+    ALLOW_FORWARDING, Address, Config, ENCRYPTED, Encapsulation, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI,
+    PUBLISHED_BIT, REPLY_BIT, Reason, Vni,
 };
 
 use super::count::{count, dropped};
+use super::service::{inbound, published, run_published};
 use super::skb::Skb;
 use super::{DROP, LONG_WAY, PASS, Verdict, maps, receive, received};
 
 const IPV4: u16 = 0x0800;
+const IPV6: u16 = 0x86dd;
 
 #[inline(always)]
 pub(super) fn underlay(skb: Skb) -> Verdict {
-    if skb.ethertype() != IPV4 || skb.has_vlan() || skb.is_for_another_host() {
+    if skb.has_vlan() || skb.is_for_another_host() {
         return PASS;
     }
-    match received::deliver(skb) {
-        LONG_WAY => decide(skb),
-        verdict => verdict,
+    match skb.ethertype() {
+        IPV4 => {
+            let verdict = received::deliver(skb);
+            if verdict != LONG_WAY {
+                return run_published(skb, verdict);
+            }
+            let verdict = run_published(skb, decide(skb));
+            if verdict != PASS {
+                return verdict;
+            }
+        }
+        IPV6 => {}
+        _ => return PASS,
     }
+    run_published(skb, published::arrived(skb))
 }
 
 #[inline(never)]
@@ -52,6 +65,9 @@ fn decide(skb: Skb) -> Verdict {
         return DROP;
     }
     let vni = outer.vni;
+    if vni.number() & PUBLISHED_BIT != 0 {
+        return if outer.plain { of_mesh(skb, config, vni.number(), outer.source) } else { PASS };
+    }
     let Some(network) = maps::network(vni) else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
     if network.flags & ENCRYPTED != 0 {
         return dropped(skb, vni, Reason::EncryptedInClear);
@@ -63,6 +79,23 @@ fn decide(skb: Skb) -> Verdict {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, vni, reason),
     }
+}
+
+/// Removes the outer headers of a packet of the routing mesh. What leaves the mesh here must not take the notes of a
+/// tunnel along.
+#[inline(always)]
+fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
+    let mut headers = Headers::new();
+    if let Err(reason) = receive::read(skb, const { OUTER as u32 }, &mut headers) {
+        return dropped(skb, Vni::NONE, reason);
+    }
+    if config.encapsulation == Encapsulation::Device as u8
+        || skb.is_gso() && (headers.next() != ip::TCP || vni & REPLY_BIT != 0)
+        || skb.shrink_outer(headers.is_v6()).is_err()
+    {
+        return PASS;
+    }
+    published::of_mesh(vni, u32::from_ne_bytes(sender), false)
 }
 
 /// Removes the outer headers and delivers the frame.
@@ -83,11 +116,15 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     if skb.shrink_outer(headers.is_v6()).is_err() {
         return Ok(PASS);
     }
-    received::remember(generation, outer, &headers, endpoint);
+    let from_backend = maps::is_backend(vni, headers.source());
+    received::remember(generation, outer, &headers, endpoint, from_backend);
     headers.set_mac(0, endpoint.mac);
     let ethernet = headers.bytes.first_chunk::<ETHERNET>().ok_or(Reason::Malformed)?;
     skb.store(0, ethernet).map_err(|_| Reason::DecapsulationFailed)?;
     count(skb, vni, Reason::Received);
+    if from_backend {
+        return Ok(inbound::from_backend(vni, endpoint.ifindex));
+    }
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 

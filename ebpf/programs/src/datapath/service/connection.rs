@@ -1,0 +1,305 @@
+//! Which backend a flow has, and what its replies become.
+//!
+//! `CONNECTIONS` holds what has been answered and used since; `PENDING`, smaller, what has not, and what is over. So
+//! neither a flood of new flows nor many short ones push idle connections out.
+
+use mesh_ebpf::transport::{FIN, RST, swapped};
+use mesh_ebpf::{flow, ip};
+use mesh_ebpf_types::{
+    AFFINITY_CLIENT_IP, ANSWERED, Address, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED, Connection,
+    ConnectionKey, ConnectionKind,
+};
+
+use super::packet::{ERROR, LATER, is_same as same_address};
+use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
+
+/// [`choose`]: there is no backend.
+pub(in crate::datapath) const NO_BACKEND: u32 = 0;
+/// [`choose`]: the flow's backend is gone, and another could not go on with it.
+pub(in crate::datapath) const GONE: u32 = u32::MAX;
+
+/// [`Connection::node`] of a container's flow to itself through a published port of its host.
+pub(in crate::datapath) const HAIRPIN_NODE: u32 = u32::MAX;
+
+/// Finds or chooses the backend of a packet towards one, from the table in [`super::packet::Packet::table`]. Returns its
+/// number, [`NO_BACKEND`] or [`GONE`].
+#[inline(never)]
+pub(in crate::datapath) fn choose() -> u32 {
+    let Some(packet) = packet() else { return NO_BACKEND };
+    if packet.starts == 0 {
+        let known = known();
+        if known != NO_BACKEND {
+            if maps::backend(known).is_some() {
+                return known;
+            }
+            if packet.key.protocol == ip::TCP && packet.class != ERROR {
+                return GONE;
+            }
+        }
+        if packet.class == ERROR && packet.table[1] == 0 {
+            return NO_BACKEND;
+        }
+    }
+    let number = pick();
+    if number == NO_BACKEND || maps::backend(number).is_none() {
+        return NO_BACKEND;
+    }
+    if packet.class == ERROR || packet.class == LATER {
+        return number;
+    }
+    packet.found =
+        Connection { backend: number, kind: ConnectionKind::Forward as u8, ..Connection::default() };
+    // Maps that are full forget what was not used for longest.
+    let _ = PENDING.insert(&packet.key, &packet.found, 0);
+    let _ = CONNECTIONS.remove(&packet.key);
+    number
+}
+
+/// The number of the backend that the flow has had.
+#[inline(always)]
+fn known() -> u32 {
+    let Some(packet) = packet() else { return NO_BACKEND };
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.key) {
+        // SAFETY: entries of preallocated maps always are memory of the map. This one may have become another flow's by
+        // now: then this packet goes astray, as it would have without an entry.
+        return unsafe { (*connection).backend };
+    }
+    let Some(connection) = PENDING.get_ptr_mut(&packet.key) else { return NO_BACKEND };
+    // SAFETY: as above.
+    let value = unsafe { &*connection };
+    let number = value.backend;
+    if value.state & (ANSWERED | CLOSED) == ANSWERED {
+        promote(&packet.key, value);
+    }
+    number
+}
+
+#[inline(always)]
+fn pick() -> u32 {
+    let Some(packet) = packet() else { return NO_BACKEND };
+    let [first, size, flags] = packet.table;
+    if size == 0 {
+        return NO_BACKEND;
+    }
+    let hash = flow::balance(&packet.key, flags & AFFINITY_CLIENT_IP != 0);
+    maps::maglev(first.wrapping_add(flow::entry(hash, size)))
+}
+
+#[inline(always)]
+fn promote(key: &ConnectionKey, value: &Connection) {
+    if CONNECTIONS.insert(key, value, 0).is_ok() {
+        let _ = PENDING.remove(key);
+    }
+}
+
+/// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a [`ConnectionKind`], `node` the
+/// data-path address of the node that the client spoke to (0 for VIPs). `false`: the backend would not be able to tell this
+/// flow from another that it has with the client.
+///
+/// [`super::packet::Packet::to`] is the backend's address, `other` is overwritten.
+#[inline(never)]
+pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    if packet.class == ERROR || packet.class == LATER {
+        return true;
+    }
+    reply_key(hairpin);
+    let [_, _, p0, p1] = packet.key.ports;
+    let own = &packet.key.destination;
+    let is_same = |value: &Connection| {
+        same_address(&value.address, own) && value.port == [p0, p1] && value.kind == kind as u8
+    };
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `known`.
+        let value = unsafe { &mut *connection };
+        if is_same(value) && packet.starts == 0 {
+            value.node = node.to_ne_bytes();
+            return true;
+        }
+        // Only a client outside can have the same port twice: through two of the hosts' addresses.
+        let published = ConnectionKind::Published as u8;
+        if packet.starts != 0 && !is_same(value) && value.kind == published && kind as u8 == published {
+            return false;
+        }
+        let _ = CONNECTIONS.remove(&packet.other);
+    } else if let Some(connection) = PENDING.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `known`.
+        let value = unsafe { &mut *connection };
+        if is_same(value) && packet.starts == 0 {
+            value.node = node.to_ne_bytes();
+            if value.state & (ANSWERED | CLOSED) == ANSWERED {
+                promote(&packet.other, value);
+            }
+            return true;
+        }
+    }
+    packet.found.address = packet.key.destination;
+    packet.found.backend = backend;
+    packet.found.node = node.to_ne_bytes();
+    packet.found.port = [p0, p1];
+    packet.found.kind = kind as u8;
+    packet.found.state = 0;
+    packet.found.padding = 0;
+    let _ = PENDING.insert(&packet.other, &packet.found, 0);
+    true
+}
+
+/// Makes [`super::packet::Packet::other`] the key of the replies.
+#[inline(always)]
+fn reply_key(hairpin: u32) {
+    let Some(packet) = packet() else { return };
+    let [s0, s1, d0, d1] = packet.key.ports;
+    let [t0, t1] = packet.target;
+    let [d0, d1] = if u16::from_ne_bytes([t0, t1]) == 0 { [d0, d1] } else { [t0, t1] };
+    packet.other.source = packet.to;
+    packet.other.destination = if hairpin == 0 { packet.key.source } else { hairpin_source() };
+    packet.other.ports = swapped([s0, s1, d0, d1]);
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = packet.reply_vni;
+}
+
+/// What a container that reaches itself through a VIP sees as the source: the VIP, which it can answer in any network;
+/// something else where its answers would look like what it asked.
+#[inline(always)]
+pub(in crate::datapath) fn hairpin_source() -> Address {
+    let Some(packet) = packet() else { return Address::NONE };
+    let [s0, s1, d0, d1] = packet.key.ports;
+    match (u16::from_ne_bytes([s0, s1]) == u16::from_ne_bytes([d0, d1]), packet.v6) {
+        (false, _) => packet.key.destination,
+        (true, 0) => Address::from_v4(mesh_ebpf_types::HAIRPIN_IPV4),
+        (true, _) => mesh_ebpf_types::HAIRPIN_IPV6,
+    }
+}
+
+/// Looks up whether a packet is a reply of a backend that has to be translated back; then
+/// [`super::packet::Packet::to`] is the source's new address. Returns the connection's kind, and one more; 0 for none. The
+/// rest of it is in [`super::packet::Packet::found`].
+#[inline(never)]
+pub(in crate::datapath) fn back() -> u32 {
+    let Some(packet) = packet() else { return 0 };
+    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.key) {
+        Some(connection) => (true, connection),
+        None => match PENDING.get_ptr_mut(&packet.key) {
+            Some(connection) => (false, connection),
+            None => return 0,
+        },
+    };
+    // SAFETY: as in `known`.
+    let value = unsafe { &mut *pointer };
+    if value.kind == ConnectionKind::Forward as u8 {
+        return 0;
+    }
+    packet.to = value.address;
+    packet.found = *value;
+    if packet.class == ERROR || packet.class == LATER {
+        return u32::from(value.kind) + 1;
+    }
+    forward_key();
+    if established {
+        finish(BACKEND_FINISHED);
+    } else if value.state & ANSWERED == 0 {
+        value.state |= ANSWERED;
+        answered();
+    }
+    u32::from(packet.found.kind) + 1
+}
+
+/// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand that was found.
+#[inline(always)]
+fn forward_key() {
+    let Some(packet) = packet() else { return };
+    let [_, _, c0, c1] = packet.key.ports;
+    let [p0, p1] = packet.found.port;
+    let hairpin = packet.found.kind == ConnectionKind::Hairpin as u8;
+    let published = packet.found.kind == ConnectionKind::Published as u8
+        || packet.found.node == HAIRPIN_NODE.to_ne_bytes();
+    packet.other.source = if hairpin { packet.key.source } else { packet.key.destination };
+    packet.other.destination = packet.found.address;
+    packet.other.ports = [c0, c1, p0, p1];
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = if published { [0; 3] } else { packet.key.vni };
+}
+
+/// Notes that what [`super::packet::Packet::other`] is the key of was answered.
+#[inline(never)]
+pub(in crate::datapath) fn answered() {
+    let Some(packet) = packet() else { return };
+    if let Some(connection) = PENDING.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `known`.
+        unsafe { (*connection).state |= ANSWERED };
+    }
+}
+
+/// Notes a packet that ends a direction of its flow, `bit`, in both entries: the packet's own, and that which
+/// [`super::packet::Packet::other`] is the key of. An entry whose flow is over moves to `PENDING`.
+#[inline(always)]
+pub(in crate::datapath) fn finish(bit: u8) {
+    let Some(packet) = packet() else { return };
+    if packet.key.protocol != ip::TCP || packet.tcp_flags & u32::from(FIN | RST) == 0 {
+        return;
+    }
+    close(true, bit);
+    close(false, bit);
+}
+
+#[inline(never)]
+fn close(other: bool, bit: u8) {
+    let Some(packet) = packet() else { return };
+    let key = if other { &packet.other } else { &packet.key };
+    let Some(connection) = CONNECTIONS.get_ptr_mut(key) else { return };
+    // SAFETY: as in `known`.
+    let value = unsafe { &mut *connection };
+    value.state |= bit;
+    let both = CLIENT_FINISHED | BACKEND_FINISHED;
+    if packet.tcp_flags & u32::from(RST) == 0 && value.state & both != both {
+        return;
+    }
+    value.state |= CLOSED;
+    let _ = PENDING.insert(key, &*value, 0);
+    let _ = CONNECTIONS.remove(key);
+}
+
+/// Forgets replies of a tuple: the packet at hand begins a direct connection between the same ports.
+#[inline(never)]
+pub(in crate::datapath) fn forget_replies() {
+    let Some(packet) = packet() else { return };
+    packet.other.source = packet.key.destination;
+    packet.other.destination = packet.key.source;
+    packet.other.ports = swapped(packet.key.ports);
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = packet.key.vni;
+    let _ = CONNECTIONS.remove(&packet.other);
+    let _ = PENDING.remove(&packet.other);
+}
+
+/// A backend's address of the packet's family; `None` if it has none.
+#[inline(always)]
+pub(in crate::datapath) fn address_of(backend: &Backend, v6: bool) -> Option<Address> {
+    let address = if v6 { backend.ipv6 } else { Address::from_v4(backend.ipv4) };
+    let none = if v6 { address.is_none() } else { u32::from_ne_bytes(backend.ipv4) == 0 };
+    if none { None } else { Some(address) }
+}
+
+/// As [`finish`], for the packet's own entry only.
+#[inline(always)]
+pub(in crate::datapath) fn finish_own(bit: u8) {
+    let Some(packet) = packet() else { return };
+    if packet.key.protocol == ip::TCP && packet.tcp_flags & u32::from(FIN | RST) != 0 {
+        close(false, bit);
+    }
+}
+
+/// Notes, on the node that the client spoke to, that a flow was answered by another node's backend.
+#[inline(never)]
+pub(in crate::datapath) fn note_reply() {
+    let Some(packet) = packet() else { return };
+    packet.other.source = packet.key.destination;
+    packet.other.destination = packet.key.source;
+    packet.other.ports = swapped(packet.key.ports);
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = [0; 3];
+    answered();
+    if packet.key.protocol == ip::TCP && packet.tcp_flags & u32::from(FIN | RST) != 0 {
+        close(true, BACKEND_FINISHED);
+    }
+}

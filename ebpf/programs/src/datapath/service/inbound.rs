@@ -1,0 +1,45 @@
+//! Replies of backends on other nodes that arrive for clients here.
+
+use mesh_ebpf_types::{ConnectionKind, Reason, Vni};
+
+use super::translate::{SOURCE, translate};
+use super::{INBOUND, connection, packet};
+use crate::datapath::count::dropped;
+use crate::datapath::maps;
+use crate::datapath::skb::Skb;
+use crate::datapath::{PASS, Verdict};
+
+/// Verdict for a frame of a network, decapsulated, counted and with the MAC of the endpoint that it is for, whose source is a
+/// backend's address: it may be a reply to what a client here sent to a VIP. `ifindex` is of the endpoint's device.
+#[inline(always)]
+pub(in crate::datapath) fn from_backend(vni: Vni, ifindex: u32) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    packet.tunnel_vni = u32::from_ne_bytes(vni.0);
+    packet.ifindex = ifindex;
+    INBOUND
+}
+
+/// Translates such a frame if it is a reply, and delivers it.
+#[inline(never)]
+pub(super) fn deliver(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let vni = packet.tunnel_vni;
+    if !translate_back(skb, vni) {
+        return dropped(skb, Vni(vni.to_ne_bytes()), Reason::TranslationFailed);
+    }
+    skb.deliver_as_is(packet.ifindex)
+        .unwrap_or_else(|_| dropped(skb, Vni(vni.to_ne_bytes()), Reason::DecapsulationFailed))
+}
+
+#[inline(always)]
+fn translate_back(skb: Skb, vni: u32) -> bool {
+    if packet::read(skb, vni) == packet::OTHER {
+        return true;
+    }
+    packet::remember_fragment();
+    if connection::back() != ConnectionKind::Back as u32 + 1 {
+        return true;
+    }
+    let Some(packet) = maps::packet() else { return false };
+    translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port))
+}

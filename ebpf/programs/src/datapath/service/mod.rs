@@ -1,0 +1,95 @@
+//! Services: VIPs and published ports.
+//!
+//! A packet is read once into [`packet::Packet`], a part of a map, since the stack has no room for it. Then
+//!
+//! | module | does |
+//! | --- | --- |
+//! | [`outbound`] | what endpoints send: to VIPs, to their host's published ports, and replies of backends |
+//! | [`inbound`] | replies of backends that arrive for clients here |
+//! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
+//! | [`connection`] | which backend a flow has, and what its replies become |
+//!
+//! A flow has two entries where both directions are translated: each is looked after with each packet of the first
+//! direction, so neither outlives the other by much. Two CPUs that handle one flow at once may lose a note of each other
+//! (that it was answered, that it is over): the next packet makes it again.
+
+//! The stack of all functions that are called within each other is 512 bytes, and there may be eight of them. So the parts
+//! do not call each other, but tell what comes next ([`run`]).
+
+pub(super) mod connection;
+pub(super) mod inbound;
+pub(super) mod outbound;
+pub(super) mod packet;
+pub(super) mod published;
+mod refuse;
+mod translate;
+mod tunnel;
+
+use super::Verdict;
+use super::skb::Skb;
+
+/// Verdicts of parts that mean: this part comes next. Their order is that of [`run`].
+pub(super) const TO_VIP: Verdict = 0x300;
+pub(super) const TO_ITSELF: Verdict = 0x301;
+pub(super) const TO_PUBLISHED: Verdict = 0x302;
+pub(super) const TO_BACKEND: Verdict = 0x303;
+pub(super) const TO_ENDPOINT: Verdict = 0x304;
+pub(super) const REPLY: Verdict = 0x305;
+pub(super) const PUBLISHED_REPLY: Verdict = 0x306;
+pub(super) const REPLY_ARRIVED: Verdict = 0x307;
+pub(super) const TUNNEL: Verdict = 0x308;
+pub(super) const LEAVE: Verdict = 0x309;
+pub(super) const REFUSE: Verdict = 0x30a;
+pub(super) const RESET: Verdict = 0x30b;
+pub(super) const INBOUND: Verdict = 0x30c;
+pub(super) const TUNNELLED: Verdict = 0x30d;
+
+/// What follows a part's verdict.
+#[inline(always)]
+pub(super) fn run(skb: Skb, mut verdict: Verdict) -> Verdict {
+    if verdict == TO_VIP {
+        verdict = outbound::to_vip(skb);
+    }
+    if verdict == REPLY {
+        verdict = outbound::reply(skb);
+    }
+    let verdict = run_published(skb, verdict);
+    if verdict == TO_ITSELF { outbound::to_itself(skb) } else { verdict }
+}
+
+/// As [`run`], where no endpoint sent the packet.
+#[inline(always)]
+pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
+    if verdict == INBOUND {
+        verdict = inbound::deliver(skb);
+    }
+    if verdict == TUNNELLED {
+        verdict = published::tunnelled(skb);
+    }
+    if verdict == TO_PUBLISHED {
+        verdict = published::receive();
+    }
+    if verdict == TO_BACKEND {
+        verdict = published::to_backend(skb);
+    }
+    if verdict == TO_ENDPOINT {
+        verdict = published::to_endpoint(skb);
+    }
+    if verdict == PUBLISHED_REPLY {
+        verdict = published::reply(skb);
+    }
+    if verdict == REPLY_ARRIVED {
+        verdict = published::reply_arrived(skb);
+    }
+    if verdict == TUNNEL {
+        verdict = tunnel::send(skb);
+    }
+    if verdict == LEAVE {
+        verdict = published::leave(skb);
+    }
+    match verdict {
+        REFUSE => refuse::refuse(skb, false),
+        RESET => refuse::refuse(skb, true),
+        verdict => verdict,
+    }
+}

@@ -1,0 +1,305 @@
+//! What balancing reads of a packet.
+
+use core::ptr;
+
+use mesh_ebpf::headers::Buffer;
+use mesh_ebpf::ip::{self, FRAGMENT, ICMP, ICMPV6};
+use mesh_ebpf::transport::{Role, ports, role, swapped};
+use mesh_ebpf_types::{Address, Connection, ConnectionKey, Mac, Vni};
+
+use crate::datapath::endpoint::upper_layer;
+use crate::datapath::maps::{FRAGMENTS, packet};
+use crate::datapath::skb::Skb;
+
+/// [`Packet::class`]: nothing that can be balanced.
+pub(in crate::datapath) const OTHER: u32 = 0;
+/// [`Packet::class`]: a packet of a flow.
+pub(in crate::datapath) const FLOW: u32 = 1;
+/// [`Packet::class`]: a fragment without ports of its own; the key has those of the first.
+pub(in crate::datapath) const LATER: u32 = 2;
+/// [`Packet::class`]: as [`LATER`], but the first has not been seen: the key has no ports.
+pub(in crate::datapath) const LOST: u32 = 3;
+/// [`Packet::class`]: an ICMP error; the key is of the quoted packet, turned round, which is the direction that the error
+/// goes.
+pub(in crate::datapath) const ERROR: u32 = 4;
+
+/// What is known of the packet at hand, its frame beginning at 0.
+#[repr(C)]
+pub(in crate::datapath) struct Packet {
+    /// The flow, in the direction of the packet.
+    pub(in crate::datapath) key: ConnectionKey,
+    /// A key of another entry, being made.
+    pub(in crate::datapath) other: ConnectionKey,
+    /// The IP header's own addresses.
+    pub(in crate::datapath) source: Address,
+    pub(in crate::datapath) destination: Address,
+    /// What [`super::translate`] writes.
+    pub(in crate::datapath) to: Address,
+    /// The entry that [`super::connection::back`] found.
+    pub(in crate::datapath) found: Connection,
+    pub(in crate::datapath) class: u32,
+    /// The backend's number.
+    pub(in crate::datapath) number: u32,
+    /// The node that a client spoke to, or that the packet goes to, as it lies in memory; 0 for this one.
+    pub(in crate::datapath) node: u32,
+    /// The VNI that it is sent with, as a number.
+    pub(in crate::datapath) tunnel_vni: u32,
+    /// Whether it need not be fragmented.
+    pub(in crate::datapath) fits: u32,
+    /// The device of the endpoint that it is for.
+    pub(in crate::datapath) ifindex: u32,
+    /// Where the upper layer's header is.
+    pub(in crate::datapath) upper: u32,
+    /// Where that of the packet is that an error quotes.
+    pub(in crate::datapath) quoted_upper: u32,
+    /// Whether it is IPv6, and whether it begins a flow.
+    pub(in crate::datapath) v6: u32,
+    pub(in crate::datapath) starts: u32,
+    /// Of TCP.
+    pub(in crate::datapath) tcp_flags: u32,
+    /// Of a packet in fragments; 0 where it is whole.
+    pub(in crate::datapath) first_fragment: u32,
+    pub(in crate::datapath) identification: u32,
+    /// Whether routers must not fragment it.
+    pub(in crate::datapath) dont_fragment: u32,
+    /// The table of the service: where it begins, its size, its flags.
+    pub(in crate::datapath) table: [u32; 3],
+    /// The backends' port, in the upper half of a word as it lies in memory; 0 where it is the flow's own.
+    pub(in crate::datapath) target: [u8; 2],
+    /// The network that replies come from, as in keys.
+    pub(in crate::datapath) reply_vni: [u8; 3],
+    /// The frame's source.
+    pub(in crate::datapath) source_mac: Mac,
+    /// The frame's destination.
+    pub(in crate::datapath) destination_mac: Mac,
+    pub(in crate::datapath) padding: [u8; 3],
+}
+
+/// Reads a packet of a network (the bytes of a [`Vni`]), and returns its class.
+#[inline(never)]
+pub(in crate::datapath) fn read(skb: Skb, vni: u32) -> u32 {
+    let class = headers(skb, vni);
+    let class = match class {
+        FLOW => transport(skb),
+        LATER => fragment(),
+        class => class,
+    };
+    if let Some(packet) = packet() {
+        packet.class = class;
+    }
+    class
+}
+
+#[inline(never)]
+fn headers(skb: Skb, vni: u32) -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    let mut ethernet = Buffer::<14>::new();
+    if skb.read(0, &mut ethernet.bytes).is_err() {
+        return OTHER;
+    }
+    packet.destination_mac = ethernet.mac(0);
+    packet.source_mac = ethernet.mac(6);
+    let [_, v0, v1, v2] = vni.to_ne_bytes();
+    packet.key.vni = [v0, v1, v2];
+    packet.reply_vni = [v0, v1, v2];
+    packet.first_fragment = 0;
+    packet.starts = 0;
+    packet.tcp_flags = 0;
+    packet.target = [0; 2];
+    match u16::from_be_bytes(ethernet.half(12)) {
+        0x0800 => headers_v4(skb),
+        0x86dd => headers_v6(skb),
+        _ => OTHER,
+    }
+}
+
+/// Reads an IPv4 header.
+#[inline(never)]
+fn headers_v4(skb: Skb) -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    let mut header = Buffer::<20>::new();
+    if skb.read(14, &mut header.bytes).is_err() {
+        return OTHER;
+    }
+    let length = u32::from(header.bytes[0] & 0x0f) * 4;
+    let total = u32::from(u16::from_be_bytes(header.half(2)));
+    let available = skb.length() - 14;
+    let sound = header.bytes[0] >> 4 == 4
+        && length >= 20
+        && length <= available
+        && (skb.is_gso() || total >= length && total <= available);
+    if !sound || header.bytes[16] >= 224 {
+        return OTHER;
+    }
+    let (source, destination) = (header.word(12), header.word(16));
+    packet.source = Address::from_v4(source);
+    packet.destination = Address::from_v4(destination);
+    packet.key.source = Address::from_v4(source);
+    packet.key.destination = Address::from_v4(destination);
+    packet.v6 = 0;
+    let [f0, f1] = header.half(6);
+    packet.dont_fragment = u32::from(f0 & 0x40);
+    let later = f0 & 0x1f != 0 || f1 != 0;
+    packet.first_fragment = u32::from(!later && f0 & 0x20 != 0);
+    packet.identification = u32::from(u16::from_ne_bytes(header.half(4)));
+    packet.upper = 14 + length;
+    class_of(header.bytes[9], later)
+}
+
+/// Reads an IPv6 header, and finds what follows it.
+#[inline(never)]
+fn headers_v6(skb: Skb) -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    let Ok([version, _, _, _, l0, l1, next, _]) = skb.load::<8>(14) else { return OTHER };
+    let payload = u32::from(u16::from_be_bytes([l0, l1]));
+    if version >> 4 != 6
+        || skb.length() < 54
+        || !skb.is_gso() && payload + 54 > skb.length()
+        || skb.read(22, &mut packet.source.0).is_err()
+        || skb.read(38, &mut packet.destination.0).is_err()
+        || skb.read(22, &mut packet.key.source.0).is_err()
+        || skb.read(38, &mut packet.key.destination.0).is_err()
+        || packet.destination.0[0] == 0xff
+    {
+        return OTHER;
+    }
+    packet.v6 = 1;
+    packet.dont_fragment = 1;
+    if next == FRAGMENT {
+        let Ok([next, _, o0, o1, i0, i1, i2, i3]) = skb.load::<8>(54) else { return OTHER };
+        let later = o0 != 0 || o1 & 0xf8 != 0;
+        packet.first_fragment = u32::from(!later && o1 & 1 != 0);
+        packet.identification = u32::from_ne_bytes([i0, i1, i2, i3]);
+        packet.upper = 62;
+        return class_of(next, later);
+    }
+    let Some(found) = upper_layer(skb, next) else { return OTHER };
+    packet.upper = found.offset;
+    class_of(found.protocol, false)
+}
+
+#[inline(always)]
+fn class_of(protocol: u8, later: bool) -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    packet.key.protocol = protocol;
+    match protocol {
+        ip::TCP | ip::UDP | ip::SCTP | ICMP | ICMPV6 if later => LATER,
+        ip::TCP | ip::UDP | ip::SCTP | ICMP | ICMPV6 => FLOW,
+        _ => OTHER,
+    }
+}
+
+/// Reads the upper layer's header.
+#[inline(never)]
+fn transport(skb: Skb) -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    let protocol = packet.key.protocol;
+    let header;
+    if let Ok(whole) = skb.load::<16>(packet.upper) {
+        header = whole;
+    } else if let Ok(start) = skb.load::<8>(packet.upper)
+        && matches!(protocol, ip::UDP | ICMP | ICMPV6)
+    {
+        let [b0, b1, b2, b3, b4, b5, b6, b7] = start;
+        header = [b0, b1, b2, b3, b4, b5, b6, b7, 0, 0, 0, 0, 0, 0, 0, 0];
+    } else {
+        return OTHER;
+    }
+    packet.key.ports = ports(protocol, header);
+    if protocol == ip::TCP {
+        packet.tcp_flags = header[13].into();
+    }
+    match role(protocol, header) {
+        Role::None => OTHER,
+        Role::Any => FLOW,
+        Role::Starts => {
+            packet.starts = 1;
+            FLOW
+        }
+        Role::Error => quoted(skb),
+    }
+}
+
+/// Reads the packet that an ICMP error quotes.
+#[inline(never)]
+fn quoted(skb: Skb) -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    let quote = packet.upper + 8;
+    let (protocol, upper);
+    if packet.v6 == 0 {
+        let Ok([version, _, _, _, _, _, _, offset, .., next, _, _]) = skb.load::<12>(quote) else {
+            return OTHER;
+        };
+        let Ok(addresses) = skb.load::<8>(quote + 12) else { return OTHER };
+        if version >> 4 != 4 || offset != 0 {
+            return OTHER;
+        }
+        let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
+        packet.key.source = Address::from_v4([d0, d1, d2, d3]);
+        packet.key.destination = Address::from_v4([s0, s1, s2, s3]);
+        (protocol, upper) = (next, quote + u32::from(version & 0x0f) * 4);
+    } else {
+        let Ok([_, _, _, _, _, _, next, _]) = skb.load::<8>(quote) else { return OTHER };
+        if skb.read(quote + 8, &mut packet.key.destination.0).is_err()
+            || skb.read(quote + 24, &mut packet.key.source.0).is_err()
+        {
+            return OTHER;
+        }
+        (protocol, upper) = (next, quote + 40);
+    }
+    packet.quoted_upper = upper;
+    packet.key.protocol = protocol;
+    let Ok([b0, b1, b2, b3, b4, b5, b6, b7]) = skb.load::<8>(upper) else { return OTHER };
+    let header = [b0, b1, b2, b3, b4, b5, b6, b7, 0, 0, 0, 0, 0, 0, 0, 0];
+    match protocol {
+        ip::TCP | ip::UDP | ip::SCTP => packet.key.ports = swapped([b0, b1, b2, b3]),
+        ICMP | ICMPV6 => packet.key.ports = swapped(ports(protocol, header)),
+        _ => return OTHER,
+    }
+    ERROR
+}
+
+/// Finds the ports of a fragment that has none.
+#[inline(never)]
+fn fragment() -> u32 {
+    let Some(packet) = packet() else { return OTHER };
+    packet.key.ports = packet.identification.to_ne_bytes();
+    // SAFETY: the value is copied at once; should the entry be reused meanwhile, the ports are another packet's, and what
+    // they lead to drops the fragment.
+    if let Some(ports) = unsafe { FRAGMENTS.get(&packet.key) } {
+        packet.key.ports = *ports;
+        return LATER;
+    }
+    LOST
+}
+
+/// Remembers the ports of a packet whose other fragments have none.
+#[inline(never)]
+pub(in crate::datapath) fn remember_fragment() {
+    let Some(packet) = packet() else { return };
+    if packet.first_fragment == 0 {
+        return;
+    }
+    packet.other = packet.key;
+    packet.other.ports = packet.identification.to_ne_bytes();
+    // A full map forgets another packet instead.
+    let _ = FRAGMENTS.insert(&packet.other, &packet.key.ports, 0);
+}
+
+/// Whether two addresses are one, compared as words where they lie: a copy would be made byte by byte.
+#[inline(always)]
+pub(in crate::datapath) fn is_same(one: &Address, other: &Address) -> bool {
+    // SAFETY: an address has sixteen bytes and the alignment of words.
+    let (one, other) =
+        unsafe { (&*ptr::from_ref(one).cast::<[u32; 4]>(), &*ptr::from_ref(other).cast::<[u32; 4]>()) };
+    (one[0] ^ other[0]) | (one[1] ^ other[1]) | (one[2] ^ other[2]) | (one[3] ^ other[3]) == 0
+}
+
+impl Packet {
+    /// The network.
+    #[inline(always)]
+    pub(in crate::datapath) const fn vni(&self) -> Vni {
+        let [v0, v1, v2] = self.key.vni;
+        Vni([0, v0, v1, v2])
+    }
+}

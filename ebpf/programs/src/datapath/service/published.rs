@@ -1,0 +1,267 @@
+//! Published ports. The node that receives a packet sends it, as it is, to the backend's node; that one translates it, and
+//! remembers through which node the client spoke, which is the replies' way back.
+
+use mesh_ebpf::ip;
+use mesh_ebpf_types::{
+    Address, Backend, CLIENT_FINISHED, Config, ConnectionKind, EndpointKey, HOST_PUBLISHED_IPV4,
+    HOST_PUBLISHED_IPV6, LOCAL, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni, published_vni,
+};
+
+use super::packet::{self, ERROR, FLOW, LATER, LOST, OTHER};
+use super::translate::{DESTINATION, SOURCE, translate};
+use super::{
+    LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL, TUNNELLED,
+    connection, outbound,
+};
+use crate::datapath::count::{count, dropped};
+use crate::datapath::maps;
+use crate::datapath::skb::Skb;
+use crate::datapath::{PASS, Verdict, too_big};
+
+/// Ethernet, IPv4 without options, and ports.
+const READ: usize = 38;
+const PLAIN_IPV4: u16 = u16::from_ne_bytes([0x08, 0]);
+const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
+
+/// What arrived at the data-path device and is no VXLAN. [`PASS`], and nothing changed, unless it is for a published port on
+/// one of the host's addresses.
+#[inline(never)]
+pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
+    if is_nothing(skb) || packet::read(skb, 0) == OTHER {
+        return PASS;
+    }
+    let Some(packet) = maps::packet() else { return PASS };
+    if !maps::is_host_address(packet.destination) {
+        return PASS;
+    }
+    TO_PUBLISHED
+}
+
+/// Whether a glance tells that it is for no published port: most of what a host receives.
+#[inline(always)]
+fn is_nothing(skb: Skb) -> bool {
+    let Some(frame) = skb.start::<READ>() else { return false };
+    let protocol = frame.byte(23);
+    if frame.half(12) != PLAIN_IPV4
+        || frame.byte(14) != 0x45
+        || frame.half(20) & FRAGMENT != 0
+        || !matches!(protocol, ip::TCP | ip::UDP | ip::SCTP)
+    {
+        return false;
+    }
+    let destination = Address::from_v4(frame.word(30).to_ne_bytes());
+    maps::published(destination, frame.half(36).to_ne_bytes(), protocol).is_none()
+}
+
+/// What the host itself sends to a published port, by the address that stands for that.
+#[inline(never)]
+pub(in crate::datapath) fn from_host(skb: Skb) -> Verdict {
+    if packet::read(skb, 0) == OTHER {
+        return dropped(skb, Vni::NONE, Reason::UnsupportedProtocol);
+    }
+    TO_PUBLISHED
+}
+
+/// Sends a packet to a published port to its backend, or refuses it. [`PASS`] where the port is not published. The packet has
+/// been read; its destination is the host's.
+#[inline(never)]
+pub(super) fn receive() -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    packet.key.vni = [0; 3];
+    if packet.class == LOST {
+        return PASS;
+    }
+    let [_, _, p0, p1] = packet.key.ports;
+    let Some(published) = maps::published(packet.key.destination, [p0, p1], packet.key.protocol) else {
+        return PASS;
+    };
+    packet.table = [published.first, published.size, published.flags];
+    packet.target = published.target;
+    packet::remember_fragment();
+    let [_, v0, v1, v2] = published.vni.0;
+    packet.reply_vni = [v0, v1, v2];
+    TO_BACKEND
+}
+
+#[inline(never)]
+pub(super) fn to_backend(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let [v0, v1, v2] = packet.reply_vni;
+    let vni = Vni([0, v0, v1, v2]);
+    let number = connection::choose();
+    let Some(backend) = maps::backend(number) else {
+        return if number == connection::GONE { RESET } else { REFUSE };
+    };
+    if connection::address_of(backend, packet.v6 != 0).is_none() {
+        return REFUSE;
+    }
+    connection::finish_own(CLIENT_FINISHED);
+    let Some(config) = maps::config() else { return PASS };
+    count(skb, vni, Reason::Published);
+    if backend.flags & LOCAL != 0 {
+        (packet.number, packet.node) = (number, 0);
+        return TO_ENDPOINT;
+    }
+    let mtu = config.underlay_mtu.saturating_sub(VXLAN_OVERHEAD_IPV4.into());
+    let fits = outbound::segment_length(skb) <= mtu;
+    if !fits && packet.dont_fragment != 0 {
+        let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), mtu);
+        return if verdict == PASS { dropped(skb, vni, Reason::TooBig) } else { verdict };
+    }
+    let Some(node) = backend.node.to_v4() else { return dropped(skb, vni, Reason::NotConfigured) };
+    (packet.number, packet.node) = (number, u32::from_ne_bytes(node));
+    (packet.tunnel_vni, packet.fits) = (published_vni(number).number(), u32::from(fits));
+    TUNNEL
+}
+
+/// Translates a packet to a published port, and gives it to the backend, which is on this node. Its node is the
+/// one that the client spoke to.
+#[inline(never)]
+pub(super) fn to_endpoint(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let (number, node) = (packet.number, packet.node);
+    let Some(backend) = maps::backend(number) else { return dropped(skb, Vni::NONE, Reason::NoBackend) };
+    let vni = backend.vni;
+    let Some(address) = connection::address_of(backend, packet.v6 != 0) else {
+        return dropped(skb, vni, Reason::NoBackend);
+    };
+    packet.to = address;
+    let [_, v0, v1, v2] = vni.0;
+    packet.reply_vni = [v0, v1, v2];
+    let hairpin = packet::is_same(&packet.to, &packet.key.source);
+    let (kind, node) = if hairpin {
+        (ConnectionKind::Hairpin, connection::HAIRPIN_NODE)
+    } else {
+        (ConnectionKind::Published, node)
+    };
+    if !connection::expect_replies(number, kind as u32, node, u32::from(hairpin)) {
+        return dropped(skb, vni, Reason::ConnectionCollision);
+    }
+    if packet.class == FLOW {
+        connection::finish(CLIENT_FINISHED);
+    }
+    if !translate(skb, DESTINATION, u16::from_ne_bytes(packet.target)) {
+        return dropped(skb, vni, Reason::TranslationFailed);
+    }
+    if hairpin {
+        return TO_ITSELF;
+    }
+    let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address }) else {
+        return dropped(skb, vni, Reason::NoEndpoint);
+    };
+    match skb.deliver(endpoint.ifindex, endpoint.mac) {
+        Ok(verdict) => verdict,
+        Err(_) => dropped(skb, vni, Reason::TranslationFailed),
+    }
+}
+
+/// Verdict for a frame of the routing mesh from another node, without its outer headers. `sender` is that node, as it lies in
+/// memory; `secret`: the frame came encrypted.
+#[inline(always)]
+pub(in crate::datapath) fn of_mesh(vni: u32, sender: u32, secret: bool) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    packet.tunnel_vni = vni;
+    packet.node = sender;
+    packet.fits = u32::from(secret);
+    TUNNELLED
+}
+
+/// Such a frame: a packet for a backend here, or a reply whose client spoke to this node.
+#[inline(never)]
+pub(super) fn tunnelled(skb: Skb) -> Verdict {
+    if packet::read(skb, 0) == OTHER {
+        return dropped(skb, Vni::NONE, Reason::Malformed);
+    }
+    let Some(packet) = maps::packet() else { return PASS };
+    let (vni, secret) = (packet.tunnel_vni, packet.fits != 0);
+    if vni & REPLY_BIT != 0 {
+        return REPLY_ARRIVED;
+    }
+    let number = vni & (REPLY_BIT - 1);
+    let Some(backend) = maps::backend(number).filter(|backend| backend.flags & LOCAL != 0) else {
+        return dropped(skb, Vni::NONE, Reason::NoBackend);
+    };
+    if is_exposed(backend, secret) {
+        return dropped(skb, backend.vni, Reason::EncryptedInClear);
+    }
+    if matches!(packet.class, LOST | LATER) {
+        packet.class = LATER;
+    } else {
+        let [_, _, p0, p1] = packet.key.ports;
+        let Some(published) = maps::published(packet.key.destination, [p0, p1], packet.key.protocol) else {
+            return dropped(skb, backend.vni, Reason::NoBackend);
+        };
+        packet.target = published.target;
+    }
+    count(skb, backend.vni, Reason::Received);
+    packet.number = number;
+    TO_ENDPOINT
+}
+
+/// Whether a packet of an encrypted network came in the clear.
+#[inline(always)]
+const fn is_exposed(backend: &Backend, secret: bool) -> bool {
+    backend.flags & mesh_ebpf_types::BACKEND_ENCRYPTED != 0 && !secret
+}
+
+/// A reply of a backend here ([`connection::back`] found what it was to).
+#[inline(never)]
+pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let vni = packet.vni();
+    let (node, number) = (u32::from_ne_bytes(packet.found.node), packet.found.backend);
+    if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) {
+        return dropped(skb, vni, Reason::TranslationFailed);
+    }
+    count(skb, vni, Reason::PublishedReply);
+    if node == 0 {
+        return LEAVE;
+    }
+    (packet.number, packet.node) = (number, node);
+    (packet.tunnel_vni, packet.fits) = (PUBLISHED_BIT | REPLY_BIT | number, 1);
+    TUNNEL
+}
+
+/// A reply from another node's backend to a client that spoke to this node.
+#[inline(never)]
+pub(super) fn reply_arrived(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let source = packet.source;
+    let of_host = source == Address::from_v4(HOST_PUBLISHED_IPV4) || source == HOST_PUBLISHED_IPV6;
+    if !of_host && !maps::is_host_address(source) {
+        return dropped(skb, Vni::NONE, Reason::NotOurAddress);
+    }
+    if packet.class == FLOW {
+        connection::note_reply();
+    }
+    count(skb, Vni::NONE, Reason::PublishedReply);
+    LEAVE
+}
+
+/// Sends a reply to its client: a container here, the host itself, or somebody outside.
+#[inline(never)]
+pub(super) fn leave(skb: Skb) -> Verdict {
+    let (Some(packet), Some(config)) = (maps::packet(), maps::config()) else { return PASS };
+    let client = if packet.class == ERROR { packet.destination } else { packet.key.destination };
+    if let Some(vni) = maps::network_of(client) {
+        let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: client }) else {
+            return dropped(skb, vni, Reason::NoEndpoint);
+        };
+        return match skb.deliver(endpoint.ifindex, endpoint.mac) {
+            Ok(verdict) => verdict,
+            Err(_) => dropped(skb, vni, Reason::TranslationFailed),
+        };
+    }
+    if maps::is_host_address(client) {
+        return to_host(skb, config);
+    }
+    skb.route(config.underlay_ifindex)
+}
+
+#[inline(always)]
+fn to_host(skb: Skb, config: &Config) -> Verdict {
+    if config.host_ifindex == 0 || skb.store(0, &config.host_mac.0).is_err() {
+        return dropped(skb, Vni::NONE, Reason::NotConfigured);
+    }
+    skb.send(config.host_ifindex)
+}

@@ -1,0 +1,128 @@
+//! A packet that no backend takes: its sender is told, where there is a way to tell it.
+
+use mesh_ebpf::headers::Buffer;
+use mesh_ebpf::refusal::{self, QUOTE_V4, QUOTE_V6, TCP_HEADER};
+use mesh_ebpf::{checksum, ip};
+use mesh_ebpf_types::Reason;
+
+use super::packet::FLOW;
+use crate::datapath::count::{count, dropped};
+use crate::datapath::maps;
+use crate::datapath::skb::Skb;
+use crate::datapath::{DROP, Verdict};
+
+/// Answers with a reset, or "port unreachable", out of the device that the packet came in by. `gone`: the flow had a
+/// backend.
+#[inline(never)]
+pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
+    let Some(packet) = maps::packet() else { return DROP };
+    let vni = packet.vni();
+    let answered = packet.class == FLOW
+        && packet.first_fragment == 0
+        && match packet.key.protocol {
+            ip::TCP => reset(skb),
+            ip::UDP if !gone => unreachable(skb),
+            _ => false,
+        };
+    if !answered {
+        return dropped(skb, vni, Reason::NoBackend);
+    }
+    count(skb, vni, Reason::RefusalAnswered);
+    skb.send(skb.ifindex())
+}
+
+/// Turns a segment into the reset that answers it.
+#[inline(never)]
+fn reset(skb: Skb) -> bool {
+    let Some(packet) = maps::packet() else { return false };
+    let Ok(segment) = skb.load::<TCP_HEADER>(packet.upper) else { return false };
+    let header = u32::from(segment[12] >> 4) * 4;
+    let Some(payload) = skb.length().checked_sub(packet.upper + header) else { return false };
+    let Some(mut answer) = refusal::reset(segment, payload) else { return false };
+    let length = const { TCP_HEADER as u32 };
+    // A checksum that the sender left to be completed is left so: somebody will complete it.
+    let before = pseudo_sum(skb.length() - packet.upper, ip::TCP);
+    let partial = refusal::is_partial([segment[16], segment[17]], before);
+    let pseudo = pseudo_sum(length, ip::TCP);
+    let sum = if partial { pseudo } else { checksum::add(pseudo, &answer) };
+    let [c0, c1] = checksum::finish(sum);
+    (answer[16], answer[17]) = if partial { (!c0, !c1) } else { (c0, c1) };
+    let start = if packet.v6 == 0 { 34 } else { 54 };
+    if skb.resize(start + length).is_err() || skb.store(start, &answer).is_err() {
+        return false;
+    }
+    network_header(skb, ip::TCP, length)
+}
+
+/// Turns a datagram into the error that answers it.
+#[inline(never)]
+fn unreachable(skb: Skb) -> bool {
+    let Some(packet) = maps::packet() else { return false };
+    if packet.v6 == 0 { unreachable_v4(skb) } else { unreachable_v6(skb) }
+}
+
+#[inline(never)]
+fn unreachable_v4(skb: Skb) -> bool {
+    let mut quote = Buffer::<QUOTE_V4>::new();
+    if skb.read(14, &mut quote.bytes).is_err() {
+        return false;
+    }
+    let icmp = refusal::port_unreachable(false, checksum::add(0, &quote.bytes), 0);
+    let length = const { 8 + QUOTE_V4 as u32 };
+    skb.resize(34 + length).is_ok()
+        && skb.store(42, &quote.bytes).is_ok()
+        && skb.store(34, &icmp).is_ok()
+        && network_header(skb, ip::ICMP, length)
+}
+
+#[inline(never)]
+fn unreachable_v6(skb: Skb) -> bool {
+    let mut quote = Buffer::<QUOTE_V6>::new();
+    if skb.read(14, &mut quote.bytes).is_err() {
+        return false;
+    }
+    let length = const { 8 + QUOTE_V6 as u32 };
+    let pseudo = pseudo_sum(length, ip::ICMPV6);
+    let icmp = refusal::port_unreachable(true, checksum::add(0, &quote.bytes), pseudo);
+    skb.resize(54 + length).is_ok()
+        && skb.store(62, &quote.bytes).is_ok()
+        && skb.store(54, &icmp).is_ok()
+        && network_header(skb, ip::ICMPV6, length)
+}
+
+/// The sum of a pseudo header between the packet's addresses.
+#[inline(never)]
+fn pseudo_sum(length: u32, protocol: u8) -> u32 {
+    let Some(packet) = maps::packet() else { return 0 };
+    let (mut source, mut destination) = (packet.source, packet.destination);
+    if packet.v6 == 0 {
+        let [.., s] = source.words();
+        let [.., d] = destination.words();
+        let sum = refusal::pseudo_header(&s.to_ne_bytes(), protocol, length);
+        return checksum::add(sum, &d.to_ne_bytes());
+    }
+    let sum =
+        checksum::from_native(Skb::sum(&mut source.0)) + checksum::from_native(Skb::sum(&mut destination.0));
+    sum + length + u32::from(protocol)
+}
+
+/// Writes the Ethernet and the IP header of an answer of so many bytes.
+#[inline(never)]
+fn network_header(skb: Skb, protocol: u8, length: u32) -> bool {
+    let Some(packet) = maps::packet() else { return false };
+    let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) =
+        (packet.source_mac.0, packet.destination_mac.0);
+    if skb.store(0, &[d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5]).is_err() {
+        return false;
+    }
+    if packet.v6 == 0 {
+        let [.., s] = packet.source.words();
+        let [.., d] = packet.destination.words();
+        let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (s.to_ne_bytes(), d.to_ne_bytes());
+        return skb.store(14, &refusal::ipv4([s0, s1, s2, s3, d0, d1, d2, d3], protocol, length)).is_ok();
+    }
+    let [l0, l1] = (length as u16).to_be_bytes();
+    skb.store(14, &[0x60, 0, 0, 0, l0, l1, protocol, 64]).is_ok()
+        && skb.store(22, &packet.destination.0).is_ok()
+        && skb.store(38, &packet.source.0).is_ok()
+}

@@ -1,0 +1,127 @@
+//! Another address, and perhaps another port, in a packet.
+
+use mesh_ebpf::ip;
+use mesh_ebpf::transport::checksum_offset;
+use mesh_ebpf_types::Address;
+
+use super::packet::{ERROR, LATER, LOST, is_same};
+use crate::datapath::maps::packet;
+use crate::datapath::skb::Skb;
+
+/// Where the source address stands in an IPv4 header; the destination follows.
+const V4_SOURCE: u32 = 12;
+/// Where the source address stands in an IPv6 header; the destination follows.
+const V6_SOURCE: u32 = 8;
+
+/// Which end of a packet.
+pub(super) const SOURCE: u32 = 0;
+pub(super) const DESTINATION: u32 = 1;
+
+/// Replaces one end's address by [`super::packet::Packet::to`], and its port by `port` (two bytes as they lie in memory; 0
+/// leaves it). In an ICMP error, the quoted packet's opposite end likewise. `false` where the kernel refuses.
+#[inline(never)]
+pub(super) fn translate(skb: Skb, side: u32, port: u16) -> bool {
+    let Some(packet) = packet() else { return false };
+    if packet.class != ERROR {
+        return address(skb, side) && own_port(skb, side, port);
+    }
+    let own_too = if side == SOURCE {
+        is_same(&packet.key.source, &packet.source)
+    } else {
+        is_same(&packet.key.destination, &packet.destination)
+    };
+    quoted_address(skb, side) && quoted_port(skb, side, port) && (!own_too || address(skb, side))
+}
+
+/// The IP header's address.
+#[inline(never)]
+fn address(skb: Skb, side: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let protocol = match (packet.class, packet.v6) {
+        (ERROR, 0) => ip::ICMP,
+        (ERROR, _) => ip::ICMPV6,
+        _ => packet.key.protocol,
+    };
+    let covered = if matches!(packet.class, LATER | LOST) { None } else { checksum_offset(protocol) };
+    let udp = protocol == ip::UDP;
+    let upper = packet.upper;
+    let from = if side == SOURCE { &mut packet.source } else { &mut packet.destination };
+    let to = &mut packet.to;
+    let changed = if packet.v6 == 0 {
+        let (from, to) = (v4_word(from), v4_word(to));
+        covered
+            .map_or(Ok(()), |offset| skb.mend_l4(upper + offset, from, to, 4, true, udp))
+            .and_then(|()| skb.mend_l3(14 + 10, from, to))
+            .and_then(|()| skb.store(14 + V4_SOURCE + 4 * side, &to.to_ne_bytes()))
+    } else {
+        covered
+            .map_or(Ok(()), |offset| skb.mend_l4_v6(upper + offset, &mut from.0, &mut to.0, true, udp))
+            .and_then(|()| skb.store(14 + V6_SOURCE + 16 * side, &to.0))
+    };
+    changed.is_ok()
+}
+
+#[inline(never)]
+fn own_port(skb: Skb, side: u32, port: u16) -> bool {
+    let Some(old) = old_port(side) else { return false };
+    let Some(packet) = packet() else { return false };
+    if port == 0 || port == old || packet.class == LATER {
+        return true;
+    }
+    let protocol = packet.key.protocol;
+    let upper = packet.upper;
+    // SCTP's checksum is not one that can be mended.
+    let Some(offset) = checksum_offset(protocol) else { return false };
+    skb.mend_l4(upper + offset, old.into(), port.into(), 2, false, protocol == ip::UDP)
+        .and_then(|()| skb.store(upper + 2 * side, &port.to_ne_bytes()))
+        .is_ok()
+}
+
+/// The quoted packet's address: its source's, where the error's destination changes. The checksum over it is mended but for
+/// IPv4, where the quoted header's own checksum makes up for the change.
+#[inline(never)]
+fn quoted_address(skb: Skb, side: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let upper = packet.upper;
+    let quote = upper + 8;
+    // The error goes towards what sent the quoted packet.
+    let end = 1 - (side & 1);
+    let from = if side == SOURCE { &mut packet.key.source } else { &mut packet.key.destination };
+    let to = &mut packet.to;
+    let changed = if packet.v6 == 0 {
+        let (from, to) = (v4_word(from), v4_word(to));
+        skb.mend_l3(quote + 10, from, to)
+            .and_then(|()| skb.store(quote + V4_SOURCE + 4 * end, &to.to_ne_bytes()))
+    } else {
+        skb.mend_l4_v6(upper + 2, &mut from.0, &mut to.0, false, false)
+            .and_then(|()| skb.store(quote + V6_SOURCE + 16 * end, &to.0))
+    };
+    changed.is_ok()
+}
+
+#[inline(never)]
+fn quoted_port(skb: Skb, side: u32, port: u16) -> bool {
+    let Some(old) = old_port(side) else { return false };
+    let Some(packet) = packet() else { return false };
+    if port == 0 || port == old || !matches!(packet.key.protocol, ip::TCP | ip::UDP | ip::SCTP) {
+        return true;
+    }
+    let (upper, quoted_upper) = (packet.upper, packet.quoted_upper);
+    let end = 1 - (side & 1);
+    skb.mend_l4(upper + 2, old.into(), port.into(), 2, false, false)
+        .and_then(|()| skb.store(quoted_upper + 2 * end, &port.to_ne_bytes()))
+        .is_ok()
+}
+
+/// The port that one end has, as it lies in memory.
+#[inline(always)]
+fn old_port(side: u32) -> Option<u16> {
+    let [s0, s1, d0, d1] = packet()?.key.ports;
+    Some(u16::from_ne_bytes(if side == SOURCE { [s0, s1] } else { [d0, d1] }))
+}
+
+#[inline(always)]
+const fn v4_word(address: &Address) -> u32 {
+    let [.., a, b, c, d] = address.0;
+    u32::from_ne_bytes([a, b, c, d])
+}

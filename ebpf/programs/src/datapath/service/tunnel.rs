@@ -1,0 +1,66 @@
+//! Packets of the routing mesh on their way to another node.
+
+use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::vxlan::{self, OUTER};
+use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, Reason, Vni};
+
+use crate::datapath::count::dropped;
+use crate::datapath::encapsulate::send_by_device;
+use crate::datapath::maps;
+use crate::datapath::skb::Skb;
+use crate::datapath::{PASS, Verdict, sent};
+
+/// Sends a packet of a backend's flow to a node, as [`super::packet::Packet`] says.
+#[inline(never)]
+pub(super) fn send(skb: Skb) -> Verdict {
+    let (Some(config), Some(packet)) = (maps::config(), maps::packet()) else { return PASS };
+    let (vni, node) = (packet.tunnel_vni, packet.node);
+    let Some(backend) = maps::backend(packet.number) else {
+        return dropped(skb, Vni::NONE, Reason::NoBackend);
+    };
+    if backend.flags & BACKEND_ENCRYPTED != 0 {
+        return dropped(skb, backend.vni, Reason::EncryptedInClear);
+    }
+    let Some(local) = config.local.to_v4() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
+    if packet.fits != 0 && config.encapsulation == Encapsulation::Direct as u8 {
+        let verdict = direct(skb, vni, node);
+        if verdict != PASS {
+            return verdict;
+        }
+    }
+    let (local, node) = (u32::from_be_bytes(local), u32::from_be(node));
+    match send_by_device(skb, vni, local, node, config.vxlan_ifindex) {
+        PASS => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
+        verdict => verdict,
+    }
+}
+
+/// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses.
+#[inline(never)]
+fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
+    let (Some(config), Some(packet)) = (maps::config(), maps::packet()) else { return PASS };
+    let Some(source) = config.local.to_v4() else { return PASS };
+    let Ok([tos0, tos1]) = skb.load::<2>(14) else { return PASS };
+    let outer = vxlan::Encapsulation {
+        source,
+        destination: node.to_ne_bytes(),
+        port: config.vxlan_port,
+        vni: Vni::new(vni),
+        hash: sent::hash_of(skb),
+        traffic_class: if packet.v6 == 0 { tos1 } else { tos0 << 4 | tos1 >> 4 },
+        length: skb.length(),
+    };
+    if skb.grow_outer().is_err() {
+        return PASS;
+    }
+    let mut frame = Buffer::<{ OUTER + ETHERNET }>::new();
+    outer.write(&mut frame.bytes);
+    // The inner Ethernet header names nobody: the VNI says what the packet is.
+    let [e0, e1] = if packet.v6 == 0 { [0x08, 0x00] } else { [0x86, 0xdd] };
+    frame.bytes[OUTER + 12] = e0;
+    frame.bytes[OUTER + 13] = e1;
+    if skb.store(0, &frame.bytes).is_err() {
+        return dropped(skb, Vni::NONE, Reason::EncapsulationFailed);
+    }
+    skb.route(config.underlay_ifindex)
+}
