@@ -276,6 +276,7 @@ impl Agent {
                 encapsulation: self.encapsulation,
             },
             nodes,
+            // Also those without a lease here: packets to them must not take the default route.
             networks: view.networks.clone(),
             leases: view.leases.values().cloned().collect(),
             endpoints: state.endpoints.clone(),

@@ -20,12 +20,12 @@ pub struct ClusterView {
     pub cluster: Cluster,
     /// Every member.
     pub nodes: BTreeMap<NodeId, Node>,
-    /// The networks in which this node has a lease, and those of services with published ports.
+    /// Every network. Which of them this node has a part in, its leases and endpoints tell.
     pub networks: BTreeMap<NetworkId, Network>,
-    /// All leases of those networks.
+    /// All leases of the networks in which this node has one.
     #[serde(with = "as_list")]
     pub leases: BTreeMap<(NetworkId, Prefix), Lease>,
-    /// The services of those networks that concern this node.
+    /// The services of those networks, and those with published ports.
     #[serde(default)]
     pub services: BTreeMap<ServiceId, Service>,
     /// All backends of those services.

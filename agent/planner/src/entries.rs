@@ -50,15 +50,24 @@ pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<Map
         let gateway = Block { tunnel: Address::NONE, kind: BlockKind::Gateway as u32 };
         entries.push(MapEntry::Block(block_key(vni, subnet.subnet), unassigned));
         entries.push(MapEntry::Block(block_key(vni, Prefix::single(subnet.gateway)), gateway));
-        let (prefix_bits, address) = prefix(subnet.subnet);
-        entries.push(MapEntry::HostRoute(HostRouteKey { prefix_bits, address }, vni));
     }
+    entries.extend(subnets(network));
     let leases = desired
         .leases
         .iter()
         .filter(|lease| lease.network == network.id && lease.state == LeaseState::Active);
     entries.extend(leases.map(|lease| MapEntry::Block(block_key(vni, lease.prefix), block(desired, lease))));
     entries
+}
+
+/// Whose the addresses of a network's subnets are: also without endpoints here, so that other networks' containers are kept
+/// from them.
+pub(crate) fn subnets(network: &Network) -> impl Iterator<Item = MapEntry> {
+    let vni = Vni::new(network.vni.get());
+    network.subnets.iter().map(move |subnet| {
+        let (prefix_bits, address) = prefix(subnet.subnet);
+        MapEntry::HostRoute(HostRouteKey { prefix_bits, address }, vni)
+    })
 }
 
 /// Who sends at an endpoint's device.

@@ -20,6 +20,10 @@ const VXLAN_MTU: u32 = Mtu::MAX - 70;
 /// sends that raised its own is taken, and forwarded or answered by the host's routing.
 const HOST_LEG_MTU: u32 = Mtu::MAX;
 
+/// How many subnets of networks without endpoints here programs are told. Their map, `HOST_ROUTES`, holds twice as many,
+/// so that those of networks with endpoints find room; packets to the others end at the routes that make them unreachable.
+const FOREIGN_SUBNETS: usize = 4096;
+
 /// An endpoint's part.
 pub(crate) struct WantedEndpoint {
     /// Its device, should it have to be made; index and MTU also hold for the one that there is.
@@ -95,6 +99,8 @@ impl Wanted {
         wanted.attach(ProgramKind::Overlay, naming::VXLAN_INDEX);
         wanted.underlay(desired, observed, host_mac);
         wanted.put(entries::members(desired));
+        let foreign = desired.networks.values().filter(|network| !local.contains_key(&network.id));
+        wanted.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
         for network in local.into_values() {
             wanted.network(desired, network, mtu::of(network, largest_mtu));
         }

@@ -42,10 +42,9 @@ struct ServiceChange {
 struct Interest {
     exists: bool,
     holders: BTreeSet<NodeId>,
-    is_open: bool,
     /// For those who come to hear all of it.
     full: Option<Arc<NetworkRecords>>,
-    /// For those who come to hear of its published services only.
+    /// For those who come to hear of its record and its published services only.
     published: Option<Arc<NetworkRecords>>,
 }
 
@@ -54,7 +53,6 @@ impl Interest {
         Self {
             exists: view.networks.contains_key(id),
             holders: view.holders(id),
-            is_open: view.services.published_in(id).next().is_some(),
             full: None,
             published: None,
         }
@@ -64,7 +62,7 @@ impl Interest {
         match self {
             Self { exists: false, .. } => None,
             Self { holders, .. } if holders.contains(node) => Some(Level::Full),
-            Self { is_open, .. } => is_open.then_some(Level::Published),
+            Self { .. } => Some(Level::Published),
         }
     }
 }
@@ -96,7 +94,7 @@ impl Before {
     }
 
     /// The batch that leads to the view.
-    pub(super) fn batch(mut self, view: &View, changes: Vec<RecordChange>) -> Batch {
+    pub(super) fn batch(self, view: &View, changes: Vec<RecordChange>) -> Batch {
         let mut services: BTreeMap<&ServiceId, ServiceChange> = BTreeMap::new();
         for (id, (before, network)) in &self.services {
             let after = view.audience(id);
@@ -136,31 +134,11 @@ impl Before {
             }
         }
         let services: Vec<ServiceChange> = services.into_values().collect();
-        for change in &services {
-            self.open(view, change);
-        }
         let interest = self.networks.into_iter().map(|(id, before)| {
             let now = now(view, &id, &before);
             (id, now)
         });
         Batch { revision: view.revision, changes: others, interest: interest.collect(), services }
-    }
-
-    /// A network may get its first published service, or lose its last one.
-    fn open(&mut self, view: &View, change: &ServiceChange) {
-        if change.before == change.after || self.networks.contains_key(&change.network) {
-            return;
-        }
-        let untouched = |id: &&ServiceId| !self.services.contains_key(id);
-        let was_published = |(audience, network): &(Audience, Option<NetworkId>)| {
-            *audience == Audience::Everyone && network.as_ref() == Some(&change.network)
-        };
-        let was_open = view.services.published_in(&change.network).any(|id| untouched(&id))
-            || self.services.values().any(was_published);
-        let now = Interest::of(view, &change.network);
-        if was_open != now.is_open {
-            self.networks.insert(change.network.clone(), Interest { is_open: was_open, ..now });
-        }
     }
 }
 
@@ -171,8 +149,7 @@ fn now(view: &View, id: &NetworkId, before: &Interest) -> Interest {
     if is_new || now.holders.difference(&before.holders).next().is_some() {
         now.full = view.network_records(id, Level::Full).map(Arc::new);
     }
-    let newly_open = is_new || !before.is_open;
-    if now.is_open && (newly_open || before.holders.difference(&now.holders).next().is_some()) {
+    if is_new || before.holders.difference(&now.holders).next().is_some() {
         now.published = view.network_records(id, Level::Published).map(Arc::new);
     }
     now

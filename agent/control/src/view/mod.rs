@@ -21,7 +21,7 @@ pub(crate) use services::{Audience, ServiceRecords, Services};
 /// How much a node is told of a network.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// Its record, and its services with published ports.
+    /// Its record, so that packets to it leave nowhere else, and its services with published ports.
     Published,
     /// Everything: the node has a lease there.
     Full,
@@ -88,24 +88,15 @@ impl View {
         view
     }
 
-    /// The networks that the node is told about.
+    /// What the node is told of each network.
     pub(crate) fn networks_of(&self, node: &NodeId) -> impl Iterator<Item = (Level, NetworkRecords)> {
-        let level = move |id: &NetworkId| self.level(id, node);
+        let holds = move |id: &NetworkId| {
+            self.leases.get(id).into_iter().flat_map(BTreeMap::values).any(|lease| lease.node == *node)
+        };
         self.networks.keys().filter_map(move |id| {
-            let level = level(id)?;
+            let level = if holds(id) { Level::Full } else { Level::Published };
             Some((level, self.network_records(id, level)?))
         })
-    }
-
-    /// How much the node is told of a network.
-    fn level(&self, id: &NetworkId, node: &NodeId) -> Option<Level> {
-        if !self.networks.contains_key(id) {
-            return None;
-        }
-        let holds =
-            self.leases.get(id).into_iter().flat_map(BTreeMap::values).any(|lease| lease.node == *node);
-        let is_open = || self.services.published_in(id).next().is_some();
-        if holds { Some(Level::Full) } else { is_open().then_some(Level::Published) }
     }
 
     /// The nodes that are told about a service with this audience in this network.

@@ -47,7 +47,7 @@ async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
     let (prefix, revision) = (lease.prefix, lease.revision);
     let request = ReleaseLeaseRequest { network: app.id.clone(), prefix, revision };
     h3.control().release_lease(request).await.unwrap();
-    a3.until(|known| known.networks.is_empty()).await;
+    a3.until(|known| known.leases.is_empty()).await;
     assert_eq!(names(&a3), [""; 0]);
 }
 

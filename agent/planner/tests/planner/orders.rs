@@ -150,12 +150,42 @@ fn the_last_endpoint_of_a_network_takes_the_network_with_it_and_goes_first() {
             "remove mesh01010100",
             "unroute 10.64.1.0/24",
             "remove 10.64.1.1",
-            "delete host route",
             "delete block",
             "delete network",
             "detach endpoint",
         ]
     );
+}
+
+#[test]
+fn packets_to_a_network_without_endpoints_here_leave_by_no_other_way() {
+    let mut desired = state(&shape(&[endpoint(0, 0, 0)]));
+    let far = crate::support::network_id(1);
+    // All that is known of it is its record.
+    desired.leases.retain(|lease| lease.network != far);
+    let observed = reached(&desired);
+    let subnet = desired.networks[&far].subnets[0].subnet;
+    assert!(observed.unreachable.contains(&subnet));
+    assert!(!observed.host_routes.iter().any(|route| route.subnet == subnet));
+    let vni = mesh_ebpf_types::Vni::new(desired.networks[&far].vni.get());
+    let entries = observed.programs.entries.values();
+    let of_far: Vec<&MapEntry> = entries
+        .filter(|entry| match entry {
+            MapEntry::Network(of, _) | MapEntry::HostRoute(_, of) => *of == vni,
+            MapEntry::Block(key, _) => key.vni == vni,
+            _ => false,
+        })
+        .collect();
+    assert!(matches!(of_far.as_slice(), [MapEntry::HostRoute(..)]), "{of_far:?}");
+    assert!(
+        matches!(&observed.firewall, FirewallState::Intact(rules) if !rules.masquerade.contains(&subnet))
+    );
+
+    let removed = Desired {
+        networks: desired.networks.clone().into_iter().filter(|(id, _)| *id != far).collect(),
+        ..desired.clone()
+    };
+    assert_eq!(briefly(&plan(Some(&removed), &observed)), ["RemoveUnreachable", "delete host route"]);
 }
 
 #[test]
