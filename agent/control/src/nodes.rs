@@ -14,7 +14,7 @@ use crate::core::Core;
 use crate::enroll::identity_problem;
 use crate::identity::NODE_VALIDITY;
 use crate::records::{RecordError, Tries, Versioned, put};
-use crate::resolve::resolve_node;
+use crate::resolve::{check_removable, resolve_node};
 use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
 use crate::{keys, leases, limits, services};
@@ -59,6 +59,7 @@ pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<N
 /// Removes a node, and with its record its leases and its access.
 pub(crate) async fn remove(core: &Core, request: &RemoveNodeRequest) -> Result<RemoveNodeResponse, Problem> {
     let node = resolve_node(core, &request.node).await?.value;
+    check_removable("node", &request.node, &node.name)?;
     let state = core.states().borrow().get(&node.id).copied();
     if state == Some(NodeState::Ready) && !request.force {
         return Err(Problem::new(ProblemKind::Conflict, format!("node {} is ready", node.name)).hint(

@@ -11,6 +11,23 @@ use crate::core::Core;
 use crate::keys;
 use crate::records::Versioned;
 
+/// So much of an id has to be given, at least, to name what is to be removed: fewer characters are easily those of
+/// something else.
+const SHORTEST_TO_REMOVE: usize = 4;
+
+/// Refuses the beginning of an id that is too short to remove by it what it names: `what`, called `name`.
+pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(), Problem> {
+    // `NETWORK/NAME` ends with a whole name.
+    if text == name.as_str() || text.contains('/') || text.len() >= SHORTEST_TO_REMOVE {
+        return Ok(());
+    }
+    Err(Problem::new(
+        ProblemKind::Usage,
+        format!("{text} is too short for the beginning of an id: it takes {SHORTEST_TO_REMOVE} characters"),
+    )
+    .hint(format!("for {what} {name}, give its name")))
+}
+
 /// The network that `text` names.
 pub(crate) async fn resolve_network(core: &Core, text: &str) -> Result<Versioned<Network>, Problem> {
     let id = match text.parse::<NetworkId>() {

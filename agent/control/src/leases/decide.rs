@@ -235,7 +235,7 @@ async fn any_step(
         None if full.iter().any(|decision| matches!(decision, Decision::Exhausted { pending: 1.., .. })) => {
             Ok(Step::Pause)
         }
-        None => Err(exhausted(core, set.network(), &full).await?),
+        None => Err(exhausted(core, set.network(), family, &full).await?),
     }
 }
 
@@ -311,7 +311,12 @@ fn endpoint_with(core: &Core, network: &NetworkId, address: IpAddr) -> Option<v1
     core.endpoints.list(Some(network)).into_iter().find(|e| e.ipv4 == text || e.ipv6 == text)
 }
 
-async fn exhausted(core: &Core, network: &Network, full: &[Decision<NodeId>]) -> Result<Problem, Problem> {
+async fn exhausted(
+    core: &Core,
+    network: &Network,
+    family: Family,
+    full: &[Decision<NodeId>],
+) -> Result<Problem, Problem> {
     let mut elsewhere: BTreeMap<&NodeId, u128> = BTreeMap::new();
     for decision in full {
         if let Decision::Exhausted { free_on_unreachable, .. } = decision {
@@ -320,9 +325,19 @@ async fn exhausted(core: &Core, network: &Network, full: &[Decision<NodeId>]) ->
             }
         }
     }
+    let subnets: Vec<String> = network
+        .subnets
+        .iter()
+        .filter(|subnet| subnet.subnet.family() == family)
+        .map(|subnet| subnet.subnet.to_string())
+        .collect();
     let problem = Problem::new(
         ProblemKind::Exhausted,
-        format!("network {} has no free address left that can be had", network.name),
+        format!(
+            "network {} has no free address left in {} that can be had",
+            network.name,
+            subnets.join(", ")
+        ),
     );
     let most = elsewhere.into_iter().max_by_key(|(_, free)| *free);
     Ok(match most {

@@ -14,7 +14,7 @@ use tracing::{info, warn};
 use super::endpoints;
 use crate::core::Core;
 use crate::records::{RecordError, Versioned, put};
-use crate::resolve::resolve_network;
+use crate::resolve::{check_removable, resolve_network};
 use crate::{keys, limits};
 
 /// A message names no more endpoints or nodes than this.
@@ -25,6 +25,7 @@ const LOOKED_AT: usize = 1000;
 /// Removes a network.
 pub(crate) async fn remove(core: &Arc<Core>, text: &str) -> Result<Network, Problem> {
     let network = resolve_network(core, text).await?;
+    check_removable("network", text, &network.value.name)?;
     let core = core.clone();
     // Goes on when the caller hangs up: a network must not stay marked.
     let task = tokio::spawn(async move { remove_one(&core, network).await });

@@ -12,11 +12,12 @@ use super::{status, wait_applied};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{Tries, Versioned};
-use crate::resolve::resolve_service;
+use crate::resolve::{check_removable, resolve_service};
 
 /// Removes a service, and answers once it is gone from the kernels of every live agent that is concerned.
 pub(crate) async fn remove(core: &Core, text: &str) -> Result<ServiceStatus, Problem> {
     let found = resolve_service(core, text).await?;
+    check_removable("service", text, &found.name)?;
     let mut tries = Tries::default();
     loop {
         tries.next()?;

@@ -124,7 +124,10 @@ async fn a_refused_borrow_is_tried_elsewhere_until_the_network_is_truly_full() {
     let before = leases(&cluster, &small).await;
     let problem = h3.lease(&small, "").await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Exhausted, "{problem}");
-    assert!(problem.message.contains("network small"), "{problem}");
+    assert!(
+        problem.message.contains("network small") && problem.message.contains("10.1.0.0/28"),
+        "{problem}"
+    );
     let asked: BTreeSet<String> = owner.known().asked.into_iter().map(|cede| cede.address).collect();
     assert!(asked.len() > 3, "{asked:?}");
     assert_eq!(leases(&cluster, &small).await, before);
