@@ -1,5 +1,6 @@
 //! What each program does with a packet: one at a time, by `BPF_PROG_TEST_RUN`.
 
+mod balanced;
 mod endpoint;
 mod host;
 mod tunnel;

@@ -75,6 +75,15 @@ impl Instance {
         second
     }
 
+    /// Runs a program on a packet, whatever comes of it.
+    pub(crate) fn run_unseen(&mut self, kind: ProgramKind, packet: &[u8]) {
+        let mut context = [0_u8; 192];
+        context[40..44].copy_from_slice(&IFINDEX.to_ne_bytes());
+        let options =
+            TestRunOptions { data_in: Some(packet), ctx_in: Some(&context), ..TestRunOptions::default() };
+        self.datapath.program(kind).expect("a loaded program").test_run(options).expect("a test run");
+    }
+
     fn run_once(&mut self, kind: ProgramKind, packet: &[u8], gso_size: u32) -> Outcome {
         let before = self.datapath.counters().expect("counters");
         let mut out = vec![0; packet.len() + 512];
