@@ -27,12 +27,12 @@ pub use maps::{
     ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostRouteKey, INTERNAL,
     Interface, Member, Network,
 };
-pub use program::ProgramKind;
+pub use program::{ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED,
     Connection, ConnectionKey, ConnectionKind, DRAINING, HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE,
     HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published,
-    PublishedKey, REPLY_BIT, Service, ServiceKey, TableEntry, TableKey, published_vni,
+    PublishedKey, REPLY_BIT, Service, ServiceKey, SocketPeer, TableEntry, TableKey, published_vni,
 };
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.

@@ -4,7 +4,7 @@
 
 use crate::{
     Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, Vni,
+    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, SocketPeer, Vni,
 };
 
 macro_rules! pod {
@@ -34,5 +34,6 @@ pod!(
     Published,
     PublishedKey,
     Service,
+    SocketPeer,
     Vni,
 );

@@ -27,3 +27,66 @@ impl ProgramKind {
         }
     }
 }
+
+/// A program of the host's own sockets, at a cgroup: what lets the host reach published ports by its own addresses.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum SocketProgram {
+    /// `connect` to an IPv4 address.
+    Connect4,
+    /// `connect` to an IPv6 address.
+    Connect6,
+    /// `sendmsg` of UDP to an IPv4 address.
+    Sendmsg4,
+    /// `sendmsg` of UDP to an IPv6 address.
+    Sendmsg6,
+    /// `recvmsg` of UDP from an IPv4 address.
+    Recvmsg4,
+    /// `recvmsg` of UDP from an IPv6 address.
+    Recvmsg6,
+    /// `getpeername`, IPv4.
+    Getpeername4,
+    /// `getpeername`, IPv6.
+    Getpeername6,
+}
+
+impl SocketProgram {
+    /// All of them.
+    pub const ALL: [Self; 8] = [
+        Self::Connect4,
+        Self::Connect6,
+        Self::Sendmsg4,
+        Self::Sendmsg6,
+        Self::Recvmsg4,
+        Self::Recvmsg6,
+        Self::Getpeername4,
+        Self::Getpeername6,
+    ];
+
+    /// The program's name in the object and in pins.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Connect4 => "connect4",
+            Self::Connect6 => "connect6",
+            Self::Sendmsg4 => "sendmsg4",
+            Self::Sendmsg6 => "sendmsg6",
+            Self::Recvmsg4 => "recvmsg4",
+            Self::Recvmsg6 => "recvmsg6",
+            Self::Getpeername4 => "getpeername4",
+            Self::Getpeername6 => "getpeername6",
+        }
+    }
+
+    /// Where it is attached (`enum bpf_attach_type` of the kernel).
+    pub const fn attach_type(self) -> u32 {
+        match self {
+            Self::Connect4 => 10,
+            Self::Connect6 => 11,
+            Self::Sendmsg4 => 14,
+            Self::Sendmsg6 => 15,
+            Self::Recvmsg4 => 19,
+            Self::Recvmsg6 => 20,
+            Self::Getpeername4 => 29,
+            Self::Getpeername6 => 30,
+        }
+    }
+}

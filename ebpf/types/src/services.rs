@@ -178,6 +178,18 @@ pub struct Connection {
     pub padding: u32,
 }
 
+/// Key of `SOCKET_PEERS`: a socket of the host that speaks to a published port. The value is the address that it asked for.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SocketPeer {
+    /// The kernel's cookie of the socket.
+    pub cookie: u64,
+    /// The published port, network order.
+    pub port: [u8; 2],
+    /// Zero.
+    pub padding: [u8; 6],
+}
+
 /// Which entry of which service table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableKey {

@@ -4,7 +4,7 @@ use std::mem::{offset_of, size_of};
 
 use mesh_ebpf_types::{
     Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, ServiceKey, Vni,
+    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, ServiceKey, SocketPeer, Vni,
 };
 
 #[test]
@@ -30,8 +30,9 @@ fn sizes_are_those_of_the_schema() {
         size_of::<Backend>(),
         size_of::<ConnectionKey>(),
         size_of::<Connection>(),
+        size_of::<SocketPeer>(),
     ];
-    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 20, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32]);
+    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 20, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32, 16]);
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mesh_ebpf_types::{ProgramKind, SCHEMA};
+use mesh_ebpf_types::{ProgramKind, SCHEMA, SocketProgram};
 use mesh_model::observed::Attachment;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::statfs;
@@ -72,6 +72,14 @@ impl Pins {
 
     pub(super) fn link(&self, attachment: Attachment) -> PathBuf {
         self.root.join("links").join(format!("{}-{}", attachment.kind.name(), attachment.ifindex))
+    }
+
+    pub(super) fn socket_program(&self, kind: SocketProgram) -> PathBuf {
+        self.version().join("programs").join(kind.name())
+    }
+
+    pub(super) fn socket_link(&self, kind: SocketProgram) -> PathBuf {
+        self.root.join("links").join(format!("{}-cgroup", kind.name()))
     }
 
     /// Makes the folders.

@@ -6,16 +6,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::EbpfLoader;
-use aya::programs::{ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
-use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, TableEntry, TableKey, Vni};
+use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni};
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, attach};
+use super::{Counters, Programs, ProgramsError, attach, sockets};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
@@ -185,20 +185,26 @@ impl Datapath {
             let id = program.info().map_err(refused)?.id();
             programs.insert(kind, LoadedProgram { id, program });
         }
+        for kind in SocketProgram::ALL {
+            let name = kind.name();
+            let missing = ProgramsError::Missing { name };
+            let program: &mut CgroupSockAddr = match object.program_mut(name).map(TryInto::try_into) {
+                Some(Ok(program)) => program,
+                _ => return Err(missing),
+            };
+            let refused =
+                |source: ProgramError| ProgramsError::Program { program: name, source: Box::new(source) };
+            program.load().map_err(refused)?;
+            pin_over(program.fd().map_err(refused)?.as_fd(), self.pins.socket_program(kind))?;
+        }
         Ok(programs)
     }
 
     /// Puts a program's pin in the place of an earlier one's.
     fn pin_program(&self, kind: ProgramKind, program: &mut SchedClassifier) -> Result<(), ProgramsError> {
-        let path = self.pins.program(kind);
-        let beside = path.with_file_name(format!("{}-new", kind.name()));
-        bpffs::remove(&beside)?;
         let refused =
             |source: ProgramError| ProgramsError::Program { program: kind.name(), source: Box::new(source) };
-        let fd = program.fd().map_err(refused)?.as_fd();
-        super::syscall::pin(fd, &beside)
-            .and_then(|()| std::fs::rename(&beside, &path))
-            .map_err(|source| ProgramsError::Pin { action: "create", path, source })
+        pin_over(program.fd().map_err(refused)?.as_fd(), self.pins.program(kind))
     }
 
     /// What runs at the pinned attachments. Pins of what is attached no more are removed.
@@ -321,6 +327,22 @@ impl Programs for Datapath {
         self.loaded()?.maps.tables().connections()
     }
 
+    fn attach_sockets(&mut self) -> Result<(), ProgramsError> {
+        let failed = |source| ProgramsError::Sockets { action: "attach", program: "connect4", source };
+        let cookie = sockets::netns_cookie().map_err(failed)?;
+        self.loaded()?.maps.set_netns(cookie)?;
+        let cgroup = sockets::cgroup_root().map_err(failed)?;
+        SocketProgram::ALL.into_iter().try_for_each(|kind| sockets::attach(&self.pins, &cgroup, kind))
+    }
+
+    fn detach_sockets(&mut self) -> Result<(), ProgramsError> {
+        sockets::detach(&self.pins)
+    }
+
+    fn sockets(&mut self) -> Result<Option<AttachedProgram>, ProgramsError> {
+        sockets::attached(&self.pins)
+    }
+
     fn counters(&mut self) -> Result<Counters, ProgramsError> {
         self.loaded()?.maps.counters()
     }
@@ -336,6 +358,18 @@ impl Programs for Datapath {
     fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {
         self.loaded()?.maps.retain_probe_replies(members)
     }
+}
+
+/// Puts a pin in the place of an earlier one, if there is one.
+fn pin_over(object: BorrowedFd<'_>, path: PathBuf) -> Result<(), ProgramsError> {
+    let beside = path.with_extension("").with_file_name(match path.file_name() {
+        Some(name) => format!("{}-new", name.to_string_lossy()),
+        None => "new".to_owned(),
+    });
+    bpffs::remove(&beside)?;
+    super::syscall::pin(object, &beside)
+        .and_then(|()| std::fs::rename(&beside, &path))
+        .map_err(|source| ProgramsError::Pin { action: "create", path, source })
 }
 
 /// A program's descriptor.

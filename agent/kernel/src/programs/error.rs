@@ -85,6 +85,17 @@ pub enum ProgramsError {
         /// The map.
         map: &'static str,
     },
+    /// A program of the host's sockets could not be attached or asked for.
+    #[error("cannot {action} the program `{program}` of the host's sockets")]
+    Sockets {
+        /// What was tried: `attach`, `query`.
+        action: &'static str,
+        /// The program.
+        program: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A program could not be attached or detached.
     #[error("cannot {action} the program `{}` at interface {ifindex}", .kind.name())]
     Attach {

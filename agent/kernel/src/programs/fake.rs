@@ -24,6 +24,8 @@ pub struct FakePrograms {
     pub maglev: BTreeMap<u32, u32>,
     /// What [`Programs::connections`] answers.
     pub connections: BTreeMap<Vni, u64>,
+    /// Whether the programs of the host's sockets are attached.
+    pub sockets: Option<AttachedProgram>,
 }
 
 impl FakePrograms {
@@ -35,6 +37,7 @@ impl FakePrograms {
         for program in self.state.attachments.values_mut() {
             *program = AttachedProgram::Earlier;
         }
+        self.sockets = self.sockets.map(|_| AttachedProgram::Earlier);
     }
 
     /// Forgets the attachments of a device, as the kernel does when it vanishes.
@@ -121,6 +124,21 @@ impl Programs for FakePrograms {
 
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
         Ok(self.connections.clone())
+    }
+
+    fn attach_sockets(&mut self) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        self.sockets = Some(AttachedProgram::Current);
+        Ok(())
+    }
+
+    fn detach_sockets(&mut self) -> Result<(), ProgramsError> {
+        self.sockets = None;
+        Ok(())
+    }
+
+    fn sockets(&mut self) -> Result<Option<AttachedProgram>, ProgramsError> {
+        Ok(self.sockets)
     }
 
     fn counters(&mut self) -> Result<Counters, ProgramsError> {

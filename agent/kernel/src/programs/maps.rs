@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpu
 use mesh_ebpf_types::{
     Address, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
     EndpointKey, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network, Published,
-    PublishedKey, Reason, Service, ServiceKey, TableEntry, TableKey, Vni,
+    PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
 };
 use nix::libc;
 
@@ -21,7 +21,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 20] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 22] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -42,6 +42,8 @@ const LAYOUTS: [(&str, MapType, usize, usize); 20] = [
     (CONNECTIONS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
     (PENDING, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
     (FRAGMENTS, MapType::LruHash, size_of::<ConnectionKey>(), 4),
+    (SOCKET_PEERS, MapType::LruHash, size_of::<SocketPeer>(), size_of::<Address>()),
+    (NETNS, MapType::Array, 4, 8),
 ];
 
 pub(super) const CONFIG: &str = "CONFIG";
@@ -64,6 +66,8 @@ pub(super) const MAGLEV: &str = "MAGLEV";
 pub(super) const CONNECTIONS: &str = "CONNECTIONS";
 pub(super) const PENDING: &str = "PENDING";
 pub(super) const FRAGMENTS: &str = "FRAGMENTS";
+pub(super) const SOCKET_PEERS: &str = "SOCKET_PEERS";
+pub(super) const NETNS: &str = "NETNS";
 
 /// Whether the pinned maps, as far as there are any, have the layouts of this schema.
 pub(super) fn layouts_match(pins: &Pins) -> bool {
@@ -92,6 +96,7 @@ pub(super) struct Maps {
     probes: HashMap<MapData, Address, u64>,
     generation: Array<MapData, u64>,
     host_addresses: HashMap<MapData, Address, u32>,
+    netns: Array<MapData, u64>,
     tables: Tables,
 }
 
@@ -116,6 +121,7 @@ impl Maps {
             probes: open(pins, PROBES, Map::HashMap)?,
             generation: open(pins, GENERATION, Map::Array)?,
             host_addresses: open(pins, HOST_ADDRESSES, Map::HashMap)?,
+            netns: open(pins, NETNS, Map::Array)?,
             tables: Tables::open(pins)?,
         })
     }
@@ -187,6 +193,11 @@ impl Maps {
         };
         ignore_absent(deleted).map_err(failed("delete from", map))?;
         self.changed()
+    }
+
+    /// Tells the programs of the host's sockets which network namespace is the host's.
+    pub(super) fn set_netns(&mut self, cookie: u64) -> Result<(), ProgramsError> {
+        self.netns.set(0, cookie, 0).map_err(failed("write", NETNS))
     }
 
     /// Writes entries of the service tables, new or not.

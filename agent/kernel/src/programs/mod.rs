@@ -12,6 +12,7 @@ mod error;
 mod fake;
 mod maps;
 mod probe;
+mod sockets;
 mod syscall;
 mod tables;
 
@@ -83,6 +84,16 @@ pub trait Programs {
     /// How many entries the flows of each network have among the answered ones; those of flows to published ports, on
     /// the node that they came in by, are counted with [`Vni::NONE`]. Reads the whole map.
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError>;
+
+    /// Attaches the programs of the host's own sockets, those of the calling thread's network namespace, or puts the current
+    /// ones in the place of earlier ones. Without a cgroup2 hierarchy it is an error.
+    fn attach_sockets(&mut self) -> Result<(), ProgramsError>;
+
+    /// Detaches them; what is not attached is no error.
+    fn detach_sockets(&mut self) -> Result<(), ProgramsError>;
+
+    /// Whether they are attached, all of them. Works before [`Programs::load`] too.
+    fn sockets(&mut self) -> Result<Option<AttachedProgram>, ProgramsError>;
 
     /// The counters since the maps were made.
     fn counters(&mut self) -> Result<Counters, ProgramsError>;

@@ -326,6 +326,59 @@ pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Ow
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
+/// Attaches a program to a cgroup and all below it, beside those that are there.
+pub(super) fn cgroup_attach(
+    program: BorrowedFd<'_>,
+    cgroup: BorrowedFd<'_>,
+    attach_type: u32,
+) -> io::Result<OwnedFd> {
+    let mut attributes = LinkCreate {
+        program: descriptor(program),
+        ifindex: descriptor(cgroup),
+        attach_type,
+        ..LinkCreate::default()
+    };
+    bpf_fd(BPF_LINK_CREATE, &mut attributes)
+}
+
+/// The id of the program that a link runs.
+pub(super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+    let mut info = LinkInfo::default();
+    let length = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
+    let mut attributes = InfoRequest { fd: descriptor(link), length, buffer: (&raw mut info) as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info.program)
+}
+
+/// The id of a program.
+pub(super) fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    // The start of `struct bpf_prog_info`: its type and its id.
+    let mut info = [0_u32; 2];
+    let length = u32::try_from(size_of_val(&info)).map_err(io::Error::other)?;
+    let mut attributes = InfoRequest { fd: descriptor(program), length, buffer: (&raw mut info) as u64 };
+    bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
+    Ok(info[1])
+}
+
+/// The cookie of a socket's network namespace.
+pub(super) fn netns_cookie(socket: BorrowedFd<'_>) -> io::Result<u64> {
+    /// `SO_NETNS_COOKIE`.
+    const NETNS_COOKIE: libc::c_int = 71;
+    let mut cookie = 0_u64;
+    let mut length = libc::socklen_t::try_from(size_of::<u64>()).map_err(io::Error::other)?;
+    // SAFETY: the kernel writes at most `length` bytes, which is the size of `cookie`.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            NETNS_COOKIE,
+            (&raw mut cookie).cast(),
+            &raw mut length,
+        )
+    };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(cookie) }
+}
+
 /// Replaces the program of a link, atomically.
 pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::Result<()> {
     let mut attributes =

@@ -5,6 +5,7 @@ mod hosts;
 mod loading;
 mod packets;
 mod services;
+mod sockets;
 mod support;
 mod tables;
 mod traffic;

@@ -61,7 +61,7 @@ fn tables(host: usize) -> Vec<TableEntry> {
 }
 
 /// Two hosts whose containers are backends.
-fn hosts(setup: Setup) -> Hosts {
+pub(crate) fn hosts(setup: Setup) -> Hosts {
     let mut hosts = Hosts::new(setup);
     for (number, host) in hosts.hosts.iter_mut().enumerate() {
         let address = host.address;

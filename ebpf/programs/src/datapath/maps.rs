@@ -8,7 +8,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
     Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey, Vni,
+    Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey, SocketPeer, Vni,
 };
 
 use super::received::{Received, ReceivedKey};
@@ -43,6 +43,9 @@ map!(MAGLEV: Array<[u32; MAGLEV_ROW]> = Array::pinned(65536, BPF_F_MMAPABLE));
 map!(CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(65536, 0));
 // What has not been answered, and what is over: a flood of new flows pushes no established one out.
 map!(PENDING: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(16384, 0));
+map!(SOCKET_PEERS: LruHashMap<SocketPeer, Address> = LruHashMap::pinned(16384, 0));
+// The cookie of the network namespace whose sockets may use published ports; 0 for none.
+map!(NETNS: Array<u64> = Array::pinned(1, 0));
 // Ports by addresses, protocol and (in place of the ports) the identification of a packet that came in fragments.
 map!(FRAGMENTS: LruHashMap<ConnectionKey, [u8; 4]> = LruHashMap::pinned(4096, 0));
 

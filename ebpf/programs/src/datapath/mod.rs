@@ -13,10 +13,11 @@ mod received;
 mod sent;
 mod service;
 mod skb;
+mod sockets;
 mod too_big;
 mod underlay;
 
-use aya_ebpf::bindings::__sk_buff;
+use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr};
 use skb::Skb;
 
 /// A program's verdict, as tc knows them.
@@ -59,6 +60,27 @@ extern "C" fn overlay(context: *mut __sk_buff) -> Verdict {
 #[unsafe(link_section = "classifier")]
 extern "C" fn host(context: *mut __sk_buff) -> Verdict {
     host::host(Skb::new(context))
+}
+
+macro_rules! socket_programs {
+    ($($name:ident at $section:literal: $function:ident;)*) => {$(
+        #[unsafe(no_mangle)]
+        #[unsafe(link_section = $section)]
+        extern "C" fn $name(context: *mut bpf_sock_addr) -> i32 {
+            sockets::$function(context)
+        }
+    )*};
+}
+
+socket_programs! {
+    connect4 at "cgroup/connect4": to_v4;
+    connect6 at "cgroup/connect6": to_v6;
+    sendmsg4 at "cgroup/sendmsg4": to_v4;
+    sendmsg6 at "cgroup/sendmsg6": to_v6;
+    recvmsg4 at "cgroup/recvmsg4": from_v4;
+    recvmsg6 at "cgroup/recvmsg6": from_v6;
+    getpeername4 at "cgroup/getpeername4": from_v4;
+    getpeername6 at "cgroup/getpeername6": from_v6;
 }
 
 /// Some helpers are for programs under a GPL-compatible licence only.

@@ -95,6 +95,10 @@ fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
     {
         return PASS;
     }
+    // The outer Ethernet header is left; the inner one named nobody.
+    if headers.is_v6() && skb.store(12, &[0x86, 0xdd]).is_err() {
+        return dropped(skb, Vni::NONE, Reason::DecapsulationFailed);
+    }
     published::of_mesh(vni, u32::from_ne_bytes(sender), false)
 }
 

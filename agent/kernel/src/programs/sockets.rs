@@ -1,0 +1,75 @@
+//! Programs of the host's own sockets, attached to the root of the cgroup hierarchy.
+//!
+//! They see the sockets of all containers too, and leave alone what is not of the network namespace whose cookie is in
+//! `NETNS`.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use mesh_ebpf_types::SocketProgram;
+use mesh_model::observed::AttachedProgram;
+
+use super::bpffs::{self, Pins};
+use super::{ProgramsError, syscall};
+
+/// Where the second version of cgroups is mounted, as `/proc/self/mounts` says.
+pub(super) fn cgroup_root() -> io::Result<PathBuf> {
+    let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+    let root =
+        mounts.lines().map(|line| line.split(' ').collect::<Vec<_>>()).find_map(|fields| match *fields {
+            [_, path, "cgroup2", ..] => Some(PathBuf::from(path)),
+            _ => None,
+        });
+    root.ok_or_else(|| io::Error::new(io::ErrorKind::NotFound, "no cgroup2 is mounted"))
+}
+
+/// Attaches a pinned program, or puts it in the place of the one that is there.
+pub(super) fn attach(pins: &Pins, cgroup: &Path, kind: SocketProgram) -> Result<(), ProgramsError> {
+    let failed = |source| ProgramsError::Sockets { action: "attach", program: kind.name(), source };
+    let program = syscall::open_pin(&pins.socket_program(kind)).map_err(failed)?;
+    let path = pins.socket_link(kind);
+    match syscall::open_pin(&path) {
+        Ok(link) => return syscall::link_update(link.as_fd(), program.as_fd()).map_err(failed),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let cgroup = File::open(cgroup).map_err(failed)?;
+    let link = syscall::cgroup_attach(program.as_fd(), cgroup.as_fd(), kind.attach_type()).map_err(failed)?;
+    syscall::pin(link.as_fd(), &path).map_err(failed)
+}
+
+/// Detaches all; what is not attached is no error.
+pub(super) fn detach(pins: &Pins) -> Result<(), ProgramsError> {
+    SocketProgram::ALL.into_iter().try_for_each(|kind| bpffs::remove(&pins.socket_link(kind)))
+}
+
+/// What is attached: `None` unless all are; current only if all are those that are pinned now.
+pub(super) fn attached(pins: &Pins) -> Result<Option<AttachedProgram>, ProgramsError> {
+    let mut state = AttachedProgram::Current;
+    for kind in SocketProgram::ALL {
+        let failed = |source| ProgramsError::Sockets { action: "query", program: kind.name(), source };
+        let link = match syscall::open_pin(&pins.socket_link(kind)) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(failed(error)),
+        };
+        let running = syscall::link_program(link.as_fd()).map_err(failed)?;
+        let pinned = match syscall::open_pin(&pins.socket_program(kind)) {
+            Ok(program) => Some(syscall::program_id(program.as_fd()).map_err(failed)?),
+            Err(_) => None,
+        };
+        if pinned != Some(running) {
+            state = AttachedProgram::Earlier;
+        }
+    }
+    Ok(Some(state))
+}
+
+/// The cookie of the calling thread's network namespace.
+pub(super) fn netns_cookie() -> io::Result<u64> {
+    let socket =
+        std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("0.0.0.0", 0)))?;
+    syscall::netns_cookie(socket.as_fd())
+}

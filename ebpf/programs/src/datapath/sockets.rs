@@ -1,0 +1,159 @@
+//! Sockets of the host itself: what they send to a published port, of `127.0.0.1` or of the host's own addresses, never
+//! leaves the host's stack by itself. Their destination becomes an address that is routed to `mesh0`, where the `host`
+//! program takes it; they go on seeing the one that they asked for.
+
+use aya_ebpf::bindings::bpf_sock_addr;
+use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use mesh_ebpf_types::{Address, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, PublishedKey, SocketPeer};
+
+use super::maps::{self, NETNS, PUBLISHED, SOCKET_PEERS};
+
+/// What a program returns: let the call go on. (They never refuse one.)
+const ALLOW: i32 = 1;
+
+/// A socket's call, with the address that it is about.
+#[derive(Clone, Copy)]
+struct Call(*mut bpf_sock_addr);
+
+// SAFETY, for every block here: the pointer is the context that the kernel called the program with; the verifier proves each
+// access to it.
+impl Call {
+    /// Whether the socket belongs to this instance's network namespace: the cgroup has those of all containers too.
+    #[inline(always)]
+    fn is_of_host(self) -> bool {
+        let own = NETNS.get(0).copied().unwrap_or_default();
+        own != 0 && unsafe { bpf_get_netns_cookie(self.0.cast()) } == own
+    }
+
+    #[inline(always)]
+    fn address_v4(self) -> Address {
+        Address::from_v4(unsafe { (*self.0).user_ip4 }.to_ne_bytes())
+    }
+
+    #[inline(always)]
+    fn set_v4(self, address: Address) {
+        let [.., word] = address.words();
+        unsafe { (*self.0).user_ip4 = word };
+    }
+
+    #[inline(always)]
+    fn address_v6(self) -> Address {
+        unsafe {
+            let [a, b, c, d] = (&raw const (*self.0).user_ip6).cast::<[u32; 4]>().read_volatile();
+            Address::from_words([a, b, c, d])
+        }
+    }
+
+    #[inline(always)]
+    fn set_v6(self, address: Address) {
+        let words = address.words();
+        let field = unsafe { (&raw mut (*self.0).user_ip6).cast::<u32>() };
+        for (index, word) in words.into_iter().enumerate() {
+            unsafe { field.add(index).write_volatile(word) };
+        }
+    }
+
+    /// The port, network order.
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "the field's upper half is zero")]
+    fn port(self) -> [u8; 2] {
+        (unsafe { (*self.0).user_port } as u16).to_ne_bytes()
+    }
+
+    #[inline(always)]
+    #[expect(clippy::cast_possible_truncation, reason = "protocol numbers have eight bits")]
+    fn protocol(self) -> u8 {
+        unsafe { (*self.0).protocol as u8 }
+    }
+
+    #[inline(always)]
+    fn peer(self) -> SocketPeer {
+        let [p0, p1] = self.port();
+        SocketPeer {
+            cookie: unsafe { bpf_get_socket_cookie(self.0.cast()) },
+            port: [p0, p1],
+            padding: [0; 6],
+        }
+    }
+
+    /// What stands for `address`, if that is the host's and the port is published. Remembers who was asked for.
+    #[inline(always)]
+    fn stand_in(self, address: Address, loopback: bool) -> Option<Address> {
+        if !loopback && !maps::is_host_address(address) {
+            return None;
+        }
+        let key =
+            PublishedKey { address: Address::NONE, port: self.port(), protocol: self.protocol(), padding: 0 };
+        PUBLISHED.get_ptr(key)?;
+        // A full map forgets the socket that was not used for longest: it sees the address that stands in.
+        let _ = SOCKET_PEERS.insert(self.peer(), address, 0);
+        Some(if address.to_v4().is_some() {
+            Address::from_v4(HOST_PUBLISHED_IPV4)
+        } else {
+            HOST_PUBLISHED_IPV6
+        })
+    }
+
+    /// Who was asked for, if `address` stands in for it.
+    #[inline(always)]
+    fn asked_for(self, address: Address) -> Option<Address> {
+        if address != Address::from_v4(HOST_PUBLISHED_IPV4) && address != HOST_PUBLISHED_IPV6 {
+            return None;
+        }
+        // SAFETY: copied at once; should the entry be reused meanwhile, the socket sees another of the host's addresses.
+        unsafe { SOCKET_PEERS.get(self.peer()) }.copied()
+    }
+}
+
+/// `connect` and `sendmsg` to an IPv4 address.
+#[inline(always)]
+pub(super) fn to_v4(context: *mut bpf_sock_addr) -> i32 {
+    let call = Call(context);
+    if call.is_of_host() {
+        let address = call.address_v4();
+        let loopback = address.0[12] == 127;
+        if let Some(other) = call.stand_in(address, loopback) {
+            call.set_v4(other);
+        }
+    }
+    ALLOW
+}
+
+/// `connect` and `sendmsg` to an IPv6 address, or to an IPv4 one of an IPv6 socket.
+#[inline(always)]
+pub(super) fn to_v6(context: *mut bpf_sock_addr) -> i32 {
+    const LOOPBACK: [u32; 4] = [0, 0, 0, u32::from_be(1)];
+    let call = Call(context);
+    if call.is_of_host() {
+        let address = call.address_v6();
+        let loopback = address.words() == LOOPBACK || address.to_v4().is_some_and(|[first, ..]| first == 127);
+        if let Some(other) = call.stand_in(address, loopback) {
+            call.set_v6(other);
+        }
+    }
+    ALLOW
+}
+
+/// `recvmsg` and `getpeername`, IPv4.
+#[inline(always)]
+pub(super) fn from_v4(context: *mut bpf_sock_addr) -> i32 {
+    let call = Call(context);
+    if call.is_of_host()
+        && let Some(address) = call.asked_for(call.address_v4())
+    {
+        call.set_v4(address);
+    }
+    ALLOW
+}
+
+/// `recvmsg` and `getpeername`, IPv6.
+#[inline(always)]
+pub(super) fn from_v6(context: *mut bpf_sock_addr) -> i32 {
+    let call = Call(context);
+    if call.is_of_host()
+        && let Some(address) = call.asked_for(call.address_v6())
+    {
+        call.set_v6(address);
+    }
+    ALLOW
+}
