@@ -64,7 +64,7 @@ pub(super) fn run() -> anyhow::Result<Vec<Cost>> {
     manager.meshctl(["network", "create", "-d", "overlay", NETWORK])?.ok()?;
     let publish = format!("{0}:{0}", ports::WEB);
     manager.meshctl(["service", "create", "--name", SERVICE, "--network", NETWORK, "-p", &publish])?.ok()?;
-    let client = lab.container(1, "client", ["--network", NETWORK])?;
+    let client = lab.container(1, "caller", ["--network", NETWORK])?;
     let backend = lab.container(2, "backend", ["--network", NETWORK, "--service", SERVICE])?;
     let _server = WebServer::start(backend.netns(), "backend", ports::WEB)?;
     let service: Value = manager.meshctl(["service", "inspect", SERVICE, "--format", "json"])?.json()?;

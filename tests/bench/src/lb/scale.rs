@@ -80,7 +80,7 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
     let names: Vec<String> = containers.iter().map(|container| container.name().to_owned()).collect();
     let receivers = site::namespaces(&containers);
     let _servers = site::serve(&lab, &receivers)?;
-    let client = lab.container(1, "client", ["--network", NETWORK])?;
+    let client = lab.container(1, "caller", ["--network", NETWORK])?;
     lab.container(3, "late", ["--network", NETWORK])?;
     let manager = Manager::connect(&lab.host(1).socket())?;
     let mut vips = Vec::new();

@@ -7,6 +7,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use super::content::{CHUNK, Content};
+use crate::{Error, Netns, Result};
 use nix::sys::{
     socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
@@ -14,10 +16,6 @@ use nix::sys::{
     },
     time::TimeVal,
 };
-use sha2::{Digest, Sha256};
-
-use super::content::{CHUNK, Content};
-use crate::{Error, Netns, Result};
 
 /// Time for one answer, and longest time without any progress, unless said otherwise.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
@@ -85,18 +83,22 @@ impl Connection {
         let begin = Instant::now();
         send(self.stream.get_mut(), &format!("/bytes/{bytes}"), false).map_err(failed())?;
         let length = read_head(&mut self.stream).map_err(failed())?;
-        let (mut wanted, mut got) = (Sha256::new(), Sha256::new());
-        let (mut content, mut chunk, mut left) = (Content::new(bytes), vec![0; CHUNK], length);
+        let wrong = |at: u64| {
+            Error::Traffic(format!("content from {} is not what was sent, at byte {at}", self.target))
+        };
+        if length != bytes {
+            return Err(wrong(0));
+        }
+        let (mut content, mut wanted, mut got, mut left) =
+            (Content::new(bytes), vec![0; CHUNK], vec![0; CHUNK], length);
         while left > 0 {
             let len = usize::try_from(left).unwrap_or(CHUNK).min(CHUNK);
-            content.fill(&mut chunk);
-            wanted.update(&chunk[..len]);
-            self.stream.read_exact(&mut chunk[..len]).map_err(failed())?;
-            got.update(&chunk[..len]);
+            content.fill(&mut wanted);
+            self.stream.read_exact(&mut got[..len]).map_err(failed())?;
+            if wanted[..len] != got[..len] {
+                return Err(wrong(bytes - left));
+            }
             left -= len as u64;
-        }
-        if length != bytes || wanted.finalize() != got.finalize() {
-            return Err(Error::Traffic(format!("{length} bytes from {} are not what was sent", self.target)));
         }
         Ok(Download { bytes, elapsed: begin.elapsed() })
     }
