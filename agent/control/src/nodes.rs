@@ -7,7 +7,7 @@ use mesh_proto::v1::{
 };
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Txn};
-use tracing::info;
+use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
@@ -49,8 +49,13 @@ pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<N
         let key = keys::node(&node.id);
         let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &node)]);
         if let Some(revision) = core.records.commit(txn).await? {
-            // When the answer is there, the node acts on it. One that is late will: its record is written.
-            core.sessions.wait_applied([node.id.clone()], revision.0, limits::APPLIED).await;
+            // When the answer is there, the node acts on it, and a drained one's backends get new connections from none.
+            // Who is late will: the record is written.
+            let everyone: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
+            let late = core.sessions.wait_applied(everyone, revision.0, limits::APPLIED).await;
+            if !late.is_empty() {
+                warn!(node = %node.name, ?late, "nodes have not applied a change of availability in time");
+            }
             return Ok(status(core, &node));
         }
     }

@@ -1,6 +1,7 @@
 //! A cluster for one test: a manager that listens, and hosts that join.
 
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
@@ -17,7 +18,7 @@ use mesh_proto::v1::{
     Network, Role, ServiceStatus,
 };
 use mesh_proto::{Problem, v1};
-use mesh_store::{KeyRange, MemoryStore, Op, Store, Txn};
+use mesh_store::{EmbeddedStore, KeyRange, MemoryStore, Op, Store, Txn};
 use tempfile::TempDir;
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
@@ -29,7 +30,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 /// A manager that listens on 127.0.0.1.
 pub(crate) struct Cluster {
     pub(crate) manager: Manager,
-    pub(crate) store: Arc<MemoryStore>,
+    pub(crate) store: Arc<dyn Store>,
     pub(crate) address: String,
     pub(crate) identity: NodeIdentity,
     directory: TempDir,
@@ -43,7 +44,15 @@ impl Cluster {
     }
 
     pub(crate) async fn with_pools(pools: &[&str], length: u8) -> Self {
-        let store = Arc::new(MemoryStore::new());
+        Self::on(Arc::new(MemoryStore::new()), pools, length).await
+    }
+
+    /// With a store that is a file, as managers have it.
+    pub(crate) async fn with_file(file: &Path) -> Self {
+        Self::on(Arc::new(EmbeddedStore::create(file).unwrap()), &[], 20).await
+    }
+
+    async fn on(store: Arc<dyn Store>, pools: &[&str], length: u8) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let parameters = ClusterParameters {
             data_path_port: 4789,
@@ -75,7 +84,7 @@ impl Cluster {
 
     /// The manager's process was killed at this instant, and begins anew on what its disk has: a copy of the store.
     pub(crate) async fn copy_of_store(&self) -> Self {
-        let store = Arc::new(MemoryStore::new());
+        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
         let found = self.store.range(KeyRange::all(), None, None).await.unwrap();
         let puts = found.kvs.iter().map(|kv| Op::put(kv.key.clone(), kv.value.clone()));
         store.txn(Txn::always(puts)).await.unwrap();

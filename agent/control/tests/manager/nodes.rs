@@ -130,3 +130,18 @@ async fn availability_is_changed_by_name_or_id_prefix() {
     let problem = Problem::from(cluster.control().update_node(request).await.unwrap_err());
     assert_eq!((problem.kind, problem.message.as_str()), (ProblemKind::NotFound, "node h9 does not exist"));
 }
+
+#[tokio::test]
+async fn a_node_is_drained_when_every_agent_knows() {
+    let (cluster, members, [_own, _second, third]) = three().await;
+    third.behave(|behaviour| behaviour.applies = false);
+    let mut control = cluster.control();
+    let id = members[1].id.to_string();
+    let request = UpdateNodeRequest { node: id.clone(), availability: Availability::Drain.into() };
+    let draining = tokio::spawn(async move { control.update_node(request).await });
+    let known = third.until(|known| known.nodes[&id].availability() == Availability::Drain).await;
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert!(!draining.is_finished(), "one still sends its backends new connections");
+    third.applied(known.revision).await;
+    draining.await.unwrap().unwrap();
+}

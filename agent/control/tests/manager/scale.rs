@@ -5,7 +5,8 @@ use std::time::{Duration, Instant};
 use jiff::Timestamp;
 use mesh_model::{Affinity, Backend, BackendId, BackendState, EndpointMode, Service};
 use mesh_proto::v1::{CreateServiceRequest, UpdateServiceRequest};
-use mesh_store::{Op, Store, Txn};
+use mesh_store::{Op, Txn};
+use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, network_of, service};
@@ -103,4 +104,50 @@ async fn one_update_costs_the_same_among_thousands_of_services() {
     cluster.create_service(new).await.unwrap();
     println!("told {told:?}, listed {listed:?}, snapshot {snapshot:?}, 50 updates {few:?} and {many:?}");
     assert!(listed < Duration::from_secs(5) && snapshot < Duration::from_secs(5), "{listed:?} {snapshot:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn publishing_on_a_disk_waits_for_little_but_the_disk() {
+    const SERVICES: u32 = 250;
+    let directory = tempfile::tempdir().unwrap();
+    let cluster = Cluster::with_file(&directory.path().join("store.redb")).await;
+    cluster.create(network_of("app", "10.1.0.0/16")).await.unwrap();
+    let members = [cluster.own(), cluster.join("h2").await, cluster.join("h3").await];
+    let mut agents = Vec::new();
+    for member in &members {
+        agents.push(Agent::start(member, Behaviour::default()).await);
+    }
+    let request = |n: u32| CreateServiceRequest {
+        ports: vec![crate::cluster::port(":80")],
+        ..service(&format!("s{n}"), "app")
+    };
+    let begun = Instant::now();
+    for n in 0..SERVICES {
+        cluster.create_service(request(n)).await.unwrap();
+    }
+    let in_turn = begun.elapsed();
+    let begun = Instant::now();
+    let mut tasks = JoinSet::new();
+    for worker in 0..8 {
+        let (mut control, requests) =
+            (cluster.control(), (SERVICES..2 * SERVICES).filter(move |n| n % 8 == worker).map(request));
+        let requests: Vec<_> = requests.collect();
+        tasks.spawn(async move {
+            for request in requests {
+                control.create_service(request).await.unwrap();
+            }
+        });
+    }
+    tasks.join_all().await;
+    let at_once = begun.elapsed();
+    // As long as nothing but the disk is waited for.
+    let begun = Instant::now();
+    for n in 0..SERVICES {
+        let put = Op::put(format!("/ballast/{n}"), "x".repeat(300));
+        cluster.store.txn(Txn::always([put])).await.unwrap();
+    }
+    let disk = begun.elapsed();
+    println!("{SERVICES} in turn {in_turn:?}, at once by 8 {at_once:?}, as many writes {disk:?}");
+    let most = 5 * disk + Duration::from_secs(5);
+    assert!(in_turn < most && at_once < most, "{in_turn:?} and {at_once:?}, writing takes {disk:?}");
 }

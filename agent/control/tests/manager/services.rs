@@ -257,7 +257,7 @@ async fn a_service_that_is_removed_leaves_nothing_behind() {
     cluster.create(network("app")).await.unwrap();
     let keys = || async {
         let everything = mesh_store::KeyRange::all();
-        let kvs = mesh_store::Store::range(&*cluster.store, everything, None, None).await.unwrap().kvs;
+        let kvs = cluster.store.range(everything, None, None).await.unwrap().kvs;
         kvs.into_iter().map(|kv| kv.key).collect::<BTreeSet<_>>()
     };
     let before = keys().await;
