@@ -3,9 +3,12 @@
 //! | program | stands at the ingress of | takes |
 //! | --- | --- | --- |
 //! | `endpoint` | the host-side device of an endpoint | all that the container sends |
-//! | `underlay` | the data-path device | VXLAN to this node; everything else passes untouched |
+//! | `underlay` | the data-path device | VXLAN to this node, and packets to published ports; everything else passes untouched |
 //! | `overlay` | the VXLAN device | what the underlay program left to it |
-//! | `host` | `mesh0p` | what the host sends to endpoints |
+//! | `host` | `mesh0p` | what the host sends to endpoints and to published ports |
+//!
+//! Beside them `connect4`, `sendmsg4`, `recvmsg4`, `getpeername4` and their twins for IPv6 stand at the root of the cgroups, for the
+//! host's own sockets.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
