@@ -245,3 +245,69 @@ fn an_agent_killed_while_it_attaches_many_is_replaced_at_once() -> Result<()> {
     assert!(listed >= attached, "of {attached} acknowledged {listed} are there");
     Ok(())
 }
+
+#[test]
+fn a_name_is_one_endpoints_in_the_whole_cluster() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    create_network(&lab, "app", &[])?;
+    create_network(&lab, "other", &[])?;
+    let named = |host: usize, netns: &str, network: &str| {
+        let container = lab.namespace(host, netns)?;
+        let path = container.netns().path().to_string_lossy().into_owned();
+        let attach = ["endpoint", "attach", "--network", network, "--netns", &path, "--name", "web"]
+            .map(str::to_owned);
+        Ok::<_, mesh_harness::Error>((container, attach))
+    };
+    let (_one, attach) = named(1, "one", "app")?;
+    lab.host(1).meshctl(attach)?.ok()?;
+    // Another network has that name to give.
+    let (_elsewhere, of_other) = named(2, "elsewhere", "other")?;
+    lab.host(2).meshctl(of_other)?.ok()?;
+    let before = devices(&lab.host(2))?;
+    let (two, attach) = named(2, "two", "app")?;
+    let said = refused(&lab.host(2).meshctl(attach.clone())?, 4);
+    assert!(said.contains("web") && said.contains("h1"), "{said}");
+    assert_eq!(devices(&lab.host(2))?, before);
+    let links: serde_json::Value = two.exec(["ip", "-j", "link"])?.json()?;
+    assert_eq!(links.as_array().map(Vec::len), Some(1), "lo");
+    for host in lab.hosts() {
+        assert_eq!(json(&host, &["endpoint", "ls"])?.as_array().map(Vec::len), Some(2));
+    }
+    // Once it is given up, it is the next one's.
+    lab.host(1).meshctl(["endpoint", "detach", "web"])?.ok()?;
+    lab.host(2).meshctl(attach)?.ok()?;
+    Ok(())
+}
+
+#[test]
+fn of_two_hosts_that_attach_a_name_at_once_one_gets_it() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    create_network(&lab, "app", &[])?;
+    // Both have their blocks, so that nothing but the name is in question.
+    let first = [lab.container(1, "a", ["--network", "app"])?, lab.container(2, "b", ["--network", "app"])?];
+    let before = [devices(&lab.host(1))?, devices(&lab.host(2))?];
+    let containers = [lab.namespace(1, "x")?, lab.namespace(2, "y")?];
+    for round in 0..10 {
+        let name = format!("web{round}");
+        let outputs = std::thread::scope(|scope| {
+            let attaches = containers.each_ref().map(|container| {
+                let path = container.netns().path().to_string_lossy().into_owned();
+                let args = ["endpoint", "attach", "--network", "app", "--netns", &path, "--name", &name]
+                    .map(str::to_owned);
+                scope.spawn(move || container.host().meshctl(args))
+            });
+            attaches.map(|attach| attach.join().expect("no panic"))
+        });
+        let [one, two] = outputs;
+        let outputs = [one?, two?];
+        let winner = outputs.iter().position(|output| output.code == 0);
+        let winner = winner.unwrap_or_else(|| panic!("round {round}: both lost: {outputs:?}"));
+        refused(&outputs[1 - winner], 4);
+        let all = json(&lab.host(1), &["endpoint", "ls"])?;
+        assert_eq!(distinct_addresses(&all).expect("no address twice").len(), 3, "{all}");
+        assert_eq!(devices(&lab.host(2 - winner))?, before[1 - winner], "nothing is left of the loser's");
+        containers[winner].host().meshctl(["endpoint", "detach", &name])?.ok()?;
+    }
+    first[0].ping(first[1].ipv4()?)?.all_answered()?;
+    Ok(())
+}

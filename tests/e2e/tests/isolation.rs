@@ -1,9 +1,10 @@
 //! Networks are isolated, senders are who they say they are, and only members speak.
 
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::{Duration, Instant};
 
-use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with_app};
-use mesh_harness::{Capture, Container, Encapsulation, Lab, Result, eventually};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with_app, underlay_capture};
+use mesh_harness::{Capture, Container, Encapsulation, Lab, OUTSIDE_V4, Result, eventually};
 
 #[test]
 fn networks_are_isolated_whatever_addresses_and_routes_a_container_gives_itself() -> Result<()> {
@@ -60,6 +61,44 @@ fn a_spoofed_address_or_mac_is_dropped_and_counted() -> Result<()> {
         c[0].ping(target)?.none_answered()?;
         assert!(counted(&host, "spoofed_mac")? > before);
     }
+    Ok(())
+}
+
+#[test]
+fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    create_network(&lab, "red", &["--ipv6"])?;
+    create_network(&lab, "blue", &["--ipv6"])?;
+    let red = lab.container(1, "red", ["--network", "red"])?;
+    let blue = lab.container(2, "blue", ["--network", "blue"])?;
+    let far = lab.host(2);
+    let addresses: [IpAddr; 2] = [red.ipv4()?.into(), red.ipv6()?.into()];
+    // Nobody waits for the record of a network that was made a moment ago; its subnets are closed soon.
+    for address in addresses {
+        eventually("the host has closed its way out", PATIENCE, || {
+            let route = far.run(["ip", "route", "get", &address.to_string()]);
+            route.is_ok_and(|route| !route.success())
+        })?;
+    }
+    let capture = underlay_capture(&lab)?;
+    let before = counted(&far, "isolated")?;
+    for address in addresses {
+        blue.ping(address)?.none_answered()?;
+        // At once, and not when a time is over.
+        let begun = Instant::now();
+        let said = far.run(["ping", "-c", "1", "-W", "5", &address.to_string()])?;
+        assert!(!said.success() && begun.elapsed() < Duration::from_secs(4), "{said:?}");
+    }
+    assert!(counted(&far, "isolated")? >= before + 2);
+    // What may leave does, and is seen.
+    blue.ping(OUTSIDE_V4)?.all_answered()?;
+    let frames = capture.stop()?.frames;
+    let has = |ethertype, octets: &[u8]| {
+        frames.iter().any(|frame| frame.ethertype() == Some(ethertype) && frame.contains(octets))
+    };
+    assert!(has(0x0800, &OUTSIDE_V4.octets()));
+    assert!(!has(0x0800, &red.ipv4()?.octets()));
+    assert!(!has(0x86dd, &red.ipv6()?.octets()));
     Ok(())
 }
 
