@@ -1,6 +1,7 @@
 //! The sockets that a network is served on.
 
 use std::{
+    ffi::OsString,
     io,
     net::{SocketAddr, TcpListener, UdpSocket},
 };
@@ -25,6 +26,16 @@ pub struct Sockets {
 impl Sockets {
     /// Binds both in the calling thread's network namespace. The address need not be there yet (`IP_FREEBIND`).
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
+        Self::open(address, None)
+    }
+
+    /// The same for what comes by one device only (`SO_BINDTODEVICE`), which has to be there: whoever else
+    /// reaches the address by another way gets no answer.
+    pub fn bind_on(address: SocketAddr, device: &str) -> io::Result<Self> {
+        Self::open(address, Some(device))
+    }
+
+    fn open(address: SocketAddr, device: Option<&str>) -> io::Result<Self> {
         let open = |kind, protocol| -> nix::Result<_> {
             let (family, sockaddr) = match address {
                 SocketAddr::V4(v4) => (AddressFamily::Inet, SockaddrStorage::from(v4)),
@@ -38,6 +49,9 @@ impl Sockets {
             }
             if kind == SockType::Stream {
                 setsockopt(&socket, sockopt::ReuseAddr, &true)?;
+            }
+            if let Some(device) = device {
+                setsockopt(&socket, sockopt::BindToDevice, &OsString::from(device))?;
             }
             bind(std::os::fd::AsRawFd::as_raw_fd(&socket), &sockaddr)?;
             Ok(socket)

@@ -184,12 +184,18 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             .iter()
             .filter(|(index, address)| Some(*index) == host_leg && !is_link_local(address.address))
             .map(|(_, address)| *address);
+        let own_addresses = addresses
+            .iter()
+            .filter(|(index, _)| !ours.contains(index))
+            .map(|(_, address)| address.address)
+            .filter(|address| !address.is_loopback() && !is_link_local(*address));
         let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
         let observed = Observed {
             foreign_indexes: foreign_indexes.collect(),
             underlay: desired
                 .and_then(|desired| underlay(desired.underlay.address, &raw_links, &addresses, &ours)),
             host_addresses: host_addresses.collect(),
+            own_addresses: own_addresses.collect(),
             host_routes: host_routes.into_iter().collect(),
             unreachable: unreachable.into_iter().collect(),
             namespaces: endpoints

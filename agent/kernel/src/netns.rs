@@ -7,6 +7,7 @@
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::net::TcpStream;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::os::unix::net::UnixDatagram;
@@ -17,6 +18,7 @@ use mesh_model::endpoint::NetnsRef;
 use nix::errno::Errno;
 use nix::libc;
 use nix::sched::{CloneFlags, setns};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::KernelError;
 use crate::links::{self, RawLink};
@@ -143,6 +145,18 @@ pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
 /// Whether both are the same file.
 fn same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
+}
+
+/// Opens a TCP socket inside a namespace, if it is still the one at its path: not connected, and non-blocking.
+pub fn tcp_socket(netns: &NetnsRef, ipv6: bool) -> Result<TcpStream, KernelError> {
+    let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;
+    let namespace = open(netns)?;
+    let opened = inside(&namespace, || socket(family, SockType::Stream, flags, SockProtocol::Tcp));
+    opened.and_then(|opened| Ok(TcpStream::from(opened?))).map_err(|source| KernelError::Netlink {
+        action: format!("open a socket in the network namespace {}", netns.path.display()),
+        source,
+    })
 }
 
 /// The names of the devices in a namespace.

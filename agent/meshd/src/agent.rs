@@ -10,7 +10,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
-use mesh_model::{Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
+use mesh_model::{BackendId, Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
 use mesh_proto::Problem;
 use tokio::sync::watch;
 
@@ -18,6 +18,7 @@ use crate::addresses::{AddressPools, SavedPools};
 use crate::durable::{self, FileError, Survives};
 use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
+use crate::services::{SavedNames, Soft};
 use crate::view::ClusterView;
 
 /// One pass of the kernel loop: what it was of, and what came of it.
@@ -41,6 +42,8 @@ pub struct Pass {
     pub underlay_mtu: u32,
     /// MTU of each network's endpoints on this node, in bytes.
     pub mtus: BTreeMap<NetworkId, u32>,
+    /// Whether the programs were loaded in it, maybe with new and empty maps.
+    pub loaded: bool,
 }
 
 /// The state behind the lock.
@@ -62,6 +65,15 @@ pub struct State {
     pub refused: BTreeMap<EndpointId, String>,
     /// What was found wrong at start, a line each.
     pub damage: Vec<String>,
+    /// What nobody stores about services.
+    pub soft: Soft,
+    /// What does not work with services, a line each.
+    pub service_problems: Vec<String>,
+    /// How often the programs have been loaded.
+    pub loads: u64,
+    /// The last revision of which the kernel has all but services, and of which it has those.
+    passed_revision: u64,
+    serviced_revision: u64,
     generation: u64,
     /// Counts the changes of the view.
     view_number: u64,
@@ -86,6 +98,10 @@ pub struct Agent {
     endpoints_changed: watch::Sender<u64>,
     /// The count up to which the manager knows of them.
     endpoints_told: watch::Sender<u64>,
+    /// Counts the changes that services, names and health checks may follow from.
+    services_changed: watch::Sender<u64>,
+    /// Counts the changes of what is found out about this node's backends.
+    health_found: watch::Sender<u64>,
     revision: watch::Sender<u64>,
     pass: watch::Sender<Pass>,
     applied: watch::Sender<u64>,
@@ -122,6 +138,8 @@ impl Agent {
         let view = go_on_without(durable::read_json(&paths.view()), &mut damage)?.unwrap_or(fresh);
         let saved: SavedPools =
             go_on_without(durable::read_json(&paths.released()), &mut damage)?.unwrap_or_default();
+        let names: SavedNames =
+            go_on_without(durable::read_json(&paths.names()), &mut damage)?.unwrap_or_default();
         let endpoints = loaded.endpoints;
         // Those that ended with an earlier boot release their addresses now: nobody has counted their rest since.
         let mut in_use = endpoints.clone();
@@ -143,6 +161,11 @@ impl Agent {
             session_problem: String::new(),
             refused: BTreeMap::new(),
             damage,
+            soft: Soft::new(names.names),
+            service_problems: Vec::new(),
+            loads: 0,
+            passed_revision: 0,
+            serviced_revision: 0,
             generation: 1,
             view_number: 1,
             own_view_number: 1,
@@ -158,6 +181,8 @@ impl Agent {
             generation: watch::Sender::new(1),
             endpoints_changed: watch::Sender::new(1),
             endpoints_told: watch::Sender::new(0),
+            services_changed: watch::Sender::new(1),
+            health_found: watch::Sender::new(1),
             revision: watch::Sender::new(revision),
             pass: watch::Sender::new(Pass::default()),
             applied: watch::Sender::new(0),
@@ -196,7 +221,15 @@ impl Agent {
         state.generation += 1;
         self.generation.send_replace(state.generation);
         self.endpoints_changed.send_modify(|count| *count += 1);
+        self.services_changed.send_modify(|count| *count += 1);
         (state.generation, result)
+    }
+
+    /// Changes what services and names follow from, and passes do not.
+    pub fn adjust<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
+        let result = change(&mut self.lock());
+        self.services_changed.send_modify(|count| *count += 1);
+        result
     }
 
     /// Changes what the kernel has no part in.
@@ -218,22 +251,35 @@ impl Agent {
         self.revision.send_replace(revision);
     }
 
-    /// A view that differs in nothing but its revision makes no work for the kernel; true when this was one.
+    /// A view that differs in services only, or in nothing but its revision, makes no work for passes; true when this was
+    /// one.
     fn advance_revision(&self, view: &ClusterView) -> bool {
         let mut state = self.lock();
         let before = state.view.revision;
-        if view.revision < before || *view != (ClusterView { revision: view.revision, ..state.view.clone() })
-        {
+        let same =
+            ClusterView { revision: view.revision, services: view.services.clone(), ..state.view.clone() };
+        if view.revision < before || *view != same {
             return false;
         }
-        state.view.revision = view.revision;
+        let same_services = view.services == state.view.services;
+        state.view = same;
         state.view_number += 1;
-        self.applied.send_if_modified(|applied| {
-            let advances = *applied == before && before != view.revision;
-            *applied = if advances { view.revision } else { *applied };
-            advances
-        });
+        if state.passed_revision == before {
+            state.passed_revision = view.revision;
+        }
+        if same_services && state.serviced_revision == before {
+            state.serviced_revision = view.revision;
+        } else if !same_services {
+            self.services_changed.send_modify(|count| *count += 1);
+        }
+        self.say_applied(&state);
         true
+    }
+
+    /// The kernel has a revision when it has both parts of it.
+    fn say_applied(&self, state: &State) {
+        let both = state.passed_revision.min(state.serviced_revision);
+        self.applied.send_if_modified(|applied| std::mem::replace(applied, both) != both);
     }
 
     fn replace_view(&self, state: &mut State, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
@@ -253,7 +299,8 @@ impl Agent {
         let State { view, pools, endpoints, .. } = state;
         if rewound {
             pools.rebuild(view, endpoints, now());
-            self.applied.send_replace(0);
+            (state.passed_revision, state.serviced_revision) = (0, 0);
+            self.say_applied(state);
         } else {
             pools.update(view, changed, now());
         }
@@ -324,12 +371,55 @@ impl Agent {
 
     /// Tells what came of a pass.
     pub fn finish_pass(&self, pass: Pass) {
-        if pass.node_failure.is_none() {
-            let revision = pass.revision;
-            self.applied
-                .send_if_modified(|applied| std::mem::replace(applied, revision.max(*applied)) < revision);
-        }
+        self.note(|state| {
+            state.loads += u64::from(pass.loaded);
+            if pass.node_failure.is_none() {
+                state.passed_revision = state.passed_revision.max(pass.revision);
+                self.say_applied(state);
+            }
+        });
         self.pass.send_replace(pass);
+    }
+
+    /// Wakes on changes that services, names and health checks may follow from.
+    pub fn service_changes(&self) -> watch::Receiver<u64> {
+        self.services_changed.subscribe()
+    }
+
+    /// Tells that the kernel has the services of a revision, but for these problems.
+    pub fn finish_services(&self, revision: u64, problems: Vec<String>) {
+        self.note(|state| {
+            state.service_problems = problems;
+            // The view may have been replaced by an earlier one meanwhile.
+            if revision <= state.view.revision {
+                state.serviced_revision = state.serviced_revision.max(revision);
+                self.say_applied(state);
+            }
+        });
+    }
+
+    /// Tells why the kernel does not have the services as they should be.
+    pub fn fail_services(&self, problems: Vec<String>) {
+        self.note(|state| state.service_problems = problems);
+    }
+
+    /// Wakes when something else is known about this node's backends.
+    pub fn health_changes(&self) -> watch::Receiver<u64> {
+        self.health_found.subscribe()
+    }
+
+    /// These of this node's backends are checked from now on, and no others.
+    pub(crate) fn set_checked(&self, backends: &BTreeSet<BackendId>) {
+        if self.note(|state| state.soft.set_checked(backends)) {
+            self.services_changed.send_modify(|count| *count += 1);
+            self.health_found.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// A check of one of this node's backends has another result than before.
+    pub(crate) fn set_health(&self, backend: BackendId, healthy: bool) {
+        self.adjust(|state| state.soft.set_found(backend, healthy));
+        self.health_found.send_modify(|count| *count += 1);
     }
 
     /// Waits for the end of a pass that has at least this generation.
@@ -367,7 +457,14 @@ impl Agent {
     pub fn save_changes(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.view_number);
         self.save_view(wanted, Survives::Kill)?;
+        self.save_names()?;
         self.save_pools(Survives::Kill)
+    }
+
+    fn save_names(&self) -> Result<(), FileError> {
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(names) = self.note(|state| state.soft.take_changed_names()) else { return Ok(()) };
+        durable::write_json(&self.paths.names(), &names, Survives::Kill)
     }
 
     /// Writes down which addresses rest, so that an agent that is killed the next moment does not hand them out at once.

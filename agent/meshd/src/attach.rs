@@ -34,7 +34,7 @@ const LEASE_TRIES: usize = 8;
 #[derive(Debug)]
 pub struct Endpoints {
     pub(crate) agent: Arc<Agent>,
-    managers: Arc<Managers>,
+    pub(crate) managers: Arc<Managers>,
     host: Arc<dyn Host>,
     /// One request for a lease at a time for each network and family: its answer serves all who wait.
     leasing: Mutex<BTreeMap<(NetworkId, Family), Turn>>,
@@ -151,7 +151,12 @@ impl Endpoints {
                 return Err(problem);
             }
         };
-        match self.establish(generation, endpoint).await {
+        let established = async {
+            let endpoint = self.establish(generation, endpoint).await?;
+            self.serve(&network, &endpoint).await?;
+            Ok(endpoint)
+        };
+        match established.await {
             Ok(endpoint) => Ok(self.agent.read(|state| session::message(state, &endpoint))),
             Err(problem) => {
                 self.undo(&id).await;
@@ -436,7 +441,7 @@ impl Endpoints {
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
         // One step of the file system, which is not waited for to reach the disk.
         self.agent.endpoint_store().finish(&endpoint.id).map_err(|error| not_written(&error))?;
-        self.agent.note(|state| {
+        self.agent.adjust(|state| {
             refuse_removing(state, &endpoint.network)?;
             let Some(known) = state.endpoints.get_mut(&endpoint.id) else {
                 let message = format!("endpoint {} was removed meanwhile", endpoint.name);
@@ -454,6 +459,7 @@ impl Endpoints {
         }
         let (generation, endpoint) = self.agent.change(|state| state.endpoints.remove(id));
         tokio::join!(self.agent.pass_of(generation), self.agent.told());
+        self.agent.note(|state| state.refused.remove(id));
         if let Some(endpoint) = endpoint {
             self.release(&endpoint.network, &endpoint.addresses().collect());
         }

@@ -1,13 +1,18 @@
 //! Where an instance keeps its things: defaults, then `/etc/mesh/meshd.toml`, then flags.
 
 use std::io;
+use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
 
 use clap::Parser;
+use mesh_kernel::programs::MapSizes;
 use serde::Deserialize;
 
 /// The file that is read when `--config` names none; it need not exist.
 pub const DEFAULT_FILE: &str = "/etc/mesh/meshd.toml";
+
+/// How many entries a map may have whose size can be set.
+const ENTRIES: RangeInclusive<u32> = 1024..=1 << 28;
 
 /// How packets of clear networks are to be wrapped.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
@@ -44,6 +49,9 @@ pub struct Flags {
     /// How packets are wrapped [default: auto]
     #[arg(long, value_enum)]
     pub encapsulation: Option<EncapsulationChoice>,
+    /// The file that names the resolvers of other names than the mesh's own [default: /etc/resolv.conf]
+    #[arg(long, value_name = "FILE")]
+    pub resolv_conf: Option<PathBuf>,
     /// What is logged to standard error: a level, or tracing directives [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -58,6 +66,9 @@ struct File {
     socket: Option<PathBuf>,
     bpffs_dir: Option<PathBuf>,
     encapsulation: Option<EncapsulationChoice>,
+    resolv_conf: Option<PathBuf>,
+    service_table_entries: Option<u32>,
+    connection_entries: Option<u32>,
     log: Option<String>,
 }
 
@@ -74,6 +85,13 @@ pub struct Config {
     pub bpffs_dir: PathBuf,
     /// How packets are wrapped.
     pub encapsulation: EncapsulationChoice,
+    /// Names the resolvers of all names that are none of the mesh's (resolv.conf(5)).
+    pub resolv_conf: PathBuf,
+    /// Entries of all services' tables of backends, in all: 1024 for a service of 3 to 10 backends, four bytes each. Maps
+    /// that exist keep their size.
+    pub service_table_entries: u32,
+    /// Balanced flows that are remembered. Maps that exist keep their size.
+    pub connection_entries: u32,
     /// Filter of the log.
     pub log: String,
 }
@@ -107,6 +125,14 @@ pub enum ConfigError {
         /// Its value.
         path: PathBuf,
     },
+    /// A map of no use, or one that no host has room for.
+    #[error("{key} {entries}: must be {} to {}", ENTRIES.start(), ENTRIES.end())]
+    Entries {
+        /// Which setting.
+        key: &'static str,
+        /// Its value.
+        entries: u32,
+    },
     /// The log's filter is not understood.
     #[error("log {filter:?}: {reason}")]
     Log {
@@ -136,6 +162,7 @@ impl Config {
         let pick = |flag: &Option<PathBuf>, key: Option<PathBuf>, default: PathBuf| {
             flag.clone().or(key).unwrap_or(default)
         };
+        let sizes = MapSizes::default();
         let run_dir = pick(&flags.run_dir, file.run_dir, "/run/mesh".into());
         let config = Self {
             state_dir: pick(&flags.state_dir, file.state_dir, "/var/lib/mesh".into()),
@@ -143,6 +170,9 @@ impl Config {
             run_dir,
             bpffs_dir: pick(&flags.bpffs_dir, file.bpffs_dir, "/sys/fs/bpf/mesh".into()),
             encapsulation: flags.encapsulation.or(file.encapsulation).unwrap_or_default(),
+            resolv_conf: pick(&flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf".into()),
+            service_table_entries: file.service_table_entries.unwrap_or(sizes.maglev),
+            connection_entries: file.connection_entries.unwrap_or(sizes.connections),
             log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".to_owned()),
         };
         for (key, path) in [
@@ -150,9 +180,18 @@ impl Config {
             ("run_dir", &config.run_dir),
             ("socket", &config.socket),
             ("bpffs_dir", &config.bpffs_dir),
+            ("resolv_conf", &config.resolv_conf),
         ] {
             if !path.is_absolute() {
                 return Err(ConfigError::Relative { key, path: path.clone() });
+            }
+        }
+        for (key, entries) in [
+            ("service_table_entries", config.service_table_entries),
+            ("connection_entries", config.connection_entries),
+        ] {
+            if !ENTRIES.contains(&entries) {
+                return Err(ConfigError::Entries { key, entries });
             }
         }
         Ok(config)
@@ -217,6 +256,13 @@ mod tests {
     fn a_value_of_the_wrong_kind_is_one_line() {
         let error = load("encapsulation = 'fast'", &[]).unwrap_err().to_string();
         assert!(error.contains("line 1") && error.contains("fast") && !error.contains('\n'), "{error}");
+    }
+
+    #[test]
+    fn sizes_of_maps_are_bounded() {
+        assert_eq!(load("connection_entries = 4096", &[]).unwrap().connection_entries, 4096);
+        let error = load("service_table_entries = 5", &[]).unwrap_err().to_string();
+        assert!(error.contains("service_table_entries 5: must be 1024 to"), "{error}");
     }
 
     #[test]

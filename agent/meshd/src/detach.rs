@@ -20,7 +20,10 @@ impl Endpoints {
         let endpoint = self.find(text)?;
         let answer = self.agent.read(|state| session::message(state, &endpoint));
         let this = self.clone();
-        let task = tokio::spawn(async move { this.remove(endpoint).await });
+        let task = tokio::spawn(async move {
+            this.stop_serving(&endpoint).await;
+            this.remove(endpoint).await
+        });
         task.await.unwrap_or_else(|error| {
             Err(Problem::new(ProblemKind::Failed, format!("the detach was cut short: {error}")))
         })?;

@@ -3,15 +3,16 @@
 use std::collections::BTreeSet;
 use std::fmt;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use mesh_kernel::{Event, Events, KernelError, netns};
 use mesh_model::endpoint::NetnsRef;
-use mesh_model::{IfName, Mtu, Prefix};
+use mesh_model::{IfName, Mtu, Prefix, PublishedPort};
 use tokio::sync::mpsc;
 
 use crate::advertise::HostAddress;
+use crate::services::ports;
 
 /// How a container's namespace is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -62,6 +63,15 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
 
     /// Finds a container's namespace.
     fn find_netns(&self, name: &NetnsName) -> Result<FoundNetns, KernelError>;
+
+    /// A TCP socket that stands in a container's namespace: not connected, and non-blocking.
+    fn tcp_socket(&self, netns: &NetnsRef, ipv6: bool) -> Result<TcpStream, KernelError>;
+
+    /// Whether a socket of the host has this port, where it is to be published.
+    fn port_is_taken(&self, port: &PublishedPort) -> bool;
+
+    /// The file with the ports that the host does not choose by itself, if it has one.
+    fn reserved_ports(&self) -> Option<PathBuf>;
 }
 
 /// Where `ip netns` and others keep named namespaces.
@@ -139,5 +149,24 @@ impl Host for ThisHost {
         };
         let (netns, interfaces) = netns::find(&path)?;
         Ok(FoundNetns { netns, interfaces })
+    }
+
+    fn tcp_socket(&self, netns: &NetnsRef, ipv6: bool) -> Result<TcpStream, KernelError> {
+        netns::tcp_socket(netns, ipv6)
+    }
+
+    fn port_is_taken(&self, port: &PublishedPort) -> bool {
+        let addresses = match mesh_kernel::host::host_addresses() {
+            Ok(addresses) => addresses.into_iter().map(|found| found.address).collect(),
+            Err(error) => {
+                tracing::warn!(%error, "only sockets of 127.0.0.1 are looked for");
+                BTreeSet::new()
+            }
+        };
+        ports::is_taken(port, &addresses)
+    }
+
+    fn reserved_ports(&self) -> Option<PathBuf> {
+        Some(ports::RESERVED_PORTS.into())
     }
 }

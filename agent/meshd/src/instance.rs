@@ -130,6 +130,16 @@ impl StatePaths {
         self.dir.join("released.json")
     }
 
+    /// Other nodes' endpoints as last heard, for their names.
+    pub fn names(&self) -> PathBuf {
+        self.dir.join("names.json")
+    }
+
+    /// The host's ports that were reserved because they are published.
+    pub fn reserved_ports(&self) -> PathBuf {
+        self.dir.join("reserved-ports.json")
+    }
+
     /// What of a member is here although there is no membership, and neither an init, join or leave was interrupted: that
     /// of a member whose `member.json` was lost.
     pub fn orphaned(&self) -> Vec<PathBuf> {
@@ -151,6 +161,8 @@ impl StatePaths {
             self.view(),
             self.endpoints(),
             self.released(),
+            self.names(),
+            self.reserved_ports(),
         ];
         paths.iter().try_for_each(|path| {
             remove_any(path).map_err(|source| FileError::Io { action: "remove", path: path.clone(), source })

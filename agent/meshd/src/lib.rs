@@ -15,8 +15,10 @@ mod blocking;
 mod capabilities;
 pub mod config;
 mod detach;
+pub mod dns;
 pub mod durable;
 pub mod endpoint_store;
+mod health;
 pub mod host;
 pub mod instance;
 pub mod managers;
@@ -25,6 +27,7 @@ pub mod membership;
 pub mod platform;
 pub mod prober;
 pub mod reconcile;
+pub mod services;
 pub mod session;
 #[cfg(test)]
 mod test_host;

@@ -5,10 +5,17 @@ use std::process::ExitCode;
 use clap::Parser;
 use mesh_meshd::app;
 use mesh_meshd::config::{Config, ConfigError, Flags};
+use mesh_meshd::dns::holder;
 use mesh_proto::{Problem, ProblemKind};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if let (Some(command), Some(run_dir)) = (args.next(), args.next())
+        && command == holder::COMMAND
+    {
+        return holder::main(run_dir.as_ref());
+    }
     abort_on_panic();
     match start() {
         Ok(()) => ExitCode::SUCCESS,

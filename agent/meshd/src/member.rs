@@ -27,9 +27,10 @@ use crate::host::Host;
 use crate::instance::StatePaths;
 use crate::managers::{Backoff, Managers};
 use crate::reconcile::SharedKernel;
+use crate::services::ports::Reservation;
 use crate::session::Probes;
 use crate::view::ClusterView;
-use crate::{prober, reconcile, session};
+use crate::{dns, health, prober, reconcile, services, session};
 
 /// How often changes that may wait are written to the disk.
 const SAVE: Duration = Duration::from_secs(1);
@@ -70,6 +71,16 @@ pub struct Platform {
     pub encapsulation_reason: String,
     /// When addresses and blocks may be used again.
     pub delays: Delays,
+    /// What a name server needs; without it there is none.
+    pub name_server: Option<dns::Settings>,
+}
+
+impl Platform {
+    /// The host's ports that are reserved because they are published.
+    pub(crate) fn reservation(&self) -> Option<Reservation> {
+        let sysctl = self.host.reserved_ports()?;
+        Some(Reservation::open(sysctl, self.paths.reserved_ports()))
+    }
 }
 
 /// A manager and the socket that it is to serve.
@@ -97,6 +108,8 @@ pub struct Member {
     pub endpoints: Arc<Endpoints>,
     /// What it is a member of.
     pub membership: Membership,
+    /// Its name server.
+    pub names: dns::Reporter,
     tasks: std::sync::Mutex<JoinSet<()>>,
     stop_serving: std::sync::Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -142,6 +155,17 @@ impl Member {
         let host = platform.host.clone();
         tasks.spawn(session::run(agent.clone(), managers.clone(), host, probes.subscribe()));
         tasks.spawn(prober::run(agent.clone(), platform.kernel.clone(), probes));
+        tasks.spawn(services::run(agent.clone(), platform.kernel.clone()));
+        tasks.spawn(health::run(agent.clone(), platform.host.clone()));
+        if let Some(reservation) = platform.reservation() {
+            tasks.spawn(services::ports::reserve(agent.clone(), reservation));
+        }
+        let mut names = dns::Reporter::default();
+        if let Some(settings) = platform.name_server.clone() {
+            let (reporter, task) = dns::start(agent.clone(), settings);
+            tasks.spawn(task);
+            names = reporter;
+        }
         tasks.spawn(let_go(agent.clone(), endpoints.clone()));
         tasks.spawn(save(agent.clone()));
         tasks.spawn(tend(agent.clone(), managers.clone(), endpoints.clone()));
@@ -151,6 +175,7 @@ impl Member {
             managers,
             endpoints,
             membership,
+            names,
             tasks: std::sync::Mutex::new(tasks),
             stop_serving: std::sync::Mutex::new(Some(stop_serving)),
         })

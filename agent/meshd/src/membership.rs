@@ -4,6 +4,7 @@
 //! cleaned up by the next start. But a store, a certificate authority or a key without a membership that nobody began to
 //! give up are all that is left of a member: they are never removed, and nothing is made in their place.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, PoisonError, RwLock};
@@ -20,6 +21,7 @@ use tokio::time::{sleep, timeout};
 
 use crate::advertise::{advertise_address, data_path_address};
 use crate::attach::not_written;
+use crate::dns;
 use crate::durable::{self, FileError, Survives};
 use crate::member::{ControlPlane, Member, Membership, Platform, listen};
 use crate::reconcile::{attempt, explain};
@@ -346,6 +348,13 @@ impl Memberships {
         self.stand(Standing::Changing);
         member.stop().await;
         drop(member);
+        if let Some(names) = &self.platform.name_server {
+            dns::end_keeping(&names.run_dir);
+        }
+        let reservation = self.platform.reservation();
+        if let Some(Err(error)) = reservation.map(|mut reservation| reservation.set(&BTreeSet::new())) {
+            tracing::warn!(%error, "published ports stay reserved until the next boot");
+        }
         let paths = &self.platform.paths;
         let removed = paths.remove_member_state().and_then(|()| paths.settle());
         let removed = removed.map_err(|error| cannot_remove(&error));

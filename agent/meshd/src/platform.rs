@@ -10,6 +10,7 @@ use mesh_model::desired::Encapsulation;
 use mesh_proto::Problem;
 
 use crate::config::{Config, EncapsulationChoice};
+use crate::dns;
 use crate::host::ThisHost;
 use crate::instance::StatePaths;
 use crate::member::Platform;
@@ -22,7 +23,10 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
             .hint("meshd needs a kernel with eBPF, and root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
     };
     ensure_bpffs(&config.bpffs_dir).map_err(|error| no_bpf(error.into()))?;
-    let kernel = LinuxKernel::open(Datapath::new(Options::new(&config.bpffs_dir))).map_err(no_bpf)?;
+    let mut options = Options::new(&config.bpffs_dir);
+    options.sizes.maglev = config.service_table_entries;
+    options.sizes.connections = config.connection_entries;
+    let kernel = LinuxKernel::open(Datapath::new(options)).map_err(no_bpf)?;
     let (encapsulation, encapsulation_reason) = choose(config.encapsulation, direct_encapsulation);
     Ok(Platform {
         paths,
@@ -31,6 +35,10 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
         encapsulation,
         encapsulation_reason,
         delays: Delays::default(),
+        name_server: Some(dns::Settings {
+            run_dir: config.run_dir.clone(),
+            resolv_conf: config.resolv_conf.clone(),
+        }),
     })
 }
 

@@ -165,6 +165,7 @@ async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pa
         }
         Ok((outcome, mtus)) => {
             pass.mtus = mtus;
+            pass.loaded = outcome.plan.steps.iter().any(|step| matches!(step.action, Action::LoadPrograms));
             if !outcome.plan.is_empty() {
                 let steps = outcome.plan.steps.len();
                 tracing::debug!(steps, done = outcome.report.done, took = ?begun.elapsed(), "a pass");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_control::limits::{HEARTBEAT, SESSION_TIMEOUT};
-use mesh_model::{Endpoint, EndpointId, EndpointPhase, NetworkId, NodeId};
+use mesh_model::{BackendId, Endpoint, EndpointId, EndpointPhase, NetworkId, NodeId, PublishedPort};
 use mesh_proto::convert::{InvalidMessage, parse};
 use mesh_proto::v1::session_client::SessionClient;
 use mesh_proto::v1::{agent_message, manager_message};
@@ -15,6 +15,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
 use crate::agent::{Agent, State};
+use crate::dns;
 use crate::host::Host;
 use crate::managers::{Backoff, Managers};
 use crate::view::{ClusterView, ViewError};
@@ -73,6 +74,7 @@ pub async fn run(
                     hello_count: 0,
                     snapshot_seen: false,
                     said_applied: None,
+                    said_health: None,
                 };
                 let client = SessionClient::new(connected.channel.clone());
                 let error = session.run(client).await;
@@ -110,6 +112,8 @@ struct Session<'a> {
     hello_count: u64,
     snapshot_seen: bool,
     said_applied: Option<u64>,
+    /// What the manager has been told of this node's backends; nothing yet at first.
+    said_health: Option<BTreeMap<BackendId, bool>>,
 }
 
 impl Session<'_> {
@@ -147,6 +151,8 @@ impl Session<'_> {
         say(&outgoing, agent_message::Kind::Hello(hello)).await?;
         let mut incoming = client.open(ReceiverStream::new(queue)).await.map_err(manager)?.into_inner();
         let mut applied = self.agent.applied();
+        let mut health = self.agent.health_changes();
+        self.say_health(&outgoing).await?;
         let mut heartbeat = interval(HEARTBEAT);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut report = interval(PROBE_REPORT);
@@ -173,6 +179,10 @@ impl Session<'_> {
                 changed = endpoints.changed() => {
                     changed.map_err(|_| SessionError::Ended)?;
                     self.say_endpoints(&outgoing).await?;
+                }
+                changed = health.changed() => {
+                    changed.map_err(|_| SessionError::Ended)?;
+                    self.say_health(&outgoing).await?;
                 }
                 changed = passes.changed() => {
                     changed.map_err(|_| SessionError::Ended)?;
@@ -236,7 +246,7 @@ impl Session<'_> {
                     Ok((parse("node", &entry.node)?, state))
                 };
                 let states = states.nodes.into_iter().map(entry).collect::<Result<_, InvalidMessage>>()?;
-                self.agent.note(|state| state.node_states = states);
+                self.agent.adjust(|state| state.node_states = states);
             }
             manager_message::Kind::Cede(cede) => {
                 let answer = self.answer(cede).await?;
@@ -249,12 +259,18 @@ impl Session<'_> {
                 self.agent.note(|state| state.refused = refused);
                 self.agent.set_told(taken.number);
             }
-            // This version keeps no soft state of others and has no port or key of its own to speak of.
-            manager_message::Kind::BackendHealth(_)
-            | manager_message::Kind::Endpoints(_)
-            | manager_message::Kind::PortCheck(_)
-            | manager_message::Kind::RotateKeys(_)
-            | manager_message::Kind::Ping(v1::Ping {}) => {}
+            manager_message::Kind::BackendHealth(health) => {
+                self.agent.adjust(|state| state.soft.tell_health(&health))?;
+            }
+            manager_message::Kind::Endpoints(endpoints) => {
+                self.agent.adjust(|state| state.soft.tell_endpoints(endpoints))?;
+            }
+            manager_message::Kind::PortCheck(check) => {
+                let answer = self.check_ports(check).await?;
+                say(outgoing, agent_message::Kind::PortCheck(answer)).await?;
+            }
+            // This version has no key of its own to speak of.
+            manager_message::Kind::RotateKeys(_) | manager_message::Kind::Ping(v1::Ping {}) => {}
         }
         Ok(())
     }
@@ -274,6 +290,40 @@ impl Session<'_> {
             }
         }
         Ok(v1::CedeAnswer { network: cede.network, address: cede.address, accepted, revision: cede.revision })
+    }
+
+    /// Looks which ports sockets of this host have.
+    async fn check_ports(&self, check: v1::PortCheck) -> Result<v1::PortCheckAnswer, SessionError> {
+        let ports = check.ports.into_iter().map(PublishedPort::try_from);
+        let ports = ports.collect::<Result<Vec<_>, _>>()?;
+        let host = self.host.clone();
+        let taken = move || ports.into_iter().filter(|port| host.port_is_taken(port)).collect::<Vec<_>>();
+        // Of a check that broke nothing is known, and so nothing is refused.
+        let taken = tokio::task::spawn_blocking(taken).await.unwrap_or_default();
+        let taken = taken.iter().map(v1::PublishedPort::from).collect();
+        Ok(v1::PortCheckAnswer { number: check.number, taken })
+    }
+
+    /// Tells what is known of this node's backends: all at first, then what has changed.
+    async fn say_health(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
+        let now = self.agent.read(|state| state.soft.found());
+        let entry = |(id, healthy): (&BackendId, &bool)| v1::BackendHealthEntry {
+            backend: id.get(),
+            healthy: *healthy,
+        };
+        let report = match &self.said_health {
+            // A backend that is checked no more cannot be taken back but by saying all.
+            Some(said) if said.keys().all(|id| now.contains_key(id)) => v1::HealthReport {
+                put: now.iter().filter(|(id, healthy)| said.get(id) != Some(healthy)).map(entry).collect(),
+                all: false,
+            },
+            _ => v1::HealthReport { put: now.iter().map(entry).collect(), all: true },
+        };
+        self.said_health = Some(now);
+        if report.put.is_empty() && !report.all {
+            return Ok(());
+        }
+        say(outgoing, agent_message::Kind::Health(report)).await
     }
 
     /// Tells what the kernel has. Before that, the endpoints: a manager that removes a network takes it that all which
@@ -364,13 +414,13 @@ pub fn message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
         ifname: endpoint.ifname.to_string(),
         service: text(endpoint.service.as_ref().map(ToString::to_string)),
         aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
-        health: "none".to_owned(),
+        health: state.soft.health_of(&state.view, endpoint).to_owned(),
         created_at: endpoint.created_at.to_string(),
-        dns: None,
+        dns: dns::client_settings(state, &endpoint.network),
     }
 }
 
-/// The networks whose records a delta changes.
+/// The networks whose own records or leases a delta changes.
 fn changed_networks(delta: &v1::Delta) -> Result<BTreeSet<NetworkId>, InvalidMessage> {
     use v1::change::Kind;
     let kinds = delta.changes.iter().filter_map(|change| change.kind.as_ref());
@@ -378,9 +428,12 @@ fn changed_networks(delta: &v1::Delta) -> Result<BTreeSet<NetworkId>, InvalidMes
         Kind::PutNetwork(network) => Some(&network.id),
         Kind::RemoveNetwork(id) => Some(id),
         Kind::PutLease(lease) | Kind::RemoveLease(lease) => Some(&lease.network),
-        Kind::PutService(service) => Some(&service.network),
-        Kind::PutBackend(backend) => Some(&backend.network),
-        Kind::PutNode(_) | Kind::RemoveNode(_) | Kind::RemoveService(_) | Kind::RemoveBackend(_) => None,
+        Kind::PutNode(_)
+        | Kind::RemoveNode(_)
+        | Kind::PutService(_)
+        | Kind::RemoveService(_)
+        | Kind::PutBackend(_)
+        | Kind::RemoveBackend(_) => None,
     });
     networks.map(|id| parse("network", id)).collect()
 }

@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
-use std::net::IpAddr;
-use std::path::Path;
+use std::net::{IpAddr, TcpStream};
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
@@ -12,7 +12,7 @@ use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, P
 use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
-use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix};
+use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix, PublishedPort};
 use tokio::sync::mpsc;
 
 use crate::advertise::HostAddress;
@@ -91,6 +91,18 @@ impl Host for TestHost {
         let interfaces: BTreeSet<IfName> = ["lo".parse().unwrap()].into();
         Ok(FoundNetns { netns: NetnsRef { path: path.into(), inode, cookie: 0 }, interfaces })
     }
+
+    fn tcp_socket(&self, netns: &NetnsRef, _ipv6: bool) -> Result<TcpStream, KernelError> {
+        Err(KernelError::NamespaceGone { path: netns.path.clone(), source: None })
+    }
+
+    fn port_is_taken(&self, port: &PublishedPort) -> bool {
+        port.published == TAKEN_UDP_PORT
+    }
+
+    fn reserved_ports(&self) -> Option<PathBuf> {
+        None
+    }
 }
 
 /// A [`FakeKernel`] that the test can reach while the loop has it.
@@ -135,6 +147,8 @@ impl Kernel for TestKernel {
     }
 
     fn programs(&mut self) -> &mut dyn Programs {
+        // Steps go to the kernel's own twin; a load among them is as good as done here.
+        let _ = self.programs.load();
         &mut self.programs
     }
 }
@@ -148,5 +162,6 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         encapsulation: Encapsulation::Direct,
         encapsulation_reason: "as the test wants it".to_owned(),
         delays: Delays::default(),
+        name_server: None,
     }
 }

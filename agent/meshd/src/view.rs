@@ -10,6 +10,8 @@ use mesh_proto::convert::{InvalidMessage, parse, required};
 use mesh_proto::v1;
 use serde::{Deserialize, Serialize};
 
+use crate::services::{ServiceRecords, UnknownService};
+
 /// The records that concern this node, at one revision of the store. Kept on disk, so that an agent which restarts
 /// while no manager answers goes on as before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,12 +27,9 @@ pub struct ClusterView {
     /// All leases of the networks in which this node has one.
     #[serde(with = "as_list")]
     pub leases: BTreeMap<(NetworkId, Prefix), Lease>,
-    /// The services of those networks, and those with published ports.
+    /// The services that concern this node, with all their backends.
     #[serde(default)]
-    pub services: BTreeMap<ServiceId, Service>,
-    /// All backends of those services.
-    #[serde(default)]
-    pub backends: BTreeMap<BackendId, Backend>,
+    pub services: ServiceRecords,
     /// `HOST:PORT` of every manager.
     pub managers: Vec<String>,
 }
@@ -71,6 +70,9 @@ pub enum ViewError {
         /// Ours.
         current: u64,
     },
+    /// A backend of a service that no record is known of.
+    #[error(transparent)]
+    UnknownService(#[from] UnknownService),
     /// A change of a kind that this version does not know.
     #[error("the manager sent a change of an unknown kind")]
     UnknownChange,
@@ -85,8 +87,7 @@ impl ClusterView {
             nodes: BTreeMap::from([(node.id.clone(), node)]),
             networks: BTreeMap::new(),
             leases: BTreeMap::new(),
-            services: BTreeMap::new(),
-            backends: BTreeMap::new(),
+            services: ServiceRecords::default(),
             managers,
         }
     }
@@ -104,8 +105,7 @@ impl ClusterView {
             nodes: nodes.into_iter().map(|node| (node.id.clone(), node)).collect(),
             networks: networks.into_iter().map(|network| (network.id.clone(), network)).collect(),
             leases: leases.into_iter().map(|lease| ((lease.network.clone(), lease.prefix), lease)).collect(),
-            services: services.into_iter().map(|service| (service.id.clone(), service)).collect(),
-            backends: backends.into_iter().map(|backend| (backend.id, backend)).collect(),
+            services: ServiceRecords::new(services, backends),
             managers: snapshot.managers,
         })
     }
@@ -141,8 +141,7 @@ impl ClusterView {
                 let id = parse::<NetworkId>("remove_network", &id)?;
                 self.networks.remove(&id);
                 self.leases.retain(|(network, _), _| *network != id);
-                self.services.retain(|_, service| service.network != id);
-                self.backends.retain(|_, backend| backend.network != id);
+                self.services.remove_network(&id);
             }
             Kind::PutLease(lease) => {
                 let lease = Lease::try_from(lease)?;
@@ -153,22 +152,16 @@ impl ClusterView {
                 let prefix = parse::<Prefix>("prefix", &lease.prefix)?;
                 self.leases.remove(&(network, prefix));
             }
-            Kind::PutService(service) => {
-                let service = Service::try_from(service)?;
-                self.services.insert(service.id.clone(), service);
-            }
+            Kind::PutService(service) => self.services.put_service(Service::try_from(service)?),
             Kind::RemoveService(id) => {
-                let id = parse::<ServiceId>("remove_service", &id)?;
-                self.services.remove(&id);
-                self.backends.retain(|_, backend| backend.service != id);
+                self.services.remove_service(&parse::<ServiceId>("remove_service", &id)?);
             }
-            Kind::PutBackend(backend) => {
-                let backend = Backend::try_from(backend)?;
-                self.backends.insert(backend.id, backend);
-            }
+            Kind::PutBackend(backend) => self.services.put_backend(Backend::try_from(backend)?)?,
             Kind::RemoveBackend(number) => {
                 // A number that is none is that of no backend here.
-                BackendId::try_from(number).ok().and_then(|id| self.backends.remove(&id));
+                if let Ok(id) = BackendId::try_from(number) {
+                    self.services.remove_backend(id);
+                }
             }
         }
         Ok(())
@@ -177,6 +170,12 @@ impl ClusterView {
     /// The network with this VNI, when it is known here.
     pub fn network_by_vni(&self, vni: Vni) -> Option<&Network> {
         self.networks.values().find(|network| network.vni == vni)
+    }
+
+    /// The networks in which a node has a lease. Others are known for their services' published ports only.
+    pub fn local_networks<'a>(&'a self, node: &NodeId) -> BTreeMap<&'a NetworkId, &'a Network> {
+        let own = self.leases.values().filter(|lease| lease.node == *node);
+        own.filter_map(|lease| self.networks.get_key_value(&lease.network)).collect()
     }
 
     /// The leases of one network, in order.

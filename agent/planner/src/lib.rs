@@ -7,6 +7,7 @@
 mod entries;
 mod mtu;
 mod removal;
+pub mod services;
 mod steps;
 mod wanted;
 

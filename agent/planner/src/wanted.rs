@@ -1,8 +1,9 @@
 //! What the kernel should look like, in the kernel's own terms.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 
-use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
+use mesh_ebpf_types::{HOST_PUBLISHED_IPV4, MapEntry, MapKey, ProgramKind};
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
 use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
@@ -101,6 +102,7 @@ impl Wanted {
         wanted.put(entries::members(desired));
         let foreign = desired.networks.values().filter(|network| !local.contains_key(&network.id));
         wanted.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
+        wanted.put(observed.own_addresses.iter().map(|address| MapEntry::HostAddress((*address).into())));
         for network in local.into_values() {
             wanted.network(desired, network, mtu::of(network, largest_mtu));
         }
@@ -123,12 +125,18 @@ impl Wanted {
             config.underlay_ifindex = link.index;
             config.underlay_mtu = link.mtu;
             self.attach(ProgramKind::Underlay, link.index);
+            if desired.underlay.address.is_ipv4() {
+                let source = Some(desired.underlay.address);
+                self.host_routes.insert(HostRoute { subnet: to_published(), source, mtu: None });
+            }
         } else {
             self.problems.insert(Problem::NoUnderlay { address: desired.underlay.address });
             if let Some(MapEntry::Config(old)) = observed.programs.entries.get(&MapKey::Config) {
                 config.underlay_ifindex = old.underlay_ifindex;
                 config.underlay_mtu = old.underlay_mtu;
             }
+            let routes = observed.host_routes.iter();
+            self.host_routes.extend(routes.filter(|route| route.subnet == to_published()));
             let attached = observed.programs.attachments.keys();
             self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
         }
@@ -151,6 +159,11 @@ impl Wanted {
             }
         }
     }
+}
+
+/// What the host itself speaks to published ports by.
+fn to_published() -> Prefix {
+    Prefix::single(IpAddr::from(HOST_PUBLISHED_IPV4))
 }
 
 /// Endpoints that can be served, oldest first, each with its network; and those whose container is gone. An endpoint

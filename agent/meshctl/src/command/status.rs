@@ -28,6 +28,8 @@ struct Status {
     encapsulation: Encapsulation,
     endpoints: u32,
     networks: u32,
+    services: u32,
+    name_servers: Vec<NameServer>,
     counters: Vec<Counter>,
     problems: Vec<String>,
     resident_bytes: u64,
@@ -39,6 +41,16 @@ struct Status {
 struct Encapsulation {
     mode: Option<String>,
     reason: Option<String>,
+}
+
+/// What the name server of one network did since the agent started.
+#[derive(Debug, Serialize)]
+struct NameServer {
+    network: String,
+    queries: u64,
+    forwarded: u64,
+    failed: u64,
+    malformed: u64,
 }
 
 /// A counter of one network, or of none in particular (`vni` 0).
@@ -86,6 +98,13 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         packets: counter.packets,
         bytes: counter.bytes,
     };
+    let name_server = |server: v1::NameServer| NameServer {
+        network: server.network,
+        queries: server.queries,
+        forwarded: server.forwarded,
+        failed: server.failed,
+        malformed: server.malformed,
+    };
     Ok(Status {
         version: answer.version,
         membership: answer.membership,
@@ -100,6 +119,8 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         },
         endpoints: answer.endpoints,
         networks: answer.networks,
+        services: answer.services,
+        name_servers: answer.name_servers.into_iter().map(name_server).collect(),
         counters: answer.counters.into_iter().map(counter).collect(),
         problems: answer.problems,
         resident_bytes: answer.resident_bytes,
@@ -134,11 +155,21 @@ fn as_text(status: &Status) -> String {
         ("Data path", or_none(data_path)),
         ("Endpoints", status.endpoints.to_string()),
         ("Networks", status.networks.to_string()),
+        ("Services", status.services.to_string()),
         ("Memory", mebibytes(status.resident_bytes)),
     ]);
     if !status.problems.is_empty() {
         text += "\nPROBLEMS\n";
         text.extend(status.problems.iter().map(|problem| format!("{problem}\n")));
+    }
+    if !status.name_servers.is_empty() {
+        let rows = status.name_servers.iter().map(|server| {
+            let counts = [server.queries, server.forwarded, server.failed, server.malformed];
+            let [queries, forwarded, failed, malformed] = counts.map(|count| count.to_string());
+            [server.network.clone(), queries, forwarded, failed, malformed]
+        });
+        text += "\n";
+        text += &columns(["NAMES OF", "QUERIES", "FORWARDED", "FAILED", "MALFORMED"], rows);
     }
     if !status.counters.is_empty() {
         let rows = status.counters.iter().map(|counter| {

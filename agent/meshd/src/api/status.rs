@@ -52,7 +52,19 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         if !state.session_problem.is_empty() {
             response.problems.push(format!("no session with a manager: {}", state.session_problem));
         }
+        response.problems.extend(state.service_problems.iter().cloned());
+        response.services = u32::try_from(state.view.services.values().count()).unwrap_or(u32::MAX);
     });
+    let names = member.names.report();
+    response.problems.extend(names.problems);
+    let server = |(network, status): (String, mesh_dns::Status)| v1::NameServer {
+        network,
+        queries: status.queries,
+        forwarded: status.forwarded,
+        failed: status.failed,
+        malformed: status.malformed,
+    };
+    response.name_servers = names.networks.into_iter().map(server).collect();
     response.applied_revision = *agent.applied().borrow();
     let pass = agent.passes().borrow().clone();
     response.data_path_interface = pass.underlay;

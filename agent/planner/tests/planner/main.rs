@@ -3,4 +3,5 @@
 
 mod orders;
 mod properties;
+mod services;
 mod support;

@@ -1,0 +1,232 @@
+//! What one service wants in the maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
+
+use mesh_ebpf_types::{
+    AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, EndpointKey, HOST_MODE, LOCAL, Published,
+    PublishedKey, ServiceKey, TableEntry, TableKey, Vni,
+};
+use mesh_model::{
+    Affinity, Availability, Backend, BackendId, BackendState, Network, NetworkId, Node, NodeId, PublishMode,
+    PublishedPort, Service,
+};
+
+use super::rendezvous;
+
+/// A service's records.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Records {
+    /// The service.
+    pub service: Service,
+    /// Its backends, draining ones too.
+    pub backends: BTreeMap<BackendId, Backend>,
+}
+
+/// What else entries depend on.
+#[derive(Debug, Clone, Copy)]
+pub struct Facts<'a> {
+    /// This node.
+    pub node: &'a NodeId,
+    /// All nodes.
+    pub nodes: &'a BTreeMap<NodeId, Node>,
+    /// Those whose datapath does not answer.
+    pub down: &'a BTreeSet<NodeId>,
+    /// The networks that services are in.
+    pub networks: &'a BTreeMap<NetworkId, Network>,
+    /// Backends that do not pass their service's check. Of the others nothing is known, or that they do.
+    pub unhealthy: &'a BTreeSet<BackendId>,
+    /// The nodes' numbers in WireGuard, as far as they have any.
+    pub peers: &'a BTreeMap<NodeId, u16>,
+}
+
+impl Records {
+    /// The backends that get new connections, the same on every node.
+    ///
+    /// Candidates are those that are active and on a node that is neither down nor being drained. The healthy ones of
+    /// them are usable, and all of them when none is healthy.
+    pub fn usable(&self, facts: &Facts<'_>) -> BTreeSet<BackendId> {
+        self.usable_where(facts, |_| true)
+    }
+
+    fn usable_where(&self, facts: &Facts<'_>, matches: impl Fn(&Backend) -> bool) -> BTreeSet<BackendId> {
+        let takes_more = |backend: &Backend| {
+            takes_new(backend, facts.nodes.get(&backend.node)) && !facts.down.contains(&backend.node)
+        };
+        let candidates: BTreeSet<BackendId> = self
+            .backends
+            .values()
+            .filter(|backend| takes_more(backend) && matches(backend))
+            .map(|backend| backend.id)
+            .collect();
+        let healthy: BTreeSet<BackendId> = candidates.difference(facts.unhealthy).copied().collect();
+        if healthy.is_empty() { candidates } else { healthy }
+    }
+}
+
+/// Which backends a table is of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Scope {
+    /// All that are usable.
+    Cluster,
+    /// Those of this node, for ports that each host answers for itself.
+    Host,
+}
+
+/// What a table follows from.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// The backends, by number.
+    pub backends: BTreeSet<u32>,
+    /// The size of their table, should there be a choice to make.
+    pub size: u32,
+}
+
+impl Share {
+    fn new(usable: BTreeSet<BackendId>, size: u32) -> Self {
+        Self { backends: usable.into_iter().map(BackendId::get).collect(), size }
+    }
+
+    /// How many entries the table has.
+    pub(crate) fn len(&self) -> u32 {
+        match self.backends.len() {
+            0 => 0,
+            1 => 1,
+            _ => self.size,
+        }
+    }
+}
+
+/// An entry that names a table, before it is known where that is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Template {
+    Service(ServiceKey, mesh_ebpf_types::Service),
+    Published(PublishedKey, Published, Scope),
+}
+
+impl Template {
+    pub(crate) const fn scope(&self) -> Scope {
+        match self {
+            Self::Service(..) => Scope::Cluster,
+            Self::Published(_, _, scope) => *scope,
+        }
+    }
+
+    /// The entry, naming a table.
+    pub(crate) const fn naming(&self, first: u32, size: u32) -> TableEntry {
+        match *self {
+            Self::Service(key, service) => {
+                TableEntry::Service(key, mesh_ebpf_types::Service { first, size, ..service })
+            }
+            Self::Published(key, published, _) => {
+                TableEntry::Published(key, Published { first, size, ..published })
+            }
+        }
+    }
+}
+
+/// The table that an entry names: index of its first entry, and size.
+pub const fn named_table(entry: &TableEntry) -> Option<(u32, u32)> {
+    match entry {
+        TableEntry::Service(_, service) => Some((service.first, service.size)),
+        TableEntry::Published(_, published) => Some((published.first, published.size)),
+        _ => None,
+    }
+}
+
+/// All that one service wants.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Entries {
+    pub name: String,
+    pub shares: BTreeMap<Scope, Share>,
+    pub named: BTreeMap<TableKey, Template>,
+    pub backends: BTreeMap<u32, TableEntry>,
+    pub addresses: BTreeMap<u32, BTreeSet<EndpointKey>>,
+}
+
+impl Entries {
+    /// What a service wants. One whose network is not known wants nothing.
+    pub(crate) fn of(records: &Records, facts: &Facts<'_>) -> Self {
+        let service = &records.service;
+        let Some(network) = facts.networks.get(&service.network) else { return Self::default() };
+        let vni = Vni::new(network.vni.get());
+        let mut entries = Self { name: service.name.to_string(), ..Self::default() };
+        for backend in records.backends.values() {
+            entries.backend(backend, network, vni, facts);
+        }
+        let size = rendezvous::size(records.backends.len());
+        let affinity = match service.affinity {
+            Affinity::None => 0,
+            Affinity::ClientIp => AFFINITY_CLIENT_IP,
+        };
+        for vip in service.vips() {
+            entries.vip(vni, vip, affinity);
+        }
+        for port in &service.ports {
+            entries.port(vni, port, affinity);
+        }
+        let scopes: BTreeSet<Scope> = entries.named.values().map(Template::scope).collect();
+        for scope in scopes {
+            let usable = match scope {
+                Scope::Cluster => records.usable(facts),
+                Scope::Host => records.usable_where(facts, |backend| backend.node == *facts.node),
+            };
+            entries.shares.insert(scope, Share::new(usable, size));
+        }
+        entries
+    }
+
+    fn backend(&mut self, backend: &Backend, network: &Network, vni: Vni, facts: &Facts<'_>) {
+        let id = backend.id.get();
+        let node = facts.nodes.get(&backend.node);
+        let mut flags = 0;
+        if backend.node == *facts.node {
+            flags |= LOCAL;
+        }
+        if !takes_new(backend, node) {
+            flags |= DRAINING;
+        }
+        if network.encrypted {
+            flags |= BACKEND_ENCRYPTED;
+        }
+        let value = mesh_ebpf_types::Backend {
+            vni,
+            ipv4: backend.ipv4.map_or([0; 4], |ipv4| ipv4.octets()),
+            ipv6: backend.ipv6.map_or(Address::NONE, Address::from),
+            node: node.map_or(Address::NONE, |node| node.data_path_addr.into()),
+            flags,
+            peer: facts.peers.get(&backend.node).copied().unwrap_or_default(),
+        };
+        self.backends.insert(id, TableEntry::Backend(id, value));
+        let addresses = backend.addresses().map(|address| EndpointKey { vni, address: address.into() });
+        self.addresses.insert(id, addresses.collect());
+    }
+
+    fn vip(&mut self, vni: Vni, vip: IpAddr, flags: u32) {
+        let key = ServiceKey { vni, address: vip.into() };
+        let service = mesh_ebpf_types::Service { flags, ..mesh_ebpf_types::Service::default() };
+        self.named.insert(TableKey::Service(key), Template::Service(key, service));
+    }
+
+    fn port(&mut self, vni: Vni, port: &PublishedPort, flags: u32) {
+        let (scope, mode) = match port.mode {
+            PublishMode::Ingress => (Scope::Cluster, 0),
+            PublishMode::Host => (Scope::Host, HOST_MODE),
+        };
+        let key = PublishedKey {
+            address: port.host_ip.map_or(Address::NONE, Address::from),
+            port: port.published.to_be_bytes(),
+            protocol: port.protocol.number(),
+            padding: 0,
+        };
+        let target = port.target.to_be_bytes();
+        let published = Published { vni, target, flags: flags | mode, ..Published::default() };
+        self.named.insert(TableKey::Published(key), Template::Published(key, published, scope));
+    }
+}
+
+/// Whether a backend is to get new connections, as far as people decide it.
+fn takes_new(backend: &Backend, node: Option<&Node>) -> bool {
+    backend.state == BackendState::Active
+        && node.is_some_and(|node| node.availability == Availability::Active)
+}

@@ -1,0 +1,473 @@
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use jiff::Timestamp;
+use mesh_ebpf_types::{Address, BACKEND_ENCRYPTED, DRAINING, HOST_MODE, LOCAL, TableEntry, TableKey};
+use mesh_model::{
+    Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, Network, NetworkId, Node, NodeId,
+    Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
+};
+use mesh_planner::services::{Dump, Facts, Records, Tables, Update, named_table};
+use nix::time::{ClockId, clock_gettime};
+use proptest::prelude::*;
+
+const CAPACITY: u32 = 1 << 16;
+
+fn text(n: u32) -> String {
+    format!("{n:024x}")
+}
+
+/// A cluster of three nodes and a network, seen from the first.
+#[derive(Clone)]
+struct World {
+    node: NodeId,
+    nodes: BTreeMap<NodeId, Node>,
+    networks: BTreeMap<NetworkId, Network>,
+    down: BTreeSet<NodeId>,
+    unhealthy: BTreeSet<BackendId>,
+    peers: BTreeMap<NodeId, u16>,
+    services: BTreeMap<ServiceId, Records>,
+}
+
+fn node_id(n: u32) -> NodeId {
+    text(n).parse().unwrap()
+}
+
+fn service_id(n: u32) -> ServiceId {
+    text(n).parse().unwrap()
+}
+
+fn node(n: u32) -> Node {
+    Node {
+        id: node_id(n),
+        name: format!("h{n}").parse().unwrap(),
+        role: Role::Worker,
+        availability: Availability::Active,
+        advertise_addr: format!("192.0.2.{n}:7377").parse().unwrap(),
+        data_path_addr: format!("192.0.2.{n}").parse().unwrap(),
+        data_path_mtu: 1500.try_into().unwrap(),
+        version: "test".into(),
+        wireguard: None,
+        created_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+fn network() -> Network {
+    Network {
+        id: text(1).parse().unwrap(),
+        name: "app".parse().unwrap(),
+        vni: 4096.try_into().unwrap(),
+        subnets: vec![Subnet {
+            subnet: "10.0.0.0/8".parse().unwrap(),
+            gateway: "10.0.0.1".parse().unwrap(),
+            ip_range: None,
+            aux: BTreeMap::new(),
+        }],
+        mtu: None,
+        encrypted: false,
+        internal: false,
+        attachable: true,
+        removing: false,
+        labels: BTreeMap::new(),
+        options: BTreeMap::new(),
+        created_at: Timestamp::UNIX_EPOCH,
+    }
+}
+
+impl World {
+    fn new() -> Self {
+        Self {
+            node: node_id(1),
+            nodes: (1..=3).map(|n| (node_id(n), node(n))).collect(),
+            networks: BTreeMap::from([(network().id, network())]),
+            down: BTreeSet::new(),
+            unhealthy: BTreeSet::new(),
+            peers: BTreeMap::from([(node_id(2), 7)]),
+            services: BTreeMap::new(),
+        }
+    }
+
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            node: &self.node,
+            nodes: &self.nodes,
+            down: &self.down,
+            networks: &self.networks,
+            unhealthy: &self.unhealthy,
+            peers: &self.peers,
+        }
+    }
+
+    /// Service `n` with a VIP, a published port, and backends of these numbers, each on the node of its number modulo 3.
+    fn serve(&mut self, n: u32, backends: impl IntoIterator<Item = u32>) {
+        let [_, _, high, low] = n.to_be_bytes();
+        let service = Service {
+            id: service_id(n),
+            name: format!("s{n}").parse().unwrap(),
+            network: network().id,
+            endpoint_mode: EndpointMode::Vip,
+            vip: Some([10, 255, high, low].into()),
+            vip6: None,
+            ports: vec![PublishedPort::ingress(
+                30_000 + u16::try_from(n % 30_000).unwrap(),
+                80,
+                Protocol::Tcp,
+            )],
+            affinity: Affinity::None,
+            health: None,
+            aliases: Vec::new(),
+            labels: BTreeMap::new(),
+            created_at: Timestamp::UNIX_EPOCH,
+        };
+        let backend = |id: u32| {
+            let [_, a, b, c] = id.to_be_bytes();
+            let backend = Backend {
+                id: id.try_into().unwrap(),
+                service: service_id(n),
+                network: network().id,
+                endpoint: text(id).parse().unwrap(),
+                name: format!("b{id}").parse().unwrap(),
+                node: node_id(id % 3 + 1),
+                ipv4: Some([10, a, b, c].into()),
+                ipv6: None,
+                state: BackendState::Active,
+                created_at: Timestamp::UNIX_EPOCH,
+            };
+            (backend.id, backend)
+        };
+        let backends = backends.into_iter().map(backend).collect();
+        self.services.insert(service_id(n), Records { service, backends });
+    }
+
+    fn usable(&self, n: u32) -> Vec<u32> {
+        self.services[&service_id(n)].usable(&self.facts()).into_iter().map(BackendId::get).collect()
+    }
+}
+
+fn id(n: u32) -> BackendId {
+    n.try_into().unwrap()
+}
+
+/// The maps, which check at each step that nothing names what is not there.
+#[derive(Debug, Default)]
+struct Maps {
+    entries: BTreeMap<TableKey, TableEntry>,
+    maglev: BTreeMap<u32, u32>,
+    writes: usize,
+}
+
+impl Maps {
+    fn apply(&mut self, update: &Update) {
+        self.writes += update.backends.len() + update.entries.len() + update.gone.len() + update.tables.len();
+        self.entries.extend(update.backends.iter().map(|entry| (entry.key(), *entry)));
+        for table in &update.tables {
+            assert_eq!(table.first % 16, 0);
+            self.maglev.extend((table.first..).zip(table.backends.iter().copied()));
+        }
+        self.check();
+        for entry in &update.entries {
+            self.entries.insert(entry.key(), *entry);
+            self.check();
+        }
+        for key in &update.gone {
+            self.entries.remove(key);
+            self.check();
+        }
+    }
+
+    fn check(&self) {
+        for entry in self.entries.values() {
+            for backend in self.table(entry) {
+                assert!(self.entries.contains_key(&TableKey::Backend(backend)), "{entry:?} names {backend}");
+            }
+        }
+    }
+
+    fn table(&self, entry: &TableEntry) -> Vec<u32> {
+        let (first, size) = named_table(entry).unwrap_or_default();
+        (first..first + size).map(|index| self.maglev[&index]).collect()
+    }
+
+    /// Which backends the VIP of a service, or its published port, picks.
+    fn picked(&self, key: &TableKey) -> BTreeSet<u32> {
+        self.table(&self.entries[key]).into_iter().collect()
+    }
+
+    fn dump(&self) -> Dump {
+        let named = self.entries.values().filter_map(named_table).filter(|(_, size)| *size > 0);
+        let table = |(first, size): (u32, u32)| {
+            (
+                first,
+                (first..first + size).map(|index| self.maglev.get(&index).copied().unwrap_or(0)).collect(),
+            )
+        };
+        Dump { entries: self.entries.clone(), tables: named.map(table).collect() }
+    }
+}
+
+fn vip(n: u32) -> TableKey {
+    let [_, _, high, low] = n.to_be_bytes();
+    let address = Address::from_v4([10, 255, high, low]);
+    TableKey::Service(mesh_ebpf_types::ServiceKey { vni: mesh_ebpf_types::Vni::new(4096), address })
+}
+
+fn published(n: u16) -> TableKey {
+    TableKey::Published(mesh_ebpf_types::PublishedKey {
+        address: Address::NONE,
+        port: (30_000 + n).to_be_bytes(),
+        protocol: 6,
+        padding: 0,
+    })
+}
+
+const fn ms(ms: u64) -> Duration {
+    Duration::from_millis(ms)
+}
+
+#[test]
+fn only_healthy_backends_that_take_more_are_usable_and_all_of_those_when_none_is_healthy() {
+    let mut world = World::new();
+    world.serve(1, 1..=6);
+    assert_eq!(world.usable(1), [1, 2, 3, 4, 5, 6]);
+    world.unhealthy = [id(1), id(2)].into();
+    assert_eq!(world.usable(1), [3, 4, 5, 6]);
+    // Backends 2 and 5 are on node 3.
+    world.down = [node_id(3)].into();
+    assert_eq!(world.usable(1), [3, 4, 6]);
+    world.services.get_mut(&service_id(1)).unwrap().backends.get_mut(&id(3)).unwrap().state =
+        BackendState::Draining;
+    assert_eq!(world.usable(1), [4, 6]);
+    world.unhealthy = (1..=6).map(id).collect();
+    assert_eq!(world.usable(1), [1, 4, 6]);
+    world.nodes.get_mut(&node_id(2)).unwrap().availability = Availability::Drain;
+    assert_eq!(world.usable(1), [6]);
+    world.down = [node_id(1), node_id(3)].into();
+    assert_eq!(world.usable(1), [0; 0]);
+}
+
+#[test]
+fn a_service_is_in_the_maps_with_its_vip_its_ports_and_its_backends() {
+    let mut world = World::new();
+    world.serve(1, 1..=3);
+    world.networks.values_mut().for_each(|network| network.encrypted = true);
+    let records = world.services.get_mut(&service_id(1)).unwrap();
+    records.backends.get_mut(&id(1)).unwrap().state = BackendState::Draining;
+    records.service.ports.push(PublishedPort {
+        mode: PublishMode::Host,
+        host_ip: Some("192.0.2.1".parse().unwrap()),
+        ..PublishedPort::ingress(53, 5353, Protocol::Udp)
+    });
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    let backend = |n| match maps.entries[&TableKey::Backend(n)] {
+        TableEntry::Backend(_, backend) => backend,
+        _ => unreachable!(),
+    };
+    assert_eq!((backend(1).flags, backend(1).peer), (DRAINING | BACKEND_ENCRYPTED, 7));
+    assert_eq!((backend(3).flags, backend(3).ipv4), (LOCAL | BACKEND_ENCRYPTED, [10, 0, 0, 3]));
+    assert_eq!(backend(2).node, Address::from_v4([192, 0, 2, 3]));
+    assert_eq!(maps.picked(&vip(1)), [2, 3].into());
+    assert_eq!(maps.picked(&published(1)), [2, 3].into());
+    let TableEntry::Published(_, host) = maps.entries[&TableKey::Published(mesh_ebpf_types::PublishedKey {
+        address: Address::from_v4([192, 0, 2, 1]),
+        port: [0, 53],
+        protocol: 17,
+        padding: 0,
+    })] else {
+        unreachable!()
+    };
+    assert_eq!((host.flags, host.target, host.size), (HOST_MODE, 5353u16.to_be_bytes(), 1));
+    assert_eq!(maps.maglev[&host.first], 3);
+}
+
+#[test]
+fn a_change_touches_nothing_but_what_it_is_about() {
+    let mut world = World::new();
+    for n in 1..=20 {
+        world.serve(n, n * 10..n * 10 + 5);
+    }
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    assert!(tables.update_all(&world.services, &world.facts(), ms(1)).is_empty());
+    world.unhealthy = [id(50)].into();
+    let service = service_id(5);
+    let update = tables.update([(&service, world.services.get(&service))], &world.facts(), ms(2));
+    assert_eq!(
+        (update.tables.len(), update.entries.len(), update.backends.len(), update.gone.len()),
+        (1, 2, 0, 0)
+    );
+    maps.apply(&update);
+    assert_eq!(maps.picked(&vip(5)), [51, 52, 53, 54].into());
+    world.services.remove(&service);
+    maps.apply(&tables.update([(&service, None)], &world.facts(), ms(3)));
+    assert!(!maps.entries.contains_key(&vip(5)) && !maps.entries.contains_key(&TableKey::Backend(50)));
+    assert!(tables.update_all(&world.services, &world.facts(), ms(4)).is_empty());
+}
+
+#[test]
+fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
+    let mut world = World::new();
+    world.serve(1, [1]);
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    let addresses =
+        |maps: &Maps| maps.entries.keys().filter(|key| matches!(key, TableKey::BackendAddress(_))).count();
+    world.services.clear();
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(10)));
+    assert_eq!((addresses(&maps), maps.entries.len()), (1, 1));
+    let due = tables.due().unwrap();
+    maps.apply(&tables.update_all(&world.services, &world.facts(), due));
+    assert_eq!((addresses(&maps), tables.due()), (0, None));
+}
+
+#[test]
+fn a_port_that_one_service_gives_up_and_another_takes_is_never_removed() {
+    let mut world = World::new();
+    world.serve(1, [1]);
+    world.serve(2, [2]);
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    for (from, to) in [(1, 2), (2, 1)] {
+        let ports = std::mem::take(&mut world.services.get_mut(&service_id(from)).unwrap().service.ports);
+        world.services.get_mut(&service_id(to)).unwrap().service.ports.extend(ports);
+        let update = tables.update_all(&world.services, &world.facts(), ms(1));
+        assert!(!update.gone.contains(&published(1)), "{update:?}");
+        maps.apply(&update);
+        assert_eq!(maps.picked(&published(1)), [to].into());
+    }
+}
+
+#[test]
+fn without_room_a_service_goes_on_as_before_says_so_and_is_tried_again_when_there_is_room() {
+    let mut world = World::new();
+    world.serve(1, 1..=5);
+    world.serve(2, [11]);
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(1024 + 32));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    world.serve(2, 11..=12);
+    let update = tables.update_all(&world.services, &world.facts(), ms(1));
+    maps.apply(&update);
+    let problem = update.problems.first().unwrap().to_string();
+    assert!(problem.contains("s2") && problem.contains("service_table_entries"), "{problem}");
+    assert_eq!(maps.picked(&vip(2)), [11].into());
+    // A host that dies is out of a table even so.
+    world.unhealthy = [id(5)].into();
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(2)));
+    assert_eq!(maps.picked(&vip(1)), [1, 2, 3, 4].into());
+    world.services.remove(&service_id(1));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(3)));
+    let waiting: Vec<ServiceId> = tables.without_room().cloned().collect();
+    assert_eq!(waiting, [service_id(2)]);
+    let due = tables.due().unwrap();
+    let update = tables.update(waiting.iter().map(|id| (id, world.services.get(id))), &world.facts(), due);
+    maps.apply(&update);
+    assert!(update.problems.is_empty());
+    assert_eq!(maps.picked(&vip(2)), [11, 12].into());
+}
+
+#[test]
+fn what_a_former_process_left_is_kept_where_it_is_right_and_replaced_where_it_is_not() {
+    let mut world = World::new();
+    for n in 1..=10 {
+        world.serve(n, n * 10..n * 10 + 4);
+    }
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    let mut adopted = Tables::adopt(CAPACITY, maps.dump(), None, ms(0));
+    let update = adopted.update_all(&world.services, &world.facts(), ms(0));
+    assert!(update.is_empty(), "{update:?}");
+    // A table that somebody wrote over, a service and a backend that are gone since.
+    let (first, _) = named_table(&maps.entries[&vip(3)]).unwrap();
+    maps.maglev.insert(first + 5, 10);
+    world.services.remove(&service_id(7));
+    let records = world.services.get_mut(&service_id(8)).unwrap();
+    records.backends.remove(&id(80));
+    let mut adopted = Tables::adopt(CAPACITY, maps.dump(), Some(adopted), ms(1));
+    let update = adopted.update_all(&world.services, &world.facts(), ms(1));
+    assert_eq!((update.tables.len(), update.entries.len()), (2, 4));
+    maps.apply(&update);
+    assert_eq!(maps.picked(&vip(3)), (30..34).collect());
+    assert_eq!(maps.picked(&vip(8)), (81..84).collect());
+    assert!(!maps.entries.contains_key(&vip(7)) && !maps.entries.contains_key(&TableKey::Backend(80)));
+    assert!(adopted.update_all(&world.services, &world.facts(), ms(2)).is_empty());
+}
+
+/// Processor time of this thread: others may keep the machine busy.
+fn used() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap().into()
+}
+
+/// The writes into the maps come on top.
+#[test]
+fn ten_thousand_services_of_ten_backends_are_planned_within_three_seconds_and_one_of_them_within_milliseconds()
+ {
+    let mut world = World::new();
+    for n in 1..=10_000 {
+        world.serve(n, n * 10..n * 10 + 10);
+    }
+    let mut tables = Tables::new(1 << 24);
+    let begun = used();
+    let update = tables.update_all(&world.services, &world.facts(), ms(0));
+    let (all, begun) = (used().saturating_sub(begun), used());
+    assert_eq!((update.tables.len(), update.backends.len()), (10_000, 200_000));
+    world.unhealthy = [id(77)].into();
+    let service = service_id(7);
+    let update = tables.update([(&service, world.services.get(&service))], &world.facts(), ms(1));
+    let one = used().saturating_sub(begun);
+    assert_eq!(update.tables.len(), 1);
+    assert!(all < Duration::from_secs(3) && one < ms(20), "all {all:?}, one {one:?}");
+}
+
+#[derive(Debug, Clone)]
+enum Change {
+    Serve(u32, BTreeSet<u32>),
+    Remove(u32),
+    Health(u32),
+    Down(u32),
+    Pass(u64),
+    Restart,
+}
+
+fn change() -> impl Strategy<Value = Change> {
+    prop_oneof![
+        4 => (1..6u32, prop::collection::btree_set(0..8u32, 0..6)).prop_map(|(n, b)| Change::Serve(n, b)),
+        1 => (1..6u32).prop_map(Change::Remove),
+        2 => (10..70u32).prop_map(Change::Health),
+        1 => (1..4u32).prop_map(Change::Down),
+        2 => (0..4000u64).prop_map(Change::Pass),
+        1 => Just(Change::Restart),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Whatever happens in whichever order: after each update the maps are what the records say, and at each step of it no
+    /// entry names what is not there.
+    #[test]
+    fn the_maps_follow_the_records(changes in prop::collection::vec(change(), 1..40)) {
+        let mut world = World::new();
+        let (mut maps, mut tables, mut now) = (Maps::default(), Tables::new(CAPACITY), 0);
+        for change in changes {
+            match change {
+                Change::Serve(n, backends) => world.serve(n, backends.into_iter().map(|b| n * 10 + b)),
+                Change::Remove(n) => drop(world.services.remove(&service_id(n))),
+                Change::Health(n) => if !world.unhealthy.remove(&id(n)) { world.unhealthy.insert(id(n)); },
+                Change::Down(n) => if !world.down.remove(&node_id(n)) { world.down.insert(node_id(n)); },
+                Change::Pass(time) => now += time,
+                Change::Restart => tables = Tables::adopt(CAPACITY, maps.dump(), None, ms(now)),
+            }
+            let update = tables.update_all(&world.services, &world.facts(), ms(now));
+            prop_assert!(update.problems.is_empty());
+            maps.apply(&update);
+            let services = maps.entries.keys().filter(|key| matches!(key, TableKey::Service(_))).count();
+            prop_assert_eq!(services, world.services.len());
+            for n in (1..6).filter(|n| world.services.contains_key(&service_id(*n))) {
+                prop_assert_eq!(maps.picked(&vip(n)), world.usable(n).into_iter().collect());
+            }
+            let backends: BTreeSet<u32> = world.services.values().flat_map(|r| r.backends.keys().map(|b| b.get())).collect();
+            let held: BTreeSet<u32> = maps.entries.keys().filter_map(|key| match key { TableKey::Backend(id) => Some(*id), _ => None }).collect();
+            prop_assert_eq!(held, backends);
+        }
+    }
+}
