@@ -66,8 +66,10 @@ pub fn vip(
             Ok(address)
         };
     }
+    // Both go up together until they part.
+    let mut used = used.range(first..=last);
     (0..count)
         .filter_map(|index| block.nth(index))
-        .find(|address| !used.contains(address))
+        .find(|address| used.next() != Some(address))
         .ok_or(VipError::Exhausted { subnet, first, last })
 }

@@ -28,7 +28,11 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
     loop {
         tries.next()?;
         core.catch_up().await?;
-        let (service, choices) = plan(core, &network, &wanted, &checked)?;
+        let freed = core.services.freed();
+        let Some((service, choices)) = plan(core, &network, &wanted, &checked)? else {
+            freed.await;
+            continue;
+        };
         if !checked.check(core, &wanted.ports, &service.ports).await? {
             continue;
         }
@@ -46,13 +50,13 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
     }
 }
 
-/// The service as it can be made, or what is in its way.
+/// The service as it can be made, or what is in its way; `None` when that may be other calls which come to nothing.
 fn plan<'a>(
     core: &'a Core,
     network: &NetworkId,
     wanted: &Wanted,
     checked: &Checked,
-) -> Result<(Service, Choices<'a>), Problem> {
+) -> Result<Option<(Service, Choices<'a>)>, Problem> {
     let view = core.feed.view();
     let network = view.networks.get(network).ok_or_else(|| gone(network))?;
     check_network(network)?;
@@ -68,8 +72,12 @@ fn plan<'a>(
         ));
     }
     let mut choosing = core.services.choose();
-    let (vip, vip6) = vips::choose(&view, network, wanted, &mut choosing)?;
-    let ports = ports::choose(&view, &wanted.ports, None, checked, &mut choosing)?;
+    let chosen = vips::choose(&view, network, wanted, &mut choosing)
+        .and_then(|vips| Ok((vips, ports::choose(&view, &wanted.ports, None, checked, &mut choosing)?)));
+    let ((vip, vip6), ports) = match chosen {
+        Err(problem) if problem.kind == ProblemKind::Exhausted && choosing.is_contended() => return Ok(None),
+        chosen => chosen?,
+    };
     let service = Service {
         id: ServiceId::random().map_err(RecordError::from)?,
         name: wanted.name.clone(),
@@ -84,7 +92,7 @@ fn plan<'a>(
         labels: wanted.labels.clone(),
         created_at: Timestamp::now(),
     };
-    Ok((service, choosing.done()))
+    Ok(Some((service, choosing.done())))
 }
 
 /// `None`: somebody was faster, and what has to be done about it is told by a new plan.

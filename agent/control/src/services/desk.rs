@@ -7,6 +7,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mesh_model::{BackendId, NetworkId, Protocol};
 use mesh_store::{Compare, Txn};
+use tokio::sync::Notify;
 
 use crate::core::Core;
 use crate::keys;
@@ -26,6 +27,8 @@ pub(super) enum Choice {
 #[derive(Debug, Default)]
 pub(crate) struct ServiceDesk {
     chosen: Mutex<BTreeSet<Choice>>,
+    /// Tells those who found all that is free chosen by others that some of it has been given back or written.
+    freed: Notify,
     /// Numbers that are reserved and not yet given, the next one and how many.
     numbers: tokio::sync::Mutex<Option<(BackendId, u32)>>,
 }
@@ -36,6 +39,11 @@ impl ServiceDesk {
         // Each change is one operation of the set.
         let taken = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
         Choosing { taken, choices: Choices { desk: self, mine: Vec::new() } }
+    }
+
+    /// Waits until some call is done with what it chose, from the moment on at which this is called.
+    pub(super) fn freed(&self) -> impl Future<Output = ()> {
+        self.freed.notified()
     }
 
     /// A backend's number that no other backend has or lately had.
@@ -92,6 +100,11 @@ impl<'a> Choosing<'a> {
         self.choices.mine.push(choice);
     }
 
+    /// Whether there is something that others have chosen, and may give back.
+    pub(super) fn is_contended(&self) -> bool {
+        self.taken.len() > self.choices.mine.len()
+    }
+
     pub(super) fn done(self) -> Choices<'a> {
         self.choices
     }
@@ -113,5 +126,6 @@ impl Drop for Choices<'_> {
         for choice in &self.mine {
             chosen.remove(choice);
         }
+        self.desk.freed.notify_waiters();
     }
 }

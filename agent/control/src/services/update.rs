@@ -34,7 +34,11 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
         let Some(Versioned { value: current, revision }) = current else {
             return Err(Problem::new(ProblemKind::NotFound, format!("service {} is gone", request.service)));
         };
-        let (wanted, choices) = plan(core, &current, &request, &add, &checked)?;
+        let freed = core.services.freed();
+        let Some((wanted, choices)) = plan(core, &current, &request, &add, &checked)? else {
+            freed.await;
+            continue;
+        };
         if wanted == current {
             return Ok(status(core, &Arc::new(current)));
         }
@@ -72,21 +76,25 @@ pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
     view.interested(&service.network, view.audience(&service.id))
 }
 
-/// The service as it is to be.
+/// The service as it is to be; `None` when other calls, which may come to nothing, have chosen all the ports that are free.
 fn plan<'a>(
     core: &'a Core,
     current: &Service,
     request: &UpdateServiceRequest,
     add: &[PublishedPort],
     checked: &Checked,
-) -> Result<(Service, Choices<'a>), Problem> {
+) -> Result<Option<(Service, Choices<'a>)>, Problem> {
     let mut wanted = change(current, request).map_err(|error| usage(&error))?;
     for remove in &request.remove_ports {
         remove_port(&mut wanted, remove)?;
     }
     let view = core.feed.view();
     let mut choosing = core.services.choose();
-    for port in ports::choose(&view, add, Some(&current.id), checked, &mut choosing)? {
+    let chosen = match ports::choose(&view, add, Some(&current.id), checked, &mut choosing) {
+        Err(problem) if problem.kind == ProblemKind::Exhausted && choosing.is_contended() => return Ok(None),
+        chosen => chosen?,
+    };
+    for port in chosen {
         if let Some(own) = wanted.ports.iter().find(|own| own.conflicts_with(&port)) {
             return Err(Problem::new(
                 ProblemKind::Conflict,
@@ -95,7 +103,7 @@ fn plan<'a>(
         }
         wanted.ports.push(port);
     }
-    Ok((wanted, choosing.done()))
+    Ok(Some((wanted, choosing.done())))
 }
 
 /// All but the ports.

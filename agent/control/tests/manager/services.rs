@@ -360,6 +360,38 @@ async fn of_two_services_that_want_the_same_at_once_one_gets_it() {
     }
 }
 
+#[tokio::test]
+async fn the_last_address_is_not_refused_for_a_call_that_comes_to_nothing() {
+    let cluster = Cluster::start().await;
+    cluster.create(network_of("app", "10.1.0.0/26")).await.unwrap();
+    let h2 = cluster.join("h2").await;
+    let listens = Some(BTreeSet::from([8080]));
+    let agent = Agent::start(&h2, Behaviour { listens, ..Behaviour::default() }).await;
+    let mut last = None;
+    for n in 0.. {
+        match cluster.create_service(service(&format!("s{n}"), "app")).await {
+            Ok(made) => last = Some(of(made)),
+            Err(problem) => {
+                assert_eq!(problem.kind, ProblemKind::Exhausted, "{problem}");
+                break;
+            }
+        }
+    }
+    let last = last.unwrap();
+    remove(&cluster, &last.id).await.unwrap();
+    // It has chosen the address, and waits to hear that its port is taken.
+    agent.behave(|behaviour| behaviour.hears = false);
+    let (mut one, mut other) = (cluster.control(), cluster.control());
+    let doomed = tokio::spawn(async move { one.create_service(with_ports("doomed", &["8080:80"])).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let next = tokio::spawn(async move { other.create_service(service("next", "app")).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    assert!(!next.is_finished());
+    agent.behave(|behaviour| behaviour.hears = true);
+    assert_eq!(Problem::from(doomed.await.unwrap().unwrap_err()).kind, ProblemKind::Conflict);
+    assert_eq!(of(next.await.unwrap().unwrap().into_inner()).vip, last.vip);
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_five_hundredth_published_port_takes_no_longer_than_the_first() {
     let cluster = Cluster::start().await;
