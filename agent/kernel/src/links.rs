@@ -118,7 +118,8 @@ impl RawLink {
             naming::Kind::Veth => {
                 LinkKind::Veth { peer: self.link.unwrap_or_default(), peer_is_here: !self.link_elsewhere }
             }
-            _ => return None,
+            naming::Kind::Wireguard | naming::Kind::Tun => LinkKind::Wireguard,
+            naming::Kind::Other => return None,
         };
         let flags = LinkFlags::from_bits_retain(self.flags);
         let link = Link {

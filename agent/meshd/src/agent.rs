@@ -16,6 +16,7 @@ use tokio::sync::watch;
 
 use crate::addresses::{AddressPools, SavedPools};
 use crate::durable::{self, FileError, Survives};
+use crate::encryption::Wish;
 use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
 use crate::services::{SavedNames, Soft};
@@ -74,6 +75,8 @@ pub struct State {
     /// The last revision of which the kernel has all but services, and of which it has those.
     passed_revision: u64,
     serviced_revision: u64,
+    /// What is wrong with this node's keys for encrypted networks.
+    pub key_problem: Option<String>,
     generation: u64,
     /// Counts the changes of the view.
     view_number: u64,
@@ -103,6 +106,8 @@ pub struct Agent {
     /// Counts the changes of what is found out about this node's backends.
     health_found: watch::Sender<u64>,
     revision: watch::Sender<u64>,
+    /// Of which generation the managers want this node's newest key to be.
+    key_calls: watch::Sender<u32>,
     pass: watch::Sender<Pass>,
     applied: watch::Sender<u64>,
 }
@@ -166,6 +171,7 @@ impl Agent {
             loads: 0,
             passed_revision: 0,
             serviced_revision: 0,
+            key_problem: None,
             generation: 1,
             view_number: 1,
             own_view_number: 1,
@@ -184,6 +190,7 @@ impl Agent {
             services_changed: watch::Sender::new(1),
             health_found: watch::Sender::new(1),
             revision: watch::Sender::new(revision),
+            key_calls: watch::Sender::new(0),
             pass: watch::Sender::new(Pass::default()),
             applied: watch::Sender::new(0),
         })
@@ -326,9 +333,37 @@ impl Agent {
             // Also those without a lease here: packets to them must not take the default route.
             networks: view.networks.clone(),
             leases: view.leases.values().cloned().collect(),
+            wireguard_peers: BTreeMap::new(),
             endpoints: state.endpoints.clone(),
         };
         (state.generation, view.revision, desired)
+    }
+
+    /// What the WireGuard engine should do; `None` while this node has no part in an encrypted network.
+    pub fn encryption(&self) -> Option<Wish> {
+        self.read(|state| Wish::of(&state.view, &self.node.id))
+    }
+
+    /// Follows the revisions of the view.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// The managers call for a key of that generation.
+    pub fn call_for_key(&self, generation: u32) {
+        self.key_calls.send_replace(generation);
+    }
+
+    /// Follows the managers' calls for new keys.
+    pub fn key_calls(&self) -> watch::Receiver<u32> {
+        self.key_calls.subscribe()
+    }
+
+    /// Waits until the cluster knows a key of this node; false when that takes longer than `timeout`.
+    pub async fn has_announced_key(&self, timeout: Duration) -> bool {
+        let mut revisions = self.revision.subscribe();
+        let announced = revisions.wait_for(|_| self.node().wireguard.is_some());
+        matches!(tokio::time::timeout(timeout, announced).await, Ok(Ok(_)))
     }
 
     /// Wakes when there is a new generation.

@@ -27,6 +27,8 @@ use crate::{addresses, session};
 
 /// How long a lease that a manager has granted may take to come with the session.
 const LEASE_ARRIVES: Duration = Duration::from_secs(5);
+/// How long the cluster may take to know this node's key.
+const KEY_KNOWN: Duration = Duration::from_secs(5);
 /// Times that a lease is asked for before an attach gives up: others may use up what came.
 const LEASE_TRIES: usize = 8;
 
@@ -131,6 +133,9 @@ impl Endpoints {
     async fn attach_checked(&self, request: Request) -> Result<v1::Endpoint, Problem> {
         let network = self.network(&request.network).await?;
         self.may_attach(&network)?;
+        if network.encrypted {
+            self.needs_key().await?;
+        }
         let host = self.host.clone();
         let netns = request.netns.clone();
         let found = blocking(move || host.find_netns(&netns)).await;
@@ -206,6 +211,22 @@ impl Endpoints {
                 .hint(format!("meshctl node update --availability active {}", node.name)));
         }
         Ok(())
+    }
+
+    /// Other nodes send to an encrypted network's endpoints here only once they know this node's key.
+    async fn needs_key(&self) -> Result<(), Problem> {
+        if self.agent.has_announced_key(KEY_KNOWN).await {
+            return Ok(());
+        }
+        let reason = self.agent.read(|state| state.key_problem.clone());
+        Err(match reason {
+            Some(reason) => Problem::new(ProblemKind::Failed, reason),
+            None => Problem::new(
+                ProblemKind::Unreachable,
+                "the cluster does not know this node's key for encrypted networks yet",
+            )
+            .hint("try again; meshctl status shows whether this node is in session"),
+        })
     }
 
     /// Draws an id whose device name no other endpoint of this node has.

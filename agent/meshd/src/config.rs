@@ -1,8 +1,10 @@
 //! Where an instance keeps its things: defaults, then `/etc/mesh/meshd.toml`, then flags.
 
 use std::io;
+use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::Parser;
 use mesh_kernel::programs::MapSizes;
@@ -25,6 +27,41 @@ pub enum EncapsulationChoice {
     Direct,
     /// The kernel's VXLAN device does.
     Device,
+}
+
+/// What is to carry encrypted networks.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum WireguardEngine {
+    /// The one in user space, which every kernel with TUN can run.
+    #[default]
+    Automatic,
+    /// The kernel's WireGuard.
+    Kernel,
+    /// The one in user space.
+    Userspace,
+}
+
+/// A time as the file has it: a number and `h` (hours) or `d` (days).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+struct Interval(Duration);
+
+impl TryFrom<String> for Interval {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        let refused =
+            || format!("{text:?} is no interval: a number of hours or days, such as \"24h\" or \"30d\"");
+        let (number, hours) = match text.strip_suffix('d') {
+            Some(days) => (days, 24),
+            None => (text.strip_suffix('h').ok_or_else(refused)?, 1),
+        };
+        match number.parse::<u32>() {
+            Ok(number @ 1..=100_000) => Ok(Self(Duration::from_hours(u64::from(number) * hours))),
+            _ => Err(refused()),
+        }
+    }
 }
 
 /// The agent of Mesh: one per host.
@@ -52,6 +89,12 @@ pub struct Flags {
     /// The file that names the resolvers of other names than the mesh's own [default: /etc/resolv.conf]
     #[arg(long, value_name = "FILE")]
     pub resolv_conf: Option<PathBuf>,
+    /// What carries encrypted networks [default: automatic]
+    #[arg(long, value_enum)]
+    pub wireguard_engine: Option<WireguardEngine>,
+    /// UDP port of WireGuard [default: 51820]
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    pub wireguard_port: Option<u16>,
     /// What is logged to standard error: a level, or tracing directives [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -69,6 +112,9 @@ struct File {
     resolv_conf: Option<PathBuf>,
     service_table_entries: Option<u32>,
     connection_entries: Option<u32>,
+    wireguard_engine: Option<WireguardEngine>,
+    wireguard_port: Option<NonZeroU16>,
+    rotate_keys: Option<Interval>,
     log: Option<String>,
 }
 
@@ -92,6 +138,12 @@ pub struct Config {
     pub service_table_entries: u32,
     /// Balanced flows that are remembered. Maps that exist keep their size.
     pub connection_entries: u32,
+    /// What carries encrypted networks.
+    pub wireguard_engine: WireguardEngine,
+    /// UDP port of WireGuard.
+    pub wireguard_port: u16,
+    /// On a manager: after how long all nodes are to make new keys; `None`: only when told to.
+    pub rotate_keys: Option<Duration>,
     /// Filter of the log.
     pub log: String,
 }
@@ -173,6 +225,12 @@ impl Config {
             resolv_conf: pick(&flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf".into()),
             service_table_entries: file.service_table_entries.unwrap_or(sizes.maglev),
             connection_entries: file.connection_entries.unwrap_or(sizes.connections),
+            wireguard_engine: flags.wireguard_engine.or(file.wireguard_engine).unwrap_or_default(),
+            wireguard_port: flags
+                .wireguard_port
+                .or(file.wireguard_port.map(NonZeroU16::get))
+                .unwrap_or(mesh_model::wireguard::DEFAULT_PORT),
+            rotate_keys: file.rotate_keys.map(|interval| interval.0),
             log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".to_owned()),
         };
         for (key, path) in [

@@ -140,6 +140,11 @@ impl StatePaths {
         self.dir.join("reserved-ports.json")
     }
 
+    /// The node's private keys for encrypted networks.
+    pub fn wireguard_keys(&self) -> PathBuf {
+        self.dir.join("wireguard.keys")
+    }
+
     /// What of a member is here although there is no membership, and neither an init, join or leave was interrupted: that
     /// of a member whose `member.json` was lost.
     pub fn orphaned(&self) -> Vec<PathBuf> {
@@ -163,6 +168,7 @@ impl StatePaths {
             self.released(),
             self.names(),
             self.reserved_ports(),
+            self.wireguard_keys(),
         ];
         paths.iter().try_for_each(|path| {
             remove_any(path).map_err(|source| FileError::Io { action: "remove", path: path.clone(), source })

@@ -17,6 +17,7 @@ pub mod config;
 mod detach;
 pub mod dns;
 pub mod durable;
+pub mod encryption;
 pub mod endpoint_store;
 mod health;
 pub mod host;

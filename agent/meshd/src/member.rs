@@ -23,6 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 
 use crate::agent::{Agent, now};
 use crate::attach::{Endpoints, not_written};
+use crate::encryption::{self, Encryption, Engines};
 use crate::host::Host;
 use crate::instance::StatePaths;
 use crate::managers::{Backoff, Managers};
@@ -73,6 +74,10 @@ pub struct Platform {
     pub delays: Delays,
     /// What a name server needs; without it there is none.
     pub name_server: Option<dns::Settings>,
+    /// What carries encrypted networks.
+    pub engines: Arc<dyn Engines>,
+    /// On a manager: after how long all nodes are to make new keys.
+    pub rotate_keys: Option<Duration>,
 }
 
 impl Platform {
@@ -110,6 +115,8 @@ pub struct Member {
     pub membership: Membership,
     /// Its name server.
     pub names: dns::Reporter,
+    /// Its part in encrypted networks.
+    pub encryption: Arc<Encryption>,
     tasks: std::sync::Mutex<JoinSet<()>>,
     stop_serving: std::sync::Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -149,8 +156,14 @@ impl Member {
                 }
             });
         }
+        if let (Some(interval), Some(manager)) = (platform.rotate_keys, managers.own()) {
+            let key_file = platform.paths.wireguard_keys();
+            tasks.spawn(encryption::schedule::run(manager.clone(), interval, key_file));
+        }
         let events = watch_kernel(platform);
-        tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), events));
+        let encryption = Arc::new(Encryption::new(platform.engines.clone(), platform.paths.wireguard_keys()));
+        tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), encryption.clone(), events));
+        tasks.spawn(encryption::run(agent.clone(), managers.clone(), encryption.clone()));
         let probes = watch::Sender::new(Probes::new());
         let host = platform.host.clone();
         tasks.spawn(session::run(agent.clone(), managers.clone(), host, probes.subscribe()));
@@ -176,6 +189,7 @@ impl Member {
             endpoints,
             membership,
             names,
+            encryption,
             tasks: std::sync::Mutex::new(tasks),
             stop_serving: std::sync::Mutex::new(Some(stop_serving)),
         })

@@ -112,7 +112,7 @@ impl Memberships {
                 .remove_member_state()
                 .and_then(|()| paths.settle())
                 .map_err(|error| cannot_remove(&error))?;
-            if let Err(problem) = self.empty_kernel().await {
+            if let Err(problem) = self.remove_traces().await {
                 tracing::warn!(%problem, "something of an earlier membership is left");
             }
             return Ok(());
@@ -358,7 +358,7 @@ impl Memberships {
         let paths = &self.platform.paths;
         let removed = paths.remove_member_state().and_then(|()| paths.settle());
         let removed = removed.map_err(|error| cannot_remove(&error));
-        let emptied = self.empty_kernel().await;
+        let emptied = self.remove_traces().await;
         self.stand(Standing::None);
         removed.and(emptied)
     }
@@ -369,6 +369,17 @@ impl Memberships {
             member.stop().await;
             self.stand(Standing::None);
         }
+    }
+
+    /// Removes all that is ours from the host: the WireGuard engine, then what the kernel has.
+    async fn remove_traces(&self) -> Result<(), Problem> {
+        let engines = self.platform.engines.clone();
+        let stopped = tokio::task::spawn_blocking(move || engines.remove_left()).await;
+        let stopped = match stopped {
+            Ok(stopped) => stopped.map_err(|error| crate::encryption::explain(&error)),
+            Err(error) => Err(Problem::new(ProblemKind::Failed, error.to_string())),
+        };
+        self.empty_kernel().await.and(stopped)
     }
 
     /// Removes all that is ours from the kernel.

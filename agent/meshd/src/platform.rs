@@ -8,9 +8,11 @@ use mesh_kernel::programs::{Datapath, Options, direct_encapsulation, ensure_bpff
 use mesh_kernel::{KernelError, LinuxKernel};
 use mesh_model::desired::Encapsulation;
 use mesh_proto::Problem;
+use mesh_wireguard::EngineChoice;
 
-use crate::config::{Config, EncapsulationChoice};
+use crate::config::{Config, EncapsulationChoice, WireguardEngine};
 use crate::dns;
+use crate::encryption::HostEngines;
 use crate::host::ThisHost;
 use crate::instance::StatePaths;
 use crate::member::Platform;
@@ -39,7 +41,21 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
             run_dir: config.run_dir.clone(),
             resolv_conf: config.resolv_conf.clone(),
         }),
+        engines: Arc::new(engines(config)),
+        rotate_keys: config.rotate_keys,
     })
+}
+
+/// What carries encrypted networks. The kernel's engine has to be asked for: the datapath does not feed it by itself yet.
+fn engines(config: &Config) -> HostEngines {
+    HostEngines {
+        choice: match config.wireguard_engine {
+            WireguardEngine::Automatic | WireguardEngine::Userspace => EngineChoice::Userspace,
+            WireguardEngine::Kernel => EngineChoice::Kernel,
+        },
+        port: config.wireguard_port,
+        run_dir: config.run_dir.clone(),
+    }
 }
 
 /// How packets are wrapped, and why so. `probe` tells whether the kernel can do what direct encapsulation takes.

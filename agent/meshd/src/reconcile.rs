@@ -8,14 +8,17 @@ use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mesh_ebpf_types::ProgramKind;
 use mesh_kernel::{Depth, Event, Kernel, KernelError, Report, execute};
-use mesh_model::{Action, Desired, Observed, Plan, Vni};
+use mesh_model::observed::Attachment;
+use mesh_model::{Action, Desired, Endpoint, EndpointId, Observed, Plan, Vni};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until};
 
 use crate::agent::{Agent, Pass};
 use crate::blocking::blocking;
+use crate::encryption::{Encryption, Wish};
 use crate::managers::Backoff;
 
 /// Everything is looked at this often, the firewall included, in case an event was missed.
@@ -58,7 +61,12 @@ impl SharedKernel {
 }
 
 /// Keeps the kernel as the agent wants it, for ever. `events` tells that something of ours may have changed.
-pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Receiver<Event>) {
+pub async fn run(
+    agent: Arc<Agent>,
+    kernel: SharedKernel,
+    encryption: Arc<Encryption>,
+    mut events: mpsc::Receiver<Event>,
+) {
     let mut generations = agent.generations();
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut depth = Depth::Full;
@@ -71,7 +79,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, mut events: mpsc::Rece
     loop {
         generations.mark_unchanged();
         forget_counters(&agent, &kernel, &mut counted).await;
-        let pass = one_pass(&agent, &kernel, depth).await;
+        let pass = one_pass(&agent, &kernel, &encryption, depth).await;
         if pass.problems != known_problems {
             for problem in pass.problems.iter().filter(|problem| !known_problems.contains(*problem)) {
                 tracing::warn!("{problem}");
@@ -141,19 +149,38 @@ async fn forget_counters(agent: &Agent, kernel: &SharedKernel, counted: &mut BTr
         .await;
 }
 
-async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pass {
-    let (generation, revision, desired) = agent.desired();
+async fn one_pass(
+    agent: &Arc<Agent>,
+    kernel: &SharedKernel,
+    encryption: &Arc<Encryption>,
+    depth: Depth,
+) -> Pass {
+    let (generation, revision, mut desired) = agent.desired();
+    let wish = agent.encryption();
+    desired.wireguard_peers = wish.as_ref().map(Wish::indexes).unwrap_or_default();
+    let encrypted = encrypted_endpoints(&desired);
+    let encryption = encryption.clone();
     let begun = Instant::now();
     let outcome = kernel
         .call(move |kernel| {
+            // The engine first: its device is part of what the kernel has, and it drops what it is given too early.
+            let before = encryption
+                .mtu()
+                .unwrap_or_else(|| mesh_planner::encrypted_mtu(&desired, &Observed::default()));
+            let mut tunnels = encryption.apply(wish.as_ref(), before);
+            let depth = if matches!(tunnels, Ok(true)) { depth.max(Depth::Quick) } else { depth };
             let mut outcome = attempt(kernel, Some(&desired), depth)?;
             if depth == Depth::Remembered && !outcome.report.is_success() {
                 // The memory may have been wrong.
                 outcome = attempt(kernel, Some(&desired), Depth::Quick)?;
             }
+            let now = mesh_planner::encrypted_mtu(&desired, &outcome.observed);
+            if now != before && tunnels.is_ok() {
+                tunnels = encryption.apply(wish.as_ref(), now);
+            }
             let mtu = |network| mesh_planner::network_mtu(&desired, network, &outcome.observed);
             let mtus = desired.networks.values().map(|network| (network.id.clone(), mtu(network))).collect();
-            Ok::<_, KernelError>((outcome, mtus))
+            Ok::<_, KernelError>((outcome, mtus, tunnels))
         })
         .await;
     let mut pass = Pass { generation, revision, ..Pass::default() };
@@ -163,7 +190,7 @@ async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pa
             pass.problems.push(problem.message.clone());
             pass.node_failure = Some(problem);
         }
-        Ok((outcome, mtus)) => {
+        Ok((outcome, mtus, tunnels)) => {
             pass.mtus = mtus;
             pass.loaded = outcome.plan.steps.iter().any(|step| matches!(step.action, Action::LoadPrograms));
             if !outcome.plan.is_empty() {
@@ -190,10 +217,20 @@ async fn one_pass(agent: &Arc<Agent>, kernel: &SharedKernel, depth: Depth) -> Pa
                     None => {}
                 }
             }
+            if let Err(problem) = tunnels {
+                pass.problems.push(problem.message.clone());
+                failed.extend(encrypted.into_iter().map(|endpoint| (endpoint, problem.clone())));
+            }
             pass.failed = failed;
         }
     }
     pass
+}
+
+/// The endpoints that cannot work without the WireGuard engine.
+fn encrypted_endpoints(desired: &Desired) -> Vec<EndpointId> {
+    let needs = |endpoint: &&Endpoint| desired.networks.get(&endpoint.network).is_some_and(|n| n.encrypted);
+    desired.endpoints.values().filter(needs).map(|endpoint| endpoint.id.clone()).collect()
 }
 
 /// What one pass saw, decided and did.
@@ -226,7 +263,13 @@ fn is_essential(action: &Action) -> bool {
         action,
         Action::LoadPrograms
             | Action::PutEntry(_)
-            | Action::Attach(_)
+            | Action::Attach(Attachment {
+                kind: ProgramKind::Endpoint
+                    | ProgramKind::Underlay
+                    | ProgramKind::Overlay
+                    | ProgramKind::Host,
+                ..
+            })
             | Action::CreateVxlan(_)
             | Action::CreateHostLeg(_)
     )

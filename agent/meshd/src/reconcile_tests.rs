@@ -94,7 +94,8 @@ impl Rig {
         let endpoints = Arc::new(Endpoints::new(agent.clone(), managers, host.clone()));
         let mut tasks = JoinSet::new();
         let events = crate::host::Host::watch_kernel(&*host).unwrap();
-        tasks.spawn(run(agent.clone(), platform.kernel.clone(), events));
+        let encryption = Encryption::new(platform.engines, platform.paths.wireguard_keys());
+        tasks.spawn(run(agent.clone(), platform.kernel.clone(), Arc::new(encryption), events));
         tasks.spawn(crate::services::run(agent.clone(), platform.kernel));
         Self { agent, endpoints, kernel: kernel.clone(), host, tasks }
     }

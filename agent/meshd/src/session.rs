@@ -252,6 +252,7 @@ impl Session<'_> {
                 let answer = self.answer(cede).await?;
                 say(outgoing, agent_message::Kind::Cede(answer)).await?;
             }
+            manager_message::Kind::RotateKeys(call) => self.agent.call_for_key(call.number),
             manager_message::Kind::EndpointsTaken(taken) => {
                 let refused = taken.refused.into_iter().map(|r| Ok((parse("endpoint", &r.endpoint)?, r.why)));
                 let refused = refused.collect::<Result<_, InvalidMessage>>()?;
@@ -269,8 +270,7 @@ impl Session<'_> {
                 let answer = self.check_ports(check).await?;
                 say(outgoing, agent_message::Kind::PortCheck(answer)).await?;
             }
-            // This version has no key of its own to speak of.
-            manager_message::Kind::RotateKeys(_) | manager_message::Kind::Ping(v1::Ping {}) => {}
+            manager_message::Kind::Ping(v1::Ping {}) => {}
         }
         Ok(())
     }

@@ -13,9 +13,11 @@ use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
 use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix, PublishedPort};
+use mesh_wireguard::{EngineConfig, EngineKind, EngineStatus, FakeEngine, WireguardEngine};
 use tokio::sync::mpsc;
 
 use crate::advertise::HostAddress;
+use crate::encryption::Engines;
 use crate::host::{FoundNetns, Host, NetnsName};
 use crate::instance::StatePaths;
 use crate::member::Platform;
@@ -153,6 +155,56 @@ impl Kernel for TestKernel {
     }
 }
 
+/// Engines in memory that the test can reach while the loop has them.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct TestEngines {
+    pub(crate) inner: Arc<Mutex<FakeEngine>>,
+    /// The port that is taken, so that no engine can be opened.
+    pub(crate) refused: Arc<Mutex<Option<u16>>>,
+}
+
+/// The engine that they all are.
+struct TestEngine(Arc<Mutex<FakeEngine>>);
+
+impl WireguardEngine for TestEngine {
+    fn kind(&self) -> EngineKind {
+        EngineKind::Userspace
+    }
+
+    fn apply(&mut self, config: &EngineConfig) -> mesh_wireguard::Result<()> {
+        self.0.lock().unwrap().apply(config)
+    }
+
+    fn status(&mut self) -> mesh_wireguard::Result<EngineStatus> {
+        self.0.lock().unwrap().status()
+    }
+
+    fn remove(&mut self) -> mesh_wireguard::Result<()> {
+        self.0.lock().unwrap().remove()
+    }
+}
+
+impl Engines for TestEngines {
+    fn open(&self) -> mesh_wireguard::Result<Box<dyn WireguardEngine>> {
+        match *self.refused.lock().unwrap() {
+            Some(port) => Err(mesh_wireguard::Error::PortTaken { port }),
+            None => Ok(Box::new(TestEngine(self.inner.clone()))),
+        }
+    }
+
+    fn has_device(&self, _name: &str) -> bool {
+        self.inner.lock().unwrap().config().is_some()
+    }
+
+    fn remove_left(&self) -> mesh_wireguard::Result<()> {
+        self.inner.lock().unwrap().remove()
+    }
+
+    fn port(&self) -> u16 {
+        51820
+    }
+}
+
 /// A platform in a directory of its own.
 pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> Platform {
     Platform {
@@ -163,5 +215,7 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         encapsulation_reason: "as the test wants it".to_owned(),
         delays: Delays::default(),
         name_server: None,
+        engines: Arc::new(TestEngines::default()),
+        rotate_keys: None,
     }
 }

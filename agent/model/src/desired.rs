@@ -51,6 +51,9 @@ pub struct Desired {
     pub networks: BTreeMap<NetworkId, Network>,
     /// All leases of those networks, every node's.
     pub leases: BTreeSet<Lease>,
+    /// The nodes that packets of encrypted networks can be sent to, with their numbers ([`crate::wireguard`]): those that
+    /// share such a network with this node and have a key. Whoever is not among them gets none.
+    pub wireguard_peers: BTreeMap<NodeId, u16>,
     /// This node's endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
 }

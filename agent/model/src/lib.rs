@@ -18,6 +18,7 @@ pub mod observed;
 pub mod plan;
 pub mod published;
 pub mod service;
+pub mod wireguard;
 
 pub use backend::{Backend, BackendId, BackendState};
 pub use cluster::{Availability, Lease, LeaseState, Network, Node, NodeState, Role, Subnet, Wireguard};

@@ -71,6 +71,8 @@ pub enum LinkKind {
         /// Whether the other end is in this namespace too.
         peer_is_here: bool,
     },
+    /// The WireGuard device: the kernel's own, or one that an engine in user space serves.
+    Wireguard,
 }
 
 /// The data-path interface. It is not ours: nothing about it is ever changed, but a program stands on it.

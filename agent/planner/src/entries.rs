@@ -46,8 +46,8 @@ pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<Map
     let value = mesh_ebpf_types::Network { flags, mtu, prefix6: prefix6(network) };
     let mut entries = vec![MapEntry::Network(vni, value)];
     for subnet in &network.subnets {
-        let unassigned = Block { tunnel: Address::NONE, kind: BlockKind::Unassigned as u32 };
-        let gateway = Block { tunnel: Address::NONE, kind: BlockKind::Gateway as u32 };
+        let unassigned = Block { kind: BlockKind::Unassigned as u32, ..Block::default() };
+        let gateway = Block { kind: BlockKind::Gateway as u32, ..Block::default() };
         entries.push(MapEntry::Block(block_key(vni, subnet.subnet), unassigned));
         entries.push(MapEntry::Block(block_key(vni, Prefix::single(subnet.gateway)), gateway));
     }
@@ -56,7 +56,8 @@ pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<Map
         .leases
         .iter()
         .filter(|lease| lease.network == network.id && lease.state == LeaseState::Active);
-    entries.extend(leases.map(|lease| MapEntry::Block(block_key(vni, lease.prefix), block(desired, lease))));
+    let block = |lease: &Lease| Block { peer: peer(desired, network, lease), ..block(desired, lease) };
+    entries.extend(leases.map(|lease| MapEntry::Block(block_key(vni, lease.prefix), block(lease))));
     entries
 }
 
@@ -99,12 +100,21 @@ fn flags(endpoint: &Endpoint) -> u16 {
 /// would be wrong.
 fn block(desired: &Desired, lease: &Lease) -> Block {
     if lease.node == desired.node {
-        return Block { tunnel: Address::NONE, kind: BlockKind::Local as u32 };
+        return Block { kind: BlockKind::Local as u32, ..Block::default() };
     }
     match desired.nodes.get(&lease.node) {
-        Some(peer) => Block { tunnel: peer.address.into(), kind: BlockKind::Remote as u32 },
-        None => Block { tunnel: Address::NONE, kind: BlockKind::Unassigned as u32 },
+        Some(peer) => {
+            Block { tunnel: peer.address.into(), kind: BlockKind::Remote as u32, ..Block::default() }
+        }
+        None => Block { kind: BlockKind::Unassigned as u32, ..Block::default() },
     }
+}
+
+/// By which number the WireGuard engine knows the node of a lease; 0 in clear networks, for this node, and while there
+/// is no key.
+fn peer(desired: &Desired, network: &Network, lease: &Lease) -> u16 {
+    let peer = desired.wireguard_peers.get(&lease.node).filter(|_| lease.node != desired.node);
+    peer.filter(|_| network.encrypted).copied().unwrap_or_default()
 }
 
 fn block_key(vni: Vni, of: Prefix) -> BlockKey {

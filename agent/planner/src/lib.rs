@@ -27,5 +27,10 @@ pub fn plan(desired: Option<&Desired>, observed: &Observed) -> Plan {
 
 /// The MTU of a network's endpoints on this node, in bytes.
 pub fn network_mtu(desired: &Desired, network: &Network, observed: &Observed) -> u32 {
-    mtu::of(network, mtu::largest(desired, observed))
+    mtu::Largest::of(desired, observed).network(network)
+}
+
+/// The largest MTU that an encrypted network may have on this node, in bytes: what the WireGuard engine has to carry.
+pub fn encrypted_mtu(desired: &Desired, observed: &Observed) -> u32 {
+    mtu::Largest::of(desired, observed).encrypted()
 }

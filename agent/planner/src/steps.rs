@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
 use mesh_model::observed::{AttachedProgram, Attachment, FirewallState, LinkKind, Pins};
 use mesh_model::plan::{Step, outer_mtu};
-use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan};
+use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan, naming};
 
 use crate::wanted::{Wanted, WantedEndpoint};
 
@@ -252,6 +252,9 @@ impl Planner<'_> {
         let mut wanted: BTreeSet<&IfName> =
             [&self.wanted.vxlan.name, &self.wanted.host_leg.name, &self.wanted.host_leg.peer_name].into();
         wanted.extend(self.wanted.endpoints.values().map(|endpoint| &endpoint.device.name));
+        // The WireGuard engine's own, which it takes along when it goes.
+        let engine = crate::wanted::name(naming::WIREGUARD);
+        wanted.insert(&engine);
         for (name, link) in &self.observed.links {
             if wanted.contains(name) {
                 continue;

@@ -11,7 +11,8 @@ use mesh_model::{
     Desired, Endpoint, EndpointId, IfName, MacAddr, Mtu, Network, NetworkId, Observed, Prefix, naming,
 };
 
-use crate::{entries, mtu};
+use crate::entries;
+use crate::mtu::Largest;
 
 /// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it gets there; packets that
 /// this device is given may be fragmented below it, and fit as long as IP itself can tell their length.
@@ -59,7 +60,7 @@ impl Wanted {
     /// Derives it from the desired state, and from the facts that the node does not choose: which interface is the
     /// underlay, which namespaces live, which indexes are taken.
     pub(crate) fn derive(desired: &Desired, observed: &Observed) -> Self {
-        let largest_mtu = mtu::largest(desired, observed);
+        let mtus = Largest::of(desired, observed);
         let (present, lost) = sort_endpoints(desired, observed);
         let local: BTreeMap<&NetworkId, &Network> =
             present.iter().map(|(_, network)| (&network.id, *network)).collect();
@@ -81,7 +82,7 @@ impl Wanted {
                 peer_index: naming::HOST_LEG_PEER_INDEX,
                 mtu: HOST_LEG_MTU,
             },
-            endpoints: endpoints(&present, observed, largest_mtu),
+            endpoints: endpoints(&present, observed, mtus),
             entries: BTreeMap::new(),
             attachments: BTreeSet::new(),
             host_addresses: BTreeSet::new(),
@@ -104,7 +105,7 @@ impl Wanted {
         wanted.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
         wanted.put(observed.own_addresses.iter().map(|address| MapEntry::HostAddress((*address).into())));
         for network in local.into_values() {
-            wanted.network(desired, network, mtu::of(network, largest_mtu));
+            wanted.network(desired, network, mtus.network(network));
         }
         wanted
     }
@@ -139,6 +140,13 @@ impl Wanted {
             self.host_routes.extend(routes.filter(|route| route.subnet == to_published()));
             let attached = observed.programs.attachments.keys();
             self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
+        }
+        // The engine makes its device itself, and outlives this process: its device is used while it is there.
+        if let Some(link) = observed.links.get(&name(naming::WIREGUARD))
+            && link.index == naming::WIREGUARD_INDEX
+        {
+            self.attach(ProgramKind::Wireguard, link.index);
+            config.wireguard_ifindex = link.index;
         }
         self.put([MapEntry::Config(config)]);
     }
@@ -191,7 +199,7 @@ fn sort_endpoints<'a>(
 fn endpoints(
     present: &[(&Endpoint, &Network)],
     observed: &Observed,
-    largest_mtu: u32,
+    mtus: Largest,
 ) -> BTreeMap<EndpointId, WantedEndpoint> {
     let mut taken: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
     taken.extend(&observed.foreign_indexes);
@@ -207,7 +215,7 @@ fn endpoints(
             netns: endpoint.netns.clone(),
             ifname: endpoint.ifname.clone(),
             mac: endpoint.mac,
-            mtu: mtu::of(network, largest_mtu),
+            mtu: mtus.network(network),
             addresses: Vec::new(),
             on_link: Vec::new(),
             gateways: Vec::new(),

@@ -113,6 +113,7 @@ fn config(keys: &[PrivateKey; 2], side: u8) -> EngineConfig {
     };
     EngineConfig {
         device: "meshwg0".to_owned(),
+        device_index: None,
         listen_port: 51820,
         vxlan_port: 4789,
         inner_mtu: inner_mtu(1500, false),

@@ -33,6 +33,10 @@ pub fn inner_mtu(underlay: u16, v6: bool) -> u16 {
 pub struct EngineConfig {
     /// Name of the device, `meshwg0` in the product.
     pub device: String,
+    /// Interface index that the device gets; `None` lets the kernel choose. One that no other device ever has makes sure
+    /// that what is sent there after the device is gone goes nowhere.
+    #[serde(default)]
+    pub device_index: Option<u32>,
     /// UDP port on which WireGuard listens.
     pub listen_port: u16,
     /// UDP port of VXLAN inside the tunnel.

@@ -160,14 +160,15 @@ impl KeyFile {
         &self.keys
     }
 
-    /// Begins a rotation: adds a new key pair that is not active yet. If a rotation is under way already, nothing
-    /// changes. Returns the newest generation.
-    pub fn announce(&mut self) -> Result<Generation> {
+    /// Begins a rotation: adds a new key pair that is not active yet, of generation `at_least` or the next after the
+    /// newest, whichever is later. If a rotation is under way already, nothing changes. Returns the newest generation.
+    pub fn announce(&mut self, at_least: Generation) -> Result<Generation> {
         let newest = self.newest();
         if self.keys.len() > 1 {
             return Ok(newest);
         }
-        let generation = newest.checked_add(1).ok_or(Error::Config("key generations are used up"))?;
+        let next = newest.checked_add(1).ok_or(Error::Config("key generations are used up"))?;
+        let generation = next.max(at_least);
         let mut keys = self.keys.clone();
         keys.push(OwnKey { generation, private: PrivateKey::generate()?, active: false });
         self.store(keys)?;
@@ -294,8 +295,8 @@ mod tests {
         let path = folder.path().join("wireguard.keys");
         let mut file = KeyFile::open(&path).unwrap();
         let first = file.keys()[0].clone();
-        assert_eq!(file.announce().unwrap(), 2);
-        assert_eq!(file.announce().unwrap(), 2, "one rotation at a time");
+        assert_eq!(file.announce(0).unwrap(), 2);
+        assert_eq!(file.announce(7).unwrap(), 2, "one rotation at a time");
         assert_eq!(file.keys()[0], first);
         assert!(!file.keys()[1].active);
         assert!(file.retire().is_err(), "not before it is active");
@@ -303,6 +304,7 @@ mod tests {
         let mut file = KeyFile::open(&path).unwrap();
         file.retire().unwrap();
         assert_eq!(file.keys().iter().map(|key| key.generation).collect::<Vec<_>>(), [2]);
+        assert_eq!(file.announce(7).unwrap(), 7);
     }
 
     #[test]

@@ -6,6 +6,7 @@
 //! | `underlay` | the data-path device | VXLAN to this node, and packets to published ports; everything else passes untouched |
 //! | `overlay` | the VXLAN device | what the underlay program left to it |
 //! | `host` | `mesh0p` | what the host sends to endpoints and to published ports |
+//! | `wireguard` | `meshwg0` | what the WireGuard engine decrypted |
 //!
 //! Beside them `connect4`, `sendmsg4`, `recvmsg4`, `getpeername4` and their twins for IPv6 stand at the root of the cgroups, for the
 //! host's own sockets.

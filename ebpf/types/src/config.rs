@@ -41,5 +41,7 @@ pub struct Config {
     /// Bits: [`EVENTS_WANTED`].
     pub flags: u8,
     /// Zero.
-    pub padding: [u8; 6],
+    pub padding: [u8; 2],
+    /// Interface index of `meshwg0`, the WireGuard engine's device; 0 while there is none.
+    pub wireguard_ifindex: u32,
 }

@@ -91,7 +91,7 @@ reasons! {
     Isolated = 21, "isolated", true;
     /// The destination is outside, and the network is internal.
     Internal = 22, "internal", true;
-    /// A packet of an encrypted network would leave, or arrived, in the clear.
+    /// A packet of an encrypted network arrived in the clear.
     EncryptedInClear = 23, "encrypted_in_clear", true;
     /// Broadcast or multicast other than an answered neighbour request.
     Multicast = 24, "multicast", true;
@@ -107,6 +107,10 @@ reasons! {
     UnsupportedProtocol = 29, "unsupported_protocol", true;
     /// The node is not configured for this (no host leg, no underlay).
     NotConfigured = 30, "not_configured", true;
+    /// To a node of an encrypted network that has no key, or while there is no WireGuard device.
+    NoKey = 31, "no_key", true;
+    /// Through WireGuard from a node, with a source address that is another's.
+    SpoofedPeer = 32, "spoofed_peer", true;
     /// The service has no backend that could take it, and the sender could not be told.
     NoBackend = 40, "no_backend", true;
     /// A later fragment whose first one has not been seen: its flow cannot be told.

@@ -17,6 +17,7 @@ mod maps;
 mod pod;
 mod program;
 mod services;
+mod tag;
 
 pub use address::{Address, Mac, Vni};
 pub use config::{Config, EVENTS_WANTED, Encapsulation};
@@ -34,6 +35,7 @@ pub use services::{
     HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published,
     PublishedKey, REPLY_BIT, Service, ServiceKey, SocketPeer, TableEntry, TableKey, published_vni,
 };
+pub use tag::FrameTag;
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
 pub const SCHEMA: u32 = 3;
@@ -44,6 +46,12 @@ pub const VXLAN_OVERHEAD_IPV4: u16 = 50;
 
 /// Bytes that VXLAN over IPv6 adds to an inner IP packet (see [`VXLAN_OVERHEAD_IPV4`]; IPv6 has 40 for 20).
 pub const VXLAN_OVERHEAD_IPV6: u16 = 70;
+
+/// Bytes that WireGuard over IPv4 adds to an IP packet inside the tunnel: header and tag 32, UDP 8, IPv4 20.
+pub const WIREGUARD_OVERHEAD_IPV4: u16 = 60;
+
+/// Bytes that WireGuard over IPv6 adds to an IP packet inside the tunnel (see [`WIREGUARD_OVERHEAD_IPV4`]).
+pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
 
 /// VNI of a liveness probe: answered by the receiving node's underlay program, for members only.
 pub const PROBE_REQUEST_VNI: Vni = Vni::new(0x00FF_FFFE);

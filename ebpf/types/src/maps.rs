@@ -98,6 +98,11 @@ pub struct Block {
     pub tunnel: Address,
     /// A [`BlockKind`], as its number.
     pub kind: u32,
+    /// Index of the node among the WireGuard engine's peers, for [`BlockKind::Remote`] in an encrypted network; 0 while
+    /// the node has no key, and in clear networks.
+    pub peer: u16,
+    /// Zero.
+    pub padding: [u8; 2],
 }
 
 /// Key of `HOST_ROUTES`, a longest-prefix-match trie with the [`Vni`] as value: a subnet of any local network. Tells

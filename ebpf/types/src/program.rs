@@ -11,11 +11,13 @@ pub enum ProgramKind {
     Overlay,
     /// `mesh0p`: what the host sends to endpoints.
     Host,
+    /// `meshwg0`: what the WireGuard engine decrypted.
+    Wireguard,
 }
 
 impl ProgramKind {
     /// All programs.
-    pub const ALL: [Self; 4] = [Self::Endpoint, Self::Underlay, Self::Overlay, Self::Host];
+    pub const ALL: [Self; 5] = [Self::Endpoint, Self::Underlay, Self::Overlay, Self::Host, Self::Wireguard];
 
     /// The program's name in the object, in pins and in messages.
     pub const fn name(self) -> &'static str {
@@ -24,6 +26,7 @@ impl ProgramKind {
             Self::Underlay => "underlay",
             Self::Overlay => "overlay",
             Self::Host => "host",
+            Self::Wireguard => "wireguard",
         }
     }
 }

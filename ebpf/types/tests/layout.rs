@@ -32,7 +32,7 @@ fn sizes_are_those_of_the_schema() {
         size_of::<Connection>(),
         size_of::<SocketPeer>(),
     ];
-    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 20, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32, 16]);
+    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 24, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32, 16]);
 }
 
 #[test]
@@ -44,6 +44,7 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Config, encapsulation), 40);
     assert_eq!(offset_of!(Config, flags), 41);
     assert_eq!(offset_of!(Config, padding), 42);
+    assert_eq!(offset_of!(Config, wireguard_ifindex), 44);
     assert_eq!(offset_of!(Network, mtu), 4);
     assert_eq!(offset_of!(Network, prefix6), 8);
     assert_eq!(offset_of!(Interface, ipv4), 4);
@@ -54,6 +55,8 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Endpoint, mac), 4);
     assert_eq!(offset_of!(Endpoint, flags), 10);
     assert_eq!(offset_of!(Block, kind), 16);
+    assert_eq!(offset_of!(Block, peer), 20);
+    assert_eq!(offset_of!(Block, padding), 22);
     assert_eq!(offset_of!(CounterKey, reason), 4);
     assert_eq!(offset_of!(Counter, bytes), 8);
     assert_eq!(offset_of!(Event, vni), 8);

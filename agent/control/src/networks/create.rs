@@ -108,7 +108,7 @@ impl Taken {
             vni: self.vni(wanted.vni)?,
             subnets: specs.iter().map(record).collect::<Result<_, _>>()?,
             mtu: wanted.mtu,
-            encrypted: false,
+            encrypted: wanted.encrypted,
             internal: wanted.internal,
             attachable: wanted.attachable,
             removing: false,

@@ -21,6 +21,7 @@ pub(super) struct Wanted {
     pub(super) automatic: Vec<Family>,
     pub(super) mtu: Option<Mtu>,
     pub(super) vni: Option<Vni>,
+    pub(super) encrypted: bool,
     pub(super) internal: bool,
     pub(super) attachable: bool,
     pub(super) labels: BTreeMap<String, String>,
@@ -40,12 +41,7 @@ impl Wanted {
                 .hint("the only one is overlay, which is the default"));
         }
         // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be the worst answer.
-        if request.encrypted || request.options.contains_key("encrypted") {
-            return Err(Problem::new(
-                ProblemKind::Failed,
-                format!("cannot create network {name}: encrypted networks are not built yet"),
-            ));
-        }
+        let encrypted = request.encrypted || request.options.contains_key("encrypted");
         let subnets = subnets(&request)?;
         let has = |family| subnets.iter().any(|spec: &SubnetSpec| spec.subnet.family() == family);
         let mut automatic = Vec::new();
@@ -77,6 +73,7 @@ impl Wanted {
             automatic,
             mtu,
             vni,
+            encrypted,
             internal: request.internal,
             attachable: request.attachable,
             labels: request.labels.into_iter().collect(),

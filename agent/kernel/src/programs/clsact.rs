@@ -264,5 +264,6 @@ const fn number(kind: ProgramKind) -> u32 {
         ProgramKind::Underlay => 2,
         ProgramKind::Overlay => 3,
         ProgramKind::Host => 4,
+        ProgramKind::Wireguard => 5,
     }
 }

@@ -45,7 +45,7 @@ impl AttachMethod {
     pub(super) const fn at(self, kind: ProgramKind) -> Self {
         match kind {
             ProgramKind::Endpoint => Self::Clsact,
-            ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host => self,
+            ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host | ProgramKind::Wireguard => self,
         }
     }
 }

@@ -183,7 +183,10 @@ pub(crate) fn block(
     kind: BlockKind,
     tunnel: Address,
 ) -> MapEntry {
-    MapEntry::Block(BlockKey { vni, prefix_bits, address }, Block { tunnel, kind: kind as u32 })
+    MapEntry::Block(
+        BlockKey { vni, prefix_bits, address },
+        Block { tunnel, kind: kind as u32, ..Block::default() },
+    )
 }
 
 pub(crate) fn entries() -> Vec<MapEntry> {

@@ -4,6 +4,7 @@ mod control;
 mod local;
 mod socket;
 mod status;
+mod tunnels;
 
 pub use control::ControlGateway;
 pub use local::LocalApi;

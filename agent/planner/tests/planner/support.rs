@@ -191,6 +191,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         .map(|endpoint| (endpoint.id.clone(), endpoint))
         .collect();
     Desired {
+        wireguard_peers: BTreeMap::new(),
         node: node_id(0),
         underlay: Underlay {
             address: UNDERLAY.into(),

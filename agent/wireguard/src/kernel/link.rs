@@ -16,8 +16,9 @@ use super::netlink;
 use crate::{Error, Result};
 
 /// Makes a WireGuard device unless there is a device of that name: whether that is one is seen when it is set up.
-pub(super) fn create(name: &str) -> Result<()> {
+pub(super) fn create(name: &str, index: Option<u32>) -> Result<()> {
     let mut link = LinkMessage::default();
+    link.header.index = index.unwrap_or_default();
     link.attributes = vec![
         LinkAttribute::IfName(name.to_owned()),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Wireguard)]),

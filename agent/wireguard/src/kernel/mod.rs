@@ -84,7 +84,7 @@ impl WireguardEngine for KernelEngine {
     fn apply(&mut self, config: &EngineConfig) -> Result<()> {
         config.validate()?;
         let name = &config.device;
-        link::create(name)?;
+        link::create(name, config.device_index)?;
         let device = self.device(name)?;
         // Endpoints as they were configured before: a peer that moved since is not moved back.
         let configured: BTreeMap<PublicKey, Option<SocketAddr>> = self

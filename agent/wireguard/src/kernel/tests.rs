@@ -14,6 +14,7 @@ fn config() -> EngineConfig {
     };
     EngineConfig {
         device: "meshwg0".to_owned(),
+        device_index: None,
         listen_port: 51820,
         vxlan_port: 4789,
         inner_mtu: 1390,
@@ -140,7 +141,7 @@ fn the_probe_agrees_with_what_the_kernel_lets_us_make() {
     } else {
         println!("this kernel has no WireGuard: its engine is tested up to the messages only");
         assert!(matches!(KernelEngine::new(), Err(Error::NoKernelWireguard)));
-        assert!(matches!(link::create("mwgprobe0"), Err(Error::NoKernelWireguard)));
+        assert!(matches!(link::create("mwgprobe0", None), Err(Error::NoKernelWireguard)));
         assert_eq!(EngineChoice::Automatic.resolve().unwrap(), EngineKind::Userspace);
         assert!(matches!(EngineChoice::Kernel.resolve(), Err(Error::NoKernelWireguard)));
     }

@@ -56,6 +56,24 @@ impl EngineProcess {
         Ok(process)
     }
 
+    /// Stops the engine process of `run_dir`, of whatever version, if one runs: its device and its keys go with it.
+    pub fn stop_running(run_dir: &Path) -> Result<()> {
+        match Connection::open(run_dir) {
+            Ok(mut connection) => match connection.ask(&Request::Stop) {
+                Ok(Response::Failed(message)) => Err(Error::Remote(message)),
+                Ok(_) => Ok(()),
+                Err(error) => Err(Error::Process(format!("does not answer: {error}"))),
+            },
+            // Nobody serves it.
+            Err(error)
+                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(Error::Process(format!("does not answer: {error}"))),
+        }
+    }
+
     /// Pid of the process, as it said itself.
     pub fn pid(&self) -> Option<u32> {
         self.connection.as_ref().map(|connection| connection.pid)

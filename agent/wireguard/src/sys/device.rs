@@ -5,6 +5,7 @@ use std::{io, os::fd::AsRawFd};
 
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+nix::ioctl_write_ptr_bad!(set_address, libc::SIOCSIFHWADDR, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
@@ -30,6 +31,29 @@ pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> 
         set_flags(fd, &raw const up)?;
     }
     Ok(())
+}
+
+/// The Ethernet address of devices: no frame tag, so that nothing which the host itself sends there is taken for one.
+const ADDRESS: [u8; 6] = [0x0a, b'm', b'e', b's', b'h', 0];
+
+/// Keeps the host from sending anything of its own on device `name`, which must not be up yet.
+pub(crate) fn silence(name: &str) -> io::Result<()> {
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut address = request(name)?;
+    let ethernet = libc::sa_family_t::try_from(libc::ARPHRD_ETHER).unwrap_or_default();
+    let mut data = [0; 14];
+    for (to, from) in data.iter_mut().zip(ADDRESS) {
+        *to = from.cast_signed();
+    }
+    address.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: ethernet, sa_data: data };
+    // SAFETY: it reads an `ifreq` that lives past the call.
+    unsafe { set_address(any.as_raw_fd(), &raw const address)? };
+    // 1: no link-local address, and so no router solicitations (`addr_gen_mode`, Documentation/networking/ip-sysctl.rst).
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1") {
+        // A kernel without IPv6 sends none.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        written => written,
+    }
 }
 
 /// An `ifreq` with nothing but a name.

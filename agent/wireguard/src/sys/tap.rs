@@ -22,6 +22,7 @@ const USO6: libc::c_ulong = 0x40;
 
 nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
 nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
+nix::ioctl_write_ptr_bad!(set_index, 0x4004_54da, libc::c_uint);
 nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
 
 /// Which super-packets a device takes and hands over.
@@ -40,19 +41,31 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Makes the device `name` (`first`: it must not exist), or opens one more queue of it, in the calling thread's
+    /// Makes the device `name`, which must not exist, with that interface index if one is given, in the calling thread's
     /// network namespace.
-    pub(crate) fn open(name: &str, first: bool) -> io::Result<Self> {
+    pub(crate) fn create(name: &str, index: Option<u32>) -> io::Result<Self> {
+        Self::open(name, libc::IFF_TUN_EXCL, index)
+    }
+
+    /// Opens one more queue of the device `name`.
+    pub(crate) fn attach(name: &str) -> io::Result<Self> {
+        Self::open(name, 0, None)
+    }
+
+    fn open(name: &str, exclusive: libc::c_int, index: Option<u32>) -> io::Result<Self> {
         let flags = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
         let fd = nix::fcntl::open(TUN, flags, nix::sys::stat::Mode::empty())?;
         let mut request = request(name)?;
-        let exclusive = if first { libc::IFF_TUN_EXCL } else { 0 };
         let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
         // The flags fit the 16 bits that the request has for them.
         request.ifr_ifru.ifru_flags = u16::try_from(kind).unwrap_or_default().cast_signed();
         let header = libc::c_int::try_from(virtio::LEN).unwrap_or_default();
-        // SAFETY: TUNSETIFF reads an `ifreq` and TUNSETVNETHDRSZ an `int`; both live past the calls.
+        // SAFETY: TUNSETIFINDEX reads an `unsigned int`, TUNSETIFF an `ifreq` and TUNSETVNETHDRSZ an `int`; all live past
+        // the calls.
         unsafe {
+            if let Some(index) = index {
+                set_index(fd.as_raw_fd(), &raw const index)?;
+            }
             set_interface(fd.as_raw_fd(), &raw const request)?;
             set_header_size(fd.as_raw_fd(), &raw const header)?;
         }

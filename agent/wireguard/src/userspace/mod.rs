@@ -35,7 +35,7 @@ use nix::errno::Errno;
 use self::{counters::Counters, link::HANDSHAKE, peer::Peer, shared::Shared, table::Table, worker::Worker};
 use crate::{
     EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine,
-    sys::{Offload, Tap, UdpSocket, Wake, configure_device},
+    sys::{Offload, Tap, UdpSocket, Wake, configure_device, silence_device},
 };
 
 /// Frames that the device's queue holds while we are busy.
@@ -152,10 +152,15 @@ impl Userspace {
         }
         let name = &config.device;
         let queues = (0..workers())
-            .map(|index| Tap::open(name, index == 0).map(Arc::new))
+            .map(|queue| match queue {
+                0 => Tap::create(name, config.device_index),
+                _ => Tap::attach(name),
+            })
+            .map(|tap| tap.map(Arc::new))
             .collect::<io::Result<Vec<_>>>()
             .map_err(|source| device_error(name, source))?;
         let udp = set_offload(&queues, self.offload)?;
+        silence_device(name).map_err(Error::system(format!("set up the device {name}")))?;
         self.device = Some(Device { name: name.clone(), queues, udp });
         Ok(())
     }
@@ -320,7 +325,7 @@ fn bind(port: u16, count: usize) -> Result<Vec<Arc<UdpSocket>>> {
 fn device_error(name: &str, source: io::Error) -> Error {
     let device = name.to_owned();
     match source.raw_os_error().map(Errno::from_raw) {
-        Some(Errno::EBUSY | Errno::EINVAL) => Error::DeviceTaken { device },
+        Some(Errno::EBUSY | Errno::EINVAL | Errno::EEXIST) => Error::DeviceTaken { device },
         Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EACCES | Errno::EPERM) => {
             Error::NoTun { device, source }
         }

@@ -139,6 +139,7 @@ impl Pair {
             };
             EngineConfig {
                 device: "meshwg0".to_owned(),
+                device_index: None,
                 listen_port: PORT,
                 vxlan_port: 4789,
                 inner_mtu: inner_mtu(1500, setup.v6),

@@ -3,24 +3,24 @@
 use mesh_ebpf::headers::{Buffer, ETHERNET};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER};
-use mesh_ebpf_types::{Address, ENCRYPTED, Encapsulation, Reason};
+use mesh_ebpf_types::{Block, ENCRYPTED, Encapsulation, Reason};
 
 use super::count::count;
 use super::endpoint::{Sending, upper_layer};
 use super::skb::{Refused, Skb, TunnelKey};
-use super::{PASS, Verdict, sent, too_big};
+use super::{PASS, Verdict, encrypt, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
 /// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the sender's device.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
-pub(super) fn encapsulate(sending: &Sending<'_>, tunnel: &Address) -> Result<Verdict, Reason> {
+pub(super) fn encapsulate(sending: &Sending<'_>, block: &Block) -> Result<Verdict, Reason> {
     let Sending { skb, vni, config, network, headers, .. } = *sending;
     if network.flags & ENCRYPTED != 0 {
-        return Err(Reason::EncryptedInClear);
+        return encrypt::encrypt(sending, block.peer);
     }
-    let (Some(local), Some(remote)) = (config.local.to_v4(), tunnel.to_v4()) else {
+    let (Some(local), Some(remote)) = (config.local.to_v4(), block.tunnel.to_v4()) else {
         return Err(Reason::NotConfigured);
     };
     let mut direct = config.encapsulation == Encapsulation::Direct as u8;
@@ -96,7 +96,7 @@ fn encapsulate_here(
 
 /// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments cannot be told.
 #[inline(always)]
-fn packet_length(sending: &Sending<'_>) -> u32 {
+pub(super) fn packet_length(sending: &Sending<'_>) -> u32 {
     let Sending { skb, headers, .. } = *sending;
     let payload = skb.gso_size();
     if payload == 0 {

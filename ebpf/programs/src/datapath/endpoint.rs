@@ -186,7 +186,7 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
     }
     if let Some(block) = block {
         if block.kind == BlockKind::Remote as u32 {
-            return encapsulate::encapsulate(sending, &block.tunnel);
+            return encapsulate::encapsulate(sending, block);
         }
         if block.kind != BlockKind::Gateway as u32 {
             return Err(Reason::NoEndpoint);

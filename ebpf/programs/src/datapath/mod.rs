@@ -2,6 +2,7 @@
 
 mod count;
 mod encapsulate;
+mod encrypt;
 mod endpoint;
 mod host;
 mod maps;
@@ -16,6 +17,7 @@ mod skb;
 mod sockets;
 mod too_big;
 mod underlay;
+mod wireguard;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr};
 use skb::Skb;
@@ -60,6 +62,13 @@ extern "C" fn overlay(context: *mut __sk_buff) -> Verdict {
 #[unsafe(link_section = "classifier")]
 extern "C" fn host(context: *mut __sk_buff) -> Verdict {
     host::host(Skb::new(context))
+}
+
+/// Ingress of `meshwg0`.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn wireguard(context: *mut __sk_buff) -> Verdict {
+    wireguard::wireguard(Skb::new(context))
 }
 
 macro_rules! socket_programs {

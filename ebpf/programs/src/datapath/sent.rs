@@ -14,7 +14,7 @@ use mesh_ebpf_types::{Address, Mac, Reason, Vni};
 use super::count::{count_as, dropped};
 use super::maps;
 use super::skb::{Skb, Start};
-use super::{DROP, LONG_WAY, Verdict};
+use super::{DROP, LONG_WAY, Verdict, encrypt};
 
 /// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the kernel's clock rate.
 const JIFFIES: u64 = 25;
@@ -67,6 +67,8 @@ pub(super) struct Sent {
     mtu: u32,
     /// Where the packet leaves.
     to_ifindex: u32,
+    /// The node among the WireGuard engine's peers, for a packet that goes there; 0 for all others.
+    peer: u32,
     /// This node and the other one, for the outer header; the latter 0 where the endpoint is local.
     outer: [u32; 2],
     /// 0 where the kernel is to find it.
@@ -103,10 +105,17 @@ fn sent(skb: Skb, balanced: bool) -> Option<Verdict> {
     if !balanced && way.service != 0 && concerns_service(skb, frame, way.service) {
         return None;
     }
-    if way.outer[1] == 0 {
+    if way.outer[1] == 0 && way.peer == 0 {
         return Some(deliver(skb, way, &key));
     }
     let packet = if payload == 0 { length - 14 } else { payload + headers_length(skb, frame)? };
+    if way.peer != 0 {
+        if packet > way.mtu {
+            return None;
+        }
+        count_as(way.vni, Reason::ForwardedRemote, skb.segments(), length);
+        return Some(encrypt::hand_over(skb, way.vni, way.peer as u16, way.to_ifindex).unwrap_or(DROP));
+    }
     // SAFETY: takes nothing, returns the time.
     if packet > way.mtu || way.until <= unsafe { bpf_jiffies64() } {
         return None;
@@ -232,6 +241,18 @@ pub(super) fn remember_remote(skb: Skb, generation: u64, node: u32) {
     way.until = unsafe { bpf_jiffies64() } + JIFFIES;
 }
 
+/// Remembers that packets like this one go to another node through WireGuard.
+#[inline(never)]
+pub(super) fn remember_encrypted(skb: Skb, generation: u64, peer: u32) {
+    let Some(config) = maps::config() else { return };
+    let Some(way) = remember(skb, generation) else { return };
+    // SAFETY: as in `send`; nothing else refers to the entry now.
+    let way = unsafe { &mut *way };
+    way.to_ifindex = config.wireguard_ifindex;
+    way.outer = [0; 2];
+    way.peer = peer;
+}
+
 #[inline(always)]
 fn remember(skb: Skb, generation: u64) -> Option<*mut Sent> {
     let frame = skb.start::<READ>()?;
@@ -257,5 +278,6 @@ fn remember(skb: Skb, generation: u64) -> Option<*mut Sent> {
     if maps::is_backend(interface.vni, destination) {
         way.service |= TO_BACKEND;
     }
+    way.peer = 0;
     Some(place)
 }

@@ -7,7 +7,7 @@ use std::{
 
 use crate::{Error, Result};
 
-/// Where meshd and meshctl are.
+/// Where meshd, meshctl and the WireGuard engine are.
 #[derive(Debug, Clone)]
 pub struct Binaries {
     dir: PathBuf,
@@ -21,7 +21,7 @@ impl Binaries {
             None => Self::beside(&env::current_exe().map_err(Error::system("find the running executable"))?),
         };
         let binaries = Self { dir };
-        for name in ["meshd", "meshctl"] {
+        for name in ["meshd", "meshctl", "mesh-wireguard-engine"] {
             if !binaries.dir.join(name).is_file() {
                 return Err(Error::MissingBinary { name, dir: binaries.dir });
             }

@@ -246,7 +246,7 @@ fn an_encrypted_network_never_leaves_in_the_clear() {
         VNI,
         Network { flags: mesh_ebpf_types::ENCRYPTED, mtu: MTU, prefix6: PREFIX6 },
     ));
-    node.run(ENDPOINT, &from_endpoint([10, 64, 0, 70], b"")).dropped(Reason::EncryptedInClear);
+    node.run(ENDPOINT, &from_endpoint([10, 64, 0, 70], b"")).dropped(Reason::NoKey);
     node.run(ENDPOINT, &from_endpoint([10, 64, 0, 6], b"")).is(REDIRECT, VNI, Reason::ForwardedLocal);
 }
 

@@ -1,0 +1,233 @@
+//! Encrypted networks on this node: its keys, its WireGuard engine, and what both are to do.
+//!
+//! The engine is a process that outlives this one. Each pass of the kernel loop gives it what the view asks for, before
+//! the datapath sends anything there; whatever goes wrong here, the datapath has no way around it.
+
+mod engines;
+mod keys;
+pub mod schedule;
+mod wish;
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use mesh_model::{NodeId, Wireguard, naming};
+use mesh_proto::{Problem, ProblemKind};
+use mesh_wireguard::{
+    EngineConfig, EngineKind, EngineStatus, Error, Generation, KeyFile, OwnKey, PeerStatus, WireguardEngine,
+};
+use tokio::sync::watch;
+
+pub use engines::{Engines, HostEngines};
+pub use keys::run;
+pub use wish::Wish;
+
+/// The node's keys and its engine, for one caller at a time. Calls may block.
+#[derive(Debug)]
+pub struct Encryption {
+    engines: Arc<dyn Engines>,
+    key_file: PathBuf,
+    state: Mutex<State>,
+    /// Counts the changes of what is to be announced.
+    changed: watch::Sender<u64>,
+}
+
+#[derive(Default)]
+struct State {
+    keys: Option<KeyFile>,
+    engine: Option<Box<dyn WireguardEngine>>,
+    /// What the engine has.
+    applied: Option<EngineConfig>,
+    /// What it was last asked for.
+    wish: Option<(Wish, u16)>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State").field("wish", &self.wish).finish_non_exhaustive()
+    }
+}
+
+/// What the engine says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Tunnels {
+    /// Which engine it is.
+    pub engine: EngineKind,
+    /// What it knows of the other nodes.
+    pub peers: BTreeMap<NodeId, PeerStatus>,
+}
+
+/// How far a node is with replacing its key.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum KeyStage {
+    /// One key, of that generation.
+    One(Generation),
+    /// A new one is there, and not in use before everybody knows it.
+    Announced,
+    /// The new one is in use, the old one still there.
+    Active,
+}
+
+impl Encryption {
+    /// Nothing is opened or started yet.
+    pub fn new(engines: Arc<dyn Engines>, key_file: PathBuf) -> Self {
+        Self { engines, key_file, state: Mutex::default(), changed: watch::Sender::new(0) }
+    }
+
+    /// What the cluster is to know of this node's keys; `None` for one that has no usable ones. With `newest_alone`, the
+    /// newest key only, also while there are two. Makes the first key.
+    pub fn announcement(&self, newest_alone: bool) -> Result<Wireguard, Problem> {
+        let mut state = self.lock();
+        let keys = self.keys(&mut state)?.keys();
+        let skip = if newest_alone { keys.len() - 1 } else { 0 };
+        let public = |key: &OwnKey| (key.generation, key.private.public().to_string());
+        Ok(Wireguard { port: self.engines.port(), keys: keys.iter().skip(skip).map(public).collect() })
+    }
+
+    /// Counts the changes of what is to be announced.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changed.subscribe()
+    }
+
+    /// Gives the engine what is wished for, starting it if there is none. `mtu` is the largest of an encrypted network on
+    /// this node, in bytes. Without a wish nothing happens: an engine that runs goes on. Tells whether the engine was asked
+    /// for anything, so that its device may be new.
+    pub fn apply(&self, wish: Option<&Wish>, mtu: u32) -> Result<bool, Problem> {
+        let Some(wish) = wish else { return Ok(false) };
+        let mut state = self.lock();
+        state.wish = Some((wish.clone(), u16::try_from(mtu).unwrap_or(u16::MAX)));
+        self.apply_wish(&mut state)
+    }
+
+    /// The MTU that the engine was last given, in bytes.
+    pub fn mtu(&self) -> Option<u32> {
+        self.lock().wish.as_ref().map(|(_, mtu)| (*mtu).into())
+    }
+
+    fn apply_wish(&self, state: &mut State) -> Result<bool, Problem> {
+        let Some((wish, mtu)) = state.wish.clone() else { return Ok(false) };
+        let keys = self.keys(state)?.keys().to_vec();
+        let config = EngineConfig {
+            device: naming::WIREGUARD.to_owned(),
+            device_index: Some(naming::WIREGUARD_INDEX),
+            listen_port: self.engines.port(),
+            vxlan_port: wish.vxlan_port,
+            inner_mtu: mtu,
+            tunnel_address: wish.tunnel_address,
+            peers: wish.peers_beside(&keys),
+            keys,
+        };
+        if state.applied.as_ref() == Some(&config) && self.engines.has_device(naming::WIREGUARD) {
+            return Ok(false);
+        }
+        state.applied = None;
+        if state.engine.is_none() {
+            state.engine = Some(self.engines.open().map_err(|error| explain(&error))?);
+        }
+        if let Some(engine) = &mut state.engine {
+            engine.apply(&config).map_err(|error| explain(&error))?;
+        }
+        state.applied = Some(config);
+        Ok(true)
+    }
+
+    /// What the engine says; `None` while none is needed.
+    pub fn status(&self) -> Result<Option<Tunnels>, Problem> {
+        let mut state = self.lock();
+        let Some((wish, _)) = state.wish.clone() else { return Ok(None) };
+        let Some(engine) = &mut state.engine else { return Ok(None) };
+        let EngineStatus { engine, mut peers, .. } = engine.status().map_err(|error| explain(&error))?;
+        let known = wish.nodes.iter().filter_map(|(index, node)| Some((node.clone(), peers.remove(index)?)));
+        Ok(Some(Tunnels { engine, peers: known.collect() }))
+    }
+
+    /// How far the node is with replacing its key.
+    pub fn stage(&self) -> Result<KeyStage, Problem> {
+        let mut state = self.lock();
+        Ok(match self.keys(&mut state)?.keys() {
+            [only] => KeyStage::One(only.generation),
+            [.., newest] if !newest.active => KeyStage::Announced,
+            _ => KeyStage::Active,
+        })
+    }
+
+    /// Makes a new key of that generation or a later one, which the engine accepts from now on.
+    pub fn announce_new(&self, generation: Generation) -> Result<(), Problem> {
+        self.change_keys(|keys| keys.announce(generation).map(drop))
+    }
+
+    /// Uses the newest key: to be called once everybody knows it.
+    pub fn activate_new(&self) -> Result<(), Problem> {
+        self.change_keys(KeyFile::activate)
+    }
+
+    /// Forgets the old key: to be called once nobody uses it.
+    pub fn retire_old(&self) -> Result<(), Problem> {
+        self.change_keys(KeyFile::retire)
+    }
+
+    fn change_keys(
+        &self,
+        change: impl FnOnce(&mut KeyFile) -> mesh_wireguard::Result<()>,
+    ) -> Result<(), Problem> {
+        let mut state = self.lock();
+        change(self.keys(&mut state)?).map_err(|error| explain(&error))?;
+        let applied = self.apply_wish(&mut state);
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        applied.map(drop)
+    }
+
+    /// Whether the engine sends to every node that it has a session with by this node's newest key.
+    pub fn all_use_the_newest(&self) -> Result<bool, Problem> {
+        let newest = {
+            let mut state = self.lock();
+            self.keys(&mut state)?.keys().last().map(|key| key.generation)
+        };
+        let peers = self.status()?.map(|tunnels| tunnels.peers).unwrap_or_default();
+        let mut sessions = peers.values().filter_map(|peer| peer.generations);
+        Ok(sessions.all(|(own, _)| Some(own) == newest))
+    }
+
+    /// The key file, opened or made when it is first needed. One that could not be opened is tried again each time: it may
+    /// have been mended.
+    fn keys<'s>(&self, state: &'s mut State) -> Result<&'s mut KeyFile, Problem> {
+        if state.keys.is_none() {
+            state.keys = Some(KeyFile::open(&self.key_file).map_err(|error| explain(&error))?);
+        }
+        state.keys.as_mut().ok_or_else(|| Problem::new(ProblemKind::Failed, "there is no key file"))
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // What a panic has left is compared with the next wish as a whole.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// An engine's error as people see it.
+pub(crate) fn explain(error: &Error) -> Problem {
+    let problem = |kind| Problem::new(kind, format!("encrypted networks do not work on this node: {error}"));
+    match error {
+        Error::PortTaken { port } => problem(ProblemKind::Conflict).hint(format!(
+            "see who has it with `ss -lunp 'sport = :{port}'`, or choose another with wireguard_port in the configuration"
+        )),
+        Error::DeviceTaken { device } => {
+            problem(ProblemKind::Conflict).hint(format!("see what it is with: ip -d link show {device}"))
+        }
+        Error::NoTun { .. } => problem(ProblemKind::Failed)
+            .hint("load the module tun, and give meshd access to /dev/net/tun and CAP_NET_ADMIN"),
+        Error::KeyFileMode { path, .. } => problem(ProblemKind::Failed)
+            .hint(format!("chmod 600 {}, if nobody else can have read it; else remove it", path.display())),
+        // Errors of the engine's process come as text.
+        Error::Remote(text) if text.contains("is taken by another program") => {
+            problem(ProblemKind::Conflict).hint(
+                "see who has it with `ss -lunp`, or choose another port with wireguard_port in the configuration",
+            )
+        }
+        _ => problem(ProblemKind::Failed),
+    }
+}
+
+#[cfg(test)]
+mod tests;

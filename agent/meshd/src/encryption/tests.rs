@@ -1,0 +1,185 @@
+use std::path::Path;
+
+use mesh_model::cluster::Cluster;
+use mesh_model::{Availability, Lease, LeaseState, Network, Node, Role, Subnet};
+use mesh_wireguard::PrivateKey;
+
+use super::*;
+use crate::test_host::TestEngines;
+use crate::view::ClusterView;
+
+fn id(number: u8) -> NodeId {
+    format!("{number:024x}").parse().unwrap()
+}
+
+/// A node whose announced key is of the given number; 0: it has announced none.
+fn node(number: u8, key: u8) -> Node {
+    let keys = BTreeMap::from([(1, public(key))]);
+    Node {
+        id: id(number),
+        name: format!("h{number}").parse().unwrap(),
+        role: Role::Worker,
+        availability: Availability::Active,
+        advertise_addr: ([192, 0, 2, number], 7377).into(),
+        data_path_addr: [192, 0, 2, number].into(),
+        data_path_mtu: 1500.try_into().unwrap(),
+        version: String::new(),
+        wireguard: (key != 0).then_some(Wireguard { port: 51820 + u16::from(number), keys }),
+        created_at: jiff::Timestamp::from_second(number.into()).unwrap(),
+    }
+}
+
+fn public(key: u8) -> String {
+    let text = format!("{}A=", char::from(b'A' + key).to_string().repeat(42));
+    text.parse::<PrivateKey>().unwrap().public().to_string()
+}
+
+/// Nodes 1 to 3 hold leases in an encrypted network, 4 in a clear one only.
+fn view(nodes: impl IntoIterator<Item = Node>) -> ClusterView {
+    let cluster = Cluster {
+        id: "c".into(),
+        data_path_port: 4789,
+        default_addr_pools: vec![],
+        default_addr_pool_mask_length: 20,
+        ipv6_pool: "fd00:1:2::/48".parse().unwrap(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let network = |number: u8, encrypted| Network {
+        id: format!("{number:024x}").parse().unwrap(),
+        name: format!("n{number}").parse().unwrap(),
+        vni: (4096 + u32::from(number)).try_into().unwrap(),
+        subnets: vec![Subnet {
+            subnet: format!("10.{number}.0.0/20").parse().unwrap(),
+            gateway: [10, number, 0, 1].into(),
+            ip_range: None,
+            aux: BTreeMap::new(),
+        }],
+        mtu: None,
+        encrypted,
+        internal: false,
+        attachable: true,
+        removing: false,
+        labels: BTreeMap::new(),
+        options: BTreeMap::new(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    };
+    let mut view = ClusterView::new(cluster, node(1, 1), vec![]);
+    view.nodes = nodes.into_iter().map(|node| (node.id.clone(), node)).collect();
+    for (network, holders) in [(network(0, true), [1, 2, 3]), (network(1, false), [1, 2, 4])] {
+        for holder in holders {
+            let prefix = format!("10.{}.0.{}/26", network.vni.get() - 4096, u16::from(holder) * 64 % 256);
+            let lease = Lease {
+                network: network.id.clone(),
+                prefix: prefix.parse().unwrap(),
+                node: id(holder),
+                state: LeaseState::Active,
+                revision: 1,
+            };
+            view.leases.insert((network.id.clone(), lease.prefix), lease);
+        }
+        view.networks.insert(network.id.clone(), network);
+    }
+    view
+}
+
+fn everyone() -> ClusterView {
+    view((1..=4).map(|number| node(number, number)))
+}
+
+fn encryption(folder: &Path) -> (TestEngines, Encryption) {
+    let engines = TestEngines::default();
+    let encryption = Encryption::new(Arc::new(engines.clone()), folder.join("wireguard.keys"));
+    (engines, encryption)
+}
+
+#[test]
+fn peers_are_the_nodes_that_share_an_encrypted_network_and_have_a_key() {
+    let wish = Wish::of(&everyone(), &id(1)).unwrap();
+    assert_eq!(wish.indexes().keys().cloned().collect::<Vec<_>>(), [id(2), id(3)]);
+    let second = &wish.peers[&wish.indexes()[&id(2)]];
+    assert_eq!(second.endpoint, Some(([192, 0, 2, 2], 51822).into()));
+    assert_eq!(second.keys[&1].to_string(), public(2));
+    let without = view([node(1, 1), node(2, 2), node(3, 0), node(4, 4)]);
+    assert_eq!(Wish::of(&without, &id(1)).unwrap().indexes().keys().cloned().collect::<Vec<_>>(), [id(2)]);
+    assert_eq!(Wish::of(&everyone(), &id(4)), None, "it has no part in an encrypted network");
+}
+
+#[test]
+fn both_ends_agree_on_tunnel_addresses() {
+    let (first, second) = (Wish::of(&everyone(), &id(1)).unwrap(), Wish::of(&everyone(), &id(2)).unwrap());
+    assert_eq!(first.peers[&first.indexes()[&id(2)]].tunnel_address, second.tunnel_address);
+    assert_eq!(second.peers[&second.indexes()[&id(1)]].tunnel_address, first.tunnel_address);
+}
+
+#[test]
+fn a_node_that_announces_anothers_key_gets_nothing_and_keeps_nobody_else_from_it() {
+    let thief = view([node(1, 1), node(2, 2), node(3, 2), node(4, 4)]);
+    let wish = Wish::of(&thief, &id(1)).unwrap();
+    assert_eq!(wish.indexes().keys().cloned().collect::<Vec<_>>(), [id(2)]);
+    let folder = tempfile::tempdir().unwrap();
+    let (engines, encryption) = encryption(folder.path());
+    let own = encryption.announcement(false).unwrap().keys[&1].clone();
+    let mut copied = everyone();
+    let thief = copied.nodes.get_mut(&id(3)).unwrap();
+    thief.wireguard.as_mut().unwrap().keys = BTreeMap::from([(1, own)]);
+    encryption.apply(Wish::of(&copied, &id(1)).as_ref(), 1390).unwrap();
+    let peers = engines.inner.lock().unwrap().config().unwrap().peers.clone();
+    assert_eq!(peers.len(), 1);
+}
+
+#[test]
+fn an_engine_is_asked_again_only_when_something_differs_or_its_device_is_gone() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engines, encryption) = encryption(folder.path());
+    encryption.apply(None, 1390).unwrap();
+    assert!(engines.inner.lock().unwrap().config().is_none(), "nothing needs it");
+    let wish = Wish::of(&everyone(), &id(1));
+    encryption.apply(wish.as_ref(), 1390).unwrap();
+    encryption.apply(wish.as_ref(), 1390).unwrap();
+    assert_eq!(engines.inner.lock().unwrap().changes(), 1);
+    encryption.apply(wish.as_ref(), 1290).unwrap();
+    assert_eq!(engines.inner.lock().unwrap().config().unwrap().inner_mtu, 1290);
+    engines.inner.lock().unwrap().remove().unwrap();
+    encryption.apply(wish.as_ref(), 1290).unwrap();
+    assert!(engines.inner.lock().unwrap().config().is_some());
+}
+
+#[test]
+fn a_key_is_replaced_step_by_step() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engines, encryption) = encryption(folder.path());
+    encryption.apply(Wish::of(&everyone(), &id(1)).as_ref(), 1390).unwrap();
+    let keys = || {
+        let engine = engines.inner.lock().unwrap();
+        engine.config().unwrap().keys.iter().map(|key| (key.generation, key.active)).collect::<Vec<_>>()
+    };
+    let announced = |alone| encryption.announcement(alone).unwrap().keys.into_keys().collect::<Vec<_>>();
+    assert_eq!((encryption.stage().unwrap(), announced(false)), (KeyStage::One(1), vec![1]));
+    encryption.announce_new(5).unwrap();
+    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::Announced, vec![(1, true), (5, false)]));
+    assert_eq!((announced(false), announced(true)), (vec![1, 5], vec![5]));
+    encryption.activate_new().unwrap();
+    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::Active, vec![(1, true), (5, true)]));
+    assert!(encryption.all_use_the_newest().unwrap());
+    encryption.retire_old().unwrap();
+    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::One(5), vec![(5, true)]));
+}
+
+#[test]
+fn a_port_that_is_taken_and_a_damaged_key_file_are_clear_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let (engines, encryption) = encryption(folder.path());
+    let wish = Wish::of(&everyone(), &id(1));
+    *engines.refused.lock().unwrap() = Some(51820);
+    let problem = encryption.apply(wish.as_ref(), 1390).unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Conflict);
+    assert!(problem.message.contains("51820 for WireGuard is taken"), "{problem}");
+    *engines.refused.lock().unwrap() = None;
+    encryption.apply(wish.as_ref(), 1390).unwrap();
+
+    let (engines, fresh) = self::encryption(folder.path());
+    std::fs::write(folder.path().join("wireguard.keys"), "garbage").unwrap();
+    let problem = fresh.apply(wish.as_ref(), 1390).unwrap_err();
+    assert!(problem.message.contains("is damaged"), "{problem}");
+    assert!(engines.inner.lock().unwrap().config().is_none());
+}

@@ -1,0 +1,99 @@
+//! What the cluster's records ask of this node's engine. Pure.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, SocketAddr};
+
+use mesh_model::wireguard::{peer_indexes, tunnel_address};
+use mesh_model::{Network, Node, NodeId};
+use mesh_wireguard::{OwnKey, PeerConfig, PublicKey};
+
+use crate::view::ClusterView;
+
+/// What the engine is to do, but for this node's own keys and the MTU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Wish {
+    /// UDP port of VXLAN, inside the tunnels as outside.
+    pub vxlan_port: u16,
+    /// This node's address inside the tunnels.
+    pub tunnel_address: Ipv4Addr,
+    /// The nodes that share an encrypted network with this one and have announced a key.
+    pub peers: BTreeMap<u16, PeerConfig>,
+    /// Which nodes these are.
+    pub nodes: BTreeMap<u16, NodeId>,
+}
+
+impl Wish {
+    /// What the view asks for; `None` while this node has no part in an encrypted network.
+    pub fn of(view: &ClusterView, own: &NodeId) -> Option<Self> {
+        let encrypted = encrypted_networks(view, own);
+        if encrypted.is_empty() {
+            return None;
+        }
+        let sharing: BTreeSet<&NodeId> = view
+            .leases
+            .values()
+            .filter(|lease| encrypted.iter().any(|network| network.id == lease.network))
+            .map(|lease| &lease.node)
+            .collect();
+        let indexes = peer_indexes(view.nodes.values().map(|node| (&node.id, node.created_at)));
+        let mut wish = Self {
+            vxlan_port: view.cluster.data_path_port,
+            tunnel_address: tunnel_address(*indexes.get(own)?),
+            peers: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+        };
+        // No two nodes have one key: who joined first has it.
+        let mut known = BTreeSet::new();
+        let mut nodes: Vec<&Node> = view.nodes.values().filter(|node| sharing.contains(&node.id)).collect();
+        nodes.sort_by_key(|node| (node.created_at, &node.id));
+        for node in nodes.into_iter().filter(|node| node.id != *own) {
+            let (Some(index), Some(peer)) = (indexes.get(&node.id), peer(node, &indexes)) else { continue };
+            let are_new = peer.keys.values().all(|key| !known.contains(key));
+            if are_new {
+                known.extend(peer.keys.values().copied());
+                wish.nodes.insert(*index, node.id.clone());
+                wish.peers.insert(*index, peer);
+            } else {
+                tracing::warn!(node = %node.name, "it has announced another node's key, and gets nothing");
+            }
+        }
+        Some(wish)
+    }
+
+    /// The peers, without any that claims one of this node's own keys.
+    pub(super) fn peers_beside(&self, own: &[OwnKey]) -> BTreeMap<u16, PeerConfig> {
+        let ours: BTreeSet<PublicKey> = own.iter().map(|key| key.private.public()).collect();
+        let honest = |peer: &PeerConfig| peer.keys.values().all(|key| !ours.contains(key));
+        self.peers
+            .iter()
+            .filter(|(_, peer)| honest(peer))
+            .map(|(index, peer)| (*index, peer.clone()))
+            .collect()
+    }
+
+    /// The numbers of the peers, by node.
+    pub fn indexes(&self) -> BTreeMap<NodeId, u16> {
+        self.nodes.iter().map(|(index, node)| (node.clone(), *index)).collect()
+    }
+}
+
+/// The encrypted networks that this node holds a lease in.
+fn encrypted_networks<'v>(view: &'v ClusterView, own: &NodeId) -> Vec<&'v Network> {
+    let held = |network: &Network| view.leases_of(&network.id).any(|lease| lease.node == *own);
+    view.networks.values().filter(|network| network.encrypted && held(network)).collect()
+}
+
+/// A node as the engine knows it; `None` without a key that can be read.
+fn peer(node: &Node, indexes: &BTreeMap<NodeId, u16>) -> Option<PeerConfig> {
+    let wireguard = node.wireguard.as_ref()?;
+    let keys: BTreeMap<u32, PublicKey> = wireguard
+        .keys
+        .iter()
+        .filter_map(|(generation, key)| Some((*generation, key.parse().ok()?)))
+        .collect();
+    // The newest two: more than a rotation takes is of no use.
+    let keys: BTreeMap<_, _> = keys.into_iter().rev().take(2).collect();
+    let endpoint = SocketAddr::new(node.data_path_addr, wireguard.port);
+    let tunnel_address = tunnel_address(*indexes.get(&node.id)?);
+    (!keys.is_empty()).then_some(PeerConfig { endpoint: Some(endpoint), tunnel_address, keys })
+}

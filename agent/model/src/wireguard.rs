@@ -1,0 +1,92 @@
+//! WireGuard between the nodes: what a node announces, and how the nodes are numbered inside.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use jiff::Timestamp;
+
+use crate::NodeId;
+
+/// UDP port of WireGuard when none is given.
+pub const DEFAULT_PORT: u16 = 51820;
+
+/// Where tunnel addresses are taken from: 198.18.0.0/16, of the block for tests of devices (RFC 2544), which no network
+/// has. They stand only inside WireGuard.
+const TUNNELS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
+
+/// Numbers of nodes: 1 to 65534, so that a tunnel address never ends its range.
+const INDEXES: u32 = 65534;
+
+/// A number for each node, by which the engine and the datapath name it, and which decides its tunnel address.
+///
+/// The same on every host that knows the same nodes, and nearly always whatever other nodes there are: it comes from the
+/// node's id. Where two nodes would have the same number, the one that joined later takes the next free one. Of more than
+/// 65534 nodes the last have none.
+pub fn peer_indexes<'a>(nodes: impl Iterator<Item = (&'a NodeId, Timestamp)>) -> BTreeMap<NodeId, u16> {
+    let mut nodes: Vec<_> = nodes.collect();
+    nodes.sort_by_key(|(id, joined)| (*joined, *id));
+    let mut taken = BTreeSet::new();
+    let mut indexes = BTreeMap::new();
+    for (id, _) in nodes {
+        let preferred = preferred(id);
+        let mut candidates = (0..INDEXES).map(|step| (preferred + step) % INDEXES + 1);
+        let free = candidates.find_map(|number| u16::try_from(number).ok().filter(|n| !taken.contains(n)));
+        if let Some(index) = free {
+            taken.insert(index);
+            indexes.insert(id.clone(), index);
+        }
+    }
+    indexes
+}
+
+/// Where the search for a node's number begins.
+fn preferred(id: &NodeId) -> u32 {
+    // FNV-1a: spreads ids, and needs no state.
+    let hash = id
+        .as_str()
+        .bytes()
+        .fold(0x811C_9DC5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    (hash ^ (hash >> 16)) % INDEXES
+}
+
+/// The address of the node with that number inside the tunnels.
+pub fn tunnel_address(index: u16) -> Ipv4Addr {
+    Ipv4Addr::from_bits(TUNNELS.to_bits() | u32::from(index))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(number: u32) -> NodeId {
+        format!("{number:024x}").parse().unwrap()
+    }
+
+    fn joined(second: u32) -> Timestamp {
+        Timestamp::from_second(second.into()).unwrap()
+    }
+
+    #[test]
+    fn every_node_has_a_number_of_its_own_whatever_the_order_it_is_heard_of_in() {
+        let nodes: Vec<_> = (0..2000).map(|n| (node(n), joined(n))).collect();
+        let indexes = peer_indexes(nodes.iter().map(|(id, at)| (id, *at)));
+        assert_eq!(indexes.len(), 2000);
+        assert_eq!(indexes.values().collect::<BTreeSet<_>>().len(), 2000);
+        assert!(indexes.values().all(|index| (1..=65534).contains(index)));
+        assert_eq!(peer_indexes(nodes.iter().rev().map(|(id, at)| (id, *at))), indexes);
+    }
+
+    #[test]
+    fn a_node_that_joins_changes_no_other_nodes_number() {
+        let nodes: Vec<_> = (0..2000).map(|n| (node(n), joined(n))).collect();
+        let before = peer_indexes(nodes[..1999].iter().map(|(id, at)| (id, *at)));
+        let after = peer_indexes(nodes.iter().map(|(id, at)| (id, *at)));
+        assert!(before.iter().all(|(id, index)| after[id] == *index));
+    }
+
+    #[test]
+    fn tunnel_addresses_are_of_the_block_for_tests() {
+        assert_eq!(tunnel_address(1), Ipv4Addr::new(198, 18, 0, 1));
+        assert_eq!(tunnel_address(65534), Ipv4Addr::new(198, 18, 255, 254));
+    }
+}

@@ -1,0 +1,61 @@
+//! What the WireGuard engine decrypted: it was encrypted with the key of the node that the frame's source MAC names.
+
+use mesh_ebpf::headers::Headers;
+use mesh_ebpf_types::{BlockKind, ENCRYPTED, FrameTag, Network, Reason, Vni, derived_mac};
+
+use super::count::{count, dropped};
+use super::service::{inbound, run_published};
+use super::skb::Skb;
+use super::{Verdict, maps, receive};
+
+#[inline(always)]
+pub(super) fn wireguard(skb: Skb) -> Verdict {
+    run_published(skb, decide(skb))
+}
+
+#[inline(never)]
+fn decide(skb: Skb) -> Verdict {
+    let mut headers = Headers::new();
+    if let Err(reason) = receive::read(skb, 0, &mut headers) {
+        return dropped(skb, Vni::NONE, reason);
+    }
+    let Some(tag) = FrameTag::from_mac(headers.source_mac()) else {
+        return dropped(skb, Vni::NONE, Reason::SpoofedMac);
+    };
+    // A clear network's packets have no business here.
+    let Some(network) = maps::network(tag.vni).filter(|network| network.flags & ENCRYPTED != 0) else {
+        return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
+    };
+    match deliver(skb, tag, network, &headers) {
+        Ok(verdict) => verdict,
+        Err(reason) => dropped(skb, tag.vni, reason),
+    }
+}
+
+#[inline(always)]
+fn deliver(skb: Skb, tag: FrameTag, network: &Network, headers: &Headers) -> Result<Verdict, Reason> {
+    if !may_send_from(tag, headers) {
+        return Err(Reason::SpoofedPeer);
+    }
+    let endpoint = receive::receiver(headers, tag.vni, network)?;
+    count(skb, tag.vni, Reason::Received);
+    let (to, from) = (endpoint.mac.0, derived_mac(headers.source(), network.prefix6).0);
+    let [t0, t1, t2, t3, t4, t5] = to;
+    let [f0, f1, f2, f3, f4, f5] = from;
+    skb.store(0, &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5])
+        .map_err(|_| Reason::DecapsulationFailed)?;
+    if maps::is_backend(tag.vni, headers.source()) {
+        return Ok(inbound::from_backend(tag.vni, endpoint.ifindex));
+    }
+    skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
+}
+
+/// Whether a node may send a packet with this source: one of its own addresses, or one outside the network, which a
+/// container that routes for others sends.
+#[inline(always)]
+fn may_send_from(tag: FrameTag, headers: &Headers) -> bool {
+    match maps::block(&maps::BlockLookup::new(tag.vni, headers.source())) {
+        Some(block) => block.kind == BlockKind::Remote as u32 && block.peer == tag.peer && tag.peer != 0,
+        None => maps::network_of(headers.source()).is_none(),
+    }
+}

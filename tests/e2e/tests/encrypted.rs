@@ -1,0 +1,435 @@
+//! Encrypted networks: inside WireGuard between hosts, or not at all.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use mesh_e2e::{
+    ENCAPSULATIONS, counted, create_network, json, lab_with_app, largest_unfragmented, refused,
+    underlay_capture,
+};
+use mesh_harness::capture::Captured;
+use mesh_harness::traffic::{GsoTransfer, LossMeter, Ping, UdpEcho, tcp_transfer, udp_request};
+use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, ProcessId, Result, eventually};
+
+const CANARY: &[u8] = b"canary-of-an-encrypted-network";
+const WIREGUARD: u16 = 51820;
+const SOON: Duration = Duration::from_secs(20);
+/// VNIs of liveness probes, which are no network's.
+const PROBES: [u32; 2] = [0x00FF_FFFE, 0x00FF_FFFF];
+
+fn encrypted_lab(hosts: u8) -> Result<(Lab, Vec<Container>)> {
+    lab_with_app(hosts, Encapsulation::Direct, &["--encrypted"])
+}
+
+/// Nothing of the network crossed the underlay but inside WireGuard, and that did.
+#[track_caller]
+fn is_only_wireguard(captured: &Captured) {
+    assert_eq!(captured.lost, 0, "every frame was looked at");
+    assert_eq!(captured.containing(CANARY).count(), 0, "the canary never crosses the underlay");
+    let clear: Vec<u32> =
+        captured.vxlan().map(|packet| packet.vni).filter(|vni| !PROBES.contains(vni)).collect();
+    assert_eq!(clear, [0_u32; 0], "VXLAN is liveness probes only");
+    let inside =
+        captured.frames.iter().filter(|frame| frame.udp().is_some_and(|udp| udp.dst_port == WIREGUARD));
+    assert!(inside.count() > 0, "and the rest went through WireGuard");
+}
+
+/// Sends the canary from one container to an address every few milliseconds, whether or not anybody hears it.
+struct Talker {
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Talker {
+    fn start(from: &Container, to: impl Into<IpAddr>) -> Result<Self> {
+        let socket = from.netns().enter(|| UdpSocket::bind("0.0.0.0:0"))?.expect("a socket");
+        let (stop, to) = (Arc::new(AtomicBool::new(false)), SocketAddr::new(to.into(), 9));
+        let stopped = Arc::clone(&stop);
+        let thread = thread::spawn(move || {
+            while !stopped.load(Ordering::Relaxed) {
+                // Where there is no way the kernel may say so: it is the wire that counts.
+                let _ = socket.send_to(CANARY, to);
+                thread::sleep(Duration::from_millis(3));
+            }
+        });
+        Ok(Self { stop, thread: Some(thread) })
+    }
+}
+
+impl Drop for Talker {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// The engine processes of a host.
+fn engines(host: &Host) -> Vec<ProcessId> {
+    let run_dir = host.path().join("run");
+    let of_host = |pid: &i32| {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&arguments).into_owned();
+        text.contains("mesh-wireguard-engine") && text.contains(&*run_dir.to_string_lossy())
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(of_host).filter_map(ProcessId::of).filter(|process| process.is_alive()).collect()
+}
+
+fn answers(from: &Container, to: Ipv4Addr) -> bool {
+    from.ping(to).is_ok_and(|report| report.received > 0)
+}
+
+/// Generations of the keys that a host has.
+fn generations(host: &Host) -> Vec<u64> {
+    let text = std::fs::read(host.state_dir().join("wireguard.keys")).unwrap_or_default();
+    let keys: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
+    keys.as_array().into_iter().flatten().filter_map(|key| key["generation"].as_u64()).collect()
+}
+
+#[test]
+fn containers_of_an_encrypted_network_reach_each_other_with_the_first_packet_over_both_families() -> Result<()>
+{
+    let lab = Lab::builder().hosts(3).start()?;
+    let capture = underlay_capture(&lab)?;
+    create_network(&lab, "secret", &["--encrypted", "--ipv6"])?;
+    let mut containers: Vec<Container> = Vec::new();
+    for (host, name) in [(1, "a"), (2, "b"), (3, "c"), (1, "d")] {
+        let new = lab.container(host, name, ["--network", "secret"])?;
+        for old in &containers {
+            old.ping(new.ipv4()?)?.all_answered()?;
+            new.ping(old.ipv6()?)?.all_answered()?;
+        }
+        containers.push(new);
+    }
+    let (a, b) = (&containers[0], &containers[1]);
+    let echo = UdpEcho::start(b.netns(), SocketAddr::new(b.ipv4()?.into(), 0))?;
+    let anywhere = SocketAddr::new(a.ipv4()?.into(), 0);
+    let answer = udp_request(a.netns(), anywhere, echo.address(), CANARY, Duration::from_secs(3))?;
+    assert_eq!(answer.as_deref(), Some(CANARY));
+    is_only_wireguard(&capture.stop()?);
+
+    let inspected = json(&lab.host(1), &["node", "inspect", "h2"])?;
+    let peer = &inspected["wireguard"]["peers"][0];
+    assert_eq!((&peer["node"], &inspected["wireguard"]["engine"]), (&"h2".into(), &"userspace".into()));
+    assert_eq!(peer["endpoint"], format!("{}:{WIREGUARD}", lab.host(2).address()));
+    assert!(peer["last_handshake"].is_string() && peer["sent_bytes"].as_u64() > Some(0), "{peer}");
+    let own = json(&lab.host(1), &["node", "inspect", "h1"])?;
+    assert_eq!(own["wireguard"]["peers"].as_array().map(Vec::len), Some(2));
+    let table = lab.host(1).meshctl(["node", "inspect", "h2", "--format", "table"])?.text()?;
+    assert!(table.contains("userspace") && table.to_lowercase().contains("handshake"), "{table}");
+    Ok(())
+}
+
+#[test]
+fn a_node_without_a_part_in_an_encrypted_network_runs_no_engine() -> Result<()> {
+    let (lab, _c) = lab_with_app(2, Encapsulation::Direct, &[])?;
+    assert!(lab.hosts().all(|host| engines(&host).is_empty()));
+    let inspected = json(&lab.host(1), &["node", "inspect", "h1"])?;
+    assert_eq!(inspected["wireguard"]["engine"], serde_json::Value::Null);
+    Ok(())
+}
+
+/// A VXLAN packet that carries the canary from one container to another, as a clear network's would be.
+fn in_the_clear(vni: u32, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
+    let mut packet = vec![8, 0, 0, 0];
+    packet.extend(&vni.to_be_bytes()[1..]);
+    packet.push(0);
+    packet.extend([[2, 0x42].as_slice(), &to.octets(), &[2, 0x42], &from.octets(), &[8, 0]].concat());
+    let length = u8::try_from(28 + CANARY.len()).expect("short");
+    // Nobody checks the header's sum on the way.
+    packet.extend([0x45, 0, 0, length, 0, 0, 0x40, 0, 64, 17, 0, 0]);
+    packet.extend([from.octets(), to.octets()].concat());
+    packet.extend([0x30, 0x39, 0, 9, 0, length - 20, 0, 0]);
+    packet.extend(CANARY);
+    packet
+}
+
+#[test]
+fn what_arrives_in_the_clear_for_an_encrypted_network_is_never_delivered_whoever_sends_it() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let (lab, c) = lab_with_app(2, encapsulation, &["--encrypted"])?;
+        let vni = json(&lab.host(1), &["network", "inspect", "app"])?["vni"].as_u64().expect("a number");
+        let packet = in_the_clear(u32::try_from(vni).expect("24 bits"), c[1].ipv4()?, c[0].ipv4()?);
+        let capture = Capture::start(c[0].netns())?;
+        let before = counted(&lab.host(1), "encrypted_in_clear")?;
+        // A member itself, and a stranger with its address.
+        let member = lab.host(2).address();
+        lab.client().run(["ip", "addr", "add", &format!("{member}/32"), "dev", "eth0"])?.ok()?;
+        for sender in [lab.host(2).netns().clone(), lab.client()] {
+            let sent = sender.enter(|| {
+                let socket = UdpSocket::bind((member, 0))?;
+                (0..5).try_for_each(|_| socket.send_to(&packet, (lab.host(1).address(), 4789)).map(drop))
+            })?;
+            sent.expect("the datagrams leave");
+        }
+        eventually("ten are counted", SOON, || {
+            counted(&lab.host(1), "encrypted_in_clear").is_ok_and(|now| now >= before + 10)
+        })?;
+        assert_eq!(capture.stop()?.containing(CANARY).count(), 0, "{encapsulation:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn gigabytes_and_bursts_arrive_undamaged_with_offloads_on_and_off() -> Result<()> {
+    let (lab, c) = lab_with_app(2, Encapsulation::Direct, &["--encrypted", "--ipv6"])?;
+    for (offloads, bytes) in [(true, 1 << 30), (false, 1 << 28)] {
+        lab.set_underlay_offloads(offloads)?;
+        tcp_transfer(c[0].netns(), c[1].netns(), c[1].ipv4()?.into(), bytes)?;
+        tcp_transfer(c[1].netns(), c[0].netns(), c[0].ipv4()?.into(), bytes)?;
+        tcp_transfer(c[1].netns(), c[0].netns(), c[0].ipv6()?.into(), bytes / 8)?;
+        let bursts = GsoTransfer::new(1200, 20).bursts(20);
+        bursts.run(c[0].netns(), c[1].netns(), c[1].ipv4()?.into())?.all_arrived()?;
+        bursts.run(c[0].netns(), c[1].netns(), c[1].ipv6()?.into())?.all_arrived()?;
+    }
+    Ok(())
+}
+
+fn mtu(container: &Container) -> Result<u64> {
+    let link: serde_json::Value = container.exec(["ip", "-j", "link", "show", "eth0"])?.json()?;
+    Ok(link[0]["mtu"].as_u64().unwrap_or_default())
+}
+
+#[test]
+fn an_encrypted_networks_mtu_leaves_room_for_wireguard_and_follows_the_underlay() -> Result<()> {
+    let (lab, c) = encrypted_lab(2)?;
+    let capture = underlay_capture(&lab)?;
+    for underlay in [1500_u16, 1400, 9000] {
+        lab.set_underlay_mtu(underlay.into())?;
+        let expected = underlay - 110;
+        eventually("both endpoints follow", Duration::from_secs(5), || {
+            c.iter().all(|c| mtu(c).is_ok_and(|now| now == u64::from(expected)))
+        })?;
+        eventually("the engines follow", Duration::from_secs(5), || {
+            largest_unfragmented(&c[0], c[1].ipv4().expect("an address"), expected)
+                .is_ok_and(|r| r == (true, false))
+        })?;
+        tcp_transfer(c[0].netns(), c[1].netns(), c[1].ipv4()?.into(), 1 << 25)?;
+        assert_eq!(json(&lab.host(1), &["network", "inspect", "app"])?["mtu"], expected);
+    }
+    let captured = capture.stop()?;
+    assert_eq!(
+        captured.frames.iter().filter(|frame| frame.is_fragment()).count(),
+        0,
+        "nothing is fragmented"
+    );
+    // Whoever raises its own MTU is told.
+    c[0].exec(["ip", "link", "set", "eth0", "mtu", "9500"])?.ok()?;
+    let ping = ["ping", "-c", "2", "-i", "0.2", "-W", "1", "-s", "9300", "-M", "do"];
+    let told = c[0].exec([&ping[..], &[&c[1].ipv4()?.to_string()]].concat())?;
+    let told = told.stdout + &told.stderr;
+    assert!(told.contains("mtu = 8890") || told.contains("mtu=8890"), "{told}");
+    Ok(())
+}
+
+#[test]
+fn killing_and_restarting_the_agents_loses_nothing_and_a_killed_engine_is_replaced() -> Result<()> {
+    let (lab, c) = encrypted_lab(2)?;
+    let capture = underlay_capture(&lab)?;
+    let target = c[1].ipv4()?;
+    c[0].ping(target)?.all_answered()?;
+    let flow = LossMeter::start(c[0].netns(), c[1].netns(), target.into(), Duration::from_millis(1))?;
+    let before: Vec<_> = lab.hosts().flat_map(|host| engines(&host)).collect();
+    for host in [lab.host(1), lab.host(2)] {
+        host.kill_meshd()?;
+        flow.wait_for_more(300, SOON)?;
+        host.restart_meshd()?;
+        flow.wait_for_more(300, SOON)?;
+    }
+    let after: Vec<_> = lab.hosts().flat_map(|host| engines(&host)).collect();
+    assert_eq!(before, after, "the engines went on");
+    flow.stop()?.nothing_lost()?;
+
+    let talker = Talker::start(&c[0], target)?;
+    for host in [lab.host(1), lab.host(2)] {
+        let [engine] = engines(&host)[..] else { panic!("one engine on {}", host.name()) };
+        engine.kill()?;
+        eventually("another engine carries on", SOON, || {
+            answers(&c[0], target) && engines(&host).len() == 1
+        })?;
+        assert_eq!(json(&host, &["status"])?["problems"], serde_json::json!([]));
+    }
+    drop(talker);
+    is_only_wireguard(&capture.stop()?);
+    tcp_transfer(c[0].netns(), c[1].netns(), target.into(), 1 << 25)?;
+    Ok(())
+}
+
+/// Without its agent a dead engine is not replaced: the network is cut off, and never in the clear.
+#[test]
+fn without_engine_and_agent_nothing_leaves_and_nothing_arrives() -> Result<()> {
+    let (lab, c) = encrypted_lab(2)?;
+    let capture = underlay_capture(&lab)?;
+    let (target, host) = (c[1].ipv4()?, lab.host(1));
+    c[0].ping(target)?.all_answered()?;
+    let talkers = [Talker::start(&c[0], target)?, Talker::start(&c[1], c[0].ipv4()?)?];
+    host.kill_meshd()?;
+    for engine in engines(&host) {
+        engine.kill()?;
+    }
+    Ping::new(target.into()).count(5).wait(Duration::from_millis(300)).run(c[0].netns())?.none_answered()?;
+    host.start_meshd()?;
+    eventually("the network is back", SOON, || answers(&c[0], target))?;
+    drop(talkers);
+    is_only_wireguard(&capture.stop()?);
+    Ok(())
+}
+
+#[test]
+fn a_canary_never_crosses_the_underlay_through_join_kill_leave_and_removal() -> Result<()> {
+    let lab = Lab::builder().hosts(3).without_cluster().start()?;
+    let capture = underlay_capture(&lab)?;
+    lab.host(1).meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;
+    create_network(&lab, "secret", &["--encrypted", "--subnet", "10.9.0.0/24"])?;
+    let a = lab.container(1, "a", ["--network", "secret"])?;
+    // To whoever will be there one day.
+    let _talkers = (2..8)
+        .map(|last| Talker::start(&a, Ipv4Addr::new(10, 9, 0, last * 32 + 2)))
+        .collect::<Result<Vec<_>>>()?;
+    let token = lab.host(1).join_token("worker")?;
+    for number in [2, 3] {
+        lab.host(number).join(&token, "192.168.77.11:7377")?.ok()?;
+    }
+    let b = lab.container(2, "b", ["--network", "secret"])?;
+    let c = lab.container(3, "c", ["--network", "secret"])?;
+    let _more = [
+        Talker::start(&a, b.ipv4()?)?,
+        Talker::start(&a, c.ipv4()?)?,
+        Talker::start(&b, a.ipv4()?)?,
+        Talker::start(&c, b.ipv4()?)?,
+    ];
+    a.ping(b.ipv4()?)?.all_answered()?;
+    c.ping(b.ipv4()?)?.all_answered()?;
+    lab.host(2).kill_meshd()?;
+    b.ping(c.ipv4()?)?.all_answered()?;
+    lab.host(2).restart_meshd()?;
+    lab.host(1).restart_meshd()?;
+    a.ping(c.ipv4()?)?.all_answered()?;
+
+    lab.host(2).meshctl(["cluster", "leave", "--force"])?.ok()?;
+    assert_eq!(engines(&lab.host(2)), Vec::new(), "the engine has gone with the membership");
+    assert!(!lab.host(2).run(["ip", "link", "show", "meshwg0"])?.success());
+    assert!(!lab.host(2).state_dir().join("wireguard.keys").exists());
+    lab.host(3).kill_meshd()?;
+    lab.host(1).meshctl(["node", "rm", "--force", "h3"])?.ok()?;
+    eventually("the removed node is cut off", SOON, || {
+        c.ping(a.ipv4().expect("an address")).is_ok_and(|report| report.received == 0)
+    })?;
+    thread::sleep(Duration::from_millis(300));
+    is_only_wireguard(&capture.stop()?);
+
+    let engine_of_1 = engines(&lab.host(1));
+    drop(lab);
+    assert!(engine_of_1.iter().all(|engine| !engine.is_alive()), "the lab takes it down");
+    Ok(())
+}
+
+#[test]
+fn a_peer_whose_key_is_wrong_is_cut_off_until_the_cluster_knows_the_right_one() -> Result<()> {
+    let (lab, c) = encrypted_lab(2)?;
+    let capture = underlay_capture(&lab)?;
+    let (host, target) = (lab.host(2), c[1].ipv4()?);
+    c[0].ping(target)?.all_answered()?;
+    let talkers = [Talker::start(&c[0], target)?, Talker::start(&c[1], c[0].ipv4()?)?];
+    // Another key, while nobody can be told of it.
+    host.kill_meshd()?;
+    lab.host(1).kill_meshd()?;
+    for engine in engines(&host) {
+        engine.kill()?;
+    }
+    std::fs::remove_file(host.state_dir().join("wireguard.keys")).expect("the key file");
+    host.start_meshd()?;
+    eventually("the engine runs with the wrong key", SOON, || engines(&host).len() == 1)?;
+    Ping::new(target.into()).count(5).wait(Duration::from_millis(500)).run(c[0].netns())?.none_answered()?;
+    lab.host(1).start_meshd()?;
+    eventually("the new key is known", SOON, || answers(&c[0], target))?;
+    drop(talkers);
+    is_only_wireguard(&capture.stop()?);
+    Ok(())
+}
+
+#[test]
+fn a_damaged_key_file_and_a_taken_port_are_clear_errors_and_never_plaintext() -> Result<()> {
+    let lab = Lab::builder().hosts(2).start()?;
+    let (good, bad) = (lab.host(1), lab.host(2));
+    let capture = underlay_capture(&lab)?;
+    create_network(&lab, "secret", &["--encrypted"])?;
+    let a = lab.container(1, "a", ["--network", "secret"])?;
+
+    let taken = bad.netns().enter(|| UdpSocket::bind(("0.0.0.0", WIREGUARD)))?.expect("the port is free");
+    let (_, output) = bad.container("b", ["--network", "secret"])?;
+    assert!(refused(&output, 4).contains("51820"), "{output:?}");
+    let problems = json(&bad, &["status"])?["problems"].to_string();
+    assert!(problems.contains("51820 for WireGuard is taken"), "{problems}");
+    drop(taken);
+    eventually("the engine has its port", SOON, || {
+        json(&bad, &["status"]).is_ok_and(|status| status["problems"] == serde_json::json!([]))
+    })?;
+    let b = lab.container(2, "b", ["--network", "secret"])?;
+    a.ping(b.ipv4()?)?.all_answered()?;
+
+    bad.kill_meshd()?;
+    for engine in engines(&bad) {
+        engine.kill()?;
+    }
+    let key_file = bad.state_dir().join("wireguard.keys");
+    let keys = std::fs::read(&key_file).expect("the key file");
+    std::fs::write(&key_file, "garbage").expect("written");
+    let talker = Talker::start(&b, a.ipv4()?)?;
+    bad.start_meshd()?;
+    eventually("the damage is told", SOON, || {
+        json(&bad, &["status"])
+            .is_ok_and(|status| status["problems"].to_string().contains("wireguard.keys is damaged"))
+    })?;
+    let (_, output) = bad.container("c", ["--network", "secret"])?;
+    assert!(refused(&output, 1).contains("wireguard.keys is damaged"), "{output:?}");
+    assert!(counted(&bad, "no_key")? > 0);
+    std::fs::write(&key_file, keys).expect("written");
+    eventually("the mended file is taken", Duration::from_secs(30), || {
+        answers(&b, a.ipv4().expect("an address"))
+    })?;
+    drop(talker);
+    assert!(answers(&a, b.ipv4()?) && engines(&good).len() == 1);
+    is_only_wireguard(&capture.stop()?);
+    Ok(())
+}
+
+#[test]
+fn replacing_all_keys_under_load_resets_no_connection_and_loses_next_to_nothing() -> Result<()> {
+    let (lab, c) = encrypted_lab(3)?;
+    let capture = Capture::options().snap_len(128).start(&lab.underlay())?;
+    let (manager, target) = (lab.host(1), c[1].ipv4()?);
+    let interval = Duration::from_millis(1);
+    let there = LossMeter::start(c[0].netns(), c[1].netns(), target.into(), interval)?;
+    let back = LossMeter::start(c[1].netns(), c[2].netns(), c[2].ipv4()?.into(), interval)?;
+    for round in 2..4_u64 {
+        let rotation = json(&manager, &["cluster", "rotate-keys"])?;
+        assert_eq!((&rotation["generation"], &rotation["pending"]), (&round.into(), &serde_json::json!([])));
+        // Fails if the connection is reset, or a byte is not what was sent.
+        tcp_transfer(c[0].netns(), c[1].netns(), target.into(), 1 << 27)?;
+        eventually("every node has its new key alone", Duration::from_secs(30), || {
+            lab.hosts().all(|host| generations(&host) == [round])
+        })?;
+        there.wait_for_more(300, SOON)?;
+        back.wait_for_more(300, SOON)?;
+    }
+    for meter in [there, back] {
+        let report = meter.stop()?;
+        assert!(
+            report.lost.len() as u64 * 1000 <= report.sent,
+            "{} of {} lost",
+            report.lost.len(),
+            report.sent
+        );
+    }
+    assert!(lab.hosts().all(|host| engines(&host).len() == 1));
+    let captured = capture.stop()?;
+    assert_eq!(captured.vxlan().filter(|packet| !PROBES.contains(&packet.vni)).count(), 0);
+    Ok(())
+}
