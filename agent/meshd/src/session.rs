@@ -261,7 +261,7 @@ impl Session<'_> {
                 self.agent.set_told(taken.number);
             }
             manager_message::Kind::BackendHealth(health) => {
-                self.agent.adjust(|state| state.soft.tell_health(&health))?;
+                self.agent.adjust(|state| state.soft.tell_health(&state.view, &health))?;
             }
             manager_message::Kind::Endpoints(endpoints) => {
                 self.agent.adjust(|state| state.soft.tell_endpoints(endpoints))?;

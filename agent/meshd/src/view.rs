@@ -172,7 +172,7 @@ impl ClusterView {
         self.networks.values().find(|network| network.vni == vni)
     }
 
-    /// The networks in which a node has a lease. Others are known for their services' published ports only.
+    /// The networks in which a node has a lease.
     pub fn local_networks<'a>(&'a self, node: &NodeId) -> BTreeMap<&'a NetworkId, &'a Network> {
         let own = self.leases.values().filter(|lease| lease.node == *node);
         own.filter_map(|lease| self.networks.get_key_value(&lease.network)).collect()

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
 use mesh_dns::{Zone, Zones};
-use mesh_model::{EndpointMode, EndpointPhase, Name, Network, NetworkId};
+use mesh_model::{EndpointMode, EndpointPhase, Name, Network, NetworkId, NodeId};
 use mesh_planner::services::{Facts, Records};
 use serde::{Deserialize, Serialize};
 
@@ -15,6 +15,8 @@ use crate::agent::State;
 /// Another node's endpoint, as far as names go.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct NamedEndpoint {
+    /// The node that it is on.
+    pub node: NodeId,
     /// Its name.
     pub name: Name,
     /// Further names.

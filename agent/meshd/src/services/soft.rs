@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_model::{BackendId, Endpoint, EndpointId, NetworkId};
+use mesh_model::{BackendId, Endpoint, EndpointId, NetworkId, NodeId};
 use mesh_proto::convert::{InvalidMessage, parse};
 use mesh_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -68,22 +68,32 @@ impl Soft {
         }
     }
 
-    /// Takes what a manager says of backends.
-    pub(crate) fn tell_health(&mut self, message: &v1::BackendHealth) -> Result<(), InvalidMessage> {
+    /// Takes what a manager says of backends. One that has begun a moment ago names the nodes that it has not heard yet:
+    /// what is known of those stays.
+    pub(crate) fn tell_health(
+        &mut self,
+        view: &ClusterView,
+        message: &v1::BackendHealth,
+    ) -> Result<(), InvalidMessage> {
         let entry = |entry: &v1::BackendHealthEntry| {
             let id = BackendId::try_from(entry.backend)
                 .map_err(|error| InvalidMessage { field: "backend", reason: error.to_string() })?;
             Ok((id, entry.healthy))
         };
         let put = message.put.iter().map(entry).collect::<Result<BTreeMap<_, _>, InvalidMessage>>()?;
+        let unheard = nodes(&message.unheard)?;
         if message.all {
-            self.told.clear();
+            let stays = |id: &BackendId| {
+                let mut records = view.services.values();
+                records.any(|r| r.backends.get(id).is_some_and(|backend| unheard.contains(&backend.node)))
+            };
+            self.told.retain(|id, _| stays(id));
         }
         self.told.extend(put);
         Ok(())
     }
 
-    /// Takes what a manager says of other nodes' endpoints.
+    /// Takes what a manager says of other nodes' endpoints; of nodes that it has not heard yet, as with health.
     pub(crate) fn tell_endpoints(&mut self, message: v1::Endpoints) -> Result<(), InvalidMessage> {
         let mut put = Vec::new();
         for endpoint in message.put {
@@ -93,10 +103,11 @@ impl Soft {
         }
         let removed = message.removed.iter().map(|id| parse("removed", id));
         let removed = removed.collect::<Result<BTreeSet<EndpointId>, InvalidMessage>>()?;
-        if message.all {
-            for network in &message.networks {
-                self.names.remove(&parse::<NetworkId>("networks", network)?);
-            }
+        let unheard = nodes(&message.unheard)?;
+        let networks = message.networks.iter().map(|network| parse("networks", network));
+        let networks = networks.collect::<Result<BTreeSet<NetworkId>, InvalidMessage>>()?;
+        for (_, names) in self.names.iter_mut().filter(|(id, _)| message.all && networks.contains(id)) {
+            names.retain(|_, endpoint| unheard.contains(&endpoint.node));
         }
         for names in self.names.values_mut() {
             names.retain(|id, _| !removed.contains(id));
@@ -133,9 +144,14 @@ impl Soft {
     }
 }
 
+fn nodes(ids: &[String]) -> Result<BTreeSet<NodeId>, InvalidMessage> {
+    ids.iter().map(|id| parse("unheard", id)).collect()
+}
+
 fn named(endpoint: &v1::Endpoint) -> Result<NamedEndpoint, InvalidMessage> {
     let aliases = endpoint.aliases.iter().map(|alias| parse("aliases", alias));
     Ok(NamedEndpoint {
+        node: parse("node_id", &endpoint.node_id)?,
         name: parse("name", &endpoint.name)?,
         aliases: aliases.collect::<Result<_, _>>()?,
         ipv4: optional("ipv4", &endpoint.ipv4)?,
@@ -155,4 +171,95 @@ fn optional<T: std::str::FromStr<Err: std::fmt::Display>>(
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SavedNames {
     pub(crate) names: Names,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn id(n: u32) -> String {
+        format!("{n:024x}")
+    }
+
+    fn endpoint(n: u32, network: u32, node: u32) -> v1::Endpoint {
+        v1::Endpoint {
+            id: id(n),
+            name: format!("c{n}"),
+            network_id: id(network),
+            node_id: id(node),
+            ipv4: format!("10.0.0.{n}"),
+            health: "none".into(),
+            ..v1::Endpoint::default()
+        }
+    }
+
+    fn all(networks: &[u32], put: Vec<v1::Endpoint>, unheard: &[u32]) -> v1::Endpoints {
+        let ids = |numbers: &[u32]| numbers.iter().copied().map(id).collect();
+        v1::Endpoints {
+            put,
+            all: true,
+            networks: ids(networks),
+            unheard: ids(unheard),
+            ..v1::Endpoints::default()
+        }
+    }
+
+    fn names(soft: &Soft) -> Vec<String> {
+        soft.names.values().flat_map(BTreeMap::values).map(|endpoint| endpoint.name.to_string()).collect()
+    }
+
+    #[test]
+    fn all_of_a_network_replaces_what_was_known_of_it_but_not_what_is_on_nodes_that_were_not_heard() {
+        let mut soft = Soft::default();
+        let first = vec![endpoint(1, 1, 1), endpoint(2, 1, 2), endpoint(3, 2, 1)];
+        soft.tell_endpoints(all(&[1, 2], first, &[])).unwrap();
+        assert_eq!(names(&soft), ["c1", "c2", "c3"]);
+        soft.tell_endpoints(all(&[1], vec![endpoint(4, 1, 1)], &[2])).unwrap();
+        assert_eq!(names(&soft), ["c2", "c4", "c3"]);
+        let change =
+            v1::Endpoints { removed: vec![id(2)], put: vec![endpoint(5, 2, 1)], ..v1::Endpoints::default() };
+        soft.tell_endpoints(change).unwrap();
+        assert_eq!(names(&soft), ["c4", "c3", "c5"]);
+        assert!(soft.take_changed_names().is_some() && soft.take_changed_names().is_none());
+    }
+
+    fn view() -> ClusterView {
+        let cluster = v1::Cluster {
+            id: "c".into(),
+            data_path_port: 4789,
+            default_addr_pools: vec!["10.64.0.0/10".into()],
+            default_addr_pool_mask_length: 20,
+            ipv6_pool: "fd00:1:2::/48".into(),
+            created_at: "2026-01-01T00:00:00Z".into(),
+        };
+        let snapshot = v1::Snapshot { cluster: Some(cluster), ..v1::Snapshot::default() };
+        ClusterView::from_snapshot(snapshot).unwrap()
+    }
+
+    #[test]
+    fn what_this_node_found_out_goes_before_what_it_was_told() {
+        let backend = |n: u32| BackendId::try_from(n).unwrap();
+        let view = view();
+        let told = |put: &[(u32, bool)], all| v1::BackendHealth {
+            put: put
+                .iter()
+                .map(|(backend, healthy)| v1::BackendHealthEntry { backend: *backend, healthy: *healthy })
+                .collect(),
+            all,
+            unheard: Vec::new(),
+        };
+        let mut soft = Soft::default();
+        soft.tell_health(&view, &told(&[(1, false), (2, false), (3, true)], true)).unwrap();
+        assert_eq!(soft.unhealthy(), [backend(1), backend(2)].into());
+        soft.set_checked(&[backend(2)].into());
+        assert_eq!(soft.unhealthy(), [backend(1)].into());
+        assert!(soft.found().is_empty());
+        soft.set_found(backend(2), false);
+        assert_eq!(
+            (soft.unhealthy(), soft.found()),
+            ([backend(1), backend(2)].into(), [(backend(2), false)].into())
+        );
+        soft.tell_health(&view, &told(&[(4, false)], true)).unwrap();
+        assert_eq!(soft.unhealthy(), [backend(2), backend(4)].into());
+    }
 }
