@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_kernel::Kernel;
-use mesh_kernel::programs::ProgramsError;
+use mesh_kernel::programs::{AttachedProgram, ProgramsError};
 use mesh_model::{BackendId, Network, NetworkId, Node, NodeId, NodeState};
 use mesh_planner::services::{Dump, Facts, Tables, Update, named_table};
 use tokio::time::{Instant, sleep_until};
@@ -93,12 +93,24 @@ impl Seen {
 
     /// What may want other entries than before.
     fn changed_since<'a>(&'a self, before: &'a Self) -> Scope<'a> {
-        if self.nodes != before.nodes || self.networks != before.networks || self.peers != before.peers {
+        if self.nodes != before.nodes || self.peers != before.peers {
             return Scope::All;
         }
         let mut changed = self.services.changed_since(&before.services);
         let nodes: BTreeSet<&NodeId> = self.down.symmetric_difference(&before.down).collect();
         let backends: BTreeSet<&BackendId> = self.unhealthy.symmetric_difference(&before.unhealthy).collect();
+        // Every network of the cluster is told, and most have no services here.
+        let networks: BTreeSet<&NetworkId> = self
+            .networks
+            .keys()
+            .chain(before.networks.keys())
+            .filter(|id| self.networks.get(*id) != before.networks.get(*id))
+            .collect();
+        if !networks.is_empty() {
+            let affected =
+                self.services.iter().filter(|(_, records)| networks.contains(&records.service.network));
+            changed.extend(affected.map(|(id, _)| id));
+        }
         if !nodes.is_empty() || !backends.is_empty() {
             let affected = self.services.iter().filter(|(_, records)| {
                 records.backends.values().any(|b| nodes.contains(&b.node) || backends.contains(&b.id))
@@ -113,6 +125,8 @@ impl Seen {
 struct Known {
     tables: Tables,
     seen: Seen,
+    /// Whether the programs of the host's own sockets are attached.
+    sockets: bool,
 }
 
 /// Keeps the services' part of the kernel as it should be, for ever.
@@ -175,7 +189,8 @@ fn bring_up_to_date(
     now: Duration,
 ) -> Result<(Known, Vec<String>), ProgramsError> {
     let facts = seen.facts(node);
-    let (tables, update) = if let Some(Known { mut tables, seen: before }) = known {
+    let had_sockets = known.as_ref().map(|known| known.sockets);
+    let (tables, update) = if let Some(Known { mut tables, seen: before, .. }) = known {
         let update = match seen.changed_since(&before) {
             Scope::All => tables.update_all(seen.services.iter(), &facts, now),
             Scope::Some(mut changed) => {
@@ -192,9 +207,30 @@ fn bring_up_to_date(
         let update = tables.update_all(seen.services.iter(), &facts, now);
         (tables, update)
     };
-    let problems = update.problems.iter().map(ToString::to_string).collect();
+    let mut problems: Vec<String> = update.problems.iter().map(ToString::to_string).collect();
     apply(kernel, &update)?;
-    Ok((Known { tables, seen }, problems))
+    let wanted = seen.services.iter().any(|(_, records)| !records.service.ports.is_empty());
+    let sockets = match follow_sockets(kernel, had_sockets, wanted) {
+        Ok(()) => wanted,
+        Err(error) => {
+            problems.push(format!("published ports do not answer programs of this host itself: {error}"));
+            !wanted
+        }
+    };
+    Ok((Known { tables, seen, sockets }, problems))
+}
+
+/// The programs of the host's own sockets stand only where ports are published: they are called for every socket.
+fn follow_sockets(kernel: &mut dyn Kernel, had: Option<bool>, wanted: bool) -> Result<(), ProgramsError> {
+    if had == Some(wanted) {
+        return Ok(());
+    }
+    let programs = kernel.programs();
+    match (programs.sockets()?, wanted) {
+        (Some(AttachedProgram::Current), true) | (None, false) => Ok(()),
+        (_, true) => programs.attach_sockets(),
+        (_, false) => programs.detach_sockets(),
+    }
 }
 
 /// Reads what the maps hold.
