@@ -269,6 +269,10 @@ impl Agent {
             return false;
         }
         let same_services = view.services == state.view.services;
+        // Published ports of an encrypted network need tunnels.
+        if !same_services && Wish::of(view, &self.node.id) != Wish::of(&state.view, &self.node.id) {
+            return false;
+        }
         state.view = same;
         state.view_number += 1;
         if state.passed_revision == before {

@@ -5,6 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 
 use mesh_model::wireguard::{peer_indexes, tunnel_address};
 use mesh_model::{Network, Node, NodeId};
+use mesh_planner::services::Records;
 use mesh_wireguard::{OwnKey, PeerConfig, PublicKey};
 
 use crate::view::ClusterView;
@@ -25,16 +26,7 @@ pub struct Wish {
 impl Wish {
     /// What the view asks for; `None` while this node has no part in an encrypted network.
     pub fn of(view: &ClusterView, own: &NodeId) -> Option<Self> {
-        let encrypted = encrypted_networks(view, own);
-        if encrypted.is_empty() {
-            return None;
-        }
-        let sharing: BTreeSet<&NodeId> = view
-            .leases
-            .values()
-            .filter(|lease| encrypted.iter().any(|network| network.id == lease.network))
-            .map(|lease| &lease.node)
-            .collect();
+        let sharing = sharing(view, own)?;
         let indexes = peer_indexes(view.nodes.values().map(|node| (&node.id, node.created_at)));
         let mut wish = Self {
             vxlan_port: view.cluster.data_path_port,
@@ -77,10 +69,31 @@ impl Wish {
     }
 }
 
-/// The encrypted networks that this node holds a lease in.
-fn encrypted_networks<'v>(view: &'v ClusterView, own: &NodeId) -> Vec<&'v Network> {
-    let held = |network: &Network| view.leases_of(&network.id).any(|lease| lease.node == *own);
-    view.networks.values().filter(|network| network.encrypted && held(network)).collect()
+/// The nodes that share an encrypted network with this one; `None` while it has no part in any. Ports that a service of such
+/// a network has published are every node's part: its backends' nodes have tunnels to all.
+fn sharing<'v>(view: &'v ClusterView, own: &NodeId) -> Option<BTreeSet<&'v NodeId>> {
+    let mut sharing = BTreeSet::new();
+    let mut has_part = false;
+    for network in view.networks.values().filter(|network| network.encrypted) {
+        let mut published =
+            view.services.values().filter(|records| publishes_in(records, network)).peekable();
+        let holders: BTreeSet<_> = view.leases_of(&network.id).map(|lease| &lease.node).collect();
+        let held = holders.contains(own);
+        if !held && published.peek().is_none() {
+            continue;
+        }
+        has_part = true;
+        sharing.extend(holders);
+        if published.peek().is_some() && held {
+            sharing.extend(view.nodes.keys());
+        }
+        sharing.extend(published.flat_map(|records| records.backends.values()).map(|backend| &backend.node));
+    }
+    has_part.then_some(sharing)
+}
+
+fn publishes_in(records: &Records, network: &Network) -> bool {
+    records.service.network == network.id && !records.service.ports.is_empty()
 }
 
 /// A node as the engine knows it; `None` without a key that can be read.

@@ -19,6 +19,7 @@ pub use self::records::{ServiceRecords, UnknownService};
 pub(crate) use self::soft::SavedNames;
 pub use self::soft::Soft;
 use crate::agent::{Agent, State};
+use crate::encryption::Wish;
 use crate::managers::Backoff;
 use crate::reconcile::SharedKernel;
 
@@ -30,7 +31,7 @@ const LAST_RETRY: Duration = Duration::from_secs(5);
 
 /// Looks at what services follow from beside their own records.
 pub(crate) fn with_facts<R>(state: &State, node: &NodeId, look: impl FnOnce(&Facts<'_>) -> R) -> R {
-    let (down, unhealthy, peers) = (down(state), state.soft.unhealthy(), BTreeMap::new());
+    let (down, unhealthy, peers) = (down(state), state.soft.unhealthy(), peers(state, node));
     look(&Facts {
         node,
         nodes: &state.view.nodes,
@@ -44,6 +45,10 @@ pub(crate) fn with_facts<R>(state: &State, node: &NodeId, look: impl FnOnce(&Fac
 fn down(state: &State) -> BTreeSet<NodeId> {
     let down = state.node_states.iter().filter(|(_, state)| **state == NodeState::Down);
     down.map(|(node, _)| node.clone()).collect()
+}
+
+fn peers(state: &State, own: &NodeId) -> BTreeMap<NodeId, u16> {
+    Wish::of(&state.view, own).map(|wish| wish.indexes()).unwrap_or_default()
 }
 
 /// All that the services' entries follow from, at one moment.
@@ -67,7 +72,7 @@ enum Scope<'a> {
 }
 
 impl Seen {
-    fn of(state: &State) -> Self {
+    fn of(state: &State, own: &NodeId) -> Self {
         Self {
             revision: state.view.revision,
             loads: state.loads,
@@ -76,7 +81,7 @@ impl Seen {
             networks: state.view.networks.clone(),
             down: down(state),
             unhealthy: state.soft.unhealthy(),
-            peers: BTreeMap::new(),
+            peers: peers(state, own),
         }
     }
 
@@ -141,7 +146,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
     loop {
         changes.mark_unchanged();
         passes.mark_unchanged();
-        let seen = agent.read(Seen::of);
+        let seen = agent.read(|state| Seen::of(state, agent.id()));
         if Instant::now() >= resync_at || known.as_ref().is_some_and(|known| known.seen.loads != seen.loads) {
             former = known.take().map(|known| known.tables);
         }

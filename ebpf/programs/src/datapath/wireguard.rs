@@ -1,10 +1,10 @@
 //! What the WireGuard engine decrypted: it was encrypted with the key of the node that the frame's source MAC names.
 
 use mesh_ebpf::headers::Headers;
-use mesh_ebpf_types::{BlockKind, ENCRYPTED, FrameTag, Network, Reason, Vni, derived_mac};
+use mesh_ebpf_types::{BlockKind, ENCRYPTED, FrameTag, Network, PUBLISHED_BIT, Reason, Vni, derived_mac};
 
 use super::count::{count, dropped};
-use super::service::{inbound, run_published};
+use super::service::{inbound, published, run_published, tunnel};
 use super::skb::Skb;
 use super::{Verdict, maps, receive};
 
@@ -22,6 +22,10 @@ fn decide(skb: Skb) -> Verdict {
     let Some(tag) = FrameTag::from_mac(headers.source_mac()) else {
         return dropped(skb, Vni::NONE, Reason::SpoofedMac);
     };
+    let number = tag.vni.number();
+    if number & PUBLISHED_BIT != 0 {
+        return published::of_mesh(number, tunnel::of_peer(tag.peer), true);
+    }
     // A clear network's packets have no business here.
     let Some(network) = maps::network(tag.vni).filter(|network| network.flags & ENCRYPTED != 0) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);

@@ -165,7 +165,7 @@ pub(super) fn attach(
 #[derive(Default, Deserialize)]
 #[serde(default)]
 struct Dns {
-    nameservers: Vec<String>,
+    nameserver: Vec<String>,
     search: Vec<String>,
     options: Vec<String>,
 }
@@ -181,12 +181,12 @@ fn learn_name_servers(dir: &LabDir, container: &Container, attached: &str) -> Re
     let id = attached.split_whitespace().next().unwrap_or(&container.name);
     let told = container.host.meshctl(["endpoint", "inspect", id, "--format", "json"])?;
     let Some(dns) = told.json::<Endpoint>()?.dns else { return Ok(()) };
-    if dns.nameservers.is_empty() {
+    if dns.nameserver.is_empty() {
         return Ok(());
     }
     let path = dir.resolv_conf(&container.name);
     let mut text = fs::read_to_string(&path).unwrap_or_default();
-    for server in dns.nameservers {
+    for server in dns.nameserver {
         let _ = writeln!(text, "nameserver {server}");
     }
     for (keyword, words) in [("search", dns.search), ("options", dns.options)] {

@@ -23,7 +23,7 @@ pub(super) mod packet;
 pub(super) mod published;
 mod refuse;
 mod translate;
-mod tunnel;
+pub(super) mod tunnel;
 
 use super::Verdict;
 use super::skb::Skb;

@@ -3,12 +3,14 @@
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
-    Address, Backend, CLIENT_FINISHED, Config, ConnectionKind, EndpointKey, HOST_PUBLISHED_IPV4,
-    HOST_PUBLISHED_IPV6, LOCAL, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni, published_vni,
+    Address, BACKEND_ENCRYPTED, Backend, CLIENT_FINISHED, Config, ConnectionKind, EndpointKey,
+    HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4,
+    Vni, WIREGUARD_OVERHEAD_IPV4, published_vni,
 };
 
 use super::packet::{self, ERROR, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate};
+use super::tunnel::of_peer;
 use super::{
     LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL, TUNNELLED,
     connection, outbound,
@@ -102,14 +104,21 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
         (packet.number, packet.node) = (number, 0);
         return TO_ENDPOINT;
     }
-    let mtu = config.underlay_mtu.saturating_sub(VXLAN_OVERHEAD_IPV4.into());
+    let secret = backend.flags & BACKEND_ENCRYPTED != 0;
+    let wireguard = if secret { WIREGUARD_OVERHEAD_IPV4 } else { 0 };
+    let mtu = config.underlay_mtu.saturating_sub(u32::from(VXLAN_OVERHEAD_IPV4) + u32::from(wireguard));
     let fits = outbound::segment_length(skb) <= mtu;
     if !fits && packet.dont_fragment != 0 {
         let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), mtu);
         return if verdict == PASS { dropped(skb, vni, Reason::TooBig) } else { verdict };
     }
-    let Some(node) = backend.node.to_v4() else { return dropped(skb, vni, Reason::NotConfigured) };
-    (packet.number, packet.node) = (number, u32::from_ne_bytes(node));
+    let node = if secret {
+        of_peer(backend.peer)
+    } else {
+        let Some(node) = backend.node.to_v4() else { return dropped(skb, vni, Reason::NotConfigured) };
+        u32::from_ne_bytes(node)
+    };
+    (packet.number, packet.node) = (number, node);
     (packet.tunnel_vni, packet.fits) = (published_vni(number).number(), u32::from(fits));
     TUNNEL
 }
@@ -174,15 +183,16 @@ pub(super) fn tunnelled(skb: Skb) -> Verdict {
     }
     let Some(packet) = maps::packet() else { return PASS };
     let (vni, secret) = (packet.tunnel_vni, packet.fits != 0);
+    let number = vni & (REPLY_BIT - 1);
+    let Some(backend) = maps::backend(number) else { return dropped(skb, Vni::NONE, Reason::NoBackend) };
+    if is_exposed(backend, secret) {
+        return dropped(skb, backend.vni, Reason::EncryptedInClear);
+    }
     if vni & REPLY_BIT != 0 {
         return REPLY_ARRIVED;
     }
-    let number = vni & (REPLY_BIT - 1);
-    let Some(backend) = maps::backend(number).filter(|backend| backend.flags & LOCAL != 0) else {
+    if backend.flags & LOCAL == 0 {
         return dropped(skb, Vni::NONE, Reason::NoBackend);
-    };
-    if is_exposed(backend, secret) {
-        return dropped(skb, backend.vni, Reason::EncryptedInClear);
     }
     if matches!(packet.class, LOST | LATER) {
         packet.class = LATER;
@@ -201,7 +211,7 @@ pub(super) fn tunnelled(skb: Skb) -> Verdict {
 /// Whether a packet of an encrypted network came in the clear.
 #[inline(always)]
 const fn is_exposed(backend: &Backend, secret: bool) -> bool {
-    backend.flags & mesh_ebpf_types::BACKEND_ENCRYPTED != 0 && !secret
+    backend.flags & BACKEND_ENCRYPTED != 0 && !secret
 }
 
 /// A reply of a backend here ([`connection::back`] found what it was to).

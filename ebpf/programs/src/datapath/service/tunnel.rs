@@ -6,6 +6,7 @@ use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, Reason, Vni};
 
 use crate::datapath::count::dropped;
 use crate::datapath::encapsulate::send_by_device;
+use crate::datapath::encrypt::hand_over;
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
 use crate::datapath::{PASS, Verdict, sent};
@@ -19,7 +20,7 @@ pub(super) fn send(skb: Skb) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::NoBackend);
     };
     if backend.flags & BACKEND_ENCRYPTED != 0 {
-        return dropped(skb, backend.vni, Reason::EncryptedInClear);
+        return secretly(skb, vni, node);
     }
     let Some(local) = config.local.to_v4() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
     if packet.fits != 0 && config.encapsulation == Encapsulation::Direct as u8 {
@@ -32,6 +33,29 @@ pub(super) fn send(skb: Skb) -> Verdict {
     match send_by_device(skb, vni, local, node, config.vxlan_ifindex) {
         PASS => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
         verdict => verdict,
+    }
+}
+
+/// How a node that is reached through WireGuard stands in a packet's or an entry's `node`: its number there after two
+/// zeroes, which no node's address begins with.
+#[inline(always)]
+pub(in crate::datapath) const fn of_peer(peer: u16) -> u32 {
+    let [p0, p1] = peer.to_be_bytes();
+    u32::from_ne_bytes([0, 0, p0, p1])
+}
+
+/// Gives the packet to the WireGuard engine, or to nobody.
+#[inline(never)]
+fn secretly(skb: Skb, vni: u32, node: u32) -> Verdict {
+    let ifindex = maps::config().map_or(0, |config| config.wireguard_ifindex);
+    let [z0, z1, p0, p1] = node.to_ne_bytes();
+    let peer = u16::from_be_bytes([p0, p1]);
+    if z0 | z1 != 0 || peer == 0 || ifindex == 0 {
+        return dropped(skb, Vni::NONE, Reason::NoKey);
+    }
+    match hand_over(skb, Vni::new(vni), peer, ifindex) {
+        Some(verdict) => verdict,
+        None => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
     }
 }
 
