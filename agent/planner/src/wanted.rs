@@ -1,9 +1,9 @@
 //! What the kernel should look like, in the kernel's own terms.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 
-use mesh_ebpf_types::{HOST_PUBLISHED_IPV4, MapEntry, MapKey, ProgramKind};
+use mesh_ebpf_types::{HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, MapEntry, MapKey, ProgramKind};
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
 use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
@@ -129,6 +129,10 @@ impl Wanted {
             if desired.underlay.address.is_ipv4() {
                 let source = Some(desired.underlay.address);
                 self.host_routes.insert(HostRoute { subnet: to_published(), source, mtu: None });
+                let source = global_ipv6(&observed.own_addresses).map(IpAddr::from);
+                if source.is_some() {
+                    self.host_routes.insert(HostRoute { subnet: to_published_ipv6(), source, mtu: None });
+                }
             }
         } else {
             self.problems.insert(Problem::NoUnderlay { address: desired.underlay.address });
@@ -137,7 +141,8 @@ impl Wanted {
                 config.underlay_mtu = old.underlay_mtu;
             }
             let routes = observed.host_routes.iter();
-            self.host_routes.extend(routes.filter(|route| route.subnet == to_published()));
+            let kept = [to_published(), to_published_ipv6()];
+            self.host_routes.extend(routes.filter(|route| kept.contains(&route.subnet)));
             let attached = observed.programs.attachments.keys();
             self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
         }
@@ -172,6 +177,19 @@ impl Wanted {
 /// What the host itself speaks to published ports by.
 fn to_published() -> Prefix {
     Prefix::single(IpAddr::from(HOST_PUBLISHED_IPV4))
+}
+
+/// The same over IPv6, on hosts that have an address of it.
+fn to_published_ipv6() -> Prefix {
+    Prefix::single(HOST_PUBLISHED_IPV6.to_ip())
+}
+
+/// The first address that others can answer.
+fn global_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<Ipv6Addr> {
+    addresses.iter().find_map(|address| match address {
+        IpAddr::V6(v6) if !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_multicast() => Some(*v6),
+        _ => None,
+    })
 }
 
 /// Endpoints that can be served, oldest first, each with its network; and those whose container is gone. An endpoint

@@ -1,7 +1,11 @@
 //! Backends are checked where they are, and used by that everywhere; with or without a manager.
 
-use mesh_e2e::service::{add_backend, create_service, vip, wait_for_health, web, who_answers};
-use mesh_e2e::{PATIENCE, create_network};
+use std::net::SocketAddr;
+
+use mesh_e2e::service::{
+    add_backend, backends, change_backend, create_service, vip, wait_for_health, web, who_answers,
+};
+use mesh_e2e::{PATIENCE, create_network, json, refused};
 use mesh_harness::{Lab, Result, eventually};
 
 fn lab(hosts: u8) -> Result<Lab> {
@@ -58,4 +62,29 @@ fn a_backend_whose_port_is_closed_fails_its_tcp_check() -> Result<()> {
     eventually("only the good one answers", PATIENCE, || {
         who_answers(&client, target, 60).is_ok_and(|who| who == ["good"])
     })
+}
+
+#[test]
+fn services_and_their_traffic_outlive_a_manager_that_restarts() -> Result<()> {
+    let lab = lab(2)?;
+    let _backends = web(&lab, &[1, 2], &["-p", "8080:80"])?;
+    let before = json(&lab.host(1), &["service", "ls"])?;
+    let client = lab.container(2, "caller", ["--network", "app"])?;
+    let (target, published) = (vip(&lab, "web")?, SocketAddr::new(lab.host(2).address().into(), 8080));
+    lab.host(1).kill_meshd()?;
+    lab.host(2).restart_meshd()?;
+    assert_eq!(who_answers(&client, target, 100)?, ["b1", "b2"]);
+    assert!(mesh_harness::traffic::ask(&lab.client(), published).is_ok());
+    refused(&lab.host(2).meshctl(["service", "ls"])?, 5);
+    lab.host(1).restart_meshd()?;
+    lab.wait_ready(PATIENCE)?;
+    assert_eq!(json(&lab.host(1), &["service", "ls"])?, before);
+    assert_eq!(who_answers(&client, target, 100)?, ["b1", "b2"]);
+    change_backend(&lab.host(1), "rm", "web", "b1")?.ok()?;
+    assert_eq!(backends(&lab.host(1), "web")?.len(), 1);
+    // The other host may have been without a session: the manager does not wait for it then.
+    eventually("b1 gets no new connections", PATIENCE, || {
+        who_answers(&client, target, 50).is_ok_and(|answering| answering == ["b2"])
+    })?;
+    Ok(())
 }

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use mesh_e2e::service::{add_backend, any_port, change_backend, create_service, web};
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, json, refused};
-use mesh_harness::traffic::{Answer, Connection, UdpClient, ask, load};
+use mesh_harness::traffic::{Answer, Connection, TcpSink, UdpClient, ask, load, tcp_send};
 use mesh_harness::{Encapsulation, Host, Lab, Netns, Result, eventually};
 
+const GIB: u64 = 1 << 30;
 const PORTS: [&str; 4] = ["-p", "8080:80", "-p", "8080:80/udp"];
 
 fn lab(hosts: u8, encapsulation: Encapsulation) -> Result<Lab> {
@@ -32,6 +33,31 @@ fn both(netns: &Netns, target: SocketAddr) -> Result<[Answer; 2]> {
 }
 
 #[test]
+fn every_host_answers_a_published_port_and_the_backend_sees_the_real_caller() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = lab(3, encapsulation)?;
+        // Backends on two hosts; the third has none, and not even the network.
+        let _backends = web(&lab, &[1, 2], &PORTS)?;
+        for host in lab.hosts() {
+            let own: IpAddr = host.address().into();
+            for answer in both(&lab.client(), published(&host))? {
+                assert_eq!(answer.client.ip(), lab.client_address(), "from outside, through {}", host.name());
+            }
+            for target in [published(&host), SocketAddr::new([127, 0, 0, 1].into(), 8080)] {
+                for answer in both(host.netns(), target)? {
+                    assert_eq!(answer.client.ip(), own, "from {} itself, by {target}", host.name());
+                }
+            }
+        }
+        // From one host through another.
+        for answer in both(lab.host(3).netns(), published(&lab.host(1)))? {
+            assert_eq!(answer.client.ip(), IpAddr::V4(lab.host(3).address()));
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn containers_call_published_ports_like_everyone_else() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(3, encapsulation)?;
@@ -51,6 +77,96 @@ fn containers_call_published_ports_like_everyone_else() -> Result<()> {
                     );
                 }
             }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_published_port_is_answered_over_ipv6() -> Result<()> {
+    let lab = Lab::builder().hosts(3).underlay_ipv6(true).start()?;
+    create_network(&lab, "app", &["--ipv6"])?;
+    let _backends = web(&lab, &[1, 2], &PORTS)?;
+    for host in lab.hosts() {
+        let address = host.address6().expect("an IPv6 underlay");
+        for answer in both(&lab.client(), SocketAddr::new(address.into(), 8080))? {
+            assert_eq!(answer.client.ip().to_string(), "fd77::200", "through {}", host.name());
+        }
+        for target in [address.into(), IpAddr::from([0, 0, 0, 0, 0, 0, 0, 1])] {
+            for answer in both(host.netns(), SocketAddr::new(target, 8080))? {
+                assert_eq!(
+                    answer.client.ip(),
+                    IpAddr::V6(address),
+                    "from {} itself, by {target}",
+                    host.name()
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_gibibyte_through_a_published_port_arrives_undamaged_with_offloads_on_and_off() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = lab(2, encapsulation)?;
+        // A second port for what is sent to the backend.
+        let backends = web(&lab, &[2], &["-p", "8080:80", "-p", "9000:9000"])?;
+        for offloads in [true, false] {
+            lab.set_underlay_offloads(offloads)?;
+            for host in lab.hosts() {
+                Connection::open(&lab.client(), published(&host))?.download(GIB / 2)?;
+                let sink =
+                    TcpSink::listen(backends[0].container.netns(), SocketAddr::new([0; 4].into(), 9000))?;
+                let sent = tcp_send(&lab.client(), SocketAddr::new(host.address().into(), 9000), GIB / 4, 1)?;
+                assert_eq!(sink.finish()?.sha256, sent);
+            }
+            let host = lab.host(1);
+            Connection::open(host.netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080))?
+                .download(GIB / 8)?;
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn published_ports_do_not_depend_on_the_hosts_firewall() -> Result<()> {
+    let lab = lab(2, Encapsulation::Direct)?;
+    let _backends = web(&lab, &[2], &PORTS)?;
+    for host in lab.hosts() {
+        host.run(["nft", "flush", "ruleset"])?.ok()?;
+        host.run(["iptables", "-P", "FORWARD", "DROP"])?.ok()?;
+    }
+    for host in lab.hosts() {
+        for answer in both(&lab.client(), published(&host))? {
+            assert_eq!(answer.client.ip(), lab.client_address());
+        }
+        both(host.netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080))?;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_connection_survives_its_address_moving_to_another_host() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = lab(3, encapsulation)?;
+        let _backends = web(&lab, &[1, 2, 3], &PORTS)?;
+        let floating = std::net::Ipv4Addr::new(192, 168, 77, 250);
+        let target = SocketAddr::new(floating.into(), 8080);
+        lab.host(1).add_address(floating)?;
+        eventually("the address is published too", PATIENCE, || ask(&lab.client(), target).is_ok())?;
+        let mut open: Vec<(String, Connection)> = (0..30)
+            .map(|_| {
+                let mut connection = Connection::open(&lab.client(), target)?;
+                Ok((connection.ask()?.backend, connection))
+            })
+            .collect::<Result<_>>()?;
+        for (from, to) in [(1, 2), (2, 3), (3, 1)] {
+            lab.move_address(floating, &lab.host(from), &lab.host(to))?;
+            for (backend, connection) in &mut open {
+                assert_eq!(connection.ask()?.backend, *backend, "moved from h{from} to h{to}");
+            }
+            Connection::open(&lab.client(), target)?.download(1 << 20)?;
         }
     }
     Ok(())
@@ -132,6 +248,24 @@ fn a_port_published_in_host_mode_is_answered_where_a_backend_is() -> Result<()> 
     let _second = add_backend(&lab, 2, "b2", "web")?;
     assert_eq!(ask(&lab.client(), published(&lab.host(2)))?.backend, "b2");
     assert_eq!(ask(&lab.client(), published(&lab.host(1)))?.backend, "b1");
+    Ok(())
+}
+
+#[test]
+fn a_port_without_a_number_gets_a_free_one_and_an_address_limits_where_it_is_answered() -> Result<()> {
+    let lab = lab(2, Encapsulation::Direct)?;
+    create_service(&lab, "web", &["-p", ":80", "-p", "192.168.77.12:8080:80"])?;
+    let _backend = add_backend(&lab, 1, "b1", "web")?;
+    let service = json(&lab.host(1), &["service", "inspect", "web"])?;
+    let ports: Vec<u64> =
+        service["ports"].as_array().into_iter().flatten().filter_map(|p| p["published"].as_u64()).collect();
+    let chosen = ports.iter().copied().find(|port| (30_000..=32_767).contains(port)).expect("a chosen port");
+    let chosen = u16::try_from(chosen).expect("a port");
+    for host in lab.hosts() {
+        assert_eq!(ask(&lab.client(), SocketAddr::new(host.address().into(), chosen))?.backend, "b1");
+    }
+    assert_eq!(ask(&lab.client(), published(&lab.host(2)))?.backend, "b1");
+    assert!(ask(&lab.client(), published(&lab.host(1))).is_err());
     Ok(())
 }
 

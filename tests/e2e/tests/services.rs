@@ -70,6 +70,49 @@ fn a_gibibyte_through_a_vip_arrives_undamaged_with_offloads_on_and_off() -> Resu
     Ok(())
 }
 
+/// Which backend a connection from each of these source ports gets.
+fn picks(client: &mesh_harness::Container, target: SocketAddr) -> Result<BTreeMap<u16, String>> {
+    (20_000..21_000)
+        .map(|port| {
+            let source = SocketAddr::new(client.ipv4()?.into(), port);
+            Ok((port, Connection::open_from(client.netns(), Some(source), target)?.ask()?.backend))
+        })
+        .collect()
+}
+
+#[test]
+fn removing_one_of_ten_backends_moves_its_flows_and_resets_no_others() -> Result<()> {
+    let lab = lab(2, Encapsulation::Direct, &[])?;
+    let _backends = web(&lab, &[1, 2, 1, 2, 1, 2, 1, 2, 1, 2], &[])?;
+    let client = lab.container(1, "caller", ["--network", "app"])?;
+    let target = vip(&lab, "web")?;
+    let before = picks(&client, target)?;
+    let mut open: Vec<(String, Connection)> = (0..200)
+        .map(|_| {
+            let mut connection = Connection::open(client.netns(), target)?;
+            Ok((connection.ask()?.backend, connection))
+        })
+        .collect::<Result<_>>()?;
+
+    change_backend(&lab.host(1), "rm", "web", "b4")?.ok()?;
+    for (backend, connection) in &mut open {
+        match connection.ask() {
+            Ok(answer) => assert_eq!(answer.backend, *backend),
+            Err(error) => assert_eq!(backend, "b4", "{error}"),
+        }
+    }
+    assert!(open.iter().any(|(backend, _)| backend == "b4"), "none of 200 connections went to b4");
+    let after = picks(&client, target)?;
+    let was_there = before.values().filter(|backend| *backend == "b4").count();
+    let moved = before.iter().filter(|(port, backend)| after[port] != **backend).count();
+    assert!(after.values().all(|backend| backend != "b4"));
+    assert!(
+        moved >= was_there && moved - was_there <= 30,
+        "of 1000 flows {was_there} had to move, {moved} did"
+    );
+    Ok(())
+}
+
 #[test]
 fn a_draining_backend_keeps_its_connections_and_gets_no_new_ones() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {

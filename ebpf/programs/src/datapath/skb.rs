@@ -6,8 +6,8 @@ use core::ptr;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LOOKUP_OUTPUT,
-    BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NOT_FWDED,
+    BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated as helpers;
 use mesh_ebpf::ip::UDP;
@@ -379,6 +379,28 @@ impl Skb {
             unsafe { helpers::bpf_fib_lookup(self.0.cast(), (&raw mut route).cast(), length, flags) != 0 };
         // The next hop of an IPv4 route may be an IPv6 address.
         if failed || route.ifindex != ifindex || route.family != AF_INET { 0 } else { route.destination[0] }
+    }
+
+    /// Whether the kernel's routes keep a packet for that IPv4 address on this host, or have no way for it; addresses as
+    /// words of a packet.
+    #[inline(never)]
+    pub(super) fn stays_here(self, source: u32, destination: u32) -> bool {
+        let mut route = Route {
+            family: AF_INET,
+            protocol: UDP,
+            ports: [0; 2],
+            length: 1,
+            ifindex: self.ifindex(),
+            tos: 0,
+            source: [source, 0, 0, 0],
+            destination: [destination, 0, 0, 0],
+            rest: [0; 4],
+        };
+        let length = const { size_of::<Route>() as i32 };
+        let flags = BPF_FIB_LOOKUP_SKIP_NEIGH;
+        let answer =
+            unsafe { helpers::bpf_fib_lookup(self.0.cast(), (&raw mut route).cast(), length, flags) };
+        answer == BPF_FIB_LKUP_RET_NOT_FWDED.into()
     }
 
     /// Delivers the frame to a MAC at the other end of a veth pair, in the namespace there.

@@ -33,10 +33,19 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
         return PASS;
     }
     let Some(packet) = maps::packet() else { return PASS };
-    if !maps::is_host_address(packet.destination) {
-        return PASS;
+    if maps::is_host_address(packet.destination) || is_new_address(skb, packet.source, packet.destination) {
+        TO_PUBLISHED
+    } else {
+        PASS
     }
-    TO_PUBLISHED
+}
+
+/// Whether an address is the host's, and user space does not know yet: one that moved here a moment ago. The kernel would
+/// reset the connections that came with it.
+#[inline(always)]
+fn is_new_address(skb: Skb, source: Address, destination: Address) -> bool {
+    let (Some(source), Some(destination)) = (source.to_v4(), destination.to_v4()) else { return false };
+    skb.stays_here(u32::from_ne_bytes(source), u32::from_ne_bytes(destination))
 }
 
 /// Whether a glance tells that it is for no published port: most of what a host receives.
