@@ -32,9 +32,12 @@ pub(super) fn choose(
 ) -> Result<Vec<PublishedPort>, Problem> {
     let mut ports = Vec::new();
     for port in wanted {
-        let published = match port.published {
-            0 => automatic(view, port.protocol, checked, choosing)?,
-            given => given,
+        let published = match (port.protocol, port.published) {
+            // The kernel's helpers cannot mend SCTP's checksum, so only addresses can be translated.
+            (Protocol::Sctp, 0) => port.target,
+            (Protocol::Sctp, given) if given != port.target => return Err(renumbered_sctp(port)),
+            (_, 0) => automatic(view, port.protocol, checked, choosing)?,
+            (_, given) => given,
         };
         let port = PublishedPort { published, ..*port };
         if let Some((other, _)) = view.services.publisher(&port, own) {
@@ -51,6 +54,15 @@ pub(super) fn choose(
         ports.push(port);
     }
     Ok(ports)
+}
+
+fn renumbered_sctp(port: &PublishedPort) -> Problem {
+    let PublishedPort { published, target, .. } = port;
+    Problem::new(
+        ProblemKind::Usage,
+        format!("port {published}/sctp cannot lead to port {target}: sctp ports keep their number"),
+    )
+    .hint(format!("publish {target}:{target}/sctp"))
 }
 
 fn automatic(

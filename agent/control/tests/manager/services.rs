@@ -121,6 +121,7 @@ async fn what_a_service_cannot_have_is_refused_by_name() {
         (with_ports("x", &["10.0.0.5:8080:80"]), ProblemKind::Conflict, "8080/tcp"),
         (with_ports("x", &["9090:80"]), ProblemKind::Conflict, "9090/tcp"),
         (with_ports("x", &["1:80", "10.0.0.5:1:81"]), ProblemKind::Usage, "same port"),
+        (with_ports("x", &["81:80/sctp"]), ProblemKind::Usage, "sctp ports keep their number"),
         (
             CreateServiceRequest { health: Some(http("healthz")), ..service("x", "app") },
             ProblemKind::Usage,
