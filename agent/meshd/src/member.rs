@@ -33,8 +33,13 @@ use crate::session::Probes;
 use crate::view::ClusterView;
 use crate::{dns, health, prober, reconcile, services, session};
 
-/// How often changes that may wait are written to the disk.
+/// How often changes that may wait are written to the disk, but for those of the view: an agent that is killed and begins
+/// with an old one takes from the kernel what that does not know, so they wait for [`SAVE_VIEW`] at most.
 const SAVE: Duration = Duration::from_secs(1);
+/// Time between two writes at least.
+const SAVE_VIEW: Duration = Duration::from_millis(50);
+/// And so many times what the last one took, in a large cluster.
+const SAVE_SHARE: u32 = 20;
 /// How often it is seen to it that blocks are leased ahead of need, and given back.
 const TEND: Duration = Duration::from_secs(1);
 /// A subnet that had no block to spare is not asked for again for so long.
@@ -251,18 +256,21 @@ async fn let_go(agent: Arc<Agent>, endpoints: Arc<Endpoints>) {
 }
 
 async fn save(agent: Arc<Agent>) {
-    let mut ticks = interval(SAVE);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut views = agent.revisions();
     let mut failing = false;
     loop {
-        ticks.tick().await;
+        // By its end the time has come, and so it has by any new view.
+        let _ = timeout(SAVE, views.changed()).await;
         let agent = agent.clone();
+        let begun = Instant::now();
         let saved = tokio::task::spawn_blocking(move || agent.save_changes()).await;
+        let took = begun.elapsed();
         let error = saved.ok().and_then(Result::err);
         if let Some(error) = error.as_ref().filter(|_| !failing) {
             tracing::error!(%error, "the state cannot be saved");
         }
         failing = error.is_some();
+        sleep(SAVE_VIEW.max(took * SAVE_SHARE)).await;
     }
 }
 
