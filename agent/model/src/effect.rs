@@ -1,5 +1,7 @@
 //! What a kernel looks like after a step: the model of the kernel that tests without one stand on.
 
+use mesh_ipam::Family;
+
 use crate::naming::is_endpoint;
 use crate::observed::{AttachedProgram, FirewallState, Link, LinkKind, Observed, ObservedPrograms, Pins};
 use crate::plan::{Action, EndpointDevice, HostLeg, VxlanDevice, outer_mtu};
@@ -66,6 +68,11 @@ impl Observed {
             }
             Action::RemoveAddress { address, .. } => {
                 self.host_addresses.remove(address);
+                // With a device's last IPv4 address the kernel takes its IPv4 routes.
+                if !self.host_addresses.iter().any(|left| left.address.is_ipv4()) && address.address.is_ipv4()
+                {
+                    self.host_routes.retain(|route| route.subnet.family() != Family::Ipv4);
+                }
             }
             Action::PutRoute { index, route } => {
                 self.link(*index)?;

@@ -23,7 +23,7 @@ const OTHERS: &str = "
 fn others() -> String {
     // Without the carrier's state, which changes by itself for a moment.
     run("for d in cni0 flannel.1 docker0 mesh-notours meshtastic0 mesh1234abcd strange eth0 wire; do \
-         ip -o link show $d | sed 's/<.*>//; s/state [A-Z]*//'; ip -o -4 address show $d; done; ip route show | sed 's/ linkdown//' | grep -v mesh0; nft list table inet theirs")
+         ip -o link show $d | sed 's/<.*>//; s/state [A-Z]*//'; ip -o -4 address show $d; done; ip route show | sed 's/ linkdown//' | grep -vE 'mesh0|proto 77'; nft list table inet theirs")
 }
 
 fn everything() -> Shape {
