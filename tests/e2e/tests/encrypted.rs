@@ -298,19 +298,20 @@ fn a_canary_never_crosses_the_underlay_through_join_kill_leave_and_removal() -> 
     }
     let b = lab.container(2, "b", ["--network", "secret"])?;
     let c = lab.container(3, "c", ["--network", "secret"])?;
+    let (to_a, to_b, to_c) = (a.ipv4()?, b.ipv4()?, c.ipv4()?);
     let _more = [
-        Talker::start(&a, b.ipv4()?)?,
-        Talker::start(&a, c.ipv4()?)?,
-        Talker::start(&b, a.ipv4()?)?,
-        Talker::start(&c, b.ipv4()?)?,
+        Talker::start(&a, to_b)?,
+        Talker::start(&a, to_c)?,
+        Talker::start(&b, to_a)?,
+        Talker::start(&c, to_b)?,
     ];
-    a.ping(b.ipv4()?)?.all_answered()?;
-    c.ping(b.ipv4()?)?.all_answered()?;
+    a.ping(to_b)?.all_answered()?;
+    c.ping(to_b)?.all_answered()?;
     lab.host(2).kill_meshd()?;
-    b.ping(c.ipv4()?)?.all_answered()?;
+    b.ping(to_c)?.all_answered()?;
     lab.host(2).restart_meshd()?;
     lab.host(1).restart_meshd()?;
-    a.ping(c.ipv4()?)?.all_answered()?;
+    a.ping(to_c)?.all_answered()?;
 
     lab.host(2).meshctl(["cluster", "leave", "--force"])?.ok()?;
     assert_eq!(engines(&lab.host(2)), Vec::new(), "the engine has gone with the membership");
@@ -319,7 +320,7 @@ fn a_canary_never_crosses_the_underlay_through_join_kill_leave_and_removal() -> 
     lab.host(3).kill_meshd()?;
     lab.host(1).meshctl(["node", "rm", "--force", "h3"])?.ok()?;
     eventually("the removed node is cut off", SOON, || {
-        c.ping(a.ipv4().expect("an address")).is_ok_and(|report| report.received == 0)
+        c.ping(to_a).is_ok_and(|report| report.received == 0)
     })?;
     thread::sleep(Duration::from_millis(300));
     is_only_wireguard(&capture.stop()?);
