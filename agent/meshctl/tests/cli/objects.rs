@@ -162,7 +162,7 @@ fn status_tells_everything_of_a_member() {
         "version": "0.1.0", "membership": "member", "cluster": cluster, "node": member,
         "manager": "192.0.2.11:7377", "revision": 9, "applied_revision": 8,
         "encapsulation": {"mode": "direct", "reason": "the kernel has all it takes"},
-        "endpoints": 1, "networks": 2,
+        "endpoints": 1, "networks": 2, "services": 0, "name_servers": [],
         "counters": [
             {"vni": 0, "network": null, "reason": "not_a_member", "packets": 2, "bytes": 120},
             {"vni": 4096, "network": "app", "reason": "spoofed", "packets": 2, "bytes": 120},
