@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
-use mesh_model::observed::{AttachedProgram, Attachment, FirewallState, LinkKind, Pins};
+use mesh_ipam::Family;
+use mesh_model::observed::{AttachedProgram, Attachment, FirewallState, InterfaceAddress, LinkKind, Pins};
 use mesh_model::plan::{Step, outer_mtu};
 use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan, naming};
 
@@ -278,8 +279,19 @@ impl Planner<'_> {
                 self.push(Action::RemoveRoute { index, route: *route });
             }
         }
-        for address in self.observed.host_addresses.difference(&self.wanted.host_addresses) {
+        let removed: Vec<_> =
+            self.observed.host_addresses.difference(&self.wanted.host_addresses).copied().collect();
+        for address in &removed {
             self.push(Action::RemoveAddress { index, address: *address });
+        }
+        // With a device's last IPv4 address the kernel takes its IPv4 routes, also those that are to stay.
+        let is_ipv4 = |address: &InterfaceAddress| address.address.is_ipv4();
+        if removed.iter().any(is_ipv4) && !self.wanted.host_addresses.iter().any(is_ipv4) {
+            for route in &self.wanted.host_routes {
+                if route.subnet.family() == Family::Ipv4 {
+                    self.push(Action::PutRoute { index, route: *route });
+                }
+            }
         }
     }
 
