@@ -2,6 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
+    thread,
     time::{Duration, Instant},
 };
 
@@ -42,6 +43,32 @@ fn two_labs_side_by_side_do_not_meet() -> Result<()> {
     assert_eq!(one.host(1).address(), two.host(1).address());
     two.host(2).unplug()?;
     ping(one.host(1).netns(), one.host(2).address())?.all_answered()?;
+    Ok(())
+}
+
+#[test]
+fn a_reply_counts_however_much_later_than_the_ones_before_it_comes() -> Result<()> {
+    let lab = two_hosts()?;
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    ping(h1.netns(), h2.address())?.all_answered()?;
+    let interval = Duration::from_millis(500);
+    let report = thread::scope(|scope| {
+        let pings = scope.spawn(|| {
+            Ping::new(h2.address().into())
+                .count(2)
+                .interval(interval)
+                .wait(Duration::from_secs(5))
+                .run(h1.netns())
+        });
+        // The second request is held back by neighbour discovery, which asks again a second later.
+        thread::sleep(interval / 2);
+        h2.unplug()?;
+        h1.run(["ip", "neigh", "flush", "dev", "eth0"])?.ok()?;
+        thread::sleep(interval);
+        h2.plug()?;
+        pings.join().expect("no panic")
+    })?;
+    report.all_answered()?;
     Ok(())
 }
 
