@@ -1,6 +1,7 @@
 //! The eBPF programs and their loader, on the kernel of this machine. Needs root.
 
 mod attachments;
+mod connections;
 mod hosts;
 mod loading;
 mod packets;

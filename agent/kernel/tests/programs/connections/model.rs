@@ -1,0 +1,403 @@
+//! What the programs of two nodes should do with a packet: a reference that is simple rather than fast.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use mesh_ebpf::flow;
+use mesh_ebpf_types::{Address, ConnectionKey, HAIRPIN_IPV4, HAIRPIN_IPV6};
+
+use super::packet::{ACK, FIN, Flow, Packet, RST, SYN, TCP, UDP, Upper};
+
+/// What becomes of a packet.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) enum Outcome {
+    /// An endpoint gets it.
+    Endpoint { address: Address, packet: Packet },
+    /// It leaves a node for the world outside.
+    Outside { node: usize, packet: Packet },
+    /// It is dropped.
+    Dropped,
+    /// It is none of the services', and for no endpoint.
+    Elsewhere,
+}
+
+/// A service: its addresses, the port published for it with the backends' own, and the numbers in its table.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Service {
+    pub(super) vips: [Address; 2],
+    pub(super) published: Option<(u16, u16)>,
+    pub(super) affinity: bool,
+    pub(super) table: Vec<u32>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Forward,
+    Back,
+    Hairpin,
+    Published,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    New,
+    Answered,
+    /// Answered, and used again: no flood pushes it out.
+    Established,
+    /// Closed by both, or reset.
+    Over,
+}
+
+/// What is known of one direction of a flow.
+#[derive(Debug, Clone, Copy)]
+struct Entry {
+    kind: Kind,
+    backend: u32,
+    /// Replies: what becomes of their source.
+    address: Address,
+    port: u16,
+    /// Replies of a published port: the node that the client spoke to.
+    node: Option<usize>,
+    stage: Stage,
+    /// Who closed the flow: the client, the backend.
+    closed: [bool; 2],
+}
+
+impl Entry {
+    const fn new(kind: Kind, backend: u32) -> Self {
+        let (stage, closed) = (Stage::New, [false; 2]);
+        Self { kind, backend, address: Address::NONE, port: 0, node: None, stage, closed }
+    }
+
+    const fn answered(&mut self) {
+        if matches!(self.stage, Stage::New) {
+            self.stage = Stage::Answered;
+        }
+    }
+
+    const fn used(&mut self) {
+        if matches!(self.stage, Stage::Answered) {
+            self.stage = Stage::Established;
+        }
+    }
+
+    const fn end(&mut self, flags: u8, by: usize) {
+        if !matches!(self.stage, Stage::Established) {
+            return;
+        }
+        self.closed[by] = true;
+        if flags & RST != 0 || self.closed[CLIENT] && self.closed[BACKEND] {
+            self.stage = Stage::Over;
+        }
+    }
+}
+
+const CLIENT: usize = 0;
+const BACKEND: usize = 1;
+
+/// An entry is of a network, or (`false`) of what is sent to published ports.
+type Key = (bool, Flow);
+
+enum Choice {
+    Backend(u32),
+    Nobody,
+    Gone,
+}
+
+/// The world as the model sees it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Model {
+    /// The node of each endpoint's addresses.
+    pub(super) endpoints: BTreeMap<Address, usize>,
+    /// Addresses that are, or were, backends'.
+    pub(super) backend_addresses: BTreeSet<Address>,
+    /// The addresses of each backend that is there: IPv4, IPv6.
+    pub(super) backends: BTreeMap<u32, [Address; 2]>,
+    /// Addresses of each node's host.
+    pub(super) hosts: [BTreeSet<Address>; 2],
+    pub(super) services: Vec<Service>,
+    entries: [BTreeMap<Key, Entry>; 2],
+}
+
+impl Model {
+    /// How many directions of flows of the network are established on a node.
+    pub(super) fn established(&self, node: usize) -> usize {
+        self.entries[node]
+            .iter()
+            .filter(|((network, _), entry)| *network && entry.stage == Stage::Established)
+            .count()
+    }
+
+    /// What an endpoint of a node sends.
+    pub(super) fn sent(&mut self, node: usize, packet: Packet) -> Outcome {
+        let flow = packet.flow();
+        if self.backend_addresses.contains(&flow.source)
+            && let Some(entry) = self.answers(node, &packet)
+        {
+            return self.reply(node, entry, packet);
+        }
+        if let Some(service) = self.services.iter().find(|service| service.vips.contains(&flow.destination)) {
+            let service = service.clone();
+            return self.balance(node, &service, packet);
+        }
+        if packet.starts() && self.backend_addresses.contains(&flow.destination) {
+            self.entries[node].remove(&(true, flow.reversed()));
+        }
+        if self.hosts[node].contains(&flow.destination) {
+            return self.arrived(node, packet);
+        }
+        self.forward(node, packet)
+    }
+
+    /// What arrives at a node from outside, or is sent by one of its endpoints, for one of the host's addresses.
+    pub(super) fn arrived(&mut self, node: usize, packet: Packet) -> Outcome {
+        let flow = packet.flow();
+        let is_published = |service: &&Service| {
+            matches!(flow.protocol, TCP | UDP)
+                && service.published.is_some_and(|(published, _)| published == flow.ports[1])
+        };
+        let Some(service) = self.services.iter().find(is_published).cloned() else {
+            return Outcome::Elsewhere;
+        };
+        let number = match self.choose(node, (false, flow), &service, &packet) {
+            Choice::Backend(number) => number,
+            Choice::Nobody => return self.refuse(node, &packet),
+            Choice::Gone => return self.reset(node, &packet),
+        };
+        self.end(node, &[(false, flow)], &packet, CLIENT);
+        let port = service.published.map_or(0, |(_, target)| target);
+        self.give(node, number, port, packet)
+    }
+
+    /// A packet to a published port, on its backend's node.
+    fn give(&mut self, node: usize, number: u32, port: u16, packet: Packet) -> Outcome {
+        let flow = packet.flow();
+        let address = self.address_of(number, &packet);
+        let at = self.endpoints[&address];
+        let hairpin = address == flow.source;
+        let from = if hairpin { hairpin_source(flow) } else { flow.source };
+        let replies = Flow { source: address, destination: from, ports: [port, flow.ports[0]], ..flow };
+        let expected = Entry {
+            address: flow.destination,
+            port: flow.ports[1],
+            node: Some(node),
+            ..Entry::new(if hairpin { Kind::Hairpin } else { Kind::Published }, number)
+        };
+        if !self.expect(at, replies, expected, &packet) {
+            return Outcome::Dropped;
+        }
+        self.end(at, &[(true, replies), (false, flow)], &packet, CLIENT);
+        let mut packet = packet.to(address, port);
+        if hairpin {
+            packet = packet.from(from, flow.ports[0]);
+        }
+        Outcome::Endpoint { address, packet }
+    }
+
+    fn balance(&mut self, node: usize, service: &Service, packet: Packet) -> Outcome {
+        let flow = packet.flow();
+        let number = match self.choose(node, (true, flow), service, &packet) {
+            Choice::Backend(number) => number,
+            Choice::Nobody => return self.refuse(node, &packet),
+            Choice::Gone => return self.reset(node, &packet),
+        };
+        let address = self.address_of(number, &packet);
+        let hairpin = address == flow.source;
+        let from = if hairpin { hairpin_source(flow) } else { flow.source };
+        let replies = Flow { source: address, destination: from, ..flow.reversed() };
+        let expected = Entry {
+            address: flow.destination,
+            port: flow.ports[1],
+            ..Entry::new(if hairpin { Kind::Hairpin } else { Kind::Back }, number)
+        };
+        self.expect(node, replies, expected, &packet);
+        self.end(node, &[(true, replies), (true, flow)], &packet, CLIENT);
+        let packet = packet.to(address, flow.ports[1]);
+        if hairpin {
+            return Outcome::Endpoint { address, packet: packet.from(from, flow.ports[0]) };
+        }
+        self.forward(node, packet)
+    }
+
+    /// Straight to an endpoint, wherever it is.
+    fn forward(&mut self, node: usize, packet: Packet) -> Outcome {
+        let address = packet.destination;
+        let Some(&at) = self.endpoints.get(&address) else { return Outcome::Elsewhere };
+        if at != node
+            && self.backend_addresses.contains(&packet.source)
+            && let Some(entry) = self.answers(at, &packet)
+            && entry.kind == Kind::Back
+        {
+            return Outcome::Endpoint { address, packet: packet.from(entry.address, entry.port) };
+        }
+        Outcome::Endpoint { address, packet }
+    }
+
+    fn reply(&mut self, node: usize, entry: Entry, packet: Packet) -> Outcome {
+        let (own, flow) = (packet.flow().source, packet.flow());
+        let packet = packet.from(entry.address, entry.port);
+        match entry.kind {
+            Kind::Published => {}
+            Kind::Hairpin => {
+                return Outcome::Endpoint { address: own, packet: packet.to(own, flow.ports[1]) };
+            }
+            Kind::Back | Kind::Forward => {
+                return Outcome::Endpoint { address: flow.destination, packet };
+            }
+        }
+        // Another node takes replies of what it knows only.
+        let to = entry.node.unwrap_or(node);
+        if to != node && !self.backends.contains_key(&entry.backend) {
+            return Outcome::Dropped;
+        }
+        if to != node && !packet.is_error() {
+            let asked = (false, packet.flow().reversed());
+            if let Some(forward) = self.entries[to].get_mut(&asked) {
+                forward.answered();
+            }
+            self.end(to, &[asked], &packet, BACKEND);
+        }
+        match self.endpoints.get(&flow.destination) {
+            Some(_) => Outcome::Endpoint { address: flow.destination, packet },
+            None => Outcome::Outside { node: to, packet },
+        }
+    }
+
+    fn choose(&mut self, node: usize, key: Key, service: &Service, packet: &Packet) -> Choice {
+        if !packet.starts()
+            && let Some(entry) = self.entries[node].get_mut(&key)
+        {
+            entry.used();
+            if self.backends.contains_key(&entry.backend) {
+                return Choice::Backend(entry.backend);
+            }
+            if key.1.protocol == TCP && !packet.is_error() {
+                return Choice::Gone;
+            }
+        }
+        let [p0, p1] = key.1.ports.map(u16::to_be_bytes);
+        let hashed = ConnectionKey {
+            source: key.1.source,
+            destination: key.1.destination,
+            ports: [p0[0], p0[1], p1[0], p1[1]],
+            protocol: key.1.protocol,
+            vni: [0; 3],
+        };
+        let size = u32::try_from(service.table.len()).expect("a small table");
+        let at = flow::entry(flow::balance(&hashed, service.affinity), size);
+        let Some(&number) = service.table.get(at as usize) else { return Choice::Nobody };
+        if !packet.is_error() {
+            self.entries[node].insert(key, Entry::new(Kind::Forward, number));
+        }
+        Choice::Backend(number)
+    }
+
+    /// `false`: the client has the same port in use for another connection to the backend.
+    fn expect(&mut self, node: usize, replies: Flow, expected: Entry, packet: &Packet) -> bool {
+        if packet.is_error() {
+            return true;
+        }
+        if let Some(entry) = self.entries[node].get_mut(&(true, replies)) {
+            let same = entry.kind == expected.kind
+                && (entry.address, entry.port) == (expected.address, expected.port);
+            if same && !packet.starts() {
+                entry.node = expected.node;
+                entry.used();
+                return true;
+            }
+            let both = entry.kind == Kind::Published && expected.kind == Kind::Published;
+            if packet.starts() && entry.stage == Stage::Established && !same && both {
+                return false;
+            }
+        }
+        self.entries[node].insert((true, replies), expected);
+        true
+    }
+
+    /// What a backend's packet answers, if it answers any.
+    fn answers(&mut self, node: usize, packet: &Packet) -> Option<Entry> {
+        let flow = packet.flow();
+        let key = (true, flow);
+        let entry = *self.entries[node].get(&key).filter(|entry| entry.kind != Kind::Forward)?;
+        if packet.is_error() {
+            return Some(entry);
+        }
+        let client = if entry.kind == Kind::Hairpin { flow.source } else { flow.destination };
+        let asked =
+            Flow { source: client, destination: entry.address, ports: [flow.ports[1], entry.port], ..flow };
+        let asked = (entry.node.is_none(), asked);
+        if entry.stage == Stage::Established {
+            self.end(node, &[asked, key], packet, BACKEND);
+        } else if entry.stage == Stage::New {
+            for key in [asked, key] {
+                if let Some(entry) = self.entries[node].get_mut(&key) {
+                    entry.answered();
+                }
+            }
+        }
+        Some(entry)
+    }
+
+    /// Notes a segment that ends a direction of its flow.
+    fn end(&mut self, node: usize, keys: &[Key], packet: &Packet, by: usize) {
+        let flags = packet.flags();
+        if flags & (FIN | RST) == 0 {
+            return;
+        }
+        for key in keys {
+            if let Some(entry) = self.entries[node].get_mut(key) {
+                entry.end(flags, by);
+            }
+        }
+    }
+
+    fn address_of(&self, number: u32, packet: &Packet) -> Address {
+        let [v4, v6] = self.backends[&number];
+        if packet.source.to_v4().is_some() { v4 } else { v6 }
+    }
+
+    /// There is no backend: a segment is reset, a datagram answered with "port unreachable".
+    fn refuse(&self, node: usize, packet: &Packet) -> Outcome {
+        match packet.upper {
+            Upper::Tcp { .. } => self.reset(node, packet),
+            Upper::Udp { .. } => self.answer(node, packet, Upper::Unreachable { quoted: packet.flow() }),
+            Upper::Echo { .. } | Upper::Unreachable { .. } => Outcome::Dropped,
+        }
+    }
+
+    /// RFC 9293, 3.10.7.1.
+    fn reset(&self, node: usize, packet: &Packet) -> Outcome {
+        let Upper::Tcp { ports: [from, to], flags, sequence, acknowledgement, payload } = &packet.upper
+        else {
+            return Outcome::Dropped;
+        };
+        if flags & RST != 0 {
+            return Outcome::Dropped;
+        }
+        let control = u32::from(flags & SYN != 0) + u32::from(flags & FIN != 0);
+        let next = sequence + u32::try_from(payload.len()).expect("short") + control;
+        let (flags, sequence, acknowledgement) =
+            if flags & ACK != 0 { (RST, *acknowledgement, 0) } else { (RST | ACK, 0, next) };
+        let answer =
+            Upper::Tcp { ports: [*to, *from], flags, sequence, acknowledgement, payload: Vec::new() };
+        self.answer(node, packet, answer)
+    }
+
+    fn answer(&self, node: usize, packet: &Packet, upper: Upper) -> Outcome {
+        let answer = Packet { source: packet.destination, destination: packet.source, upper };
+        match self.endpoints.get(&answer.destination) {
+            Some(_) => Outcome::Endpoint { address: answer.destination, packet: answer },
+            None => Outcome::Outside { node, packet: answer },
+        }
+    }
+}
+
+/// Whom a container sees that reaches itself through a service.
+fn hairpin_source(flow: Flow) -> Address {
+    if flow.ports[0] != flow.ports[1] {
+        flow.destination
+    } else if flow.source.to_v4().is_some() {
+        Address::from_v4(HAIRPIN_IPV4)
+    } else {
+        HAIRPIN_IPV6
+    }
+}
