@@ -13,6 +13,7 @@ use crate::{
     instruments::Ends,
     report::{Table, plain, with_ratio, write_json},
     stats::Samples,
+    turns::Turns,
     wireguard_peer::{self, Program},
 };
 
@@ -20,23 +21,10 @@ const UNDERLAY_MTU: u32 = 1500;
 const CLEAR: &str = "Mesh, clear";
 
 /// How to measure.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Options {
-    /// Times that every variant is measured
-    #[arg(long, default_value_t = 5)]
-    rounds: u32,
-    /// Seconds per measurement
-    #[arg(long, default_value_t = 2)]
-    seconds: u32,
-    /// Only variants whose name holds this; may be repeated
-    #[arg(long, value_name = "NAME")]
-    only: Vec<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { rounds: 5, seconds: 2, only: Vec::new() }
-    }
+    #[command(flatten)]
+    turns: Turns,
 }
 
 struct Variant {
@@ -64,23 +52,20 @@ struct Results {
 
 #[derive(Serialize)]
 struct Report<'a> {
-    rounds: u32,
-    seconds: u32,
+    #[serde(flatten)]
+    turns: &'a Turns,
     variants: BTreeMap<&'static str, &'a Results>,
 }
 
 /// Measures, prints a table and writes `encrypted.json`.
 pub fn run(options: &Options, output: &Path) -> anyhow::Result<()> {
     let mut variants = prepare(options)?;
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        for variant in &mut variants {
-            variant.measure(options.seconds).with_context(|| variant.name)?;
-        }
-    }
+    options
+        .turns
+        .take(&mut variants, |variant, seconds| variant.measure(seconds).with_context(|| variant.name))?;
     print(&variants, options);
     let results = variants.iter().map(|variant| (variant.name, &variant.results)).collect();
-    let report = Report { rounds: options.rounds, seconds: options.seconds, variants: results };
+    let report = Report { turns: &options.turns, variants: results };
     write_json(output, "encrypted", &report)
 }
 
@@ -93,10 +78,8 @@ fn prepare(options: &Options) -> anyhow::Result<Vec<Variant>> {
         ("wireguard-go", |lab| wireguard(lab, Program::WireguardGo)),
         ("boringtun-cli", |lab| wireguard(lab, Program::Boringtun)),
     ];
-    let wanted =
-        |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
     let mut variants = Vec::new();
-    for (name, make) in makers.into_iter().filter(|(name, _)| wanted(name)) {
+    for (name, make) in makers.into_iter().filter(|(name, _)| options.turns.wants(name)) {
         eprintln!("preparing {name}");
         let builder = Lab::builder().underlay_mtu(UNDERLAY_MTU).cabled();
         let (lab, ends, processes) = make(builder).with_context(|| name)?;
@@ -170,7 +153,7 @@ fn idle_cpu(lab: &Lab, seconds: u32) -> anyhow::Result<f64> {
 fn print(variants: &[Variant], options: &Options) {
     println!(
         "Encrypted: medians of {} rounds of {} s, in turn; in parentheses the ratio to {CLEAR}\n",
-        options.rounds, options.seconds
+        options.turns.rounds, options.turns.seconds
     );
     let mut table = Table::new([
         "",

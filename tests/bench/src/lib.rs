@@ -13,4 +13,5 @@ pub mod lb;
 pub mod overlay;
 mod report;
 mod stats;
+pub mod turns;
 mod wireguard_peer;

@@ -14,31 +14,19 @@ use crate::{
     instruments::Ends,
     report::{Table, with_ratio, write_json},
     stats::Samples,
+    turns::Turns,
 };
 
 const UNDERLAY_MTU: u32 = 1500;
 
 /// How to measure.
-#[derive(Debug, Clone, clap::Args)]
+#[derive(Debug, Clone, Default, clap::Args)]
 pub struct Options {
-    /// Times that every variant is measured
-    #[arg(long, default_value_t = 5)]
-    rounds: u32,
-    /// Seconds per measurement
-    #[arg(long, default_value_t = 2)]
-    seconds: u32,
+    #[command(flatten)]
+    turns: Turns,
     /// Join the hosts by a bridge instead of a cable
     #[arg(long)]
     bridge: bool,
-    /// Only variants whose name holds this; may be repeated
-    #[arg(long, value_name = "NAME")]
-    only: Vec<String>,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self { rounds: 5, seconds: 2, bridge: false, only: Vec::new() }
-    }
 }
 
 /// One way from a client to a server on another host.
@@ -60,8 +48,8 @@ struct Results {
 
 #[derive(Serialize)]
 struct Report<'a> {
-    rounds: u32,
-    seconds: u32,
+    #[serde(flatten)]
+    turns: &'a Turns,
     hosts_joined_by: &'static str,
     variants: BTreeMap<&'static str, &'a Results>,
 }
@@ -69,21 +57,13 @@ struct Report<'a> {
 /// Measures, prints a table and writes `overlay.json`.
 pub fn run(options: &Options, output: &Path) -> anyhow::Result<()> {
     let mut variants = prepare(options)?;
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        for variant in &mut variants {
-            variant.measure(options.seconds).with_context(|| variant.name)?;
-        }
-    }
+    options
+        .turns
+        .take(&mut variants, |variant, seconds| variant.measure(seconds).with_context(|| variant.name))?;
     print(&variants, options);
     let joined_by = if options.bridge { "bridge" } else { "cable" };
     let results = variants.iter().map(|variant| (variant.name, &variant.results)).collect();
-    let report = Report {
-        rounds: options.rounds,
-        seconds: options.seconds,
-        hosts_joined_by: joined_by,
-        variants: results,
-    };
+    let report = Report { turns: &options.turns, hosts_joined_by: joined_by, variants: results };
     write_json(output, "overlay", &report)
 }
 
@@ -95,10 +75,8 @@ fn prepare(options: &Options) -> anyhow::Result<Vec<Variant>> {
         ("Mesh direct", |lab| mesh(lab, Encapsulation::Direct)),
         ("Mesh device", |lab| mesh(lab, Encapsulation::Device)),
     ];
-    let wanted =
-        |name: &str| options.only.is_empty() || options.only.iter().any(|only| name.contains(only.as_str()));
     let mut variants = Vec::new();
-    for (name, make) in makers.into_iter().filter(|(name, _)| wanted(name)) {
+    for (name, make) in makers.into_iter().filter(|(name, _)| options.turns.wants(name)) {
         eprintln!("preparing {name}");
         let builder = Lab::builder().hosts(2).underlay_mtu(UNDERLAY_MTU);
         let builder = if options.bridge { builder } else { builder.cabled() };
@@ -156,7 +134,7 @@ impl Variant {
 fn print(variants: &[Variant], options: &Options) {
     println!(
         "Overlay: medians of {} rounds of {} s, in turn; in parentheses the ratio to the first row\n",
-        options.rounds, options.seconds
+        options.turns.rounds, options.turns.seconds
     );
     let mut table = Table::new([
         "",

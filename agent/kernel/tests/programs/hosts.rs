@@ -88,6 +88,19 @@ impl Hosts {
         }
     }
 
+    /// Asserts that no host has dropped a packet of the network, but for multicast.
+    #[track_caller]
+    pub(crate) fn have_dropped_nothing(&mut self) {
+        for host in &mut self.hosts {
+            let drops: Vec<_> = Reason::ALL
+                .iter()
+                .filter(|reason| reason.is_drop() && **reason != Reason::Multicast)
+                .filter(|reason| host.counter(VNI, **reason) != 0)
+                .collect();
+            assert!(drops.is_empty(), "{drops:?}");
+        }
+    }
+
     /// Runs a command in the first container.
     #[track_caller]
     pub(crate) fn run(&self, command: &[&str]) -> String {

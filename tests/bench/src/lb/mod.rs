@@ -23,17 +23,16 @@ use self::{
     path::{Path, Results},
     site::Site,
 };
-use crate::report::{Table, with_ratio, write_json};
+use crate::{
+    report::{Table, with_ratio, write_json},
+    turns::Turns,
+};
 
 /// How to measure.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Options {
-    /// Times that every variant is measured
-    #[arg(long, default_value_t = 5)]
-    rounds: u32,
-    /// Seconds per measurement
-    #[arg(long, default_value_t = 2)]
-    seconds: u32,
+    #[command(flatten)]
+    turns: Turns,
     /// Backends of the service, all on the second host
     #[arg(long, default_value_t = 3)]
     backends: usize,
@@ -43,21 +42,11 @@ pub struct Options {
     /// Only this part
     #[arg(long)]
     part: Option<Part>,
-    /// Only variants whose name holds this; may be repeated
-    #[arg(long, value_name = "NAME")]
-    only: Vec<String>,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self {
-            rounds: 5,
-            seconds: 2,
-            backends: 3,
-            services: vec![10, 1_000, 10_000],
-            part: None,
-            only: Vec::new(),
-        }
+        Self { turns: Turns::default(), backends: 3, services: vec![10, 1_000, 10_000], part: None }
     }
 }
 
@@ -71,8 +60,8 @@ enum Part {
 
 #[derive(Serialize)]
 struct Report<'a> {
-    rounds: u32,
-    seconds: u32,
+    #[serde(flatten)]
+    turns: &'a Turns,
     backends: usize,
     inside: BTreeMap<&'static str, &'a Results>,
     published: BTreeMap<&'static str, &'a Results>,
@@ -96,8 +85,7 @@ pub fn run(options: &Options, output: &FsPath) -> anyhow::Result<()> {
     let packets = if wanted(Part::Packets) { packets::run()? } else { Vec::new() };
     let scale = if wanted(Part::Scale) { scale::run(options)? } else { Vec::new() };
     let report = Report {
-        rounds: options.rounds,
-        seconds: options.seconds,
+        turns: &options.turns,
         backends: options.backends,
         inside: paths(&inside).map(|path| (path.name, &path.results)).collect(),
         published: paths(&published).map(|path| (path.name, &path.results)).collect(),
@@ -107,32 +95,21 @@ pub fn run(options: &Options, output: &FsPath) -> anyhow::Result<()> {
     write_json(output, "lb", &report)
 }
 
-impl Options {
-    fn wants(&self, name: &str) -> bool {
-        self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
-    }
-}
-
 fn paths(sites: &[Site]) -> impl Iterator<Item = &Path> {
     sites.iter().flat_map(|site| &site.paths)
 }
 
 fn measure(sites: &mut [Site], options: &Options) -> anyhow::Result<()> {
-    for round in 1..=options.rounds {
-        eprintln!("round {round} of {}", options.rounds);
-        for site in &mut *sites {
-            for path in &mut site.paths {
-                path.measure(&site.lab, options.seconds).with_context(|| path.name)?;
-            }
-        }
-    }
-    Ok(())
+    options.turns.take(sites, |site, seconds| {
+        let lab = &site.lab;
+        site.paths.iter_mut().try_for_each(|path| path.measure(lab, seconds).with_context(|| path.name))
+    })
 }
 
 fn print(title: &str, sites: &[Site], options: &Options) {
     println!(
         "{title}: {} backends, medians of {} rounds of {} s, in turn; in parentheses the ratio to the first row\n",
-        options.backends, options.rounds, options.seconds
+        options.backends, options.turns.rounds, options.turns.seconds
     );
     let mut table = Table::new([
         "",

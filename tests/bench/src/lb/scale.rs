@@ -60,10 +60,10 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Vec<Level>> {
     numbers.sort_unstable();
     let mut levels: Vec<Level> =
         numbers.into_iter().map(|services| Level { services, ..Level::default() }).collect();
-    if options.wants("Mesh") {
+    if options.turns.wants("Mesh") {
         mesh(options, &mut levels)?;
     }
-    if options.wants("nftables") {
+    if options.turns.wants("nftables") {
         nftables(options, &mut levels)?;
     }
     print(&levels, options);
@@ -91,16 +91,16 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
         level.create_s = begin.elapsed().as_secs_f64();
         let first = *vips.first().context("at least one service")?;
         let mut path = Path::new("VIP, Mesh", client.netns(), first, &receivers);
-        for round in 1..=options.rounds {
-            eprintln!("{} services, round {round} of {}", level.services, options.rounds);
-            path.measure(&lab, options.seconds)?;
+        for round in 1..=options.turns.rounds {
+            eprintln!("{} services, round {round} of {}", level.services, options.turns.rounds);
+            path.measure(&lab, options.turns.seconds)?;
         }
         level.mesh = path.results;
         for number in 0..CHANGES {
             let service = format!("s{}", number * level.services / CHANGES);
             level.change_ms.push(manager.drain_and_activate(&service, &names[0])?);
         }
-        for _ in 0..options.rounds {
+        for _ in 0..options.turns.rounds {
             level.load_s.push(load_time(&lab, &vips)?);
         }
         all_answer(lab.container_named("late")?.netns(), &vips)?;
@@ -162,8 +162,8 @@ fn nftables(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
             })
             .collect();
         let host = lab.host(1);
-        for round in 1..=options.rounds {
-            eprintln!("{} services by nftables, loading {round} of {}", level.services, options.rounds);
+        for round in 1..=options.turns.rounds {
+            eprintln!("{} services by nftables, loading {round} of {}", level.services, options.turns.rounds);
             host.run(["nft", "flush", "ruleset"])?.ok()?;
             let begin = Instant::now();
             kube_proxy::load(&host, &services)?;
@@ -174,9 +174,9 @@ fn nftables(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
             level.nftables_change_ms.push(begin.elapsed().as_secs_f64() * 1e3);
         }
         let mut path = Path::new("VIP, nftables", client.netns(), virtual_address(0), &receivers);
-        for round in 1..=options.rounds {
-            eprintln!("{} services by nftables, round {round} of {}", level.services, options.rounds);
-            path.measure(&lab, options.seconds)?;
+        for round in 1..=options.turns.rounds {
+            eprintln!("{} services by nftables, round {round} of {}", level.services, options.turns.rounds);
+            path.measure(&lab, options.turns.seconds)?;
         }
         level.nftables = path.results;
     }
@@ -194,7 +194,7 @@ type Peer = fn(&Level) -> &Results;
 fn print(levels: &[Level], options: &Options) {
     println!(
         "\nMany services, {BACKENDS} backends each: medians of {} rounds of {} s; in parentheses the ratio to the first row\n",
-        options.rounds, options.seconds
+        options.turns.rounds, options.turns.seconds
     );
     let mut table =
         Table::new(["", "TCP ping-pong us", "connects/s", "UDP 64 B kpps sent", "download Gbit/s"]);

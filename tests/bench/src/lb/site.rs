@@ -56,11 +56,11 @@ fn sites(options: &Options, caller: Caller, builder: fn() -> LabBuilder) -> anyh
     };
     let mut sites = Vec::new();
     for (names, make) in makers {
-        if !names.iter().any(|name| options.wants(name)) {
+        if !names.iter().any(|name| options.turns.wants(name)) {
             continue;
         }
         let mut site = make(builder(), caller, options.backends)?;
-        site.paths.retain(|path| options.wants(path.name));
+        site.paths.retain(|path| options.turns.wants(path.name));
         sites.push(site);
     }
     Ok(sites)
