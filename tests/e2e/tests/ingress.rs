@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_e2e::service::{add_backend, any_port, change_backend, create_service, web};
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, json, refused};
-use mesh_harness::traffic::{Answer, Connection, TcpSink, UdpClient, ask, load, tcp_send};
+use mesh_harness::traffic::{Answer, Connection, TcpSink, UdpClient, ask, tcp_send};
 use mesh_harness::{Encapsulation, Host, Lab, Netns, Result, eventually};
 
 const GIB: u64 = 1 << 30;
@@ -112,18 +112,20 @@ fn a_gibibyte_through_a_published_port_arrives_undamaged_with_offloads_on_and_of
         let lab = lab(2, encapsulation)?;
         // A second port for what is sent to the backend.
         let backends = web(&lab, &[2], &["-p", "8080:80", "-p", "9000:9000"])?;
-        for offloads in [true, false] {
+        // Without offloads an eighth of the bytes makes no fewer packets.
+        for (offloads, bytes) in [(true, GIB), (false, GIB / 8)] {
             lab.set_underlay_offloads(offloads)?;
             for host in lab.hosts() {
-                Connection::open(&lab.client(), published(&host))?.download(GIB / 2)?;
+                Connection::open(&lab.client(), published(&host))?.download(bytes / 2)?;
                 let sink =
                     TcpSink::listen(backends[0].container.netns(), SocketAddr::new([0; 4].into(), 9000))?;
-                let sent = tcp_send(&lab.client(), SocketAddr::new(host.address().into(), 9000), GIB / 4, 1)?;
+                let sent =
+                    tcp_send(&lab.client(), SocketAddr::new(host.address().into(), 9000), bytes / 4, 1)?;
                 assert_eq!(sink.finish()?.sha256, sent);
             }
             let host = lab.host(1);
             Connection::open(host.netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080))?
-                .download(GIB / 8)?;
+                .download(bytes / 8)?;
         }
     }
     Ok(())
@@ -270,17 +272,6 @@ fn a_port_without_a_number_gets_a_free_one_and_an_address_limits_where_it_is_ans
 }
 
 #[test]
-fn sixty_thousand_short_connections_from_outside_have_no_failure_and_no_stall() -> Result<()> {
-    let lab = lab(3, Encapsulation::Direct)?;
-    let _backends = web(&lab, &[1, 2, 3], &PORTS)?;
-    let report = load(&lab.client(), published(&lab.host(1)), 60_000, 16)?.all_answered()?;
-    assert_eq!(report.by_backend.len(), 3, "{:?}", report.by_backend);
-    assert_eq!(report.seen_clients.iter().collect::<Vec<_>>(), [&lab.client_address()]);
-    assert!(report.slowest() < Duration::from_secs(1), "the slowest took {:?}", report.slowest());
-    Ok(())
-}
-
-#[test]
 fn the_same_flow_gets_the_same_backend_on_every_host() -> Result<()> {
     let lab = lab(3, Encapsulation::Direct)?;
     let _backends = web(&lab, &[1, 2, 3], &PORTS)?;
@@ -300,48 +291,6 @@ fn the_same_flow_gets_the_same_backend_on_every_host() -> Result<()> {
     eventually("the address is published there", PATIENCE, || ask(&lab.client(), target).is_ok())?;
     for (port, backend) in (20_000..20_050).zip(before) {
         assert_eq!(ask_from(port)?, backend);
-    }
-    Ok(())
-}
-
-/// Bytes that a host has sent by its underlay.
-fn sent_bytes(host: &Host) -> Result<u64> {
-    let links = host.run(["ip", "-j", "-s", "link", "show", "dev", "eth0"])?.text()?;
-    let links: serde_json::Value = serde_json::from_str(&links).expect("JSON of ip");
-    Ok(links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a counter"))
-}
-
-#[test]
-fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are() -> Result<()> {
-    const DOWNLOAD: u64 = 64 << 20;
-    for encapsulation in ENCAPSULATIONS {
-        let lab = Lab::builder().hosts(2).encapsulation(encapsulation).init_args(["--dsr"]).start()?;
-        create_network(&lab, "app", &[])?;
-        assert_eq!(json(&lab.host(1), &["cluster", "status"])?["dsr"], true);
-        let _backend = web(&lab, &[2], &PORTS)?;
-        for answer in both(&lab.client(), published(&lab.host(1)))? {
-            assert_eq!(answer.client.ip(), lab.client_address());
-        }
-        let mut connection = Connection::open(&lab.client(), published(&lab.host(1)))?;
-        connection.ask()?;
-        let before = sent_bytes(&lab.host(1))?;
-        Connection::open(&lab.client(), published(&lab.host(1)))?.download(DOWNLOAD)?;
-        let passed = sent_bytes(&lab.host(1))? - before;
-        assert!(passed < DOWNLOAD / 4, "{passed} bytes of {DOWNLOAD} went by the host that was asked");
-        // Whoever is no client outside is answered by the host that was asked.
-        let container = lab.container(1, "c1", ["--network", "app"])?;
-        for (netns, target) in [
-            (container.netns(), published(&lab.host(1))),
-            (lab.host(1).netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080)),
-            (lab.host(2).netns(), published(&lab.host(1))),
-        ] {
-            both(netns, target)?;
-        }
-        // The host that is asked sees no reply, and remembers the flow all the same.
-        let _others = [add_backend(&lab, 1, "b2", "web")?, add_backend(&lab, 2, "b3", "web")?];
-        lab.host(1).meshctl(["service", "backend", "drain", "web", "b1"])?.ok()?;
-        assert_eq!(connection.ask()?.backend, "b1");
-        assert_ne!(ask(&lab.client(), published(&lab.host(1)))?.backend, "b1");
     }
     Ok(())
 }

@@ -85,6 +85,19 @@ impl Netns {
         self.enter(|| std::fs::write(&path, value))?.map_err(Error::file("write", &path))
     }
 
+    /// One of the kernel's counters of TCP in this namespace, e.g. `TCPSynRetrans` (`/proc/net/netstat`).
+    pub fn tcp_counter(&self, name: &str) -> Result<u64> {
+        // Another thread's namespace is not the process's.
+        let path = Path::new("/proc/thread-self/net/netstat");
+        let text = self.enter(|| fs::read_to_string(path))?.map_err(Error::file("read", path))?;
+        let mut words =
+            text.lines().filter_map(|line| line.strip_prefix("TcpExt: ")).map(str::split_whitespace);
+        let (names, values) = (words.next().into_iter().flatten(), words.next().into_iter().flatten());
+        let found =
+            names.zip(values).find(|(known, _)| *known == name).and_then(|(_, value)| value.parse().ok());
+        found.ok_or_else(|| Error::Traffic(format!("the kernel does not count {name}")))
+    }
+
     /// Processes whose namespace this is; a process that has merely a thread in it is not one of them.
     pub fn processes(&self) -> Vec<ProcessId> {
         let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();

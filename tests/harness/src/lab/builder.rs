@@ -67,6 +67,7 @@ pub struct LabBuilder {
     cabled: bool,
     encapsulation: Option<Encapsulation>,
     meshd_args: Vec<String>,
+    meshd_config: String,
     init_args: Vec<String>,
     stage: Stage,
 }
@@ -81,6 +82,7 @@ impl LabBuilder {
             cabled: false,
             encapsulation: None,
             meshd_args: Vec::new(),
+            meshd_config: String::new(),
             init_args: Vec::new(),
             stage: Stage::Cluster,
         }
@@ -127,6 +129,12 @@ impl LabBuilder {
     /// More arguments for every meshd.
     pub fn meshd_args<S: Into<String>>(mut self, args: impl IntoIterator<Item = S>) -> Self {
         self.meshd_args = args.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// More lines for every meshd's configuration file.
+    pub fn meshd_config(mut self, lines: impl Into<String>) -> Self {
+        self.meshd_config = lines.into();
         self
     }
 
@@ -187,6 +195,7 @@ impl LabBuilder {
             cabled: self.cabled,
             encapsulation: self.encapsulation,
             meshd_args: self.meshd_args.clone(),
+            meshd_config: self.meshd_config.clone(),
             hosts: hosts.collect(),
             containers: Vec::new(),
         }

@@ -163,7 +163,7 @@ impl Host {
             });
         }
         let lab = self.dir.load()?;
-        let config = self.write_config()?;
+        let config = self.write_config(&lab.meshd_config)?;
         let mut argv = vec![Binaries::locate()?.path("meshd"), "--config".to_owned(), config];
         if let Some(encapsulation) = lab.encapsulation {
             argv.extend(["--encapsulation".to_owned(), encapsulation.as_str().to_owned()]);
@@ -237,13 +237,13 @@ impl Host {
     }
 
     /// Every instance has directories of its own; the machine's /etc/mesh is none of the lab's business.
-    fn write_config(&self) -> Result<String> {
+    fn write_config(&self, more: &str) -> Result<String> {
         let path = self.path();
         fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
         let config = path.join("meshd.toml");
         // No path here needs escaping: prefixes and host names hold neither quotes nor backslashes.
         let text = format!(
-            "state_dir = \"{}\"\nrun_dir = \"{}\"\nsocket = \"{}\"\nbpffs_dir = \"{}\"\n",
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\nsocket = \"{}\"\nbpffs_dir = \"{}\"\n{more}\n",
             self.state_dir().display(),
             path.join("run").display(),
             self.socket().display(),

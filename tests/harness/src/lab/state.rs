@@ -31,6 +31,7 @@ pub(super) struct LabState {
     pub(super) cabled: bool,
     pub(super) encapsulation: Option<Encapsulation>,
     pub(super) meshd_args: Vec<String>,
+    pub(super) meshd_config: String,
     pub(super) hosts: Vec<HostState>,
     pub(super) containers: Vec<ContainerState>,
 }

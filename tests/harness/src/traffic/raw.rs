@@ -1,0 +1,100 @@
+//! Packets that no ordinary socket sends.
+
+use std::{
+    io,
+    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    time::{Duration, Instant},
+};
+
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+use super::udp::TICK;
+use crate::{Error, Netns, Result};
+
+/// Length of an IPv4 header without options.
+const IPV4: usize = 20;
+/// How many packets are sent before the receiver is given the CPU.
+const BURST: u32 = 64;
+
+/// Speaks SCTP over IPv4, also where the kernel has no such sockets: what it sends and receives begins with the header.
+#[derive(Debug)]
+pub struct RawSocket {
+    socket: UdpSocket,
+}
+
+impl RawSocket {
+    /// Opens a socket in `netns` that receives all SCTP there.
+    pub fn sctp(netns: &Netns) -> Result<Self> {
+        Ok(Self { socket: open(netns, SockProtocol::Sctp)? })
+    }
+
+    /// Sends a packet.
+    pub fn send(&self, packet: &[u8], target: Ipv4Addr) -> Result<()> {
+        let sent = self.socket.send_to(packet, SocketAddr::new(target.into(), 0));
+        sent.map(drop).map_err(Error::system(format!("send to {target}")))
+    }
+
+    /// The next packet, and who sent it; nothing when none comes within `timeout`.
+    pub fn receive(&self, timeout: Duration) -> Result<Option<(Ipv4Addr, Vec<u8>)>> {
+        let (begin, mut buffer) = (Instant::now(), [0; 2048]);
+        while begin.elapsed() < timeout {
+            match self.socket.recv_from(&mut buffer) {
+                // A raw socket hands over the IP header too.
+                Ok((length, SocketAddr::V4(sender))) if length >= IPV4 => {
+                    return Ok(Some((*sender.ip(), buffer[IPV4..length].to_vec())));
+                }
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Error::system("receive SCTP")(error)),
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Begins `count` TCP connections from `netns` that nobody goes on with, each from the source that `source` says.
+pub fn syn_flood(
+    netns: &Netns,
+    target: SocketAddrV4,
+    count: u32,
+    source: impl Fn(u32) -> SocketAddrV4,
+) -> Result<()> {
+    let socket = open(netns, SockProtocol::Raw)?;
+    for number in 0..count {
+        let sent = socket.send_to(&syn(source(number), target), SocketAddr::V4(target));
+        sent.map_err(Error::system(format!("flood {target}")))?;
+        if number % BURST == 0 {
+            std::thread::yield_now();
+        }
+    }
+    Ok(())
+}
+
+fn open(netns: &Netns, protocol: SockProtocol) -> Result<UdpSocket> {
+    let failed = || Error::system(format!("open a raw socket in {}", netns.name()));
+    let raw = netns
+        .enter(|| socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol))?
+        .map_err(|errno| failed()(errno.into()))?;
+    // The same calls send and receive on it.
+    let socket = UdpSocket::from(raw);
+    socket.set_read_timeout(Some(TICK)).map_err(failed())?;
+    Ok(socket)
+}
+
+/// An IPv4 packet with the first segment of a connection. The kernel fills in the IP header's length and checksum.
+fn syn(source: SocketAddrV4, target: SocketAddrV4) -> Vec<u8> {
+    let (from, to) = (source.ip().octets(), target.ip().octets());
+    let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];
+    packet.extend(from);
+    packet.extend(to);
+    let mut segment = [source.port().to_be_bytes(), target.port().to_be_bytes()].concat();
+    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
+    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &segment].concat();
+    let mut sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
+    sum = (sum & 0xffff) + (sum >> 16);
+    sum += sum >> 16;
+    let [.., high, low] = (!sum).to_be_bytes();
+    segment[16..18].copy_from_slice(&[high, low]);
+    packet.extend(segment);
+    packet
+}
