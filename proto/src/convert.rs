@@ -275,6 +275,7 @@ impl From<&model::cluster::Cluster> for v1::Cluster {
             default_addr_pool_mask_length: cluster.default_addr_pool_mask_length.into(),
             ipv6_pool: cluster.ipv6_pool.to_string(),
             created_at: cluster.created_at.to_string(),
+            dsr: cluster.dsr,
         }
     }
 }
@@ -297,6 +298,7 @@ impl TryFrom<v1::Cluster> for model::cluster::Cluster {
             )?,
             ipv6_pool: parse("ipv6_pool", &cluster.ipv6_pool)?,
             created_at: parse("created_at", &cluster.created_at)?,
+            dsr: cluster.dsr,
         })
     }
 }

@@ -36,6 +36,8 @@ pub struct ClusterParameters {
     pub default_addr_pools: Vec<Prefix>,
     /// Prefix length of automatic IPv4 subnets.
     pub default_addr_pool_mask_length: u8,
+    /// Whether replies of published ports leave by the backend's own node.
+    pub dsr: bool,
 }
 
 /// What the manager's own host says about itself.
@@ -298,6 +300,7 @@ fn cluster_record(parameters: ClusterParameters) -> Result<Cluster, ManagerError
         default_addr_pool_mask_length: length,
         ipv6_pool: Pool::unique_local(global_id).prefix(),
         created_at: Timestamp::now(),
+        dsr: parameters.dsr,
     })
 }
 

@@ -332,6 +332,7 @@ impl Agent {
                 address: own.data_path_addr,
                 port: view.cluster.data_path_port,
                 encapsulation: self.encapsulation,
+                dsr: view.cluster.dsr,
             },
             nodes,
             // Also those without a lease here: packets to them must not take the default route.

@@ -483,7 +483,8 @@ fn cluster_parameters(request: &v1::InitClusterRequest) -> Result<ClusterParamet
         .iter()
         .map(|pool| pool.parse::<Prefix>().map_err(|error| usage(format!("default address pool: {error}"))))
         .collect::<Result<_, _>>()?;
-    Ok(ClusterParameters { data_path_port, default_addr_pools, default_addr_pool_mask_length })
+    let dsr = request.dsr;
+    Ok(ClusterParameters { data_path_port, default_addr_pools, default_addr_pool_mask_length, dsr })
 }
 
 fn open_store(store: Result<EmbeddedStore, OpenError>) -> Result<Arc<dyn Store>, Problem> {

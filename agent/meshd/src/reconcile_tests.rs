@@ -46,6 +46,7 @@ fn view() -> ClusterView {
         default_addr_pool_mask_length: 20,
         ipv6_pool: "fd00:1:2::/48".parse().unwrap(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
+        dsr: false,
     };
     let network = Network {
         id: format!("{:024x}", 9).parse().unwrap(),

@@ -57,6 +57,7 @@ fn snapshot() -> v1::Snapshot {
             default_addr_pool_mask_length: 20,
             ipv6_pool: "fd00:1:2::/48".into(),
             created_at: "2026-01-01T00:00:00Z".into(),
+            dsr: false,
         }),
         nodes: vec![node(1), node(2)],
         networks: vec![network(1)],

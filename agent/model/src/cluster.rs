@@ -23,6 +23,10 @@ pub struct Cluster {
     pub ipv6_pool: Prefix,
     /// When the cluster was made.
     pub created_at: Timestamp,
+    /// Direct server return: replies of published ports leave by the backend's own node, with the address that the client
+    /// spoke to as their source. The underlay must let such packets pass.
+    #[serde(default)]
+    pub dsr: bool,
 }
 
 /// What a node may do in the cluster.

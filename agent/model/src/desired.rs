@@ -27,6 +27,8 @@ pub struct Underlay {
     pub port: u16,
     /// How packets are wrapped.
     pub encapsulation: Encapsulation,
+    /// Whether replies of published ports leave by this node, whichever the client spoke to.
+    pub dsr: bool,
 }
 
 /// Another member, as far as the datapath cares.

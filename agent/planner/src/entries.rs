@@ -3,8 +3,8 @@
 use std::net::IpAddr;
 
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, Config, ENCRYPTED, EndpointKey, HostRouteKey,
-    INTERNAL, Interface, Mac, MapEntry, Member, Vni,
+    ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, Config, DIRECT_RETURN, ENCRYPTED, EndpointKey,
+    HostRouteKey, INTERNAL, Interface, Mac, MapEntry, Member, Vni,
 };
 use mesh_ipam::Family;
 use mesh_model::desired::Encapsulation;
@@ -23,6 +23,7 @@ pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
         host_mac: Mac(host_mac.octets()),
         vxlan_port: desired.underlay.port.to_be_bytes(),
         encapsulation: encapsulation as u8,
+        flags: if desired.underlay.dsr { DIRECT_RETURN } else { 0 },
         ..Config::default()
     }
 }

@@ -5,6 +5,9 @@ use crate::{Address, Mac};
 /// [`Config::flags`]: drops are reported in `EVENTS` (somebody reads them).
 pub const EVENTS_WANTED: u8 = 1;
 
+/// [`Config::flags`]: replies of published ports leave by the backend's node (direct server return).
+pub const DIRECT_RETURN: u8 = 2;
+
 /// How packets to other nodes get their outer headers.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -38,7 +41,7 @@ pub struct Config {
     pub vxlan_port: [u8; 2],
     /// An [`Encapsulation`], as its number.
     pub encapsulation: u8,
-    /// Bits: [`EVENTS_WANTED`].
+    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`].
     pub flags: u8,
     /// Zero.
     pub padding: [u8; 2],

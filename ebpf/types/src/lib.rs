@@ -20,7 +20,7 @@ mod services;
 mod tag;
 
 pub use address::{Address, Mac, Vni};
-pub use config::{Config, EVENTS_WANTED, Encapsulation};
+pub use config::{Config, DIRECT_RETURN, EVENTS_WANTED, Encapsulation};
 pub use counters::{Counter, CounterKey, Event, Reason};
 pub use derived::{NextHop, derived_mac, next_hop};
 pub use entry::{MapEntry, MapKey};

@@ -294,3 +294,45 @@ fn the_same_flow_gets_the_same_backend_on_every_host() -> Result<()> {
     }
     Ok(())
 }
+
+/// Bytes that a host has sent by its underlay.
+fn sent_bytes(host: &Host) -> Result<u64> {
+    let links = host.run(["ip", "-j", "-s", "link", "show", "dev", "eth0"])?.text()?;
+    let links: serde_json::Value = serde_json::from_str(&links).expect("JSON of ip");
+    Ok(links[0]["stats64"]["tx"]["bytes"].as_u64().expect("a counter"))
+}
+
+#[test]
+fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are() -> Result<()> {
+    const DOWNLOAD: u64 = 64 << 20;
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder().hosts(2).encapsulation(encapsulation).init_args(["--dsr"]).start()?;
+        create_network(&lab, "app", &[])?;
+        assert_eq!(json(&lab.host(1), &["cluster", "status"])?["dsr"], true);
+        let _backend = web(&lab, &[2], &PORTS)?;
+        for answer in both(&lab.client(), published(&lab.host(1)))? {
+            assert_eq!(answer.client.ip(), lab.client_address());
+        }
+        let mut connection = Connection::open(&lab.client(), published(&lab.host(1)))?;
+        connection.ask()?;
+        let before = sent_bytes(&lab.host(1))?;
+        Connection::open(&lab.client(), published(&lab.host(1)))?.download(DOWNLOAD)?;
+        let passed = sent_bytes(&lab.host(1))? - before;
+        assert!(passed < DOWNLOAD / 4, "{passed} bytes of {DOWNLOAD} went by the host that was asked");
+        // Whoever is no client outside is answered by the host that was asked.
+        let container = lab.container(1, "c1", ["--network", "app"])?;
+        for (netns, target) in [
+            (container.netns(), published(&lab.host(1))),
+            (lab.host(1).netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080)),
+            (lab.host(2).netns(), published(&lab.host(1))),
+        ] {
+            both(netns, target)?;
+        }
+        // The host that is asked sees no reply, and remembers the flow all the same.
+        let _others = [add_backend(&lab, 1, "b2", "web")?, add_backend(&lab, 2, "b3", "web")?];
+        lab.host(1).meshctl(["service", "backend", "drain", "web", "b1"])?.ok()?;
+        assert_eq!(connection.ask()?.backend, "b1");
+        assert_ne!(ask(&lab.client(), published(&lab.host(1)))?.backend, "b1");
+    }
+    Ok(())
+}

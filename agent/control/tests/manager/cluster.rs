@@ -58,6 +58,7 @@ impl Cluster {
             data_path_port: 4789,
             default_addr_pools: pools.iter().map(|pool| pool.parse().unwrap()).collect(),
             default_addr_pool_mask_length: length,
+            dsr: false,
         };
         let node = ThisNode {
             name: "h1".parse().unwrap(),

@@ -38,6 +38,7 @@ async fn init(client: &Client, init: Init, format: Option<Format>) -> Result<Str
         default_addr_pools: init.default_addr_pool.iter().map(ToString::to_string).collect(),
         default_addr_pool_mask_length: init.default_addr_pool_mask_length.into(),
         node_name,
+        dsr: init.dsr,
     };
     let answer = client.call(client.local().await?.init_cluster(request)).await?;
     let initialised = Initialised {
@@ -215,6 +216,7 @@ fn as_text(status: &ClusterStatus) -> String {
             ),
         ),
         ("IPv6 pool", cluster.ipv6_pool.clone()),
+        ("Direct return", if cluster.dsr { "on" } else { "off" }.to_owned()),
     ])
 }
 

@@ -118,6 +118,7 @@ pub(crate) struct Cluster {
     pub(crate) default_addr_pools: Vec<String>,
     pub(crate) default_addr_pool_mask_length: u32,
     pub(crate) ipv6_pool: String,
+    pub(crate) dsr: bool,
     pub(crate) created_at: String,
 }
 
@@ -252,6 +253,7 @@ impl From<v1::Cluster> for Cluster {
             default_addr_pools: cluster.default_addr_pools,
             default_addr_pool_mask_length: cluster.default_addr_pool_mask_length,
             ipv6_pool: cluster.ipv6_pool,
+            dsr: cluster.dsr,
             created_at: cluster.created_at,
         }
     }

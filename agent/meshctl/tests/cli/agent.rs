@@ -304,5 +304,6 @@ pub(crate) fn cluster() -> v1::Cluster {
         default_addr_pool_mask_length: 20,
         ipv6_pool: "fd00:1:2::/48".into(),
         created_at: "2026-11-21T09:00:00Z".into(),
+        dsr: false,
     }
 }

@@ -151,7 +151,7 @@ fn status_tells_everything_of_a_member() {
     agent.services.with(|state| state.status = member_status());
     let cluster = json!({
         "id": "fedcba987654321001234567", "data_path_port": 4789, "default_addr_pools": ["10.64.0.0/10"],
-        "default_addr_pool_mask_length": 20, "ipv6_pool": "fd00:1:2::/48", "created_at": "2026-11-21T09:00:00Z",
+        "default_addr_pool_mask_length": 20, "ipv6_pool": "fd00:1:2::/48", "dsr": false, "created_at": "2026-11-21T09:00:00Z",
     });
     let member = json!({
         "id": NODE, "name": "h1", "role": "manager", "availability": "active",

@@ -43,6 +43,7 @@ fn view(nodes: impl IntoIterator<Item = Node>) -> ClusterView {
         default_addr_pool_mask_length: 20,
         ipv6_pool: "fd00:1:2::/48".parse().unwrap(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
+        dsr: false,
     };
     let network = |number: u8, encrypted| Network {
         id: format!("{number:024x}").parse().unwrap(),

@@ -231,6 +231,7 @@ mod tests {
             default_addr_pool_mask_length: 20,
             ipv6_pool: "fd00:1:2::/48".into(),
             created_at: "2026-01-01T00:00:00Z".into(),
+            dsr: false,
         };
         let snapshot = v1::Snapshot { cluster: Some(cluster), ..v1::Snapshot::default() };
         ClusterView::from_snapshot(snapshot).unwrap()

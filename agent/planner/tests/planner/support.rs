@@ -197,6 +197,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
             address: UNDERLAY.into(),
             port: shape.port,
             encapsulation: Encapsulation::Direct,
+            dsr: false,
         },
         nodes,
         networks,

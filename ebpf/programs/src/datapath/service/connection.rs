@@ -7,7 +7,7 @@ use mesh_ebpf::transport::{FIN, RST, swapped};
 use mesh_ebpf::{flow, ip};
 use mesh_ebpf_types::{
     AFFINITY_CLIENT_IP, ANSWERED, Address, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED, Connection,
-    ConnectionKey, ConnectionKind,
+    ConnectionKey, ConnectionKind, DIRECT_RETURN,
 };
 
 use super::packet::{ERROR, LATER, is_same as same_address};
@@ -68,10 +68,18 @@ fn known() -> u32 {
     // SAFETY: as above.
     let value = unsafe { &*connection };
     let number = value.backend;
-    if value.state & (ANSWERED | CLOSED) == ANSWERED {
+    if value.state & CLOSED == 0 && (value.state & ANSWERED != 0 || is_answered_elsewhere()) {
         promote(&packet.key, value);
     }
     number
+}
+
+/// Whether the packet at hand goes on with a flow whose replies do not pass here: that its client goes on is all that tells
+/// of an answer.
+#[inline(always)]
+fn is_answered_elsewhere() -> bool {
+    let Some(packet) = packet() else { return false };
+    packet.key.vni == [0; 3] && maps::config().is_some_and(|config| config.flags & DIRECT_RETURN != 0)
 }
 
 #[inline(always)]

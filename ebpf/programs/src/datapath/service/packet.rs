@@ -302,4 +302,10 @@ impl Packet {
         let [v0, v1, v2] = self.key.vni;
         Vni([0, v0, v1, v2])
     }
+
+    /// Whom a reply is for, or an error about one.
+    #[inline(always)]
+    pub(in crate::datapath) const fn client(&self) -> Address {
+        if self.class == ERROR { self.destination } else { self.key.destination }
+    }
 }

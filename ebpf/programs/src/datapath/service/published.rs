@@ -3,12 +3,12 @@
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
-    Address, BACKEND_ENCRYPTED, Backend, CLIENT_FINISHED, Config, ConnectionKind, EndpointKey,
-    HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4,
-    Vni, WIREGUARD_OVERHEAD_IPV4, published_vni,
+    Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
+    DIRECT_RETURN, EndpointKey, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, PUBLISHED_BIT, REPLY_BIT,
+    Reason, VXLAN_OVERHEAD_IPV4, Vni, WIREGUARD_OVERHEAD_IPV4, published_vni,
 };
 
-use super::packet::{self, ERROR, FLOW, LATER, LOST, OTHER};
+use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate};
 use super::tunnel::of_peer;
 use super::{
@@ -106,8 +106,10 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
     if connection::address_of(backend, packet.v6 != 0).is_none() {
         return REFUSE;
     }
-    connection::finish_own(CLIENT_FINISHED);
     let Some(config) = maps::config() else { return PASS };
+    // Of a flow whose replies go another way, only the client's end is seen here.
+    let directly = config.flags & DIRECT_RETURN != 0;
+    connection::finish_own(if directly { CLIENT_FINISHED | BACKEND_FINISHED } else { CLIENT_FINISHED });
     count(skb, vni, Reason::Published);
     if backend.flags & LOCAL != 0 {
         (packet.number, packet.node) = (number, 0);
@@ -233,7 +235,7 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     count(skb, vni, Reason::PublishedReply);
-    if node == 0 {
+    if node == 0 || returns_directly(number) {
         return LEAVE;
     }
     (packet.number, packet.node) = (number, node);
@@ -241,13 +243,34 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     TUNNEL
 }
 
+/// Whether a reply leaves by this node although its client spoke to another: where the cluster allows it, and the client is
+/// neither a container nor that other host itself. What an encrypted network sends to a host stays inside WireGuard.
+#[inline(always)]
+fn returns_directly(number: u32) -> bool {
+    let (Some(packet), Some(config), Some(backend)) = (maps::packet(), maps::config(), maps::backend(number))
+    else {
+        return false;
+    };
+    let client = packet.client();
+    config.flags & DIRECT_RETURN != 0
+        && backend.flags & BACKEND_ENCRYPTED == 0
+        && !is_host_published(packet.to)
+        && !maps::is_host_address(client)
+        && maps::network_of(client).is_none()
+}
+
+/// Whether an address is that by which a host itself speaks to published ports.
+#[inline(always)]
+fn is_host_published(address: Address) -> bool {
+    address == Address::from_v4(HOST_PUBLISHED_IPV4) || address == HOST_PUBLISHED_IPV6
+}
+
 /// A reply from another node's backend to a client that spoke to this node.
 #[inline(never)]
 pub(super) fn reply_arrived(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
     let source = packet.source;
-    let of_host = source == Address::from_v4(HOST_PUBLISHED_IPV4) || source == HOST_PUBLISHED_IPV6;
-    if !of_host && !maps::is_host_address(source) {
+    if !is_host_published(source) && !maps::is_host_address(source) {
         return dropped(skb, Vni::NONE, Reason::NotOurAddress);
     }
     if packet.class == FLOW {
@@ -261,7 +284,7 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
 #[inline(never)]
 pub(super) fn leave(skb: Skb) -> Verdict {
     let (Some(packet), Some(config)) = (maps::packet(), maps::config()) else { return PASS };
-    let client = if packet.class == ERROR { packet.destination } else { packet.key.destination };
+    let client = packet.client();
     if let Some(vni) = maps::network_of(client) {
         let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: client }) else {
             return dropped(skb, vni, Reason::NoEndpoint);
