@@ -10,14 +10,13 @@ use std::{
 use boringtun::noise::{Packet, TunnResult, errors::WireGuardError, handshake::parse_handshake_anon};
 
 use super::{
-    link::{HANDSHAKE, Received},
+    link::{HANDSHAKE, INITIATION, Received},
     peer::Peer,
     transmit::Context,
 };
 use crate::{DropReason, PublicKey};
 
-/// First bytes of the messages.
-const INITIATION: u8 = 1;
+/// First bytes of the messages that answer ours.
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
 /// Handshakes per second that one source address may start, cookie or not.

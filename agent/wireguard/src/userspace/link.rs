@@ -16,6 +16,12 @@ use crate::{DropReason, Generation, OwnKey, PublicKey};
 const STALE: Duration = Duration::from_millis(750);
 /// Time between two answers to handshakes that look replayed.
 const ANSWER_INTERVAL: Duration = Duration::from_secs(5);
+/// Time between two handshakes that we start (whitepaper, section 6.4: `Rekey-Timeout`).
+const REPEAT: Duration = Duration::from_secs(5);
+/// Time after which we do not try again (`Rekey-Attempt-Time`).
+const GIVE_UP: Duration = Duration::from_secs(90);
+/// First byte of the message that starts a handshake.
+pub(super) const INITIATION: u8 = 1;
 /// Largest handshake message.
 pub(super) const HANDSHAKE: usize = 148;
 
@@ -32,6 +38,17 @@ pub(super) struct Link {
     tunn: Tunn,
     ticked: Instant,
     last_answer: Option<Instant>,
+    attempt: Option<Attempt>,
+}
+
+/// Handshakes that we started for want of a session.
+///
+/// Boringtun forgets that it waits for a response when it answers the peer's own handshake. Another start at that
+/// moment would make the response invalid that is already on its way, and implementations that take no second
+/// handshake within 50 ms would leave both without a session.
+struct Attempt {
+    since: Instant,
+    last: Instant,
 }
 
 /// What came of a received message.
@@ -70,6 +87,7 @@ impl Link {
             tunn: Tunn::new(secret, peer, None, None, id, Some(limiter)),
             ticked: Instant::now(),
             last_answer: None,
+            attempt: None,
         }
     }
 
@@ -100,18 +118,45 @@ impl Link {
     pub(super) fn tick(&mut self, now: Instant, out: &mut [u8]) -> (Option<usize>, bool) {
         self.ticked = now;
         match self.tunn.update_timers(out) {
-            TunnResult::WriteToNetwork(message) => (Some(message.len()), true),
-            TunnResult::Err(WireGuardError::ConnectionExpired) => (None, false),
-            _ => (None, true),
+            TunnResult::WriteToNetwork(message) => {
+                if let (Some(attempt), Some(&INITIATION)) = (&mut self.attempt, message.first()) {
+                    attempt.last = now;
+                }
+                (Some(message.len()), true)
+            }
+            TunnResult::Err(WireGuardError::ConnectionExpired) => {
+                self.attempt = None;
+                (None, false)
+            }
+            _ => (self.repeat(now, out), true),
         }
     }
 
     /// Starts a handshake unless one is under way; returns the length of the message in `out`.
-    pub(super) fn initiate(&mut self, out: &mut [u8]) -> Option<usize> {
+    pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
+        if self.attempt.as_ref().is_some_and(|attempt| now.duration_since(attempt.last) < REPEAT) {
+            return None;
+        }
         match self.tunn.format_handshake_initiation(out, false) {
-            TunnResult::WriteToNetwork(message) => Some(message.len()),
+            TunnResult::WriteToNetwork(message) => {
+                let going_on =
+                    self.attempt.as_ref().filter(|attempt| now.duration_since(attempt.since) < GIVE_UP);
+                self.attempt =
+                    Some(Attempt { since: going_on.map_or(now, |attempt| attempt.since), last: now });
+                Some(message.len())
+            }
             _ => None,
         }
+    }
+
+    /// Starts another handshake if the last one was lost and boringtun no longer knows of it.
+    fn repeat(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
+        let attempt = self.attempt.as_ref()?;
+        if self.is_live() || now.duration_since(attempt.since) >= GIVE_UP {
+            self.attempt = None;
+            return None;
+        }
+        self.initiate(now, out)
     }
 
     /// Encrypts `packet` to the beginning of `out`, which must have room for 32 bytes more, and 148 at least.
@@ -145,7 +190,7 @@ impl Link {
             return Received::Drop(DropReason::Replayed);
         }
         self.last_answer = Some(now);
-        self.initiate(out).map_or(Received::Drop(DropReason::Replayed), Received::Initiate)
+        self.initiate(now, out).map_or(Received::Drop(DropReason::Replayed), Received::Initiate)
     }
 }
 
@@ -160,5 +205,84 @@ fn reason(error: &WireGuardError) -> DropReason {
         WireGuardError::UnderLoad => DropReason::HandshakeLimited,
         WireGuardError::InvalidPacket => DropReason::NotVxlan,
         _ => DropReason::NotWireguard,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::PrivateKey;
+
+    /// Two links that know each other's keys.
+    fn pair() -> [Link; 2] {
+        let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
+        [(1, 0), (2, 1)].map(|(id, me)| {
+            let own = OwnKey { generation: 1, private: keys[me].clone(), active: true };
+            let public = x25519::PublicKey::from(own.private.public().0);
+            let limiter = Arc::new(RateLimiter::new(&public, u64::MAX));
+            Link::new(id, &own, 1, keys[1 - me].public(), limiter)
+        })
+    }
+
+    fn initiation(link: &mut Link, now: Instant) -> Option<Vec<u8>> {
+        let mut out = [0; HANDSHAKE];
+        link.initiate(now, &mut out).map(|len| out[..len].to_vec())
+    }
+
+    /// The reply to a message.
+    fn reply(link: &mut Link, message: &[u8]) -> Vec<u8> {
+        let mut out = [0; HANDSHAKE];
+        match link.receive(message, Instant::now(), &mut out) {
+            Received::Reply(len) => out[..len].to_vec(),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn carries_a_packet(from: &mut Link, to: &mut Link) -> bool {
+        let mut packet = [0; 32];
+        (packet[0], packet[3]) = (0x45, 32);
+        let (mut message, mut out) = ([0; HANDSHAKE], [0; HANDSHAKE]);
+        let len = from.encrypt(&packet, &mut message).unwrap();
+        to.receive(&message[..len], Instant::now(), &mut out) == Received::Packet(32) && out[..32] == packet
+    }
+
+    #[test]
+    fn handshakes_that_cross_bring_up_sessions_though_packets_ask_for_one_meanwhile() {
+        let [mut a, mut b] = pair();
+        let now = Instant::now();
+        let (from_a, from_b) = (initiation(&mut a, now).unwrap(), initiation(&mut b, now).unwrap());
+        let (to_a, to_b) = (reply(&mut b, &from_a), reply(&mut a, &from_b));
+        let soon = now + Duration::from_millis(50);
+        assert!(!a.is_live() && !b.is_live());
+        assert_eq!((initiation(&mut a, soon), initiation(&mut b, soon)), (None, None));
+        let keepalives = [reply(&mut a, &to_a), reply(&mut b, &to_b)];
+        assert!(a.is_live() && b.is_live());
+        assert!(carries_a_packet(&mut a, &mut b) && carries_a_packet(&mut b, &mut a));
+        let mut out = [0; HANDSHAKE];
+        assert_eq!(b.receive(&keepalives[0], now, &mut out), Received::Nothing);
+        assert_eq!(a.receive(&keepalives[1], now, &mut out), Received::Nothing);
+        assert!(carries_a_packet(&mut a, &mut b) && carries_a_packet(&mut b, &mut a));
+    }
+
+    #[test]
+    fn crossed_handshakes_whose_responses_are_lost_are_repeated_for_some_time() {
+        let [mut a, mut b] = pair();
+        let now = Instant::now();
+        let (from_a, from_b) = (initiation(&mut a, now).unwrap(), initiation(&mut b, now).unwrap());
+        reply(&mut b, &from_a);
+        reply(&mut a, &from_b);
+        let mut out = [0; HANDSHAKE];
+        assert_eq!(a.tick(now + REPEAT / 2, &mut out), (None, true));
+        let (again, _) = a.tick(now + REPEAT, &mut out);
+        let response = reply(&mut b, &out[..again.unwrap()]);
+        reply(&mut a, &response);
+        assert!(carries_a_packet(&mut a, &mut b) && carries_a_packet(&mut b, &mut a));
+        assert_eq!(b.tick(now + REPEAT, &mut out), (None, true), "it has a session");
+
+        let [mut a, mut b] = pair();
+        initiation(&mut a, now).unwrap();
+        reply(&mut a, &initiation(&mut b, now).unwrap());
+        assert_eq!(a.tick(now + GIVE_UP, &mut out), (None, true), "nobody is there");
+        assert!(initiation(&mut a, now + GIVE_UP).is_some(), "but another packet may ask again");
     }
 }

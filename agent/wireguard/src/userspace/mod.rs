@@ -28,6 +28,7 @@ use std::{
     os::fd::OwnedFd,
     sync::Arc,
     thread::{self, JoinHandle},
+    time::Instant,
 };
 
 use nix::errno::Errno;
@@ -274,13 +275,12 @@ impl Running {
         let mut state = peer.lock();
         let mut out = [0; HANDSHAKE];
         let (Some(endpoint), Some(len), Some(socket)) =
-            (state.endpoint, state.initiate(&mut out), self.sockets.first())
+            (state.endpoint, state.initiate(Instant::now(), &mut out), self.sockets.first())
         else {
             return;
         };
         // The timers repeat what gets lost.
         let _ = socket.send(&out[..len], endpoint);
-        drop(state);
         self.shared.start_timers(peer);
     }
 

@@ -101,9 +101,9 @@ impl PeerState {
 
     /// The link for which we are to have a session: the newest that we may start. If it has none, starts its
     /// handshake and returns the message's length.
-    pub(super) fn initiate(&mut self, out: &mut [u8]) -> Option<usize> {
+    pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         let wanted = self.links.iter_mut().find(|link| link.active)?;
-        if wanted.is_live() { None } else { wanted.initiate(out) }
+        if wanted.is_live() { None } else { wanted.initiate(now, out) }
     }
 
     /// The link with the given id.

@@ -135,21 +135,23 @@ impl Transmit {
         frames: impl Iterator<Item = &'f [u8]>,
     ) {
         let counters = &context.shared.counters;
-        context.shared.start_timers(peer);
         let mut state = peer.lock();
         let Some(endpoint) = state.endpoint else {
             counters.add(DropReason::NoEndpoint, frames.count() as u64);
             return;
         };
         let mut handshake = [0; HANDSHAKE];
-        state.catch_up(Instant::now(), &mut handshake, |message, to| {
+        let now = Instant::now();
+        state.catch_up(now, &mut handshake, |message, to| {
             let _ = context.socket.send(message, to);
         });
-        if let Some(len) = state.initiate(&mut handshake)
+        if let Some(len) = state.initiate(now, &mut handshake)
             && let Err(error) = context.socket.send(&handshake[..len], endpoint)
         {
             tracing::debug!(%error, %endpoint, "cannot send a handshake");
         }
+        // Under the lock, and not before: a look at a link that had expired would stop them again.
+        context.shared.start_timers(peer);
         // What waited is older, so it goes first.
         let live = state.is_live();
         if live && self.waiting.has(peer.index) {
