@@ -37,7 +37,7 @@ pub(crate) const SESSION_STALL: Duration = Duration::from_secs(5);
 pub(crate) const FEED_BACKLOG: usize = 1024;
 
 /// How long a lease waits until every agent of the network has it in its kernel.
-pub(crate) const APPLIED: Duration = Duration::from_secs(1);
+pub const APPLIED: Duration = Duration::from_secs(1);
 /// How long the agents have to say whether sockets of their hosts have a port.
 pub(crate) const PORT_CHECK: Duration = Duration::from_secs(1);
 /// How long a rotation waits until the agents have announced their new keys.

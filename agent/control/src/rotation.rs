@@ -18,7 +18,8 @@ use crate::{keys, limits};
 /// So many generations of a node's keys at most: the one in use, the next one, and some that are on their way out.
 const MAX_KEYS: usize = 16;
 
-/// Writes the calling node's keys, and answers once every live agent knows them.
+/// Writes the calling node's keys, and answers once every live agent knows them; a first key may be answered before agents
+/// know it that have only just begun.
 pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardRequest) -> Result<(), Problem> {
     let wireguard = mesh_proto::convert::required("wireguard", request.wireguard).map_err(|e| usage(&e))?;
     let wireguard: Wireguard = wireguard.try_into().map_err(|e| usage(&e))?;
@@ -32,11 +33,18 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
         if value.wireguard.as_ref() == Some(&wireguard) {
             return Ok(());
         }
+        let is_first = value.wireguard.is_none();
         let node = Node { wireguard: Some(wireguard.clone()), ..value };
         let key = keys::node(caller.id());
         let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &node)]);
         let Some(revision) = core.records.commit(txn).await? else { continue };
-        let all: Vec<_> = core.records.nodes().await?.into_iter().map(|node| node.value.id).collect();
+        let mut all: Vec<_> = core.records.nodes().await?.into_iter().map(|node| node.value.id).collect();
+        if is_first {
+            // It comes into use with the node's first lease in an encrypted network, whose answer waits for that
+            // network's agents. One that has applied nothing yet still prepares its kernel: that takes it a second,
+            // and would hold up everybody who joins at the same time.
+            all.retain(|node| core.sessions.has_applied(node, 1));
+        }
         let late = core.sessions.wait_applied(all, revision.0, limits::APPLIED).await;
         if !late.is_empty() {
             warn!(node = %node.name, ?late, "nodes have not applied a node's keys in time");

@@ -1,12 +1,16 @@
 //! Nodes' keys for encrypted networks.
 
+use std::time::Instant;
+
+use mesh_control::limits::APPLIED;
 use mesh_proto::v1::{RotateKeysRequest, RotateKeysResponse, SetWireguardRequest, Wireguard};
 use mesh_proto::{Problem, ProblemKind};
 
-use crate::agent::{Agent, Behaviour};
+use crate::agent::{Agent, Behaviour, Known};
 use crate::cluster::{Cluster, Member};
 
 const KEY: &str = "GSbxL3oHmgXcZmSPPmrpIYMcdcA7/YEP4zSJ0jZ2nBM=";
+const OTHER_KEY: &str = "GSbxL3oHmgXcZmSPPmrpIYMcdcA7/YEP4zSJ0jZ2nBA=";
 
 async fn set(member: &Member, port: u32, keys: &[(u32, &str)]) -> Result<(), Problem> {
     let keys = keys.iter().map(|&(generation, key)| (generation, key.to_owned())).collect();
@@ -36,6 +40,40 @@ async fn everyone_knows_a_nodes_keys_when_it_has_set_them() {
     }
     let problem = h2.control().set_wireguard(SetWireguardRequest::default()).await.unwrap_err();
     assert_eq!(Problem::from(problem).kind, ProblemKind::Usage);
+}
+
+#[tokio::test]
+async fn a_nodes_first_key_does_not_wait_for_agents_that_prepare_their_kernels_and_a_later_one_does() {
+    let cluster = Cluster::start().await;
+    let preparing = cluster.join("h2").await;
+    let behaviour = Behaviour { applies: false, ..Behaviour::default() };
+    let agent = Agent::start(&preparing, behaviour).await;
+    // One of some, since the machine may be busy: had they waited, all would have taken longer.
+    let mut took = Vec::new();
+    let mut nodes = Vec::new();
+    for name in ["h3", "h4", "h5"] {
+        let node = cluster.join(name).await;
+        let begin = Instant::now();
+        set(&node, 51820, &[(1, KEY)]).await.unwrap();
+        took.push(begin.elapsed());
+        nodes.push(node);
+    }
+    assert!(took.iter().any(|&took| took < APPLIED), "{took:?}");
+
+    let node = &nodes[0];
+    let known = async {
+        let knows = |known: &Known| known.nodes[node.id.as_str()].wireguard.as_ref().unwrap().keys.len() == 2;
+        agent.until(knows).await.revision
+    };
+    let announced = set(node, 51820, &[(1, KEY), (2, OTHER_KEY)]);
+    tokio::pin!(announced);
+    let revision = tokio::select! {
+        biased;
+        result = &mut announced => panic!("answered before everybody knew: {result:?}"),
+        revision = known => revision,
+    };
+    agent.applied(revision).await;
+    announced.await.unwrap();
 }
 
 #[tokio::test]
