@@ -1,6 +1,7 @@
 //! Packets as bytes, without any I/O: cutting super-packets, joining segments, the headers around them.
 
 mod checksum;
+mod fragment;
 mod join;
 mod layers;
 mod segment;
@@ -8,6 +9,7 @@ mod tag;
 pub(crate) mod virtio;
 pub(crate) mod vxlan;
 
+pub(crate) use fragment::{Fragments, may_be_fragmented};
 pub(crate) use join::Joiner;
 pub(crate) use layers::flow_hash;
 pub(crate) use segment::Cut;

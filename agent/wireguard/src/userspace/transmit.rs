@@ -1,11 +1,19 @@
 //! From the device to the network: cut, wrap in VXLAN, encrypt, send in batches.
 
-use std::{io, sync::Arc, time::Instant};
+use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
-use super::{link::HANDSHAKE, peer::Peer, peer::PeerState, shared::Shared, table::Table, waiting::Waiting};
+use super::{
+    link::{HANDSHAKE, Link},
+    peer::{Peer, PeerState},
+    shared::Shared,
+    table::Table,
+    waiting::Waiting,
+};
 use crate::{
     DropReason, FrameTag,
-    packet::{Cut, flow_hash, virtio, virtio::VnetHeader, vxlan, vxlan::Encapsulation},
+    packet::{
+        Cut, Fragments, flow_hash, may_be_fragmented, virtio, virtio::VnetHeader, vxlan, vxlan::Encapsulation,
+    },
     sys::{SendQueue, Tap, UdpSocket},
 };
 
@@ -39,6 +47,16 @@ struct Frame {
     start: usize,
     len: usize,
     peer: u16,
+}
+
+/// How the packets of one frame go.
+struct Way<'l> {
+    link: &'l mut Link,
+    headers: Encapsulation,
+    endpoint: SocketAddr,
+    tag: FrameTag,
+    /// Bytes sent so far, as UDP payload.
+    sent: u64,
 }
 
 /// Encrypted messages one after another, and for whom.
@@ -179,7 +197,8 @@ impl Transmit {
             counters.count(DropReason::MalformedFrame);
             return;
         };
-        if vxlan::HEADERS + cut.longest() > table.tunnel_mtu {
+        let most = table.tunnel_mtu.saturating_sub(vxlan::HEADERS);
+        if cut.longest() > most && !may_be_fragmented(frame) {
             counters.count(DropReason::TooBig);
             return;
         }
@@ -193,35 +212,61 @@ impl Transmit {
             counters.count(DropReason::NoSession);
             return;
         };
-        let mut sent = 0;
+        let mut way = Way { link, headers, endpoint, tag, sent: 0 };
         for index in 0..cut.count() {
-            let Some(len) = cut.write(index, &mut self.scratch[vxlan::HEADERS..]) else {
-                counters.count(DropReason::MalformedFrame);
-                break;
+            let result = match cut.write(index, &mut self.scratch[vxlan::HEADERS..]) {
+                Some(len) if len > most => self.send_fragments(context, &mut way, len, most),
+                Some(len) => self.send_packet(context, &mut way, len),
+                None => Err(DropReason::MalformedFrame),
             };
-            let inner = &mut self.scratch[vxlan::HEADERS..vxlan::HEADERS + len];
-            // The tag's peer index means nothing to the other host.
-            inner[6..12].copy_from_slice(&FrameTag { peer: 0, ..tag }.mac());
-            let len = vxlan::HEADERS + len;
-            self.identification = self.identification.wrapping_add(1);
-            if headers.write(&mut self.scratch[..len], len, self.identification).is_none() {
-                counters.count(DropReason::TooBig);
+            if let Err(reason) = result {
+                counters.count(reason);
                 break;
             }
-            // Never past the tunnel's MTU: a full packet would become too large for the underlay.
-            let padded = len.next_multiple_of(PADDING).min(table.tunnel_mtu);
-            self.scratch[len..padded].fill(0);
-            if self.batch.room() < padded + OVERHEAD + HANDSHAKE {
-                self.batch.flush(context);
-            }
-            let Some(message) = link.encrypt(&self.scratch[..padded], self.batch.free()) else {
-                counters.count(DropReason::NoSession);
-                break;
-            };
-            self.batch.push(message, endpoint);
-            sent += message as u64;
         }
+        let sent = way.sent;
         state.tx_bytes += sent;
+    }
+
+    /// Sends the frame of `len` bytes that is in the scratch buffer as fragments of at most `most` bytes.
+    fn send_fragments(
+        &mut self,
+        context: Context<'_>,
+        way: &mut Way<'_>,
+        len: usize,
+        most: usize,
+    ) -> Result<(), DropReason> {
+        // Seldom enough for a buffer of its own.
+        let frame = self.scratch[vxlan::HEADERS..vxlan::HEADERS + len].to_vec();
+        let fragments = Fragments::new(&frame, most).ok_or(DropReason::TooBig)?;
+        for index in 0..fragments.count() {
+            let len = fragments
+                .write(index, &mut self.scratch[vxlan::HEADERS..])
+                .ok_or(DropReason::MalformedFrame)?;
+            self.send_packet(context, way, len)?;
+        }
+        Ok(())
+    }
+
+    /// Wraps and encrypts the frame of `len` bytes that is in the scratch buffer behind room for headers.
+    fn send_packet(&mut self, context: Context<'_>, way: &mut Way<'_>, len: usize) -> Result<(), DropReason> {
+        let inner = &mut self.scratch[vxlan::HEADERS..vxlan::HEADERS + len];
+        // The tag's peer index means nothing to the other host.
+        inner[6..12].copy_from_slice(&FrameTag { peer: 0, ..way.tag }.mac());
+        let len = vxlan::HEADERS + len;
+        self.identification = self.identification.wrapping_add(1);
+        way.headers.write(&mut self.scratch[..len], len, self.identification).ok_or(DropReason::TooBig)?;
+        // Never past the tunnel's MTU: a full packet would become too large for the underlay.
+        let padded = len.next_multiple_of(PADDING).min(context.table.tunnel_mtu);
+        self.scratch[len..padded].fill(0);
+        if self.batch.room() < padded + OVERHEAD + HANDSHAKE {
+            self.batch.flush(context);
+        }
+        let message =
+            way.link.encrypt(&self.scratch[..padded], self.batch.free()).ok_or(DropReason::NoSession)?;
+        self.batch.push(message, way.endpoint);
+        way.sent += message as u64;
+        Ok(())
     }
 
     fn flush(&mut self, context: Context<'_>) {
@@ -239,7 +284,7 @@ impl Batch {
     }
 
     /// Makes the next `len` bytes of the buffer a message.
-    fn push(&mut self, len: usize, to: std::net::SocketAddr) {
+    fn push(&mut self, len: usize, to: SocketAddr) {
         // A message is at most a tunnel packet, which fits 16 bits, and 32 bytes; the MTU leaves room for those.
         self.queue.push(u16::try_from(len).unwrap_or(u16::MAX), to);
         self.used += len;

@@ -3,7 +3,7 @@
 use std::{net::Ipv4Addr, time::Duration};
 
 use mesh_harness::{
-    eventually,
+    Capture, eventually,
     traffic::{Ping, UdpEcho, tcp_transfer},
 };
 use mesh_wireguard::{DropReason, FrameTag, PrivateKey, WireguardEngine};
@@ -157,6 +157,22 @@ fn a_frame_larger_than_the_mtu_is_dropped() {
     let ping = Ping::new(inner(2).into()).count(1).size(1450).wait(BRIEF);
     ping.run(&pair.a.netns).unwrap().none_answered().unwrap();
     pair.a.wait_for_drop(DropReason::TooBig);
+}
+
+#[test]
+fn a_packet_larger_than_the_mtu_that_may_be_fragmented_arrives_in_fragments() {
+    let pair = Pair::with(Setup { offload_b: false, offload_underlay: false, ..Setup::default() });
+    for netns in [&pair.a.netns, &pair.b.netns] {
+        // New sockets clear DF.
+        netns.sysctl("net.ipv4.ip_no_pmtu_disc", "1").unwrap();
+        netns.run(["ip", "link", "set", "meshwg0", "mtu", "9000"]).unwrap().ok().unwrap();
+    }
+    let capture = Capture::options().device("u0").start(&pair.b.netns).unwrap();
+    for size in [1391, 1450, 3000, 8972] {
+        Ping::new(inner(2).into()).count(2).size(size).run(&pair.a.netns).unwrap().all_answered().unwrap();
+    }
+    let captured = capture.stop().unwrap();
+    assert!(captured.frames.iter().all(|frame| !frame.is_fragment() && frame.len <= 1514));
 }
 
 #[test]
