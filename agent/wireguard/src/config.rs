@@ -136,7 +136,7 @@ pub enum DropReason {
     NoEndpoint,
     /// To send: the frame and the kernel's description of it contradict each other.
     MalformedFrame,
-    /// To send: the frame is larger than the network's MTU.
+    /// To send: the frame is larger than the network's MTU, and must not be fragmented.
     TooBig,
     /// To send: the kernel refused the datagram.
     SendRefused,
@@ -182,4 +182,26 @@ impl DropReason {
         Self::Fragment,
         Self::DeviceRefused,
     ];
+
+    /// The stable name, as in `meshctl` output.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::UnknownPeer => "unknown_peer",
+            Self::NoSession => "no_session",
+            Self::NoEndpoint => "no_endpoint",
+            Self::MalformedFrame => "malformed_frame",
+            Self::TooBig => "too_big",
+            Self::SendRefused => "send_refused",
+            Self::NotWireguard => "not_wireguard",
+            Self::UnknownSession => "unknown_session",
+            Self::NotAuthentic => "not_authentic",
+            Self::Replayed => "replayed",
+            Self::HandshakeRefused => "handshake_refused",
+            Self::HandshakeLimited => "handshake_limited",
+            Self::WrongAddress => "wrong_address",
+            Self::NotVxlan => "not_vxlan",
+            Self::Fragment => "fragment",
+            Self::DeviceRefused => "device_refused",
+        }
+    }
 }

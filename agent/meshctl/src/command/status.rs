@@ -30,6 +30,8 @@ struct Status {
     networks: u32,
     services: u32,
     name_servers: Vec<NameServer>,
+    /// Null while no encrypted network needs it.
+    wireguard: Option<Wireguard>,
     counters: Vec<Counter>,
     problems: Vec<String>,
     resident_bytes: u64,
@@ -51,6 +53,22 @@ struct NameServer {
     forwarded: u64,
     failed: u64,
     malformed: u64,
+}
+
+/// What carries encrypted networks on this host.
+#[derive(Debug, Serialize)]
+struct Wireguard {
+    /// `kernel` or `userspace`.
+    engine: String,
+    /// What the engine in user space dropped since it started.
+    drops: Vec<Drops>,
+}
+
+/// Packets that were dropped for one reason.
+#[derive(Debug, Serialize)]
+struct Drops {
+    reason: String,
+    packets: u64,
 }
 
 /// A counter of one network, or of none in particular (`vni` 0).
@@ -105,6 +123,8 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         failed: server.failed,
         malformed: server.malformed,
     };
+    let drops = answer.wireguard_drops.into_iter();
+    let drops = drops.map(|drops| Drops { reason: drops.reason, packets: drops.packets }).collect();
     Ok(Status {
         version: answer.version,
         membership: answer.membership,
@@ -121,6 +141,7 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         networks: answer.networks,
         services: answer.services,
         name_servers: answer.name_servers.into_iter().map(name_server).collect(),
+        wireguard: present(answer.wireguard_engine).map(|engine| Wireguard { engine, drops }),
         counters: answer.counters.into_iter().map(counter).collect(),
         problems: answer.problems,
         resident_bytes: answer.resident_bytes,
@@ -153,6 +174,7 @@ fn as_text(status: &Status) -> String {
         ("Revision", format!("{} applied of {}", status.applied_revision, status.revision)),
         ("Encapsulation", encapsulation),
         ("Data path", or_none(data_path)),
+        ("WireGuard", or_none(status.wireguard.as_ref().map(|wireguard| &wireguard.engine))),
         ("Endpoints", status.endpoints.to_string()),
         ("Networks", status.networks.to_string()),
         ("Services", status.services.to_string()),
@@ -170,6 +192,12 @@ fn as_text(status: &Status) -> String {
         });
         text += "\n";
         text += &columns(["NAMES OF", "QUERIES", "FORWARDED", "FAILED", "MALFORMED"], rows);
+    }
+    let drops = status.wireguard.as_ref().map_or(&[][..], |wireguard| &wireguard.drops);
+    if !drops.is_empty() {
+        let rows = drops.iter().map(|drops| [drops.reason.clone(), drops.packets.to_string()]);
+        text += "\n";
+        text += &columns(["WIREGUARD DROPS", "PACKETS"], rows);
     }
     if !status.counters.is_empty() {
         let rows = status.counters.iter().map(|counter| {

@@ -141,6 +141,8 @@ fn member_status() -> v1::StatusResponse {
         resident_bytes: 20 << 20,
         data_path_interface: "eth0".into(),
         data_path_mtu: 1500,
+        wireguard_engine: "userspace".into(),
+        wireguard_drops: vec![v1::WireguardDrops { reason: "replayed".into(), packets: 3 }],
         ..v1::StatusResponse::default()
     }
 }
@@ -163,6 +165,7 @@ fn status_tells_everything_of_a_member() {
         "manager": "192.0.2.11:7377", "revision": 9, "applied_revision": 8,
         "encapsulation": {"mode": "direct", "reason": "the kernel has all it takes"},
         "endpoints": 1, "networks": 2, "services": 0, "name_servers": [],
+        "wireguard": {"engine": "userspace", "drops": [{"reason": "replayed", "packets": 3}]},
         "counters": [
             {"vni": 0, "network": null, "reason": "not_a_member", "packets": 2, "bytes": 120},
             {"vni": 4096, "network": "app", "reason": "spoofed", "packets": 2, "bytes": 120},
@@ -173,6 +176,7 @@ fn status_tells_everything_of_a_member() {
     assert_eq!(agent.run("status --format json").json(), expected);
     let text = agent.run("status").text();
     assert!(text.contains("20.0 MiB") && text.contains("mesh0, cannot set MTU: busy"), "{text}");
+    assert!(text.contains("userspace") && text.contains("replayed"), "{text}");
 }
 
 #[test]
@@ -186,6 +190,7 @@ fn status_of_a_host_in_no_cluster_is_mostly_null() {
         (&Value::Null, &Value::Null, &Value::Null)
     );
     assert_eq!(status["encapsulation"], json!({"mode": null, "reason": null}));
+    assert_eq!(status["wireguard"], Value::Null);
     assert_eq!(status["data_path"], json!({"interface": null, "address": null, "mtu": null}));
     assert!(agent.run("status").text().contains("Membership:      none"));
     let cluster = agent.run("cluster status");

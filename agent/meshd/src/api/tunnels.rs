@@ -10,7 +10,7 @@ use mesh_wireguard::{EngineKind, PeerStatus};
 use crate::encryption::Tunnels;
 use crate::member::Member;
 
-/// Fills in the engine and its peers, sorted by name; what is wrong with it is among the problems.
+/// Fills in the engine, what it dropped, and its peers, sorted by name; what is wrong with it is among the problems.
 pub(super) async fn fill_in(response: &mut v1::StatusResponse, member: &Member) {
     response.problems.extend(member.agent.read(|state| state.key_problem.clone()));
     let encryption = member.encryption.clone();
@@ -22,7 +22,7 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, member: &Member) 
         }
         Err(_) => None,
     };
-    let Some(Tunnels { engine, peers }) = known else { return };
+    let Some(Tunnels { engine, peers, drops }) = known else { return };
     let engine = match engine {
         EngineKind::Kernel => "kernel",
         EngineKind::Userspace => "userspace",
@@ -32,6 +32,10 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, member: &Member) 
     let mut peers: Vec<_> = peers.into_iter().map(|(id, status)| peer(member, &id, &status, now)).collect();
     peers.sort_by(|a, b| (&a.node_name, &a.node_id).cmp(&(&b.node_name, &b.node_id)));
     response.wireguard_peers = peers;
+    let drops = drops.into_iter();
+    response.wireguard_drops = drops
+        .map(|(reason, packets)| v1::WireguardDrops { reason: reason.name().to_owned(), packets })
+        .collect();
 }
 
 fn peer(member: &Member, id: &NodeId, status: &PeerStatus, now: Timestamp) -> v1::WireguardPeer {

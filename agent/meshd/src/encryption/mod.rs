@@ -15,7 +15,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use mesh_model::{NodeId, Wireguard, naming};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_wireguard::{
-    EngineConfig, EngineKind, EngineStatus, Error, Generation, KeyFile, OwnKey, PeerStatus, WireguardEngine,
+    DropReason, EngineConfig, EngineKind, EngineStatus, Error, Generation, KeyFile, OwnKey, PeerStatus,
+    WireguardEngine,
 };
 use tokio::sync::watch;
 
@@ -56,6 +57,8 @@ pub struct Tunnels {
     pub engine: EngineKind,
     /// What it knows of the other nodes.
     pub peers: BTreeMap<NodeId, PeerStatus>,
+    /// Packets that it dropped, by reason.
+    pub drops: BTreeMap<DropReason, u64>,
 }
 
 /// How far a node is with replacing its key.
@@ -137,9 +140,9 @@ impl Encryption {
         let mut state = self.lock();
         let Some((wish, _)) = state.wish.clone() else { return Ok(None) };
         let Some(engine) = &mut state.engine else { return Ok(None) };
-        let EngineStatus { engine, mut peers, .. } = engine.status().map_err(|error| explain(&error))?;
+        let EngineStatus { engine, mut peers, drops } = engine.status().map_err(|error| explain(&error))?;
         let known = wish.nodes.iter().filter_map(|(index, node)| Some((node.clone(), peers.remove(index)?)));
-        Ok(Some(Tunnels { engine, peers: known.collect() }))
+        Ok(Some(Tunnels { engine, peers: known.collect(), drops }))
     }
 
     /// How far the node is with replacing its key.
