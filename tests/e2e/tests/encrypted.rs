@@ -6,13 +6,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use mesh_e2e::service::{add_backend, any_port, assert_shares, create_service, vip, vip6};
 use mesh_e2e::{
-    ENCAPSULATIONS, counted, create_network, json, lab_with_app, largest_unfragmented, refused,
+    ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with_app, largest_unfragmented, refused,
     underlay_capture,
 };
 use mesh_harness::capture::Captured;
-use mesh_harness::traffic::{GsoTransfer, LossMeter, Ping, UdpEcho, tcp_transfer, udp_request};
-use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, ProcessId, Result, eventually};
+use mesh_harness::traffic::{
+    Connection, GsoTransfer, LossMeter, Ping, UdpClient, UdpEcho, ask, load, tcp_transfer, udp_request,
+};
+use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, Netns, ProcessId, Result, eventually};
 
 const CANARY: &[u8] = b"canary-of-an-encrypted-network";
 const WIREGUARD: u16 = 51820;
@@ -35,6 +38,11 @@ fn is_only_wireguard(captured: &Captured) {
     let inside =
         captured.frames.iter().filter(|frame| frame.udp().is_some_and(|udp| udp.dst_port == WIREGUARD));
     assert!(inside.count() > 0, "and the rest went through WireGuard");
+}
+
+/// A backend's name, which it puts into every answer.
+fn canary(number: usize) -> String {
+    format!("{}-{number}", String::from_utf8_lossy(CANARY))
 }
 
 /// Sends the canary from one container to an address every few milliseconds, whether or not anybody hears it.
@@ -121,6 +129,7 @@ fn containers_of_an_encrypted_network_reach_each_other_with_the_first_packet_ove
     assert!(peer["last_handshake"].is_string() && peer["sent_bytes"].as_u64() > Some(0), "{peer}");
     let own = json(&lab.host(1), &["node", "inspect", "h1"])?;
     assert_eq!(own["wireguard"]["peers"].as_array().map(Vec::len), Some(2));
+    assert_eq!(json(&lab.host(1), &["status"])?["wireguard"]["engine"], "userspace");
     let table = lab.host(1).meshctl(["node", "inspect", "h2", "--format", "table"])?.text()?;
     assert!(table.contains("userspace") && table.to_lowercase().contains("handshake"), "{table}");
     Ok(())
@@ -225,6 +234,85 @@ fn an_encrypted_networks_mtu_leaves_room_for_wireguard_and_follows_the_underlay(
     let told = c[0].exec([&ping[..], &[&c[1].ipv4()?.to_string()]].concat())?;
     let told = told.stdout + &told.stderr;
     assert!(told.contains("mtu = 8890") || told.contains("mtu=8890"), "{told}");
+    assert!(counted(&lab.host(1), "too_big_answered")? > 0);
+    // What may be fragmented arrives, with or without segments of the sender's own.
+    let ping = ["ping", "-c", "2", "-i", "0.2", "-W", "1", "-s", "9300", "-M", "dont"];
+    c[0].exec([&ping[..], &[&c[1].ipv4()?.to_string()]].concat())?.ok()?;
+    tcp_transfer(c[0].netns(), c[1].netns(), c[1].ipv4()?.into(), 1 << 25)?;
+    Ok(())
+}
+
+#[test]
+fn a_vip_of_an_encrypted_network_is_balanced_inside_wireguard_only() -> Result<()> {
+    let lab = Lab::builder().hosts(3).start()?;
+    let capture = underlay_capture(&lab)?;
+    create_network(&lab, "app", &["--encrypted", "--ipv6"])?;
+    create_service(&lab, "web", &[])?;
+    let names: Vec<String> = (1..4).map(canary).collect();
+    let _backends = (1..)
+        .zip(&names)
+        .map(|(host, name)| add_backend(&lab, host, name, "web"))
+        .collect::<Result<Vec<_>>>()?;
+    let client = lab.container(1, "caller", ["--network", "app"])?;
+    let report = load(client.netns(), vip(&lab, "web")?, 3000, 4)?.all_answered()?;
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    assert_shares(&report, &names, 0.03);
+    assert_eq!(report.seen_clients.into_iter().collect::<Vec<_>>(), [IpAddr::V4(client.ipv4()?)]);
+    let report = load(client.netns(), vip6(&lab, "web")?, 100, 4)?.all_answered()?;
+    assert_eq!(report.seen_clients.into_iter().collect::<Vec<_>>(), [IpAddr::V6(client.ipv6()?)]);
+    for _ in 0..20 {
+        let answer = UdpClient::bind(client.netns(), any_port())?.ask(vip(&lab, "web")?, PATIENCE)?;
+        assert_eq!(answer.expect("an answer").client.ip(), client.ipv4()?);
+    }
+    for _ in 0..3 {
+        Connection::open(client.netns(), vip(&lab, "web")?)?.download(1 << 24)?;
+    }
+    is_only_wireguard(&capture.stop()?);
+    Ok(())
+}
+
+#[test]
+fn published_ports_of_an_encrypted_network_are_answered_everywhere_and_cross_inside_wireguard_only()
+-> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder().hosts(3).encapsulation(encapsulation).start()?;
+        create_network(&lab, "app", &["--encrypted"])?;
+        create_service(&lab, "web", &["-p", "8080:80", "-p", "8080:80/udp"])?;
+        // The third host has not even the network.
+        let _backend = add_backend(&lab, 2, &canary(1), "web")?;
+        let caller = lab.container(1, "caller", ["--network", "app"])?;
+        let answers = |from: &Netns, target: SocketAddr, client: IpAddr| -> Result<()> {
+            let datagram = UdpClient::bind(from, any_port())?.ask(target, PATIENCE)?.expect("an answer");
+            for answer in [ask(from, target)?, datagram] {
+                assert_eq!((answer.backend, answer.client.ip()), (canary(1), client), "{target}");
+            }
+            Ok(())
+        };
+        // Between hosts, for callers on hosts: all of it inside WireGuard.
+        let capture = underlay_capture(&lab)?;
+        for host in lab.hosts() {
+            let own = host.address().into();
+            for target in [own, IpAddr::from([127, 0, 0, 1])] {
+                answers(host.netns(), SocketAddr::new(target, 8080), own)?;
+            }
+        }
+        answers(caller.netns(), (lab.host(1).address(), 8080).into(), caller.ipv4()?.into())?;
+        is_only_wireguard(&capture.stop()?);
+        // From outside it is in the clear as far as the host that was asked, and no further.
+        for host in lab.hosts() {
+            let capture = underlay_capture(&lab)?;
+            let target = SocketAddr::new(host.address().into(), 8080);
+            answers(&lab.client(), target, lab.client_address())?;
+            Connection::open(&lab.client(), target)?.download(1 << 24)?;
+            let mut captured = capture.stop()?;
+            captured.frames.retain(|frame| !frame.is_of(lab.client_address()));
+            if host.name() == "h2" {
+                assert_eq!(captured.containing(CANARY).count(), 0, "its own backend answers");
+            } else {
+                is_only_wireguard(&captured);
+            }
+        }
+    }
     Ok(())
 }
 

@@ -215,7 +215,10 @@ mod tests {
 
     /// Two links that know each other's keys.
     fn pair() -> [Link; 2] {
-        let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
+        links(&[PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()])
+    }
+
+    fn links(keys: &[PrivateKey; 2]) -> [Link; 2] {
         [(1, 0), (2, 1)].map(|(id, me)| {
             let own = OwnKey { generation: 1, private: keys[me].clone(), active: true };
             let public = x25519::PublicKey::from(own.private.public().0);
@@ -262,6 +265,27 @@ mod tests {
         assert_eq!(b.receive(&keepalives[0], now, &mut out), Received::Nothing);
         assert_eq!(a.receive(&keepalives[1], now, &mut out), Received::Nothing);
         assert!(carries_a_packet(&mut a, &mut b) && carries_a_packet(&mut b, &mut a));
+    }
+
+    #[test]
+    fn a_restarted_peer_whose_clock_went_back_gets_a_session_by_a_handshake_of_ours() {
+        let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
+        let now = Instant::now();
+        let [mut restarted, _] = links(&keys);
+        let of_the_past = initiation(&mut restarted, now).unwrap();
+        let [mut a, mut b] = links(&keys);
+        let from_a = initiation(&mut a, now).unwrap();
+        let to_a = reply(&mut b, &from_a);
+        reply(&mut a, &to_a);
+        assert!(carries_a_packet(&mut a, &mut b));
+
+        let mut out = [0; HANDSHAKE];
+        let Received::Initiate(len) = b.receive(&of_the_past, now, &mut out) else { panic!("no handshake") };
+        let response = reply(&mut restarted, &out[..len]);
+        reply(&mut b, &response);
+        assert!(carries_a_packet(&mut b, &mut restarted) && carries_a_packet(&mut restarted, &mut b));
+        let again = b.receive(&of_the_past, now, &mut out);
+        assert_eq!(again, Received::Drop(DropReason::Replayed), "not for each replay");
     }
 
     #[test]

@@ -66,6 +66,16 @@ impl Frame {
         be16(&self.bytes, 12)
     }
 
+    /// Whether it is an IP packet from or to an address.
+    pub fn is_of(&self, address: IpAddr) -> bool {
+        let (ethertype, at, octets) = match address {
+            IpAddr::V4(v4) => (ETHERTYPE_IPV4, ETH_LEN + 12, v4.octets().to_vec()),
+            IpAddr::V6(v6) => (ETHERTYPE_IPV6, ETH_LEN + 8, v6.octets().to_vec()),
+        };
+        let mut both = self.bytes.get(at..).unwrap_or_default().chunks_exact(octets.len()).take(2);
+        self.ethertype() == Some(ethertype) && both.any(|address| address == octets)
+    }
+
     /// Whether it is an IPv4 or IPv6 fragment.
     pub fn is_fragment(&self) -> bool {
         match self.ethertype() {
@@ -145,6 +155,14 @@ mod tests {
         assert_eq!((vxlan.vni, vxlan.inner), (4096, &b"inner frame"[..]));
         assert_eq!((vxlan.outer.src.to_string(), vxlan.outer.src_port), ("192.168.77.11".to_owned(), 49152));
         assert!(frame.contains(b"r fra") && !frame.contains(b"canary") && !frame.is_fragment());
+    }
+
+    #[test]
+    fn a_packet_is_of_its_two_addresses_and_no_other() {
+        let frame = frame(vxlan_packet(b"10.0.0.1"));
+        let is_of = |address: &str| frame.is_of(address.parse().expect("an address"));
+        assert!(is_of("192.168.77.11") && is_of("192.168.77.12"));
+        assert!(!is_of("192.168.77.13") && !is_of("77.11.192.168") && !is_of("::"));
     }
 
     #[test]
