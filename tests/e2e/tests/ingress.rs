@@ -211,6 +211,14 @@ fn a_port_that_is_taken_is_refused_and_names_who_has_it() -> Result<()> {
     assert!(error.contains("h2") && error.contains("9090"), "{error}");
     drop(listener);
     create("late", "9090:80")?.ok()?;
+    // A socket on one address is in the way of a port on that address, or on all.
+    let listener = host.netns().enter(|| TcpListener::bind((host.address(), 9091)))?.expect("a free port");
+    create("elsewhere", "192.168.77.11:9091:80")?.ok()?;
+    for spec in ["192.168.77.12:9091:80", "9091:80"] {
+        refused(&create("there", spec)?, 4);
+    }
+    drop(listener);
+    create("there", "192.168.77.12:9091:80")?.ok()?;
     // What is refused leaves nothing behind.
     let names = lab.host(1).meshctl(["service", "ls", "--format", "json"])?.text()?;
     assert!(!names.contains("twin") && !names.contains("three"), "{names}");

@@ -194,3 +194,43 @@ pub(super) fn named(service: &Service) -> String {
     let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
     ports.join(", ")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn port(host_ip: Option<&str>) -> PublishedPort {
+        let host_ip = host_ip.map(|address| address.parse().unwrap());
+        PublishedPort { host_ip, ..PublishedPort::ingress(8080, 80, Protocol::Tcp) }
+    }
+
+    fn service(n: u8) -> ServiceId {
+        format!("{n:024x}").parse().unwrap()
+    }
+
+    fn record() -> PortRecords {
+        PortRecords(BTreeMap::from([((Protocol::Tcp, 8080), (Revision::NEVER, Publishers::new()))]))
+    }
+
+    #[test]
+    fn a_port_has_one_publisher_for_all_addresses_or_one_for_each() {
+        let (any, one, other) = (port(None), port(Some("192.0.2.1")), port(Some("192.0.2.2")));
+        let mut record = record();
+        assert!(record.add(&one, &service(1)));
+        assert!(record.add(&other, &service(2)));
+        assert!(!record.add(&one, &service(2)) && !record.add(&any, &service(3)));
+        record.remove(&one, &service(1));
+        record.remove(&other, &service(2));
+        assert!(record.add(&any, &service(3)));
+        assert!(!record.add(&one, &service(1)) && !record.add(&any, &service(1)));
+    }
+
+    #[test]
+    fn only_its_publisher_gives_a_port_up() {
+        let mut record = record();
+        assert!(record.add(&port(None), &service(1)));
+        record.remove(&port(None), &service(2));
+        record.remove(&port(Some("192.0.2.1")), &service(1));
+        assert!(!record.add(&port(None), &service(2)));
+    }
+}

@@ -2,7 +2,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use jiff::Timestamp;
-use mesh_ebpf_types::{Address, BACKEND_ENCRYPTED, DRAINING, HOST_MODE, LOCAL, TableEntry, TableKey};
+use mesh_ebpf_types::{
+    AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, HOST_MODE, LOCAL, TableEntry, TableKey,
+};
 use mesh_model::{
     Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, Network, NetworkId, Node, NodeId,
     Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
@@ -281,6 +283,21 @@ fn a_service_is_in_the_maps_with_its_vip_its_ports_and_its_backends() {
 }
 
 #[test]
+fn client_affinity_holds_for_the_vip_and_for_the_ports() {
+    let mut world = World::new();
+    world.serve(1, 1..=3);
+    world.services.get_mut(&service_id(1)).unwrap().service.affinity = Affinity::ClientIp;
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    let (TableEntry::Service(_, service), TableEntry::Published(_, published)) =
+        (maps.entries[&vip(1)], maps.entries[&published(1)])
+    else {
+        unreachable!()
+    };
+    assert_eq!((service.flags, published.flags), (AFFINITY_CLIENT_IP, AFFINITY_CLIENT_IP));
+}
+
+#[test]
 fn a_change_touches_nothing_but_what_it_is_about() {
     let mut world = World::new();
     for n in 1..=20 {
@@ -310,14 +327,33 @@ fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
     world.serve(1, [1]);
     let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
-    let addresses =
-        |maps: &Maps| maps.entries.keys().filter(|key| matches!(key, TableKey::BackendAddress(_))).count();
     world.services.clear();
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(10)));
     assert_eq!((addresses(&maps), maps.entries.len()), (1, 1));
     let due = tables.due().unwrap();
     maps.apply(&tables.update_all(&world.services, &world.facts(), due));
     assert_eq!((addresses(&maps), tables.due()), (0, None));
+}
+
+#[test]
+fn an_address_that_is_a_backends_again_within_that_while_stays() {
+    let mut world = World::new();
+    world.serve(1, [1]);
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
+    world.services.clear();
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(10)));
+    world.serve(1, [1]);
+    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(20)));
+    while let Some(due) = tables.due() {
+        maps.apply(&tables.update_all(&world.services, &world.facts(), due));
+    }
+    assert_eq!(addresses(&maps), 1);
+}
+
+/// How many addresses are looked up.
+fn addresses(maps: &Maps) -> usize {
+    maps.entries.keys().filter(|key| matches!(key, TableKey::BackendAddress(_))).count()
 }
 
 #[test]
