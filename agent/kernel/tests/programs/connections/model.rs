@@ -119,12 +119,11 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// How many directions of flows of the network are established on a node.
-    pub(super) fn established(&self, node: usize) -> usize {
-        self.entries[node]
-            .iter()
-            .filter(|((network, _), entry)| *network && entry.stage == Stage::Established)
-            .count()
+    /// How many directions of flows are established on a node: of the network, and towards published ports.
+    pub(super) fn established(&self, node: usize) -> [usize; 2] {
+        let established = self.entries[node].iter().filter(|(_, entry)| entry.stage == Stage::Established);
+        let (network, published): (Vec<_>, Vec<_>) = established.partition(|((network, _), _)| *network);
+        [network.len(), published.len()]
     }
 
     /// What an endpoint of a node sends.

@@ -291,10 +291,11 @@ impl World {
         self.tables.extend(entries.iter().map(TableEntry::key));
     }
 
-    /// How many directions of the case's flows are established on a node.
-    pub(super) fn established(&mut self, addresses: Addresses, node: usize) -> usize {
+    /// How many directions of flows are established on a node: of the network, and towards published ports.
+    pub(super) fn established(&mut self, addresses: Addresses, node: usize) -> [usize; 2] {
         let counts = self.nodes[node].datapath.connections().expect("counted");
-        counts.get(&addresses.vni()).map_or(0, |count| usize::try_from(*count).expect("few"))
+        let count = |vni| counts.get(&vni).map_or(0, |count| usize::try_from(*count).expect("few"));
+        [count(addresses.vni()), count(Vni::NONE)]
     }
 
     /// What becomes of what an endpoint sends, on one of the CPUs.
