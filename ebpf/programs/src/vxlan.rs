@@ -157,6 +157,56 @@ impl Encapsulation {
     }
 }
 
+/// The start of a flow's packets as they leave: outer headers, Ethernet, IPv4 without options, ports. All but a few fields are
+/// the same in all of them.
+#[repr(C, align(4))]
+pub struct Template {
+    /// As the last packet left.
+    pub frame: [u8; TEMPLATE],
+    /// The sum of what does not change in the outer IP header.
+    sum: u32,
+}
+
+/// Length of [`Template::frame`].
+pub const TEMPLATE: usize = OUTER + ETHERNET + 24;
+
+impl Default for Template {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Template {
+    /// Zeroes.
+    pub const fn new() -> Self {
+        Self { frame: [0; TEMPLATE], sum: 0 }
+    }
+
+    /// Writes the outer headers of one of the flow's packets.
+    #[inline(always)]
+    pub fn set_outer(&mut self, outer: Encapsulation) {
+        let sum = checksum::add(0x4500 + 0x4000 + 0x4000 + u32::from(UDP), &outer.source);
+        self.sum = checksum::add(sum, &outer.destination);
+        outer.write(&mut self.frame);
+    }
+
+    /// Makes the outer headers those of another of the flow's packets.
+    #[inline(always)]
+    #[expect(
+        clippy::cast_possible_truncation,
+        reason = "a super-packet's length is written anew for each segment"
+    )]
+    pub fn fit(&mut self, hash: u32, traffic_class: u8, length: u32) {
+        let (total, tos) = ((length + 36) as u16, outer_ecn(traffic_class));
+        let sum = checksum::finish(self.sum + u32::from(tos) + u32::from(total));
+        self.frame[15] = tos;
+        self.frame[16..18].copy_from_slice(&total.to_be_bytes());
+        self.frame[24..26].copy_from_slice(&sum);
+        self.frame[34..36].copy_from_slice(&source_port(hash).to_be_bytes());
+        self.frame[38..40].copy_from_slice(&((length + 16) as u16).to_be_bytes());
+    }
+}
+
 /// The UDP source port of a flow.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "the product's upper half is below the number of ports")]

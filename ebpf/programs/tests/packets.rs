@@ -2,7 +2,7 @@
 
 use mesh_ebpf::headers::{Buffer, Carries, Headers};
 use mesh_ebpf::ip::{self, Next, step};
-use mesh_ebpf::vxlan::{self, Encapsulation, OUTER, Outer};
+use mesh_ebpf::vxlan::{self, Encapsulation, OUTER, Outer, Template};
 use mesh_ebpf::{arp, checksum, ndp, too_big};
 use mesh_ebpf_types::{Address, Mac, Vni};
 use proptest::prelude::*;
@@ -73,6 +73,24 @@ proptest! {
         prop_assert!((32768..61000).contains(&vxlan::source_port(hash)));
         // One byte less than it says.
         prop_assert_eq!(Outer::parse(&frame, destination, port, length + 49, false), None);
+    }
+
+    #[test]
+    fn a_template_becomes_what_would_be_written_anew(
+        source in any::<[u8; 4]>(), destination in any::<[u8; 4]>(), port in any::<[u8; 2]>(), number in 0_u32..1 << 24,
+        packets in prop::collection::vec((any::<u32>(), any::<u8>(), 34_u32..65000), 1..4),
+    ) {
+        let outer = Encapsulation {
+            source, destination, port, vni: Vni::new(number), hash: 0, traffic_class: 0, length: 0,
+        };
+        let mut template = Template::new();
+        template.set_outer(outer);
+        for (hash, traffic_class, length) in packets {
+            template.fit(hash, traffic_class, length);
+            let mut frame = [0; OUTER];
+            Encapsulation { hash, traffic_class, length, ..outer }.write(&mut frame);
+            prop_assert_eq!(&template.frame[..OUTER], &frame);
+        }
     }
 
     #[test]

@@ -3,5 +3,6 @@
 mod balanced;
 mod encrypted;
 mod endpoint;
+mod flows;
 mod host;
 mod tunnel;

@@ -66,13 +66,15 @@ impl Instance {
 
     /// Runs a program on a super-packet with segments of `gso_size` bytes.
     ///
-    /// Twice: what the program remembers of the first packet must not make any difference to the second.
+    /// Three times: what the program remembers of the first and the second packet must not make any difference to the next.
     #[track_caller]
     pub(crate) fn run_super(&mut self, kind: ProgramKind, packet: &[u8], gso_size: u32) -> Outcome {
         let first = self.run_once(kind, packet, gso_size);
         let second = self.run_once(kind, packet, gso_size);
         assert_eq!(first, second, "the first and the second packet");
-        second
+        let third = self.run_once(kind, packet, gso_size);
+        assert_eq!(second, third, "the second and the third packet");
+        third
     }
 
     /// Runs a program on a packet, whatever comes of it.

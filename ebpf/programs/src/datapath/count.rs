@@ -21,7 +21,13 @@ pub(super) fn count(skb: Skb, vni: Vni, reason: Reason) {
 /// Counts so many packets of one super-packet, with the frame's length.
 #[inline(always)]
 pub(super) fn count_as(vni: Vni, reason: Reason, packets: u32, length: u32) {
-    add(u32::from_ne_bytes(vni.0), reason as u32, packets, length);
+    count_number(vni, reason as u32, packets, length);
+}
+
+/// As [`count_as`], with the reason's number.
+#[inline(always)]
+pub(super) fn count_number(vni: Vni, reason: u32, packets: u32, length: u32) {
+    add(u32::from_ne_bytes(vni.0), reason, packets, length);
 }
 
 /// Counts a packet that is dropped, reports it if somebody listens, and drops it.

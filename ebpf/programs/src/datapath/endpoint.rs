@@ -34,9 +34,13 @@ pub(super) fn endpoint(skb: Skb) -> Verdict {
     if verdict != LONG_WAY {
         return verdict;
     }
-    match service::run(skb, service::outbound::balance(skb)) {
-        GO_ON | PASS => {}
-        TRANSLATED => {
+    let balanced = match service::flows::sent(skb) {
+        LONG_WAY => service::run(skb, service::outbound::balance(skb)),
+        verdict => verdict,
+    };
+    match balanced {
+        PASS => {}
+        GO_ON | TRANSLATED => {
             let verdict = sent::send(skb, true);
             if verdict != LONG_WAY {
                 return verdict;

@@ -13,6 +13,7 @@ use mesh_ebpf_types::{
 
 use super::received::{Received, ReceivedKey};
 use super::sent::{Sent, SentKey};
+use super::service::flows::Flow;
 use super::service::packet::Packet;
 
 macro_rules! map {
@@ -55,6 +56,11 @@ const WAYS_BITS: u32 = 9;
 // Not pinned: worth nothing to another program.
 map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(WAYS, 0));
 map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(WAYS, 0));
+/// How many balanced flows each CPU remembers; a power of two.
+const FLOWS_BITS: u32 = 11;
+map!(FLOWS: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1 << FLOWS_BITS, 0));
+// Of all CPUs, for each entry of `FLOWS`.
+map!(EPOCHS: Array<u64> = Array::with_max_entries(1 << FLOWS_BITS, 0));
 // What balancing knows of the packet at hand: more than fits on the stack.
 map!(PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0));
 
@@ -65,24 +71,55 @@ pub(super) fn generation() -> u64 {
     GENERATION.get_ptr(0).map_or(0, |generation| unsafe { generation.read_volatile() })
 }
 
-/// Where an answer that depends on these words is remembered on this CPU.
+/// Where, among so many, an answer that depends on these words is remembered on this CPU.
 #[inline(always)]
-const fn slot(words: [u32; 3]) -> u32 {
+const fn slot(words: [u32; 3], bits: u32) -> u32 {
     let [a, b, c] = words;
     let mixed = (a ^ c.rotate_left(16)).wrapping_mul(0x9e37_79b1) ^ b.wrapping_mul(0x85eb_ca77);
-    mixed.wrapping_mul(0xc2b2_ae3d) >> (32 - WAYS_BITS)
+    mixed.wrapping_mul(0xc2b2_ae3d) >> (32 - bits)
+}
+
+/// The place of a flow by its packets' addresses and ports.
+#[inline(always)]
+pub(super) const fn flow_slot([source, destination]: [u32; 2], ports: u32) -> u32 {
+    slot([source, destination, ports], FLOWS_BITS)
+}
+
+/// What is in that place on this CPU.
+#[inline(always)]
+pub(super) fn flow(slot: u32) -> Option<*mut Flow> {
+    FLOWS.get_ptr_mut(slot)
+}
+
+/// Changes whenever a program has changed what any tuple of that place stands for: what was derived before holds no more.
+#[inline(always)]
+pub(super) fn epoch(slot: u32) -> u64 {
+    // Read once, before anything is looked up, as in `generation`.
+    EPOCHS.get_ptr(slot).map_or(0, |epoch| unsafe { epoch.read_volatile() })
+}
+
+/// A tuple has come to stand for something else: no CPU may use what it knows of it. To be called after the change.
+#[inline(always)]
+pub(super) fn renew(key: &ConnectionKey) {
+    let ([.., source], [.., destination]) = (key.source.words(), key.destination.words());
+    let slot = flow_slot([source, destination], u32::from_ne_bytes(key.ports));
+    if let Some(epoch) = EPOCHS.get_ptr_mut(slot) {
+        // SAFETY: the entry is memory of the map. Where two CPUs write at once one change may be lost, but each saw another
+        // number before.
+        unsafe { epoch.write_volatile(epoch.read_volatile().wrapping_add(1)) };
+    }
 }
 
 /// The place of a sent packet's way.
 #[inline(always)]
 pub(super) fn sent(key: &SentKey) -> Option<*mut Sent> {
-    SENT.get_ptr_mut(slot([key.addresses[0], key.addresses[1], key.macs[0]]))
+    SENT.get_ptr_mut(slot([key.addresses[0], key.addresses[1], key.macs[0]], WAYS_BITS))
 }
 
 /// The place of a received packet's way.
 #[inline(always)]
 pub(super) fn received(key: &ReceivedKey) -> Option<*mut Received> {
-    RECEIVED.get_ptr_mut(slot([key.vni ^ key.source, key.destination, key.mac_end.into()]))
+    RECEIVED.get_ptr_mut(slot([key.vni ^ key.source, key.destination, key.mac_end.into()], WAYS_BITS))
 }
 
 /// This node's configuration. There always is one: the array has one entry.

@@ -42,7 +42,7 @@ fn deliver(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
     count(skb, vni, Reason::Received);
     if maps::is_backend(vni, headers.source()) {
         skb.store(0, &endpoint.mac.0).map_err(|_| Reason::DecapsulationFailed)?;
-        return Ok(inbound::from_backend(vni, endpoint.ifindex));
+        return Ok(inbound::from_backend(vni, endpoint.ifindex, 0, [0; 2]));
     }
     skb.deliver(endpoint.ifindex, endpoint.mac).map_err(|_| Reason::DecapsulationFailed)
 }

@@ -7,9 +7,9 @@ use mesh_ebpf_types::{ALLOW_FORWARDING, Config, Encapsulation, Endpoint, Reason,
 
 use super::count::{count_as, dropped};
 use super::maps;
-use super::service::inbound;
+use super::service::{flows, inbound};
 use super::skb::{Skb, Start};
-use super::{LONG_WAY, Verdict};
+use super::{GO_ON, LONG_WAY, Verdict};
 
 /// The outer headers, and Ethernet and IPv4 inside.
 const READ: usize = OUTER + ETHERNET + 20;
@@ -19,6 +19,8 @@ const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
 const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 const VXLAN: u32 = u32::from_ne_bytes([0x08, 0, 0, 0]);
 const UDP: u16 = u16::from_ne_bytes([64, ip::UDP]);
+/// In a VNI's first byte: [`mesh_ebpf_types::PUBLISHED_BIT`].
+const OF_MESH: u8 = 0x80;
 const PROTOCOL: u16 = u16::from_ne_bytes([0, 0xff]);
 
 /// All of a packet that chooses its way. Words as they lie in the frame.
@@ -75,6 +77,9 @@ fn delivered(skb: Skb) -> Option<Verdict> {
     if frame.word(62) & !TOS != PLAIN_IPV4 || (!gso && (inner < 20 || inner + 64 > length)) {
         return None;
     }
+    if frame.byte(46) & OF_MESH != 0 {
+        return Some(flows::received(skb));
+    }
     let key = ReceivedKey {
         node: frame.word(26),
         vni: frame.word(46),
@@ -91,6 +96,15 @@ fn delivered(skb: Skb) -> Option<Verdict> {
     if gso && (frame.byte(73) != ip::TCP || way.flags & ALLOW_FORWARDING != 0) {
         return None;
     }
+    let mut from_backend = way.from_backend;
+    if from_backend {
+        match flows::received(skb) {
+            LONG_WAY => {}
+            GO_ON => from_backend = false,
+            verdict => return Some(verdict),
+        }
+    }
+    let frame = skb.start::<READ>()?;
     let [d0, d1, d2, d3, d4, d5] = way.mac;
     let ([s0, s1, s2, s3], [s4, s5]) = (frame.word(56).to_ne_bytes(), frame.half(60).to_ne_bytes());
     let ethernet = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, 0x08, 0];
@@ -103,8 +117,8 @@ fn delivered(skb: Skb) -> Option<Verdict> {
         return Some(dropped(skb, vni, Reason::DecapsulationFailed));
     }
     count_as(vni, Reason::Received, skb.segments(), length - 50);
-    if way.from_backend {
-        return Some(inbound::from_backend(vni, way.ifindex));
+    if from_backend {
+        return Some(inbound::from_backend(vni, way.ifindex, key.node, [key.mac, key.mac_end.into()]));
     }
     Some(match skb.deliver_as_is(way.ifindex) {
         Ok(verdict) => verdict,

@@ -10,7 +10,7 @@ use mesh_ebpf_types::{
 };
 
 use super::count::{count, dropped};
-use super::service::{inbound, published, run_published};
+use super::service::{flows, inbound, published, run_published};
 use super::skb::Skb;
 use super::{DROP, LONG_WAY, PASS, Verdict, maps, receive, received};
 
@@ -24,7 +24,10 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     }
     match skb.ethertype() {
         IPV4 => {
-            let verdict = received::deliver(skb);
+            let mut verdict = flows::arrived(skb);
+            if verdict == LONG_WAY {
+                verdict = received::deliver(skb);
+            }
             if verdict != LONG_WAY {
                 return run_published(skb, verdict);
             }
@@ -122,12 +125,13 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     }
     let from_backend = maps::is_backend(vni, headers.source());
     received::remember(generation, outer, &headers, endpoint, from_backend);
+    let mac = [u32::from_ne_bytes(headers.word(0)), u16::from_ne_bytes(headers.half(4)).into()];
     headers.set_mac(0, endpoint.mac);
     let ethernet = headers.bytes.first_chunk::<ETHERNET>().ok_or(Reason::Malformed)?;
     skb.store(0, ethernet).map_err(|_| Reason::DecapsulationFailed)?;
     count(skb, vni, Reason::Received);
     if from_backend {
-        return Ok(inbound::from_backend(vni, endpoint.ifindex));
+        return Ok(inbound::from_backend(vni, endpoint.ifindex, u32::from_ne_bytes(outer.source), mac));
     }
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }

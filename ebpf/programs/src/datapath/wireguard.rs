@@ -49,7 +49,7 @@ fn deliver(skb: Skb, tag: FrameTag, network: &Network, headers: &Headers) -> Res
     skb.store(0, &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5])
         .map_err(|_| Reason::DecapsulationFailed)?;
     if maps::is_backend(tag.vni, headers.source()) {
-        return Ok(inbound::from_backend(tag.vni, endpoint.ifindex));
+        return Ok(inbound::from_backend(tag.vni, endpoint.ifindex, 0, [0; 2]));
     }
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }

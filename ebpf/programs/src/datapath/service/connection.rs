@@ -10,6 +10,7 @@ use mesh_ebpf_types::{
     ConnectionKey, ConnectionKind, DIRECT_RETURN,
 };
 
+use super::flows;
 use super::packet::{ERROR, LATER, is_same as same_address};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
 
@@ -49,10 +50,28 @@ pub(in crate::datapath) fn choose() -> u32 {
     }
     packet.found =
         Connection { backend: number, kind: ConnectionKind::Forward as u8, ..Connection::default() };
+    begin(number);
+    number
+}
+
+/// Makes the entry of a flow that begins with that backend.
+#[inline(always)]
+fn begin(number: u32) {
+    let Some(packet) = packet() else { return };
+    // SAFETY: as in `known`.
+    let before = |connection: *mut Connection| unsafe { (*connection).backend };
+    let established = CONNECTIONS.get_ptr_mut(&packet.key).map(before);
+    let other = established.or_else(|| PENDING.get_ptr_mut(&packet.key).map(before));
     // Maps that are full forget what was not used for longest.
     let _ = PENDING.insert(&packet.key, &packet.found, 0);
-    let _ = CONNECTIONS.remove(&packet.key);
-    number
+    if established.is_some() {
+        let _ = CONNECTIONS.remove(&packet.key);
+    }
+    if other.is_some_and(|other| other != number) {
+        maps::renew(&packet.key);
+    }
+    // What may never come again pushes out nothing that does.
+    flows::forget();
 }
 
 /// The number of the backend that the flow has had.
@@ -121,7 +140,7 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
         if is_same(value) && packet.starts == 0 {
-            value.node = node.to_ne_bytes();
+            came_by(value, node);
             return true;
         }
         // Only a client outside can have the same port twice: through two of the hosts' addresses.
@@ -134,7 +153,7 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
         if is_same(value) && packet.starts == 0 {
-            value.node = node.to_ne_bytes();
+            came_by(value, node);
             if value.state & (ANSWERED | CLOSED) == ANSWERED {
                 promote(&packet.other, value);
             }
@@ -149,7 +168,19 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
     packet.found.state = 0;
     packet.found.padding = 0;
     let _ = PENDING.insert(&packet.other, &packet.found, 0);
+    maps::renew(&packet.other);
+    flows::forget();
     true
+}
+
+/// Notes by which node the client speaks, in the entry that [`super::packet::Packet::other`] is the key of.
+#[inline(always)]
+fn came_by(value: &mut Connection, node: u32) {
+    let Some(packet) = packet() else { return };
+    if value.node != node.to_ne_bytes() {
+        value.node = node.to_ne_bytes();
+        maps::renew(&packet.other);
+    }
 }
 
 /// Makes [`super::packet::Packet::other`] the key of the replies.
@@ -232,9 +263,14 @@ fn forward_key() {
 #[inline(never)]
 pub(in crate::datapath) fn answered() {
     let Some(packet) = packet() else { return };
-    if let Some(connection) = PENDING.get_ptr_mut(&packet.other) {
-        // SAFETY: as in `known`.
-        unsafe { (*connection).state |= ANSWERED };
+    let Some(connection) = PENDING.get_ptr_mut(&packet.other) else { return };
+    // SAFETY: as in `known`.
+    let value = unsafe { &mut *connection };
+    let first = value.state & ANSWERED == 0;
+    value.state |= ANSWERED;
+    // The next packet makes it established. TCP's handshake goes the long way anyhow.
+    if first && packet.key.protocol != ip::TCP {
+        maps::renew(&packet.other);
     }
 }
 
@@ -276,8 +312,10 @@ pub(in crate::datapath) fn forget_replies() {
     packet.other.ports = swapped(packet.key.ports);
     packet.other.protocol = packet.key.protocol;
     packet.other.vni = packet.key.vni;
-    let _ = CONNECTIONS.remove(&packet.other);
-    let _ = PENDING.remove(&packet.other);
+    let established = CONNECTIONS.remove(&packet.other).is_ok();
+    if PENDING.remove(&packet.other).is_ok() || established {
+        maps::renew(&packet.other);
+    }
 }
 
 /// A backend's address of the packet's family; `None` if it has none.

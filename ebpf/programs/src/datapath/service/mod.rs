@@ -7,6 +7,7 @@
 //! | [`outbound`] | what endpoints send: to VIPs, to their host's published ports, and replies of backends |
 //! | [`inbound`] | replies of backends that arrive for clients here |
 //! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
+//! | [`flows`] | what passed lately: the short way of all of these |
 //! | [`connection`] | which backend a flow has, and what its replies become |
 //!
 //! A flow has two entries where both directions are translated: each is looked after with each packet of the first
@@ -17,6 +18,7 @@
 //! do not call each other, but tell what comes next ([`run`]).
 
 pub(super) mod connection;
+pub(super) mod flows;
 pub(super) mod inbound;
 pub(super) mod outbound;
 pub(super) mod packet;

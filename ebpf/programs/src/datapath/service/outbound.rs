@@ -1,10 +1,11 @@
 //! What endpoints send: to VIPs, to published ports of their own host, and replies of backends.
 
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, CLIENT_FINISHED, ConnectionKind, EndpointKey, Interface, LOCAL, Network, Reason, Vni,
-    derived_mac,
+    ALLOW_FORWARDING, Address, CLIENT_FINISHED, ConnectionKind, ENCRYPTED, EndpointKey, Interface, LOCAL,
+    Network, Reason, Vni, derived_mac,
 };
 
+use super::flows::{self, Becomes};
 use super::packet::{self, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate};
 use super::{PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection};
@@ -25,6 +26,7 @@ pub(in crate::datapath) fn balance(skb: Skb) -> Verdict {
     {
         return GO_ON;
     }
+    flows::begin_sent(skb.ifindex());
     decide(skb)
 }
 
@@ -32,7 +34,7 @@ pub(in crate::datapath) fn balance(skb: Skb) -> Verdict {
 #[inline(always)]
 fn is_own(interface: &Interface) -> bool {
     let Some(packet) = maps::packet() else { return false };
-    let own = if packet.v6 == 0 { mesh_ebpf_types::Address::from_v4(interface.ipv4) } else { interface.ipv6 };
+    let own = if packet.v6 == 0 { Address::from_v4(interface.ipv4) } else { interface.ipv6 };
     packet.source_mac == interface.mac
         && !packet.destination_mac.is_group()
         && (packet.source == own || interface.flags & ALLOW_FORWARDING != 0)
@@ -42,10 +44,11 @@ fn is_own(interface: &Interface) -> bool {
 fn decide(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return GO_ON };
     let vni = packet.vni();
+    let mut from_backend = false;
     if maps::is_backend(vni, packet.key.source) {
         packet::remember_fragment();
         match connection::back() {
-            0 => {}
+            0 => from_backend = true,
             PUBLISHED_KIND => return PUBLISHED_REPLY,
             _ => return REPLY,
         }
@@ -65,6 +68,9 @@ fn decide(skb: Skb) -> Verdict {
     if maps::is_host_address(packet.key.destination) && packet.class != LOST {
         packet::remember_fragment();
         return TO_PUBLISHED;
+    }
+    if from_backend {
+        flows::unbalanced();
     }
     GO_ON
 }
@@ -88,9 +94,13 @@ pub(super) fn to_vip(skb: Skb) -> Verdict {
     }
     let hairpin = address == packet.key.source;
     packet.to = address;
+    packet.number = number;
     let kind = if hairpin { ConnectionKind::Hairpin } else { ConnectionKind::Back };
     connection::expect_replies(number, kind as u32, 0, u32::from(hairpin));
     connection::finish(CLIENT_FINISHED);
+    if !hairpin {
+        remember_way();
+    }
     if !translate(skb, DESTINATION, 0) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
@@ -101,6 +111,26 @@ pub(super) fn to_vip(skb: Skb) -> Verdict {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     TRANSLATED
+}
+
+/// Has the way to the backend of the packet at hand remembered.
+#[inline(never)]
+fn remember_way() {
+    let Some(packet) = maps::packet() else { return };
+    let (vni, address) = (packet.vni(), packet.to);
+    let (Some(network), Some(backend)) = (maps::network(vni), maps::backend(packet.number)) else { return };
+    let reason = if backend.flags & LOCAL == 0 { Reason::ForwardedRemote } else { Reason::ForwardedLocal };
+    let becomes = Becomes { end: DESTINATION, port: [0; 2], counted: vni, reason };
+    if backend.flags & LOCAL != 0 {
+        if let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address }) {
+            flows::to_endpoint(becomes, endpoint.ifindex, endpoint.mac);
+        }
+    } else if network.flags & ENCRYPTED == 0
+        && let Some(node) = backend.node.to_v4()
+    {
+        (packet.node, packet.tunnel_vni) = (u32::from_ne_bytes(node), vni.number());
+        flows::to_node(becomes, network.mtu, derived_mac(address, network.prefix6));
+    }
 }
 
 /// Whether a packet, or a segment of a super-packet, does not fit the tunnel.
@@ -152,6 +182,7 @@ pub(super) fn reply(skb: Skb) -> Verdict {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     if packet.found.kind != ConnectionKind::Hairpin as u8 {
+        remember_reply(vni, client);
         return deliver(skb, vni, client);
     }
     packet.to = own;
@@ -161,9 +192,19 @@ pub(super) fn reply(skb: Skb) -> Verdict {
     deliver(skb, vni, own)
 }
 
+#[inline(always)]
+fn remember_reply(vni: Vni, client: Address) {
+    let Some(packet) = maps::packet() else { return };
+    if let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: client }) {
+        let port = packet.found.port;
+        let becomes = Becomes { end: SOURCE, port, counted: vni, reason: Reason::ForwardedLocal };
+        flows::to_endpoint(becomes, endpoint.ifindex, endpoint.mac);
+    }
+}
+
 /// Gives a packet to an endpoint on this node.
 #[inline(always)]
-fn deliver(skb: Skb, vni: Vni, address: mesh_ebpf_types::Address) -> Verdict {
+fn deliver(skb: Skb, vni: Vni, address: Address) -> Verdict {
     let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address }) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };

@@ -7,6 +7,7 @@ use mesh_ebpf::ip::{self, FRAGMENT, ICMP, ICMPV6};
 use mesh_ebpf::transport::{Role, ports, role, swapped};
 use mesh_ebpf_types::{Address, Connection, ConnectionKey, Mac, Vni};
 
+use super::flows::{self, Memo};
 use crate::datapath::endpoint::upper_layer;
 use crate::datapath::maps::{FRAGMENTS, packet};
 use crate::datapath::skb::Skb;
@@ -26,6 +27,7 @@ pub(in crate::datapath) const ERROR: u32 = 4;
 /// What is known of the packet at hand, its frame beginning at 0.
 #[repr(C)]
 pub(in crate::datapath) struct Packet {
+    pub(in crate::datapath) memo: Memo,
     /// The flow, in the direction of the packet.
     pub(in crate::datapath) key: ConnectionKey,
     /// A key of another entry, being made.
@@ -64,6 +66,8 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) dont_fragment: u32,
     /// The table of the service: where it begins, its size, its flags.
     pub(in crate::datapath) table: [u32; 3],
+    /// The destination MAC that the frame was sent to in a tunnel: a word, and a half of one.
+    pub(in crate::datapath) tunnel_mac: [u32; 2],
     /// The backends' port, in the upper half of a word as it lies in memory; 0 where it is the flow's own.
     pub(in crate::datapath) target: [u8; 2],
     /// The network that replies come from, as in keys.
@@ -93,6 +97,7 @@ pub(in crate::datapath) fn read(skb: Skb, vni: u32) -> u32 {
 #[inline(never)]
 fn headers(skb: Skb, vni: u32) -> u32 {
     let Some(packet) = packet() else { return OTHER };
+    flows::forget();
     let mut ethernet = Buffer::<14>::new();
     if skb.read(0, &mut ethernet.bytes).is_err() {
         return OTHER;

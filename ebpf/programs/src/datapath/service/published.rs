@@ -4,13 +4,14 @@
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
     Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
-    DIRECT_RETURN, EndpointKey, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, PUBLISHED_BIT, REPLY_BIT,
-    Reason, VXLAN_OVERHEAD_IPV4, Vni, WIREGUARD_OVERHEAD_IPV4, published_vni,
+    DIRECT_RETURN, EndpointKey, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, Mac, PUBLISHED_BIT,
+    REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni, WIREGUARD_OVERHEAD_IPV4, published_vni,
 };
 
+use super::flows::{self, Becomes, NEITHER};
 use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate};
-use super::tunnel::of_peer;
+use super::tunnel::{is_peer, of_peer};
 use super::{
     LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL, TUNNELLED,
     connection, outbound,
@@ -34,6 +35,7 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     }
     let Some(packet) = maps::packet() else { return PASS };
     if maps::is_host_address(packet.destination) || is_new_address(skb, packet.source, packet.destination) {
+        flows::begin(skb.ifindex(), 0, [0; 2]);
         TO_PUBLISHED
     } else {
         PASS
@@ -131,6 +133,10 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
     };
     (packet.number, packet.node) = (number, node);
     (packet.tunnel_vni, packet.fits) = (published_vni(number).number(), u32::from(fits));
+    if fits && !secret {
+        let becomes = Becomes { end: NEITHER, port: [0; 2], counted: vni, reason: Reason::Published };
+        flows::to_node(becomes, mtu, Mac([0; 6]));
+    }
     TUNNEL
 }
 
@@ -169,6 +175,9 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
     let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address }) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };
+    let reason = if node == 0 { Reason::Published } else { Reason::Received };
+    let becomes = Becomes { end: DESTINATION, port: packet.target, counted: vni, reason };
+    flows::to_endpoint(becomes, endpoint.ifindex, endpoint.mac);
     match skb.deliver(endpoint.ifindex, endpoint.mac) {
         Ok(verdict) => verdict,
         Err(_) => dropped(skb, vni, Reason::TranslationFailed),
@@ -194,6 +203,9 @@ pub(super) fn tunnelled(skb: Skb) -> Verdict {
     }
     let Some(packet) = maps::packet() else { return PASS };
     let (vni, secret) = (packet.tunnel_vni, packet.fits != 0);
+    if !secret {
+        flows::begin_received(packet.node, Vni::new(vni), [0; 2]);
+    }
     let number = vni & (REPLY_BIT - 1);
     let Some(backend) = maps::backend(number) else { return dropped(skb, Vni::NONE, Reason::NoBackend) };
     if is_exposed(backend, secret) {
@@ -235,11 +247,17 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     count(skb, vni, Reason::PublishedReply);
+    let port = packet.found.port;
+    let becomes = Becomes { end: SOURCE, port, counted: vni, reason: Reason::PublishedReply };
     if node == 0 || returns_directly(number) {
+        remember_outside(becomes);
         return LEAVE;
     }
     (packet.number, packet.node) = (number, node);
     (packet.tunnel_vni, packet.fits) = (PUBLISHED_BIT | REPLY_BIT | number, 1);
+    if !is_peer(node) {
+        flows::to_node(becomes, u32::MAX, Mac([0; 6]));
+    }
     TUNNEL
 }
 
@@ -277,7 +295,19 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
         connection::note_reply();
     }
     count(skb, Vni::NONE, Reason::PublishedReply);
+    let reason = Reason::PublishedReply;
+    remember_outside(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason });
     LEAVE
+}
+
+/// Has the way of a reply remembered, if its client is neither a container nor this host.
+#[inline(always)]
+fn remember_outside(becomes: Becomes) {
+    let Some(packet) = maps::packet() else { return };
+    let client = packet.key.destination;
+    if flows::wanted() && maps::network_of(client).is_none() && !maps::is_host_address(client) {
+        flows::leaves(becomes);
+    }
 }
 
 /// Sends a reply to its client: a container here, the host itself, or somebody outside.

@@ -44,13 +44,20 @@ pub(in crate::datapath) const fn of_peer(peer: u16) -> u32 {
     u32::from_ne_bytes([0, 0, p0, p1])
 }
 
+/// Whether a packet's `node` is a number in WireGuard.
+#[inline(always)]
+pub(in crate::datapath) const fn is_peer(node: u32) -> bool {
+    let [z0, z1, ..] = node.to_ne_bytes();
+    z0 | z1 == 0
+}
+
 /// Gives the packet to the WireGuard engine, or to nobody.
 #[inline(never)]
 fn secretly(skb: Skb, vni: u32, node: u32) -> Verdict {
     let ifindex = maps::config().map_or(0, |config| config.wireguard_ifindex);
-    let [z0, z1, p0, p1] = node.to_ne_bytes();
+    let [.., p0, p1] = node.to_ne_bytes();
     let peer = u16::from_be_bytes([p0, p1]);
-    if z0 | z1 != 0 || peer == 0 || ifindex == 0 {
+    if !is_peer(node) || peer == 0 || ifindex == 0 {
         return dropped(skb, Vni::NONE, Reason::NoKey);
     }
     match hand_over(skb, Vni::new(vni), peer, ifindex) {

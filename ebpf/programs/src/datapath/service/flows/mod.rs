@@ -1,0 +1,323 @@
+//! Balanced IPv4 flows that passed lately, as in [`crate::datapath::sent`]: what the long way made of a packet, the next ones
+//! with the same addresses and ports get at once.
+//!
+//! An entry holds until user space changes an entry of any map, until a program changes what the flow's tuple stands for
+//! ([`crate::datapath::maps::renew`]), and for [`UNTIL`] at most: then a packet goes the long way, where the flow's entries in
+//! `CONNECTIONS` are looked up, so that they are not taken for unused. So does whatever begins or ends a TCP connection, and
+//! whatever is out of the ordinary.
+
+mod remember;
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use mesh_ebpf::headers::ETHERNET;
+use mesh_ebpf::ip;
+use mesh_ebpf::transport::{FIN, RST, SYN};
+use mesh_ebpf::vxlan::{OUTER, TEMPLATE, Template};
+use mesh_ebpf_types::{PUBLISHED_BIT, Reason, Vni};
+
+pub(in crate::datapath) use remember::{
+    Becomes, Memo, begin, begin_received, begin_sent, forget, leaves, to_endpoint, to_node, unbalanced,
+    wanted,
+};
+
+use crate::datapath::count::{count_number, dropped};
+use crate::datapath::maps;
+use crate::datapath::skb::{Refused, Skb, Start};
+use crate::datapath::{GO_ON, LONG_WAY, Verdict};
+
+/// How long an entry holds: 0.1 to 1 s, by the kernel's clock rate.
+const UNTIL: u64 = 100;
+/// How long a next hop is used, see [`crate::datapath::sent`].
+const NEXT_HOP_UNTIL: u64 = 25;
+/// Ethernet, IPv4 without options, and TCP up to its flags. Datagrams that are shorter go the long way.
+const READ: usize = ETHERNET + 20 + 14;
+/// The same inside the outer headers.
+const READ_TUNNELLED: usize = OUTER + READ;
+/// IPv4, without options, as it stands in a frame together with the type of service.
+const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
+const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
+const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
+/// Where the IP header begins in [`Template::frame`].
+const INNER_IP: usize = OUTER + ETHERNET;
+
+/// [`Flow::end`]: nothing of the packet changes; its source; its destination.
+pub(super) const NEITHER: u32 = 2;
+
+/// [`Flow::way`]: to another node; to an endpoint of this one; out of the data-path device; as if there were no services,
+/// though it comes from a backend.
+const TO_NODE: u32 = 0;
+const TO_ENDPOINT: u32 = 1;
+const LEAVES: u32 = 2;
+const UNBALANCED: u32 = 3;
+
+/// All of a packet that chooses its way. Words as they lie in the frame.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(in crate::datapath) struct FlowKey {
+    /// The interface index of the device that it came in by; inside VXLAN, the node that sent it.
+    from: u32,
+    /// The VNI, and a zero after it; zero outside VXLAN.
+    vni: u32,
+    /// Source and destination.
+    addresses: [u32; 2],
+    /// Source and destination port.
+    ports: u32,
+    protocol: u32,
+    /// The source MAC of what an endpoint sends, the destination MAC of what is for one; zero otherwise.
+    mac: [u32; 2],
+}
+
+/// What becomes of a flow's packets. All zero fits no packet.
+#[repr(C)]
+pub(in crate::datapath) struct Flow {
+    generation: u64,
+    /// [`maps::epoch`] of the tuple.
+    epoch: u64,
+    /// When it goes the long way again, in jiffies.
+    until: u64,
+    /// When the next hop is to be asked for again.
+    next_hop_until: u64,
+    key: FlowKey,
+    way: u32,
+    /// Which end is replaced.
+    end: u32,
+    /// That end's address before and after.
+    from: u32,
+    to: u32,
+    /// That end's port before and after, as they lie in the packet.
+    from_port: u32,
+    to_port: u32,
+    /// What the sum of the IP header grows by.
+    difference: u32,
+    /// The flow's hash as it leaves, where the socket has made none.
+    hash: u32,
+    /// The largest packet that may leave.
+    mtu: u32,
+    /// Where it leaves, or the endpoint's device.
+    to_ifindex: u32,
+    /// This node and the other one, in outer headers.
+    outer: [u32; 2],
+    /// 0 where the kernel is to find it.
+    next_hop: u32,
+    /// What it is counted for.
+    vni: Vni,
+    reason: u32,
+    /// What it looks like.
+    template: Template,
+}
+
+impl FlowKey {
+    #[inline(always)]
+    fn of<const N: usize>(frame: Start<N>, base: usize, from: u32, vni: u32, mac: [u32; 2]) -> Self {
+        Self {
+            from,
+            vni,
+            addresses: [frame.word(base + 26), frame.word(base + 30)],
+            ports: frame.word(base + 34),
+            protocol: frame.byte(base + 23).into(),
+            mac,
+        }
+    }
+}
+
+/// The flow of a packet, if it is known.
+#[inline(always)]
+fn known(key: &FlowKey) -> Option<&'static mut Flow> {
+    let slot = maps::flow_slot(key.addresses, key.ports);
+    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
+    let flow = unsafe { &mut *maps::flow(slot)? };
+    // SAFETY: takes nothing, returns the time.
+    let now = unsafe { bpf_jiffies64() };
+    let holds = flow.key == *key
+        && flow.generation == maps::generation()
+        && flow.epoch == maps::epoch(slot)
+        && flow.until > now;
+    if holds { Some(flow) } else { None }
+}
+
+/// Whether a packet neither begins nor ends a connection, and is nothing out of the ordinary. Its frame starts at `base`.
+#[inline(always)]
+fn is_ordinary<const N: usize>(frame: Start<N>, base: usize, length: u32, gso: bool) -> bool {
+    let total = u32::from(u16::from_be(frame.half(base + 16)));
+    let in_flow = match frame.byte(base + 23) {
+        ip::TCP => frame.byte(base + 47) & (SYN | FIN | RST) == 0,
+        ip::UDP => true,
+        _ => false,
+    };
+    in_flow
+        && frame.word(base + 12) & !TOS == PLAIN_IPV4
+        && frame.half(base + 20) & FRAGMENT == 0
+        && (gso || (total >= 28 && total + base as u32 + 14 <= length))
+}
+
+/// Length of the IP packet; of the largest segment, if it is a super-packet.
+#[inline(always)]
+fn packet_length(frame: Start<READ>, length: u32, payload: u32) -> u32 {
+    match (payload, frame.byte(23)) {
+        (0, _) => length - 14,
+        (_, ip::TCP) => payload + 20 + u32::from(frame.byte(46) >> 4) * 4,
+        _ => payload + 28,
+    }
+}
+
+/// What an endpoint sends. [`LONG_WAY`], and nothing changed, where the flow is not known; [`GO_ON`], and nothing changed,
+/// where it is known to be none of a service.
+#[inline(never)]
+pub(in crate::datapath) fn sent(skb: Skb) -> Verdict {
+    from_endpoint(skb).unwrap_or(LONG_WAY)
+}
+
+#[inline(always)]
+fn from_endpoint(skb: Skb) -> Option<Verdict> {
+    let frame = skb.start::<READ>()?;
+    let (length, payload) = (skb.length(), skb.gso_size());
+    if skb.has_vlan() || frame.byte(0) & 1 != 0 || !is_ordinary(frame, 0, length, payload != 0) {
+        return None;
+    }
+    let mac = [frame.word(6), frame.half(10).into()];
+    let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, mac))?;
+    if flow.way == UNBALANCED {
+        return Some(GO_ON);
+    }
+    if flow.way == TO_NODE {
+        return send(skb, flow, frame, length, payload);
+    }
+    fill(flow, frame, 0);
+    Some(pass_on(skb, flow, length))
+}
+
+/// What arrived at the data-path device for a published port. [`LONG_WAY`], and nothing changed, where the flow is not known.
+#[inline(never)]
+pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
+    from_outside(skb).unwrap_or(LONG_WAY)
+}
+
+#[inline(always)]
+fn from_outside(skb: Skb) -> Option<Verdict> {
+    let frame = skb.start::<READ>()?;
+    let (length, payload) = (skb.length(), skb.gso_size());
+    if !is_ordinary(frame, 0, length, payload != 0) {
+        return None;
+    }
+    let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, [0; 2]))?;
+    if flow.way == TO_NODE {
+        return send(skb, flow, frame, length, payload);
+    }
+    fill(flow, frame, 0);
+    Some(pass_on(skb, flow, length))
+}
+
+/// What another node sent, in outer headers as this mesh makes them. As [`sent`].
+#[inline(never)]
+pub(in crate::datapath) fn received(skb: Skb) -> Verdict {
+    from_node(skb).unwrap_or(LONG_WAY)
+}
+
+#[inline(always)]
+fn from_node(skb: Skb) -> Option<Verdict> {
+    let frame = skb.start::<READ_TUNNELLED>()?;
+    let (length, gso) = (skb.length(), skb.is_gso());
+    if !is_ordinary(frame, OUTER, length, gso) {
+        return None;
+    }
+    let [v0, v1, v2, _] = frame.word(46).to_ne_bytes();
+    let of_mesh = Vni([0, v0, v1, v2]).number() & PUBLISHED_BIT != 0;
+    let mac = if of_mesh { [0; 2] } else { [frame.word(50), frame.half(54).into()] };
+    let flow = known(&FlowKey::of(frame, OUTER, frame.word(26), frame.word(46), mac))?;
+    if flow.way == UNBALANCED {
+        return Some(GO_ON);
+    }
+    // See `underlay`: what leaves again must not take the notes of a tunnel along, nor may datagrams.
+    if gso && (flow.way == LEAVES || frame.byte(OUTER + 23) != ip::TCP) {
+        return None;
+    }
+    fill(flow, frame, OUTER);
+    if skb.shrink_outer(false).is_err() {
+        return None;
+    }
+    Some(pass_on(skb, flow, length - 50))
+}
+
+/// Writes the packet's own fields, up to its ports, into the template.
+#[inline(always)]
+fn fill<const N: usize>(flow: &mut Flow, frame: Start<N>, base: usize) {
+    for offset in [14, 16, 18, 20, 22] {
+        let half = frame.half(base + offset).to_ne_bytes();
+        flow.template.frame[OUTER + offset..OUTER + offset + 2].copy_from_slice(&half);
+    }
+    let sum = u32::from(!frame.half(base + 24)) + flow.difference;
+    let sum = (sum & 0xffff) + (sum >> 16);
+    let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
+    flow.template.frame[INNER_IP + 10..INNER_IP + 12].copy_from_slice(&sum.to_ne_bytes());
+}
+
+/// Mends the transport checksum of a packet whose frame is at `base`.
+#[inline(always)]
+fn mend(skb: Skb, flow: &Flow, base: u32) -> Result<(), Refused> {
+    let udp = flow.key.protocol == u32::from(ip::UDP);
+    let checksum = base + if udp { 34 + 6 } else { 34 + 16 };
+    skb.mend_l4(checksum, flow.from, flow.to, 4, true, udp)?;
+    if flow.from_port == flow.to_port {
+        return Ok(());
+    }
+    skb.mend_l4(checksum, flow.from_port, flow.to_port, 2, false, udp)
+}
+
+/// Sends a packet to another node. `None`, and nothing changed, where it does not fit or the kernel refuses.
+#[inline(always)]
+fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32) -> Option<Verdict> {
+    if packet_length(frame, length, payload) > flow.mtu {
+        return None;
+    }
+    let (segments, tos) = (skb.segments(), frame.byte(15));
+    if flow.end != NEITHER {
+        fill(flow, frame, 0);
+    }
+    let hash = match skb.known_hash() {
+        0 => flow.hash,
+        known => known,
+    };
+    flow.template.fit(hash, tos, length);
+    // SAFETY: takes nothing, returns the time.
+    let now = unsafe { bpf_jiffies64() };
+    if flow.next_hop_until <= now {
+        flow.next_hop = skb.next_hop(flow.to_ifindex, flow.outer[0], flow.outer[1]);
+        flow.next_hop_until = now + NEXT_HOP_UNTIL;
+    }
+    if skb.grow_outer().is_err() {
+        return None;
+    }
+    let frame = &flow.template.frame;
+    let written = if flow.end == NEITHER {
+        frame.first_chunk::<{ OUTER + ETHERNET }>().map_or(Err(Refused), |start| skb.store(0, start))
+    } else {
+        mend(skb, flow, const { OUTER as u32 }).and_then(|()| skb.store(0, frame))
+    };
+    if written.is_err() {
+        return Some(dropped(skb, flow.vni, Reason::EncapsulationFailed));
+    }
+    count_number(flow.vni, flow.reason, segments, length);
+    Some(match flow.next_hop {
+        0 => skb.route(flow.to_ifindex),
+        next_hop => skb.route_via(flow.to_ifindex, next_hop),
+    })
+}
+
+/// Gives a packet, of which the template has been filled, to an endpoint, or to whoever is outside.
+#[inline(always)]
+fn pass_on(skb: Skb, flow: &Flow, length: u32) -> Verdict {
+    let written = if flow.end == NEITHER {
+        Ok(())
+    } else {
+        let start = flow.template.frame.last_chunk::<{ TEMPLATE - OUTER }>();
+        mend(skb, flow, 0).and_then(|()| start.map_or(Err(Refused), |start| skb.store(0, start)))
+    };
+    if written.is_err() {
+        return dropped(skb, flow.vni, Reason::TranslationFailed);
+    }
+    count_number(flow.vni, flow.reason, skb.segments(), length);
+    if flow.way == LEAVES {
+        return skb.route(flow.to_ifindex);
+    }
+    skb.deliver_as_is(flow.to_ifindex).unwrap_or_else(|_| dropped(skb, flow.vni, Reason::TranslationFailed))
+}

@@ -1,0 +1,237 @@
+//! What the long way finds out of a flow.
+//!
+//! Before anything is looked up, [`begin`] notes what a packet is; whichever part finds out where it goes has that remembered.
+
+use aya_ebpf::helpers::generated::bpf_jiffies64;
+use mesh_ebpf::transport::{FIN, RST, SYN};
+use mesh_ebpf::vxlan::{Encapsulation, OUTER};
+use mesh_ebpf::{flow, ip};
+use mesh_ebpf_types::{Encapsulation as Mode, Mac, PUBLISHED_BIT, Reason, Vni};
+
+use super::super::packet::FLOW;
+use super::super::translate::SOURCE;
+use super::{Flow, FlowKey, INNER_IP, LEAVES, NEITHER, TO_ENDPOINT, TO_NODE, UNBALANCED, UNTIL};
+use crate::datapath::maps::{self, packet};
+
+/// What is known of the flow of the packet at hand. Words and halves as they lie in packets.
+#[repr(C)]
+pub(in crate::datapath) struct Memo {
+    generation: u64,
+    epoch: u64,
+    /// As in [`FlowKey`]; 0 where nothing is to be remembered.
+    from: u32,
+    vni: u32,
+    mac: [u32; 2],
+    /// As in [`Flow`].
+    way: u32,
+    end: u32,
+    to_port: u32,
+    to_ifindex: u32,
+    mtu: u32,
+    counted: Vni,
+    reason: u32,
+    /// Of the frame inside the outer headers, or as an endpoint gets it.
+    destination_mac: Mac,
+    source_mac: Mac,
+}
+
+/// What a packet is counted as, and what it becomes.
+#[derive(Clone, Copy)]
+pub(in crate::datapath) struct Becomes {
+    /// `SOURCE`, `DESTINATION`, or [`NEITHER`]: the end that becomes [`super::super::packet::Packet::to`].
+    pub(in crate::datapath) end: u32,
+    /// That end's new port; 0 leaves it.
+    pub(in crate::datapath) port: [u8; 2],
+    pub(in crate::datapath) counted: Vni,
+    pub(in crate::datapath) reason: Reason,
+}
+
+/// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in [`FlowKey`].
+#[inline(always)]
+pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2]) {
+    let Some(packet) = packet() else { return };
+    let in_flow = match packet.key.protocol {
+        ip::TCP => packet.tcp_flags & u32::from(SYN | FIN | RST) == 0,
+        ip::UDP => true,
+        _ => false,
+    };
+    if packet.class != FLOW || packet.v6 != 0 || packet.first_fragment != 0 || packet.upper != 34 || !in_flow
+    {
+        return;
+    }
+    let [addresses @ .., ports] = tuple();
+    packet.memo.generation = maps::generation();
+    packet.memo.epoch = maps::epoch(maps::flow_slot(addresses, ports));
+    packet.memo.from = from;
+    packet.memo.vni = vni;
+    packet.memo.mac = mac;
+}
+
+/// As [`begin`], of what an endpoint sends.
+#[inline(always)]
+pub(in crate::datapath) fn begin_sent(ifindex: u32) {
+    let Some(packet) = packet() else { return };
+    let Mac([m0, m1, m2, m3, m4, m5]) = packet.source_mac;
+    begin(ifindex, 0, [u32::from_ne_bytes([m0, m1, m2, m3]), u16::from_ne_bytes([m4, m5]).into()]);
+}
+
+/// As [`begin`], of what a node sent; 0 where it is not known.
+#[inline(always)]
+pub(in crate::datapath) fn begin_received(node: u32, vni: Vni, mac: [u32; 2]) {
+    let [_, v0, v1, v2] = vni.0;
+    begin(node, u32::from_ne_bytes([v0, v1, v2, 0]), mac);
+}
+
+/// Whether anything is to be remembered of the packet at hand.
+#[inline(always)]
+pub(in crate::datapath) fn wanted() -> bool {
+    packet().is_some_and(|packet| packet.memo.from != 0)
+}
+
+/// Nothing is to be remembered of the packet at hand.
+#[inline(always)]
+pub(in crate::datapath) fn forget() {
+    if let Some(packet) = packet() {
+        packet.memo.from = 0;
+    }
+}
+
+/// Remembers that the flow goes to an endpoint here.
+#[inline(always)]
+pub(in crate::datapath) fn to_endpoint(becomes: Becomes, ifindex: u32, mac: Mac) {
+    let Some(packet) = packet() else { return };
+    packet.memo.destination_mac = mac;
+    packet.memo.source_mac = packet.source_mac;
+    remember(becomes, TO_ENDPOINT, ifindex);
+}
+
+/// Remembers that it leaves by the data-path device, as a reply to somebody outside.
+#[inline(always)]
+pub(in crate::datapath) fn leaves(becomes: Becomes) {
+    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
+    packet.memo.destination_mac = packet.destination_mac;
+    packet.memo.source_mac = packet.source_mac;
+    remember(becomes, LEAVES, config.underlay_ifindex);
+}
+
+/// Remembers that it goes to the node and with the VNI that [`super::super::packet::Packet`] says, where packets of up to
+/// `mtu` bytes fit. `mac` is the inner frame's destination, for a frame of a network.
+#[inline(always)]
+pub(in crate::datapath) fn to_node(becomes: Becomes, mtu: u32, mac: Mac) {
+    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
+    if config.encapsulation != Mode::Direct as u8 {
+        return;
+    }
+    let of_network = packet.tunnel_vni & PUBLISHED_BIT == 0;
+    packet.memo.mtu = mtu;
+    packet.memo.destination_mac = mac;
+    packet.memo.source_mac = if of_network { packet.source_mac } else { Mac([0; 6]) };
+    remember(becomes, TO_NODE, config.underlay_ifindex);
+}
+
+/// Remembers that it comes from a backend, but is no reply to anything that was balanced.
+#[inline(always)]
+pub(in crate::datapath) fn unbalanced() {
+    let reason = Reason::Received;
+    remember(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason }, UNBALANCED, 0);
+}
+
+#[inline(always)]
+fn remember(becomes: Becomes, way: u32, ifindex: u32) {
+    let Some(packet) = packet() else { return };
+    if packet.memo.from == 0 {
+        return;
+    }
+    packet.memo.way = way;
+    packet.memo.end = becomes.end;
+    packet.memo.to_port = u16::from_ne_bytes(becomes.port).into();
+    packet.memo.to_ifindex = ifindex;
+    packet.memo.counted = becomes.counted;
+    packet.memo.reason = becomes.reason as u32;
+    commit();
+}
+
+/// Addresses and ports of the packet at hand.
+#[inline(always)]
+fn tuple() -> [u32; 3] {
+    let Some(packet) = packet() else { return [0; 3] };
+    let ([.., source], [.., destination]) = (packet.key.source.words(), packet.key.destination.words());
+    [source, destination, u32::from_ne_bytes(packet.key.ports)]
+}
+
+#[inline(never)]
+fn commit() {
+    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
+    let [source, destination, ports] = tuple();
+    let Some(flow) = maps::flow(maps::flow_slot([source, destination], ports)) else { return };
+    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
+    let flow = unsafe { &mut *flow };
+    let memo = &packet.memo;
+    flow.generation = memo.generation;
+    flow.epoch = memo.epoch;
+    // SAFETY: takes nothing, returns the time.
+    flow.until = unsafe { bpf_jiffies64() } + UNTIL;
+    flow.next_hop_until = 0;
+    flow.key = FlowKey {
+        from: memo.from,
+        vni: memo.vni,
+        addresses: [source, destination],
+        ports,
+        protocol: packet.key.protocol.into(),
+        mac: memo.mac,
+    };
+    flow.way = memo.way;
+    flow.to_ifindex = memo.to_ifindex;
+    flow.mtu = memo.mtu;
+    flow.vni = memo.counted;
+    flow.reason = memo.reason;
+    flow.end = memo.end;
+    change(flow);
+    let [.., local] = config.local.words();
+    flow.outer = [local, packet.node];
+    flow.template.set_outer(Encapsulation {
+        source: local.to_ne_bytes(),
+        destination: packet.node.to_ne_bytes(),
+        port: config.vxlan_port,
+        vni: Vni::new(packet.tunnel_vni),
+        hash: 0,
+        traffic_class: 0,
+        length: 0,
+    });
+    let frame = &mut flow.template.frame;
+    frame[OUTER..OUTER + 6].copy_from_slice(&memo.destination_mac.0);
+    frame[OUTER + 6..OUTER + 12].copy_from_slice(&memo.source_mac.0);
+    frame[OUTER + 12] = 0x08;
+    frame[OUTER + 13] = 0;
+}
+
+/// What changes in the packet, and what its tuple becomes.
+#[inline(always)]
+fn change(flow: &mut Flow) {
+    let Some(packet) = packet() else { return };
+    let [mut source, mut destination, ports] = tuple();
+    let [s0, s1, d0, d1] = ports.to_ne_bytes();
+    let mut halves = [u16::from_ne_bytes([s0, s1]).into(), u16::from_ne_bytes([d0, d1]).into()];
+    if flow.end != NEITHER {
+        let [.., to] = packet.to.words();
+        let (address, port) = if flow.end == SOURCE {
+            (&mut source, &mut halves[0])
+        } else {
+            (&mut destination, &mut halves[1])
+        };
+        (flow.from, flow.to) = (*address, to);
+        flow.from_port = *port;
+        flow.to_port = if packet.memo.to_port == 0 { *port } else { packet.memo.to_port };
+        (*address, *port) = (to, flow.to_port);
+        let ([f0, f1, f2, f3], [t0, t1, t2, t3]) = ((!flow.from).to_ne_bytes(), to.to_ne_bytes());
+        let half = |a, b| u32::from(u16::from_ne_bytes([a, b]));
+        flow.difference = half(f0, f1) + half(f2, f3) + half(t0, t1) + half(t2, t3);
+    }
+    let ([s0, s1, ..], [d0, d1, ..]) = (halves[0].to_le_bytes(), halves[1].to_le_bytes());
+    let ports = [s0, s1, d0, d1];
+    flow.hash = flow::hash([source, destination], u32::from_ne_bytes(ports), packet.key.protocol);
+    let frame = &mut flow.template.frame;
+    frame[INNER_IP + 12..INNER_IP + 16].copy_from_slice(&source.to_ne_bytes());
+    frame[INNER_IP + 16..INNER_IP + 20].copy_from_slice(&destination.to_ne_bytes());
+    frame[INNER_IP + 20..INNER_IP + 24].copy_from_slice(&ports);
+}
