@@ -147,6 +147,21 @@ pub struct Network {
     pub created_at: Timestamp,
 }
 
+impl Network {
+    /// The first 96 bits of its first IPv6 subnet, as the datapath knows them; zero without one.
+    pub fn prefix6(&self) -> [u8; 12] {
+        let mut prefix6 = [0; 12];
+        let first = self.subnets.iter().find_map(|subnet| match subnet.subnet.first() {
+            IpAddr::V4(_) => None,
+            IpAddr::V6(v6) => Some(v6.octets()),
+        });
+        if let Some(octets) = first {
+            prefix6.copy_from_slice(&octets[..12]);
+        }
+        prefix6
+    }
+}
+
 /// Whether a lease may be used.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

@@ -6,7 +6,6 @@ use mesh_ebpf_types::{
     ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, Config, DIRECT_RETURN, ENCRYPTED, EndpointKey,
     HostRouteKey, INTERNAL, Interface, Mac, MapEntry, Member, Vni,
 };
-use mesh_ipam::Family;
 use mesh_model::desired::Encapsulation;
 use mesh_model::{Desired, Endpoint, Lease, LeaseState, MacAddr, Network, Prefix, naming};
 
@@ -44,7 +43,7 @@ pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<Map
     if network.encrypted {
         flags |= ENCRYPTED;
     }
-    let value = mesh_ebpf_types::Network { flags, mtu, prefix6: prefix6(network) };
+    let value = mesh_ebpf_types::Network { flags, mtu, prefix6: network.prefix6() };
     let mut entries = vec![MapEntry::Network(vni, value)];
     for subnet in &network.subnets {
         let unassigned = Block { kind: BlockKind::Unassigned as u32, ..Block::default() };
@@ -125,14 +124,4 @@ fn block_key(vni: Vni, of: Prefix) -> BlockKey {
 
 fn prefix(prefix: Prefix) -> (u8, Address) {
     (Address::prefix_bits(prefix.first(), prefix.len()), prefix.first().into())
-}
-
-/// The first 96 bits of the network's first IPv6 subnet, zero when it has none.
-fn prefix6(network: &Network) -> [u8; 12] {
-    let mut prefix6 = [0; 12];
-    if let Some(subnet) = network.subnets.iter().find(|subnet| subnet.subnet.family() == Family::Ipv6) {
-        let Address(bytes) = subnet.subnet.first().into();
-        prefix6.copy_from_slice(&bytes[..12]);
-    }
-    prefix6
 }

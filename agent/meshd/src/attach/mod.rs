@@ -1,0 +1,236 @@
+//! Attaching a container to a network: addresses, a durable record, a pass of the kernel loop, and only then an answer.
+
+mod addresses;
+mod record;
+mod request;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use mesh_ipam::prefix::Family;
+use mesh_kernel::KernelError;
+use mesh_model::endpoint::host_ifname;
+use mesh_model::{Availability, Endpoint, EndpointId, EndpointPhase, IfName, Network, NetworkId};
+use mesh_proto::v1::control_client::ControlClient;
+use mesh_proto::{Problem, ProblemKind, v1};
+
+use self::addresses::Turn;
+use self::record::refuse_removing;
+use self::request::Request;
+use crate::agent::Agent;
+use crate::blocking::blocking;
+use crate::durable::FileError;
+use crate::host::{Host, NetnsName};
+use crate::managers::Managers;
+use crate::reconcile::explain;
+use crate::session;
+
+/// How long the cluster may take to know this node's key.
+const KEY_KNOWN: Duration = Duration::from_secs(5);
+
+/// Attaches and detaches containers.
+#[derive(Debug)]
+pub struct Endpoints {
+    pub(crate) agent: Arc<Agent>,
+    pub(crate) managers: Arc<Managers>,
+    host: Arc<dyn Host>,
+    /// One request for a lease at a time for each network and family: its answer serves all who wait.
+    leasing: Mutex<BTreeMap<(NetworkId, Family), Turn>>,
+}
+
+pub(crate) fn not_written(error: &FileError) -> Problem {
+    Problem::new(ProblemKind::Failed, error.to_string())
+        .hint("check that the disk of the state directory is not full, read-only or failing")
+}
+
+impl Endpoints {
+    /// Endpoints of this node.
+    pub fn new(agent: Arc<Agent>, managers: Arc<Managers>, host: Arc<dyn Host>) -> Self {
+        Self { agent, managers, host, leasing: Mutex::default() }
+    }
+
+    /// Attaches a container. It goes on to its end, whether or not its caller still waits.
+    pub async fn attach(self: &Arc<Self>, request: v1::AttachRequest) -> Result<v1::Endpoint, Problem> {
+        let request = Request::try_from(request)?;
+        let this = self.clone();
+        let task = tokio::spawn(async move { this.attach_checked(request).await });
+        task.await.unwrap_or_else(|error| {
+            Err(Problem::new(ProblemKind::Failed, format!("the attach was cut short: {error}")))
+        })
+    }
+
+    async fn attach_checked(&self, request: Request) -> Result<v1::Endpoint, Problem> {
+        let network = self.network(&request.network).await?;
+        self.may_attach(&network)?;
+        if network.encrypted {
+            self.needs_key().await?;
+        }
+        let host = self.host.clone();
+        let netns = request.netns.clone();
+        let found = blocking(move || host.find_netns(&netns)).await;
+        let found = found.map_err(|error| not_found(&request.netns, &error))?;
+        let id = self.draw_id()?;
+        let mut addresses = BTreeSet::new();
+        let recorded = async {
+            self.assign_all(&network, &request, &id, &mut addresses).await?;
+            if !self.agent.own_view_is_saved() {
+                self.blocking(Agent::save_own_view).await?;
+            }
+            self.record(&network, &request, &found, &id, &addresses)
+        };
+        let (generation, endpoint) = match recorded.await {
+            Ok(recorded) => recorded,
+            Err(problem) => {
+                self.release(&network.id, &addresses);
+                return Err(problem);
+            }
+        };
+        let established = async {
+            let endpoint = self.establish(generation, endpoint).await?;
+            self.serve(&network, &endpoint).await?;
+            Ok(endpoint)
+        };
+        match established.await {
+            Ok(endpoint) => Ok(self.agent.read(|state| session::message(state, &endpoint))),
+            Err(problem) => {
+                self.undo(&id).await;
+                Err(problem)
+            }
+        }
+    }
+
+    /// Finds a network by name, id or unambiguous id prefix: among those known here, else by asking a manager.
+    async fn network(&self, text: &str) -> Result<Network, Problem> {
+        let known = self.agent.read(|state| {
+            let mut networks = state.view.networks.values();
+            networks.find(|network| network.name.as_str() == text || network.id.as_str() == text).cloned()
+        });
+        if let Some(network) = known {
+            return Ok(network);
+        }
+        let connected = self.managers.connected().await.map_err(|problem| {
+            Problem::new(
+                problem.kind,
+                format!("network {text} is not known on this node, and {}", problem.message),
+            )
+            .hint("try again when a manager is reachable")
+        })?;
+        let request = v1::InspectNetworkRequest { network: text.to_owned() };
+        let answer = ControlClient::new(connected.channel).inspect_network(request).await?.into_inner();
+        let invalid = |reason: String| Problem::new(ProblemKind::Failed, format!("a manager sent {reason}"));
+        answer
+            .network
+            .ok_or_else(|| invalid("no network".into()))?
+            .try_into()
+            .map_err(|error| invalid(format!("a network that is not valid: {error}")))
+    }
+
+    fn may_attach(&self, network: &Network) -> Result<(), Problem> {
+        let refuse = |message: String| Problem::new(ProblemKind::Conflict, message);
+        if network.removing {
+            return Err(refuse(format!("network {} is being removed", network.name)));
+        }
+        if !network.attachable {
+            return Err(refuse(format!("network {} is not attachable", network.name))
+                .hint("create it with --attachable to attach containers by hand"));
+        }
+        let node = self.agent.node();
+        if node.availability == Availability::Drain {
+            return Err(refuse(format!("node {} is drained and takes no new endpoints", node.name))
+                .hint(format!("meshctl node update --availability active {}", node.name)));
+        }
+        Ok(())
+    }
+
+    /// Other nodes send to an encrypted network's endpoints here only once they know this node's key.
+    async fn needs_key(&self) -> Result<(), Problem> {
+        if self.agent.has_announced_key(KEY_KNOWN).await {
+            return Ok(());
+        }
+        let reason = self.agent.read(|state| state.key_problem.clone());
+        Err(match reason {
+            Some(reason) => Problem::new(ProblemKind::Failed, reason),
+            None => Problem::new(
+                ProblemKind::Unreachable,
+                "the cluster does not know this node's key for encrypted networks yet",
+            )
+            .hint("try again; meshctl status shows whether this node is in session"),
+        })
+    }
+
+    /// Draws an id whose device name no other endpoint of this node has.
+    fn draw_id(&self) -> Result<EndpointId, Problem> {
+        let failed = |error| Problem::new(ProblemKind::Failed, format!("cannot draw an id: {error}"));
+        let taken: BTreeSet<IfName> =
+            self.agent.read(|state| state.endpoints.keys().map(host_ifname).collect());
+        loop {
+            let id = EndpointId::random().map_err(failed)?;
+            if !taken.contains(&host_ifname(&id)) {
+                return Ok(id);
+            }
+        }
+    }
+
+    /// Waits for the kernel to have the endpoint and for the manager to know of it, both at once, and makes its record say so.
+    async fn establish(&self, generation: u64, endpoint: Endpoint) -> Result<Endpoint, Problem> {
+        let (pass, ()) = tokio::join!(self.agent.pass_of(generation), self.agent.told());
+        if let Some(problem) = pass.failed.get(&endpoint.id).or(pass.node_failure.as_ref()) {
+            return Err(problem.clone());
+        }
+        if pass.lost.contains(&endpoint.id) {
+            let path = endpoint.netns.path.display();
+            return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
+        }
+        if let Some(why) = self.agent.read(|state| state.refused.get(&endpoint.id).cloned()) {
+            return Err(Problem::new(ProblemKind::Conflict, why)
+                .hint("choose another name with --name, or detach the other first"));
+        }
+        let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
+        // One step of the file system, which is not waited for to reach the disk.
+        self.agent.endpoint_store().finish(&endpoint.id).map_err(|error| not_written(&error))?;
+        self.agent.adjust(|state| {
+            refuse_removing(state, &endpoint.network)?;
+            let Some(known) = state.endpoints.get_mut(&endpoint.id) else {
+                let message = format!("endpoint {} was removed meanwhile", endpoint.name);
+                return Err(Problem::new(ProblemKind::Conflict, message));
+            };
+            known.phase = EndpointPhase::Attached;
+            Ok(endpoint)
+        })
+    }
+
+    /// Takes back an attach that failed: no wish, no record, nothing in the kernel, addresses free again.
+    async fn undo(&self, id: &EndpointId) {
+        if let Err(error) = self.agent.endpoint_store().remove(id) {
+            tracing::error!(%error, "the record of an attach that failed stays until the next start");
+        }
+        let (generation, endpoint) = self.agent.change(|state| state.endpoints.remove(id));
+        tokio::join!(self.agent.pass_of(generation), self.agent.told());
+        self.agent.note(|state| state.refused.remove(id));
+        if let Some(endpoint) = endpoint {
+            self.release(&endpoint.network, &endpoint.addresses().collect());
+        }
+    }
+
+    /// Writes to the disk where that may take its time.
+    pub(crate) async fn blocking(
+        &self,
+        write: impl FnOnce(&Agent) -> Result<(), FileError> + Send + 'static,
+    ) -> Result<(), Problem> {
+        let agent = self.agent.clone();
+        blocking(move || write(&agent)).await.map_err(|error| not_written(&error))
+    }
+}
+
+/// A namespace that cannot be found, in the words in which it was asked for.
+fn not_found(name: &NetnsName, error: &KernelError) -> Problem {
+    match error {
+        KernelError::NamespaceGone { path, .. } => Problem::new(
+            ProblemKind::NotFound,
+            format!("network namespace {name} does not exist: there is no {}", path.display()),
+        )
+        .hint("ip netns list shows named ones; a path or --pid names others"),
+        error => explain(error),
+    }
+}
