@@ -1,12 +1,17 @@
 //! Whole agents in one process, on loopback addresses, with kernels in memory; asked as people ask them.
 
+use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use mesh_proto::v1;
+use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::v1::local_client::LocalClient;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
+use tokio::time::sleep;
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::*;
