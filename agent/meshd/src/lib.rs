@@ -31,5 +31,7 @@ pub mod reconcile;
 pub mod services;
 pub mod session;
 #[cfg(test)]
+mod test_cluster;
+#[cfg(test)]
 mod test_host;
 pub mod view;

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
-use crate::agent::{Agent, now};
+use crate::agent::{Agent, now, saving};
 use crate::attach::{Endpoints, not_written};
 use crate::encryption::{self, Encryption, Engines};
 use crate::host::Host;
@@ -33,13 +33,6 @@ use crate::session::Probes;
 use crate::view::ClusterView;
 use crate::{dns, health, prober, reconcile, services, session};
 
-/// How often changes that may wait are written to the disk, but for those of the view: an agent that is killed and begins
-/// with an old one takes from the kernel what that does not know, so they wait for [`SAVE_VIEW`] at most.
-const SAVE: Duration = Duration::from_secs(1);
-/// Time between two writes at least.
-const SAVE_VIEW: Duration = Duration::from_millis(50);
-/// And so many times what the last one took, in a large cluster.
-const SAVE_SHARE: u32 = 20;
 /// How often it is seen to it that blocks are leased ahead of need, and given back.
 const TEND: Duration = Duration::from_secs(1);
 /// A subnet that had no block to spare is not asked for again for so long.
@@ -185,7 +178,7 @@ impl Member {
             names = reporter;
         }
         tasks.spawn(let_go(agent.clone(), endpoints.clone()));
-        tasks.spawn(save(agent.clone()));
+        tasks.spawn(saving::run(agent.clone()));
         tasks.spawn(tend(agent.clone(), managers.clone(), endpoints.clone()));
         tasks.spawn(renew(managers.clone(), platform.paths.identity()));
         Ok(Self {
@@ -252,25 +245,6 @@ async fn let_go(agent: Arc<Agent>, endpoints: Arc<Endpoints>) {
         if !lost.is_empty() {
             endpoints.remove_lost(&lost).await;
         }
-    }
-}
-
-async fn save(agent: Arc<Agent>) {
-    let mut views = agent.revisions();
-    let mut failing = false;
-    loop {
-        // By its end the time has come, and so it has by any new view.
-        let _ = timeout(SAVE, views.changed()).await;
-        let agent = agent.clone();
-        let begun = Instant::now();
-        let saved = tokio::task::spawn_blocking(move || agent.save_changes()).await;
-        let took = begun.elapsed();
-        let error = saved.ok().and_then(Result::err);
-        if let Some(error) = error.as_ref().filter(|_| !failing) {
-            tracing::error!(%error, "the state cannot be saved");
-        }
-        failing = error.is_some();
-        sleep(SAVE_VIEW.max(took * SAVE_SHARE)).await;
     }
 }
 

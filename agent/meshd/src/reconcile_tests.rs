@@ -1,9 +1,7 @@
-use std::net::SocketAddr;
 use std::path::Path;
 
 use mesh_control::NodeIdentity;
-use mesh_model::cluster::Cluster;
-use mesh_model::{Availability, EndpointPhase, Lease, LeaseState, Network, Node, Role, Subnet};
+use mesh_model::EndpointPhase;
 use mesh_proto::v1;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -11,8 +9,8 @@ use tokio::time::sleep;
 use super::*;
 use crate::attach::Endpoints;
 use crate::managers::Managers;
+use crate::test_cluster::{node, view};
 use crate::test_host::{TestHost, TestKernel, platform};
-use crate::view::ClusterView;
 
 /// One node with a lease of 10.64.0.0/26 in network `app`, its loop, and no manager anywhere.
 struct Rig {
@@ -21,64 +19,6 @@ struct Rig {
     kernel: TestKernel,
     host: Arc<TestHost>,
     tasks: JoinSet<()>,
-}
-
-fn node() -> Node {
-    Node {
-        id: format!("{:024x}", 1).parse().unwrap(),
-        name: "h1".parse().unwrap(),
-        role: Role::Worker,
-        availability: Availability::Active,
-        advertise_addr: SocketAddr::from(([192, 0, 2, 1], 7377)),
-        data_path_addr: [192, 0, 2, 1].into(),
-        data_path_mtu: 1500.try_into().unwrap(),
-        version: "test".into(),
-        wireguard: None,
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-    }
-}
-
-fn view() -> ClusterView {
-    let cluster = Cluster {
-        id: "c".into(),
-        data_path_port: 4789,
-        default_addr_pools: vec!["10.64.0.0/10".parse().unwrap()],
-        default_addr_pool_mask_length: 20,
-        ipv6_pool: "fd00:1:2::/48".parse().unwrap(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-        dsr: false,
-    };
-    let network = Network {
-        id: format!("{:024x}", 9).parse().unwrap(),
-        name: "app".parse().unwrap(),
-        vni: 4096.try_into().unwrap(),
-        subnets: vec![Subnet {
-            subnet: "10.64.0.0/20".parse().unwrap(),
-            gateway: [10, 64, 0, 1].into(),
-            ip_range: None,
-            aux: BTreeMap::new(),
-        }],
-        mtu: None,
-        encrypted: false,
-        internal: false,
-        attachable: true,
-        removing: false,
-        labels: BTreeMap::new(),
-        options: BTreeMap::new(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-    };
-    let lease = Lease {
-        network: network.id.clone(),
-        prefix: "10.64.0.0/26".parse().unwrap(),
-        node: node().id,
-        state: LeaseState::Active,
-        revision: 3,
-    };
-    let mut view = ClusterView::new(cluster, node(), vec![]);
-    view.revision = 3;
-    view.leases.insert((network.id.clone(), lease.prefix), lease);
-    view.networks.insert(network.id.clone(), network);
-    view
 }
 
 impl Rig {

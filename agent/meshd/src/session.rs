@@ -264,7 +264,7 @@ impl Session<'_> {
                 self.agent.adjust(|state| state.soft.tell_health(&state.view, &health))?;
             }
             manager_message::Kind::Endpoints(endpoints) => {
-                self.agent.adjust(|state| state.soft.tell_endpoints(endpoints))?;
+                self.agent.learn_endpoints(endpoints)?;
             }
             manager_message::Kind::PortCheck(check) => {
                 let answer = self.check_ports(check).await?;

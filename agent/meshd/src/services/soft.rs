@@ -125,6 +125,11 @@ impl Soft {
         std::mem::take(&mut self.names_changed).then(|| SavedNames { names: self.names.clone() })
     }
 
+    /// They are not on the disk after all.
+    pub(crate) fn touch_names(&mut self) {
+        self.names_changed = true;
+    }
+
     /// The health of an endpoint of this node: of all services with a check that it is a backend of.
     pub fn health_of(&self, view: &ClusterView, endpoint: &Endpoint) -> &'static str {
         let checked = view.services.values().filter(|records| {

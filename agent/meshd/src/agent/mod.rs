@@ -3,19 +3,24 @@
 //! Every change of it makes a new generation and wakes the loop. A pass of the loop tells which generation it was of, so
 //! that whoever made a change can wait until the kernel has it.
 
+mod revisions;
+pub mod saving;
+
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
 use mesh_model::{BackendId, Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
-use mesh_proto::Problem;
-use tokio::sync::watch;
+use mesh_proto::convert::InvalidMessage;
+use mesh_proto::{Problem, v1};
+use tokio::sync::{Notify, watch};
 
+use self::saving::go_on_without;
 use crate::addresses::{AddressPools, SavedPools};
-use crate::durable::{self, FileError, Survives};
+use crate::durable::{self, FileError};
 use crate::encryption::Wish;
 use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
@@ -94,6 +99,8 @@ pub struct Agent {
     state: Mutex<State>,
     /// Held during a write, so that nothing older replaces something newer.
     saving: Mutex<()>,
+    /// There is something that should be on the disk soon.
+    unsaved: Notify,
     /// The count of the view that the disk has.
     view_on_disk: AtomicU64,
     generation: watch::Sender<u64>,
@@ -183,6 +190,7 @@ impl Agent {
             store,
             state: Mutex::new(state),
             saving: Mutex::new(()),
+            unsaved: Notify::new(),
             view_on_disk: AtomicU64::new(0),
             generation: watch::Sender::new(1),
             endpoints_changed: watch::Sender::new(1),
@@ -239,6 +247,13 @@ impl Agent {
         result
     }
 
+    /// Takes what a manager says of other nodes' endpoints.
+    pub(crate) fn learn_endpoints(&self, message: v1::Endpoints) -> Result<(), InvalidMessage> {
+        self.adjust(|state| state.soft.tell_endpoints(message))?;
+        self.unsaved.notify_one();
+        Ok(())
+    }
+
     /// Changes what the kernel has no part in.
     pub fn note<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         change(&mut self.lock())
@@ -247,74 +262,6 @@ impl Agent {
     fn lock(&self) -> MutexGuard<'_, State> {
         // Every change leaves the state consistent before anything in it can panic.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Takes a new view; `changed` are the networks that differ, `None` when all may.
-    pub fn set_view(&self, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
-        let revision = view.revision;
-        if !self.advance_revision(&view) {
-            self.change(|state| self.replace_view(state, view, changed));
-        }
-        self.revision.send_replace(revision);
-    }
-
-    /// A view that differs in services only, or in nothing but its revision, makes no work for passes; true when this was
-    /// one.
-    fn advance_revision(&self, view: &ClusterView) -> bool {
-        let mut state = self.lock();
-        let before = state.view.revision;
-        let same =
-            ClusterView { revision: view.revision, services: view.services.clone(), ..state.view.clone() };
-        if view.revision < before || *view != same {
-            return false;
-        }
-        let same_services = view.services == state.view.services;
-        // Published ports of an encrypted network need tunnels.
-        if !same_services && Wish::of(view, &self.node.id) != Wish::of(&state.view, &self.node.id) {
-            return false;
-        }
-        state.view = same;
-        state.view_number += 1;
-        if state.passed_revision == before {
-            state.passed_revision = view.revision;
-        }
-        if same_services && state.serviced_revision == before {
-            state.serviced_revision = view.revision;
-        } else if !same_services {
-            self.services_changed.send_modify(|count| *count += 1);
-        }
-        self.say_applied(&state);
-        true
-    }
-
-    /// The kernel has a revision when it has both parts of it.
-    fn say_applied(&self, state: &State) {
-        let both = state.passed_revision.min(state.serviced_revision);
-        self.applied.send_if_modified(|applied| std::mem::replace(applied, both) != both);
-    }
-
-    fn replace_view(&self, state: &mut State, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
-        let ours = |view: &ClusterView| -> BTreeSet<_> {
-            let mine = view.leases.values().filter(|lease| lease.node == self.node.id);
-            mine.map(|lease| (lease.network.clone(), lease.prefix, lease.state.clone())).collect()
-        };
-        let own =
-            changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
-        // A store that was restored from a backup counts its revisions anew, and so have the pools to.
-        let rewound = view.revision < state.view.revision;
-        state.view = view;
-        state.view_number += 1;
-        if own {
-            state.own_view_number = state.view_number;
-        }
-        let State { view, pools, endpoints, .. } = state;
-        if rewound {
-            pools.rebuild(view, endpoints, now());
-            (state.passed_revision, state.serviced_revision) = (0, 0);
-            self.say_applied(state);
-        } else {
-            pools.update(view, changed, now());
-        }
     }
 
     /// What the kernel should have, with the generation of that wish.
@@ -347,11 +294,6 @@ impl Agent {
     /// What the WireGuard engine should do; `None` while this node has no part in an encrypted network.
     pub fn encryption(&self) -> Option<Wish> {
         self.read(|state| Wish::of(&state.view, &self.node.id))
-    }
-
-    /// Follows the revisions of the view.
-    pub fn revisions(&self) -> watch::Receiver<u64> {
-        self.revision.subscribe()
     }
 
     /// The managers call for a key of that generation.
@@ -404,43 +346,9 @@ impl Agent {
         self.pass.subscribe()
     }
 
-    /// Follows the last revision that the kernel has.
-    pub fn applied(&self) -> watch::Receiver<u64> {
-        self.applied.subscribe()
-    }
-
-    /// Tells what came of a pass.
-    pub fn finish_pass(&self, pass: Pass) {
-        self.note(|state| {
-            state.loads += u64::from(pass.loaded);
-            if pass.node_failure.is_none() {
-                state.passed_revision = state.passed_revision.max(pass.revision);
-                self.say_applied(state);
-            }
-        });
-        self.pass.send_replace(pass);
-    }
-
     /// Wakes on changes that services, names and health checks may follow from.
     pub fn service_changes(&self) -> watch::Receiver<u64> {
         self.services_changed.subscribe()
-    }
-
-    /// Tells that the kernel has the services of a revision, but for these problems.
-    pub fn finish_services(&self, revision: u64, problems: Vec<String>) {
-        self.note(|state| {
-            state.service_problems = problems;
-            // The view may have been replaced by an earlier one meanwhile.
-            if revision <= state.view.revision {
-                state.serviced_revision = state.serviced_revision.max(revision);
-                self.say_applied(state);
-            }
-        });
-    }
-
-    /// Tells why the kernel does not have the services as they should be.
-    pub fn fail_services(&self, problems: Vec<String>) {
-        self.note(|state| state.service_problems = problems);
     }
 
     /// Wakes when something else is known about this node's backends.
@@ -471,88 +379,5 @@ impl Agent {
             .await
             .map(|pass| pass.clone())
             .unwrap_or_default()
-    }
-
-    /// Waits until the view has this revision; false when it has not come within `timeout`.
-    pub async fn received(&self, revision: u64, timeout: Duration) -> bool {
-        let mut revisions = self.revision.subscribe();
-        let reached = revisions.wait_for(|received| *received >= revision);
-        matches!(tokio::time::timeout(timeout, reached).await, Ok(Ok(_)))
-    }
-
-    /// Whether the disk has of the view what an attach relies on: this node's networks and leases.
-    pub fn own_view_is_saved(&self) -> bool {
-        let wanted = self.read(|state| state.own_view_number);
-        self.view_on_disk.load(Ordering::Acquire) >= wanted
-    }
-
-    /// Makes sure that it has. It has to survive as much as the endpoint does whose attach relies on it.
-    pub fn save_own_view(&self) -> Result<(), FileError> {
-        let wanted = self.read(|state| state.own_view_number);
-        self.save_view(wanted, Survives::Kill)
-    }
-
-    /// Writes what has changed of the view and of the pools, for the next start. Nothing of it has to be durable: what
-    /// has is written where it is relied upon.
-    pub fn save_changes(&self) -> Result<(), FileError> {
-        let wanted = self.read(|state| state.view_number);
-        self.save_view(wanted, Survives::Kill)?;
-        self.save_names()?;
-        self.save_pools(Survives::Kill)
-    }
-
-    fn save_names(&self) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(names) = self.note(|state| state.soft.take_changed_names()) else { return Ok(()) };
-        durable::write_json(&self.paths.names(), &names, Survives::Kill)
-    }
-
-    /// Writes down which addresses rest, so that an agent that is killed the next moment does not hand them out at once.
-    pub fn save_released(&self) -> Result<(), FileError> {
-        self.save_pools(Survives::Kill)
-    }
-
-    /// Writes all of the view and of the pools durably: before another node is told that it may rely on it.
-    pub fn save_everything(&self) -> Result<(), FileError> {
-        let wanted = self.read(|state| state.view_number);
-        self.save_view(wanted, Survives::PowerLoss)?;
-        self.note(|state| state.pools.touch());
-        self.save_pools(Survives::PowerLoss)
-    }
-
-    fn save_view(&self, wanted: u64, survives: Survives) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.view_on_disk.load(Ordering::Acquire) >= wanted {
-            return Ok(());
-        }
-        let (number, view) = self.read(|state| (state.view_number, state.view.clone()));
-        durable::write_json(&self.paths.view(), &view, survives)?;
-        self.view_on_disk.store(number, Ordering::Release);
-        Ok(())
-    }
-
-    fn save_pools(&self, survives: Survives) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(pools) = self.note(|state| state.pools.take_changed()) else { return Ok(()) };
-        let written = durable::write_json(&self.paths.released(), &pools, survives);
-        if written.is_err() {
-            self.note(|state| state.pools.touch());
-        }
-        written
-    }
-}
-
-/// A damaged file of what can be learnt anew is no reason not to start.
-fn go_on_without<T>(
-    read: Result<Option<T>, FileError>,
-    damage: &mut Vec<String>,
-) -> Result<Option<T>, FileError> {
-    match read {
-        Err(error @ FileError::Content { .. }) => {
-            tracing::warn!(%error, "going on without it");
-            damage.push(error.to_string());
-            Ok(None)
-        }
-        other => other,
     }
 }

@@ -1,0 +1,128 @@
+//! The view of the cluster as it goes on: which revision is known, and which the kernel has.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use mesh_model::NetworkId;
+use tokio::sync::watch;
+
+use super::{Agent, Pass, State, now};
+use crate::encryption::Wish;
+use crate::view::ClusterView;
+
+impl Agent {
+    /// Takes a new view; `changed` are the networks that differ, `None` when all may.
+    pub fn set_view(&self, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
+        let revision = view.revision;
+        if !self.advance_revision(&view) {
+            self.change(|state| self.replace_view(state, view, changed));
+        }
+        self.revision.send_replace(revision);
+        self.unsaved.notify_one();
+    }
+
+    /// A view that differs in services only, or in nothing but its revision, makes no work for passes; true when this was
+    /// one.
+    fn advance_revision(&self, view: &ClusterView) -> bool {
+        let mut state = self.lock();
+        let before = state.view.revision;
+        let same =
+            ClusterView { revision: view.revision, services: view.services.clone(), ..state.view.clone() };
+        if view.revision < before || *view != same {
+            return false;
+        }
+        let same_services = view.services == state.view.services;
+        // Published ports of an encrypted network need tunnels.
+        if !same_services && Wish::of(view, &self.node.id) != Wish::of(&state.view, &self.node.id) {
+            return false;
+        }
+        state.view = same;
+        state.view_number += 1;
+        if state.passed_revision == before {
+            state.passed_revision = view.revision;
+        }
+        if same_services && state.serviced_revision == before {
+            state.serviced_revision = view.revision;
+        } else if !same_services {
+            self.services_changed.send_modify(|count| *count += 1);
+        }
+        self.say_applied(&state);
+        true
+    }
+
+    /// The kernel has a revision when it has both parts of it.
+    fn say_applied(&self, state: &State) {
+        let both = state.passed_revision.min(state.serviced_revision);
+        self.applied.send_if_modified(|applied| std::mem::replace(applied, both) != both);
+    }
+
+    fn replace_view(&self, state: &mut State, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
+        let ours = |view: &ClusterView| -> BTreeSet<_> {
+            let mine = view.leases.values().filter(|lease| lease.node == self.node.id);
+            mine.map(|lease| (lease.network.clone(), lease.prefix, lease.state.clone())).collect()
+        };
+        let own =
+            changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
+        // A store that was restored from a backup counts its revisions anew, and so have the pools to.
+        let rewound = view.revision < state.view.revision;
+        state.view = view;
+        state.view_number += 1;
+        if own {
+            state.own_view_number = state.view_number;
+        }
+        let State { view, pools, endpoints, .. } = state;
+        if rewound {
+            pools.rebuild(view, endpoints, now());
+            (state.passed_revision, state.serviced_revision) = (0, 0);
+            self.say_applied(state);
+        } else {
+            pools.update(view, changed, now());
+        }
+    }
+
+    /// Follows the revisions of the view.
+    pub fn revisions(&self) -> watch::Receiver<u64> {
+        self.revision.subscribe()
+    }
+
+    /// Waits until the view has this revision; false when it has not come within `timeout`.
+    pub async fn received(&self, revision: u64, timeout: Duration) -> bool {
+        let mut revisions = self.revision.subscribe();
+        let reached = revisions.wait_for(|received| *received >= revision);
+        matches!(tokio::time::timeout(timeout, reached).await, Ok(Ok(_)))
+    }
+
+    /// Follows the last revision that the kernel has.
+    pub fn applied(&self) -> watch::Receiver<u64> {
+        self.applied.subscribe()
+    }
+
+    /// Tells that the kernel has the services of a revision, but for these problems.
+    pub fn finish_services(&self, revision: u64, problems: Vec<String>) {
+        self.note(|state| {
+            state.service_problems = problems;
+            // The view may have been replaced by an earlier one meanwhile.
+            if revision <= state.view.revision {
+                state.serviced_revision = state.serviced_revision.max(revision);
+                self.say_applied(state);
+            }
+        });
+    }
+
+    /// Tells why the kernel does not have the services as they should be.
+    pub fn fail_services(&self, problems: Vec<String>) {
+        self.note(|state| state.service_problems = problems);
+    }
+
+    /// Tells what came of a pass.
+    pub fn finish_pass(&self, pass: Pass) {
+        self.note(|state| {
+            state.loads += u64::from(pass.loaded);
+            if pass.node_failure.is_none() {
+                state.passed_revision = state.passed_revision.max(pass.revision);
+                self.say_applied(state);
+            }
+        });
+        self.pass.send_replace(pass);
+    }
+}
