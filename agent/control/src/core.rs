@@ -43,6 +43,7 @@ pub(crate) struct Core {
     liveness: Mutex<Liveness>,
     liveness_changed: Notify,
     states: watch::Sender<NodeStates>,
+    begun: tokio::time::Instant,
     /// What each node's host routes by itself, as its agent last said.
     routes: Mutex<BTreeMap<NodeId, Vec<Prefix>>>,
 }
@@ -81,6 +82,7 @@ impl Core {
             liveness: Mutex::default(),
             liveness_changed: Notify::new(),
             states: watch::Sender::default(),
+            begun: tokio::time::Instant::now(),
             routes: Mutex::default(),
         });
         core.follow_members();
@@ -103,6 +105,20 @@ impl Core {
     /// Waits until the view has everything that is in the store now.
     pub(crate) async fn catch_up(&self) -> Result<(), RecordError> {
         self.feed.catch_up(&**self.records.store()).await
+    }
+
+    /// The nodes that have not reported their endpoints since this manager began.
+    pub(crate) fn unheard(&self) -> BTreeSet<NodeId> {
+        let view = self.feed.view();
+        view.nodes.keys().filter(|node| !self.endpoints.has_heard(node)).cloned().collect()
+    }
+
+    /// Right after this manager began, waits until all nodes have reported their endpoints, or have had the time to.
+    pub(crate) async fn first_reports(&self) {
+        let mut reports = self.endpoints.reports();
+        let all = reports.wait_for(|_| self.unheard().is_empty());
+        // Later, this is over at once.
+        let _ = tokio::time::timeout_at(self.begun + limits::FIRST_REPORTS, all).await;
     }
 
     pub(crate) fn cluster(&self) -> &Cluster {

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use mesh_model::{EndpointId, Name, NetworkId, NodeId};
 use mesh_proto::v1;
-use tokio::sync::broadcast;
+use tokio::sync::{broadcast, watch};
 use tracing::warn;
 
 use crate::limits;
@@ -28,6 +28,8 @@ pub(crate) struct EndpointNews {
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     registry: Mutex<Registry>,
+    /// Counts the reports of all that a node has.
+    reports: watch::Sender<u64>,
     news: broadcast::Sender<Arc<EndpointNews>>,
 }
 
@@ -43,7 +45,11 @@ struct Registry {
 
 impl Default for Endpoints {
     fn default() -> Self {
-        Self { registry: Mutex::default(), news: broadcast::Sender::new(limits::FEED_BACKLOG) }
+        Self {
+            registry: Mutex::default(),
+            reports: watch::Sender::default(),
+            news: broadcast::Sender::new(limits::FEED_BACKLOG),
+        }
     }
 }
 
@@ -55,6 +61,8 @@ impl Endpoints {
         let known = registry.nodes.entry(node.clone()).or_default();
         let gone: Vec<EndpointId> = known.keys().filter(|id| !told.contains(id.as_str())).cloned().collect();
         self.change(&mut registry, node, endpoints, &gone);
+        drop(registry);
+        self.reports.send_modify(|count| *count += 1);
     }
 
     /// A node told what has changed.
@@ -91,6 +99,11 @@ impl Endpoints {
         if !(news.put.is_empty() && news.removed.is_empty()) {
             let _ = self.news.send(Arc::new(news));
         }
+    }
+
+    /// Wakes after each report of all that a node has.
+    pub(crate) fn reports(&self) -> watch::Receiver<u64> {
+        self.reports.subscribe()
     }
 
     /// Every change from now on.

@@ -50,6 +50,26 @@ fn a_wrong_a_rotated_and_a_foreign_token_are_refused_and_leave_nothing_behind() 
 }
 
 #[test]
+fn a_manager_that_begins_anew_knows_every_endpoint_when_it_is_first_asked() -> Result<()> {
+    let (lab, there) = lab_with_app(3, Encapsulation::Direct, &[])?;
+    for _ in 0..5 {
+        lab.host(1).restart_meshd()?;
+        for container in &there {
+            assert_eq!(
+                json(&lab.host(1), &["endpoint", "inspect", container.name()])?["name"],
+                container.name()
+            );
+        }
+    }
+    // Of a node that does not report, nothing is known, and that is said.
+    lab.host(3).kill_meshd()?;
+    lab.host(1).restart_meshd()?;
+    let why = refused(&lab.host(1).meshctl(["endpoint", "inspect", "c3"])?, 3);
+    assert!(why.contains("h3"), "{why}");
+    Ok(())
+}
+
+#[test]
 fn a_manager_that_cannot_be_reached_is_a_clear_error() -> Result<()> {
     let lab = Lab::builder().hosts(2).without_cluster().start()?;
     lab.host(1).meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;

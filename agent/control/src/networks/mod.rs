@@ -41,7 +41,8 @@ pub(crate) async fn inspect(core: &Core, text: &str) -> Result<InspectNetworkRes
 pub(crate) async fn list_endpoints(
     core: &Core,
     request: &ListEndpointsRequest,
-) -> Result<Vec<v1::Endpoint>, Problem> {
+) -> Result<v1::ListEndpointsResponse, Problem> {
+    core.first_reports().await;
     let network = match request.network.as_str() {
         "" => None,
         text => Some(resolve_network(core, text).await?.value.id),
@@ -52,7 +53,11 @@ pub(crate) async fn list_endpoints(
     };
     let mut endpoints = endpoints(core, network.as_ref());
     endpoints.retain(|endpoint| node.as_ref().is_none_or(|node| endpoint.node_id == node.as_str()));
-    Ok(endpoints)
+    let unheard = core.unheard();
+    let view = core.feed.view();
+    let asked = unheard.iter().filter(|id| node.as_ref().is_none_or(|node| node == *id));
+    let names = asked.filter_map(|id| view.nodes.get(id)).map(|node| node.name.to_string());
+    Ok(v1::ListEndpointsResponse { endpoints, unheard: names.collect() })
 }
 
 /// The reported endpoints, with the names that their networks and nodes have now.

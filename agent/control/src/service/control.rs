@@ -55,9 +55,7 @@ calls! {
     inspect_node: InspectNode(v1::InspectNodeRequest) -> v1::NodeStatus,
         |core, _, message| nodes::status(core, &resolve_node(core, &message.node).await?.value);
     list_endpoints: ListEndpoints(v1::ListEndpointsRequest) -> v1::ListEndpointsResponse,
-        |core, _, message| v1::ListEndpointsResponse {
-            endpoints: networks::list_endpoints(core, &message).await?,
-        };
+        |core, _, message| networks::list_endpoints(core, &message).await?;
     get_cluster: GetCluster(v1::GetClusterRequest) -> v1::Cluster,
         |core, _, _| core.cluster().into();
     lease: Lease(v1::LeaseRequest) -> v1::LeaseResponse,

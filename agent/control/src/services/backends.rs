@@ -28,7 +28,13 @@ pub(crate) async fn add(
 ) -> Result<BackendStatus, Problem> {
     let service = resolve_service(core, service).await?;
     let network = resolve_network(core, service.network.as_str()).await?.value;
-    let endpoint = resolve_endpoint(core, &network, endpoint, caller.id())?;
+    let endpoint = match resolve_endpoint(core, &network, endpoint, caller.id()) {
+        Err(problem) if problem.kind == ProblemKind::NotFound => {
+            core.first_reports().await;
+            resolve_endpoint(core, &network, endpoint, caller.id())?
+        }
+        found => found?,
+    };
     let backend = record(core, &service, &endpoint).await?;
     check_own(caller, &backend.node, &backend)?;
     let key = keys::backend(&service.id, &backend.endpoint);

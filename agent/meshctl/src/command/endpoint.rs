@@ -16,16 +16,17 @@ pub(super) async fn run(client: &Client, command: Command, format: Option<Format
         Command::Attach(attach) => self::attach(client, *attach, format).await.into(),
         Command::Ls(ls) => self::ls(client, ls, format).await.into(),
         Command::Inspect(names) => {
-            let endpoints = match all(client, String::new(), String::new()).await {
-                Ok(endpoints) => endpoints,
-                Err(problem) => return problem.into(),
-            };
+            let v1::ListEndpointsResponse { endpoints, unheard } =
+                match all(client, String::new(), String::new()).await {
+                    Ok(answer) => answer,
+                    Err(problem) => return problem.into(),
+                };
             let call = async |name: String| match find(&endpoints, &name) {
                 Ok(endpoint) => Ok(Endpoint::from(endpoint.clone())),
                 Err(problem) if problem.kind == ProblemKind::NotFound => {
                     // Without a manager only this node's own endpoints are listed: what is not among them may be elsewhere.
                     client.call(client.control().await?.get_cluster(v1::GetClusterRequest {})).await?;
-                    Err(problem)
+                    Err(perhaps_elsewhere(problem, &unheard))
                 }
                 Err(problem) => Err(problem),
             };
@@ -82,7 +83,7 @@ fn text<T: ToString>(value: Option<T>) -> String {
 
 async fn ls(client: &Client, ls: Ls, format: Option<Format>) -> Result<String, Problem> {
     let found = all(client, ls.network.unwrap_or_default(), ls.node.unwrap_or_default()).await?;
-    let mut found: Vec<Endpoint> = found.into_iter().map(Into::into).collect();
+    let mut found: Vec<Endpoint> = found.endpoints.into_iter().map(Into::into).collect();
     found.retain(|endpoint| matches(&ls.filter, endpoint));
     found.sort_by(|a, b| (&a.network, &a.name, &a.id).cmp(&(&b.network, &b.name, &b.id)));
     if ls.quiet {
@@ -91,9 +92,20 @@ async fn ls(client: &Client, ls: Ls, format: Option<Format>) -> Result<String, P
     in_form(&found, format, |found| as_columns(found))
 }
 
-async fn all(client: &Client, network: String, node: String) -> Result<Vec<v1::Endpoint>, Problem> {
+async fn all(client: &Client, network: String, node: String) -> Result<v1::ListEndpointsResponse, Problem> {
     let request = v1::ListEndpointsRequest { network, node };
-    Ok(client.call(client.control().await?.list_endpoints(request)).await?.endpoints)
+    client.call(client.control().await?.list_endpoints(request)).await
+}
+
+/// What no endpoint is found for may be on a node that a manager has not heard since it began.
+fn perhaps_elsewhere(problem: Problem, unheard: &[String]) -> Problem {
+    if unheard.is_empty() {
+        return problem;
+    }
+    problem.hint(format!(
+        "the manager has begun a while ago and has not heard of the endpoints on {}",
+        unheard.join(", ")
+    ))
 }
 
 /// The endpoint meant by an id, a name, or the beginning of an id, in this order.

@@ -24,6 +24,8 @@ pub(crate) struct State {
     pub(crate) networks: Vec<v1::Network>,
     /// All endpoints.
     pub(crate) endpoints: Vec<v1::Endpoint>,
+    /// Nodes whose endpoints nobody knows.
+    pub(crate) unheard: Vec<String>,
     /// The last requests.
     pub(crate) created: Option<v1::CreateNetworkRequest>,
     pub(crate) attached: Option<v1::AttachRequest>,

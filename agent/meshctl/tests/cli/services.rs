@@ -154,7 +154,10 @@ impl Control for Services {
         request: Request<v1::ListEndpointsRequest>,
     ) -> Answer<v1::ListEndpointsResponse> {
         self.with(|state| state.listed = Some(request.into_inner()));
-        answer(v1::ListEndpointsResponse { endpoints: self.with(|state| state.endpoints.clone()) })
+        answer(self.with(|state| v1::ListEndpointsResponse {
+            endpoints: state.endpoints.clone(),
+            unheard: state.unheard.clone(),
+        }))
     }
 
     async fn get_cluster(&self, _: Request<v1::GetClusterRequest>) -> Answer<v1::Cluster> {

@@ -74,7 +74,7 @@ impl ControlGateway {
                     && network.is_none_or(|network| network.id == endpoint.network)
             });
             let endpoints = attached.map(|endpoint| session::message(state, endpoint)).collect();
-            Some(v1::ListEndpointsResponse { endpoints })
+            Some(v1::ListEndpointsResponse { endpoints, unheard: Vec::new() })
         })
     }
 }
