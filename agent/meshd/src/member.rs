@@ -22,6 +22,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::agent::{Agent, now, saving};
+use crate::api::tables::Occupancy;
 use crate::attach::{Endpoints, not_written};
 use crate::encryption::{self, Encryption, Engines};
 use crate::host::Host;
@@ -74,6 +75,8 @@ pub struct Platform {
     pub name_server: Option<dns::Settings>,
     /// What carries encrypted networks.
     pub engines: Arc<dyn Engines>,
+    /// Entries that the tables of backends and of flows should have room for.
+    pub table_sizes: (u32, u32),
     /// On a manager: after how long all nodes are to make new keys.
     pub rotate_keys: Option<Duration>,
 }
@@ -115,6 +118,8 @@ pub struct Member {
     pub names: dns::Reporter,
     /// Its part in encrypted networks.
     pub encryption: Arc<Encryption>,
+    /// How many flows its datapath remembers.
+    pub occupancy: Occupancy,
     tasks: std::sync::Mutex<JoinSet<()>>,
     stop_serving: std::sync::Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -188,6 +193,7 @@ impl Member {
             membership,
             names,
             encryption,
+            occupancy: Occupancy::default(),
             tasks: std::sync::Mutex::new(tasks),
             stop_serving: std::sync::Mutex::new(Some(stop_serving)),
         })

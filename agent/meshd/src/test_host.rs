@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
+use mesh_kernel::programs::MapSizes;
 use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
 use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
@@ -216,6 +217,7 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         delays: Delays::default(),
         name_server: None,
         engines: Arc::new(TestEngines::default()),
+        table_sizes: (MapSizes::default().maglev, MapSizes::default().connections),
         rotate_keys: None,
     }
 }

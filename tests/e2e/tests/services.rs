@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use mesh_e2e::service::{
     TARGET, add_backend, any_port, assert_shares, change_backend, create_service, vip, vip6, web, who_answers,
 };
-use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json};
 use mesh_harness::traffic::{Connection, Load, TcpSink, UdpClient, ask, load, tcp_send};
 use mesh_harness::{Encapsulation, Lab, Result, eventually};
 
@@ -111,6 +111,26 @@ fn removing_one_of_ten_backends_moves_its_flows_and_resets_no_others() -> Result
         moved >= was_there && moved - was_there <= 10,
         "of 1000 flows {was_there} had to move, {moved} did"
     );
+    Ok(())
+}
+
+#[test]
+fn status_tells_how_many_flows_of_each_network_are_remembered() -> Result<()> {
+    let lab = lab(1, Encapsulation::Direct, &[])?;
+    let _backends = web(&lab, &[1], &[])?;
+    let client = lab.container(1, "caller", ["--network", "app"])?;
+    let target = vip(&lab, "web")?;
+    let mut open: Vec<Connection> =
+        (0..20).map(|_| Connection::open(client.netns(), target)).collect::<Result<_>>()?;
+    for connection in &mut open {
+        // A flow that was answered once and used again stays.
+        connection.ask()?;
+        connection.ask()?;
+    }
+    let connections = json(&lab.host(1), &["status"])?["connections"].clone();
+    let app = connections["networks"].as_array().into_iter().flatten().find(|one| one["network"] == "app");
+    let entries = app.and_then(|app| app["entries"].as_u64());
+    assert!(entries.is_some_and(|entries| (20..=40).contains(&entries)), "{connections}");
     Ok(())
 }
 

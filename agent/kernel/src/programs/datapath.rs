@@ -80,7 +80,7 @@ impl Default for MapSizes {
             nodes: 4096,
             services: 32768,
             backends: 131_072,
-            maglev: 1 << 20,
+            maglev: 1 << 21,
             connections: 131_072,
         }
     }
@@ -313,6 +313,10 @@ impl Programs for Datapath {
 
     fn maglev_size(&mut self) -> Result<u32, ProgramsError> {
         Ok(self.loaded()?.maps.tables().maglev_size())
+    }
+
+    fn connections_size(&mut self) -> Result<u32, ProgramsError> {
+        Ok(self.loaded()?.maps.tables().connections_size())
     }
 
     fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {

@@ -111,6 +111,11 @@ impl Programs for FakePrograms {
         Ok(MapSizes::default().maglev)
     }
 
+    fn connections_size(&mut self) -> Result<u32, ProgramsError> {
+        self.loaded()?;
+        Ok(MapSizes::default().connections)
+    }
+
     fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
         self.loaded()?;
         self.maglev.extend((first..).zip(backends.iter().copied()));

@@ -70,8 +70,11 @@ pub trait Programs {
     /// Everything that is in the service tables. Works before [`Programs::load`] too: then it is an earlier process's.
     fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError>;
 
-    /// How many entries `MAGLEV` has.
+    /// How many entries `MAGLEV` has: adopted maps keep their sizes.
     fn maglev_size(&mut self) -> Result<u32, ProgramsError>;
+
+    /// How many answered flows' entries there is room for.
+    fn connections_size(&mut self) -> Result<u32, ProgramsError>;
 
     /// Writes numbers of backends into `MAGLEV`, from entry `first` on. Programs that read there see some old, some new
     /// numbers: a table in use is never overwritten, and after an entry has been taken from a table its old place rests

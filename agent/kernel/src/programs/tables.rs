@@ -28,6 +28,7 @@ pub(super) struct Tables {
     backends: OwnedFd,
     addresses: OwnedFd,
     connections: OwnedFd,
+    connections_size: u32,
     maglev: Words,
 }
 
@@ -42,12 +43,15 @@ impl Tables {
     pub(super) fn open(pins: &Pins) -> Result<Self, ProgramsError> {
         let open =
             |map: &'static str| syscall::open_pin(&pins.map(map)).map_err(|error| failed("open", map, error));
-        let info = MapData::from_pin(pins.map(maps::MAGLEV)).and_then(|map| map.info());
-        let elements = info.map(|info| info.max_entries() as usize).map_err(|source| ProgramsError::Map {
-            action: "open",
-            map: maps::MAGLEV,
-            source: Box::new(source),
-        })?;
+        let size = |map: &'static str| {
+            let info = MapData::from_pin(pins.map(map)).and_then(|map| map.info());
+            info.map(|info| info.max_entries()).map_err(|source| ProgramsError::Map {
+                action: "open",
+                map,
+                source: Box::new(source),
+            })
+        };
+        let elements = size(maps::MAGLEV)? as usize;
         let maglev = Words::map(open(maps::MAGLEV)?.as_fd(), elements * MAGLEV_ROW)
             .map_err(|error| failed("open", maps::MAGLEV, error))?;
         Ok(Self {
@@ -56,6 +60,7 @@ impl Tables {
             backends: open(maps::BACKENDS)?,
             addresses: open(maps::BACKEND_ADDRESSES)?,
             connections: open(maps::CONNECTIONS)?,
+            connections_size: size(maps::CONNECTIONS)?,
             maglev,
         })
     }
@@ -121,6 +126,11 @@ impl Tables {
     /// How many entries `MAGLEV` has.
     pub(super) fn maglev_size(&self) -> u32 {
         u32::try_from(self.maglev.len()).unwrap_or(u32::MAX)
+    }
+
+    /// How many entries `CONNECTIONS` has room for.
+    pub(super) const fn connections_size(&self) -> u32 {
+        self.connections_size
     }
 
     /// Writes entries of `MAGLEV`.

@@ -57,17 +57,21 @@ fn ordinary_passes_do_not_read_the_service_tables() {
 #[test]
 fn tables_of_backends_are_written_through_memory() {
     let mut node = Instance::load();
-    assert_eq!(node.datapath.maglev_size().expect("a size"), 1 << 20);
+    assert_eq!(node.datapath.maglev_size().expect("a size"), 1 << 21);
     let backends: Vec<u32> = (1..=251).collect();
     node.datapath.write_maglev(1000, &backends).expect("written");
     assert_eq!(node.datapath.read_maglev(1000, 251).expect("read"), backends);
     assert_eq!(node.datapath.read_maglev(999, 2).expect("read"), [0, 1]);
-    let mut next = Datapath::new(Options::new(&node.dir));
+    let mut options = Options::new(&node.dir);
+    (options.sizes.maglev, options.sizes.connections) = (4096, 1024);
+    let mut next = Datapath::new(options);
     next.load().expect("loaded");
+    let kept = (next.maglev_size().expect("a size"), next.connections_size().expect("a size"));
+    assert_eq!(kept, (1 << 21, 131_072));
     assert_eq!(next.read_maglev(1000, 251).expect("read"), backends);
-    let past = node.datapath.write_maglev((1 << 20) - 1, &[1, 2]);
+    let past = node.datapath.write_maglev((1 << 21) - 1, &[1, 2]);
     assert!(matches!(past, Err(ProgramsError::TableFull { map: "MAGLEV" })), "{past:?}");
-    assert!(node.datapath.read_maglev(1 << 20, 1).is_err());
+    assert!(node.datapath.read_maglev(1 << 21, 1).is_err());
 }
 
 #[test]

@@ -102,10 +102,8 @@ fn perhaps_elsewhere(problem: Problem, unheard: &[String]) -> Problem {
     if unheard.is_empty() {
         return problem;
     }
-    problem.hint(format!(
-        "the manager has begun a while ago and has not heard of the endpoints on {}",
-        unheard.join(", ")
-    ))
+    problem
+        .hint(format!("since it began, the manager has not heard of the endpoints on {}", unheard.join(", ")))
 }
 
 /// The endpoint meant by an id, a name, or the beginning of an id, in this order.

@@ -32,6 +32,7 @@ struct Status {
     name_servers: Vec<NameServer>,
     /// Null while no encrypted network needs it.
     wireguard: Option<Wireguard>,
+    connections: Option<Connections>,
     counters: Vec<Counter>,
     problems: Vec<String>,
     resident_bytes: u64,
@@ -69,6 +70,21 @@ struct Wireguard {
 struct Drops {
     reason: String,
     packets: u64,
+}
+
+/// The flows to services that this node remembers. A flow takes one or two entries.
+#[derive(Debug, Serialize)]
+struct Connections {
+    capacity: u64,
+    networks: Vec<NetworkConnections>,
+}
+
+/// Those of one network, or those to published ports that came in by this node (`vni` 0, `network` null).
+#[derive(Debug, Serialize)]
+struct NetworkConnections {
+    vni: u32,
+    network: Option<String>,
+    entries: u64,
 }
 
 /// A counter of one network, or of none in particular (`vni` 0).
@@ -125,6 +141,15 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
     };
     let drops = answer.wireguard_drops.into_iter();
     let drops = drops.map(|drops| Drops { reason: drops.reason, packets: drops.packets }).collect();
+    let of_network = |one: v1::NetworkConnections| NetworkConnections {
+        vni: one.vni,
+        network: present(one.network),
+        entries: one.entries,
+    };
+    let connections = answer.connections.map(|connections| Connections {
+        capacity: connections.capacity,
+        networks: connections.networks.into_iter().map(of_network).collect(),
+    });
     Ok(Status {
         version: answer.version,
         membership: answer.membership,
@@ -142,6 +167,7 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         services: answer.services,
         name_servers: answer.name_servers.into_iter().map(name_server).collect(),
         wireguard: present(answer.wireguard_engine).map(|engine| Wireguard { engine, drops }),
+        connections,
         counters: answer.counters.into_iter().map(counter).collect(),
         problems: answer.problems,
         resident_bytes: answer.resident_bytes,
@@ -178,6 +204,7 @@ fn as_text(status: &Status) -> String {
         ("Endpoints", status.endpoints.to_string()),
         ("Networks", status.networks.to_string()),
         ("Services", status.services.to_string()),
+        ("Connections", or_none(status.connections.as_ref().map(occupancy))),
         ("Memory", mebibytes(status.resident_bytes)),
     ]);
     if !status.problems.is_empty() {
@@ -213,6 +240,23 @@ fn as_text(status: &Status) -> String {
         text += &columns(["VNI", "NETWORK", "COUNTER", "PACKETS", "BYTES"], rows);
     }
     text
+}
+
+/// `12 of 131072 entries: app 10, published ports 2`
+fn occupancy(connections: &Connections) -> String {
+    let Connections { capacity, networks } = connections;
+    let used: u64 = networks.iter().map(|one| one.entries).sum();
+    let each = networks.iter().map(|one| {
+        let whose = match &one.network {
+            Some(network) => network.clone(),
+            None if one.vni == 0 => "published ports".to_owned(),
+            None => format!("VNI {}", one.vni),
+        };
+        format!("{whose} {}", one.entries)
+    });
+    let each: Vec<String> = each.collect();
+    let separator = if each.is_empty() { "" } else { ": " };
+    format!("{used} of {capacity} entries{separator}{}", each.join(", "))
 }
 
 /// Bytes in MiB with one decimal, in whole numbers: this is for reading, not for reckoning.

@@ -124,6 +124,8 @@ fn nodes_have_their_state_and_null_for_never_seen() {
 
 fn member_status() -> v1::StatusResponse {
     let counter = |vni, reason: &str| v1::Counter { vni, reason: reason.into(), packets: 2, bytes: 120 };
+    let connections =
+        |vni, network: &str, entries| v1::NetworkConnections { vni, network: network.into(), entries };
     v1::StatusResponse {
         version: "0.1.0".into(),
         membership: "member".into(),
@@ -137,6 +139,10 @@ fn member_status() -> v1::StatusResponse {
         endpoints: 1,
         networks: 2,
         counters: vec![counter(0, "not_a_member"), counter(4096, "spoofed")],
+        connections: Some(v1::Connections {
+            capacity: 131_072,
+            networks: vec![connections(0, "", 2), connections(4096, "app", 10)],
+        }),
         problems: vec!["mesh0, cannot set MTU: busy".into()],
         resident_bytes: 20 << 20,
         data_path_interface: "eth0".into(),
@@ -166,6 +172,9 @@ fn status_tells_everything_of_a_member() {
         "encapsulation": {"mode": "direct", "reason": "the kernel has all it takes"},
         "endpoints": 1, "networks": 2, "services": 0, "name_servers": [],
         "wireguard": {"engine": "userspace", "drops": [{"reason": "replayed", "packets": 3}]},
+        "connections": {"capacity": 131_072, "networks": [
+            {"vni": 0, "network": null, "entries": 2}, {"vni": 4096, "network": "app", "entries": 10},
+        ]},
         "counters": [
             {"vni": 0, "network": null, "reason": "not_a_member", "packets": 2, "bytes": 120},
             {"vni": 4096, "network": "app", "reason": "spoofed", "packets": 2, "bytes": 120},
@@ -177,6 +186,7 @@ fn status_tells_everything_of_a_member() {
     let text = agent.run("status").text();
     assert!(text.contains("20.0 MiB") && text.contains("mesh0, cannot set MTU: busy"), "{text}");
     assert!(text.contains("userspace") && text.contains("replayed"), "{text}");
+    assert!(text.contains("12 of 131072 entries: published ports 2, app 10"), "{text}");
 }
 
 #[test]

@@ -4,6 +4,7 @@ mod control;
 mod local;
 mod socket;
 mod status;
+pub mod tables;
 mod tunnels;
 
 pub use control::ControlGateway;

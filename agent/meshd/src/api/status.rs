@@ -8,7 +8,7 @@ use mesh_model::Vni;
 use mesh_model::desired::Encapsulation;
 use mesh_proto::{Problem, ProblemKind, v1};
 
-use super::tunnels;
+use super::{tables, tunnels};
 use crate::member::{Member, Platform};
 use crate::membership::{Memberships, Standing};
 use crate::reconcile::explain;
@@ -72,6 +72,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
     response.data_path_mtu = pass.underlay_mtu;
     response.problems.extend(pass.problems);
     tunnels::fill_in(response, member).await;
+    tables::fill_in(response, platform, member).await;
     match counters(platform).await {
         Ok(counters) => response.counters = counters,
         Err(problem) => response.problems.push(problem.message),
