@@ -62,6 +62,16 @@ fn several_inspected_names_make_an_array_and_one_an_object() {
 }
 
 #[test]
+fn an_endpoint_that_is_not_found_may_be_where_the_manager_has_not_heard_of() {
+    let agent = agent();
+    let why = agent.run("endpoint inspect nobody");
+    assert!(why.code == 3 && !why.err.contains("h3"), "{why:?}");
+    agent.services.with(|state| state.unheard = vec!["h3".into()]);
+    let why = agent.run("endpoint inspect nobody");
+    assert!(why.code == 3 && why.err.contains("has not heard of the endpoints on h3"), "{why:?}");
+}
+
+#[test]
 fn lists_are_filtered_by_every_documented_key() {
     let agent = agent();
     for (filters, names) in [
