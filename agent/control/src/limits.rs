@@ -40,8 +40,9 @@ pub(crate) const FEED_BACKLOG: usize = 1024;
 pub const APPLIED: Duration = Duration::from_secs(1);
 /// How long the agents have to say whether sockets of their hosts have a port.
 pub(crate) const PORT_CHECK: Duration = Duration::from_secs(1);
-/// Agents that had a session with a manager before it began anew report within: they try to reach it every 2 s at least.
-pub(crate) const FIRST_REPORTS: Duration = Duration::from_secs(3);
+/// Agents that had a session with a manager before it began anew report within: they try to reach it every 2 s at least,
+/// and a busy machine takes its time.
+pub(crate) const FIRST_REPORTS: Duration = Duration::from_secs(5);
 /// How long a rotation waits until the agents have announced their new keys.
 pub(crate) const ROTATION: Duration = Duration::from_secs(5);
 /// How long the removal of a network waits until every agent of the network has stopped attaching.
