@@ -6,8 +6,8 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use tonic::{Request, Response, Status};
 
 use crate::agent::{
-    Asked, Services, as_requested, backend, endpoint, network, node, node_status, open_port, provoked,
-    service,
+    Asked, Services, as_requested, backend, cluster, endpoint, network, node, node_status, open_port,
+    provoked, service,
 };
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -161,7 +161,7 @@ impl Control for Services {
     }
 
     async fn get_cluster(&self, _: Request<v1::GetClusterRequest>) -> Answer<v1::Cluster> {
-        not_by_the_command()
+        if self.with(|state| state.managers_away) { not_by_the_command() } else { answer(cluster()) }
     }
 
     async fn create_service(&self, request: Request<v1::CreateServiceRequest>) -> Answer<v1::ServiceStatus> {
