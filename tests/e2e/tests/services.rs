@@ -57,14 +57,13 @@ fn a_gibibyte_through_a_vip_arrives_undamaged_with_offloads_on_and_off() -> Resu
         let lab = lab(2, encapsulation, &["--ipv6"])?;
         let backends = web(&lab, &[2], &[])?;
         let client = lab.container(1, "caller", ["--network", "app"])?;
-        // Without offloads an eighth of the bytes makes no fewer packets.
-        for (offloads, bytes) in [(true, GIB), (false, GIB / 8)] {
+        for offloads in [true, false] {
             lab.set_underlay_offloads(offloads)?;
-            Connection::open(client.netns(), vip(&lab, "web")?)?.download(bytes)?;
-            Connection::open(client.netns(), vip6(&lab, "web")?)?.download(bytes / 8)?;
+            Connection::open(client.netns(), vip(&lab, "web")?)?.download(GIB)?;
+            Connection::open(client.netns(), vip6(&lab, "web")?)?.download(GIB / 16)?;
             let sink = TcpSink::listen(backends[0].container.netns(), any_port())?;
             let target = SocketAddr::new(vip(&lab, "web")?.ip(), sink.address().port());
-            let sent = tcp_send(client.netns(), target, bytes / 8, 1)?;
+            let sent = tcp_send(client.netns(), target, GIB / 8, 1)?;
             assert_eq!(sink.finish()?.sha256, sent);
         }
     }
@@ -226,7 +225,7 @@ fn idle_connections_stay() -> Result<()> {
     let mut idle = open(client.netns(), vip(&lab, "web")?)?;
     idle.extend(open(&lab.client(), published)?);
     // Being idle is what is tested.
-    thread::sleep(Duration::from_secs(6));
+    thread::sleep(Duration::from_secs(15));
     for (backend, connection) in &mut idle {
         assert_eq!(connection.ask()?.backend, *backend);
     }
@@ -321,14 +320,14 @@ fn with_client_affinity_all_connections_of_a_client_go_to_one_backend() -> Resul
 }
 
 #[test]
-fn thousands_of_short_connections_through_a_vip_and_a_published_port_lose_nothing() -> Result<()> {
+fn sixty_thousand_short_connections_through_a_vip_and_a_published_port_lose_nothing() -> Result<()> {
     let lab = lab(3, Encapsulation::Direct, &[])?;
     let backends = web(&lab, &[1, 2, 3], &["-p", "8080:80"])?;
     let client = lab.container(1, "caller", ["--network", "app"])?;
     let published = SocketAddr::new(lab.host(1).address().into(), 8080);
     for (netns, target) in [(client.netns(), vip(&lab, "web")?), (&lab.client(), published)] {
         // More than there are ports: they are used again, while what was before is remembered.
-        let report = load(netns, target, 30_000, 16)?.all_answered()?;
+        let report = load(netns, target, 60_000, 16)?.all_answered()?;
         assert_eq!(report.by_backend.len(), 3, "{:?}", report.by_backend);
         // Whoever loses the start of a connection repeats it after a second.
         for netns in backends.iter().map(|backend| backend.container.netns()).chain([netns]) {
