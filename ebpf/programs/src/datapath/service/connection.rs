@@ -268,8 +268,8 @@ pub(in crate::datapath) fn answered() {
     let value = unsafe { &mut *connection };
     let first = value.state & ANSWERED == 0;
     value.state |= ANSWERED;
-    // The next packet makes it established. TCP's handshake goes the long way anyhow.
-    if first && packet.key.protocol != ip::TCP {
+    // The next packet makes it established, which is done on the long way.
+    if first {
         maps::renew(&packet.other);
     }
 }
