@@ -24,6 +24,8 @@ use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 use tonic::transport::Channel;
 
+use crate::counting::{Counting, Work};
+
 /// How long anything may take that is awaited.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -31,6 +33,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Cluster {
     pub(crate) manager: Manager,
     pub(crate) store: Arc<dyn Store>,
+    counted: Arc<Counting>,
     pub(crate) address: String,
     pub(crate) identity: NodeIdentity,
     directory: TempDir,
@@ -53,6 +56,8 @@ impl Cluster {
     }
 
     async fn on(store: Arc<dyn Store>, pools: &[&str], length: u8) -> Self {
+        let counted = Arc::new(Counting::new(store));
+        let store: Arc<dyn Store> = counted.clone();
         let directory = tempfile::tempdir().unwrap();
         let parameters = ClusterParameters {
             data_path_port: 4789,
@@ -70,7 +75,7 @@ impl Cluster {
         let (manager, identity) =
             Manager::bootstrap(store.clone(), directory.path(), parameters, node).await.unwrap();
         let (address, server) = listen(&manager).await;
-        Self { manager, store, address, identity, directory, server, hosts: AtomicU8::new(12) }
+        Self { manager, store, counted, address, identity, directory, server, hosts: AtomicU8::new(12) }
     }
 
     /// The manager's process ends and begins anew on the same store.
@@ -85,7 +90,8 @@ impl Cluster {
 
     /// The manager's process was killed at this instant, and begins anew on what its disk has: a copy of the store.
     pub(crate) async fn copy_of_store(&self) -> Self {
-        let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+        let counted = Arc::new(Counting::new(Arc::new(MemoryStore::new())));
+        let store: Arc<dyn Store> = counted.clone();
         let found = self.store.range(KeyRange::all(), None, None).await.unwrap();
         let puts = found.kvs.iter().map(|kv| Op::put(kv.key.clone(), kv.value.clone()));
         store.txn(Txn::always(puts)).await.unwrap();
@@ -96,7 +102,12 @@ impl Cluster {
         let manager = Manager::resume(store.clone(), directory.path(), &self.identity).await.unwrap();
         let (address, server) = listen(&manager).await;
         let hosts = AtomicU8::new(100);
-        Self { manager, store, address, identity: self.identity.clone(), directory, server, hosts }
+        Self { manager, store, counted, address, identity: self.identity.clone(), directory, server, hosts }
+    }
+
+    /// What was asked of the store so far.
+    pub(crate) fn work(&self) -> Work {
+        self.counted.work()
     }
 
     /// Another manager at work on the same store.

@@ -5,6 +5,7 @@ mod access;
 mod agent;
 mod backends;
 mod cluster;
+mod counting;
 mod joining;
 mod keys;
 mod leases;
