@@ -37,6 +37,14 @@ enum Caller {
     Outside,
 }
 
+impl Caller {
+    /// Containers on the second host that serve and are no backends: who is called directly. Were it a backend, a connection
+    /// through the service would meet what a direct one between the same ports left there, and wait for it.
+    fn others(self) -> usize {
+        usize::from(self == Self::Container)
+    }
+}
+
 /// The variants inside a network: hosts joined by a cable.
 pub(super) fn inside(options: &Options) -> anyhow::Result<Vec<Site>> {
     sites(options, Caller::Container, || Lab::builder().underlay_mtu(UNDERLAY_MTU).cabled())
@@ -70,7 +78,7 @@ fn sites(options: &Options, caller: Caller, builder: fn() -> LabBuilder) -> anyh
 fn kernel(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Result<Site> {
     eprintln!("preparing the peers' hosts");
     let lab = builder.without_meshd().start()?;
-    let (client, containers) = routed_vxlan::join(&lab, UNDERLAY_MTU, backends)?;
+    let (client, containers) = routed_vxlan::join(&lab, UNDERLAY_MTU, backends + caller.others())?;
     let addresses: Vec<Ipv4Addr> = (0..backends).map(routed_vxlan::backend).collect();
     let host = lab.host(1);
     let service = kube_proxy::Service {
@@ -89,7 +97,7 @@ fn kernel(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Resul
             processes.push(haproxy::start(&host, HAPROXY_VIP, &addresses)?);
             let client = client.netns();
             vec![
-                Path::new(PEERS_INSIDE[0], client, addresses[0], &receivers),
+                Path::new(PEERS_INSIDE[0], client, routed_vxlan::backend(backends), &receivers),
                 Path::new(PEERS_INSIDE[1], client, NFT_VIP, &receivers),
                 Path::new(PEERS_INSIDE[2], client, HAPROXY_VIP, &receivers).by_tcp_proxy(0),
             ]
@@ -124,8 +132,12 @@ fn mesh(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Result<
         create.extend(specs.iter().flat_map(|spec| ["-p", spec]));
     }
     manager.meshctl(create)?.ok()?;
-    let containers = (0..backends)
-        .map(|number| lab.container(2, &format!("mb{number}"), ["--network", NETWORK, "--service", SERVICE]))
+    let as_backend = ["--network", NETWORK, "--service", SERVICE];
+    let containers = (0..backends + caller.others())
+        .map(|number| {
+            let options = if number < backends { &as_backend[..] } else { &as_backend[..2] };
+            lab.container(2, &format!("mb{number}"), options.iter().copied())
+        })
         .collect::<Result<Vec<_>, _>>()?;
     let receivers = namespaces(&containers);
     let (processes, servers) = serve(&lab, &receivers)?;
@@ -137,7 +149,7 @@ fn mesh(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Result<
             let vip = service["vip"].as_str().and_then(|vip| vip.parse().ok());
             let vip: Ipv4Addr = vip.with_context(|| format!("the service has no VIP: {service}"))?;
             vec![
-                Path::new(MESH_INSIDE[0], client.netns(), containers[0].ipv4()?, &receivers),
+                Path::new(MESH_INSIDE[0], client.netns(), containers[backends].ipv4()?, &receivers),
                 Path::new(MESH_INSIDE[1], client.netns(), vip, &receivers),
             ]
         }
