@@ -78,6 +78,7 @@ impl Host for TestHost {
 
     fn find_netns(&self, name: &NetnsName) -> Result<FoundNetns, KernelError> {
         let path = match name {
+            NetnsName::Text(text) if text.starts_with('/') => text.clone(),
             NetnsName::Text(text) => format!("/run/netns/{text}"),
             NetnsName::Pid(pid) => format!("/proc/{pid}/ns/net"),
         };

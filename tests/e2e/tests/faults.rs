@@ -91,6 +91,10 @@ fn a_restarted_agent_and_a_rebooted_host_are_the_same_node_with_the_same_leases(
     })?;
     let new = lab.container(2, "new", ["--network", "app"])?;
     c[0].ping(new.ipv4()?)?.all_answered()?;
+    // Nobody has to wait for that who starts them again.
+    lab.host(2).reboot()?;
+    let again = lab.container(2, "new", ["--network", "app"])?;
+    c[0].ping(again.ipv4()?)?.all_answered()?;
     Ok(())
 }
 

@@ -16,7 +16,7 @@ use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
 
 use self::addresses::Turn;
-use self::record::refuse_removing;
+use self::record::{namesake, refuse_removing};
 use self::request::Request;
 use crate::agent::Agent;
 use crate::blocking::blocking;
@@ -70,6 +70,7 @@ impl Endpoints {
         let netns = request.netns.clone();
         let found = blocking(move || host.find_netns(&netns)).await;
         let found = found.map_err(|error| not_found(&request.netns, &error))?;
+        self.let_go_of_namesake(&network, &request).await;
         let id = self.draw_id()?;
         let mut addresses = BTreeSet::new();
         let recorded = async {
@@ -97,6 +98,21 @@ impl Endpoints {
                 self.undo(&id).await;
                 Err(problem)
             }
+        }
+    }
+
+    /// Lets go of the endpoint that has the asked name, if its namespace is gone: a container that is started anew, or a host,
+    /// may be faster than the pass that finds this out.
+    async fn let_go_of_namesake(&self, network: &Network, request: &Request) {
+        let Some(name) = request.endpoint_name() else { return };
+        let Some(other) = self.agent.read(|state| namesake(state, network, &name).cloned()) else { return };
+        let (host, path) = (self.host.clone(), NetnsName::Text(other.netns.path.display().to_string()));
+        let is_gone = match blocking(move || host.find_netns(&path)).await {
+            Ok(found) => !found.netns.is_same(&other.netns),
+            Err(error) => matches!(error, KernelError::NamespaceGone { .. }),
+        };
+        if is_gone {
+            self.remove_lost(&BTreeSet::from([other.id])).await;
         }
     }
 

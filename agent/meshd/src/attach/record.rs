@@ -11,7 +11,7 @@ use mesh_proto::{Problem, ProblemKind};
 use super::request::Request;
 use super::{Endpoints, not_written};
 use crate::agent::State;
-use crate::host::{FoundNetns, NetnsName};
+use crate::host::FoundNetns;
 
 impl Endpoints {
     /// Writes the endpoint down as attaching and wishes for it. Whatever must be unique is checked in the same step.
@@ -103,23 +103,23 @@ fn default_mac(
     MacAddr::new(mac.0).map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))
 }
 
+/// The endpoint of this node that has a name in a network.
+pub(super) fn namesake<'s>(state: &'s State, network: &Network, name: &Name) -> Option<&'s Endpoint> {
+    state.endpoints.values().find(|other| other.network == network.id && other.name == *name)
+}
+
 fn unique_name(
     state: &State,
     network: &Network,
     request: &Request,
     id: &EndpointId,
 ) -> Result<Name, Problem> {
-    let of_netns = || match &request.netns {
-        NetnsName::Text(text) => text.rsplit('/').next().and_then(|name| name.parse().ok()),
-        NetnsName::Pid(_) => None,
-    };
     let of_id = || id.as_str().parse().ok();
-    let name: Name =
-        request.name.clone().or_else(of_netns).or_else(of_id).ok_or_else(|| {
-            Problem::new(ProblemKind::Failed, format!("no name can be made for endpoint {id}"))
-        })?;
-    let taken = |other: &&Endpoint| other.network == network.id && other.name == name;
-    match state.endpoints.values().find(taken) {
+    let name = request
+        .endpoint_name()
+        .or_else(of_id)
+        .ok_or_else(|| Problem::new(ProblemKind::Failed, format!("no name can be made for endpoint {id}")))?;
+    match namesake(state, network, &name) {
         None => Ok(name),
         Some(other) => Err(Problem::new(
             ProblemKind::Conflict,

@@ -22,6 +22,17 @@ pub(super) struct Request {
     pub(super) allow_forwarding: bool,
 }
 
+impl Request {
+    /// What the endpoint is to be called: as asked for, else as its namespace; `None` where that has no name.
+    pub(super) fn endpoint_name(&self) -> Option<Name> {
+        let of_netns = || match &self.netns {
+            NetnsName::Text(text) => text.rsplit('/').next().and_then(|name| name.parse().ok()),
+            NetnsName::Pid(_) => None,
+        };
+        self.name.clone().or_else(of_netns)
+    }
+}
+
 impl TryFrom<v1::AttachRequest> for Request {
     type Error = Problem;
 
