@@ -1,22 +1,26 @@
 //! A small cluster as one of its nodes knows it.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 
 use mesh_model::cluster::Cluster;
-use mesh_model::{Availability, Lease, LeaseState, Network, Node, Role, Subnet};
+use mesh_model::{Availability, Lease, LeaseState, Network, Node, NodeId, Role, Subnet};
 
 use crate::view::ClusterView;
 
 /// The node `h1` with the address 192.0.2.1.
 pub(crate) fn node() -> Node {
+    numbered_node(1)
+}
+
+/// The node `hN` with the address 192.0.2.N.
+pub(crate) fn numbered_node(number: u8) -> Node {
     Node {
-        id: format!("{:024x}", 1).parse().unwrap(),
-        name: "h1".parse().unwrap(),
+        id: format!("{number:024x}").parse().unwrap(),
+        name: format!("h{number}").parse().unwrap(),
         role: Role::Worker,
         availability: Availability::Active,
-        advertise_addr: SocketAddr::from(([192, 0, 2, 1], 7377)),
-        data_path_addr: [192, 0, 2, 1].into(),
+        advertise_addr: ([192, 0, 2, number], 7377).into(),
+        data_path_addr: [192, 0, 2, number].into(),
         data_path_mtu: 1500.try_into().unwrap(),
         version: "test".into(),
         wireguard: None,
@@ -24,9 +28,9 @@ pub(crate) fn node() -> Node {
     }
 }
 
-/// What it knows at revision 3: a network `app`, of which it has leased the first block.
-pub(crate) fn view() -> ClusterView {
-    let cluster = Cluster {
+/// The cluster's record.
+pub(crate) fn cluster() -> Cluster {
+    Cluster {
         id: "c".into(),
         data_path_port: 4789,
         default_addr_pools: vec!["10.64.0.0/10".parse().unwrap()],
@@ -34,17 +38,16 @@ pub(crate) fn view() -> ClusterView {
         ipv6_pool: "fd00:1:2::/48".parse().unwrap(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
         dsr: false,
-    };
-    let network = Network {
+    }
+}
+
+/// The network `app`, 10.64.0.0/20.
+pub(crate) fn network() -> Network {
+    Network {
         id: format!("{:024x}", 9).parse().unwrap(),
         name: "app".parse().unwrap(),
         vni: 4096.try_into().unwrap(),
-        subnets: vec![Subnet {
-            subnet: "10.64.0.0/20".parse().unwrap(),
-            gateway: [10, 64, 0, 1].into(),
-            ip_range: None,
-            aux: BTreeMap::new(),
-        }],
+        subnets: vec![subnet(64)],
         mtu: None,
         encrypted: false,
         internal: false,
@@ -53,15 +56,35 @@ pub(crate) fn view() -> ClusterView {
         labels: BTreeMap::new(),
         options: BTreeMap::new(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
-    };
-    let lease = Lease {
+    }
+}
+
+/// The subnet 10.N.0.0/20.
+pub(crate) fn subnet(number: u8) -> Subnet {
+    Subnet {
+        subnet: format!("10.{number}.0.0/20").parse().unwrap(),
+        gateway: [10, number, 0, 1].into(),
+        ip_range: None,
+        aux: BTreeMap::new(),
+    }
+}
+
+/// A block of a network that a node has leased.
+pub(crate) fn lease(network: &Network, prefix: &str, node: NodeId) -> Lease {
+    Lease {
         network: network.id.clone(),
-        prefix: "10.64.0.0/26".parse().unwrap(),
-        node: node().id,
+        prefix: prefix.parse().unwrap(),
+        node,
         state: LeaseState::Active,
         revision: 3,
-    };
-    let mut view = ClusterView::new(cluster, node(), vec![]);
+    }
+}
+
+/// What `h1` knows at revision 3: the network `app`, of which it has leased the first block.
+pub(crate) fn view() -> ClusterView {
+    let network = network();
+    let lease = lease(&network, "10.64.0.0/26", node().id);
+    let mut view = ClusterView::new(cluster(), node(), vec![]);
     view.revision = 3;
     view.leases.insert((network.id.clone(), lease.prefix), lease);
     view.networks.insert(network.id.clone(), network);

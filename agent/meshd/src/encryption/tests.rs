@@ -1,10 +1,10 @@
 use std::path::Path;
 
-use mesh_model::cluster::Cluster;
-use mesh_model::{Availability, Lease, LeaseState, Network, Node, Role, Subnet};
+use mesh_model::{Network, Node};
 use mesh_wireguard::PrivateKey;
 
 use super::*;
+use crate::test_cluster::{self, cluster, lease, numbered_node, subnet};
 use crate::test_host::TestEngines;
 use crate::view::ClusterView;
 
@@ -15,18 +15,8 @@ fn id(number: u8) -> NodeId {
 /// A node whose announced key is of the given number; 0: it has announced none.
 fn node(number: u8, key: u8) -> Node {
     let keys = BTreeMap::from([(1, public(key))]);
-    Node {
-        id: id(number),
-        name: format!("h{number}").parse().unwrap(),
-        role: Role::Worker,
-        availability: Availability::Active,
-        advertise_addr: ([192, 0, 2, number], 7377).into(),
-        data_path_addr: [192, 0, 2, number].into(),
-        data_path_mtu: 1500.try_into().unwrap(),
-        version: String::new(),
-        wireguard: (key != 0).then_some(Wireguard { port: 51820 + u16::from(number), keys }),
-        created_at: jiff::Timestamp::from_second(number.into()).unwrap(),
-    }
+    let wireguard = (key != 0).then_some(Wireguard { port: 51820 + u16::from(number), keys });
+    Node { wireguard, ..numbered_node(number) }
 }
 
 fn public(key: u8) -> String {
@@ -36,46 +26,20 @@ fn public(key: u8) -> String {
 
 /// Nodes 1 to 3 hold leases in an encrypted network, 4 in a clear one only.
 fn view(nodes: impl IntoIterator<Item = Node>) -> ClusterView {
-    let cluster = Cluster {
-        id: "c".into(),
-        data_path_port: 4789,
-        default_addr_pools: vec![],
-        default_addr_pool_mask_length: 20,
-        ipv6_pool: "fd00:1:2::/48".parse().unwrap(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
-        dsr: false,
-    };
     let network = |number: u8, encrypted| Network {
         id: format!("{number:024x}").parse().unwrap(),
         name: format!("n{number}").parse().unwrap(),
         vni: (4096 + u32::from(number)).try_into().unwrap(),
-        subnets: vec![Subnet {
-            subnet: format!("10.{number}.0.0/20").parse().unwrap(),
-            gateway: [10, number, 0, 1].into(),
-            ip_range: None,
-            aux: BTreeMap::new(),
-        }],
-        mtu: None,
+        subnets: vec![subnet(number)],
         encrypted,
-        internal: false,
-        attachable: true,
-        removing: false,
-        labels: BTreeMap::new(),
-        options: BTreeMap::new(),
-        created_at: jiff::Timestamp::UNIX_EPOCH,
+        ..test_cluster::network()
     };
-    let mut view = ClusterView::new(cluster, node(1, 1), vec![]);
+    let mut view = ClusterView::new(cluster(), node(1, 1), vec![]);
     view.nodes = nodes.into_iter().map(|node| (node.id.clone(), node)).collect();
     for (network, holders) in [(network(0, true), [1, 2, 3]), (network(1, false), [1, 2, 4])] {
         for holder in holders {
             let prefix = format!("10.{}.0.{}/26", network.vni.get() - 4096, u16::from(holder) * 64 % 256);
-            let lease = Lease {
-                network: network.id.clone(),
-                prefix: prefix.parse().unwrap(),
-                node: id(holder),
-                state: LeaseState::Active,
-                revision: 1,
-            };
+            let lease = lease(&network, &prefix, id(holder));
             view.leases.insert((network.id.clone(), lease.prefix), lease);
         }
         view.networks.insert(network.id.clone(), network);

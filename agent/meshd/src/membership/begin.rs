@@ -40,7 +40,13 @@ impl Memberships {
         let own = self.own(&request.node_name, &request.advertise_addr, &request.data_path_addr)?;
         let parameters = cluster_parameters(&request)?;
         self.stand(Standing::Changing);
-        match self.initialise(own, parameters).await {
+        let begun = self.initialise(own, parameters).await;
+        self.settle(begun)
+    }
+
+    /// Becomes the member that was made, or what it was before.
+    fn settle<R>(&self, begun: Result<(Member, R), Problem>) -> Result<R, Problem> {
+        match begun {
             Ok((member, response)) => {
                 self.stand(Standing::Member(Arc::new(member)));
                 Ok(response)
@@ -95,13 +101,8 @@ impl Memberships {
         let _changing = self.begin()?;
         let own = self.own(&request.node_name, &request.advertise_addr, &request.data_path_addr)?;
         self.stand(Standing::Changing);
-        match self.enroll(own, &request.manager, &request.token).await {
-            Ok((member, response)) => {
-                self.stand(Standing::Member(Arc::new(member)));
-                Ok(response)
-            }
-            Err(problem) => Err(self.abandon(problem)),
-        }
+        let begun = self.enroll(own, &request.manager, &request.token).await;
+        self.settle(begun)
     }
 
     async fn enroll(

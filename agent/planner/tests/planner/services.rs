@@ -320,14 +320,20 @@ fn a_change_touches_nothing_but_what_it_is_about() {
     assert!(tables.update_all(&world.services, &world.facts(), ms(4)).is_empty());
 }
 
-#[test]
-fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
+/// A world whose only service, of one backend, went 10 ms after it had come.
+fn service_that_went() -> (World, Maps, Tables) {
     let mut world = World::new();
     world.serve(1, [1]);
     let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
     world.services.clear();
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(10)));
+    (world, maps, tables)
+}
+
+#[test]
+fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
+    let (world, mut maps, mut tables) = service_that_went();
     assert_eq!((addresses(&maps), maps.entries.len()), (1, 1));
     let due = tables.due().unwrap();
     maps.apply(&tables.update_all(&world.services, &world.facts(), due));
@@ -336,12 +342,7 @@ fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
 
 #[test]
 fn an_address_that_is_a_backends_again_within_that_while_stays() {
-    let mut world = World::new();
-    world.serve(1, [1]);
-    let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
-    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
-    world.services.clear();
-    maps.apply(&tables.update_all(&world.services, &world.facts(), ms(10)));
+    let (mut world, mut maps, mut tables) = service_that_went();
     world.serve(1, [1]);
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(20)));
     while let Some(due) = tables.due() {
