@@ -107,7 +107,7 @@ pub fn lease_static<N: Ord + Clone>(
         return StaticDecision::Lease(Prefix::single(address));
     };
     match &lease.state {
-        LeaseState::Pending { from } => {
+        LeaseState::Pending { from, .. } => {
             StaticDecision::Undecided { node: lease.node.clone(), from: from.clone() }
         }
         LeaseState::Active if lease.node == *node => StaticDecision::Held,

@@ -32,6 +32,10 @@ pub enum LeaseState<N> {
     Pending {
         /// The node whose they are until it agrees.
         from: N,
+        /// Whether it held them by a lease of this very prefix, which this one stands in place of; if not, by a block
+        /// around them.
+        #[serde(default)]
+        replaced: bool,
     },
     /// The node may use the addresses.
     Active,
@@ -43,15 +47,20 @@ impl<N> Lease<N> {
         Self { prefix, node, state: LeaseState::Active, revision: 0 }
     }
 
-    /// The borrow of one address, yet to be written and to be confirmed by `from`.
-    pub fn borrow(address: IpAddr, node: N, from: N) -> Self {
-        Self { prefix: Prefix::single(address), node, state: LeaseState::Pending { from }, revision: 0 }
+    /// The borrow of one address out of the lease that decides it, yet to be written and to be confirmed by that one's node.
+    pub fn borrow(address: IpAddr, node: N, held: &Self) -> Self
+    where
+        N: Clone,
+    {
+        let prefix = Prefix::single(address);
+        let state = LeaseState::Pending { from: held.node.clone(), replaced: held.prefix == prefix };
+        Self { prefix, node, state, revision: 0 }
     }
 
     /// Where packets to these addresses go: the node, or while the borrow is pending the node it is from.
     pub fn route_to(&self) -> &N {
         match &self.state {
-            LeaseState::Pending { from } => from,
+            LeaseState::Pending { from, .. } => from,
             LeaseState::Active => &self.node,
         }
     }
@@ -180,18 +189,23 @@ impl<N: Ord + Clone> Leases<N> {
     /// What an answer to a borrow changes. `revision` is that of the pending lease which the owner was asked about; an
     /// answer about any other changes nothing.
     ///
-    /// A refused borrow is deleted, which leaves the address to the owner's block. If the owner held no block around it
-    /// but the address alone, that lease is written back.
+    /// A refused borrow is deleted, which leaves the address to the owner's block. If the owner held the address alone,
+    /// that lease is written back, also inside a block of the owner: the owner may have given that one back already, in a
+    /// message which is still under way.
     pub fn settle(&self, prefix: &Prefix, revision: u64, answer: CedeAnswer) -> Option<LeaseChange<N>> {
         let lease = self.get(prefix).filter(|lease| lease.revision == revision)?;
-        let LeaseState::Pending { from } = &lease.state else { return None };
+        let LeaseState::Pending { from, replaced } = &lease.state else { return None };
         Some(match answer {
             CedeAnswer::Ceded => LeaseChange::Put(Lease::active(*prefix, lease.node.clone())),
-            CedeAnswer::Refused if self.parent(prefix).is_some_and(|p| p.is_active() && p.node == *from) => {
+            CedeAnswer::Refused if !replaced && self.is_in_block_of(from, prefix) => {
                 LeaseChange::Remove(*prefix)
             }
             CedeAnswer::Refused => LeaseChange::Put(Lease::active(*prefix, from.clone())),
         })
+    }
+
+    fn is_in_block_of(&self, node: &N, prefix: &Prefix) -> bool {
+        self.parent(prefix).is_some_and(|block| block.is_active() && block.node == *node)
     }
 
     /// What changes when a node gives a lease back. `revision` is that of the lease it means; if it has been replaced

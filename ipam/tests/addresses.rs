@@ -144,7 +144,7 @@ fn an_address_that_is_being_borrowed_is_counted_as_pending_not_lent_again() {
     let layout = layout("10.0.0.0/30");
     let store = leases([
         active("10.0.0.2/31", "a", 1),
-        Lease { revision: 2, ..Lease::borrow(ip("10.0.0.2"), "b", "a") },
+        Lease { revision: 2, ..Lease::borrow(ip("10.0.0.2"), "b", &active("10.0.0.2/31", "a", 1)) },
     ]);
     let exhausted = Decision::Exhausted { free_on_unreachable: BTreeMap::new(), pending: 1 };
     assert_eq!(decide(&layout, &store, "c"), exhausted);
@@ -159,7 +159,7 @@ fn a_static_address_is_leased_borrowed_or_refused() {
     assert_eq!(ask(&store, "b", "10.0.0.5"), StaticDecision::Borrow { from: "a" });
     assert_eq!(ask(&store, "b", "10.0.0.6"), StaticDecision::Held);
     assert_eq!(ask(&store, "a", "10.0.0.6"), StaticDecision::Borrow { from: "b" });
-    store.insert(Lease::borrow(ip("10.0.0.5"), "b", "a"));
+    store.insert(Lease::borrow(ip("10.0.0.5"), "b", &active("10.0.0.4/30", "a", 1)));
     assert_eq!(ask(&store, "c", "10.0.0.5"), StaticDecision::Undecided { node: "b", from: "a" });
     let subnet = layout.subnet();
     let reserved = [
@@ -176,16 +176,27 @@ fn a_static_address_is_leased_borrowed_or_refused() {
 
 #[test]
 fn a_confirmed_borrow_becomes_active_and_a_refused_one_leaves_the_address_to_its_owner() {
-    let borrow = |from| Lease { revision: 7, ..Lease::borrow(ip("10.0.0.5"), "b", from) };
     let single = prefix("10.0.0.5/32");
-    let inside_a_block = leases([active("10.0.0.4/30", "a", 1), borrow("a")]);
+    let block = active("10.0.0.4/30", "a", 1);
+    let borrow = |held: &Lease<_>| Lease { revision: 7, ..Lease::borrow(ip("10.0.0.5"), "b", held) };
+    let inside_a_block = leases([block.clone(), borrow(&block)]);
     let settle = |store: &Leases<_>, answer| store.settle(&single, 7, answer);
     let granted = Some(LeaseChange::Put(Lease::active(single, "b")));
     assert_eq!(settle(&inside_a_block, CedeAnswer::Ceded), granted);
     assert_eq!(settle(&inside_a_block, CedeAnswer::Refused), Some(LeaseChange::Remove(single)));
-    // The owner held the single address, which the borrow replaced.
-    for others in [leases([borrow("c")]), leases([active("10.0.0.4/30", "a", 1), borrow("c")])] {
-        assert_eq!(settle(&others, CedeAnswer::Refused), Some(LeaseChange::Put(Lease::active(single, "c"))));
+    // The owner held the single address, which the borrow replaced; inside its own block too, which it may have given back.
+    let (of_c, of_a) = (borrow(&active("10.0.0.5/32", "c", 1)), borrow(&active("10.0.0.5/32", "a", 1)));
+    for (others, owner) in [
+        (leases([of_c.clone()]), "c"),
+        (leases([block.clone(), of_c]), "c"),
+        (leases([block.clone(), of_a]), "a"),
+        // The block around it was given back meanwhile.
+        (leases([borrow(&block)]), "a"),
+    ] {
+        assert_eq!(
+            settle(&others, CedeAnswer::Refused),
+            Some(LeaseChange::Put(Lease::active(single, owner)))
+        );
     }
     assert_eq!(
         inside_a_block.settle(&single, 6, CedeAnswer::Ceded),
@@ -196,7 +207,7 @@ fn a_confirmed_borrow_becomes_active_and_a_refused_one_leaves_the_address_to_its
 
 #[test]
 fn packets_go_to_the_owner_until_a_borrow_is_confirmed() {
-    let mut lease = Lease::borrow(ip("10.0.0.5"), "b", "a");
+    let mut lease = Lease::borrow(ip("10.0.0.5"), "b", &active("10.0.0.4/30", "a", 1));
     assert_eq!((*lease.route_to(), lease.is_active()), ("a", false));
     lease.state = LeaseState::Active;
     assert_eq!((*lease.route_to(), lease.is_active()), ("b", true));
@@ -213,9 +224,10 @@ fn a_lease_is_given_back_only_by_its_node_and_only_the_one_that_was_meant() {
 
 #[test]
 fn a_lease_is_stored_without_its_revision() {
-    let lease = Lease { revision: 9, ..Lease::borrow(ip("fd00::5"), "b".to_owned(), "a".to_owned()) };
+    let held = Lease::active(prefix("fd00::/120"), "a".to_owned());
+    let lease = Lease { revision: 9, ..Lease::borrow(ip("fd00::5"), "b".to_owned(), &held) };
     let json = serde_json::to_string(&lease).unwrap();
-    assert_eq!(json, r#"{"prefix":"fd00::5/128","node":"b","state":"pending","from":"a"}"#);
+    assert_eq!(json, r#"{"prefix":"fd00::5/128","node":"b","state":"pending","from":"a","replaced":false}"#);
     assert_eq!(serde_json::from_str::<Lease<String>>(&json).unwrap(), Lease { revision: 0, ..lease });
 }
 
@@ -231,14 +243,16 @@ fn the_most_specific_lease_decides() {
 
 #[test]
 fn a_pending_borrow_is_nobodys_to_hand_out() {
-    let pending = Lease { revision: 2, ..Lease::borrow(ip("10.0.0.5"), "b", "a") };
-    let mut owner = pool("10.0.0.0/28", [active("10.0.0.4/30", "a", 1), pending]);
+    let block = active("10.0.0.4/30", "a", 1);
+    let pending = Lease { revision: 2, ..Lease::borrow(ip("10.0.0.5"), "b", &block) };
+    let mut owner = pool("10.0.0.0/28", [block, pending]);
     assert_eq!(
         owner.assign_static(ip("10.0.0.5"), 1),
         Err(StaticError::NotLeased { address: ip("10.0.0.5") })
     );
-    let pending = Lease { revision: 2, ..Lease::borrow(ip("10.0.0.5"), "a", "b") };
-    let mut borrower = pool("10.0.0.0/28", [active("10.0.0.4/30", "b", 1), pending]);
+    let block = active("10.0.0.4/30", "b", 1);
+    let pending = Lease { revision: 2, ..Lease::borrow(ip("10.0.0.5"), "a", &block) };
+    let mut borrower = pool("10.0.0.0/28", [block, pending]);
     assert_eq!(borrower.free(), 0);
     assert!(borrower.apply(11, &[LeaseChange::Put(Lease::active(prefix("10.0.0.5/32"), "a"))], 0));
     assert_eq!(borrower.assign(1), Ok(ip("10.0.0.5")));
@@ -362,14 +376,15 @@ fn a_late_message_of_an_earlier_give_back_does_not_take_the_lease_of_today() {
 
 #[test]
 fn a_ceded_address_is_not_handed_out_before_the_node_hears_of_the_borrow() {
-    let mut pool = pool("10.0.0.0/28", [active("10.0.0.4/30", "a", 1)]);
+    let block = active("10.0.0.4/30", "a", 1);
+    let mut pool = pool("10.0.0.0/28", [block.clone()]);
     pool.assign_static(ip("10.0.0.4"), 9).unwrap();
     assert_eq!(pool.cede(ip("10.0.0.4"), 14).unwrap_err().to_string(), "address 10.0.0.4 is in use by 9");
     assert_eq!(pool.cede(ip("10.0.0.5"), 14), Ok(()));
     assert!(pool.assign_static(ip("10.0.0.5"), 1).is_err());
     assert!(pool.apply(13, &[], 0), "an earlier revision tells nothing about it");
     assert!(pool.assign_static(ip("10.0.0.5"), 1).is_err());
-    assert!(pool.apply(14, &[LeaseChange::Put(Lease::borrow(ip("10.0.0.5"), "b", "a"))], 0));
+    assert!(pool.apply(14, &[LeaseChange::Put(Lease::borrow(ip("10.0.0.5"), "b", &block))], 0));
     assert!(pool.assign_static(ip("10.0.0.5"), 1).is_err());
     assert!(pool.apply(15, &[LeaseChange::Remove(prefix("10.0.0.5/32"))], 0));
     assert_eq!(pool.assign_static(ip("10.0.0.5"), 1), Ok(()));

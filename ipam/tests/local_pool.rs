@@ -80,7 +80,7 @@ impl Naive {
     fn forget(&mut self) {
         let may_return = |address: &IpAddr| {
             self.deciding(*address)
-                .is_some_and(|l| matches!(l.state, LeaseState::Pending { from } if from == ME))
+                .is_some_and(|l| matches!(l.state, LeaseState::Pending { from, .. } if from == ME))
         };
         let keep = |address: &IpAddr| self.owns(*address) || may_return(address);
         let gone: Vec<IpAddr> = self.released.keys().copied().filter(|address| !keep(address)).collect();
@@ -149,7 +149,7 @@ proptest! {
                 }
                 Step::Lease { at: index, len, node, from } => {
                     let prefix = Prefix::new(at(index), subnet.len() + len).unwrap();
-                    let state = from.map_or(LeaseState::Active, |from| LeaseState::Pending { from });
+                    let state = from.map_or(LeaseState::Active, |from| LeaseState::Pending { from, replaced: false });
                     let lease = Lease { prefix, node, state, revision: 0 };
                     revision += 1;
                     prop_assert!(pool.apply(revision, &[LeaseChange::Put(lease.clone())], now));

@@ -234,9 +234,9 @@ impl TryFrom<v1::Network> for model::Network {
 
 impl From<&model::Lease> for v1::Lease {
     fn from(lease: &model::Lease) -> Self {
-        let pending_from = match &lease.state {
-            model::LeaseState::Active => String::new(),
-            model::LeaseState::Pending { from } => from.to_string(),
+        let (pending_from, pending_replaced) = match &lease.state {
+            model::LeaseState::Active => (String::new(), false),
+            model::LeaseState::Pending { from, replaced } => (from.to_string(), *replaced),
         };
         Self {
             network: lease.network.to_string(),
@@ -244,6 +244,7 @@ impl From<&model::Lease> for v1::Lease {
             node: lease.node.to_string(),
             pending_from,
             revision: lease.revision,
+            pending_replaced,
         }
     }
 }
@@ -254,7 +255,7 @@ impl TryFrom<v1::Lease> for model::Lease {
     fn try_from(lease: v1::Lease) -> Result<Self, InvalidMessage> {
         let state = match parse_optional("pending_from", &lease.pending_from)? {
             None => model::LeaseState::Active,
-            Some(from) => model::LeaseState::Pending { from },
+            Some(from) => model::LeaseState::Pending { from, replaced: lease.pending_replaced },
         };
         Ok(Self {
             network: parse("network", &lease.network)?,

@@ -246,7 +246,9 @@ fn leases(view: &ClusterView, (network, subnet): &Key) -> Leases<NodeId> {
             node: lease.node.clone(),
             state: match &lease.state {
                 LeaseState::Active => mesh_ipam::LeaseState::Active,
-                LeaseState::Pending { from } => mesh_ipam::LeaseState::Pending { from: from.clone() },
+                LeaseState::Pending { from, replaced } => {
+                    mesh_ipam::LeaseState::Pending { from: from.clone(), replaced: *replaced }
+                }
             },
             revision: lease.revision,
         })

@@ -42,8 +42,7 @@ fn lease(network: u32, block: u32, node: u32) -> v1::Lease {
         network: id(network),
         prefix: format!("10.{network}.{block}.0/24"),
         node: id(node),
-        pending_from: String::new(),
-        revision: 0,
+        ..v1::Lease::default()
     }
 }
 

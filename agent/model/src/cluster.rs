@@ -168,10 +168,13 @@ impl Network {
 pub enum LeaseState {
     /// The node may hand out its addresses.
     Active,
-    /// Asked of the owner of the surrounding block, who has not yet agreed.
+    /// Asked of the owner, who has not yet agreed.
     Pending {
-        /// The owner of the surrounding block.
+        /// The owner.
         from: NodeId,
+        /// Whether the owner held a lease of this very prefix, which a refusal brings back; if not, a block around it.
+        #[serde(default)]
+        replaced: bool,
     },
 }
 

@@ -429,8 +429,7 @@ impl Cluster {
                 true
             }
             Decision::Borrow { from, candidates } => {
-                self.store.write(LeaseChange::Put(Lease::borrow(candidates[0], node, from)));
-                self.ask_again();
+                self.borrow(candidates[0], node, from);
                 true
             }
             Decision::Exhausted { pending, free_on_unreachable } => {
@@ -445,12 +444,19 @@ impl Cluster {
             StaticDecision::Lease(prefix) => self.store.write(LeaseChange::Put(Lease::active(prefix, node))),
             StaticDecision::Borrow { from } => {
                 assert_ne!(from, node);
-                self.store.write(LeaseChange::Put(Lease::borrow(address, node, from)));
-                self.ask_again();
+                self.borrow(address, node, from);
             }
             StaticDecision::Reserved(why) => panic!("{address} was asked for though it is {why}"),
             StaticDecision::Held | StaticDecision::Undecided { .. } => {}
         }
+    }
+
+    fn borrow(&mut self, address: IpAddr, node: Node, from: Node) {
+        let held = self.store.leases().deciding(address).unwrap();
+        assert_eq!(held.node, from);
+        let borrow = Lease::borrow(address, node, held);
+        self.store.write(LeaseChange::Put(borrow));
+        self.ask_again();
     }
 
     /// No address is free but with the node itself, in a borrow that is not settled, or on a node that cannot be asked.

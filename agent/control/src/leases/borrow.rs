@@ -1,4 +1,4 @@
-//! Borrows: the owner of the surrounding block is asked in its session, and what it answers is written.
+//! Borrows: the owner is asked in its session, and what it answers is written.
 
 use mesh_ipam::CedeAnswer;
 use mesh_model::{Lease, LeaseState, NetworkId, NodeId, Prefix};

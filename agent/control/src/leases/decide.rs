@@ -5,7 +5,8 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use mesh_ipam::{
-    Decision, Family, Lease as IpamLease, Reports, StaticDecision, SubnetLayout, lease_static, next_block,
+    Decision, Family, Lease as IpamLease, Leases, Reports, StaticDecision, SubnetLayout, lease_static,
+    next_block,
 };
 use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix};
 use mesh_proto::{Problem, ProblemKind, v1};
@@ -171,7 +172,7 @@ async fn static_step(core: &Core, set: &LeaseSet, node: &NodeId, address: IpAddr
             write(core, set, node, IpamLease::active(prefix, node.clone())).await
         }
         StaticDecision::Borrow { from } if core.sessions.is_live(&from) => {
-            write(core, set, node, IpamLease::borrow(address, node.clone(), from)).await
+            borrow(core, set, node, address, &leases).await
         }
         StaticDecision::Borrow { from } => Err(owner_silent(core, &set.network().id, address, &from).await?),
         StaticDecision::Undecided { from, .. } => {
@@ -212,26 +213,27 @@ async fn any_step(
         lease.node == *node && lease.prefix.family() == family && lease.state != LeaseState::Active
     });
     if let Some(lease) = own_pending
-        && let LeaseState::Pending { from } = &lease.state
+        && let LeaseState::Pending { from, .. } = &lease.state
         && core.sessions.is_live(from)
     {
         return Ok(Step::Wait { prefix: lease.prefix, revision: lease.revision, from: from.clone() });
     }
-    let mut borrow = None;
+    let mut candidate = None;
     let mut full = Vec::new();
     for layout in &layouts {
-        match next_block(layout, &set.leases_in(&layout.subnet()), node, &reports) {
+        let leases = set.leases_in(&layout.subnet());
+        match next_block(layout, &leases, node, &reports) {
             Decision::Lease(prefix) => {
                 return write(core, set, node, IpamLease::active(prefix, node.clone())).await;
             }
-            Decision::Borrow { from, candidates } => {
-                borrow = borrow.or_else(|| candidates.first().map(|&address| (from, address)));
+            Decision::Borrow { candidates, .. } => {
+                candidate = candidate.or_else(|| candidates.first().map(|&address| (address, leases)));
             }
             exhausted @ Decision::Exhausted { .. } => full.push(exhausted),
         }
     }
-    match borrow {
-        Some((from, address)) => write(core, set, node, IpamLease::borrow(address, node.clone(), from)).await,
+    match candidate {
+        Some((address, leases)) => borrow(core, set, node, address, &leases).await,
         None if full.iter().any(|decision| matches!(decision, Decision::Exhausted { pending: 1.., .. })) => {
             Ok(Step::Pause)
         }
@@ -255,6 +257,19 @@ fn granted(set: &LeaseSet, node: &NodeId, lease: Lease) -> Granted {
     Granted { network: set.network().clone(), revision: lease.revision, lease, others }
 }
 
+/// Asks the address of whose it is by these leases.
+async fn borrow(
+    core: &Core,
+    set: &LeaseSet,
+    node: &NodeId,
+    address: IpAddr,
+    leases: &Leases<NodeId>,
+) -> Result<Step, Problem> {
+    // Without a lease nobody has to be asked, and the next decision sees that.
+    let Some(held) = leases.deciding(address) else { return Ok(Step::Again) };
+    write(core, set, node, IpamLease::borrow(address, node.clone(), held)).await
+}
+
 async fn write(
     core: &Core,
     set: &LeaseSet,
@@ -267,7 +282,9 @@ async fn write(
     let Some(revision) = set.commit(core, Some(node), [op]).await? else { return Ok(Step::Again) };
     Ok(match &record.state {
         LeaseState::Active => Step::Granted(Box::new(granted(set, node, Lease { revision, ..record }))),
-        LeaseState::Pending { from } => Step::Wait { prefix: record.prefix, revision, from: from.clone() },
+        LeaseState::Pending { from, .. } => {
+            Step::Wait { prefix: record.prefix, revision, from: from.clone() }
+        }
     })
 }
 

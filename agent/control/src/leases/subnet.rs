@@ -92,13 +92,15 @@ pub(crate) fn layout(subnet: &Subnet) -> Option<SubnetLayout> {
 
 /// Whether the lease waits for this node's answer.
 pub(super) fn is_pending_from(lease: &Lease, node: &NodeId) -> bool {
-    matches!(&lease.state, LeaseState::Pending { from } if from == node)
+    matches!(&lease.state, LeaseState::Pending { from, .. } if from == node)
 }
 
 fn to_ipam(lease: &Lease) -> IpamLease<NodeId> {
     let state = match &lease.state {
         LeaseState::Active => IpamState::Active,
-        LeaseState::Pending { from } => IpamState::Pending { from: from.clone() },
+        LeaseState::Pending { from, replaced } => {
+            IpamState::Pending { from: from.clone(), replaced: *replaced }
+        }
     };
     IpamLease { prefix: lease.prefix, node: lease.node.clone(), state, revision: lease.revision }
 }
@@ -107,7 +109,7 @@ fn to_ipam(lease: &Lease) -> IpamLease<NodeId> {
 pub(super) fn record(network: &NetworkId, lease: IpamLease<NodeId>) -> Lease {
     let state = match lease.state {
         IpamState::Active => LeaseState::Active,
-        IpamState::Pending { from } => LeaseState::Pending { from },
+        IpamState::Pending { from, replaced } => LeaseState::Pending { from, replaced },
     };
     // The revision is known only when it is written; readers fill it in.
     Lease { network: network.clone(), prefix: lease.prefix, node: lease.node, state, revision: 0 }

@@ -199,7 +199,7 @@ fn snapshot(view: &View, node: &NodeId) -> AgentSnapshot {
 }
 
 fn is_asked(lease: &Lease, node: &NodeId) -> bool {
-    matches!(&lease.state, LeaseState::Pending { from } if from == node)
+    matches!(&lease.state, LeaseState::Pending { from, .. } if from == node)
 }
 
 fn cede(lease: &Lease) -> Cede {

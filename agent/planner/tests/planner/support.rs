@@ -178,7 +178,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
             *number,
             format!("10.64.{number}.{}/32", last + 100),
             0,
-            LeaseState::Pending { from: node_id(1) },
+            LeaseState::Pending { from: node_id(1), replaced: false },
         );
     }
     let endpoints = shape
