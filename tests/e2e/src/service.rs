@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use mesh_harness::traffic::{LoadReport, WebServer, load};
-use mesh_harness::{Container, Host, Lab, Output, Result, eventually};
+use mesh_harness::traffic::{Connection, LoadReport, WebServer, load};
+use mesh_harness::{Container, Host, Lab, Netns, Output, Result, eventually};
 use serde_json::Value;
 
 use crate::{PATIENCE, json};
@@ -43,6 +43,28 @@ pub fn change_backend(host: &Host, change: &str, service: &str, endpoint: &str) 
 pub fn web(lab: &Lab, hosts: &[usize], options: &[&str]) -> Result<Vec<Backend>> {
     create_service(lab, "web", options)?;
     (1..).zip(hosts).map(|(number, host)| add_backend(lab, *host, &format!("b{number}"), "web")).collect()
+}
+
+/// This many connections, left open, each with the backend that answers on it.
+pub fn open_connections(
+    netns: &Netns,
+    target: SocketAddr,
+    count: usize,
+) -> Result<Vec<(String, Connection)>> {
+    (0..count)
+        .map(|_| {
+            let mut connection = Connection::open(netns, target)?;
+            Ok((connection.ask()?.backend, connection))
+        })
+        .collect()
+}
+
+/// Each of the connections still is with the backend that it was with.
+pub fn assert_kept(open: &mut [(String, Connection)]) -> Result<()> {
+    for (backend, connection) in open {
+        assert_eq!(connection.ask()?.backend, *backend);
+    }
+    Ok(())
 }
 
 /// The virtual address of a service and the port of its backends.

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr, TcpListener};
 use std::time::Duration;
 
-use mesh_e2e::service::{add_backend, any_port, change_backend, create_service, web};
+use mesh_e2e::service::{add_backend, any_port, change_backend, create_service, open_connections, web};
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, json, refused};
 use mesh_harness::traffic::{Answer, Connection, TcpSink, UdpClient, ask, tcp_send};
 use mesh_harness::{Encapsulation, Host, Lab, Netns, Result, eventually};
@@ -155,12 +155,7 @@ fn a_connection_survives_its_address_moving_to_another_host() -> Result<()> {
         let target = SocketAddr::new(floating.into(), 8080);
         lab.host(1).add_address(floating)?;
         eventually("the address is published too", PATIENCE, || ask(&lab.client(), target).is_ok())?;
-        let mut open: Vec<(String, Connection)> = (0..30)
-            .map(|_| {
-                let mut connection = Connection::open(&lab.client(), target)?;
-                Ok((connection.ask()?.backend, connection))
-            })
-            .collect::<Result<_>>()?;
+        let mut open = open_connections(&lab.client(), target, 30)?;
         for (from, to) in [(1, 2), (2, 3), (3, 1)] {
             lab.move_address(floating, &lab.host(from), &lab.host(to))?;
             for (backend, connection) in &mut open {

@@ -6,7 +6,8 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use mesh_e2e::service::{
-    TARGET, add_backend, any_port, assert_shares, change_backend, create_service, vip, vip6, web, who_answers,
+    TARGET, add_backend, any_port, assert_kept, assert_shares, change_backend, create_service,
+    open_connections, vip, vip6, web, who_answers,
 };
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json};
 use mesh_harness::traffic::{Connection, Load, TcpSink, UdpClient, ask, load, tcp_send};
@@ -87,12 +88,7 @@ fn removing_one_of_ten_backends_moves_its_flows_and_resets_no_others() -> Result
     let client = lab.container(1, "caller", ["--network", "app"])?;
     let target = vip(&lab, "web")?;
     let before = picks(&client, target)?;
-    let mut open: Vec<(String, Connection)> = (0..200)
-        .map(|_| {
-            let mut connection = Connection::open(client.netns(), target)?;
-            Ok((connection.ask()?.backend, connection))
-        })
-        .collect::<Result<_>>()?;
+    let mut open = open_connections(client.netns(), target, 200)?;
 
     change_backend(&lab.host(1), "rm", "web", "b4")?.ok()?;
     for (backend, connection) in &mut open {
@@ -141,17 +137,10 @@ fn a_draining_backend_keeps_its_connections_and_gets_no_new_ones() -> Result<()>
         let client = lab.container(1, "caller", ["--network", "app"])?;
         let target = vip(&lab, "web")?;
         let load = Load::start(client.netns(), target, 4);
-        let mut open: Vec<(String, Connection)> = (0..60)
-            .map(|_| {
-                let mut connection = Connection::open(client.netns(), target)?;
-                Ok((connection.ask()?.backend, connection))
-            })
-            .collect::<Result<_>>()?;
+        let mut open = open_connections(client.netns(), target, 60)?;
         change_backend(&lab.host(1), "drain", "web", "b2")?.ok()?;
         assert_eq!(who_answers(&client, target, 200)?, ["b1", "b3"]);
-        for (backend, connection) in &mut open {
-            assert_eq!(connection.ask()?.backend, *backend);
-        }
+        assert_kept(&mut open)?;
         assert!(open.iter().any(|(backend, _)| backend == "b2"), "none of 60 connections went to b2");
         change_backend(&lab.host(1), "activate", "web", "b2")?.ok()?;
         assert_eq!(who_answers(&client, target, 200)?, ["b1", "b2", "b3"]);
@@ -214,21 +203,11 @@ fn idle_connections_stay() -> Result<()> {
     let _backends = web(&lab, &[1, 2], &["-p", "8080:80"])?;
     let client = lab.container(1, "caller", ["--network", "app"])?;
     let published = SocketAddr::new(lab.host(1).address().into(), 8080);
-    let open = |netns: &mesh_harness::Netns, target| -> Result<Vec<(String, Connection)>> {
-        (0..20)
-            .map(|_| {
-                let mut connection = Connection::open(netns, target)?;
-                Ok((connection.ask()?.backend, connection))
-            })
-            .collect()
-    };
-    let mut idle = open(client.netns(), vip(&lab, "web")?)?;
-    idle.extend(open(&lab.client(), published)?);
+    let mut idle = open_connections(client.netns(), vip(&lab, "web")?, 20)?;
+    idle.extend(open_connections(&lab.client(), published, 20)?);
     // Being idle is what is tested.
     thread::sleep(Duration::from_secs(15));
-    for (backend, connection) in &mut idle {
-        assert_eq!(connection.ask()?.backend, *backend);
-    }
+    assert_kept(&mut idle)?;
     Ok(())
 }
 
@@ -380,13 +359,8 @@ fn killing_agents_fails_no_request_old_or_new() -> Result<()> {
         let target = vip(&lab, "web")?;
         let published = SocketAddr::new(lab.host(1).address().into(), 8080);
         let loads = [Load::start(client.netns(), target, 2), Load::start(&lab.client(), published, 2)];
-        let mut idle = Vec::new();
-        for (netns, target) in [(client.netns().clone(), target), (lab.client(), published)] {
-            for _ in 0..50 {
-                let mut connection = Connection::open(&netns, target)?;
-                idle.push((connection.ask()?.backend, connection));
-            }
-        }
+        let mut idle = open_connections(client.netns(), target, 50)?;
+        idle.extend(open_connections(&lab.client(), published, 50)?);
         for host in lab.hosts() {
             host.kill_meshd()?;
             loads.iter().try_for_each(|load| load.wait_for_more(300, PATIENCE))?;
@@ -394,9 +368,7 @@ fn killing_agents_fails_no_request_old_or_new() -> Result<()> {
             lab.wait_ready(PATIENCE)?;
             loads.iter().try_for_each(|load| load.wait_for_more(300, PATIENCE))?;
         }
-        for (backend, connection) in &mut idle {
-            assert_eq!(connection.ask()?.backend, *backend);
-        }
+        assert_kept(&mut idle)?;
         for load in loads {
             load.stop()?.all_answered()?;
         }

@@ -11,7 +11,7 @@ use mesh_proto::v1::local_client::LocalClient;
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::task::JoinSet;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::*;
@@ -38,12 +38,14 @@ impl TestAgent {
     async fn start_on(platform: Platform, dir: PathBuf, kernel: TestKernel) -> Self {
         let memberships = Arc::new(Memberships::new(platform));
         // The store of a manager that was stopped a moment ago is let go of once its last task has ended.
-        let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-        while let Err(problem) = memberships.resume().await {
-            let in_use = problem.message.contains("in use by another process");
-            assert!(in_use && tokio::time::Instant::now() < deadline, "{problem}");
-            sleep(Duration::from_millis(5)).await;
-        }
+        eventually("the store is nobody else's", Duration::from_secs(5), async || {
+            let resumed = memberships.resume().await;
+            if let Err(problem) = &resumed {
+                assert!(problem.message.contains("in use by another process"), "{problem}");
+            }
+            resumed.is_ok()
+        })
+        .await;
         let socket = dir.join("meshd.sock");
         let listener = api::bind(&socket).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
@@ -89,6 +91,14 @@ impl TestAgent {
         let entries = fs::read_dir(&self.dir).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
         names.filter(|name| name != "meshd.sock").collect()
+    }
+}
+
+async fn eventually(what: &str, within: Duration, mut holds: impl AsyncFnMut() -> bool) {
+    let deadline = Instant::now() + within;
+    while !holds().await {
+        assert!(Instant::now() < deadline, "not within {within:?}: {what}");
+        sleep(Duration::from_millis(20)).await;
     }
 }
 
@@ -220,11 +230,10 @@ async fn a_restarted_manager_is_the_same_cluster() {
     let manager = TestAgent::start(dir.path(), "h1", "127.0.4.1", kernel).await;
     assert_eq!(manager.status().await.cluster, before);
     manager.attach("app", "c1").await.unwrap();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while worker.status().await.manager.is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "the worker does not come back");
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the worker comes back", Duration::from_secs(10), async || {
+        !worker.status().await.manager.is_empty()
+    })
+    .await;
     worker.attach("app", "c2").await.unwrap();
 }
 
@@ -433,12 +442,11 @@ async fn blocks_that_were_idle_for_long_go_back_to_the_cluster() {
     agent.control().create_network(request).await.unwrap();
     agent.attach("app", "c1").await.unwrap();
     agent.local().detach(v1::DetachRequest { endpoint: "c1".into() }).await.unwrap();
-    let inspect = || v1::InspectNetworkRequest { network: "app".into() };
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-    while !agent.control().inspect_network(inspect()).await.unwrap().into_inner().leases.is_empty() {
-        assert!(tokio::time::Instant::now() < deadline, "the block is not given back");
-        sleep(Duration::from_millis(50)).await;
-    }
+    eventually("the block is given back", Duration::from_secs(10), async || {
+        let inspect = v1::InspectNetworkRequest { network: "app".into() };
+        agent.control().inspect_network(inspect).await.unwrap().into_inner().leases.is_empty()
+    })
+    .await;
     agent.attach("app", "c1").await.unwrap();
 }
 
@@ -455,9 +463,6 @@ async fn an_underlay_that_carries_less_is_known_to_all_nodes() {
     agents[1].kernel.inner.lock().unwrap().state.underlay.as_mut().unwrap().mtu = 1400;
     // Any change makes the agent look: here, an endpoint of its own.
     agents[1].attach("app", "c2").await.unwrap();
-    let deadline = tokio::time::Instant::now() + Duration::from_secs(5);
-    while mtu().await != 1350 {
-        assert!(tokio::time::Instant::now() < deadline, "the MTU stays {}", mtu().await);
-        sleep(Duration::from_millis(20)).await;
-    }
+    eventually("the MTU is what the other carries", Duration::from_secs(5), async || mtu().await == 1350)
+        .await;
 }
