@@ -170,20 +170,10 @@ pub(in crate::datapath) fn sent(skb: Skb) -> Verdict {
 #[inline(always)]
 fn from_endpoint(skb: Skb) -> Option<Verdict> {
     let frame = skb.start::<READ>()?;
-    let (length, payload) = (skb.length(), skb.gso_size());
-    if skb.has_vlan() || frame.byte(0) & 1 != 0 || !is_ordinary(frame, 0, length, payload != 0) {
+    if skb.has_vlan() || frame.byte(0) & 1 != 0 {
         return None;
     }
-    let mac = [frame.word(6), frame.half(10).into()];
-    let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, mac))?;
-    if flow.way == UNBALANCED {
-        return Some(GO_ON);
-    }
-    if flow.way == TO_NODE {
-        return send(skb, flow, frame, length, payload);
-    }
-    fill(flow, frame, 0);
-    Some(pass_on(skb, flow, length))
+    untunnelled(skb, frame, [frame.word(6), frame.half(10).into()])
 }
 
 /// What arrived at the data-path device for a published port. [`LONG_WAY`], and nothing changed, where the flow is not known.
@@ -194,12 +184,20 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
 
 #[inline(always)]
 fn from_outside(skb: Skb) -> Option<Verdict> {
-    let frame = skb.start::<READ>()?;
+    untunnelled(skb, skb.start::<READ>()?, [0; 2])
+}
+
+/// What comes without outer headers; `mac` is as in [`FlowKey`].
+#[inline(always)]
+fn untunnelled(skb: Skb, frame: Start<READ>, mac: [u32; 2]) -> Option<Verdict> {
     let (length, payload) = (skb.length(), skb.gso_size());
     if !is_ordinary(frame, 0, length, payload != 0) {
         return None;
     }
-    let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, [0; 2]))?;
+    let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, mac))?;
+    if flow.way == UNBALANCED {
+        return Some(GO_ON);
+    }
     if flow.way == TO_NODE {
         return send(skb, flow, frame, length, payload);
     }
