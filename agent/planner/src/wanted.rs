@@ -3,7 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
-use mesh_ebpf_types::{HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, MapEntry, MapKey, ProgramKind};
+use mesh_ebpf_types::{
+    HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, MapEntry,
+    MapKey, ProgramKind,
+};
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
 use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
@@ -128,10 +131,11 @@ impl Wanted {
             self.attach(ProgramKind::Underlay, link.index);
             if desired.underlay.address.is_ipv4() {
                 let source = Some(desired.underlay.address);
-                self.host_routes.insert(HostRoute { subnet: to_published(), source, mtu: None });
+                self.route_to_published(to_published(), source);
+                // Only on hosts that have an address of it.
                 let source = global_ipv6(&observed.own_addresses).map(IpAddr::from);
                 if source.is_some() {
-                    self.host_routes.insert(HostRoute { subnet: to_published_ipv6(), source, mtu: None });
+                    self.route_to_published(to_published_ipv6(), source);
                 }
             }
         } else {
@@ -141,7 +145,7 @@ impl Wanted {
                 config.underlay_mtu = old.underlay_mtu;
             }
             let routes = observed.host_routes.iter();
-            let kept = [to_published(), to_published_ipv6()];
+            let kept = [to_published(), to_published_ipv6()].concat();
             self.host_routes.extend(routes.filter(|route| kept.contains(&route.subnet)));
             let attached = observed.programs.attachments.keys();
             self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
@@ -157,6 +161,10 @@ impl Wanted {
     }
 
     /// A network that has endpoints here.
+    fn route_to_published(&mut self, subnets: [Prefix; 2], source: Option<IpAddr>) {
+        self.host_routes.extend(subnets.map(|subnet| HostRoute { subnet, source, mtu: None }));
+    }
+
     fn network(&mut self, desired: &Desired, network: &Network, mtu: u32) {
         self.put(entries::network(desired, network, mtu));
         for subnet in &network.subnets {
@@ -175,13 +183,13 @@ impl Wanted {
 }
 
 /// What the host itself speaks to published ports by.
-fn to_published() -> Prefix {
-    Prefix::single(IpAddr::from(HOST_PUBLISHED_IPV4))
+fn to_published() -> [Prefix; 2] {
+    [HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4].map(|address| Prefix::single(IpAddr::from(address)))
 }
 
-/// The same over IPv6, on hosts that have an address of it.
-fn to_published_ipv6() -> Prefix {
-    Prefix::single(HOST_PUBLISHED_IPV6.to_ip())
+/// The same over IPv6.
+fn to_published_ipv6() -> [Prefix; 2] {
+    [HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV6].map(|address| Prefix::single(address.to_ip()))
 }
 
 /// The first address that others can answer.

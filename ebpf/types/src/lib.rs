@@ -32,8 +32,9 @@ pub use program::{ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED,
     Connection, ConnectionKey, ConnectionKind, DRAINING, HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE,
-    HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published,
-    PublishedKey, REPLY_BIT, Service, ServiceKey, SocketPeer, TableEntry, TableKey, published_vni,
+    HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6,
+    MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey, REPLY_BIT, Service, ServiceKey,
+    SocketPeer, TableEntry, TableKey, is_host_published, published_vni,
 };
 pub use tag::FrameTag;
 

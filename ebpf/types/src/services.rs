@@ -46,6 +46,22 @@ pub const HOST_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 2];
 pub const HOST_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
 
+/// As [`HOST_PUBLISHED_IPV4`], for ports that are published on the loopback address alone: their key in `PUBLISHED` too.
+pub const LOOPBACK_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 3];
+
+/// As [`LOOPBACK_PUBLISHED_IPV4`], for IPv6.
+pub const LOOPBACK_PUBLISHED_IPV6: Address =
+    Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
+
+/// Whether an address is one by which a host itself speaks to published ports.
+#[inline]
+pub fn is_host_published(address: Address) -> bool {
+    address == Address::from_v4(HOST_PUBLISHED_IPV4)
+        || address == HOST_PUBLISHED_IPV6
+        || address == Address::from_v4(LOOPBACK_PUBLISHED_IPV4)
+        || address == LOOPBACK_PUBLISHED_IPV6
+}
+
 /// The VNI of a packet to a published port on its way to the backend of that number: untranslated.
 pub const fn published_vni(backend: u32) -> Vni {
     Vni::new(PUBLISHED_BIT | (backend & (REPLY_BIT - 1)))
@@ -70,7 +86,8 @@ pub struct Service {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishedKey {
-    /// The host's address; none for any of its addresses. An address goes before any.
+    /// The host's address; none for any of its addresses. An address goes before any. For 127.0.0.1 and `::1`, what stands
+    /// for them: [`LOOPBACK_PUBLISHED_IPV4`], [`LOOPBACK_PUBLISHED_IPV6`].
     pub address: Address,
     /// The port, network order.
     pub port: [u8; 2],

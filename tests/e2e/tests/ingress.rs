@@ -130,6 +130,23 @@ fn a_gibibyte_through_a_published_port_arrives_undamaged_with_offloads_on_and_of
 }
 
 #[test]
+fn a_port_published_on_the_loopback_address_is_for_each_host_itself_alone() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = lab(2, encapsulation)?;
+        let _backends = web(&lab, &[2], &["-p", "127.0.0.1:8080:80", "-p", "127.0.0.1:8080:80/udp"])?;
+        for host in lab.hosts() {
+            let own: IpAddr = host.address().into();
+            for answer in both(host.netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080))? {
+                assert_eq!(answer.client.ip(), own, "from {} itself", host.name());
+            }
+            assert!(ask(host.netns(), published(&host)).is_err(), "by another address of {}", host.name());
+            assert!(ask(&lab.client(), published(&host)).is_err(), "from outside, through {}", host.name());
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn published_ports_do_not_depend_on_the_hosts_firewall() -> Result<()> {
     let lab = lab(2, Encapsulation::Direct)?;
     let _backends = web(&lab, &[2], &PORTS)?;

@@ -1,11 +1,12 @@
 //! What one service wants in the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ebpf_types::{
-    AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, EndpointKey, HOST_MODE, LOCAL, Published,
-    PublishedKey, ServiceKey, TableEntry, TableKey, Vni,
+    AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, EndpointKey, HOST_MODE, LOCAL,
+    LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, Published, PublishedKey, ServiceKey, TableEntry,
+    TableKey, Vni,
 };
 use mesh_model::{
     Affinity, Availability, Backend, BackendId, BackendState, Network, NetworkId, Node, NodeId, PublishMode,
@@ -214,7 +215,7 @@ impl Entries {
             PublishMode::Host => (Scope::Host, HOST_MODE),
         };
         let key = PublishedKey {
-            address: port.host_ip.map_or(Address::NONE, Address::from),
+            address: port.host_ip.map_or(Address::NONE, published_on),
             port: port.published.to_be_bytes(),
             protocol: port.protocol.number(),
             padding: 0,
@@ -222,6 +223,17 @@ impl Entries {
         let target = port.target.to_be_bytes();
         let published = Published { vni, target, flags: flags | mode, ..Published::default() };
         self.named.insert(TableKey::Published(key), Template::Published(key, published, scope));
+    }
+}
+
+/// The address of a [`PublishedKey`] for what is published on one address alone.
+fn published_on(address: IpAddr) -> Address {
+    if address == IpAddr::from(Ipv4Addr::LOCALHOST) {
+        Address::from_v4(LOOPBACK_PUBLISHED_IPV4)
+    } else if address == IpAddr::from(Ipv6Addr::LOCALHOST) {
+        LOOPBACK_PUBLISHED_IPV6
+    } else {
+        address.into()
     }
 }
 

@@ -118,6 +118,7 @@ fn a_new_member_builds_from_the_ground_up() {
             "add 10.64.0.1",
             "route 10.64.0.0/24",
             "route 169.254.42.2/32",
+            "route 169.254.42.3/32",
             "create eth0",
             "put interface",
             "attach endpoint",

@@ -1,7 +1,7 @@
 //! What the host sends to endpoints: its own packets, and replies to masqueraded ones.
 
 use mesh_ebpf::headers::Headers;
-use mesh_ebpf_types::{Address, EndpointKey, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, Reason, Vni};
+use mesh_ebpf_types::{EndpointKey, Reason, Vni, is_host_published};
 
 use super::count::{count, dropped};
 use super::service::{published, run_published};
@@ -32,9 +32,7 @@ fn deliver(skb: Skb) -> Verdict {
     if headers.is_multicast() {
         return dropped(skb, Vni::NONE, Reason::Multicast);
     }
-    if headers.destination() == Address::from_v4(HOST_PUBLISHED_IPV4)
-        || headers.destination() == HOST_PUBLISHED_IPV6
-    {
+    if is_host_published(headers.destination()) {
         return FROM_HOST;
     }
     let Some(vni) = maps::network_of(headers.destination()) else {

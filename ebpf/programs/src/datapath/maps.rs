@@ -206,14 +206,14 @@ pub(super) fn service(vni: Vni, vip: Address) -> Option<&'static Service> {
 /// What a port on a host's address is published for.
 #[inline(always)]
 pub(super) fn published(address: Address, port: [u8; 2], protocol: u8) -> Option<&'static Published> {
-    let mut key = PublishedKey { address, port, protocol, padding: 0 };
+    published_on(address, port, protocol).or_else(|| published_on(Address::NONE, port, protocol))
+}
+
+/// What is published on exactly this address, or, for none, on any of the host's.
+#[inline(always)]
+pub(super) fn published_on(address: Address, port: [u8; 2], protocol: u8) -> Option<&'static Published> {
     // SAFETY: as in `network`.
-    unsafe {
-        PUBLISHED.get(key).or_else(|| {
-            key.address = Address::NONE;
-            PUBLISHED.get(key)
-        })
-    }
+    unsafe { PUBLISHED.get(PublishedKey { address, port, protocol, padding: 0 }) }
 }
 
 /// A backend.

@@ -4,9 +4,12 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
-use mesh_ebpf_types::{Address, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, PublishedKey, SocketPeer};
+use mesh_ebpf_types::{
+    Address, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6,
+    SocketPeer, is_host_published,
+};
 
-use super::maps::{self, NETNS, PUBLISHED, SOCKET_PEERS};
+use super::maps::{self, NETNS, SOCKET_PEERS};
 
 /// What a program returns: let the call go on. (They never refuse one.)
 const ALLOW: i32 = 1;
@@ -82,22 +85,27 @@ impl Call {
         if !loopback && !maps::is_host_address(address) {
             return None;
         }
-        let key =
-            PublishedKey { address: Address::NONE, port: self.port(), protocol: self.protocol(), padding: 0 };
-        PUBLISHED.get_ptr(key)?;
+        let (any, only) = if address.to_v4().is_some() {
+            (Address::from_v4(HOST_PUBLISHED_IPV4), Address::from_v4(LOOPBACK_PUBLISHED_IPV4))
+        } else {
+            (HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV6)
+        };
+        let (port, protocol) = (self.port(), self.protocol());
+        let other = if loopback && maps::published_on(only, port, protocol).is_some() {
+            only
+        } else {
+            maps::published_on(Address::NONE, port, protocol)?;
+            any
+        };
         // A full map forgets the socket that was not used for longest: it sees the address that stands in.
         let _ = SOCKET_PEERS.insert(self.peer(), address, 0);
-        Some(if address.to_v4().is_some() {
-            Address::from_v4(HOST_PUBLISHED_IPV4)
-        } else {
-            HOST_PUBLISHED_IPV6
-        })
+        Some(other)
     }
 
     /// Who was asked for, if `address` stands in for it.
     #[inline(always)]
     fn asked_for(self, address: Address) -> Option<Address> {
-        if address != Address::from_v4(HOST_PUBLISHED_IPV4) && address != HOST_PUBLISHED_IPV6 {
+        if !is_host_published(address) {
             return None;
         }
         // SAFETY: copied at once; should the entry be reused meanwhile, the socket sees another of the host's addresses.

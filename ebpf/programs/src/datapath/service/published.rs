@@ -4,8 +4,8 @@
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
     Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
-    DIRECT_RETURN, EndpointKey, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, Mac, PUBLISHED_BIT,
-    REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni, WIREGUARD_OVERHEAD_IPV4, published_vni,
+    DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni,
+    WIREGUARD_OVERHEAD_IPV4, is_host_published, published_vni,
 };
 
 use super::flows::{self, Becomes, NEITHER};
@@ -275,12 +275,6 @@ fn returns_directly(number: u32) -> bool {
         && !is_host_published(packet.to)
         && !maps::is_host_address(client)
         && maps::network_of(client).is_none()
-}
-
-/// Whether an address is that by which a host itself speaks to published ports.
-#[inline(always)]
-fn is_host_published(address: Address) -> bool {
-    address == Address::from_v4(HOST_PUBLISHED_IPV4) || address == HOST_PUBLISHED_IPV6
 }
 
 /// A reply from another node's backend to a client that spoke to this node.
