@@ -13,18 +13,25 @@ use simulation::{Cluster, Step};
 
 const MAX_NODES: u8 = 4;
 
-fn layouts() -> impl Strategy<Value = SubnetLayout> {
-    prop::sample::select(vec![
-        ("10.9.0.0/28", None),
-        ("10.9.0.0/29", None),
-        ("10.9.0.0/31", None),
-        ("10.9.0.0/27", Some("10.9.0.16/28")),
-        ("10.9.0.0/26", None),
-        ("fd09::/124", None),
-        ("fd09::/127", None),
-        ("fd09::/64", Some("fd09::40/122")),
-    ])
-    .prop_map(|(subnet, ip_range)| {
+/// A subnet, and what of it containers get automatically.
+type Subnet = (&'static str, Option<&'static str>);
+
+const SUBNETS: [Subnet; 8] = [
+    ("10.9.0.0/28", None),
+    ("10.9.0.0/29", None),
+    ("10.9.0.0/31", None),
+    ("10.9.0.0/27", Some("10.9.0.16/28")),
+    ("10.9.0.0/26", None),
+    ("fd09::/124", None),
+    ("fd09::/127", None),
+    ("fd09::/64", Some("fd09::40/122")),
+];
+
+/// Some blocks and not enough of them: nodes borrow, give back and borrow again.
+const CONTENDED: [Subnet; 3] = [("10.9.0.0/28", None), ("10.9.0.0/29", None), ("fd09::/124", None)];
+
+fn layouts(subnets: &'static [Subnet]) -> impl Strategy<Value = SubnetLayout> {
+    prop::sample::select(subnets).prop_map(|(subnet, ip_range)| {
         let mut spec = SubnetSpec::new(subnet.parse().unwrap());
         spec.ip_range = ip_range.map(|range| range.parse().unwrap());
         SubnetLayout::new(spec).unwrap()
@@ -51,40 +58,66 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    prop::collection::vec(step(), 0..250)
+}
+
+fn check_one_owner_each_and_none_lost(
+    layout: &SubnetLayout,
+    nodes: u8,
+    steps: Vec<Step>,
+) -> Result<(), TestCaseError> {
+    let mut cluster = Cluster::new(layout.clone(), nodes);
+    for step in steps {
+        cluster.run(step);
+        cluster.assert_one_owner_each();
+    }
+    cluster.settle();
+    cluster.assert_one_owner_each();
+    // What no one uses can be had, from any node in turn, until nothing is left.
+    let mut full = BTreeSet::new();
+    let mut node = 0;
+    while full.len() < usize::from(nodes) {
+        if !cluster.attach_now(node) {
+            full.insert(node);
+        }
+        node = (node + 1) % nodes;
+    }
+    prop_assert_eq!(cluster.dynamic_in_use(), layout.assignable_count());
+    cluster.assert_one_owner_each();
+    // And what all have released, one alone can have.
+    cluster.detach_all();
+    let mut count = 0;
+    while cluster.attach_now(0) {
+        count += 1;
+    }
+    prop_assert_eq!(count, layout.assignable_count());
+    cluster.assert_one_owner_each();
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
 
     #[test]
     fn no_address_is_given_twice_and_none_is_lost_under_any_interleaving(
-        layout in layouts(),
+        layout in layouts(&SUBNETS),
         nodes in 2..=MAX_NODES,
-        steps in prop::collection::vec(step(), 0..250),
+        steps in steps(),
     ) {
-        let mut cluster = Cluster::new(layout.clone(), nodes);
-        for step in steps {
-            cluster.run(step);
-            cluster.assert_one_owner_each();
-        }
-        cluster.settle();
-        cluster.assert_one_owner_each();
-        // What no one uses can be had, from any node in turn, until nothing is left.
-        let mut full = BTreeSet::new();
-        let mut node = 0;
-        while full.len() < usize::from(nodes) {
-            if !cluster.attach_now(node) {
-                full.insert(node);
-            }
-            node = (node + 1) % nodes;
-        }
-        prop_assert_eq!(cluster.dynamic_in_use(), layout.assignable_count());
-        cluster.assert_one_owner_each();
-        // And what all have released, one alone can have.
-        cluster.detach_all();
-        let mut count = 0;
-        while cluster.attach_now(0) {
-            count += 1;
-        }
-        prop_assert_eq!(count, layout.assignable_count());
-        cluster.assert_one_owner_each();
+        check_one_owner_each_and_none_lost(&layout, nodes, steps)?;
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
+
+    #[test]
+    fn the_same_holds_of_small_subnets_for_which_nodes_contend(
+        layout in layouts(&CONTENDED),
+        nodes in 2..=MAX_NODES,
+        steps in steps(),
+    ) {
+        check_one_owner_each_and_none_lost(&layout, nodes, steps)?;
     }
 }
