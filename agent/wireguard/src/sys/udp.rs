@@ -376,7 +376,7 @@ impl Receiver {
         Self { buffer: vec![0; Self::CAPACITY], datagrams: Vec::new() }
     }
 
-    /// Takes what has arrived, without waiting; false when there was nothing.
+    /// Takes what has arrived, without waiting; false when that was all.
     pub(crate) fn receive(&mut self, socket: &UdpSocket) -> io::Result<bool> {
         self.datagrams.clear();
         let mut control = [[0; CONTROL]; SLOTS];
@@ -427,7 +427,7 @@ impl Receiver {
                 at += len;
             }
         }
-        Ok(true)
+        Ok(received == SLOTS)
     }
 
     /// The datagrams of the last call, in order.

@@ -31,11 +31,9 @@ impl Receive {
         }
     }
 
-    /// Takes what has arrived, up to one batch. False if there was nothing.
+    /// Takes what has arrived, up to one batch. False if that was all.
     pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
-        if !self.receiver.receive(context.socket)? {
-            return Ok(false);
-        }
+        let more = self.receiver.receive(context.socket)?;
         let datagrams = self.receiver.datagrams();
         let session = |datagram: &Datagram| session(self.receiver.bytes(*datagram));
         for run in datagrams.chunk_by(|a, b| session(a).is_some() && session(a) == session(b)) {
@@ -59,7 +57,7 @@ impl Receive {
                 context.shared.counters.count(DropReason::DeviceRefused);
             }
         });
-        Ok(true)
+        Ok(more)
     }
 }
 

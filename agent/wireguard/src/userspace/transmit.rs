@@ -24,6 +24,10 @@ const MAX_FRAME: usize = virtio::LEN + 14 + 65535 + 4;
 const ENOUGH: usize = 60 << 10;
 /// Frames read at most before they are sent.
 const MAX_FRAMES: usize = 64;
+/// Where frames come singly, it is asked for a second one only every so many times.
+const CHECK: u8 = 4;
+/// A frame of fewer bytes may be such a single one.
+const SMALL: usize = 4096;
 /// Bytes of encrypted messages that wait at most before they are sent.
 const BATCH: usize = 192 << 10;
 /// Bytes that WireGuard adds to a packet: header and tag.
@@ -39,6 +43,7 @@ pub(super) struct Transmit {
     batch: Batch,
     waiting: Waiting,
     identification: u16,
+    singles: Singles,
 }
 
 /// A frame in the input buffer, virtio header included.
@@ -48,6 +53,10 @@ struct Frame {
     len: usize,
     peer: u16,
 }
+
+/// Whether frames come one by one: how many batches of one there were since it was last asked for a second frame.
+#[derive(Debug, Default)]
+struct Singles(u8);
 
 /// How the packets of one frame go.
 struct Way<'l> {
@@ -84,14 +93,15 @@ impl Transmit {
             batch: Batch { buffer: vec![0; BATCH], used: 0, queue: SendQueue::new() },
             waiting: Waiting::default(),
             identification: 0,
+            singles: Singles::default(),
         }
     }
 
-    /// Reads what the device has, up to one batch, and sends it. False if there was nothing.
+    /// Reads what the device has, up to one batch, and sends it. False if that was all.
     pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
-        self.read(context)?;
+        let more = self.read(context)?;
         if self.frames.is_empty() {
-            return Ok(false);
+            return Ok(more);
         }
         let frames = std::mem::take(&mut self.frames);
         let input = std::mem::take(&mut self.input);
@@ -104,7 +114,7 @@ impl Transmit {
         }
         (self.frames, self.input) = (frames, input);
         self.flush(context);
-        Ok(true)
+        Ok(more)
     }
 
     /// Tries again to send what waits for a session; drops what has waited in vain.
@@ -127,11 +137,16 @@ impl Transmit {
         self.flush(context);
     }
 
-    fn read(&mut self, context: Context<'_>) -> io::Result<()> {
+    /// Reads up to one batch; false if the device has no more, or probably not.
+    fn read(&mut self, context: Context<'_>) -> io::Result<bool> {
         self.frames.clear();
-        let mut used = 0;
-        while used < ENOUGH && self.frames.len() < MAX_FRAMES {
-            let Some(len) = context.tap.read(&mut self.input[used..])? else { break };
+        let (mut used, mut more) = (0, true);
+        let single = self.singles.is_likely();
+        while more && used < ENOUGH && self.frames.len() < MAX_FRAMES {
+            let Some(len) = context.tap.read(&mut self.input[used..])? else {
+                more = false;
+                break;
+            };
             let tag = self.input[used..used + len].get(virtio::LEN..).and_then(FrameTag::of);
             match tag {
                 Some(tag) => {
@@ -141,8 +156,10 @@ impl Transmit {
                 // What the host's own stack sends on the device: neighbour discovery and the like.
                 None => context.shared.counters.count(DropReason::UnknownPeer),
             }
+            more = !(single && used < SMALL);
         }
-        Ok(())
+        self.singles.count(self.frames.len());
+        Ok(more)
     }
 
     /// Sends frames to a peer, or keeps them until there is a session.
@@ -274,6 +291,19 @@ impl Transmit {
     }
 }
 
+impl Singles {
+    /// Whether to send a small frame before it is asked whether there is another. A batch of one is no proof then, so
+    /// it is asked first every so many times.
+    fn is_likely(&self) -> bool {
+        !self.0.is_multiple_of(CHECK)
+    }
+
+    /// Takes note of a batch.
+    fn count(&mut self, frames: usize) {
+        self.0 = if frames == 1 { self.0 % CHECK + 1 } else { 0 };
+    }
+}
+
 impl Batch {
     fn room(&self) -> usize {
         self.buffer.len() - self.used
@@ -296,5 +326,25 @@ impl Batch {
             context.shared.counters.add(DropReason::SendRefused, refused);
             self.used = 0;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn frames_that_come_singly_are_sent_at_once_but_a_second_one_is_soon_noticed() {
+        let mut singles = Singles::default();
+        let mut likely = || {
+            let likely = singles.is_likely();
+            singles.count(1);
+            likely
+        };
+        let expected = [false, true, true, true];
+        assert_eq!([0; 12].map(|_| likely()), [expected; 3].concat()[..]);
+        singles.count(1);
+        singles.count(2);
+        assert!(!singles.is_likely(), "they come in batches");
     }
 }
