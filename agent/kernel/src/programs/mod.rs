@@ -15,6 +15,7 @@ mod probe;
 mod sockets;
 mod syscall;
 mod tables;
+mod words;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;

@@ -7,8 +7,6 @@ use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
-use std::ptr::NonNull;
-use std::sync::atomic::{AtomicU32, Ordering};
 
 use aya::Pod;
 use nix::libc;
@@ -219,73 +217,6 @@ pub(super) fn lookup_batches<K: Pod, V: Pod>(
             return Ok(());
         }
         (place, first) = (next, false);
-    }
-}
-
-/// An array map of words, in this process's memory too.
-#[derive(Debug)]
-pub(super) struct Words {
-    start: NonNull<AtomicU32>,
-    length: usize,
-}
-
-// SAFETY: the memory is the kernel's, and is only read and written as atomic words.
-unsafe impl Send for Words {}
-
-impl Words {
-    /// Maps an array of so many words. It must have been made for that (`BPF_F_MMAPABLE`).
-    pub(super) fn map(array: BorrowedFd<'_>, length: usize) -> io::Result<Self> {
-        let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED);
-        // SAFETY: a new mapping at a place of the kernel's choice.
-        let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length * size_of::<u32>(),
-                protection,
-                flags,
-                array.as_raw_fd(),
-                0,
-            )
-        };
-        if start == libc::MAP_FAILED {
-            return Err(io::Error::last_os_error());
-        }
-        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::other("mapped at zero"))?;
-        Ok(Self { start, length })
-    }
-
-    /// How many words there are.
-    pub(super) const fn len(&self) -> usize {
-        self.length
-    }
-
-    fn words(&self) -> &[AtomicU32] {
-        // SAFETY: `map` has mapped so many words, aligned to a page, until `drop`.
-        unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length) }
-    }
-
-    /// Writes words from index `first` on. `false`, and nothing written, past the end.
-    pub(super) fn write(&self, first: usize, words: &[u32]) -> bool {
-        let Some(places) = first.checked_add(words.len()).and_then(|end| self.words().get(first..end)) else {
-            return false;
-        };
-        for (place, word) in places.iter().zip(words) {
-            place.store(*word, Ordering::Relaxed);
-        }
-        true
-    }
-
-    /// Reads words from index `first` on. `None` past the end.
-    pub(super) fn read(&self, first: usize, length: usize) -> Option<Vec<u32>> {
-        let places = self.words().get(first..first.checked_add(length)?)?;
-        Some(places.iter().map(|place| place.load(Ordering::Relaxed)).collect())
-    }
-}
-
-impl Drop for Words {
-    fn drop(&mut self) {
-        // SAFETY: mapped by `map` with this length; nothing refers to it any more.
-        unsafe { libc::munmap(self.start.as_ptr().cast(), self.length * size_of::<u32>()) };
     }
 }
 

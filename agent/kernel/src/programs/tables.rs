@@ -16,7 +16,8 @@ use nix::libc;
 use super::ProgramsError;
 use super::bpffs::Pins;
 use super::maps;
-use super::syscall::{self, Words};
+use super::syscall;
+use super::words::Words;
 
 /// How many entries are read or written at once. A batch of reads must hold the longest chain of a hash's bucket.
 const BATCH: usize = 4096;
@@ -52,8 +53,6 @@ impl Tables {
             })
         };
         let elements = size(maps::MAGLEV)? as usize;
-        let maglev = Words::map(open(maps::MAGLEV)?.as_fd(), elements * MAGLEV_ROW)
-            .map_err(|error| failed("open", maps::MAGLEV, error))?;
         Ok(Self {
             services: open(maps::SERVICES)?,
             published: open(maps::PUBLISHED)?,
@@ -61,7 +60,7 @@ impl Tables {
             addresses: open(maps::BACKEND_ADDRESSES)?,
             connections: open(maps::CONNECTIONS)?,
             connections_size: size(maps::CONNECTIONS)?,
-            maglev,
+            maglev: Words::new(open(maps::MAGLEV)?, elements * MAGLEV_ROW),
         })
     }
 
@@ -135,17 +134,18 @@ impl Tables {
 
     /// Writes entries of `MAGLEV`.
     pub(super) fn write_maglev(&self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
-        if self.maglev.write(first as usize, backends) {
-            Ok(())
-        } else {
-            Err(ProgramsError::TableFull { map: maps::MAGLEV })
+        match self.maglev.write(first as usize, backends) {
+            Ok(true) => Ok(()),
+            Ok(false) => Err(ProgramsError::TableFull { map: maps::MAGLEV }),
+            Err(error) => Err(failed("write", maps::MAGLEV, error)),
         }
     }
 
     /// Reads entries of `MAGLEV`; those past its end are left out.
     pub(super) fn read_maglev(&self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
-        let past = || failed("read", maps::MAGLEV, io::ErrorKind::InvalidInput.into());
-        self.maglev.read(first as usize, size as usize).ok_or_else(past)
+        let past = || io::ErrorKind::InvalidInput.into();
+        let read = self.maglev.read(first as usize, size as usize).and_then(|words| words.ok_or_else(past));
+        read.map_err(|error| failed("read", maps::MAGLEV, error))
     }
 
     /// Entries of `CONNECTIONS`, by network.

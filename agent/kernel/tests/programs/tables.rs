@@ -75,6 +75,35 @@ fn tables_of_backends_are_written_through_memory() {
 }
 
 #[test]
+fn tables_of_backends_may_begin_and_end_anywhere() {
+    let mut node = Instance::load();
+    let last = (1 << 21) - 1;
+    for (first, backends) in [(0, vec![1]), (1023, vec![2, 3]), (2048, vec![4; 1024]), (last, vec![5])] {
+        let size = u32::try_from(backends.len()).expect("small");
+        node.datapath.write_maglev(first, &backends).expect("written");
+        assert_eq!(node.datapath.read_maglev(first, size).expect("read"), backends, "from {first}");
+    }
+    assert_eq!(node.datapath.read_maglev(2046, 3).expect("read"), [0, 0, 4]);
+    assert_eq!(node.datapath.read_maglev(3071, 2).expect("read"), [4, 0]);
+}
+
+#[test]
+fn tables_of_backends_do_not_stay_in_the_memory_of_this_process() {
+    let mut node = Instance::load();
+    let backends = vec![1; 1 << 20];
+    node.datapath.write_maglev(0, &backends).expect("written");
+    assert_eq!(node.datapath.read_maglev(0, 1 << 20).expect("read"), backends);
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("this process's mappings");
+    let size = |line: &str| {
+        let (begin, end) = line.split_once(' ')?.0.split_once('-')?;
+        Some(u64::from_str_radix(end, 16).ok()? - u64::from_str_radix(begin, 16).ok()?)
+    };
+    let sizes = maps.lines().filter(|line| line.contains("bpf-map")).map(|line| size(line).expect("a range"));
+    // Tests beside this one, in the same process, may be at smaller tables.
+    assert_eq!(sizes.filter(|size| *size >= 1 << 20).collect::<Vec<_>>(), []);
+}
+
+#[test]
 fn a_full_table_is_an_error() {
     let dir = bpffs_dir();
     let sizes = MapSizes { backends: 4, ..MapSizes::default() };
