@@ -10,6 +10,7 @@ pub mod host;
 pub mod kernel;
 mod links;
 pub mod linux;
+pub mod memory;
 mod netlink;
 pub mod netns;
 pub mod programs;

@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
+use mesh_kernel::memory;
 use mesh_meshd::app;
 use mesh_meshd::config::{Config, ConfigError, Flags};
 use mesh_meshd::dns::holder;
@@ -17,6 +18,7 @@ fn main() -> ExitCode {
         return holder::main(run_dir.as_ref());
     }
     abort_on_panic();
+    memory::keep_little();
     match start() {
         Ok(()) => ExitCode::SUCCESS,
         Err(problem) => {

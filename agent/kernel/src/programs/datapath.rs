@@ -16,6 +16,7 @@ use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
 use super::tables::Tables;
 use super::{Counters, Programs, ProgramsError, attach, sockets};
+use crate::memory;
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
@@ -254,7 +255,9 @@ impl Programs for Datapath {
             self.pins.remove_version()?;
         }
         self.pins.create()?;
-        let programs = self.pin_programs()?;
+        let programs = self.pin_programs();
+        memory::trim();
+        let programs = programs?;
         let maps = Maps::open(&self.pins)?;
         self.pins.remove_other_versions()?;
         self.loaded = Some(Loaded { programs, maps });
