@@ -19,6 +19,8 @@ use crate::{
 };
 
 const NETWORK: &str = "bench";
+/// What a resting process may take and give back all the same.
+const STEADY_MB: f64 = 0.2;
 
 /// How to measure.
 #[derive(Debug, Clone, clap::Args)]
@@ -114,7 +116,8 @@ fn time(action: impl FnOnce() -> mesh_harness::Result<()>) -> mesh_harness::Resu
     Ok(begin.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Resident memory of the host's meshd, in MB, once it has not grown for a second.
+/// Resident memory of the host's meshd, in MB, once it has stayed the same for three seconds: a host that has just
+/// started loads its programs, for which meshd needs more for a moment.
 pub(crate) fn resident(host: &Host) -> anyhow::Result<f64> {
     let meshd = host.meshd().with_context(|| format!("no meshd on {}", host.name()))?;
     let read = || -> anyhow::Result<f64> {
@@ -123,16 +126,15 @@ pub(crate) fn resident(host: &Host) -> anyhow::Result<f64> {
         resident_of(&status).context("no VmRSS in meshd's status")
     };
     let (mut last, mut since) = (read()?, Instant::now());
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while since.elapsed() < Duration::from_secs(1) && Instant::now() < deadline {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while since.elapsed() < Duration::from_secs(3) && Instant::now() < deadline {
         std::thread::sleep(Duration::from_millis(50));
         let now = read()?;
-        if now > last {
-            since = Instant::now();
+        if (now - last).abs() > STEADY_MB {
+            (last, since) = (now, Instant::now());
         }
-        last = now;
     }
-    Ok(last)
+    read()
 }
 
 /// `VmRSS` of /proc/PID/status in MB.
