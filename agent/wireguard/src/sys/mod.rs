@@ -8,4 +8,4 @@ mod wake;
 pub(crate) use device::{configure as configure_device, silence as silence_device};
 pub(crate) use tap::{Offload, Tap};
 pub(crate) use udp::{Datagram, Receiver, SendQueue, UdpSocket};
-pub(crate) use wake::{Ready, Wake, wait};
+pub(crate) use wake::{Ready, Wake, look, wait};

@@ -47,10 +47,31 @@ pub(crate) struct Ready {
     pub(crate) wake: bool,
 }
 
+impl Ready {
+    /// Whether any has something.
+    pub(crate) fn any(self) -> bool {
+        self.tap || self.socket || self.wake
+    }
+}
+
 /// Waits until one of the descriptors can be read.
 pub(crate) fn wait(tap: BorrowedFd<'_>, socket: BorrowedFd<'_>, wake: &Wake) -> io::Result<Ready> {
+    ready(tap, socket, wake, PollTimeout::NONE)
+}
+
+/// Tells which of the descriptors can be read now.
+pub(crate) fn look(tap: BorrowedFd<'_>, socket: BorrowedFd<'_>, wake: &Wake) -> io::Result<Ready> {
+    ready(tap, socket, wake, PollTimeout::ZERO)
+}
+
+fn ready(
+    tap: BorrowedFd<'_>,
+    socket: BorrowedFd<'_>,
+    wake: &Wake,
+    timeout: PollTimeout,
+) -> io::Result<Ready> {
     let mut fds = [tap, socket, wake.as_fd()].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
-    match poll(&mut fds, PollTimeout::NONE) {
+    match poll(&mut fds, timeout) {
         Ok(_) | Err(Errno::EINTR) => {}
         Err(errno) => return Err(errno.into()),
     }

@@ -13,6 +13,7 @@
 mod counters;
 mod handshake;
 mod link;
+mod patience;
 mod peer;
 mod receive;
 mod shared;

@@ -31,6 +31,11 @@ impl Receive {
         }
     }
 
+    /// Bytes of the last batch, as UDP payload.
+    pub(super) fn last_bytes(&self) -> usize {
+        self.receiver.datagrams().iter().map(|datagram| self.receiver.bytes(*datagram).len()).sum()
+    }
+
     /// Takes what has arrived, up to one batch. False if that was all.
     pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
         let more = self.receiver.receive(context.socket)?;

@@ -137,6 +137,11 @@ impl Transmit {
         self.flush(context);
     }
 
+    /// Bytes of the last batch, as the device gave them.
+    pub(super) fn last_bytes(&self) -> usize {
+        self.frames.iter().map(|frame| frame.len).sum()
+    }
+
     /// Reads up to one batch; false if the device has no more, or probably not.
     fn read(&mut self, context: Context<'_>) -> io::Result<bool> {
         self.frames.clear();
