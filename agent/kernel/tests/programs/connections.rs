@@ -249,6 +249,36 @@ fn answer(got: &Packet, flags: u8, length: usize) -> Option<Packet> {
     Some(Packet { source: got.destination, destination: got.source, upper })
 }
 
+/// A processor that has seen the client speak before it was answered takes part in establishing the flow too.
+#[test]
+fn a_flow_is_established_on_its_backends_node_whichever_processor_sees_its_packets() {
+    let mut world = World::new();
+    let flows = [Flow {
+        client: Client::Outside(2),
+        v6: false,
+        protocol: Protocol::Tcp,
+        port: 80,
+        server: Server::Host(1, 8080),
+    }];
+    let mut across_nodes = 0;
+    for number in 0..8 {
+        let mut case = Case::new(&mut world, Addresses(number));
+        for step in [
+            Step::Send { flow: 0, flags: SYN, length: 0, cpu: 0 },
+            Step::Send { flow: 0, flags: ACK, length: 0, cpu: 1 },
+            Step::Answer { got: 0, flags: SYN | ACK, length: 0, cpu: 0 },
+            Step::Send { flow: 0, flags: ACK, length: 0, cpu: 1 },
+        ] {
+            case.step(&flows, &step).expect("as the model says");
+        }
+        let established =
+            [0, 1].map(|node| case.world.established(case.addresses, node).iter().sum::<usize>());
+        assert_eq!(established.iter().sum::<usize>(), 2, "both directions, of {established:?}");
+        across_nodes += usize::from(established == [1, 1]);
+    }
+    assert!(across_nodes > 0, "a backend of the other node is among them");
+}
+
 #[test]
 fn random_packets_go_where_the_model_of_the_connection_table_says() {
     let world = RefCell::new(World::new());

@@ -238,7 +238,10 @@ pub(in crate::datapath) fn back() -> u32 {
         finish(BACKEND_FINISHED);
     } else if value.state & ANSWERED == 0 {
         value.state |= ANSWERED;
-        answered();
+        mark_answered();
+        // The client's next packet makes an entry established, which is done on the long way: the other one, where there
+        // is one, and this one where the client spoke to another node.
+        maps::renew(&packet.other);
     }
     u32::from(packet.found.kind) + 1
 }
@@ -259,19 +262,16 @@ fn forward_key() {
     packet.other.vni = if published { [0; 3] } else { packet.key.vni };
 }
 
-/// Notes that what [`super::packet::Packet::other`] is the key of was answered.
+/// Notes that what [`super::packet::Packet::other`] is the key of was answered. Whether that is new.
 #[inline(never)]
-pub(in crate::datapath) fn answered() {
-    let Some(packet) = packet() else { return };
-    let Some(connection) = PENDING.get_ptr_mut(&packet.other) else { return };
+fn mark_answered() -> bool {
+    let Some(packet) = packet() else { return false };
+    let Some(connection) = PENDING.get_ptr_mut(&packet.other) else { return false };
     // SAFETY: as in `known`.
     let value = unsafe { &mut *connection };
     let first = value.state & ANSWERED == 0;
     value.state |= ANSWERED;
-    // The next packet makes it established, which is done on the long way.
-    if first {
-        maps::renew(&packet.other);
-    }
+    first
 }
 
 /// Notes a packet that ends a direction of its flow, `bit`, in both entries: the packet's own, and that which
@@ -344,7 +344,9 @@ pub(in crate::datapath) fn note_reply() {
     packet.other.ports = swapped(packet.key.ports);
     packet.other.protocol = packet.key.protocol;
     packet.other.vni = [0; 3];
-    answered();
+    if mark_answered() {
+        maps::renew(&packet.other);
+    }
     if packet.key.protocol == ip::TCP && packet.tcp_flags & u32::from(FIN | RST) != 0 {
         close(true, BACKEND_FINISHED);
     }
