@@ -4,21 +4,28 @@ use std::{
     io::{self, BufRead, BufReader, Read, Write},
     net::{SocketAddr, TcpStream, UdpSocket},
     os::fd::AsRawFd,
+    thread,
     time::{Duration, Instant},
 };
 
 use super::content::{CHUNK, Content};
 use crate::{Error, Netns, Result};
-use nix::sys::{
-    socket::{
-        AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
-        sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+use nix::{
+    errno::Errno,
+    sys::{
+        socket::{
+            AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
+            sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+        },
+        time::TimeVal,
     },
-    time::TimeVal,
 };
 
 /// Time for one answer, and longest time without any progress, unless said otherwise.
 pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+
+/// How long the end of a connection may take whose source is wanted again.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// What a server said.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -182,8 +189,16 @@ fn open(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> io
         setsockopt(&socket, ReuseAddr, &true)?;
         bind(socket.as_raw_fd(), &SockaddrStorage::from(source))?;
     }
-    connect(socket.as_raw_fd(), &SockaddrStorage::from(target))?;
-    Ok(TcpStream::from(socket))
+    let deadline = Instant::now() + ENDING;
+    loop {
+        match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {
+            // An earlier connection from there has been closed, and its end is not yet acknowledged.
+            Err(Errno::EADDRNOTAVAIL) if source.is_some() && Instant::now() < deadline => {
+                thread::sleep(Duration::from_millis(1));
+            }
+            result => return result.map(|()| TcpStream::from(socket)).map_err(io::Error::from),
+        }
+    }
 }
 
 fn send(stream: &mut TcpStream, path: &str, close: bool) -> io::Result<()> {
