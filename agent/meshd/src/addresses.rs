@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use mesh_ipam::prefix::Family;
 use mesh_ipam::{Delays, Leases, LocalPool, LocalState, NeedBlock, StaticError, SubnetLayout, SubnetSpec};
-use mesh_model::{Endpoint, EndpointId, LeaseState, Network, NetworkId, NodeId, Prefix, Subnet};
+use mesh_model::{Endpoint, EndpointId, Network, NetworkId, NodeId, Prefix, Subnet};
 use serde::{Deserialize, Serialize};
 
 use crate::view::ClusterView;
@@ -240,19 +240,7 @@ fn layouts(network: &Network) -> impl Iterator<Item = SubnetLayout> {
 
 fn leases(view: &ClusterView, (network, subnet): &Key) -> Leases<NodeId> {
     let inside = view.leases_of(network).filter(|lease| subnet.covers(&lease.prefix));
-    inside
-        .map(|lease| mesh_ipam::Lease {
-            prefix: lease.prefix,
-            node: lease.node.clone(),
-            state: match &lease.state {
-                LeaseState::Active => mesh_ipam::LeaseState::Active,
-                LeaseState::Pending { from, replaced } => {
-                    mesh_ipam::LeaseState::Pending { from: from.clone(), replaced: *replaced }
-                }
-            },
-            revision: lease.revision,
-        })
-        .collect()
+    inside.map(Into::into).collect()
 }
 
 fn in_use(

@@ -194,3 +194,25 @@ pub struct Lease {
     #[serde(default)]
     pub revision: u64,
 }
+
+impl Lease {
+    /// The record of a lease in a network.
+    pub fn of(network: &NetworkId, lease: mesh_ipam::Lease<NodeId>) -> Self {
+        let state = match lease.state {
+            mesh_ipam::LeaseState::Active => LeaseState::Active,
+            mesh_ipam::LeaseState::Pending { from, replaced } => LeaseState::Pending { from, replaced },
+        };
+        let (prefix, node, revision) = (lease.prefix, lease.node, lease.revision);
+        Self { network: network.clone(), prefix, node, state, revision }
+    }
+}
+
+impl From<&Lease> for mesh_ipam::Lease<NodeId> {
+    fn from(lease: &Lease) -> Self {
+        let state = match lease.state.clone() {
+            LeaseState::Active => mesh_ipam::LeaseState::Active,
+            LeaseState::Pending { from, replaced } => mesh_ipam::LeaseState::Pending { from, replaced },
+        };
+        Self { prefix: lease.prefix, node: lease.node.clone(), state, revision: lease.revision }
+    }
+}

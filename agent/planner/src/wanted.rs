@@ -160,11 +160,12 @@ impl Wanted {
         self.put([MapEntry::Config(config)]);
     }
 
-    /// A network that has endpoints here.
+    /// What the host itself sends to published ports has to come to `host`.
     fn route_to_published(&mut self, subnets: [Prefix; 2], source: Option<IpAddr>) {
         self.host_routes.extend(subnets.map(|subnet| HostRoute { subnet, source, mtu: None }));
     }
 
+    /// A network that has endpoints here.
     fn network(&mut self, desired: &Desired, network: &Network, mtu: u32) {
         self.put(entries::network(desired, network, mtu));
         for subnet in &network.subnets {

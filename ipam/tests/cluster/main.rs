@@ -9,6 +9,7 @@ use std::collections::BTreeSet;
 
 use mesh_ipam::{SubnetLayout, SubnetSpec};
 use proptest::prelude::*;
+use proptest::test_runner::TestRunner;
 use simulation::{Cluster, Step};
 
 const MAX_NODES: u8 = 4;
@@ -58,15 +59,18 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-fn steps() -> impl Strategy<Value = Vec<Step>> {
-    prop::collection::vec(step(), 0..250)
+/// Lives through so many random histories of clusters with one of the subnets.
+fn check(subnets: &'static [Subnet], cases: u32) {
+    let config = ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(cases) };
+    let histories = (layouts(subnets), 2..=MAX_NODES, prop::collection::vec(step(), 0..250));
+    let outcome =
+        TestRunner::new(config).run(&histories, |(layout, nodes, steps)| live_through(&layout, nodes, steps));
+    if let Err(error) = outcome {
+        panic!("{error}");
+    }
 }
 
-fn check_one_owner_each_and_none_lost(
-    layout: &SubnetLayout,
-    nodes: u8,
-    steps: Vec<Step>,
-) -> Result<(), TestCaseError> {
+fn live_through(layout: &SubnetLayout, nodes: u8, steps: Vec<Step>) -> Result<(), TestCaseError> {
     let mut cluster = Cluster::new(layout.clone(), nodes);
     for step in steps {
         cluster.run(step);
@@ -96,28 +100,12 @@ fn check_one_owner_each_and_none_lost(
     Ok(())
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 192, ..ProptestConfig::default() })]
-
-    #[test]
-    fn no_address_is_given_twice_and_none_is_lost_under_any_interleaving(
-        layout in layouts(&SUBNETS),
-        nodes in 2..=MAX_NODES,
-        steps in steps(),
-    ) {
-        check_one_owner_each_and_none_lost(&layout, nodes, steps)?;
-    }
+#[test]
+fn no_address_is_given_twice_and_none_is_lost_under_any_interleaving() {
+    check(&SUBNETS, 192);
 }
 
-proptest! {
-    #![proptest_config(ProptestConfig { cases: 1024, ..ProptestConfig::default() })]
-
-    #[test]
-    fn the_same_holds_of_small_subnets_for_which_nodes_contend(
-        layout in layouts(&CONTENDED),
-        nodes in 2..=MAX_NODES,
-        steps in steps(),
-    ) {
-        check_one_owner_each_and_none_lost(&layout, nodes, steps)?;
-    }
+#[test]
+fn the_same_holds_of_small_subnets_for_which_nodes_contend() {
+    check(&CONTENDED, 1024);
 }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, timeout};
 
 use super::Wanted;
 use super::borrow::{Outcome, outcome};
-use super::subnet::{LeaseSet, layout, record};
+use super::subnet::{LeaseSet, layout};
 use crate::core::Core;
 use crate::records::{Tries, put};
 use crate::{keys, limits};
@@ -257,7 +257,7 @@ fn granted(set: &LeaseSet, node: &NodeId, lease: Lease) -> Granted {
     Granted { network: set.network().clone(), revision: lease.revision, lease, others }
 }
 
-/// Asks the address of whose it is by these leases.
+/// Asks whoever has the address, by these leases, to give it up.
 async fn borrow(
     core: &Core,
     set: &LeaseSet,
@@ -277,7 +277,7 @@ async fn write(
     lease: IpamLease<NodeId>,
 ) -> Result<Step, Problem> {
     let network = set.network().id.clone();
-    let record = record(&network, lease);
+    let record = Lease::of(&network, lease);
     let op = put(keys::lease(&network, &record.prefix), &record);
     let Some(revision) = set.commit(core, Some(node), [op]).await? else { return Ok(Step::Again) };
     Ok(match &record.state {

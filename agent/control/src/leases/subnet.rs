@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use mesh_ipam::{Lease as IpamLease, LeaseChange, LeaseState as IpamState, Leases, SubnetLayout, SubnetSpec};
+use mesh_ipam::{LeaseChange, Leases, SubnetLayout, SubnetSpec};
 use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix, Subnet};
 use mesh_store::{Compare, Op, Txn};
 
@@ -54,7 +54,7 @@ impl LeaseSet {
 
     /// The leases of the subnet.
     pub(super) fn leases_in(&self, subnet: &Prefix) -> Leases<NodeId> {
-        self.leases.iter().filter(|lease| subnet.covers(&lease.prefix)).map(to_ipam).collect()
+        self.leases.iter().filter(|lease| subnet.covers(&lease.prefix)).map(Into::into).collect()
     }
 
     /// The leases of the subnet that a prefix is in.
@@ -95,30 +95,10 @@ pub(super) fn is_pending_from(lease: &Lease, node: &NodeId) -> bool {
     matches!(&lease.state, LeaseState::Pending { from, .. } if from == node)
 }
 
-fn to_ipam(lease: &Lease) -> IpamLease<NodeId> {
-    let state = match &lease.state {
-        LeaseState::Active => IpamState::Active,
-        LeaseState::Pending { from, replaced } => {
-            IpamState::Pending { from: from.clone(), replaced: *replaced }
-        }
-    };
-    IpamLease { prefix: lease.prefix, node: lease.node.clone(), state, revision: lease.revision }
-}
-
-/// A lease as it is written.
-pub(super) fn record(network: &NetworkId, lease: IpamLease<NodeId>) -> Lease {
-    let state = match lease.state {
-        IpamState::Active => LeaseState::Active,
-        IpamState::Pending { from, replaced } => LeaseState::Pending { from, replaced },
-    };
-    // The revision is known only when it is written; readers fill it in.
-    Lease { network: network.clone(), prefix: lease.prefix, node: lease.node, state, revision: 0 }
-}
-
 /// The operation that makes a change.
 pub(super) fn change_op(network: &NetworkId, change: LeaseChange<NodeId>) -> Op {
     match change {
-        LeaseChange::Put(lease) => put(keys::lease(network, &lease.prefix), &record(network, lease)),
+        LeaseChange::Put(lease) => put(keys::lease(network, &lease.prefix), &Lease::of(network, lease)),
         LeaseChange::Remove(prefix) => Op::delete(keys::lease(network, &prefix)),
     }
 }

@@ -215,7 +215,7 @@ impl Entries {
             PublishMode::Host => (Scope::Host, HOST_MODE),
         };
         let key = PublishedKey {
-            address: port.host_ip.map_or(Address::NONE, published_on),
+            address: port.host_ip.map_or(Address::NONE, key_address),
             port: port.published.to_be_bytes(),
             protocol: port.protocol.number(),
             padding: 0,
@@ -227,7 +227,7 @@ impl Entries {
 }
 
 /// The address of a [`PublishedKey`] for what is published on one address alone.
-fn published_on(address: IpAddr) -> Address {
+fn key_address(address: IpAddr) -> Address {
     if address == IpAddr::from(Ipv4Addr::LOCALHOST) {
         Address::from_v4(LOOPBACK_PUBLISHED_IPV4)
     } else if address == IpAddr::from(Ipv6Addr::LOCALHOST) {

@@ -81,7 +81,7 @@ impl Worker {
     fn wait(&mut self) -> io::Result<Ready> {
         let (tap, socket, wake) = (self.tap.as_fd(), self.socket.as_fd(), self.shared.wake(self.index));
         let since = Instant::now();
-        if !self.moves_much() && self.patience.begins(since) {
+        if self.patience.begins(since) && !self.moves_much() {
             loop {
                 let ready = look(tap, socket, wake)?;
                 if ready.any() {
