@@ -218,7 +218,13 @@ impl Session<'_> {
     ) -> Result<(), SessionError> {
         match kind {
             manager_message::Kind::Snapshot(snapshot) => {
-                self.agent.set_view(ClusterView::from_snapshot(snapshot)?, None);
+                let view = ClusterView::from_snapshot(snapshot)?;
+                // First, since the view wakes those who then ask whether there is a manager.
+                self.agent.note(|state| {
+                    self.address.clone_into(&mut state.manager);
+                    state.session_problem.clear();
+                });
+                self.agent.set_view(view, None);
                 if !self.snapshot_seen {
                     tracing::info!(manager = self.address, "in session");
                 }
@@ -229,10 +235,6 @@ impl Session<'_> {
                 }
                 self.snapshot_seen = true;
                 self.said_applied = None;
-                self.agent.note(|state| {
-                    self.address.clone_into(&mut state.manager);
-                    state.session_problem.clear();
-                });
             }
             manager_message::Kind::Delta(_) if !self.snapshot_seen => return Err(SessionError::NoSnapshot),
             manager_message::Kind::Delta(delta) => {

@@ -11,7 +11,7 @@ use mesh_model::{NodeId, PublishedPort};
 use mesh_proto::v1::{PortCheck, PortCheckAnswer};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 /// One live session.
 #[derive(Debug)]
@@ -20,6 +20,8 @@ pub(crate) struct Session {
     /// Tells it from earlier and later ones of the same node.
     number: u64,
     applied: watch::Sender<u64>,
+    /// The newest revision that was waited for in vain.
+    late: AtomicU64,
     reported: watch::Sender<u64>,
     end: watch::Sender<Option<Problem>>,
     questions: mpsc::UnboundedSender<PortCheck>,
@@ -35,6 +37,11 @@ impl Session {
             *applied = revision.max(*applied);
             is_later
         });
+    }
+
+    /// Whether its agent still has not applied what was waited for in vain.
+    fn is_late(&self) -> bool {
+        *self.applied.borrow() < self.late.load(Ordering::Relaxed)
     }
 
     /// The endpoints of the agent's report with this number are known.
@@ -104,6 +111,7 @@ impl Sessions {
             node: node.clone(),
             number: self.begun.fetch_add(1, Ordering::Relaxed),
             applied: watch::Sender::new(0),
+            late: AtomicU64::new(0),
             reported: watch::Sender::new(0),
             end: watch::Sender::new(None),
             questions: ask,
@@ -170,7 +178,8 @@ impl Sessions {
     }
 
     /// Waits until each of these nodes has this revision in its kernel or has no session. Those who have neither by the
-    /// end of the time are returned.
+    /// end of the time are returned, and not waited for again before they have caught up: one agent that hangs holds up
+    /// one change.
     pub(crate) async fn wait_applied(
         &self,
         nodes: impl IntoIterator<Item = NodeId>,
@@ -178,20 +187,28 @@ impl Sessions {
         within: Duration,
     ) -> Vec<NodeId> {
         let deadline = Instant::now() + within;
-        let waits = nodes.into_iter().map(|node| async move {
-            timeout_at(deadline, self.applied(&node, revision)).await.is_err().then_some(node)
-        });
+        let waits = nodes
+            .into_iter()
+            .map(|node| async move { (!self.applied(&node, revision, deadline).await).then_some(node) });
         join_all(waits).await.into_iter().flatten().collect()
     }
 
-    async fn applied(&self, node: &NodeId, revision: u64) {
+    /// True once the node has the revision or has no session, false if it is late.
+    async fn applied(&self, node: &NodeId, revision: u64, deadline: Instant) -> bool {
         loop {
-            let Some(mut applied) = self.live().get(node).map(|session| session.applied.subscribe()) else {
-                return;
-            };
-            // An error means that the session is over; the node may have a new one.
-            if applied.wait_for(|applied| *applied >= revision).await.is_ok() {
-                return;
+            let Some(session) = self.live().get(node).cloned() else { return true };
+            if session.is_late() {
+                return false;
+            }
+            let mut applied = session.applied.subscribe();
+            tokio::select! {
+                _ = applied.wait_for(|applied| *applied >= revision) => return true,
+                // The node may have a new one.
+                _ = session.ended() => {}
+                () = sleep_until(deadline) => {
+                    session.late.fetch_max(revision, Ordering::Relaxed);
+                    return false;
+                }
             }
         }
     }
