@@ -73,9 +73,10 @@ fn a_gibibyte_through_a_vip_arrives_undamaged_with_offloads_on_and_off() -> Resu
 
 /// Which backend a connection from each of these source ports gets.
 fn picks(client: &mesh_harness::Container, target: SocketAddr) -> Result<BTreeMap<u16, String>> {
+    let address = client.ipv4()?.into();
     (20_000..21_000)
         .map(|port| {
-            let source = SocketAddr::new(client.ipv4()?.into(), port);
+            let source = SocketAddr::new(address, port);
             Ok((port, Connection::open_from(client.netns(), Some(source), target)?.ask()?.backend))
         })
         .collect()
