@@ -189,7 +189,8 @@ impl Drop for Lab {
         if !self.owned {
             return;
         }
-        if std::thread::panicking() {
+        // A test may also fail by an error, which is not seen here; nextest shows this for those that failed only.
+        if std::thread::panicking() || std::env::var_os("NEXTEST").is_some() {
             for host in self.hosts() {
                 eprintln!("--- end of meshd's log on {}:\n{}", host.name(), host.log_tail());
             }
