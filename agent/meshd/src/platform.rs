@@ -47,7 +47,7 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
     })
 }
 
-/// What carries encrypted networks. The kernel's engine has to be asked for: the datapath does not feed it by itself yet.
+/// What carries encrypted networks. The kernel's engine has to be asked for, and is refused yet.
 fn engines(config: &Config) -> HostEngines {
     HostEngines {
         choice: match config.wireguard_engine {

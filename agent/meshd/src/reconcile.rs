@@ -158,6 +158,7 @@ async fn one_pass(
     let (generation, revision, mut desired) = agent.desired();
     let wish = agent.encryption();
     desired.wireguard_peers = wish.as_ref().map(Wish::indexes).unwrap_or_default();
+    desired.wireguard_number = wish.as_ref().map_or(0, |wish| wish.number);
     let encrypted = encrypted_endpoints(&desired);
     let encryption = encryption.clone();
     let begun = Instant::now();

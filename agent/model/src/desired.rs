@@ -56,6 +56,8 @@ pub struct Desired {
     /// The nodes that packets of encrypted networks can be sent to, with their numbers ([`crate::wireguard`]): those that
     /// share such a network with this node and have a key. Whoever is not among them gets none.
     pub wireguard_peers: BTreeMap<NodeId, u16>,
+    /// This node's own number among them; 0 while it has no part in an encrypted network.
+    pub wireguard_number: u16,
     /// This node's endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
 }

@@ -28,8 +28,11 @@ pub const HOST_LEG_INDEX: u32 = 0x3FFF_FF00;
 pub const HOST_LEG_PEER_INDEX: u32 = 0x3FFF_FF01;
 /// Interface index of `meshvx0`.
 pub const VXLAN_INDEX: u32 = 0x3FFF_FF02;
-/// Interface index of `meshwg0`. No other device ever gets it: what is sent there after the device is gone goes nowhere.
-pub const WIREGUARD_INDEX: u32 = 0x3FFF_FF03;
+/// Interface index of `meshwg0` of the engine in user space. No other device ever gets it: what is sent there after the
+/// device is gone goes nowhere.
+pub const WIREGUARD_USERSPACE_INDEX: u32 = mesh_ebpf_types::WIREGUARD_USERSPACE_IFINDEX;
+/// Interface index of `meshwg0` of the kernel's WireGuard. No other device ever gets it either.
+pub const WIREGUARD_KERNEL_INDEX: u32 = mesh_ebpf_types::WIREGUARD_KERNEL_IFINDEX;
 /// The least interface index of an endpoint's device.
 pub const FIRST_ENDPOINT_INDEX: u32 = 0x4000_0000;
 /// The greatest interface index there is.

@@ -10,10 +10,6 @@ use crate::NodeId;
 /// UDP port of WireGuard when none is given.
 pub const DEFAULT_PORT: u16 = 51820;
 
-/// Where tunnel addresses are taken from: 198.18.0.0/16, of the block for tests of devices (RFC 2544), which no network
-/// has. They stand only inside WireGuard.
-const TUNNELS: Ipv4Addr = Ipv4Addr::new(198, 18, 0, 0);
-
 /// Numbers of nodes: 1 to 65534, so that a tunnel address never ends its range.
 const INDEXES: u32 = 65534;
 
@@ -51,7 +47,7 @@ fn preferred(id: &NodeId) -> u32 {
 
 /// The address of the node with that number inside the tunnels.
 pub fn tunnel_address(index: u16) -> Ipv4Addr {
-    Ipv4Addr::from_bits(TUNNELS.to_bits() | u32::from(index))
+    mesh_ebpf_types::tunnel_address(index).into()
 }
 
 #[cfg(test)]

@@ -152,10 +152,11 @@ impl Wanted {
         }
         // The engine makes its device itself, and outlives this process: its device is used while it is there.
         if let Some(link) = observed.links.get(&name(naming::WIREGUARD))
-            && link.index == naming::WIREGUARD_INDEX
+            && matches!(link.index, naming::WIREGUARD_USERSPACE_INDEX | naming::WIREGUARD_KERNEL_INDEX)
         {
             self.attach(ProgramKind::Wireguard, link.index);
             config.wireguard_ifindex = link.index;
+            config.wireguard_peer = desired.wireguard_number;
         }
         self.put([MapEntry::Config(config)]);
     }

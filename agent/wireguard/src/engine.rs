@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, kernel::kernel_has_wireguard};
+use crate::{EngineConfig, EngineKind, EngineStatus, Result};
 
 /// Something that carries the frames of encrypted networks between nodes.
 ///
@@ -25,23 +25,11 @@ pub trait WireguardEngine: Send {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
-    /// The kernel's if it has one.
+    /// Whichever its user thinks best.
     #[default]
     Automatic,
     /// The kernel's, or none.
     Kernel,
     /// The one in user space.
     Userspace,
-}
-
-impl EngineChoice {
-    /// The engine that is used here; fails if it is the kernel's and there is none.
-    pub fn resolve(self) -> Result<EngineKind> {
-        match self {
-            Self::Userspace => Ok(EngineKind::Userspace),
-            _ if kernel_has_wireguard() => Ok(EngineKind::Kernel),
-            Self::Automatic => Ok(EngineKind::Userspace),
-            Self::Kernel => Err(Error::NoKernelWireguard),
-        }
-    }
 }

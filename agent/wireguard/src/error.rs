@@ -28,6 +28,11 @@ pub enum Error {
         /// Name of the device.
         device: String,
     },
+    /// The kernel's engine was asked for, and this version does not use it.
+    #[error(
+        "the kernel's WireGuard is not used by this version, which has not been tested with it end to end; set wireguard_engine to automatic or userspace"
+    )]
+    KernelEngineUntested,
     /// A system call failed.
     #[error("cannot {action}: {source}")]
     System {

@@ -1,14 +1,17 @@
 //! WireGuard between the hosts of a mesh, for networks that are `--encrypted`.
 //!
 //! [`WireguardEngine`] is what the rest of the product sees. There are three:
-//! - [`KernelEngine`]: the kernel's WireGuard, configured over netlink, with the kernel's VXLAN device over it;
+//! - [`KernelEngine`]: the kernel's WireGuard, configured over netlink;
 //! - [`Userspace`]: an engine of our own inside this process, see there for how it moves packets;
 //! - [`EngineProcess`]: the same in a process of its own ([`engine_main`]) that goes on when the daemon ends.
 //!
-//! [`EngineChoice`] picks one by asking the kernel. On the wire all are the same: VXLAN (RFC 7348) between tunnel
+//! [`EngineChoice`] is what a node is told about them. On the wire all are the same: VXLAN (RFC 7348) between tunnel
 //! addresses, inside WireGuard. Hosts with different engines understand each other.
 //!
 //! # What the programs that feed the device have to know
+//!
+//! The device of the kernel's engine takes and lets out IP packets: VXLAN over UDP over IPv4 from this node's tunnel address to
+//! the peer's, UDP checksum zero, and whatever else a peer sends from its tunnel address.
 //!
 //! The device of the engine in user space is a TAP. A frame to send has [`FrameTag::mac`] as its source MAC, which
 //! names network and peer; its destination MAC is the inner frame's. It may be a super-packet of TCP or UDP, with its

@@ -43,8 +43,8 @@ pub struct Config {
     pub encapsulation: u8,
     /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`].
     pub flags: u8,
-    /// Zero.
-    pub padding: [u8; 2],
-    /// Interface index of `meshwg0`, the WireGuard engine's device; 0 while there is none.
+    /// This node's own number in WireGuard; 0 while it has none.
+    pub wireguard_peer: u16,
+    /// Interface index of `meshwg0`, the WireGuard engine's device, which tells the engine as well; 0 while there is none.
     pub wireguard_ifindex: u32,
 }

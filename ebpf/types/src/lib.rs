@@ -18,6 +18,7 @@ mod pod;
 mod program;
 mod services;
 mod tag;
+mod wireguard;
 
 pub use address::{Address, Mac, Vni};
 pub use config::{Config, DIRECT_RETURN, EVENTS_WANTED, Encapsulation};
@@ -37,9 +38,10 @@ pub use services::{
     SocketPeer, TableEntry, TableKey, is_host_published, published_vni,
 };
 pub use tag::FrameTag;
+pub use wireguard::{WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_peer};
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
-pub const SCHEMA: u32 = 3;
+pub const SCHEMA: u32 = 4;
 
 /// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
 /// The outer Ethernet header is not among them: a device's MTU does not count it.

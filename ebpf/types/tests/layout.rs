@@ -43,7 +43,7 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Config, vxlan_port), 38);
     assert_eq!(offset_of!(Config, encapsulation), 40);
     assert_eq!(offset_of!(Config, flags), 41);
-    assert_eq!(offset_of!(Config, padding), 42);
+    assert_eq!(offset_of!(Config, wireguard_peer), 42);
     assert_eq!(offset_of!(Config, wireguard_ifindex), 44);
     assert_eq!(offset_of!(Network, mtu), 4);
     assert_eq!(offset_of!(Network, prefix6), 8);

@@ -3,6 +3,7 @@
 mod attachments;
 mod connections;
 mod hosts;
+mod kernel_wireguard;
 mod loading;
 mod packets;
 mod services;

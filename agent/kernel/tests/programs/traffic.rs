@@ -93,12 +93,16 @@ impl Drop for Server {
 }
 
 fn all_kinds_of_traffic(setup: Setup) {
-    let mut hosts = Hosts::new(setup);
+    carry_everything(&mut Hosts::new(setup), 100);
+}
+
+/// Ping, so many megabytes over TCP, super-packets of UDP and a datagram in fragments, over both families.
+pub(crate) fn carry_everything(hosts: &mut Hosts, megabytes: u32) {
     let _server = Server::start(&hosts.hosts[1].container);
     for address in ["10.64.0.70", "fd4d:0:0:1::46"] {
         // The first packet included.
         hosts.run(&["ping", "-c", "3", "-i", "0.05", "-W", "1", address]);
-        hosts.run(&["python3", "-c", TRANSFER, address, "100"]);
+        hosts.run(&["python3", "-c", TRANSFER, address, &megabytes.to_string()]);
         hosts.run(&["python3", "-c", SEGMENTS, address]);
         hosts.run(&["python3", "-c", DATAGRAM, address]);
     }

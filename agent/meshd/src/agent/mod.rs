@@ -286,6 +286,7 @@ impl Agent {
             networks: view.networks.clone(),
             leases: view.leases.values().cloned().collect(),
             wireguard_peers: BTreeMap::new(),
+            wireguard_number: 0,
             endpoints: state.endpoints.clone(),
         };
         (state.generation, view.revision, desired)

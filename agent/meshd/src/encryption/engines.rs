@@ -3,8 +3,9 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use mesh_model::naming;
 use mesh_wireguard::{
-    EngineChoice, EngineCommand, EngineKind, EngineProcess, KernelEngine, Result, WireguardEngine,
+    EngineChoice, EngineCommand, EngineProcess, Error, KernelEngine, Result, WireguardEngine,
 };
 
 /// The engine's program, beside this one.
@@ -48,10 +49,12 @@ fn command() -> EngineCommand {
 
 impl Engines for HostEngines {
     fn open(&self) -> Result<Box<dyn WireguardEngine>> {
-        Ok(match self.choice.resolve()? {
-            EngineKind::Kernel => Box::new(KernelEngine::new()?),
-            EngineKind::Userspace => Box::new(EngineProcess::connect_or_spawn(&self.run_dir, command())?),
-        })
+        if self.choice == EngineChoice::Kernel {
+            return Err(Error::KernelEngineUntested);
+        }
+        // A kernel's device of the same name would be in the way.
+        KernelEngine::remove_left(naming::WIREGUARD)?;
+        Ok(Box::new(EngineProcess::connect_or_spawn(&self.run_dir, command())?))
     }
 
     fn has_device(&self, name: &str) -> bool {
@@ -59,10 +62,25 @@ impl Engines for HostEngines {
     }
 
     fn remove_left(&self) -> Result<()> {
-        EngineProcess::stop_running(&self.run_dir)
+        EngineProcess::stop_running(&self.run_dir)?;
+        KernelEngine::remove_left(naming::WIREGUARD)
     }
 
     fn port(&self) -> u16 {
         self.port
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_kernels_engine_is_refused_with_what_to_do_instead() {
+        let folder = tempfile::tempdir().unwrap();
+        let run_dir = folder.path().to_owned();
+        let engines = HostEngines { choice: EngineChoice::Kernel, port: 51820, run_dir };
+        let error = engines.open().err().unwrap().to_string();
+        assert!(error.contains("kernel") && error.contains("userspace"), "{error}");
     }
 }

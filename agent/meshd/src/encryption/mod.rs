@@ -111,9 +111,17 @@ impl Encryption {
     fn apply_wish(&self, state: &mut State) -> Result<bool, Problem> {
         let Some((wish, mtu)) = state.wish.clone() else { return Ok(false) };
         let keys = self.keys(state)?.keys().to_vec();
+        let engine = match &mut state.engine {
+            Some(engine) => engine,
+            none => none.insert(self.engines.open().map_err(|error| explain(&error))?),
+        };
+        let device_index = match engine.kind() {
+            EngineKind::Kernel => naming::WIREGUARD_KERNEL_INDEX,
+            EngineKind::Userspace => naming::WIREGUARD_USERSPACE_INDEX,
+        };
         let config = EngineConfig {
             device: naming::WIREGUARD.to_owned(),
-            device_index: Some(naming::WIREGUARD_INDEX),
+            device_index: Some(device_index),
             listen_port: self.engines.port(),
             vxlan_port: wish.vxlan_port,
             inner_mtu: mtu,
@@ -125,12 +133,7 @@ impl Encryption {
             return Ok(false);
         }
         state.applied = None;
-        if state.engine.is_none() {
-            state.engine = Some(self.engines.open().map_err(|error| explain(&error))?);
-        }
-        if let Some(engine) = &mut state.engine {
-            engine.apply(&config).map_err(|error| explain(&error))?;
-        }
+        engine.apply(&config).map_err(|error| explain(&error))?;
         state.applied = Some(config);
         Ok(true)
     }

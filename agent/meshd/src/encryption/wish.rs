@@ -15,6 +15,8 @@ use crate::view::ClusterView;
 pub struct Wish {
     /// UDP port of VXLAN, inside the tunnels as outside.
     pub vxlan_port: u16,
+    /// This node's own number.
+    pub number: u16,
     /// This node's address inside the tunnels.
     pub tunnel_address: Ipv4Addr,
     /// The nodes that share an encrypted network with this one and have announced a key.
@@ -28,9 +30,11 @@ impl Wish {
     pub fn of(view: &ClusterView, own: &NodeId) -> Option<Self> {
         let sharing = sharing(view, own)?;
         let indexes = peer_indexes(view.nodes.values().map(|node| (&node.id, node.created_at)));
+        let number = *indexes.get(own)?;
         let mut wish = Self {
             vxlan_port: view.cluster.data_path_port,
-            tunnel_address: tunnel_address(*indexes.get(own)?),
+            number,
+            tunnel_address: tunnel_address(number),
             peers: BTreeMap::new(),
             nodes: BTreeMap::new(),
         };

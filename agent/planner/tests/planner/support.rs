@@ -192,6 +192,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         .collect();
     Desired {
         wireguard_peers: BTreeMap::new(),
+        wireguard_number: 0,
         node: node_id(0),
         underlay: Underlay {
             address: UNDERLAY.into(),

@@ -1,8 +1,9 @@
 //! The kernel's WireGuard.
 //!
 //! Its device is one of layer 3, without frames that carry network and peer: what enters and leaves it are VXLAN
-//! packets between tunnel addresses, made and taken apart by the kernel's VXLAN device. This engine makes the device,
-//! sets its keys and peers, and brings it up; addresses and routes are its user's business, like all others.
+//! packets between tunnel addresses, made and taken apart by whoever feeds the device. This engine makes the device, sets
+//! its keys and peers, and brings it up. It has no address and no route leads to it; what it lets out and nobody takes at
+//! its ingress is not let into the host.
 //!
 //! A kernel device has one private key, and a tunnel address belongs to one key of a peer. When a peer rotates its
 //! key, packets between the first handshake with the new key and the next [`WireguardEngine::apply`] are refused: a
@@ -51,6 +52,19 @@ impl KernelEngine {
         Ok(Self { family: family()?, config: None })
     }
 
+    /// Removes the WireGuard device of that name, which an engine has left. A device of another kind stays, and none is no
+    /// error.
+    pub fn remove_left(device: &str) -> Result<()> {
+        if nix::net::if_::if_nametoindex(device).is_err() {
+            return Ok(());
+        }
+        match Self::new() {
+            Ok(engine) if engine.device(device).is_ok() => link::remove(device),
+            Ok(_) | Err(Error::NoKernelWireguard) => Ok(()),
+            Err(error) => Err(error),
+        }
+    }
+
     fn device(&self, name: &str) -> Result<Device> {
         let mut device = Device::default();
         let attributes = vec![WireguardAttribute::IfName(name.to_owned())];
@@ -86,6 +100,8 @@ impl WireguardEngine for KernelEngine {
         let name = &config.device;
         link::create(name, config.device_index)?;
         let device = self.device(name)?;
+        sys::isolate_device(name)
+            .map_err(Error::system(format!("keep the host apart from the device {name}")))?;
         // Endpoints as they were configured before: a peer that moved since is not moved back.
         let configured: BTreeMap<PublicKey, Option<SocketAddr>> = self
             .config

@@ -10,6 +10,12 @@ nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
 nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
+nix::ioctl_write_ptr_bad!(set_feature, SIOCETHTOOL, libc::ifreq);
+
+/// `linux/sockios.h`
+const SIOCETHTOOL: libc::c_int = 0x8946;
+/// Generic receive offload on or off (`linux/ethtool.h`).
+const ETHTOOL_SGRO: u32 = 0x2c;
 
 /// Sets MTU and queue length of device `name` and brings it up, in the calling thread's network namespace.
 pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> {
@@ -54,6 +60,32 @@ pub(crate) fn silence(name: &str) -> io::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         written => written,
     }
+}
+
+/// Keeps what comes out of the WireGuard device `name` from the host, should nobody else take it, and from being joined to
+/// super-packets: a packet that was joined as part of a tunnel, and is taken out of it, counts as one of that tunnel for ever.
+pub(crate) fn isolate(name: &str) -> io::Result<()> {
+    // No route leads back there, so no source is one that belongs there (RFC 3704, strict).
+    std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1")?;
+    match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
+        // A kernel without IPv6.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        written => written?,
+    }
+    let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    let mut gro = EthtoolValue { command: ETHTOOL_SGRO, value: 0 };
+    let mut ethtool = request(name)?;
+    ethtool.ifr_ifru.ifru_data = (&raw mut gro).cast();
+    // SAFETY: it reads an `ifreq`, and the value that this points to; both live past the call.
+    unsafe { set_feature(any.as_raw_fd(), &raw const ethtool)? };
+    Ok(())
+}
+
+/// `struct ethtool_value` of `linux/ethtool.h`.
+#[repr(C)]
+struct EthtoolValue {
+    command: u32,
+    value: u32,
 }
 
 /// An `ifreq` with nothing but a name.

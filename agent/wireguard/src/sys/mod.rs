@@ -5,7 +5,9 @@ mod tap;
 mod udp;
 mod wake;
 
-pub(crate) use device::{configure as configure_device, silence as silence_device};
+pub(crate) use device::{
+    configure as configure_device, isolate as isolate_device, silence as silence_device,
+};
 pub(crate) use tap::{Offload, Tap};
 pub(crate) use udp::{Datagram, Receiver, SendQueue, UdpSocket};
 pub(crate) use wake::{Ready, Wake, look, wait};

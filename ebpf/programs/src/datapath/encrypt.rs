@@ -1,12 +1,12 @@
 //! To another node of an encrypted network: into the WireGuard engine's device, or nowhere.
 
-use mesh_ebpf_types::{FrameTag, Reason, Vni};
+use mesh_ebpf_types::{FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX};
 
 use super::count::count;
 use super::encapsulate::packet_length;
 use super::endpoint::Sending;
 use super::skb::Skb;
-use super::{PASS, Verdict, sent, too_big};
+use super::{PASS, Verdict, sent, too_big, wireguard_kernel};
 
 /// Where the source MAC is in a frame.
 const SOURCE: u32 = 6;
@@ -26,10 +26,14 @@ pub(super) fn encrypt(sending: &Sending<'_>, peer: u16) -> Result<Verdict, Reaso
     hand_over(skb, vni, peer, config.wireguard_ifindex).ok_or(Reason::EncapsulationFailed)
 }
 
-/// Gives the frame to the engine, with network and node in its source MAC. The engine may be gone by now and its device
-/// with it: then the kernel drops the frame, since no other device ever has this index.
+/// Gives the frame to the engine: with network and node in its source MAC to the one in user space, in VXLAN to the
+/// kernel's. The engine may be gone by now and its device with it: then the kernel drops the packet, since no other
+/// device ever has this index.
 #[inline(always)]
 pub(super) fn hand_over(skb: Skb, vni: Vni, peer: u16, ifindex: u32) -> Option<Verdict> {
+    if ifindex == WIREGUARD_KERNEL_IFINDEX {
+        return wireguard_kernel::comes_next(vni, peer);
+    }
     skb.store(SOURCE, &FrameTag { vni, peer }.mac().0).ok()?;
     Some(skb.send(ifindex))
 }

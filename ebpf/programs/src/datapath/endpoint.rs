@@ -9,7 +9,8 @@ use mesh_ebpf_types::{
 use super::count::{count, dropped};
 use super::skb::Skb;
 use super::{
-    GO_ON, LONG_WAY, PASS, TRANSLATED, Verdict, encapsulate, maps, neighbour, outside, sent, service,
+    GO_ON, LONG_WAY, PASS, TO_KERNEL_WIREGUARD, TRANSLATED, Verdict, encapsulate, maps, neighbour, outside,
+    sent, service, wireguard_kernel,
 };
 
 /// What one packet's way is decided from.
@@ -30,6 +31,14 @@ const TO_HOST: Verdict = 0x102;
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
+    match way(skb) {
+        TO_KERNEL_WIREGUARD => wireguard_kernel::send(skb),
+        verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn way(skb: Skb) -> Verdict {
     let verdict = sent::send(skb, false);
     if verdict != LONG_WAY {
         return verdict;

@@ -18,6 +18,7 @@ mod sockets;
 mod too_big;
 mod underlay;
 mod wireguard;
+mod wireguard_kernel;
 
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr};
 use skb::Skb;
@@ -35,6 +36,9 @@ const LONG_WAY: Verdict = 0x200;
 const GO_ON: Verdict = 0x201;
 /// Not the kernel's: the packet has another destination now, others decide how it gets there.
 const TRANSLATED: Verdict = 0x202;
+
+/// Not the kernel's: [`wireguard_kernel::send`] comes next, on a stack that is free again.
+const TO_KERNEL_WIREGUARD: Verdict = 0x203;
 
 /// Ingress of an endpoint's host-side device.
 #[unsafe(no_mangle)]

@@ -20,6 +20,7 @@ const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
 const AF_INET: u8 = 2;
+const IPV6_BE: u16 = 0x86dd_u16.to_be();
 const BPF_F_IPV6: u64 = 1 << 7;
 
 /// A helper refused.
@@ -300,6 +301,32 @@ impl Skb {
         check(unsafe {
             helpers::bpf_skb_adjust_room(self.0, const { -(OUTER as i32) }, BPF_ADJ_ROOM_MAC, flags.into())
         })
+    }
+
+    /// Removes so many bytes from the start of an IPv4 packet of a device without frames; segments stay as they are.
+    #[inline(always)]
+    pub(super) fn shrink_start<const N: usize>(self) -> Result<(), Refused> {
+        let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
+        check(unsafe { helpers::bpf_skb_adjust_room(self.0, const { -(N as i32) }, BPF_ADJ_ROOM_MAC, flags) })
+    }
+
+    /// Makes IPv6 of an IPv4 packet, as the kernel has it in its notes: it becomes 20 bytes longer at the start, and what
+    /// is in them is the caller's to write.
+    #[inline(always)]
+    pub(super) fn become_ipv6(self) -> Result<(), Refused> {
+        check(unsafe { helpers::bpf_skb_change_proto(self.0, IPV6_BE, 0) })
+    }
+
+    /// Makes room for an Ethernet header on a packet of a device without frames.
+    #[inline(always)]
+    pub(super) fn add_ethernet(self) -> Result<(), Refused> {
+        check(unsafe { helpers::bpf_skb_change_head(self.0, const { MAC_LENGTH as u32 }, 0) })
+    }
+
+    /// Marks an IP packet as having met congestion. Whether it could be: its sender may not understand that.
+    #[inline(always)]
+    pub(super) fn mark_congestion(self) -> bool {
+        unsafe { helpers::bpf_skb_ecn_set_ce(self.0) == 1 }
     }
 
     /// Tells the VXLAN device where to send the packet. UDP checksum zero, DF clear: the device may fragment.

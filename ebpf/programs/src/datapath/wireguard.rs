@@ -1,15 +1,24 @@
 //! What the WireGuard engine decrypted: it was encrypted with the key of the node that the frame's source MAC names.
 
 use mesh_ebpf::headers::Headers;
-use mesh_ebpf_types::{BlockKind, ENCRYPTED, FrameTag, Network, PUBLISHED_BIT, Reason, Vni, derived_mac};
+use mesh_ebpf_types::{
+    BlockKind, ENCRYPTED, FrameTag, Network, PUBLISHED_BIT, Reason, Vni, WIREGUARD_KERNEL_IFINDEX,
+    derived_mac,
+};
 
 use super::count::{count, dropped};
 use super::service::{inbound, published, run_published, tunnel};
 use super::skb::Skb;
-use super::{Verdict, maps, receive};
+use super::{PASS, Verdict, maps, receive, wireguard_kernel};
 
 #[inline(always)]
 pub(super) fn wireguard(skb: Skb) -> Verdict {
+    if skb.ifindex() == WIREGUARD_KERNEL_IFINDEX {
+        let verdict = wireguard_kernel::receive(skb);
+        if verdict != PASS {
+            return verdict;
+        }
+    }
     run_published(skb, decide(skb))
 }
 

@@ -27,8 +27,8 @@ mod refuse;
 mod translate;
 pub(super) mod tunnel;
 
-use super::Verdict;
 use super::skb::Skb;
+use super::{TO_KERNEL_WIREGUARD, Verdict, wireguard_kernel};
 
 /// Verdicts of parts that mean: this part comes next. Their order is that of [`run`].
 pub(super) const TO_VIP: Verdict = 0x300;
@@ -85,6 +85,9 @@ pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
     }
     if verdict == TUNNEL {
         verdict = tunnel::send(skb);
+    }
+    if verdict == TO_KERNEL_WIREGUARD {
+        verdict = wireguard_kernel::send(skb);
     }
     if verdict == LEAVE {
         verdict = published::leave(skb);

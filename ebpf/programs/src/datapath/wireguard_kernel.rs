@@ -1,0 +1,132 @@
+//! To and from the kernel's WireGuard. Its device has IP packets and no frames: VXLAN between tunnel addresses, which is
+//! what the engine in user space puts into WireGuard by itself.
+//!
+//! No route leads to that device and it has no address. It takes what is redirected there, finds the peer by the outer
+//! destination and drops what is for none; and it only lets out what was encrypted with the key of the node whose tunnel
+//! address is the source.
+
+use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::ip;
+use mesh_ebpf::vxlan::{self, OUTER, Outer};
+use mesh_ebpf_types::{FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address, tunnel_peer};
+
+use super::count::dropped;
+use super::skb::{Refused, Skb};
+use super::{DROP, PASS, TO_KERNEL_WIREGUARD, Verdict, maps, sent};
+
+/// IPv4, UDP and VXLAN headers: the outer ones without Ethernet.
+const HEADERS: usize = OUTER - ETHERNET;
+/// How many bytes an IPv6 header is longer than an IPv4 header.
+const LONGER: usize = 20;
+const IPV6: [u8; 2] = [0x86, 0xdd];
+
+/// Verdict for a frame that is to go to that node through the kernel's WireGuard.
+#[inline(always)]
+pub(super) fn comes_next(vni: Vni, peer: u16) -> Option<Verdict> {
+    let packet = maps::packet()?;
+    packet.tunnel_vni = u32::from_ne_bytes(vni.0);
+    packet.node = peer.into();
+    Some(TO_KERNEL_WIREGUARD)
+}
+
+/// Puts such a frame into VXLAN from this node to that one, and gives it to the kernel's WireGuard.
+#[inline(never)]
+pub(super) fn send(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return DROP };
+    let vni = Vni(packet.tunnel_vni.to_ne_bytes());
+    match wrapped(skb, vni, packet.node as u16) {
+        Ok(verdict) => verdict,
+        Err(Refused) => dropped(skb, vni, Reason::EncapsulationFailed),
+    }
+}
+
+#[inline(always)]
+fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
+    let config = maps::config().ok_or(Refused)?;
+    let [d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, e0, e1, b0, b1] = skb.load::<16>(0)?;
+    let outer = vxlan::Encapsulation {
+        source: tunnel_address(config.wireguard_peer),
+        destination: tunnel_address(peer),
+        port: config.vxlan_port,
+        vni,
+        hash: sent::hash_of(skb),
+        traffic_class: if [e0, e1] == IPV6 { b0 << 4 | b1 >> 4 } else { b1 },
+        length: skb.length(),
+    };
+    if let Err(refused) = skb.grow_outer() {
+        // It counts as encapsulated since it was received (a container that routes sends such): room alone will do, but for
+        // a super-packet, and for IPv6, which the kernel would go on taking it for.
+        if skb.is_gso() || [e0, e1] == IPV6 {
+            return Err(refused);
+        }
+        skb.make_room(const { OUTER as i32 })?;
+    }
+    let mut frame = Buffer::<{ OUTER + ETHERNET }>::new();
+    outer.write(&mut frame.bytes);
+    // Inner source MACs are not carried.
+    let inner = [d0, d1, d2, d3, d4, d5, 0, 0, 0, 0, 0, 0, e0, e1];
+    frame.bytes[OUTER..].copy_from_slice(&inner);
+    skb.store(0, &frame.bytes)?;
+    // The outer Ethernet header, which names nobody, goes on the way into the device.
+    Ok(skb.send(WIREGUARD_KERNEL_IFINDEX))
+}
+
+/// Makes a frame of what the kernel's WireGuard let out, as it comes from the engine in user space: with network and node in
+/// its source MAC. [`PASS`], or the packet is dropped: nothing else has any business on this host.
+#[inline(never)]
+pub(super) fn receive(skb: Skb) -> Verdict {
+    match unwrap(skb) {
+        Ok(()) => PASS,
+        Err(reason) => dropped(skb, Vni::NONE, reason),
+    }
+}
+
+#[inline(always)]
+fn unwrap(skb: Skb) -> Result<(), Reason> {
+    let config = maps::config().ok_or(Reason::NotConfigured)?;
+    // Headers and inner Ethernet header, with room for an outer one.
+    let mut buffer = Buffer::<{ OUTER + ETHERNET }>::new();
+    skb.read_at::<{ HEADERS + ETHERNET }>(0, &mut buffer.bytes, ETHERNET).map_err(|_| Reason::Malformed)?;
+    buffer.bytes[12] = 0x08;
+    // WireGuard has handed on what the underlay had marked.
+    let congested = buffer.bytes[15] & 3 == 3;
+    buffer.bytes[15] &= !3;
+    let frame = buffer.bytes.first_chunk::<OUTER>().ok_or(Reason::Malformed)?;
+    let (own, length) = (tunnel_address(config.wireguard_peer), skb.length() + ETHERNET as u32);
+    let outer = Outer::parse(frame, own, config.vxlan_port, length, skb.is_gso())
+        .filter(|outer| outer.plain)
+        .ok_or(Reason::UnsupportedProtocol)?;
+    let peer = tunnel_peer(outer.source).ok_or(Reason::SpoofedPeer)?;
+    let refused = |_| Reason::DecapsulationFailed;
+    let ethertype = buffer.half(OUTER + 12);
+    // The device does not join packets. If somebody has told it to: the kernel would take UDP's for a tunnel's for ever.
+    let next = const { HEADERS + ETHERNET } as u32 + if ethertype == IPV6 { 6 } else { 9 };
+    if skb.is_gso() && skb.load::<1>(next).map_err(refused)? != [ip::TCP] {
+        return Err(Reason::DecapsulationFailed);
+    }
+    let tag = FrameTag { vni: outer.vni, peer }.mac();
+    match ethertype {
+        [0x08, 0x00] => {
+            skb.shrink_start::<{ HEADERS + ETHERNET }>().map_err(refused)?;
+            skb.add_ethernet().map_err(refused)?;
+        }
+        IPV6 => ipv6(skb).map_err(refused)?,
+        _ => return Err(Reason::UnsupportedProtocol),
+    }
+    buffer.set_mac(OUTER + 6, tag);
+    let ethernet = buffer.bytes.last_chunk::<ETHERNET>().ok_or(Reason::Malformed)?;
+    skb.store(0, ethernet).map_err(refused)?;
+    // A packet whose sender does not understand the mark is dropped in its place (RFC 6040, 4.2).
+    if congested && !skb.mark_congestion() { Err(Reason::DecapsulationFailed) } else { Ok(()) }
+}
+
+/// Removes the headers before an IPv6 packet. Kernels before 6.3 take what is left for IPv4, unless it is made IPv6 as a
+/// translator would: so its header is removed as well and written again.
+#[inline(always)]
+fn ipv6(skb: Skb) -> Result<(), Refused> {
+    let header = skb.load::<40>(const { (HEADERS + ETHERNET) as u32 })?;
+    skb.shrink_start::<{ HEADERS + ETHERNET + LONGER }>()?;
+    skb.become_ipv6()?;
+    skb.add_ethernet()?;
+    skb.store(const { ETHERNET as u32 }, &header)
+}
