@@ -3,20 +3,23 @@
 use mesh_ebpf::headers::{Buffer, ETHERNET};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER};
-use mesh_ebpf_types::{Block, ENCRYPTED, Encapsulation, Reason};
+use mesh_ebpf_types::{Block, ENCRYPTED, Encapsulation, Reason, Vni};
 
 use super::count::count;
 use super::endpoint::{Sending, upper_layer};
 use super::skb::{Refused, Skb, TunnelKey};
-use super::{PASS, Verdict, encrypt, sent, too_big};
+use super::{DROP, PASS, Verdict, encrypt, maps, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
+/// An inner frame up to the IP packet's traffic class.
+pub(super) const INNER: usize = ETHERNET + 2;
+const IPV6: u16 = 0x86dd;
 /// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the sender's device.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
 pub(super) fn encapsulate(sending: &Sending<'_>, block: &Block) -> Result<Verdict, Reason> {
-    let Sending { skb, vni, config, network, headers, .. } = *sending;
+    let Sending { skb, generation, vni, config, network, headers } = *sending;
     if network.flags & ENCRYPTED != 0 {
         return encrypt::encrypt(sending, block.peer);
     }
@@ -35,8 +38,14 @@ pub(super) fn encapsulate(sending: &Sending<'_>, block: &Block) -> Result<Verdic
         direct = false;
     }
     count(skb, vni, Reason::ForwardedRemote);
-    if direct && let Some(verdict) = encapsulate_here(sending, local, remote)? {
-        return Ok(verdict);
+    if direct {
+        let remote = u32::from_ne_bytes(remote);
+        sent::remember_remote(skb, generation, remote);
+        match encapsulate_here(skb, u32::from_ne_bytes(vni.0), remote, sent::hash_of(skb)) {
+            PASS => {}
+            DROP => return Err(Reason::EncapsulationFailed),
+            verdict => return Ok(verdict),
+        }
     }
     let (local, remote) = (u32::from_be_bytes(local), u32::from_be_bytes(remote));
     match send_by_device(skb, vni.number(), local, remote, config.vxlan_ifindex) {
@@ -65,33 +74,42 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
     }
 }
 
-/// Writes the outer headers. `None`, and nothing changed, where the kernel refuses: on a packet that still counts as
-/// encapsulated since it was received (a container that routes sends such), and on old kernels.
-#[inline(always)]
-fn encapsulate_here(
-    sending: &Sending<'_>,
-    local: [u8; 4],
-    remote: [u8; 4],
-) -> Result<Option<Verdict>, Reason> {
-    let Sending { skb, generation, vni, config, headers, .. } = *sending;
+/// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses: on a packet that still counts as
+/// encapsulated since it was received (a container that routes sends such), and on old kernels. [`DROP`] where it has made
+/// room for headers and then refuses them.
+///
+/// A call that makes none itself: before 6.8 the kernel counts every call's stack in steps of 32 bytes, and the caller's
+/// is large.
+#[inline(never)]
+fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
+    let Some(config) = maps::config() else { return PASS };
+    let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<INNER>(0)) else { return PASS };
     let outer = vxlan::Encapsulation {
-        source: local,
-        destination: remote,
+        source,
+        destination: remote.to_ne_bytes(),
         port: config.vxlan_port,
-        vni,
-        hash: sent::hash_of(skb),
-        traffic_class: headers.traffic_class(),
+        vni: Vni(vni.to_ne_bytes()),
+        hash,
+        traffic_class: traffic_class(&inner),
         length: skb.length(),
     };
-    sent::remember_remote(skb, generation, u32::from_ne_bytes(remote));
     if skb.grow_outer().is_err() {
-        return Ok(None);
+        return PASS;
     }
     let mut frame = Buffer::<FRAME>::new();
     outer.write(&mut frame.bytes);
-    frame.bytes[OUTER..].copy_from_slice(&headers.bytes[..ETHERNET]);
-    skb.store(0, &frame.bytes).map_err(|Refused| Reason::EncapsulationFailed)?;
-    Ok(Some(skb.route(config.underlay_ifindex)))
+    frame.bytes[OUTER..].copy_from_slice(&inner[..ETHERNET]);
+    if skb.store(0, &frame.bytes).is_err() {
+        return DROP;
+    }
+    skb.route(config.underlay_ifindex)
+}
+
+/// The IP packet's traffic class, from the beginning of its frame.
+#[inline(always)]
+pub(super) const fn traffic_class(frame: &[u8; INNER]) -> u8 {
+    let [.., e0, e1, b0, b1] = *frame;
+    if u16::from_be_bytes([e0, e1]) == IPV6 { b0 << 4 | b1 >> 4 } else { b1 }
 }
 
 /// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments cannot be told.

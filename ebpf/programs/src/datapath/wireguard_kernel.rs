@@ -11,6 +11,7 @@ use mesh_ebpf::vxlan::{self, OUTER, Outer};
 use mesh_ebpf_types::{FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address, tunnel_peer};
 
 use super::count::dropped;
+use super::encapsulate::{INNER, traffic_class};
 use super::skb::{Refused, Skb};
 use super::{DROP, PASS, TO_KERNEL_WIREGUARD, Verdict, maps, sent};
 
@@ -43,14 +44,15 @@ pub(super) fn send(skb: Skb) -> Verdict {
 #[inline(always)]
 fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     let config = maps::config().ok_or(Refused)?;
-    let [d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, e0, e1, b0, b1] = skb.load::<16>(0)?;
+    let inner = skb.load::<INNER>(0)?;
+    let [d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, e0, e1, ..] = inner;
     let outer = vxlan::Encapsulation {
         source: tunnel_address(config.wireguard_peer),
         destination: tunnel_address(peer),
         port: config.vxlan_port,
         vni,
         hash: sent::hash_of(skb),
-        traffic_class: if [e0, e1] == IPV6 { b0 << 4 | b1 >> 4 } else { b1 },
+        traffic_class: traffic_class(&inner),
         length: skb.length(),
     };
     if let Err(refused) = skb.grow_outer() {
