@@ -33,12 +33,12 @@ pub enum EncapsulationChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WireguardEngine {
-    /// The one in user space, which every kernel with TUN can run.
+    /// The kernel's WireGuard where it works, which is tried before it is first needed; else the one in user space.
     #[default]
     Automatic,
-    /// The kernel's WireGuard.
+    /// The kernel's WireGuard, or none.
     Kernel,
-    /// The one in user space.
+    /// The one in user space, which every kernel with TUN can run.
     Userspace,
 }
 

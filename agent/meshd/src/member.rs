@@ -167,6 +167,7 @@ impl Member {
         let encryption = Arc::new(Encryption::new(platform.engines.clone(), platform.paths.wireguard_keys()));
         tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), encryption.clone(), events));
         tasks.spawn(encryption::run(agent.clone(), managers.clone(), encryption.clone()));
+        tasks.spawn(encryption::follow(encryption.clone()));
         let probes = watch::Sender::new(Probes::new());
         let host = platform.host.clone();
         tasks.spawn(session::run(agent.clone(), managers.clone(), host, probes.subscribe()));

@@ -47,12 +47,13 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
     })
 }
 
-/// What carries encrypted networks. The kernel's engine has to be asked for, and is refused yet.
+/// What carries encrypted networks.
 fn engines(config: &Config) -> HostEngines {
     HostEngines {
         choice: match config.wireguard_engine {
-            WireguardEngine::Automatic | WireguardEngine::Userspace => EngineChoice::Userspace,
+            WireguardEngine::Automatic => EngineChoice::Automatic,
             WireguardEngine::Kernel => EngineChoice::Kernel,
+            WireguardEngine::Userspace => EngineChoice::Userspace,
         },
         port: config.wireguard_port,
         run_dir: config.run_dir.clone(),

@@ -163,34 +163,43 @@ pub(crate) struct TestEngines {
     pub(crate) inner: Arc<Mutex<FakeEngine>>,
     /// The port that is taken, so that no engine can be opened.
     pub(crate) refused: Arc<Mutex<Option<u16>>>,
+    /// Whether they say that they are the kernel's.
+    pub(crate) of_kernel: bool,
+    /// How often they were asked which of its keys each node uses.
+    pub(crate) looks: Arc<Mutex<u32>>,
 }
 
 /// The engine that they all are.
-struct TestEngine(Arc<Mutex<FakeEngine>>);
+struct TestEngine(TestEngines);
 
 impl WireguardEngine for TestEngine {
     fn kind(&self) -> EngineKind {
-        EngineKind::Userspace
+        if self.0.of_kernel { EngineKind::Kernel } else { EngineKind::Userspace }
     }
 
     fn apply(&mut self, config: &EngineConfig) -> mesh_wireguard::Result<()> {
-        self.0.lock().unwrap().apply(config)
+        self.0.inner.lock().unwrap().apply(config)
+    }
+
+    fn follow(&mut self) -> mesh_wireguard::Result<()> {
+        *self.0.looks.lock().unwrap() += 1;
+        Ok(())
     }
 
     fn status(&mut self) -> mesh_wireguard::Result<EngineStatus> {
-        self.0.lock().unwrap().status()
+        self.0.inner.lock().unwrap().status()
     }
 
     fn remove(&mut self) -> mesh_wireguard::Result<()> {
-        self.0.lock().unwrap().remove()
+        self.0.inner.lock().unwrap().remove()
     }
 }
 
 impl Engines for TestEngines {
-    fn open(&self) -> mesh_wireguard::Result<Box<dyn WireguardEngine>> {
+    fn open(&self) -> mesh_wireguard::Result<(Box<dyn WireguardEngine>, String)> {
         match *self.refused.lock().unwrap() {
             Some(port) => Err(mesh_wireguard::Error::PortTaken { port }),
-            None => Ok(Box::new(TestEngine(self.inner.clone()))),
+            None => Ok((Box::new(TestEngine(self.clone())), "as the test wants it".to_owned())),
         }
     }
 

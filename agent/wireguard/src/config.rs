@@ -63,6 +63,11 @@ pub struct PeerConfig {
 }
 
 impl EngineConfig {
+    /// Whether any peer is in the middle of replacing its key.
+    pub fn has_peers_with_two_keys(&self) -> bool {
+        self.peers.values().any(|peer| peer.keys.len() > 1)
+    }
+
     /// Whether it contradicts itself.
     pub fn validate(&self) -> Result<()> {
         let check = |ok: bool, what| if ok { Ok(()) } else { Err(Error::Config(what)) };

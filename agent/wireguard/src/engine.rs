@@ -14,6 +14,12 @@ pub trait WireguardEngine: Send {
     /// Makes `config` true. Only what differs is touched: sessions with peers and keys that stay go on.
     fn apply(&mut self, config: &EngineConfig) -> Result<()>;
 
+    /// Looks which of its keys each peer uses, where the engine does not notice by itself: to be called again and again
+    /// while a peer has two.
+    fn follow(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// What it reports; an engine that was given no configuration yet has no peers.
     fn status(&mut self) -> Result<EngineStatus>;
 
@@ -25,7 +31,7 @@ pub trait WireguardEngine: Send {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
-    /// Whichever its user thinks best.
+    /// The kernel's where a trial shows that it works.
     #[default]
     Automatic,
     /// The kernel's, or none.

@@ -28,11 +28,6 @@ pub enum Error {
         /// Name of the device.
         device: String,
     },
-    /// The kernel's engine was asked for, and this version does not use it.
-    #[error(
-        "the kernel's WireGuard is not used by this version, which has not been tested with it end to end; set wireguard_engine to automatic or userspace"
-    )]
-    KernelEngineUntested,
     /// A system call failed.
     #[error("cannot {action}: {source}")]
     System {
@@ -76,6 +71,9 @@ pub enum Error {
     /// The kernel has no WireGuard.
     #[error("the kernel has no WireGuard")]
     NoKernelWireguard,
+    /// The kernel has WireGuard, and a trial of what the product needs of it failed.
+    #[error("the kernel's WireGuard failed a trial: {0}")]
+    Trial(Box<Error>),
     /// The engine process did not start, or does not answer.
     #[error("the WireGuard engine process {0}")]
     Process(String),

@@ -5,8 +5,9 @@
 //! - [`Userspace`]: an engine of our own inside this process, see there for how it moves packets;
 //! - [`EngineProcess`]: the same in a process of its own ([`engine_main`]) that goes on when the daemon ends.
 //!
-//! [`EngineChoice`] is what a node is told about them. On the wire all are the same: VXLAN (RFC 7348) between tunnel
-//! addresses, inside WireGuard. Hosts with different engines understand each other.
+//! [`EngineChoice`] is what a node is told about them, and [`try_kernel_wireguard`] whether the kernel's works. On the
+//! wire all are the same: VXLAN (RFC 7348) between tunnel addresses, inside WireGuard. Hosts with different engines
+//! understand each other.
 //!
 //! # What the programs that feed the device have to know
 //!
@@ -28,7 +29,8 @@
 //! # Keys
 //!
 //! [`KeyFile`] holds a node's key pairs on disk. A rotation has two at a time; the engine in user space has a link for
-//! each pair of own and peer's keys, sends with the newest that has a session, and accepts on all of them.
+//! each pair of own and peer's keys, sends with the newest that has a session, and accepts on all of them. The kernel's
+//! has one own key, and a peer's tunnel address belongs to one key of the peer: see [`WireguardEngine::follow`].
 
 mod base64;
 mod config;
@@ -49,7 +51,7 @@ pub use config::{
 pub use engine::{EngineChoice, WireguardEngine};
 pub use error::{Error, Result};
 pub use fake::FakeEngine;
-pub use kernel::{KernelEngine, kernel_has_wireguard};
+pub use kernel::{KernelEngine, try_kernel_wireguard};
 pub use keys::{Generation, KeyFile, OwnKey, PrivateKey, PublicKey};
 pub use packet::FrameTag;
 pub use process::{EngineCommand, EngineProcess, engine_main};

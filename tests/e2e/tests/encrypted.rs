@@ -15,7 +15,9 @@ use mesh_harness::capture::Captured;
 use mesh_harness::traffic::{
     Connection, GsoTransfer, LossMeter, Ping, UdpClient, UdpEcho, ask, load, tcp_transfer, udp_request,
 };
-use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, Netns, ProcessId, Result, eventually};
+use mesh_harness::{
+    Capture, Container, Encapsulation, Host, Lab, Netns, ProcessId, Result, eventually, wireguard_engine,
+};
 
 const CANARY: &[u8] = b"canary-of-an-encrypted-network";
 const WIREGUARD: u16 = 51820;
@@ -89,6 +91,24 @@ fn engines(host: &Host) -> Vec<ProcessId> {
     pids.filter(of_host).filter_map(ProcessId::of).filter(|process| process.is_alive()).collect()
 }
 
+/// Whether there is one engine on a host.
+fn runs_engine(host: &Host) -> bool {
+    match &*wireguard_engine() {
+        "kernel" => {
+            host.run(["ip", "link", "show", "type", "wireguard"]).is_ok_and(|o| o.stdout.contains("meshwg0"))
+        }
+        _ => engines(host).len() == 1,
+    }
+}
+
+/// Takes a host's engine away, as a crash would.
+fn end_engine(host: &Host) -> Result<()> {
+    if wireguard_engine() == "kernel" {
+        return host.run(["ip", "link", "del", "meshwg0"])?.ok().map(drop);
+    }
+    engines(host).into_iter().try_for_each(ProcessId::kill)
+}
+
 fn answers(from: &Container, to: Ipv4Addr) -> bool {
     from.ping(to).is_ok_and(|report| report.received > 0)
 }
@@ -124,14 +144,21 @@ fn containers_of_an_encrypted_network_reach_each_other_with_the_first_packet_ove
 
     let inspected = json(&lab.host(1), &["node", "inspect", "h2"])?;
     let peer = &inspected["wireguard"]["peers"][0];
-    assert_eq!((&peer["node"], &inspected["wireguard"]["engine"]), (&"h2".into(), &"userspace".into()));
+    let engine = wireguard_engine();
+    assert_eq!((&peer["node"], &inspected["wireguard"]["engine"]), (&"h2".into(), &engine.clone().into()));
     assert_eq!(peer["endpoint"], format!("{}:{WIREGUARD}", lab.host(2).address()));
     assert!(peer["last_handshake"].is_string() && peer["sent_bytes"].as_u64() > Some(0), "{peer}");
     let own = json(&lab.host(1), &["node", "inspect", "h1"])?;
     assert_eq!(own["wireguard"]["peers"].as_array().map(Vec::len), Some(2));
-    assert_eq!(json(&lab.host(1), &["status"])?["wireguard"]["engine"], "userspace");
+    let status = json(&lab.host(1), &["status"])?;
+    assert_eq!(
+        (&status["wireguard"]["engine"], &status["wireguard"]["reason"]),
+        (&engine.clone().into(), &"set by option".into())
+    );
+    let table = lab.host(1).meshctl(["status", "--format", "table"])?.text()?;
+    assert!(table.contains(&format!("{engine} (set by option)")), "{table}");
     let table = lab.host(1).meshctl(["node", "inspect", "h2", "--format", "table"])?.text()?;
-    assert!(table.contains("userspace") && table.to_lowercase().contains("handshake"), "{table}");
+    assert!(table.contains(&engine) && table.to_lowercase().contains("handshake"), "{table}");
     Ok(())
 }
 
@@ -336,16 +363,54 @@ fn killing_and_restarting_the_agents_loses_nothing_and_a_killed_engine_is_replac
 
     let talker = Talker::start(&c[0], target)?;
     for host in [lab.host(1), lab.host(2)] {
-        let [engine] = engines(&host)[..] else { panic!("one engine on {}", host.name()) };
-        engine.kill()?;
-        eventually("another engine carries on", SOON, || {
-            answers(&c[0], target) && engines(&host).len() == 1
-        })?;
+        assert!(runs_engine(&host), "one engine on {}", host.name());
+        end_engine(&host)?;
+        eventually("another engine carries on", SOON, || answers(&c[0], target) && runs_engine(&host))?;
         assert_eq!(json(&host, &["status"])?["problems"], serde_json::json!([]));
     }
     drop(talker);
     is_only_wireguard(&capture.stop()?);
     tcp_transfer(c[0].netns(), c[1].netns(), target.into(), 1 << 25)?;
+    Ok(())
+}
+
+/// The kernel's, where the kernel has WireGuard; where it has not, none at all, and an error that says so.
+#[test]
+fn an_engine_that_is_set_takes_the_others_place_or_nothing_leaves_the_host() -> Result<()> {
+    let (lab, c) = encrypted_lab(2)?;
+    let capture = underlay_capture(&lab)?;
+    let (target, host) = (c[1].ipv4()?, lab.host(1));
+    c[0].ping(target)?.all_answered()?;
+    let talker = Talker::start(&c[0], target)?;
+    lab.set_wireguard_engine("kernel")?;
+    host.restart_meshd()?;
+    let mut works = false;
+    eventually("the kernel's engine is there, or an error", SOON, || {
+        let Ok(status) = json(&host, &["status"]) else { return false };
+        works = status["wireguard"]["engine"] == "kernel";
+        works || status["problems"].to_string().contains("the kernel has no WireGuard")
+    })?;
+    assert_eq!(engines(&host), Vec::new(), "nothing of the other engine is left");
+    if works {
+        eventually("it carries the network", SOON, || answers(&c[0], target))?;
+    } else {
+        Ping::new(target.into())
+            .count(5)
+            .wait(Duration::from_millis(300))
+            .run(c[0].netns())?
+            .none_answered()?;
+        let (_, output) = host.container("e", ["--network", "app"])?;
+        assert!(refused(&output, 1).contains("the kernel has no WireGuard"), "{output:?}");
+        assert!(output.stderr.contains("hint: ") && output.stderr.contains("wireguard_engine"), "{output:?}");
+    }
+    lab.set_wireguard_engine("userspace")?;
+    host.restart_meshd()?;
+    eventually("the engine in user space carries on", SOON, || {
+        answers(&c[0], target) && engines(&host).len() == 1
+    })?;
+    assert_eq!(json(&host, &["status"])?["wireguard"]["engine"], "userspace");
+    drop(talker);
+    is_only_wireguard(&capture.stop()?);
     Ok(())
 }
 
@@ -358,9 +423,7 @@ fn without_engine_and_agent_nothing_leaves_and_nothing_arrives() -> Result<()> {
     c[0].ping(target)?.all_answered()?;
     let talkers = [Talker::start(&c[0], target)?, Talker::start(&c[1], c[0].ipv4()?)?];
     host.kill_meshd()?;
-    for engine in engines(&host) {
-        engine.kill()?;
-    }
+    end_engine(&host)?;
     Ping::new(target.into()).count(5).wait(Duration::from_millis(300)).run(c[0].netns())?.none_answered()?;
     host.start_meshd()?;
     eventually("the network is back", SOON, || answers(&c[0], target))?;
@@ -429,12 +492,10 @@ fn a_peer_whose_key_is_wrong_is_cut_off_until_the_cluster_knows_the_right_one() 
     // Another key, while nobody can be told of it.
     host.kill_meshd()?;
     lab.host(1).kill_meshd()?;
-    for engine in engines(&host) {
-        engine.kill()?;
-    }
+    end_engine(&host)?;
     std::fs::remove_file(host.state_dir().join("wireguard.keys")).expect("the key file");
     host.start_meshd()?;
-    eventually("the engine runs with the wrong key", SOON, || engines(&host).len() == 1)?;
+    eventually("the engine runs with the wrong key", SOON, || runs_engine(&host))?;
     Ping::new(target.into()).count(5).wait(Duration::from_millis(500)).run(c[0].netns())?.none_answered()?;
     lab.host(1).start_meshd()?;
     eventually("the new key is known", SOON, || answers(&c[0], target))?;
@@ -464,9 +525,7 @@ fn a_damaged_key_file_and_a_taken_port_are_clear_errors_and_never_plaintext() ->
     a.ping(b.ipv4()?)?.all_answered()?;
 
     bad.kill_meshd()?;
-    for engine in engines(&bad) {
-        engine.kill()?;
-    }
+    end_engine(&bad)?;
     let key_file = bad.state_dir().join("wireguard.keys");
     let keys = std::fs::read(&key_file).expect("the key file");
     std::fs::write(&key_file, "garbage").expect("written");
@@ -484,7 +543,7 @@ fn a_damaged_key_file_and_a_taken_port_are_clear_errors_and_never_plaintext() ->
         answers(&b, a.ipv4().expect("an address"))
     })?;
     drop(talker);
-    assert!(answers(&a, b.ipv4()?) && engines(&good).len() == 1);
+    assert!(answers(&a, b.ipv4()?) && runs_engine(&good));
     is_only_wireguard(&capture.stop()?);
     Ok(())
 }
@@ -517,7 +576,7 @@ fn replacing_all_keys_under_load_resets_no_connection_and_loses_next_to_nothing(
             report.sent
         );
     }
-    assert!(lab.hosts().all(|host| engines(&host).len() == 1));
+    assert!(lab.hosts().all(|host| runs_engine(&host)));
     let captured = capture.stop()?;
     assert_eq!(captured.vxlan().filter(|packet| !PROBES.contains(&packet.vni)).count(), 0);
     Ok(())

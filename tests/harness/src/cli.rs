@@ -36,6 +36,9 @@ enum Command {
         /// Force how every meshd encapsulates
         #[arg(long)]
         encapsulation: Option<Encapsulation>,
+        /// What carries encrypted networks: automatic, kernel or userspace
+        #[arg(long, default_value = "automatic", value_name = "ENGINE")]
+        wireguard_engine: String,
     },
     /// Take the lab down, all of it; one that is not up is fine
     Down,
@@ -127,13 +130,14 @@ impl Cli {
     pub fn run(self) -> Result<u8> {
         let open = || Lab::open(&self.prefix);
         match self.command {
-            Command::Up { hosts, underlay_mtu, underlay_ipv6, encapsulation } => {
+            Command::Up { hosts, underlay_mtu, underlay_ipv6, encapsulation, wireguard_engine } => {
                 let begin = Instant::now();
                 let mut builder = Lab::builder()
                     .prefix(&self.prefix)
                     .hosts(hosts)
                     .underlay_mtu(underlay_mtu)
-                    .underlay_ipv6(underlay_ipv6);
+                    .underlay_ipv6(underlay_ipv6)
+                    .wireguard_engine(wireguard_engine);
                 if let Some(encapsulation) = encapsulation {
                     builder = builder.encapsulation(encapsulation);
                 }

@@ -33,7 +33,7 @@ pub use error::{Error, Result};
 pub use ip::{ip_batch, ip_batch_in};
 pub use lab::{
     Binaries, Container, ContainerStatus, Encapsulation, GATEWAY, Host, HostStatus, Lab, LabBuilder,
-    OUTSIDE_V4, OUTSIDE_V6, Status,
+    OUTSIDE_V4, OUTSIDE_V6, Status, wireguard_engine,
 };
 pub use netns::{Netns, OwnedNetns};
 pub use poll::{eventually, poll_until};

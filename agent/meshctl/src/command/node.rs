@@ -3,6 +3,7 @@
 use mesh_proto::{Problem, v1};
 use serde::Serialize;
 
+use super::status::chosen;
 use super::{each, ids, in_form, inspect, list_of};
 use crate::cli::Format;
 use crate::cli::node::{Command, Ls, Rm, Update};
@@ -79,6 +80,8 @@ struct Wireguard {
     generation: u32,
     /// What carries encrypted networks on this host: `kernel` or `userspace`; null while none is here.
     engine: Option<String>,
+    /// Why it is this one.
+    engine_reason: Option<String>,
     /// This host's tunnel to the node; all its tunnels for this host itself.
     peers: Vec<Peer>,
 }
@@ -126,6 +129,7 @@ async fn tunnels(client: &Client, node: &Node, keys: &v1::Wireguard) -> Result<W
         port: keys.port,
         generation: keys.keys.keys().max().copied().unwrap_or_default(),
         engine: present(here.wireguard_engine),
+        engine_reason: present(here.wireguard_engine_reason),
         peers: peers.into_iter().map(peer).collect(),
     })
 }
@@ -135,7 +139,10 @@ fn as_details(inspected: &Inspected) -> String {
     let keys = wireguard
         .as_ref()
         .map(|wireguard| format!("UDP {}, key generation {}", wireguard.port, wireguard.generation));
-    let engine = wireguard.as_ref().and_then(|wireguard| wireguard.engine.as_ref());
+    let engine = wireguard.as_ref().and_then(|wireguard| {
+        let engine = wireguard.engine.as_ref()?;
+        Some(chosen(engine, wireguard.engine_reason.as_ref()))
+    });
     let mut text = details([
         ("ID", node.id.clone()),
         ("Name", node.name.clone()),

@@ -56,11 +56,12 @@ struct NameServer {
     malformed: u64,
 }
 
-/// What carries encrypted networks on this host.
+/// What carries encrypted networks on this host, and why that.
 #[derive(Debug, Serialize)]
 struct Wireguard {
     /// `kernel` or `userspace`.
     engine: String,
+    reason: Option<String>,
     /// What the engine in user space dropped since it started.
     drops: Vec<Drops>,
 }
@@ -166,7 +167,10 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         networks: answer.networks,
         services: answer.services,
         name_servers: answer.name_servers.into_iter().map(name_server).collect(),
-        wireguard: present(answer.wireguard_engine).map(|engine| Wireguard { engine, drops }),
+        wireguard: present(answer.wireguard_engine).map(|engine| {
+            let reason = present(answer.wireguard_engine_reason);
+            Wireguard { engine, reason, drops }
+        }),
         connections,
         counters: answer.counters.into_iter().map(counter).collect(),
         problems: answer.problems,
@@ -182,11 +186,10 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
 fn as_text(status: &Status) -> String {
     let node =
         status.node.as_ref().map(|node| format!("{} ({}), {}", node.name, node.id, view::role(node.role)));
-    let encapsulation = match (&status.encapsulation.mode, &status.encapsulation.reason) {
-        (Some(mode), Some(reason)) => format!("{mode} ({reason})"),
-        (Some(mode), None) => mode.clone(),
-        (None, _) => NONE.to_owned(),
-    };
+    let encapsulation =
+        status.encapsulation.mode.as_ref().map(|mode| chosen(mode, status.encapsulation.reason.as_ref()));
+    let wireguard =
+        status.wireguard.as_ref().map(|wireguard| chosen(&wireguard.engine, wireguard.reason.as_ref()));
     let DataPath { interface, address, mtu } = &status.data_path;
     let data_path = interface.as_ref().map(|interface| {
         format!("{interface}, address {}, MTU {}", or_none(address.as_ref()), or_none(*mtu))
@@ -198,9 +201,9 @@ fn as_text(status: &Status) -> String {
         ("Node", or_none(node)),
         ("Manager", or_none(status.manager.as_ref())),
         ("Revision", format!("{} applied of {}", status.applied_revision, status.revision)),
-        ("Encapsulation", encapsulation),
+        ("Encapsulation", or_none(encapsulation)),
         ("Data path", or_none(data_path)),
-        ("WireGuard", or_none(status.wireguard.as_ref().map(|wireguard| &wireguard.engine))),
+        ("WireGuard", or_none(wireguard)),
         ("Endpoints", status.endpoints.to_string()),
         ("Networks", status.networks.to_string()),
         ("Services", status.services.to_string()),
@@ -240,6 +243,11 @@ fn as_text(status: &Status) -> String {
         text += &columns(["VNI", "NETWORK", "COUNTER", "PACKETS", "BYTES"], rows);
     }
     text
+}
+
+/// `direct (set by option)`
+pub(super) fn chosen(what: &str, reason: Option<&String>) -> String {
+    reason.map_or_else(|| what.to_owned(), |reason| format!("{what} ({reason})"))
 }
 
 /// `12 of 131072 entries: app 10, published ports 2`

@@ -158,6 +158,7 @@ fn member_status() -> v1::StatusResponse {
         data_path_interface: "eth0".into(),
         data_path_mtu: 1500,
         wireguard_engine: "userspace".into(),
+        wireguard_engine_reason: "the kernel has no WireGuard".into(),
         wireguard_drops: vec![v1::WireguardDrops { reason: "replayed".into(), packets: 3 }],
         ..v1::StatusResponse::default()
     }
@@ -181,7 +182,11 @@ fn status_tells_everything_of_a_member() {
         "manager": "192.0.2.11:7377", "revision": 9, "applied_revision": 8,
         "encapsulation": {"mode": "direct", "reason": "the kernel has all it takes"},
         "endpoints": 1, "networks": 2, "services": 0, "name_servers": [],
-        "wireguard": {"engine": "userspace", "drops": [{"reason": "replayed", "packets": 3}]},
+        "wireguard": {
+            "engine": "userspace",
+            "reason": "the kernel has no WireGuard",
+            "drops": [{"reason": "replayed", "packets": 3}],
+        },
         "connections": {"capacity": 131_072, "networks": [
             {"vni": 0, "network": null, "entries": 2}, {"vni": 4096, "network": "app", "entries": 10},
         ]},
@@ -195,7 +200,7 @@ fn status_tells_everything_of_a_member() {
     assert_eq!(agent.run("status --format json").json(), expected);
     let text = agent.run("status").text();
     assert!(text.contains("20.0 MiB") && text.contains("mesh0, cannot set MTU: busy"), "{text}");
-    assert!(text.contains("userspace") && text.contains("replayed"), "{text}");
+    assert!(text.contains("userspace (the kernel has no WireGuard)") && text.contains("replayed"), "{text}");
     assert!(text.contains("12 of 131072 entries: published ports 2, app 10"), "{text}");
 }
 

@@ -250,6 +250,7 @@ fn an_inspected_node_has_its_tunnels() {
         state.wireguard = Some(v1::Wireguard { port: 51820, keys });
         state.status.node = Some(node());
         state.status.wireguard_engine = "userspace".into();
+        state.status.wireguard_engine_reason = "set by option".into();
         state.status.wireguard_peers = vec![peer];
     });
     let inspected = agent.run("node inspect h1").json();
@@ -260,10 +261,16 @@ fn an_inspected_node_has_its_tunnels() {
     assert_eq!(inspected["id"], NODE);
     assert_eq!(
         inspected["wireguard"],
-        json!({"port": 51820, "generation": 2, "engine": "userspace", "peers": [peer]})
+        json!({
+            "port": 51820,
+            "generation": 2,
+            "engine": "userspace",
+            "engine_reason": "set by option",
+            "peers": [peer],
+        })
     );
     let text = agent.run("node inspect h1 --format table").text();
-    assert!(text.contains("192.0.2.12:51820") && text.contains("userspace"), "{text}");
+    assert!(text.contains("192.0.2.12:51820") && text.contains("userspace (set by option)"), "{text}");
 }
 
 #[test]

@@ -22,12 +22,13 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, member: &Member) 
         }
         Err(_) => None,
     };
-    let Some(Tunnels { engine, peers, drops }) = known else { return };
+    let Some(Tunnels { engine, reason, peers, drops }) = known else { return };
     let engine = match engine {
         EngineKind::Kernel => "kernel",
         EngineKind::Userspace => "userspace",
     };
     engine.clone_into(&mut response.wireguard_engine);
+    response.wireguard_engine_reason = reason;
     let now = Timestamp::now();
     let mut peers: Vec<_> = peers.into_iter().map(|(id, status)| peer(member, &id, &status, now)).collect();
     peers.sort_by(|a, b| (&a.node_name, &a.node_id).cmp(&(&b.node_name, &b.node_id)));

@@ -3,9 +3,11 @@
 use std::fmt;
 use std::path::PathBuf;
 
+use mesh_kernel::programs::direct_encapsulation;
 use mesh_model::naming;
 use mesh_wireguard::{
-    EngineChoice, EngineCommand, EngineProcess, Error, KernelEngine, Result, WireguardEngine,
+    EngineChoice, EngineCommand, EngineKind, EngineProcess, Error, KernelEngine, Result, WireguardEngine,
+    try_kernel_wireguard,
 };
 
 /// The engine's program, beside this one.
@@ -13,8 +15,9 @@ const PROGRAM: &str = "mesh-wireguard-engine";
 
 /// The host's engines, or their twins in memory. Calls may block.
 pub trait Engines: Send + Sync + fmt::Debug {
-    /// The engine that is to be used, taken over from an earlier agent if it runs.
-    fn open(&self) -> Result<Box<dyn WireguardEngine>>;
+    /// The engine that is to be used, taken over from an earlier agent if it runs, and why it is this one. Whatever another
+    /// engine has left is gone then, and also when this fails because the one that is to be used is not to be had.
+    fn open(&self) -> Result<(Box<dyn WireguardEngine>, String)>;
 
     /// Whether there is a device of that name.
     fn has_device(&self, name: &str) -> bool;
@@ -47,14 +50,45 @@ fn command() -> EngineCommand {
     }
 }
 
+/// What the kernel's engine takes: WireGuard, and that programs may encapsulate packets for it.
+fn try_kernel() -> Result<()> {
+    try_kernel_wireguard()?;
+    direct_encapsulation().map_err(|source| {
+        let action = "encapsulate a packet for it".to_owned();
+        Error::Trial(Box::new(Error::System { action, source }))
+    })
+}
+
+/// Which engine is used, and why. `trial` tells whether the kernel's works.
+fn choose(choice: EngineChoice, trial: impl FnOnce() -> Result<()>) -> Result<(EngineKind, String)> {
+    let set = |kind| (kind, "set by option".to_owned());
+    match choice {
+        EngineChoice::Userspace => Ok(set(EngineKind::Userspace)),
+        EngineChoice::Kernel => trial().map(|()| set(EngineKind::Kernel)),
+        EngineChoice::Automatic => Ok(match trial() {
+            Ok(()) => (EngineKind::Kernel, "a trial showed that the kernel's works".to_owned()),
+            Err(error) => (EngineKind::Userspace, error.to_string()),
+        }),
+    }
+}
+
 impl Engines for HostEngines {
-    fn open(&self) -> Result<Box<dyn WireguardEngine>> {
-        if self.choice == EngineChoice::Kernel {
-            return Err(Error::KernelEngineUntested);
+    fn open(&self) -> Result<(Box<dyn WireguardEngine>, String)> {
+        // Both engines' devices have one name.
+        match choose(self.choice, try_kernel) {
+            Ok((EngineKind::Kernel, reason)) => {
+                EngineProcess::stop_running(&self.run_dir)?;
+                Ok((Box::new(KernelEngine::new()?), reason))
+            }
+            Ok((EngineKind::Userspace, reason)) => {
+                KernelEngine::remove_left(naming::WIREGUARD)?;
+                Ok((Box::new(EngineProcess::connect_or_spawn(&self.run_dir, command())?), reason))
+            }
+            Err(error) => {
+                self.remove_left()?;
+                Err(error)
+            }
         }
-        // A kernel's device of the same name would be in the way.
-        KernelEngine::remove_left(naming::WIREGUARD)?;
-        Ok(Box::new(EngineProcess::connect_or_spawn(&self.run_dir, command())?))
     }
 
     fn has_device(&self, name: &str) -> bool {
@@ -75,12 +109,29 @@ impl Engines for HostEngines {
 mod tests {
     use super::*;
 
+    fn fails() -> Result<()> {
+        Err(Error::Trial(Box::new(Error::DeviceTaken { device: "meshwg0".to_owned() })))
+    }
+
     #[test]
-    fn the_kernels_engine_is_refused_with_what_to_do_instead() {
-        let folder = tempfile::tempdir().unwrap();
-        let run_dir = folder.path().to_owned();
-        let engines = HostEngines { choice: EngineChoice::Kernel, port: 51820, run_dir };
-        let error = engines.open().err().unwrap().to_string();
-        assert!(error.contains("kernel") && error.contains("userspace"), "{error}");
+    fn the_kernels_engine_is_taken_where_a_trial_shows_that_it_works_and_the_reason_says_so() {
+        let (kind, reason) = choose(EngineChoice::Automatic, || Ok(())).unwrap();
+        assert_eq!((kind, reason.as_str()), (EngineKind::Kernel, "a trial showed that the kernel's works"));
+        let (kind, reason) = choose(EngineChoice::Automatic, || Err(Error::NoKernelWireguard)).unwrap();
+        assert_eq!((kind, reason.as_str()), (EngineKind::Userspace, "the kernel has no WireGuard"));
+        let (kind, reason) = choose(EngineChoice::Automatic, fails).unwrap();
+        assert_eq!(kind, EngineKind::Userspace);
+        assert!(reason.contains("failed a trial") && reason.contains("meshwg0"), "{reason}");
+    }
+
+    #[test]
+    fn an_engine_that_was_asked_for_is_taken_or_none() {
+        let untried = || panic!("nobody asked");
+        assert_eq!(choose(EngineChoice::Userspace, untried).unwrap().0, EngineKind::Userspace);
+        let (kind, reason) = choose(EngineChoice::Kernel, || Ok(())).unwrap();
+        assert_eq!((kind, reason.as_str()), (EngineKind::Kernel, "set by option"));
+        assert!(matches!(choose(EngineChoice::Kernel, fails), Err(Error::Trial(_))));
+        let none = choose(EngineChoice::Kernel, || Err(Error::NoKernelWireguard));
+        assert!(matches!(none, Err(Error::NoKernelWireguard)));
     }
 }

@@ -1,9 +1,10 @@
 //! Encrypted networks on this node: its keys, its WireGuard engine, and what both are to do.
 //!
-//! The engine is a process that outlives this one. Each pass of the kernel loop gives it what the view asks for, before
+//! The engine is the kernel's, or a process that outlives this one. Each pass of the kernel loop gives it what the view asks for, before
 //! the datapath sends anything there; whatever goes wrong here, the datapath has no way around it.
 
 mod engines;
+mod follow;
 mod keys;
 pub mod schedule;
 mod wish;
@@ -11,6 +12,7 @@ mod wish;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use mesh_model::{NodeId, Wireguard, naming};
 use mesh_proto::{Problem, ProblemKind};
@@ -21,6 +23,7 @@ use mesh_wireguard::{
 use tokio::sync::watch;
 
 pub use engines::{Engines, HostEngines};
+pub use follow::run as follow;
 pub use keys::run;
 pub use wish::Wish;
 
@@ -32,12 +35,16 @@ pub struct Encryption {
     state: Mutex<State>,
     /// Counts the changes of what is to be announced.
     changed: watch::Sender<u64>,
+    /// Since when another node has two keys and the engine has to be asked which of them is in use, if one has.
+    replacing: watch::Sender<Option<Instant>>,
 }
 
 #[derive(Default)]
 struct State {
     keys: Option<KeyFile>,
     engine: Option<Box<dyn WireguardEngine>>,
+    /// Why it is this one.
+    reason: String,
     /// What the engine has.
     applied: Option<EngineConfig>,
     /// What it was last asked for.
@@ -55,6 +62,8 @@ impl std::fmt::Debug for State {
 pub struct Tunnels {
     /// Which engine it is.
     pub engine: EngineKind,
+    /// Why it is this one.
+    pub reason: String,
     /// What it knows of the other nodes.
     pub peers: BTreeMap<NodeId, PeerStatus>,
     /// Packets that it dropped, by reason.
@@ -75,7 +84,8 @@ pub enum KeyStage {
 impl Encryption {
     /// Nothing is opened or started yet.
     pub fn new(engines: Arc<dyn Engines>, key_file: PathBuf) -> Self {
-        Self { engines, key_file, state: Mutex::default(), changed: watch::Sender::new(0) }
+        let (changed, replacing) = (watch::Sender::new(0), watch::Sender::new(None));
+        Self { engines, key_file, state: Mutex::default(), changed, replacing }
     }
 
     /// What the cluster is to know of this node's keys; `None` for one that has no usable ones. With `newest_alone`, the
@@ -91,6 +101,19 @@ impl Encryption {
     /// Counts the changes of what is to be announced.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changed.subscribe()
+    }
+
+    /// Since when another node has two keys and the engine has to be asked which of them is in use, if one has.
+    fn replacing(&self) -> watch::Receiver<Option<Instant>> {
+        self.replacing.subscribe()
+    }
+
+    /// Lets the engine look which of its keys each node uses.
+    fn follow(&self) -> Result<(), Problem> {
+        match &mut self.lock().engine {
+            Some(engine) => engine.follow().map_err(|error| explain(&error)),
+            None => Ok(()),
+        }
     }
 
     /// Gives the engine what is wished for, starting it if there is none. `mtu` is the largest of an encrypted network on
@@ -113,7 +136,12 @@ impl Encryption {
         let keys = self.keys(state)?.keys().to_vec();
         let engine = match &mut state.engine {
             Some(engine) => engine,
-            none => none.insert(self.engines.open().map_err(|error| explain(&error))?),
+            none => {
+                let (engine, reason) = self.engines.open().map_err(|error| explain(&error))?;
+                tracing::info!(engine = ?engine.kind(), reason, "what carries encrypted networks");
+                state.reason = reason;
+                none.insert(engine)
+            }
         };
         let device_index = match engine.kind() {
             EngineKind::Kernel => naming::WIREGUARD_KERNEL_INDEX,
@@ -134,6 +162,8 @@ impl Encryption {
         }
         state.applied = None;
         engine.apply(&config).map_err(|error| explain(&error))?;
+        let asks = engine.kind() == EngineKind::Kernel && config.has_peers_with_two_keys();
+        self.replacing.send_replace(asks.then(Instant::now));
         state.applied = Some(config);
         Ok(true)
     }
@@ -145,7 +175,8 @@ impl Encryption {
         let Some(engine) = &mut state.engine else { return Ok(None) };
         let EngineStatus { engine, mut peers, drops } = engine.status().map_err(|error| explain(&error))?;
         let known = wish.nodes.iter().filter_map(|(index, node)| Some((node.clone(), peers.remove(index)?)));
-        Ok(Some(Tunnels { engine, peers: known.collect(), drops }))
+        let reason = state.reason.clone();
+        Ok(Some(Tunnels { engine, reason, peers: known.collect(), drops }))
     }
 
     /// How far the node is with replacing its key.
@@ -225,6 +256,9 @@ pub(crate) fn explain(error: &Error) -> Problem {
             .hint("load the module tun, and give meshd access to /dev/net/tun and CAP_NET_ADMIN"),
         Error::KeyFileMode { path, .. } => problem(ProblemKind::Failed)
             .hint(format!("chmod 600 {}, if nobody else can have read it; else remove it", path.display())),
+        Error::NoKernelWireguard | Error::Trial(_) => problem(ProblemKind::Failed).hint(
+            "load the module wireguard, or set wireguard_engine to automatic or userspace in the configuration",
+        ),
         // Errors of the engine's process come as text.
         Error::Remote(text) if text.contains("is taken by another program") => {
             problem(ProblemKind::Conflict).hint(

@@ -131,6 +131,56 @@ fn a_key_is_replaced_step_by_step() {
 }
 
 #[test]
+fn each_engines_device_has_an_index_of_its_own() {
+    let folder = tempfile::tempdir().unwrap();
+    for (of_kernel, index) in
+        [(false, naming::WIREGUARD_USERSPACE_INDEX), (true, naming::WIREGUARD_KERNEL_INDEX)]
+    {
+        let engines = TestEngines { of_kernel, ..TestEngines::default() };
+        let encryption = Encryption::new(Arc::new(engines.clone()), folder.path().join("wireguard.keys"));
+        encryption.apply(Wish::of(&everyone(), &id(1)).as_ref(), 1390).unwrap();
+        assert_eq!(engines.inner.lock().unwrap().config().unwrap().device_index, Some(index));
+        assert_eq!(encryption.status().unwrap().unwrap().reason, "as the test wants it");
+    }
+}
+
+#[tokio::test]
+async fn the_kernels_engine_looks_which_key_a_node_uses_while_one_has_two() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = TestEngines { of_kernel: true, ..TestEngines::default() };
+    let encryption =
+        Arc::new(Encryption::new(Arc::new(engines.clone()), folder.path().join("wireguard.keys")));
+    let following = tokio::spawn(follow(encryption.clone()));
+    let looks = || *engines.looks.lock().unwrap();
+    let apply = |view: &ClusterView| encryption.apply(Wish::of(view, &id(1)).as_ref(), 1390).unwrap();
+    apply(&everyone());
+    assert_eq!(*encryption.replacing().borrow(), None);
+    let mut replacing = everyone();
+    let keys = &mut replacing.nodes.get_mut(&id(2)).unwrap().wireguard.as_mut().unwrap().keys;
+    keys.insert(2, public(9));
+    apply(&replacing);
+    tokio::time::timeout(std::time::Duration::from_secs(20), async {
+        while looks() < 3 {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await
+    .expect("it looks again and again");
+    apply(&everyone());
+    assert_eq!(*encryption.replacing().borrow(), None);
+    following.abort();
+}
+
+#[test]
+fn an_engine_that_is_not_to_be_had_is_a_clear_error_with_what_to_do() {
+    for error in [Error::NoKernelWireguard, Error::Trial(Box::new(Error::NoKernelWireguard))] {
+        let problem = explain(&error);
+        assert!(problem.message.contains("kernel has no WireGuard"), "{problem}");
+        assert!(problem.hint.is_some_and(|hint| hint.contains("wireguard_engine")));
+    }
+}
+
+#[test]
 fn a_port_that_is_taken_and_a_damaged_key_file_are_clear_errors() {
     let folder = tempfile::tempdir().unwrap();
     let (engines, encryption) = encryption(folder.path());

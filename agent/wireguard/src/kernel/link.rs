@@ -15,8 +15,9 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use super::netlink;
 use crate::{Error, Result};
 
-/// Makes a WireGuard device unless there is a device of that name: whether that is one is seen when it is set up.
-pub(super) fn create(name: &str, index: Option<u32>) -> Result<()> {
+/// Makes a WireGuard device unless there is a device of that name: whether that is one is seen when it is set up. Tells
+/// whether it was made.
+pub(super) fn create(name: &str, index: Option<u32>) -> Result<bool> {
     let mut link = LinkMessage::default();
     link.header.index = index.unwrap_or_default();
     link.attributes = vec![
@@ -25,11 +26,11 @@ pub(super) fn create(name: &str, index: Option<u32>) -> Result<()> {
     ];
     match send(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
-            Some(Errno::EEXIST) => Ok(()),
+            Some(Errno::EEXIST) => Ok(false),
             Some(Errno::EOPNOTSUPP) => Err(Error::NoKernelWireguard),
             _ => Err(Error::System { action: format!("make the device {name}"), source: error }),
         },
-        Ok(()) => Ok(()),
+        Ok(()) => Ok(true),
     }
 }
 

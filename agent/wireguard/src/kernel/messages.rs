@@ -15,6 +15,8 @@ use crate::{EngineConfig, Generation, OwnKey, PeerStatus, PublicKey};
 
 /// Peers in one message: an attribute holds at most 64 KiB, and a peer needs about 150 bytes.
 const PEERS_PER_MESSAGE: usize = 200;
+/// How often a peer that is kept alive is sent something, in seconds.
+const KEPT_ALIVE: u16 = 25;
 
 /// A peer of the device, as the kernel has it or is to have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -88,17 +90,55 @@ pub(super) fn changes(
     });
     let changed = desired.iter().filter_map(|(key, peer)| change(*key, peer, configured, device));
     let peers: Vec<WireguardPeer> = removed.chain(changed).collect();
-    let mut messages: Vec<Vec<WireguardAttribute>> = peers
-        .chunks(PEERS_PER_MESSAGE)
-        .map(|chunk| vec![WireguardAttribute::Peers(chunk.to_vec())])
-        .collect();
     if !first.is_empty() {
-        messages.insert(0, first);
+        first.insert(0, WireguardAttribute::IfName(config.device.clone()));
     }
-    for message in &mut messages {
-        message.insert(0, WireguardAttribute::IfName(config.device.clone()));
-    }
-    messages
+    let first = Some(first).filter(|first| !first.is_empty());
+    first.into_iter().chain(in_messages(config, &peers)).collect()
+}
+
+/// The attributes that give each peer's tunnel address to the key which the peer uses, where another has it.
+pub(super) fn moves(config: &EngineConfig, device: &Device) -> Vec<Vec<WireguardAttribute>> {
+    let known = |key: &PublicKey| device.peers.get(key).and_then(|peer| peer.allowed);
+    let moves = desired(config, device).into_iter().filter(|(key, peer)| {
+        // The key that loses it need not be told: an address has one owner.
+        device.peers.contains_key(key) && peer.allowed.is_some() && known(key) != peer.allowed
+    });
+    let moves = moves.map(|(key, peer)| {
+        WireguardPeer(vec![
+            WireguardPeerAttribute::PublicKey(key.0),
+            WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
+            allowed_ips(peer.allowed),
+        ])
+    });
+    in_messages(config, &moves.collect::<Vec<_>>())
+}
+
+/// The attributes that let the device greet all peers, by all their keys: the kernel sends a peer something as soon as it is
+/// to be kept alive. It is not to be kept so any longer.
+pub(super) fn greetings(config: &EngineConfig) -> Vec<Vec<WireguardAttribute>> {
+    let keys = || config.peers.values().flat_map(|peer| peer.keys.values());
+    let kept_alive = |seconds| {
+        keys().map(move |key| {
+            WireguardPeer(vec![
+                WireguardPeerAttribute::PublicKey(key.0),
+                WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
+                WireguardPeerAttribute::PersistentKeepalive(seconds),
+            ])
+        })
+    };
+    [KEPT_ALIVE, 0]
+        .into_iter()
+        .flat_map(|seconds| in_messages(config, &kept_alive(seconds).collect::<Vec<_>>()))
+        .collect()
+}
+
+/// Peers of the device, in messages of a size that the kernel takes.
+fn in_messages(config: &EngineConfig, peers: &[WireguardPeer]) -> Vec<Vec<WireguardAttribute>> {
+    let message = |peers: &[WireguardPeer]| {
+        vec![WireguardAttribute::IfName(config.device.clone()), WireguardAttribute::Peers(peers.to_vec())]
+    };
+    peers.chunks(PEERS_PER_MESSAGE).map(message).collect()
 }
 
 /// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its configuration changed.
@@ -116,16 +156,20 @@ fn change(
     }
     if known.is_none_or(|known| known.allowed != peer.allowed) {
         attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps));
-        let allowed = peer.allowed.map(|address| {
-            WireguardAllowedIp(vec![
-                WireguardAllowedIpAttr::Family(WireguardAddressFamily::Ipv4),
-                WireguardAllowedIpAttr::IpAddr(address.into()),
-                WireguardAllowedIpAttr::Cidr(32),
-            ])
-        });
-        attributes.push(WireguardPeerAttribute::AllowedIps(allowed.into_iter().collect()));
+        attributes.push(allowed_ips(peer.allowed));
     }
     (attributes.len() > 1 || known.is_none()).then_some(WireguardPeer(attributes))
+}
+
+fn allowed_ips(allowed: Option<Ipv4Addr>) -> WireguardPeerAttribute {
+    let allowed = allowed.map(|address| {
+        WireguardAllowedIp(vec![
+            WireguardAllowedIpAttr::Family(WireguardAddressFamily::Ipv4),
+            WireguardAllowedIpAttr::IpAddr(address.into()),
+            WireguardAllowedIpAttr::Cidr(32),
+        ])
+    });
+    WireguardPeerAttribute::AllowedIps(allowed.into_iter().collect())
 }
 
 /// Adds what one message of a dump says to `device`. A peer may be spread over two messages.
@@ -159,8 +203,9 @@ fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mu
             WireguardPeerAttribute::LastHandshake(time) => {
                 // Zero: there was none. The kernel tells the time of day, which may have been set since.
                 let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0);
+                let nanoseconds = u32::try_from(time.nano_seconds).unwrap_or_default();
                 peer.last_handshake = seconds.map(|seconds| {
-                    let at = SystemTime::UNIX_EPOCH + Duration::from_secs(seconds);
+                    let at = SystemTime::UNIX_EPOCH + Duration::new(seconds, nanoseconds);
                     now.duration_since(at).unwrap_or_default()
                 });
             }

@@ -6,14 +6,21 @@
 //! its ingress is not let into the host.
 //!
 //! A kernel device has one private key, and a tunnel address belongs to one key of a peer. When a peer rotates its
-//! key, packets between the first handshake with the new key and the next [`WireguardEngine::apply`] are refused: a
-//! rotation has to apply in quick succession until the status shows the new generation.
+//! key, packets between the first handshake with the new key and the next [`WireguardEngine::follow`] are refused: while
+//! a peer has two keys, that is to be called in quick succession. When this node's own key is another, it greets its
+//! peers at once, by all their keys: neither side waits for the other to have something to send.
 
 mod link;
 mod messages;
 mod netlink;
 
-use std::{collections::BTreeMap, io, net::SocketAddr, time::SystemTime};
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{Ipv4Addr, SocketAddr},
+    thread,
+    time::SystemTime,
+};
 
 use netlink_packet_core_genl::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_generic::{
@@ -23,9 +30,15 @@ use netlink_packet_generic::{
 use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessage};
 use netlink_sys::protocols::NETLINK_GENERIC;
 
+use nix::{
+    net::if_::if_nametoindex,
+    sched::{CloneFlags, unshare},
+};
+
 use self::messages::Device;
 use crate::{
-    EngineConfig, EngineKind, EngineStatus, Error, PublicKey, Result, VXLAN_OVERHEAD, WireguardEngine, sys,
+    EngineConfig, EngineKind, EngineStatus, Error, OwnKey, PeerConfig, PrivateKey, PublicKey, Result,
+    VXLAN_OVERHEAD, WireguardEngine, sys,
 };
 
 /// The kernel's name for it.
@@ -33,10 +46,42 @@ const FAMILY: &str = "wireguard";
 /// Packets that may wait in the device's queue.
 const QUEUE: i32 = 1000;
 
-/// Whether the kernel has WireGuard, in the network namespace of the calling thread. Asking for the netlink family
-/// makes the kernel load its module if there is one and the caller may.
-pub fn kernel_has_wireguard() -> bool {
-    family().is_ok()
+/// Lets the kernel make, set up and start a device as [`KernelEngine`] needs it, in a network namespace that goes when
+/// this returns: nothing of it is ever seen on the host. Asking for WireGuard makes the kernel load its module if there is
+/// one and the caller may.
+pub fn try_kernel_wireguard() -> Result<()> {
+    let tried = thread::Builder::new()
+        .name("wireguard-trial".to_owned())
+        .spawn(|| {
+            // Asked outside: a kernel without WireGuard is told before there is anything to fail.
+            let mut engine = KernelEngine::new()?;
+            unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("make a network namespace"))?;
+            engine.apply(&sample()?)
+        })
+        .map_err(Error::system("start a thread"))?
+        .join();
+    match tried {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(Error::NoKernelWireguard)) => Err(Error::NoKernelWireguard),
+        Ok(Err(error)) => Err(Error::Trial(Box::new(error))),
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}
+
+/// One peer, and what else a device has.
+fn sample() -> Result<EngineConfig> {
+    let keys = BTreeMap::from([(1, PrivateKey::generate()?.public())]);
+    let tunnel_address = Ipv4Addr::new(198, 18, 0, 2);
+    Ok(EngineConfig {
+        device: "meshwgtrial0".to_owned(),
+        device_index: None,
+        listen_port: 51820,
+        vxlan_port: 4789,
+        inner_mtu: 1390,
+        tunnel_address: Ipv4Addr::new(198, 18, 0, 1),
+        keys: vec![OwnKey { generation: 1, private: PrivateKey::generate()?, active: true }],
+        peers: BTreeMap::from([(2, PeerConfig { endpoint: None, tunnel_address, keys })]),
+    })
 }
 
 /// The engine. Unlike the one in user space its device stays when this value is dropped.
@@ -44,18 +89,20 @@ pub fn kernel_has_wireguard() -> bool {
 pub struct KernelEngine {
     family: u16,
     config: Option<EngineConfig>,
+    /// The device is new or has another key, and its peers do not know yet.
+    unknown: bool,
 }
 
 impl KernelEngine {
     /// Finds the kernel's WireGuard, or fails with [`Error::NoKernelWireguard`].
     pub fn new() -> Result<Self> {
-        Ok(Self { family: family()?, config: None })
+        Ok(Self { family: family()?, config: None, unknown: false })
     }
 
     /// Removes the WireGuard device of that name, which an engine has left. A device of another kind stays, and none is no
     /// error.
     pub fn remove_left(device: &str) -> Result<()> {
-        if nix::net::if_::if_nametoindex(device).is_err() {
+        if if_nametoindex(device).is_err() {
             return Ok(());
         }
         match Self::new() {
@@ -68,13 +115,28 @@ impl KernelEngine {
     fn device(&self, name: &str) -> Result<Device> {
         let mut device = Device::default();
         let attributes = vec![WireguardAttribute::IfName(name.to_owned())];
-        let answers = self
-            .ask(WireguardCmd::GetDevice, attributes, NLM_F_REQUEST | NLM_F_DUMP)
-            .map_err(Error::system(format!("read the device {name}")))?;
+        let answers = self.ask(WireguardCmd::GetDevice, attributes, NLM_F_REQUEST | NLM_F_DUMP);
+        let answers = answers.map_err(|source| match source.raw_os_error() {
+            // One of another kind.
+            Some(libc::EOPNOTSUPP) => Error::DeviceTaken { device: name.to_owned() },
+            _ => Error::System { action: format!("read the device {name}"), source },
+        })?;
         for answer in answers {
             messages::read(&answer.attributes, SystemTime::now(), &mut device);
         }
         Ok(device)
+    }
+
+    fn set(&self, config: &EngineConfig, messages: Vec<Vec<WireguardAttribute>>) -> Result<()> {
+        for attributes in messages {
+            self.ask(WireguardCmd::SetDevice, attributes, NLM_F_REQUEST | NLM_F_ACK).map_err(|source| {
+                if source.kind() == io::ErrorKind::AddrInUse {
+                    return Error::PortTaken { port: config.listen_port };
+                }
+                Error::System { action: format!("set up the device {}", config.device), source }
+            })?;
+        }
+        Ok(())
     }
 
     fn ask(
@@ -98,8 +160,15 @@ impl WireguardEngine for KernelEngine {
     fn apply(&mut self, config: &EngineConfig) -> Result<()> {
         config.validate()?;
         let name = &config.device;
-        link::create(name, config.device_index)?;
+        let is_new = link::create(name, config.device_index)?;
         let device = self.device(name)?;
+        let index =
+            if_nametoindex(name.as_str()).map_err(Error::system(format!("find the device {name}")))?;
+        if config.device_index.is_some_and(|wanted| wanted != index) {
+            return Err(Error::DeviceTaken { device: name.clone() });
+        }
+        let own = messages::own_key(config).map(|own| own.private.public());
+        self.unknown |= is_new || device.public != own;
         sys::isolate_device(name)
             .map_err(Error::system(format!("keep the host apart from the device {name}")))?;
         // Endpoints as they were configured before: a peer that moved since is not moved back.
@@ -109,14 +178,7 @@ impl WireguardEngine for KernelEngine {
             .flat_map(|config| config.peers.values())
             .flat_map(|peer| peer.keys.values().map(|key| (*key, peer.endpoint)))
             .collect();
-        for attributes in messages::changes(config, &configured, &device) {
-            self.ask(WireguardCmd::SetDevice, attributes, NLM_F_REQUEST | NLM_F_ACK).map_err(|source| {
-                if source.kind() == io::ErrorKind::AddrInUse {
-                    return Error::PortTaken { port: config.listen_port };
-                }
-                Error::System { action: format!("set up the device {name}"), source }
-            })?;
-        }
+        self.set(config, messages::changes(config, &configured, &device))?;
         let up = sys::configure_device(name, config.inner_mtu + VXLAN_OVERHEAD, QUEUE);
         up.map_err(|source| match source.kind() {
             // The kernel binds the port when the device comes up.
@@ -124,7 +186,19 @@ impl WireguardEngine for KernelEngine {
             _ => Error::System { action: format!("bring up the device {name}"), source },
         })?;
         self.config = Some(config.clone());
+        if self.unknown {
+            self.set(config, messages::greetings(config))?;
+            self.unknown = false;
+        }
         Ok(())
+    }
+
+    fn follow(&mut self) -> Result<()> {
+        let Some(config) = self.config.as_ref().filter(|config| config.has_peers_with_two_keys()) else {
+            return Ok(());
+        };
+        let device = self.device(&config.device)?;
+        self.set(config, messages::moves(config, &device))
     }
 
     fn status(&mut self) -> Result<EngineStatus> {

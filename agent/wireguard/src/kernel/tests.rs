@@ -1,6 +1,6 @@
 use std::time::Duration;
 
-use netlink_packet_wireguard::{WireguardPeer, WireguardPeerAttribute};
+use netlink_packet_wireguard::{WireguardPeer, WireguardPeerAttribute, WireguardTimeSpec};
 
 use super::{messages::changes, *};
 use crate::{OwnKey, PeerConfig, PrivateKey};
@@ -116,6 +116,72 @@ fn the_tunnel_address_follows_the_key_with_the_latest_handshake() {
 }
 
 #[test]
+fn of_two_handshakes_in_one_second_the_later_counts() {
+    let mut config = config();
+    let (old, new) = (config.peers[&2].keys[&1], PrivateKey::generate().unwrap().public());
+    config.peers.get_mut(&2).unwrap().keys.insert(2, new);
+    let mut device = Device::default();
+    let messages = changes(&config, &BTreeMap::new(), &device);
+    apply(&mut device, messages);
+    let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
+    for (key, nano_seconds) in [(old, 100), (new, 200)] {
+        let time = WireguardTimeSpec { seconds: 999, nano_seconds };
+        let attributes =
+            vec![WireguardPeerAttribute::PublicKey(key.0), WireguardPeerAttribute::LastHandshake(time)];
+        let peers = [WireguardAttribute::Peers(vec![WireguardPeer(attributes)])];
+        messages::read(&peers, now, &mut device);
+    }
+    assert_eq!(messages::desired(&config, &device)[&new].allowed, Some(config.peers[&2].tunnel_address));
+}
+
+#[test]
+fn following_moves_the_tunnel_address_and_nothing_else() {
+    let mut config = config();
+    let (old, new) = (config.peers[&2].keys[&1], PrivateKey::generate().unwrap().public());
+    config.peers.get_mut(&2).unwrap().keys.insert(2, new);
+    let mut device = Device::default();
+    let messages = changes(&config, &BTreeMap::new(), &device);
+    apply(&mut device, messages);
+    assert_eq!(messages::moves(&config, &device), Vec::<Vec<WireguardAttribute>>::new());
+    device.peers.get_mut(&new).unwrap().last_handshake = Some(Duration::ZERO);
+    // One peer less is not its business.
+    config.peers.remove(&4);
+    let messages = messages::moves(&config, &device);
+    assert_eq!(messages.len(), 1);
+    apply(&mut device, messages);
+    assert_eq!(device.peers.len(), 4);
+    assert_eq!(device.peers[&new].allowed, Some(config.peers[&2].tunnel_address));
+    // The kernel takes it from the other key, as an address has one owner.
+    device.peers.get_mut(&old).unwrap().allowed = None;
+    assert_eq!(messages::moves(&config, &device), Vec::<Vec<WireguardAttribute>>::new());
+}
+
+#[test]
+fn every_key_of_every_peer_is_greeted_and_none_is_kept_alive_for_long() {
+    let mut config = config();
+    config.peers.get_mut(&2).unwrap().keys.insert(2, PrivateKey::generate().unwrap().public());
+    let mut kept_alive = BTreeMap::new();
+    let mut greeted = 0;
+    for attribute in messages::greetings(&config).iter().flatten() {
+        let WireguardAttribute::Peers(peers) = attribute else { continue };
+        for WireguardPeer(attributes) in peers {
+            let [
+                WireguardPeerAttribute::PublicKey(key),
+                _,
+                WireguardPeerAttribute::PersistentKeepalive(seconds),
+            ] = attributes.as_slice()
+            else {
+                panic!("{attributes:?}")
+            };
+            greeted += usize::from(*seconds > 0);
+            kept_alive.insert(*key, *seconds);
+        }
+    }
+    assert_eq!((kept_alive.len(), greeted), (4, 4));
+    assert!(kept_alive.values().all(|seconds| *seconds == 0));
+}
+
+#[test]
 fn many_peers_are_sent_in_messages_that_fit() {
     let mut config = config();
     let peer = config.peers[&2].clone();
@@ -134,13 +200,19 @@ fn many_peers_are_sent_in_messages_that_fit() {
 }
 
 #[test]
-fn the_probe_agrees_with_what_the_kernel_lets_us_make() {
+fn the_trial_agrees_with_what_the_kernel_lets_us_make_and_leaves_nothing() {
     // A kernel with WireGuard is tested by what uses it; without, everything must say so.
-    if kernel_has_wireguard() {
-        assert!(KernelEngine::new().is_ok());
-    } else {
-        println!("this kernel has no WireGuard: its engine is tested up to the messages only");
-        assert!(matches!(KernelEngine::new(), Err(Error::NoKernelWireguard)));
-        assert!(matches!(link::create("mwgprobe0", None), Err(Error::NoKernelWireguard)));
+    match try_kernel_wireguard() {
+        Ok(()) => assert!(KernelEngine::new().is_ok()),
+        Err(error) => {
+            println!(
+                "this kernel's WireGuard does not work, its engine is tested up to the messages: {error}"
+            );
+            assert!(matches!(error, Error::NoKernelWireguard), "{error}");
+            assert!(matches!(KernelEngine::new(), Err(Error::NoKernelWireguard)));
+            assert!(matches!(link::create("mwgprobe0", None), Err(Error::NoKernelWireguard)));
+        }
     }
+    assert!(if_nametoindex(sample().unwrap().device.as_str()).is_err());
+    sample().unwrap().validate().unwrap();
 }

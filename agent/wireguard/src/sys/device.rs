@@ -65,8 +65,11 @@ pub(crate) fn silence(name: &str) -> io::Result<()> {
 /// Keeps what comes out of the WireGuard device `name` from the host, should nobody else take it, and from being joined to
 /// super-packets: a packet that was joined as part of a tunnel, and is taken out of it, counts as one of that tunnel for ever.
 pub(crate) fn isolate(name: &str) -> io::Result<()> {
-    // No route leads back there, so no source is one that belongs there (RFC 3704, strict).
-    std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/rp_filter"), "1")?;
+    // No route leads back there, so no source is one that belongs there (RFC 3704, strict). Where all devices are set to less
+    // than that: nothing is passed on to other hosts at least.
+    for (key, value) in [("rp_filter", "1"), ("forwarding", "0")] {
+        std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value)?;
+    }
     match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/disable_ipv6"), "1") {
         // A kernel without IPv6.
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}

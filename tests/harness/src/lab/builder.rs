@@ -56,6 +56,11 @@ enum Stage {
     Cluster,
 }
 
+/// The WireGuard engine that hosts of tests use on whatever kernel: `MESH_WIREGUARD_ENGINE`, or `userspace`.
+pub fn wireguard_engine() -> String {
+    std::env::var("MESH_WIREGUARD_ENGINE").unwrap_or_else(|_| "userspace".to_owned())
+}
+
 /// Describes a lab; [`LabBuilder::start`] makes it.
 #[derive(Debug, Clone)]
 #[must_use = "a description of a lab is not a lab yet"]
@@ -66,6 +71,7 @@ pub struct LabBuilder {
     underlay_ipv6: bool,
     cabled: bool,
     encapsulation: Option<Encapsulation>,
+    wireguard_engine: String,
     meshd_args: Vec<String>,
     meshd_config: String,
     init_args: Vec<String>,
@@ -81,6 +87,7 @@ impl LabBuilder {
             underlay_ipv6: false,
             cabled: false,
             encapsulation: None,
+            wireguard_engine: wireguard_engine(),
             meshd_args: Vec::new(),
             meshd_config: String::new(),
             init_args: Vec::new(),
@@ -123,6 +130,12 @@ impl LabBuilder {
     /// Forces meshd's way of encapsulating; its own choice unless set.
     pub fn encapsulation(mut self, encapsulation: Encapsulation) -> Self {
         self.encapsulation = Some(encapsulation);
+        self
+    }
+
+    /// What carries encrypted networks, as meshd's `--wireguard-engine` has it; [`wireguard_engine`] unless set.
+    pub fn wireguard_engine(mut self, engine: impl Into<String>) -> Self {
+        self.wireguard_engine = engine.into();
         self
     }
 
@@ -194,6 +207,7 @@ impl LabBuilder {
             underlay_ipv6: self.underlay_ipv6,
             cabled: self.cabled,
             encapsulation: self.encapsulation,
+            wireguard_engine: self.wireguard_engine.clone(),
             meshd_args: self.meshd_args.clone(),
             meshd_config: self.meshd_config.clone(),
             hosts: hosts.collect(),

@@ -168,6 +168,7 @@ impl Host {
         if let Some(encapsulation) = lab.encapsulation {
             argv.extend(["--encapsulation".to_owned(), encapsulation.as_str().to_owned()]);
         }
+        argv.extend(["--wireguard-engine".to_owned(), lab.wireguard_engine]);
         argv.extend(lab.meshd_args);
         // A socket left by a killed meshd would look like one that is served, until it is connected to.
         let meshd = self.netns.cmd(argv).hostname(self.name()).spawn(&self.log_file())?.detach();

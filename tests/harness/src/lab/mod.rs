@@ -12,7 +12,7 @@ mod underlay;
 use std::{net::IpAddr, path::PathBuf, time::Duration};
 
 pub use binaries::Binaries;
-pub use builder::{Encapsulation, LabBuilder};
+pub use builder::{Encapsulation, LabBuilder, wireguard_engine};
 pub use container::Container;
 pub use host::Host;
 pub use state::{ContainerStatus, HostStatus, Status};
@@ -146,6 +146,11 @@ impl Lab {
     /// Sets the MTU of every underlay device, hosts' included.
     pub fn set_underlay_mtu(&self, mtu: u32) -> Result<()> {
         underlay::set_mtu(&self.state, mtu)
+    }
+
+    /// Changes what carries encrypted networks, for every meshd that is started from now on.
+    pub fn set_wireguard_engine(&self, engine: &str) -> Result<()> {
+        self.dir.update(|state| engine.clone_into(&mut state.wireguard_engine))
     }
 
     /// Moves a floating IPv4 address from one host to another.

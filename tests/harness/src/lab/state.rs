@@ -30,6 +30,7 @@ pub(super) struct LabState {
     /// Two hosts with a cable between them instead of ports on the bridge.
     pub(super) cabled: bool,
     pub(super) encapsulation: Option<Encapsulation>,
+    pub(super) wireguard_engine: String,
     pub(super) meshd_args: Vec<String>,
     pub(super) meshd_config: String,
     pub(super) hosts: Vec<HostState>,
