@@ -45,10 +45,12 @@ pub enum VipError {
     },
 }
 
-/// The virtual address to give a service: the one it wants, or else the first that is not `used`.
+/// The virtual address to give a service: the one it wants, or else the first that is neither `used` nor `chosen`, which is
+/// about to be used.
 pub fn vip(
     layout: &SubnetLayout,
     used: &BTreeSet<IpAddr>,
+    chosen: &BTreeSet<IpAddr>,
     wanted: Option<IpAddr>,
 ) -> Result<IpAddr, VipError> {
     let subnet = layout.subnet();
@@ -66,10 +68,10 @@ pub fn vip(
             Ok(address)
         };
     }
-    // Both go up together until they part.
-    let mut used = used.range(first..=last);
+    // Both go up together.
+    let mut used = used.range(first..=last).peekable();
     (0..count)
         .filter_map(|index| block.nth(index))
-        .find(|address| used.next() != Some(address))
+        .find(|address| used.next_if_eq(&address).is_none() && !chosen.contains(address))
         .ok_or(VipError::Exhausted { subnet, first, last })
 }

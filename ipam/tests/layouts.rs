@@ -178,31 +178,36 @@ fn the_last_addresses_of_a_small_subnet_go_to_containers_rather_than_vips() {
 #[test]
 fn vips_are_given_in_order_and_never_the_broadcast_address() {
     let layout = layout("10.0.0.0/28");
-    let mut used = BTreeSet::new();
+    let (mut used, none) = (BTreeSet::new(), BTreeSet::new());
     for expected in ["10.0.0.12", "10.0.0.13", "10.0.0.14"] {
-        let next = vip(&layout, &used, None).unwrap();
+        let next = vip(&layout, &used, &none, None).unwrap();
         assert_eq!(next, ip(expected));
         used.insert(next);
     }
     assert_eq!(
-        vip(&layout, &used, None).unwrap_err().to_string(),
+        vip(&layout, &used, &none, None).unwrap_err().to_string(),
         "all virtual addresses of subnet 10.0.0.0/28, from 10.0.0.12 to 10.0.0.14, are in use"
     );
-    assert!(matches!(vip(&layout, &used, Some(ip("10.0.0.15"))), Err(VipError::Outside { .. })));
-    assert!(matches!(vip(&layout, &used, Some(ip("10.0.0.13"))), Err(VipError::InUse { .. })));
+    assert!(matches!(vip(&layout, &used, &none, Some(ip("10.0.0.15"))), Err(VipError::Outside { .. })));
+    assert!(matches!(vip(&layout, &used, &none, Some(ip("10.0.0.13"))), Err(VipError::InUse { .. })));
     used.remove(&ip("10.0.0.13"));
-    assert_eq!(vip(&layout, &used, Some(ip("10.0.0.13"))), Ok(ip("10.0.0.13")));
-    assert_eq!(vip(&layout, &used, None), Ok(ip("10.0.0.13")));
+    assert_eq!(vip(&layout, &used, &none, Some(ip("10.0.0.13"))), Ok(ip("10.0.0.13")));
+    assert_eq!(vip(&layout, &used, &none, None), Ok(ip("10.0.0.13")));
+    let chosen = [ip("10.0.0.13")].into();
+    assert!(matches!(vip(&layout, &used, &chosen, None), Err(VipError::Exhausted { .. })));
+    used.remove(&ip("10.0.0.14"));
+    assert_eq!(vip(&layout, &used, &chosen, None), Ok(ip("10.0.0.14")));
 }
 
 #[test]
 fn a_vip_outside_the_block_is_refused_with_the_block() {
-    let error = vip(&layout("10.0.0.0/24"), &BTreeSet::new(), Some(ip("10.0.0.7"))).unwrap_err();
+    let error =
+        vip(&layout("10.0.0.0/24"), &BTreeSet::new(), &BTreeSet::new(), Some(ip("10.0.0.7"))).unwrap_err();
     assert_eq!(
         error.to_string(),
         "10.0.0.7 is no virtual address of subnet 10.0.0.0/24: those are from 10.0.0.240 to 10.0.0.254"
     );
-    let error = vip(&layout("10.0.0.0/30"), &BTreeSet::new(), None).unwrap_err();
+    let error = vip(&layout("10.0.0.0/30"), &BTreeSet::new(), &BTreeSet::new(), None).unwrap_err();
     assert_eq!(error.to_string(), "subnet 10.0.0.0/30 is too small to have virtual addresses");
 }
 
@@ -259,7 +264,7 @@ proptest! {
         prop_assert!(!block.contains(layout.gateway()) && !block.contains(layout.subnet().first()));
         prop_assert!(!spec.aux.values().any(|&address| block.contains(address)));
         prop_assert!(block.size() * 4 <= layout.subnet().size());
-        prop_assert!(vip(&layout, &BTreeSet::new(), None).is_ok());
+        prop_assert!(vip(&layout, &BTreeSet::new(), &BTreeSet::new(), None).is_ok());
     }
 
     #[test]

@@ -44,7 +44,9 @@ impl Health {
         // One of which nothing is known counts as healthy.
         let mut changed: BTreeMap<BackendId, bool> =
             gone.iter().filter(|id| known.by_backend.get(id) == Some(&false)).map(|id| (*id, true)).collect();
-        known.by_backend.retain(|id, _| !gone.contains(id));
+        for id in &gone {
+            known.by_backend.remove(id);
+        }
         for (id, is_healthy) in put {
             if known.by_backend.insert(id, is_healthy) != Some(is_healthy) {
                 changed.insert(id, is_healthy);

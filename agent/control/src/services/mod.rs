@@ -70,7 +70,7 @@ fn status(core: &Core, service: &Arc<Service>) -> ServiceStatus {
 }
 
 fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceStatus> {
-    let names = Names::of(&core.feed.view());
+    let names = Names::of(&core.feed.view(), records);
     let states = core.states().borrow().clone();
     let backend = |service: &Service, backend: &Backend| {
         let state = states.get(&backend.node).copied().unwrap_or(NodeState::Unknown);
@@ -117,10 +117,24 @@ struct Names {
 }
 
 impl Names {
-    fn of(view: &View) -> Self {
-        let nodes = view.nodes.values().map(|node| (node.id.clone(), node.name.to_string()));
-        let networks = view.networks.values().map(|network| (network.id.clone(), network.name.to_string()));
-        Self { nodes: nodes.collect(), networks: networks.collect() }
+    /// Those that the records name.
+    fn of(view: &View, records: &[ServiceRecords]) -> Self {
+        let mut names = Self { nodes: BTreeMap::new(), networks: BTreeMap::new() };
+        for ServiceRecords { service, backends } in records {
+            if let Some(network) = view.networks.get(&service.network)
+                && !names.networks.contains_key(&network.id)
+            {
+                names.networks.insert(network.id.clone(), network.name.to_string());
+            }
+            for backend in backends {
+                if let Some(node) = view.nodes.get(&backend.node)
+                    && !names.nodes.contains_key(&node.id)
+                {
+                    names.nodes.insert(node.id.clone(), node.name.to_string());
+                }
+            }
+        }
+        names
     }
 
     fn node(&self, id: &NodeId) -> String {

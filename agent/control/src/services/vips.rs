@@ -53,12 +53,11 @@ fn one(
                 ),
             ));
         };
-        let address = vip(&layout, used, wanted).map_err(|error| problem(view, network, &error))?;
+        let address = vip(&layout, used, &nothing, wanted).map_err(|error| problem(view, network, &error))?;
         return Ok(Some(address));
     }
-    // With what other calls are about to write.
-    let mut taken = None;
-    let mine: Vec<IpAddr> = choosing
+    // What other calls are about to write.
+    let chosen: BTreeSet<IpAddr> = choosing
         .taken()
         .iter()
         .filter_map(|choice| match choice {
@@ -66,13 +65,9 @@ fn one(
             _ => None,
         })
         .collect();
-    if !mine.is_empty() {
-        taken = Some(used.iter().copied().chain(mine).collect());
-    }
-    let used = taken.as_ref().unwrap_or(used);
     let mut failure = None;
     for layout in subnets.filter_map(layout) {
-        match vip(&layout, used, None) {
+        match vip(&layout, used, &chosen, None) {
             Ok(address) => {
                 choosing.take(Choice::Vip(network.id.clone(), address));
                 return Ok(Some(address));

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use mesh_model::{Lease, LeaseState, NetworkId, NodeId, NodeState};
+use mesh_model::{Lease, LeaseState, NetworkId, Node, NodeId, NodeState};
 use mesh_proto::v1::{
     Cede, Delta, EndpointsTaken, ManagerMessage, NodeStateEntry, NodeStates, Ping, PortCheck, Snapshot,
     manager_message::Kind,
@@ -18,7 +18,7 @@ use crate::core::Core;
 use crate::feed::News;
 use crate::limits;
 use crate::sessions::registry::Session;
-use crate::view::{Batch, Level, RecordChange, View};
+use crate::view::{Batch, Level, NetworkRecords, RecordChange, View};
 
 /// Tells the agent everything until the session ends, and returns why.
 pub(super) async fn run(
@@ -56,7 +56,9 @@ impl Writer<'_> {
         let mut reported = self.session.reported();
         // Before what is told in full, so that nothing is missed in between.
         let (mut health, mut endpoints) = (self.core.health.subscribe(), self.core.endpoints.subscribe());
-        let (mut snapshot, mut news) = self.core.feed.subscribe(|view| snapshot(view, self.node));
+        let (known, mut news) = self.core.feed.subscribe(|view| Known::of(view, self.node));
+        // The messages are made while others change the view.
+        let mut snapshot = snapshot(known);
         // A removal before the subscription is not among the news.
         if self.core.records.node(self.node).await?.is_none() {
             return Err(removed(self.node));
@@ -139,13 +141,15 @@ impl Writer<'_> {
         if batch.changes.iter().any(is_removed) {
             return Err(removed(self.node));
         }
-        let with_lease = self.networks_with_lease();
+        let with_lease = batch.changes_interest().then(|| self.networks_with_lease());
         let changes = batch.changes_for(self.node, &mut self.known);
         if !changes.is_empty() {
             self.send(Kind::Delta(Delta { revision: batch.revision, changes: changes.clone() })).await?;
             self.tell_health_of_new(&changes).await?;
-            let gained = self.networks_with_lease().difference(&with_lease).cloned().collect();
-            self.tell_networks_endpoints(&gained).await?;
+            if let Some(with_lease) = with_lease {
+                let gained = self.networks_with_lease().difference(&with_lease).cloned().collect();
+                self.tell_networks_endpoints(&gained).await?;
+            }
         }
         for change in &batch.changes {
             match change {
@@ -177,24 +181,43 @@ struct AgentSnapshot {
     asked: Vec<Lease>,
 }
 
-fn snapshot(view: &View, node: &NodeId) -> AgentSnapshot {
-    let networks: Vec<_> = view.networks_of(node).collect();
+/// What an agent is told of a view.
+struct Known {
+    revision: u64,
+    nodes: Vec<Node>,
+    networks: Vec<(Level, NetworkRecords)>,
+    asked: Vec<Lease>,
+}
+
+impl Known {
+    fn of(view: &View, node: &NodeId) -> Self {
+        let all = view.leases.values().flat_map(BTreeMap::values);
+        Self {
+            revision: view.revision,
+            nodes: view.nodes.values().cloned().collect(),
+            networks: view.networks_of(node).collect(),
+            asked: all.filter(|lease| is_asked(lease, node)).cloned().collect(),
+        }
+    }
+}
+
+fn snapshot(known: Known) -> AgentSnapshot {
+    let Known { revision, nodes, networks, asked } = known;
     let leases = || networks.iter().flat_map(|(_, records)| &records.leases);
     let services = || networks.iter().flat_map(|(_, records)| &records.services);
-    let all = view.leases.values().flat_map(BTreeMap::values);
     AgentSnapshot {
         message: Snapshot {
-            revision: view.revision,
+            revision,
             cluster: None,
-            nodes: view.nodes.values().map(Into::into).collect(),
+            nodes: nodes.iter().map(Into::into).collect(),
             networks: networks.iter().map(|(_, records)| (&records.network).into()).collect(),
             leases: leases().map(Into::into).collect(),
-            managers: crate::enroll::manager_addresses(view.nodes.values()),
+            managers: crate::enroll::manager_addresses(nodes.iter()),
             services: services().map(|records| (&*records.service).into()).collect(),
             backends: services().flat_map(|records| &records.backends).map(|b| (&**b).into()).collect(),
         },
         known: networks.iter().map(|(level, records)| (records.network.id.clone(), *level)).collect(),
-        asked: all.filter(|lease| is_asked(lease, node)).cloned().collect(),
+        asked,
     }
 }
 

@@ -156,6 +156,11 @@ fn now(view: &View, id: &NetworkId, before: &Interest) -> Interest {
 }
 
 impl Batch {
+    /// Whether some node may be told more or less of a network than before.
+    pub(crate) fn changes_interest(&self) -> bool {
+        !self.interest.is_empty()
+    }
+
     /// What a node has to be told of this revision. `known`: how much of which networks it has been told.
     pub(crate) fn changes_for(
         &self,
