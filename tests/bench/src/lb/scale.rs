@@ -85,7 +85,8 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
     let receivers = site::namespaces(&containers);
     let _servers = site::serve(&lab, &receivers)?;
     let client = lab.container(1, "caller", ["--network", NETWORK])?;
-    lab.container(3, "late", ["--network", NETWORK])?;
+    let mut late = lab.container(3, "late", ["--network", NETWORK])?;
+    let mut starts = 0;
     let manager = Manager::connect(&lab.host(1).socket())?;
     let mut vips = Vec::new();
     for level in levels {
@@ -105,23 +106,27 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
             level.change_ms.push(manager.drain_and_activate(&service, &names[0])?);
         }
         for _ in 0..options.turns.rounds {
-            level.load_s.push(load_time(&lab, &vips)?);
+            starts += 1;
+            let (took, container) = load_time(&lab, &vips, starts)?;
+            level.load_s.push(took);
+            late = container;
         }
-        all_answer(lab.container_named("late")?.netns(), &vips)?;
+        all_answer(late.netns(), &vips)?;
         level.manager_memory_mb = crate::attach::resident(&lab.host(1))?;
         level.worker_memory_mb = crate::attach::resident(&lab.host(2))?;
     }
     Ok(())
 }
 
-/// Restarts host 3, so that its kernel has nothing, and measures until services all over the list answer there.
-fn load_time(lab: &Lab, vips: &[Ipv4Addr]) -> anyhow::Result<f64> {
+/// Restarts host 3, so that its kernel has nothing, and measures until services all over the list answer there, in a
+/// container that is called by the number of the start: what ended with the one before may still have its name.
+fn load_time(lab: &Lab, vips: &[Ipv4Addr], start: usize) -> anyhow::Result<(f64, Container)> {
     let host = lab.host(3);
     host.power_off()?;
     host.power_on()?;
     let begin = Instant::now();
     host.start_meshd()?;
-    let container: Container = lab.container(3, "late", ["--network", NETWORK])?;
+    let container = lab.container(3, &format!("late{start}"), ["--network", NETWORK])?;
     let mut missing: Vec<Ipv4Addr> = (0..PROBED).map(|number| vips[number * vips.len() / PROBED]).collect();
     missing.dedup();
     let socket = UdpClient::bind(container.netns(), SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0))?;
@@ -133,7 +138,7 @@ fn load_time(lab: &Lab, vips: &[Ipv4Addr]) -> anyhow::Result<f64> {
         Some(())
     })
     .with_context(|| format!("{} of {PROBED} services do not answer on h3", missing.len()))?;
-    Ok(begin.elapsed().as_secs_f64())
+    Ok((begin.elapsed().as_secs_f64(), container))
 }
 
 /// Every service answers in `netns`.
