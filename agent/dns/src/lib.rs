@@ -52,4 +52,4 @@ pub use message::TTL;
 pub use server::DnsServer;
 pub use sockets::Sockets;
 pub use status::Status;
-pub use zone::{Backend, Endpoint, EndpointMode, Service, Zone, Zones};
+pub use zone::{Backend, Endpoint, EndpointMode, List, Service, Zone, Zones};

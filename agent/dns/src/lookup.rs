@@ -3,12 +3,13 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    sync::Arc,
 };
 
 use hickory_proto::rr::{Name, RecordType};
 use ipnetwork::IpNetwork;
 
-use crate::zone::{EndpointMode, Zone};
+use crate::zone::{Endpoint, EndpointMode, List, Service, Zone};
 
 /// The prefix of the name that stands for all backends of a service.
 const TASKS: &str = "tasks.";
@@ -42,10 +43,23 @@ pub struct Index {
     /// The network's name; the root if it is none that DNS can say.
     apex: Name,
     subnets: Vec<IpNetwork>,
+    services: Vec<Arc<Part<Service>>>,
+    endpoints: Vec<Arc<Part<Endpoint>>>,
+}
+
+/// One part of a list, made ready.
+#[derive(Debug)]
+struct Part<T> {
+    list: Arc<Vec<T>>,
     /// Names in lower case, without the suffix.
-    names: BTreeMap<String, Addresses>,
+    names: Holders,
+    /// Names that names hide.
+    aliases: Holders,
     pointers: BTreeMap<IpAddr, Name>,
 }
+
+/// Who has a name.
+type Holders = BTreeMap<String, Vec<Holder>>;
 
 /// Everything that a name stands for.
 #[derive(Debug, Default, PartialEq, Eq)]
@@ -65,19 +79,21 @@ struct Holder {
 impl Index {
     /// Makes `zone`, of the network called `network`, ready to be asked.
     pub fn new(network: &str, zone: &Zone) -> Self {
+        Self::following(None, network, zone)
+    }
+
+    /// The same, with what is still right of the index that `former` is of the same network: that of the parts which are
+    /// the same `Arc`.
+    pub fn following(former: Option<&Self>, network: &str, zone: &Zone) -> Self {
         let suffix = fold(network);
-        let mut names = BTreeMap::new();
-        for holders in [service_names(zone), endpoint_names(zone), endpoint_aliases(zone)] {
-            for (name, holders) in holders {
-                // Of those who claim a name, the first kind has it.
-                names.entry(name).or_insert_with(|| Addresses::of(&holders));
-            }
-        }
+        let former = former.filter(|former| former.suffix == suffix);
+        let services = former.map(|former| former.services.as_slice());
+        let endpoints = former.map(|former| former.endpoints.as_slice());
         Self {
             apex: absolute(&suffix).unwrap_or_else(Name::root),
             subnets: zone.subnets.clone(),
-            names,
-            pointers: pointers(&suffix, zone),
+            services: parts(&zone.services, services, |list| Part::of_services(&suffix, list)),
+            endpoints: parts(&zone.endpoints, endpoints, |list| Part::of_endpoints(&suffix, list)),
             suffix,
         }
     }
@@ -89,7 +105,7 @@ impl Index {
         }
         let asked = text(name);
         let is_single_label = name.iter().count() == 1;
-        if let Some(addresses) = asked.as_ref().and_then(|asked| self.names.get(asked)) {
+        if let Some(addresses) = asked.as_ref().and_then(|asked| self.known(asked)) {
             // What a single label is in is the root; an alias such as db.example.com is a zone of its own.
             let apex = if is_single_label { Name::root() } else { name.clone() };
             return addresses.answer(record_type, apex);
@@ -99,7 +115,7 @@ impl Index {
             let known = asked
                 .as_deref()
                 .and_then(|asked| asked.strip_suffix(&self.suffix)?.strip_suffix('.'))
-                .and_then(|asked| self.names.get(asked));
+                .and_then(|asked| self.known(asked));
             return match known {
                 Some(addresses) => addresses.answer(record_type, apex),
                 None if *name == self.apex => Answer::NoData { apex },
@@ -113,6 +129,20 @@ impl Index {
             return Answer::NoName { apex: Name::root() };
         }
         Answer::Foreign
+    }
+
+    /// What a name stands for, in lower case and without the suffix. Of those who claim it, the first kind has it.
+    fn known(&self, name: &str) -> Option<Addresses> {
+        let services = || holders(self.services.iter().map(|part| &part.names), name);
+        let endpoints = || holders(self.endpoints.iter().map(|part| &part.names), name);
+        let aliases = || holders(self.endpoints.iter().map(|part| &part.aliases), name);
+        services().or_else(endpoints).or_else(aliases).map(|holders| Addresses::of(&holders))
+    }
+
+    /// The name that has an address.
+    fn pointer(&self, address: &IpAddr) -> Option<&Name> {
+        let service = self.services.iter().find_map(|part| part.pointers.get(address));
+        service.or_else(|| self.endpoints.iter().find_map(|part| part.pointers.get(address)))
     }
 
     /// Whether the name ends in the network's, label by label.
@@ -129,7 +159,7 @@ impl Index {
         };
         let apex = absolute(apex).unwrap_or_else(Name::root);
         if asked.prefix_len() == whole
-            && let Some(pointer) = self.pointers.get(&asked.addr())
+            && let Some(pointer) = self.pointer(&asked.addr())
         {
             return Some(match record_type {
                 RecordType::PTR | RecordType::ANY => Answer::Pointer(pointer.clone()),
@@ -174,64 +204,87 @@ impl Addresses {
     }
 }
 
-fn service_names(zone: &Zone) -> BTreeMap<String, Vec<Holder>> {
-    let mut names = BTreeMap::<String, Vec<Holder>>::new();
-    for service in &zone.services {
-        let backends: Vec<Holder> = service
-            .backends
-            .iter()
-            .map(|backend| Holder { ipv4: backend.ipv4, ipv6: backend.ipv6, healthy: backend.healthy })
-            .collect();
-        names.entry(format!("{TASKS}{}", fold(&service.name))).or_default().extend(&backends);
-        let holders = match service.mode {
-            EndpointMode::Vip { ipv4, ipv6 } => vec![Holder { ipv4, ipv6, healthy: true }],
-            EndpointMode::RoundRobin => backends,
-        };
-        for name in std::iter::once(&service.name).chain(&service.aliases) {
-            names.entry(fold(name)).or_default().extend(&holders);
-        }
+impl<T> Part<T> {
+    fn new(list: &Arc<Vec<T>>) -> Self {
+        let (names, aliases) = (Holders::new(), Holders::new());
+        Self { list: Arc::clone(list), names, aliases, pointers: BTreeMap::new() }
     }
-    names
-}
 
-fn endpoint_names(zone: &Zone) -> BTreeMap<String, Vec<Holder>> {
-    let mut names = BTreeMap::<String, Vec<Holder>>::new();
-    for endpoint in &zone.endpoints {
-        let holder = Holder { ipv4: endpoint.ipv4, ipv6: endpoint.ipv6, healthy: true };
-        names.entry(fold(&endpoint.name)).or_default().push(holder);
-    }
-    names
-}
-
-fn endpoint_aliases(zone: &Zone) -> BTreeMap<String, Vec<Holder>> {
-    let mut names = BTreeMap::<String, Vec<Holder>>::new();
-    for endpoint in &zone.endpoints {
-        let holder = Holder { ipv4: endpoint.ipv4, ipv6: endpoint.ipv6, healthy: endpoint.healthy };
-        for alias in &endpoint.aliases {
-            names.entry(fold(alias)).or_default().push(holder);
-        }
-    }
-    names
-}
-
-fn pointers(suffix: &str, zone: &Zone) -> BTreeMap<IpAddr, Name> {
-    let mut pointers = BTreeMap::new();
-    let mut point = |name: &str, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>| {
+    /// The first who has an address has its pointer.
+    fn point(&mut self, suffix: &str, name: &str, ipv4: Option<Ipv4Addr>, ipv6: Option<Ipv6Addr>) {
         if let Some(name) = absolute(&format!("{}.{suffix}", fold(name))) {
             for address in ipv4.map(IpAddr::from).into_iter().chain(ipv6.map(IpAddr::from)) {
-                pointers.entry(address).or_insert_with(|| name.clone());
+                self.pointers.entry(address).or_insert_with(|| name.clone());
             }
         }
-    };
-    for service in &zone.services {
-        if let EndpointMode::Vip { ipv4, ipv6 } = service.mode {
-            point(&service.name, ipv4, ipv6);
+    }
+}
+
+impl Part<Service> {
+    fn of_services(suffix: &str, list: &Arc<Vec<Service>>) -> Self {
+        let mut part = Self::new(list);
+        for service in &**list {
+            let backends: Vec<Holder> = service
+                .backends
+                .iter()
+                .map(|backend| Holder { ipv4: backend.ipv4, ipv6: backend.ipv6, healthy: backend.healthy })
+                .collect();
+            part.names.entry(format!("{TASKS}{}", fold(&service.name))).or_default().extend(&backends);
+            let holders = match service.mode {
+                EndpointMode::Vip { ipv4, ipv6 } => {
+                    part.point(suffix, &service.name, ipv4, ipv6);
+                    vec![Holder { ipv4, ipv6, healthy: true }]
+                }
+                EndpointMode::RoundRobin => backends,
+            };
+            for name in std::iter::once(&service.name).chain(&service.aliases) {
+                part.names.entry(fold(name)).or_default().extend(&holders);
+            }
         }
+        part
     }
-    for endpoint in &zone.endpoints {
-        point(&endpoint.name, endpoint.ipv4, endpoint.ipv6);
+}
+
+impl Part<Endpoint> {
+    fn of_endpoints(suffix: &str, list: &Arc<Vec<Endpoint>>) -> Self {
+        let mut part = Self::new(list);
+        for endpoint in &**list {
+            let Endpoint { ipv4, ipv6, healthy, .. } = *endpoint;
+            part.point(suffix, &endpoint.name, ipv4, ipv6);
+            let holder = Holder { ipv4, ipv6, healthy: true };
+            part.names.entry(fold(&endpoint.name)).or_default().push(holder);
+            for alias in &endpoint.aliases {
+                part.aliases.entry(fold(alias)).or_default().push(Holder { healthy, ..holder });
+            }
+        }
+        part
     }
-    pointers
+}
+
+/// The index of each part of a list: the former one where the part is the same. Empty parts are left out.
+fn parts<T>(
+    list: &List<T>,
+    former: Option<&[Arc<Part<T>>]>,
+    make: impl Fn(&Arc<Vec<T>>) -> Part<T>,
+) -> Vec<Arc<Part<T>>> {
+    // What is compared by its place in memory is still in use by the former index.
+    let former = former.unwrap_or_default().iter();
+    let former: BTreeMap<*const Vec<T>, &Arc<Part<T>>> =
+        former.map(|part| (Arc::as_ptr(&part.list), part)).collect();
+    let lists = list.parts().iter().filter(|list| !list.is_empty());
+    lists
+        .map(|list| match former.get(&Arc::as_ptr(list)) {
+            Some(part) => Arc::clone(part),
+            None => Arc::new(make(list)),
+        })
+        .collect()
+}
+
+/// All that have a name, in whichever part.
+fn holders<'a>(parts: impl Iterator<Item = &'a Holders>, name: &str) -> Option<Vec<Holder>> {
+    let mut found = parts.filter_map(|names| names.get(name)).peekable();
+    found.peek()?;
+    Some(found.flatten().copied().collect())
 }
 
 /// A configured name as it is looked up.

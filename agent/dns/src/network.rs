@@ -141,8 +141,9 @@ impl Network {
         let mut indexed = self.index.lock().unwrap_or_else(PoisonError::into_inner);
         let index = match &*indexed {
             Some(known) if Arc::ptr_eq(&known.zone, &zone) => Arc::clone(&known.index),
-            _ => {
-                let index = Arc::new(Index::new(&self.name, &zone));
+            former => {
+                let former = former.as_ref().map(|former| &*former.index);
+                let index = Arc::new(Index::following(former, &self.name, &zone));
                 *indexed = Some(Indexed { zone: Arc::clone(&zone), index: Arc::clone(&index) });
                 index
             }

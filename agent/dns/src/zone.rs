@@ -8,8 +8,8 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-/// All networks whose names are served here, by name. Zones that did not change should be passed on as the same `Arc`: their
-/// index is then kept.
+/// All networks whose names are served here, by name. Zones that did not change should be passed on as the same `Arc`, and
+/// so should the parts of their lists: their index is then kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Zones {
     /// Network name to what is in it.
@@ -33,9 +33,50 @@ pub struct Zone {
     /// Whether the network has no way out: no question is forwarded.
     pub internal: bool,
     /// All endpoints of the network that have a name, wherever they are.
-    pub endpoints: Vec<Endpoint>,
+    pub endpoints: List<Endpoint>,
     /// All services of the network.
-    pub services: Vec<Service>,
+    pub services: List<Service>,
+}
+
+/// A list in parts, of which one may change without the others: there may be ten thousand services.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct List<T>(Vec<Arc<Vec<T>>>);
+
+impl<T> List<T> {
+    /// The list that these parts make.
+    pub fn of_parts(parts: impl IntoIterator<Item = Arc<Vec<T>>>) -> Self {
+        Self(parts.into_iter().collect())
+    }
+
+    /// The parts.
+    pub fn parts(&self) -> &[Arc<Vec<T>>] {
+        &self.0
+    }
+
+    /// All that is in it.
+    pub fn iter(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().flat_map(|part| part.iter())
+    }
+}
+
+impl<T> Default for List<T> {
+    fn default() -> Self {
+        Self(Vec::new())
+    }
+}
+
+/// A list of one part.
+impl<T> FromIterator<T> for List<T> {
+    fn from_iter<I: IntoIterator<Item = T>>(items: I) -> Self {
+        Self(vec![Arc::new(items.into_iter().collect())])
+    }
+}
+
+/// A list of one part.
+impl<T> From<Vec<T>> for List<T> {
+    fn from(items: Vec<T>) -> Self {
+        Self(vec![Arc::new(items)])
+    }
 }
 
 /// One endpoint.

@@ -1,12 +1,15 @@
 //! Files that are whole or absent, whatever happens while they are written.
 
 use std::fs::{self, File, OpenOptions};
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+
+/// So many bytes are written at once.
+const BUFFER: usize = 64 << 10;
 
 /// Ends the name of a file that is still being written.
 const UNFINISHED: &str = ".tmp";
@@ -51,13 +54,21 @@ pub enum Survives {
 
 /// Replaces the file at `path` (mode 0600) by `bytes`, in one step for every reader.
 pub fn write(path: &Path, bytes: &[u8], survives: Survives) -> Result<(), FileError> {
+    replace(path, survives, |file| file.write_all(bytes)).map_err(FileError::io("write", path))
+}
+
+fn replace(
+    path: &Path,
+    survives: Survives,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<()> {
     let mut unfinished = path.as_os_str().to_owned();
     unfinished.push(UNFINISHED);
     let unfinished = PathBuf::from(unfinished);
     let written = (|| {
         let mut file =
             OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        file.write_all(bytes)?;
+        write(&mut file)?;
         if survives == Survives::PowerLoss {
             file.sync_all()?;
         }
@@ -71,15 +82,18 @@ pub fn write(path: &Path, bytes: &[u8], survives: Survives) -> Result<(), FileEr
         // A full disk must not keep the half that fitted; what matters is the error that led here.
         let _ = fs::remove_file(&unfinished);
     }
-    written.map_err(FileError::io("write", path))
+    written
 }
 
-/// [`write`] of a value as JSON.
+/// [`write`] of a value as JSON, which is never in memory as a whole: of a large cluster it is a hundred megabytes.
 pub fn write_json<T: Serialize>(path: &Path, value: &T, survives: Survives) -> Result<(), FileError> {
-    let mut bytes = serde_json::to_vec_pretty(value)
-        .map_err(|source| FileError::Content { path: path.to_owned(), source })?;
-    bytes.push(b'\n');
-    write(path, &bytes, survives)
+    let written = replace(path, survives, |file| {
+        let mut buffer = BufWriter::with_capacity(BUFFER, file);
+        serde_json::to_writer_pretty(&mut buffer, value)?;
+        buffer.write_all(b"\n")?;
+        buffer.flush()
+    });
+    written.map_err(FileError::io("write", path))
 }
 
 /// Reads a value that [`write_json`] wrote; `None` when there is no such file.

@@ -50,13 +50,15 @@ impl SharedKernel {
         &self,
         call: impl FnOnce(&mut dyn Kernel) -> R + Send + 'static,
     ) -> R {
-        let kernel = self.0.clone();
-        blocking(move || {
-            // What a panic has left of the kernel is found by the next observation.
-            let mut kernel = kernel.lock().unwrap_or_else(PoisonError::into_inner);
-            call(kernel.as_mut())
-        })
-        .await
+        let kernel = self.clone();
+        blocking(move || kernel.call_here(call)).await
+    }
+
+    /// The same, on the calling thread, which may block.
+    pub(crate) fn call_here<R>(&self, call: impl FnOnce(&mut dyn Kernel) -> R) -> R {
+        // What a panic has left of the kernel is found by the next observation.
+        let mut kernel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        call(kernel.as_mut())
     }
 }
 

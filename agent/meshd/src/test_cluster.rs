@@ -3,7 +3,10 @@
 use std::collections::BTreeMap;
 
 use mesh_model::cluster::Cluster;
-use mesh_model::{Availability, Lease, LeaseState, Network, Node, NodeId, Role, Subnet};
+use mesh_model::{
+    Affinity, Availability, Backend, BackendState, EndpointMode, Lease, LeaseState, Network, Node, NodeId,
+    Role, Service, Subnet,
+};
 
 use crate::view::ClusterView;
 
@@ -89,4 +92,40 @@ pub(crate) fn view() -> ClusterView {
     view.leases.insert((network.id.clone(), lease.prefix), lease);
     view.networks.insert(network.id.clone(), network);
     view
+}
+
+/// The service `sN` of the network `app`, with a virtual address.
+pub(crate) fn service(number: u32) -> Service {
+    // Ids of services are random from their first character on.
+    let id = u128::from(number.wrapping_mul(0x9e37_79b9)) << 64 | u128::from(number);
+    Service {
+        id: format!("{id:024x}").parse().unwrap(),
+        name: format!("s{number}").parse().unwrap(),
+        network: network().id,
+        endpoint_mode: EndpointMode::Vip,
+        vip: Some(std::net::Ipv4Addr::from_bits(0x0A40_0800 + number)),
+        vip6: None,
+        ports: Vec::new(),
+        affinity: Affinity::None,
+        health: None,
+        aliases: Vec::new(),
+        labels: BTreeMap::new(),
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    }
+}
+
+/// A backend of that service, on node `hM` where M is its number modulo 3, plus 1.
+pub(crate) fn backend(service: &Service, number: u32) -> Backend {
+    Backend {
+        id: number.try_into().unwrap(),
+        service: service.id.clone(),
+        network: service.network.clone(),
+        endpoint: format!("{number:024x}").parse().unwrap(),
+        name: format!("c{number}").parse().unwrap(),
+        node: format!("{:024x}", number % 3 + 1).parse().unwrap(),
+        ipv4: Some(std::net::Ipv4Addr::from_bits(0x0A40_0000 + number)),
+        ipv6: None,
+        state: BackendState::Active,
+        created_at: jiff::Timestamp::UNIX_EPOCH,
+    }
 }

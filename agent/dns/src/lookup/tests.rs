@@ -46,7 +46,8 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
             endpoint("web.2", &["www", "shop.example.com"], "10.64.0.7", false),
             endpoint("web", &["old"], "10.64.0.8", false),
             endpoint("web.4", &["old"], "10.64.0.9", false),
-        ],
+        ]
+        .into(),
         services: vec![
             Service {
                 name: "web".into(),
@@ -61,7 +62,8 @@ static INDEX: LazyLock<Index> = LazyLock::new(|| {
                 backends: vec![backend("10.64.0.9", false), backend("10.64.0.8", false)],
             },
             Service { name: "empty".into(), mode: EndpointMode::RoundRobin, ..Service::default() },
-        ],
+        ]
+        .into(),
     };
     Index::new("App", &zone)
 });
@@ -177,10 +179,28 @@ fn arbitrary_zone() -> impl Strategy<Value = Zone> {
     let service = (select(&NAMES[..]), aliases(), mode, vec(backend, 0..4))
         .prop_map(|(name, aliases, mode, backends)| Service { name: name.into(), aliases, mode, backends });
     (vec(endpoint, 0..5), vec(service, 0..3)).prop_map(|(endpoints, services)| Zone {
-        endpoints,
-        services,
+        endpoints: endpoints.into(),
+        services: services.into(),
         subnets: vec!["10.64.0.0/20".parse().unwrap()],
         ..Zone::default()
+    })
+}
+
+/// Two zones of which the second has some parts of the first, and others.
+fn two_zones() -> impl Strategy<Value = (Zone, Zone)> {
+    fn mixed<T: Clone>(first: &[List<T>], second: &[List<T>], kept: &[bool]) -> List<T> {
+        let both = first.iter().zip(second).zip(kept);
+        List::of_parts(both.flat_map(|((a, b), kept)| if *kept { a } else { b }.parts().to_vec()))
+    }
+    (vec(arbitrary_zone(), 4), vec(arbitrary_zone(), 4), vec(any::<bool>(), 4)).prop_map(|(a, b, kept)| {
+        let services = |zones: &[Zone]| zones.iter().map(|zone| zone.services.clone()).collect::<Vec<_>>();
+        let endpoints = |zones: &[Zone]| zones.iter().map(|zone| zone.endpoints.clone()).collect::<Vec<_>>();
+        let zone = |kept: &[bool]| Zone {
+            services: mixed(&services(&a), &services(&b), kept),
+            endpoints: mixed(&endpoints(&a), &endpoints(&b), kept),
+            ..a[0].clone()
+        };
+        (zone(&[true; 4]), zone(&kept))
     })
 }
 
@@ -201,6 +221,38 @@ fn all_addresses(zone: &Zone) -> BTreeSet<IpAddr> {
 }
 
 proptest! {
+    #[test]
+    fn an_index_that_follows_another_answers_as_a_new_one(
+        (before, zone) in two_zones(),
+        asked in select(&NAMES[..]),
+    ) {
+        let following = Index::following(Some(&Index::new("net", &before)), "net", &zone);
+        let new = Index::new("net", &zone);
+        for record_type in [RecordType::A, RecordType::AAAA] {
+            for asked in [asked.to_owned(), format!("tasks.{asked}")] {
+                let asked = name(&asked);
+                prop_assert_eq!(following.lookup(&asked, record_type), new.lookup(&asked, record_type));
+            }
+        }
+        for address in all_addresses(&before).into_iter().chain(all_addresses(&zone)) {
+            let asked = Name::from(address);
+            prop_assert_eq!(following.lookup(&asked, RecordType::PTR), new.lookup(&asked, RecordType::PTR));
+        }
+    }
+
+    #[test]
+    fn in_how_many_parts_a_list_is_makes_no_difference(zone in arbitrary_zone(), asked in select(&NAMES[..])) {
+        fn singly<T: Clone>(list: &List<T>) -> List<T> {
+            List::of_parts(list.iter().map(|item| Arc::new(vec![item.clone()])))
+        }
+        let parted =
+            Zone { services: singly(&zone.services), endpoints: singly(&zone.endpoints), ..zone.clone() };
+        let (parted, whole) = (Index::new("net", &parted), Index::new("net", &zone));
+        for record_type in [RecordType::A, RecordType::AAAA] {
+            prop_assert_eq!(parted.lookup(&name(asked), record_type), whole.lookup(&name(asked), record_type));
+        }
+    }
+
     #[test]
     fn every_answer_is_of_the_zone_and_of_the_asked_type(zone in arbitrary_zone(), asked in select(&NAMES[..])) {
         let index = Index::new("net", &zone);
@@ -228,7 +280,8 @@ proptest! {
     ) {
         let mut zone = zone;
         let address = Ipv4Addr::new(10, 64, 1, last);
-        zone.endpoints.push(endpoint("Only-Me", &[], &address.to_string(), false));
+        let new = endpoint("Only-Me", &[], &address.to_string(), false);
+        zone.endpoints = zone.endpoints.iter().cloned().chain([new]).collect();
         let index = Index::new("net", &zone);
         prop_assert_eq!(
             index.lookup(&name("only-me"), RecordType::A),
@@ -250,7 +303,7 @@ proptest! {
             backends: backends.iter().map(|(n, healthy)| backend(&format!("10.64.0.{n}"), *healthy)).collect(),
             ..Service::default()
         };
-        let index = Index::new("net", &Zone { services: vec![service], ..Zone::default() });
+        let index = Index::new("net", &Zone { services: vec![service].into(), ..Zone::default() });
         let any_healthy = backends.iter().any(|(_, healthy)| *healthy);
         let expected: BTreeSet<IpAddr> = backends
             .iter()

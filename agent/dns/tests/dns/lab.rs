@@ -249,7 +249,8 @@ fn zones() -> Zones {
                 ..endpoint("db", "10.64.0.5")
             },
             endpoint("web.1", "10.64.0.6"),
-        ],
+        ]
+        .into(),
         services: vec![
             Service {
                 name: "web".into(),
@@ -269,20 +270,21 @@ fn zones() -> Zones {
                 backends: backends(16, 1000),
                 ..Service::default()
             },
-        ],
+        ]
+        .into(),
         ..Zone::default()
     };
     let other = Zone {
         gateways: vec![ip(OTHER)],
         subnets: vec!["10.65.0.0/16".parse().unwrap()],
-        endpoints: vec![endpoint("db", "10.65.0.5"), endpoint("secret", "10.65.0.6")],
+        endpoints: vec![endpoint("db", "10.65.0.5"), endpoint("secret", "10.65.0.6")].into(),
         ..Zone::default()
     };
     let inner = Zone {
         gateways: vec![ip(INNER)],
         subnets: vec!["10.66.0.0/16".parse().unwrap()],
         internal: true,
-        endpoints: vec![endpoint("db", "10.66.0.5")],
+        endpoints: vec![endpoint("db", "10.66.0.5")].into(),
         ..Zone::default()
     };
     // Internal: what it does not know does not exist.
@@ -291,13 +293,15 @@ fn zones() -> Zones {
         endpoints: vec![Endpoint {
             aliases: vec!["www.example.com".into()],
             ..endpoint("www", "198.51.100.1")
-        }],
+        }]
+        .into(),
         services: vec![Service {
             name: "many.example.com".into(),
             mode: EndpointMode::RoundRobin,
             backends: backends(32, 300),
             ..Service::default()
-        }],
+        }]
+        .into(),
         ..Zone::default()
     };
     let networks = [("app", app), ("other", other), ("inner", inner), ("outside", outside)];

@@ -54,7 +54,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
             response.problems.push(format!("no session with a manager: {}", state.session_problem));
         }
         response.problems.extend(state.service_problems.iter().cloned());
-        response.services = u32::try_from(state.view.services.values().count()).unwrap_or(u32::MAX);
+        response.services = u32::try_from(state.view.services.len()).unwrap_or(u32::MAX);
     });
     let names = member.names.report();
     response.problems.extend(names.problems);

@@ -19,9 +19,10 @@ use tokio::time::sleep;
 
 use self::keeper::{Keeper, Kept};
 pub use self::zones::NamedEndpoint;
+use self::zones::{Named, Networks};
 use crate::agent::{Agent, State};
 use crate::managers::Backoff;
-use crate::services::with_facts;
+use crate::services::Seen;
 
 /// The port of DNS (RFC 1035, section 4.2).
 const PORT: u16 = 53;
@@ -108,11 +109,13 @@ async fn run(
     let mut news = agent.service_changes();
     let mut passes = agent.passes();
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
+    let mut named = Named::default();
     loop {
         news.mark_unchanged();
-        let now = agent.read(|state| {
-            with_facts(state, agent.id(), |facts| self::zones::zones(state, facts, &published.borrow()))
-        });
+        // What takes its time is made of copies, while others go on.
+        let (seen, networks) =
+            agent.read(|state| (Seen::of(state, agent.id()), Networks::of(state, agent.id())));
+        let now = named.zones(seen, agent.id(), networks, &published.borrow());
         let gateways = now.networks.iter();
         let gateways: BTreeMap<String, BTreeSet<IpAddr>> =
             gateways.map(|(name, zone)| (name.clone(), zone.gateways.iter().copied().collect())).collect();

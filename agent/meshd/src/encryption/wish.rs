@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, SocketAddr};
 
 use mesh_model::wireguard::{peer_indexes, tunnel_address};
-use mesh_model::{Network, Node, NodeId};
+use mesh_model::{Node, NodeId};
 use mesh_planner::services::Records;
 use mesh_wireguard::{OwnKey, PeerConfig, PublicKey};
 
@@ -79,8 +79,8 @@ fn sharing<'v>(view: &'v ClusterView, own: &NodeId) -> Option<BTreeSet<&'v NodeI
     let mut sharing = BTreeSet::new();
     let mut has_part = false;
     for network in view.networks.values().filter(|network| network.encrypted) {
-        let mut published =
-            view.services.values().filter(|records| publishes_in(records, network)).peekable();
+        let of_network = |records: &&Records| records.service.network == network.id;
+        let mut published = view.services.published().filter(of_network).peekable();
         let holders: BTreeSet<_> = view.leases_of(&network.id).map(|lease| &lease.node).collect();
         let held = holders.contains(own);
         if !held && published.peek().is_none() {
@@ -94,10 +94,6 @@ fn sharing<'v>(view: &'v ClusterView, own: &NodeId) -> Option<BTreeSet<&'v NodeI
         sharing.extend(published.flat_map(|records| records.backends.values()).map(|backend| &backend.node));
     }
     has_part.then_some(sharing)
-}
-
-fn publishes_in(records: &Records, network: &Network) -> bool {
-    records.service.network == network.id && !records.service.ports.is_empty()
 }
 
 /// A node as the engine knows it; `None` without a key that can be read.

@@ -3,18 +3,20 @@
 
 mod check;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
 
 use mesh_model::endpoint::NetnsRef;
-use mesh_model::{BackendId, EndpointPhase, HealthCheck};
+use mesh_model::{Backend, BackendId, Endpoint, EndpointId, EndpointPhase, HealthCheck, NodeId, ServiceId};
+use mesh_planner::services::Records;
 use tokio::net::TcpSocket;
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
-use crate::agent::{Agent, State};
+use crate::agent::Agent;
 use crate::host::Host;
+use crate::services::ServiceRecords;
 
 /// What is checked of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -45,45 +47,93 @@ impl Verdict {
     }
 }
 
-/// The backends of this node that are to be checked.
-fn subjects(agent: &Agent, state: &State) -> BTreeMap<BackendId, Subject> {
-    let mut subjects = BTreeMap::new();
-    for records in state.view.services.values() {
-        let Some(check) = &records.service.health else { continue };
-        for backend in records.backends.values().filter(|backend| backend.node == *agent.id()) {
-            let endpoint = state.endpoints.get(&backend.endpoint);
-            let Some(endpoint) = endpoint.filter(|endpoint| endpoint.phase == EndpointPhase::Attached) else {
+/// The backends of this node that are to be checked, by service, and what that was found out from.
+#[derive(Debug, Default)]
+struct Subjects {
+    services: ServiceRecords,
+    endpoints: BTreeMap<EndpointId, Endpoint>,
+    by_service: BTreeMap<ServiceId, BTreeMap<BackendId, Subject>>,
+}
+
+impl Subjects {
+    /// Looks at those services again that may have others than before. Whether any has.
+    fn follow(
+        &mut self,
+        services: ServiceRecords,
+        endpoints: BTreeMap<EndpointId, Endpoint>,
+        node: &NodeId,
+    ) -> bool {
+        let changed: BTreeSet<ServiceId> = if endpoints == self.endpoints {
+            services.changed_since(&self.services).into_iter().cloned().collect()
+        } else {
+            let checked = services.checked().map(|records| records.service.id.clone());
+            checked.chain(self.by_service.keys().cloned()).collect()
+        };
+        let mut differ = false;
+        for id in changed {
+            let now = services.get(&id).map(|records| subjects(records, &endpoints, node));
+            let now = now.filter(|now| !now.is_empty());
+            if now.as_ref() == self.by_service.get(&id) {
                 continue;
+            }
+            differ = true;
+            match now {
+                Some(now) => self.by_service.insert(id, now),
+                None => self.by_service.remove(&id),
             };
-            let Some(address) = endpoint.addresses().next() else { continue };
-            let subject = Subject { check: check.clone(), address, netns: endpoint.netns.clone() };
-            subjects.insert(backend.id, subject);
         }
+        (self.services, self.endpoints) = (services, endpoints);
+        differ
     }
-    subjects
+
+    fn all(&self) -> BTreeMap<BackendId, &Subject> {
+        self.by_service.values().flatten().map(|(id, subject)| (*id, subject)).collect()
+    }
+}
+
+/// Those of one service.
+fn subjects(
+    records: &Records,
+    endpoints: &BTreeMap<EndpointId, Endpoint>,
+    node: &NodeId,
+) -> BTreeMap<BackendId, Subject> {
+    let Some(check) = &records.service.health else { return BTreeMap::new() };
+    let own = records.backends.values().filter(|backend| backend.node == *node);
+    let subject = |backend: &Backend| {
+        let endpoint = endpoints.get(&backend.endpoint);
+        let endpoint = endpoint.filter(|endpoint| endpoint.phase == EndpointPhase::Attached)?;
+        let address = endpoint.addresses().next()?;
+        Some((backend.id, Subject { check: check.clone(), address, netns: endpoint.netns.clone() }))
+    };
+    own.filter_map(subject).collect()
 }
 
 /// Checks this node's backends for ever.
 pub(crate) async fn run(agent: Arc<Agent>, host: Arc<dyn Host>) {
     let mut changes = agent.service_changes();
     let mut checked: BTreeMap<BackendId, (Subject, AbortHandle)> = BTreeMap::new();
+    let mut subjects = Subjects::default();
     let mut tasks = JoinSet::new();
     loop {
         changes.mark_unchanged();
-        let wanted = agent.read(|state| subjects(&agent, state));
-        checked.retain(|id, (subject, task)| {
-            let stays = wanted.get(id) == Some(subject);
-            if !stays {
-                task.abort();
-            }
-            stays
-        });
-        agent.set_checked(&wanted.keys().copied().collect());
-        for (id, subject) in wanted {
-            checked.entry(id).or_insert_with(|| {
-                let task = tasks.spawn(check_for_ever(agent.clone(), host.clone(), id, subject.clone()));
-                (subject, task)
+        let (services, endpoints) =
+            agent.read(|state| (state.view.services.clone(), state.endpoints.clone()));
+        if subjects.follow(services, endpoints, agent.id()) {
+            let wanted = subjects.all();
+            checked.retain(|id, (subject, task)| {
+                let stays = wanted.get(id) == Some(&&*subject);
+                if !stays {
+                    task.abort();
+                }
+                stays
             });
+            agent.set_checked(&wanted.keys().copied().collect());
+            for (id, subject) in wanted {
+                checked.entry(id).or_insert_with(|| {
+                    let task = tasks.spawn(check_for_ever(agent.clone(), host.clone(), id, subject.clone()));
+                    (subject.clone(), task)
+                });
+            }
         }
         tokio::select! {
             _ = changes.changed() => {}

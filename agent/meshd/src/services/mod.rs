@@ -1,6 +1,7 @@
 //! The services' part of the kernel: applied as soon as anything changes that they follow from, and never by a pass.
 
 mod backends;
+pub(crate) mod parts;
 pub mod ports;
 mod records;
 mod soft;
@@ -12,35 +13,30 @@ use std::time::Duration;
 use mesh_kernel::Kernel;
 use mesh_kernel::programs::{AttachedProgram, ProgramsError};
 use mesh_model::{BackendId, Network, NetworkId, Node, NodeId, NodeState};
-use mesh_planner::services::{Dump, Facts, Tables, Update, named_table};
+use mesh_planner::services::{Digest, Dump, Facts, Problem, Records, Tables, Update, named_table};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::records::{ServiceRecords, UnknownService};
 pub(crate) use self::soft::SavedNames;
 pub use self::soft::Soft;
 use crate::agent::{Agent, State};
+use crate::blocking::blocking;
 use crate::encryption::Wish;
 use crate::managers::Backoff;
 use crate::reconcile::SharedKernel;
 
-/// The maps are read and compared this often.
+/// The maps are read and compared this often at most.
 const RESYNC: Duration = Duration::from_secs(30);
+/// Or when so many times what that took has passed, and this often at least.
+const SHARE: u32 = 100;
+const LAST_RESYNC: Duration = Duration::from_mins(5);
 /// Pauses before something is tried again that has failed.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-
-/// Looks at what services follow from beside their own records.
-pub(crate) fn with_facts<R>(state: &State, node: &NodeId, look: impl FnOnce(&Facts<'_>) -> R) -> R {
-    let (down, unhealthy, peers) = (down(state), state.soft.unhealthy(), peers(state, node));
-    look(&Facts {
-        node,
-        nodes: &state.view.nodes,
-        down: &down,
-        networks: &state.view.networks,
-        unhealthy: &unhealthy,
-        peers: &peers,
-    })
-}
+/// So many services are brought up to date at once when all are: their tables are in memory meanwhile.
+const AT_ONCE: usize = 256;
+/// So many services that are not brought up to date are named.
+const PROBLEMS: usize = 5;
 
 fn down(state: &State) -> BTreeSet<NodeId> {
     let down = state.node_states.iter().filter(|(_, state)| **state == NodeState::Down);
@@ -51,13 +47,13 @@ fn peers(state: &State, own: &NodeId) -> BTreeMap<NodeId, u16> {
     Wish::of(&state.view, own).map(|wish| wish.indexes()).unwrap_or_default()
 }
 
-/// All that the services' entries follow from, at one moment.
+/// All that the services' entries follow from, and their names, at one moment.
 #[derive(Debug, Clone)]
-struct Seen {
+pub(crate) struct Seen {
     revision: u64,
     /// How often the programs had been loaded, each time with what maps were there.
     loads: u64,
-    services: ServiceRecords,
+    pub(crate) services: ServiceRecords,
     nodes: BTreeMap<NodeId, Node>,
     networks: BTreeMap<NetworkId, Network>,
     down: BTreeSet<NodeId>,
@@ -65,14 +61,14 @@ struct Seen {
     peers: BTreeMap<NodeId, u16>,
 }
 
-/// What has to be looked at.
-enum Scope<'a> {
+/// The services that have to be looked at.
+pub(crate) enum Scope<'a> {
     All,
     Some(BTreeSet<&'a mesh_model::ServiceId>),
 }
 
 impl Seen {
-    fn of(state: &State, own: &NodeId) -> Self {
+    pub(crate) fn of(state: &State, own: &NodeId) -> Self {
         Self {
             revision: state.view.revision,
             loads: state.loads,
@@ -85,7 +81,7 @@ impl Seen {
         }
     }
 
-    fn facts<'a>(&'a self, node: &'a NodeId) -> Facts<'a> {
+    pub(crate) fn facts<'a>(&'a self, node: &'a NodeId) -> Facts<'a> {
         Facts {
             node,
             nodes: &self.nodes,
@@ -97,7 +93,7 @@ impl Seen {
     }
 
     /// What may want other entries than before.
-    fn changed_since<'a>(&'a self, before: &'a Self) -> Scope<'a> {
+    pub(crate) fn changed_since<'a>(&'a self, before: &'a Self) -> Scope<'a> {
         if self.nodes != before.nodes || self.peers != before.peers {
             return Scope::All;
         }
@@ -116,10 +112,11 @@ impl Seen {
                 self.services.iter().filter(|(_, records)| networks.contains(&records.service.network));
             changed.extend(affected.map(|(id, _)| id));
         }
-        if !nodes.is_empty() || !backends.is_empty() {
-            let affected = self.services.iter().filter(|(_, records)| {
-                records.backends.values().any(|b| nodes.contains(&b.node) || backends.contains(&b.id))
-            });
+        let affected = backends.into_iter().filter_map(|id| self.services.backend(*id));
+        changed.extend(affected.map(|(records, _)| &records.service.id));
+        if !nodes.is_empty() {
+            let on_them = |records: &Records| records.backends.values().any(|b| nodes.contains(&b.node));
+            let affected = self.services.iter().filter(|(_, records)| on_them(records));
             changed.extend(affected.map(|(id, _)| id));
         }
         Scope::Some(changed)
@@ -152,13 +149,15 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
         }
         let (own, now, revision) = (agent.id().clone(), begun.elapsed(), seen.revision);
         let (was_known, given) = (known.is_some(), former.take());
-        let work = move |kernel: &mut dyn Kernel| bring_up_to_date(kernel, known, given, seen, &own, now);
-        let outcome = kernel.call(work).await;
+        let tried = Instant::now();
+        let lent = kernel.clone();
+        let outcome = blocking(move || bring_up_to_date(&lent, known, given, seen, &own, now)).await;
         let mut retry_at = None;
         match outcome {
             Ok((up_to_date, problems)) => {
                 if !was_known {
-                    resync_at = Instant::now() + RESYNC;
+                    // Of ten thousand services it takes its time, and changes wait for it.
+                    resync_at = Instant::now() + (tried.elapsed() * SHARE).clamp(RESYNC, LAST_RESYNC);
                 }
                 backoff.reset();
                 retry_at = up_to_date.tables.due().map(|due| begun + due);
@@ -184,9 +183,10 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
     }
 }
 
-/// One attempt: what is known of the maps afterwards, and what could not be done.
+/// One attempt: what is known of the maps afterwards, and what could not be done. Others have the kernel while it is found
+/// out what is to be done there, which takes longer.
 fn bring_up_to_date(
-    kernel: &mut dyn Kernel,
+    kernel: &SharedKernel,
     known: Option<Known>,
     former: Option<Tables>,
     seen: Seen,
@@ -199,7 +199,7 @@ fn bring_up_to_date(
         let update = match seen.changed_since(&before) {
             Scope::All => tables.update_all(seen.services.iter(), &facts, now),
             Scope::Some(mut changed) => {
-                let waiting: Vec<_> = tables.without_room().cloned().collect();
+                let waiting = tables.may_have_room(now);
                 changed.extend(&waiting);
                 let services = changed.into_iter().map(|id| (id, seen.services.get(id)));
                 tables.update(services, &facts, now)
@@ -207,15 +207,21 @@ fn bring_up_to_date(
         };
         (tables, update)
     } else {
-        let capacity = kernel.programs().maglev_size()?;
+        let capacity = kernel.call_here(|kernel| kernel.programs().maglev_size())?;
         let mut tables = Tables::adopt(capacity, dump(kernel)?, former, now);
-        let update = tables.update_all(seen.services.iter(), &facts, now);
+        let all: Vec<_> = seen.services.iter().collect();
+        for some in all.chunks(AT_ONCE) {
+            let some = some.iter().map(|(id, records)| (*id, Some(*records)));
+            let update = tables.update(some, &facts, now);
+            kernel.call_here(|kernel| apply(kernel, &update))?;
+        }
+        let update = tables.adopted(now);
         (tables, update)
     };
-    let mut problems: Vec<String> = update.problems.iter().map(ToString::to_string).collect();
-    apply(kernel, &update)?;
-    let wanted = seen.services.iter().any(|(_, records)| !records.service.ports.is_empty());
-    let sockets = match follow_sockets(kernel, had_sockets, wanted) {
+    let mut problems = lines(&update.problems);
+    kernel.call_here(|kernel| apply(kernel, &update))?;
+    let wanted = seen.services.published().next().is_some();
+    let sockets = match kernel.call_here(|kernel| follow_sockets(kernel, had_sockets, wanted)) {
         Ok(()) => wanted,
         Err(error) => {
             problems.push(format!("published ports do not answer programs of this host itself: {error}"));
@@ -223,6 +229,15 @@ fn bring_up_to_date(
         }
     };
     Ok((Known { tables, seen, sockets }, problems))
+}
+
+/// Problems as people see them: there may be thousands that say the same of other services.
+fn lines(problems: &BTreeSet<Problem>) -> Vec<String> {
+    let mut lines: Vec<String> = problems.iter().take(PROBLEMS).map(ToString::to_string).collect();
+    if problems.len() > PROBLEMS {
+        lines.push(format!("{} more services are not brought up to date", problems.len() - PROBLEMS));
+    }
+    lines
 }
 
 /// The programs of the host's own sockets stand only where ports are published: they are called for every socket.
@@ -239,8 +254,8 @@ fn follow_sockets(kernel: &mut dyn Kernel, had: Option<bool>, wanted: bool) -> R
 }
 
 /// Reads what the maps hold.
-fn dump(kernel: &mut dyn Kernel) -> Result<Dump, ProgramsError> {
-    let entries = kernel.programs().tables()?;
+fn dump(kernel: &SharedKernel) -> Result<Dump, ProgramsError> {
+    let entries = kernel.call_here(|kernel| kernel.programs().tables())?;
     let mut lengths: BTreeMap<u32, u32> = BTreeMap::new();
     for (first, size) in entries.values().filter_map(named_table) {
         let length = lengths.entry(first).or_default();
@@ -249,8 +264,9 @@ fn dump(kernel: &mut dyn Kernel) -> Result<Dump, ProgramsError> {
     let mut tables = BTreeMap::new();
     for (first, length) in lengths.into_iter().filter(|(_, length)| *length > 0) {
         // What lies past the array's end is no table; the entry that names it is written anew.
-        if let Ok(backends) = kernel.programs().read_maglev(first, length) {
-            tables.insert(first, backends);
+        let read = kernel.call_here(|kernel| kernel.programs().read_maglev(first, length));
+        if let Ok(backends) = read {
+            tables.insert(first, Digest::of(&backends));
         }
     }
     Ok(Dump { entries, tables })
@@ -275,3 +291,6 @@ fn apply(kernel: &mut dyn Kernel, update: &Update) -> Result<(), ProgramsError> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

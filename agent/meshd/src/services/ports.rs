@@ -109,7 +109,7 @@ pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
     loop {
         changes.mark_unchanged();
         let ports: BTreeSet<u16> = agent.read(|state| {
-            let ports = state.view.services.values().flat_map(|records| &records.service.ports);
+            let ports = state.view.services.published().flat_map(|records| &records.service.ports);
             ports.map(|port| port.published).collect()
         });
         if let Err(error) = reservation.set(&ports)

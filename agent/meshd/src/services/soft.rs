@@ -16,8 +16,8 @@ pub(crate) type Names = BTreeMap<NetworkId, BTreeMap<EndpointId, NamedEndpoint>>
 /// Soft state: it is told anew at the start of each session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Soft {
-    /// What a manager said of other nodes' backends.
-    told: BTreeMap<BackendId, bool>,
+    /// The backends of other nodes that do not pass, as a manager said.
+    told: BTreeSet<BackendId>,
     /// What this node found out about its own; nothing yet about some.
     found: BTreeMap<BackendId, Option<bool>>,
     /// Other nodes' endpoints.
@@ -40,9 +40,9 @@ impl Soft {
 
     /// The backends that are known not to pass. What this node found out itself goes before what it was told.
     pub fn unhealthy(&self) -> BTreeSet<BackendId> {
-        let told = self.told.iter().filter(|(id, healthy)| !**healthy && !self.found.contains_key(id));
+        let told = self.told.iter().filter(|id| !self.found.contains_key(id));
         let found = self.found.iter().filter(|(_, healthy)| **healthy == Some(false));
-        told.map(|(id, _)| *id).chain(found.map(|(id, _)| *id)).collect()
+        told.copied().chain(found.map(|(id, _)| *id)).collect()
     }
 
     /// What there is to tell a manager of this node's backends.
@@ -84,12 +84,18 @@ impl Soft {
         let unheard = nodes(&message.unheard)?;
         if message.all {
             let stays = |id: &BackendId| {
-                let mut records = view.services.values();
-                records.any(|r| r.backends.get(id).is_some_and(|backend| unheard.contains(&backend.node)))
+                let backend = view.services.backend(*id);
+                backend.is_some_and(|(_, backend)| unheard.contains(&backend.node))
             };
-            self.told.retain(|id, _| stays(id));
+            self.told.retain(stays);
         }
-        self.told.extend(put);
+        for (id, healthy) in put {
+            if healthy {
+                self.told.remove(&id);
+            } else {
+                self.told.insert(id);
+            }
+        }
         Ok(())
     }
 
@@ -132,9 +138,7 @@ impl Soft {
 
     /// The health of an endpoint of this node: of all services with a check that it is a backend of.
     pub fn health_of(&self, view: &ClusterView, endpoint: &Endpoint) -> &'static str {
-        let checked = view.services.values().filter(|records| {
-            records.service.network == endpoint.network && records.service.health.is_some()
-        });
+        let checked = view.services.checked().filter(|records| records.service.network == endpoint.network);
         let backends = checked.flat_map(|records| records.backends.values());
         let of_endpoint = backends.filter(|backend| backend.endpoint == endpoint.id);
         let mut health = NONE;

@@ -4,11 +4,13 @@
 //! a pass: [`Tables`] mirrors what the maps hold, an update looks at the services that changed and at
 //! nothing else, and the maps are only read at start and now and then to compare.
 
+mod digest;
 mod rendezvous;
 mod space;
 mod tables;
 mod wanted;
 
+pub use digest::Digest;
 pub use space::ALIGNMENT;
 pub use tables::{Dump, NewTable, Problem, Tables, Update};
 pub use wanted::{Facts, Records, named_table};

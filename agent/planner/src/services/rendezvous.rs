@@ -54,8 +54,9 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     let numbers: Vec<u32> = backends.iter().copied().collect();
     let scores: Vec<Scores> = numbers.iter().map(|number| Scores::new(*number, size)).collect();
     let mut held: Vec<Vec<Bid>> = numbers.iter().map(|_| Vec::with_capacity(limit + limit / 4)).collect();
-    for (entry, (score, best)) in (0..).zip(best(&scores, size)) {
-        held[best as usize].push(Bid { score, entry });
+    for (entry, best) in (0..).zip(best(&scores, size)) {
+        let [backend, score] = halves(best);
+        held[backend as usize].push(Bid { score, entry });
     }
     // In turns: who has too many entries loses the worst, and those go to their next best. Limits suffice for all entries,
     // so this ends; the order in which it is done makes no difference to the result.
@@ -86,15 +87,13 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     table
 }
 
-/// Each entry's best score, and the index of the backend that it has it with: of equal ones the last.
-fn best(scores: &[Scores], size: u32) -> Vec<(u32, u32)> {
-    let mut best = vec![(0, 0); size as usize];
-    for (backend, scores) in (0..).zip(scores) {
+/// Each entry's best score, as the upper half, and the index of the backend that it has it with: of equal ones the last. As
+/// one number, so that the better of two is found without a branch, which nobody could predict.
+fn best(scores: &[Scores], size: u32) -> Vec<u64> {
+    let mut best = vec![0; size as usize];
+    for (backend, scores) in (0_u64..).zip(scores) {
         for (entry, best) in (0..).zip(&mut best) {
-            let score = scores.of(entry);
-            if score >= best.0 {
-                *best = (score, backend);
-            }
+            *best = (u64::from(scores.of(entry)) << 32 | backend).max(*best);
         }
     }
     best
@@ -170,7 +169,7 @@ const fn halves(hash: u64) -> [u32; 2] {
 }
 
 /// The finaliser of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
-const fn mix(seed: u64) -> u64 {
+pub(super) const fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);

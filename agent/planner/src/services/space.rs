@@ -91,6 +91,11 @@ impl Space {
         }
     }
 
+    /// The most that can be allocated at once now.
+    pub(crate) fn largest(&self) -> u32 {
+        self.by_length.last().map_or(0, |(length, _)| *length)
+    }
+
     /// When the next part will have rested.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         self.resting.front().map(|(until, _, _)| *until)

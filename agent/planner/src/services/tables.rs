@@ -6,6 +6,7 @@ use std::time::Duration;
 use mesh_ebpf_types::{EndpointKey, TableEntry, TableKey};
 use mesh_model::ServiceId;
 
+use super::digest::Digest;
 use super::rendezvous;
 use super::space::Space;
 use super::wanted::{Entries, Facts, Records, Scope, Share};
@@ -72,7 +73,7 @@ pub struct Dump {
     /// All entries of `SERVICES`, `PUBLISHED`, `BACKENDS` and `BACKEND_ADDRESSES`.
     pub entries: BTreeMap<TableKey, TableEntry>,
     /// The tables that those name: by index of their first entry, as long as the longest of the entries says.
-    pub tables: BTreeMap<u32, Vec<u32>>,
+    pub tables: BTreeMap<u32, Digest>,
 }
 
 /// The maps' mirror: what they hold once all steps so far were taken. After one that failed it is wrong, and
@@ -85,7 +86,10 @@ pub struct Tables {
     /// Entries that belong to no service known so far, as a former process left them.
     strays: BTreeMap<TableKey, TableEntry>,
     /// Their tables, by where they begin.
-    stray_picks: BTreeMap<u32, Vec<u32>>,
+    stray_picks: BTreeMap<u32, Digest>,
+    /// What tables were known before the maps were read anew: what is made of the same share needs no making to be
+    /// compared.
+    former: BTreeMap<ServiceId, BTreeMap<Scope, Table>>,
     /// Which backends have an address.
     addresses: BTreeMap<EndpointKey, BTreeSet<u32>>,
     /// Addresses that have none any more, the first to go first.
@@ -108,6 +112,7 @@ struct Held {
 struct Table {
     first: u32,
     share: Share,
+    digest: Digest,
 }
 
 impl Table {
@@ -149,14 +154,15 @@ impl Tables {
             services: BTreeMap::new(),
             strays: BTreeMap::new(),
             stray_picks: BTreeMap::new(),
+            former: BTreeMap::new(),
             addresses: BTreeMap::new(),
             leaving: VecDeque::new(),
             problems: BTreeMap::new(),
         }
     }
 
-    /// The mirror of maps as they were found. An update of all services has to follow: it keeps what is right,
-    /// replaces what is not, and removes what no service has.
+    /// The mirror of maps as they were found. An update of all services has to follow, or updates of some after each other
+    /// and then [`Tables::adopted`]: it keeps what is right, replaces what is not, and removes what no service has.
     ///
     /// `former` is what is known of the maps so far: what rests goes on resting.
     pub fn adopt(capacity: u32, mut dump: Dump, former: Option<Self>, now: Duration) -> Self {
@@ -164,6 +170,7 @@ impl Tables {
         if let Some(former) = former.filter(|former| former.capacity == capacity) {
             tables.space = former.space.only_resting(capacity);
             tables.leaving = former.leaving;
+            tables.former = former.services.into_iter().map(|(id, held)| (id, held.tables)).collect();
         }
         let mut lengths: BTreeMap<u32, u32> = BTreeMap::new();
         for entry in dump.entries.values() {
@@ -175,7 +182,7 @@ impl Tables {
             }
         }
         for (first, length) in lengths {
-            let content = dump.tables.remove(&first).filter(|content| content.len() == length as usize);
+            let content = dump.tables.remove(&first).filter(|content| content.size() == length);
             if let Some(content) = content
                 && tables.space.claim(first, length)
             {
@@ -233,6 +240,14 @@ impl Tables {
         self.finish(draft, now)
     }
 
+    /// The last steps of an adoption, after all services were brought up to date: what none of them has goes.
+    pub fn adopted(&mut self, now: Duration) -> Update {
+        let mut draft = Draft::default();
+        self.wake(now, &mut draft);
+        self.remove_strays(&mut draft);
+        self.finish(draft, now)
+    }
+
     /// The steps to what some services want; `None` for one that is gone. The rest is not touched.
     pub fn update<'a>(
         &mut self,
@@ -247,9 +262,12 @@ impl Tables {
         self.finish(draft, now)
     }
 
-    /// Services that found no room, so that they can be tried again.
-    pub fn without_room(&self) -> impl Iterator<Item = &ServiceId> {
-        self.problems.keys()
+    /// Services that found no room, and for which there may be some by now.
+    pub fn may_have_room(&mut self, now: Duration) -> Vec<ServiceId> {
+        self.space.wake(now);
+        let largest = self.space.largest();
+        let fitting = self.problems.iter().filter(|(_, Problem::NoRoom { size, .. })| *size <= largest);
+        fitting.map(|(id, _)| id.clone()).collect()
     }
 
     fn wake(&mut self, now: Duration, draft: &mut Draft) {
@@ -317,7 +335,7 @@ impl Tables {
 
     fn tables(&mut self, id: &ServiceId, held: &mut Held, wanted: &Entries, draft: &mut Draft) {
         for (scope, share) in &wanted.shares {
-            match self.table(wanted, *scope, share, held, draft) {
+            match self.table(id, wanted, *scope, share, held, draft) {
                 Some(table) => {
                     held.tables.insert(*scope, table);
                 }
@@ -358,6 +376,7 @@ impl Tables {
     /// when there is no room.
     fn table(
         &mut self,
+        id: &ServiceId,
         wanted: &Entries,
         scope: Scope,
         share: &Share,
@@ -368,16 +387,24 @@ impl Tables {
         if let Some(before) = before.filter(|before| before.share == *share) {
             return Some(before.clone());
         }
-        let backends = rendezvous::table(&share.backends, share.size);
-        let found = |first| Table { first, share: share.clone() };
-        if backends.is_empty() {
+        let found = |first, digest| Table { first, share: share.clone(), digest };
+        if share.len() == 0 {
             before.inspect(|before| draft.free(before));
-            return Some(found(0));
+            return Some(found(0, Digest::of(&[])));
         }
-        if before.is_none()
-            && let Some(start) = self.found(wanted, scope, &backends)
-        {
-            return Some(found(start));
+        let mut backends = None;
+        let places = if before.is_none() { self.found(wanted, scope, share.len()) } else { BTreeSet::new() };
+        if !places.is_empty() {
+            let known = self.former.get(id).and_then(|tables| tables.get(&scope));
+            let digest = known.filter(|known| known.share == *share).map(|known| known.digest);
+            let digest = digest.unwrap_or_else(|| {
+                Digest::of(backends.insert(rendezvous::table(&share.backends, share.size)))
+            });
+            let right = places.into_iter().find(|start| self.stray_picks.get(start) == Some(&digest));
+            if let Some(start) = right {
+                self.stray_picks.remove(&start);
+                return Some(found(start, digest));
+            }
         }
         let first = match self.space.allocate(share.len()) {
             Some(first) => {
@@ -388,21 +415,18 @@ impl Tables {
             // is a backend before and after. So a host that dies is out of all services, however full the array.
             None => before.filter(|before| before.len() == share.len())?.first,
         };
+        // Last, since to make a table takes longer than all else, and there may be no room for it.
+        let backends = backends.unwrap_or_else(|| rendezvous::table(&share.backends, share.size));
+        let digest = Digest::of(&backends);
         draft.update.tables.push(NewTable { first, backends });
-        Some(found(first))
+        Some(found(first, digest))
     }
 
-    /// The table that the entries found for a service name, if it is the one wanted.
-    fn found(&mut self, wanted: &Entries, scope: Scope, entries: &[u32]) -> Option<u32> {
+    /// Where the tables of this size are that the entries found for a service name.
+    fn found(&self, wanted: &Entries, scope: Scope, size: u32) -> BTreeSet<u32> {
         let keys = wanted.named.iter().filter(|(_, template)| template.scope() == scope);
         let named = keys.filter_map(|(key, _)| super::named_table(self.strays.get(key)?));
-        let size = u32::try_from(entries.len()).ok()?;
-        let starts: BTreeSet<u32> =
-            named.filter(|(_, found)| *found == size).map(|(start, _)| start).collect();
-        let start =
-            starts.into_iter().find(|start| self.stray_picks.get(start).is_some_and(|t| t == entries))?;
-        self.stray_picks.remove(&start);
-        Some(start)
+        named.filter(|(_, found)| *found == size).map(|(start, _)| start).collect()
     }
 
     /// What a former process left and no service has.
@@ -415,9 +439,10 @@ impl Tables {
                 _ => draft.after.push(key),
             }
         }
-        for (start, entries) in std::mem::take(&mut self.stray_picks) {
-            draft.freed.push((start, u32::try_from(entries.len()).unwrap_or(u32::MAX)));
+        for (start, picks) in std::mem::take(&mut self.stray_picks) {
+            draft.freed.push((start, picks.size()));
         }
+        self.former.clear();
     }
 
     fn finish(&mut self, draft: Draft, now: Duration) -> Update {
