@@ -6,12 +6,25 @@ use mesh_ebpf_types::{Address, Mac};
 
 /// Length of an Ethernet header without VLAN tag.
 pub const ETHERNET: usize = 14;
+/// What an Ethernet header calls IPv4 (RFC 894).
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// What it calls IPv6 (RFC 2464).
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// A frame up to and with the IP packet's traffic class.
+pub const TO_TRAFFIC_CLASS: usize = ETHERNET + 2;
 /// Ethernet header and IPv4 header without options.
 pub const V4: usize = ETHERNET + 20;
 /// What an IPv6 header is longer.
 pub const V6_REST: usize = 20;
 /// Ethernet header and IPv6 header.
 pub const V6: usize = V4 + V6_REST;
+
+/// Type of service, or traffic class, of the IP packet in a frame: DSCP and ECN.
+#[inline(always)]
+pub const fn traffic_class(frame: &[u8; TO_TRAFFIC_CLASS]) -> u8 {
+    let [.., e0, e1, b0, b1] = *frame;
+    if u16::from_be_bytes([e0, e1]) == ETHERTYPE_IPV6 { b0 << 4 | b1 >> 4 } else { b1 }
+}
 
 /// What a frame carries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -108,9 +121,9 @@ impl Headers {
     #[inline(always)]
     pub const fn carries(&self) -> Carries {
         match u16::from_be_bytes(self.half(12)) {
-            0x0800 => Carries::V4,
+            ETHERTYPE_IPV4 => Carries::V4,
             0x0806 => Carries::Arp,
-            0x86dd => Carries::V6,
+            ETHERTYPE_IPV6 => Carries::V6,
             _ => Carries::Other,
         }
     }
@@ -174,12 +187,6 @@ impl Headers {
     #[inline(always)]
     pub const fn hop_limit(&self) -> u8 {
         self.bytes[21]
-    }
-
-    /// Type of service, or traffic class: DSCP and ECN.
-    #[inline(always)]
-    pub const fn traffic_class(&self) -> u8 {
-        if self.is_v6() { (self.bytes[14] << 4) | (self.bytes[15] >> 4) } else { self.bytes[15] }
     }
 
     /// Whether routers must not fragment it: IPv4 with DF set, every IPv6.

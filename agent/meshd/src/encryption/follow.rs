@@ -6,10 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 
 use super::Encryption;
+use crate::blocking::blocking;
 
 /// How often it is looked which key a node uses, soon after keys have become known: that is when they change.
 const LOOK: Duration = Duration::from_millis(2);
@@ -25,7 +25,7 @@ pub async fn run(encryption: Arc<Encryption>) {
         let Ok(Some(since)) = replacing.wait_for(Option::is_some).await.map(|since| *since) else { return };
         let encryption = encryption.clone();
         // What fails here fails in the next pass of the loop too, and is told there.
-        let _ = spawn_blocking(move || encryption.follow()).await;
+        let _ = blocking(move || encryption.follow()).await;
         sleep(pause(since.elapsed())).await;
     }
 }

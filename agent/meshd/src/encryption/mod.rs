@@ -1,7 +1,7 @@
 //! Encrypted networks on this node: its keys, its WireGuard engine, and what both are to do.
 //!
-//! The engine is the kernel's, or a process that outlives this one. Each pass of the kernel loop gives it what the view asks for, before
-//! the datapath sends anything there; whatever goes wrong here, the datapath has no way around it.
+//! The engine is the kernel's, or a process that outlives this one. Each pass of the kernel loop gives it what the view
+//! asks for, before the datapath sends anything there; whatever goes wrong here, the datapath has no way around it.
 
 mod engines;
 mod follow;
@@ -14,6 +14,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
+use mesh_model::wireguard::tunnel_address;
 use mesh_model::{NodeId, Wireguard, naming};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_wireguard::{
@@ -153,7 +154,7 @@ impl Encryption {
             listen_port: self.engines.port(),
             vxlan_port: wish.vxlan_port,
             inner_mtu: mtu,
-            tunnel_address: wish.tunnel_address,
+            tunnel_address: tunnel_address(wish.number),
             peers: wish.peers_beside(&keys),
             keys,
         };

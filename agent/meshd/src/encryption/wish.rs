@@ -1,7 +1,7 @@
 //! What the cluster's records ask of this node's engine. Pure.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use mesh_model::wireguard::{peer_indexes, tunnel_address};
 use mesh_model::{Node, NodeId};
@@ -17,8 +17,6 @@ pub struct Wish {
     pub vxlan_port: u16,
     /// This node's own number.
     pub number: u16,
-    /// This node's address inside the tunnels.
-    pub tunnel_address: Ipv4Addr,
     /// The nodes that share an encrypted network with this one and have announced a key.
     pub peers: BTreeMap<u16, PeerConfig>,
     /// Which nodes these are.
@@ -34,7 +32,6 @@ impl Wish {
         let mut wish = Self {
             vxlan_port: view.cluster.data_path_port,
             number,
-            tunnel_address: tunnel_address(number),
             peers: BTreeMap::new(),
             nodes: BTreeMap::new(),
         };

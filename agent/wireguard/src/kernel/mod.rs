@@ -194,9 +194,7 @@ impl WireguardEngine for KernelEngine {
     }
 
     fn follow(&mut self) -> Result<()> {
-        let Some(config) = self.config.as_ref().filter(|config| config.has_peers_with_two_keys()) else {
-            return Ok(());
-        };
+        let Some(config) = &self.config else { return Ok(()) };
         let device = self.device(&config.device)?;
         self.set(config, messages::moves(config, &device))
     }

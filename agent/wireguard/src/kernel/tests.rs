@@ -62,12 +62,26 @@ fn x25519_public(key: [u8; 32]) -> [u8; 32] {
     boringtun::x25519::PublicKey::from(&boringtun::x25519::StaticSecret::from(key)).to_bytes()
 }
 
+/// What the kernel has once it was given that.
+fn device_of(config: &EngineConfig) -> Device {
+    let mut device = Device::default();
+    let messages = changes(config, &BTreeMap::new(), &device);
+    apply(&mut device, messages);
+    device
+}
+
+/// Lets peer 2 be in the middle of replacing its key: the old one and the new one.
+fn replace_key(config: &mut EngineConfig) -> (PublicKey, PublicKey) {
+    let keys = &mut config.peers.get_mut(&2).unwrap().keys;
+    let (old, new) = (keys[&1], PrivateKey::generate().unwrap().public());
+    keys.insert(2, new);
+    (old, new)
+}
+
 #[test]
 fn applying_leads_to_the_wanted_device_and_applying_again_changes_nothing() {
     let config = config();
-    let mut device = Device::default();
-    let messages = changes(&config, &BTreeMap::new(), &device);
-    apply(&mut device, messages);
+    let device = device_of(&config);
     assert_eq!(device.public, Some(config.keys[0].private.public()));
     assert_eq!(device.listen_port, 51820);
     assert_eq!(device.peers.len(), 3);
@@ -82,9 +96,7 @@ fn applying_leads_to_the_wanted_device_and_applying_again_changes_nothing() {
 #[test]
 fn a_removed_peer_goes_and_one_that_moved_stays_where_it_is() {
     let mut config = config();
-    let mut device = Device::default();
-    let messages = changes(&config, &BTreeMap::new(), &device);
-    apply(&mut device, messages);
+    let mut device = device_of(&config);
     let configured: BTreeMap<_, _> = device.peers.iter().map(|(key, peer)| (*key, peer.endpoint)).collect();
     let moved = config.peers[&3].keys[&1];
     device.peers.get_mut(&moved).unwrap().endpoint = Some(([203, 0, 113, 9], 1234).into());
@@ -99,11 +111,8 @@ fn a_removed_peer_goes_and_one_that_moved_stays_where_it_is() {
 #[test]
 fn the_tunnel_address_follows_the_key_with_the_latest_handshake() {
     let mut config = config();
-    let mut device = Device::default();
-    let messages = changes(&config, &BTreeMap::new(), &device);
-    apply(&mut device, messages);
-    let (old, new) = (config.peers[&2].keys[&1], PrivateKey::generate().unwrap().public());
-    config.peers.get_mut(&2).unwrap().keys.insert(2, new);
+    let mut device = device_of(&config);
+    let (old, new) = replace_key(&mut config);
     device.peers.get_mut(&old).unwrap().last_handshake = Some(Duration::from_secs(50));
     let messages = changes(&config, &BTreeMap::new(), &device);
     apply(&mut device, messages);
@@ -118,11 +127,8 @@ fn the_tunnel_address_follows_the_key_with_the_latest_handshake() {
 #[test]
 fn of_two_handshakes_in_one_second_the_later_counts() {
     let mut config = config();
-    let (old, new) = (config.peers[&2].keys[&1], PrivateKey::generate().unwrap().public());
-    config.peers.get_mut(&2).unwrap().keys.insert(2, new);
-    let mut device = Device::default();
-    let messages = changes(&config, &BTreeMap::new(), &device);
-    apply(&mut device, messages);
+    let (old, new) = replace_key(&mut config);
+    let mut device = device_of(&config);
     let now = SystemTime::UNIX_EPOCH + Duration::from_secs(1000);
     for (key, nano_seconds) in [(old, 100), (new, 200)] {
         let time = WireguardTimeSpec { seconds: 999, nano_seconds };
@@ -137,11 +143,8 @@ fn of_two_handshakes_in_one_second_the_later_counts() {
 #[test]
 fn following_moves_the_tunnel_address_and_nothing_else() {
     let mut config = config();
-    let (old, new) = (config.peers[&2].keys[&1], PrivateKey::generate().unwrap().public());
-    config.peers.get_mut(&2).unwrap().keys.insert(2, new);
-    let mut device = Device::default();
-    let messages = changes(&config, &BTreeMap::new(), &device);
-    apply(&mut device, messages);
+    let (old, new) = replace_key(&mut config);
+    let mut device = device_of(&config);
     assert_eq!(messages::moves(&config, &device), Vec::<Vec<WireguardAttribute>>::new());
     device.peers.get_mut(&new).unwrap().last_handshake = Some(Duration::ZERO);
     // One peer less is not its business.
@@ -159,7 +162,7 @@ fn following_moves_the_tunnel_address_and_nothing_else() {
 #[test]
 fn every_key_of_every_peer_is_greeted_and_none_is_kept_alive_for_long() {
     let mut config = config();
-    config.peers.get_mut(&2).unwrap().keys.insert(2, PrivateKey::generate().unwrap().public());
+    replace_key(&mut config);
     let mut kept_alive = BTreeMap::new();
     let mut greeted = 0;
     for attribute in messages::greetings(&config).iter().flatten() {

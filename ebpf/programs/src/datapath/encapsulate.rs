@@ -1,6 +1,6 @@
 //! To another node: outer headers written here, or by the VXLAN device.
 
-use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER};
 use mesh_ebpf_types::{Block, ENCRYPTED, Encapsulation, Reason, Vni};
@@ -11,9 +11,6 @@ use super::skb::{Refused, Skb, TunnelKey};
 use super::{DROP, PASS, Verdict, encrypt, maps, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
-/// An inner frame up to the IP packet's traffic class.
-pub(super) const INNER: usize = ETHERNET + 2;
-const IPV6: u16 = 0x86dd;
 /// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the sender's device.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
@@ -83,7 +80,9 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
 #[inline(never)]
 fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
     let Some(config) = maps::config() else { return PASS };
-    let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<INNER>(0)) else { return PASS };
+    let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<TO_TRAFFIC_CLASS>(0)) else {
+        return PASS;
+    };
     let outer = vxlan::Encapsulation {
         source,
         destination: remote.to_ne_bytes(),
@@ -103,13 +102,6 @@ fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
         return DROP;
     }
     skb.route(config.underlay_ifindex)
-}
-
-/// The IP packet's traffic class, from the beginning of its frame.
-#[inline(always)]
-pub(super) const fn traffic_class(frame: &[u8; INNER]) -> u8 {
-    let [.., e0, e1, b0, b1] = *frame;
-    if u16::from_be_bytes([e0, e1]) == IPV6 { b0 << 4 | b1 >> 4 } else { b1 }
 }
 
 /// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments cannot be told.

@@ -10,6 +10,7 @@ use aya_ebpf::bindings::{
     BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated as helpers;
+use mesh_ebpf::headers::ETHERTYPE_IPV6;
 use mesh_ebpf::ip::UDP;
 use mesh_ebpf::vxlan::OUTER;
 use mesh_ebpf_types::Mac;
@@ -20,7 +21,7 @@ const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
 const AF_INET: u8 = 2;
-const IPV6_BE: u16 = 0x86dd_u16.to_be();
+const IPV6_BE: u16 = ETHERTYPE_IPV6.to_be();
 const BPF_F_IPV6: u64 = 1 << 7;
 
 /// A helper refused.

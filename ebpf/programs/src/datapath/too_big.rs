@@ -1,7 +1,7 @@
 //! A packet that does not fit the tunnel and must not be fragmented: its sender is told how big it may be.
 
 use mesh_ebpf::checksum;
-use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4};
 use mesh_ebpf::too_big::{self, QUOTE, V4_HEADERS, V6_HEADERS};
 use mesh_ebpf_types::{Reason, Vni};
 
@@ -9,7 +9,6 @@ use super::count::{count, dropped};
 use super::skb::{Refused, Skb};
 use super::{PASS, Verdict};
 
-const IPV4: u16 = 0x0800;
 const NO_SUM: u64 = u64::MAX;
 
 /// Turns the packet into the answer and sends it back. [`PASS`], and nothing changed, where the kernel refuses to cut it.
@@ -28,8 +27,11 @@ pub(super) fn answer(skb: Skb, vni: u32, mtu: u32) -> Verdict {
     }
     let mtu = if mtu > 0xffff { 0xffff } else { mtu as u16 };
     let sum = checksum::from_native(sum as u32);
-    let written =
-        if u16::from_be_bytes(ethernet.half(12)) == IPV4 { v4(skb, mtu, sum) } else { v6(skb, mtu, sum) };
+    let written = if u16::from_be_bytes(ethernet.half(12)) == ETHERTYPE_IPV4 {
+        v4(skb, mtu, sum)
+    } else {
+        v6(skb, mtu, sum)
+    };
     let (back_to, from) = (ethernet.mac(6), ethernet.mac(0));
     ethernet.set_mac(0, back_to);
     ethernet.set_mac(6, from);

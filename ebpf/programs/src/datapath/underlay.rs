@@ -1,7 +1,7 @@
 //! VXLAN from other nodes.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
-use mesh_ebpf::headers::{Buffer, ETHERNET, Headers};
+use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Headers};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
 use mesh_ebpf_types::{
@@ -14,16 +14,13 @@ use super::service::{flows, inbound, published, run_published};
 use super::skb::Skb;
 use super::{DROP, LONG_WAY, PASS, Verdict, maps, receive, received};
 
-const IPV4: u16 = 0x0800;
-const IPV6: u16 = 0x86dd;
-
 #[inline(always)]
 pub(super) fn underlay(skb: Skb) -> Verdict {
     if skb.has_vlan() || skb.is_for_another_host() {
         return PASS;
     }
     match skb.ethertype() {
-        IPV4 => {
+        ETHERTYPE_IPV4 => {
             let mut verdict = flows::arrived(skb);
             if verdict == LONG_WAY {
                 verdict = received::deliver(skb);
@@ -36,7 +33,7 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
                 return verdict;
             }
         }
-        IPV6 => {}
+        ETHERTYPE_IPV6 => {}
         _ => return PASS,
     }
     run_published(skb, published::arrived(skb))

@@ -5,13 +5,12 @@
 //! destination and drops what is for none; and it only lets out what was encrypted with the key of the node whose tunnel
 //! address is the source.
 
-use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER, Outer};
 use mesh_ebpf_types::{FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address, tunnel_peer};
 
 use super::count::dropped;
-use super::encapsulate::{INNER, traffic_class};
 use super::skb::{Refused, Skb};
 use super::{DROP, PASS, TO_KERNEL_WIREGUARD, Verdict, maps, sent};
 
@@ -19,7 +18,6 @@ use super::{DROP, PASS, TO_KERNEL_WIREGUARD, Verdict, maps, sent};
 const HEADERS: usize = OUTER - ETHERNET;
 /// How many bytes an IPv6 header is longer than an IPv4 header.
 const LONGER: usize = 20;
-const IPV6: [u8; 2] = [0x86, 0xdd];
 
 /// Verdict for a frame that is to go to that node through the kernel's WireGuard.
 #[inline(always)]
@@ -44,7 +42,7 @@ pub(super) fn send(skb: Skb) -> Verdict {
 #[inline(always)]
 fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     let config = maps::config().ok_or(Refused)?;
-    let inner = skb.load::<INNER>(0)?;
+    let inner = skb.load::<TO_TRAFFIC_CLASS>(0)?;
     let [d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, e0, e1, ..] = inner;
     let outer = vxlan::Encapsulation {
         source: tunnel_address(config.wireguard_peer),
@@ -58,7 +56,7 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     if let Err(refused) = skb.grow_outer() {
         // It counts as encapsulated since it was received (a container that routes sends such): room alone will do, but for
         // a super-packet, and for IPv6, which the kernel would go on taking it for.
-        if skb.is_gso() || [e0, e1] == IPV6 {
+        if skb.is_gso() || u16::from_be_bytes([e0, e1]) == ETHERTYPE_IPV6 {
             return Err(refused);
         }
         skb.make_room(const { OUTER as i32 })?;
@@ -100,19 +98,19 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
         .ok_or(Reason::UnsupportedProtocol)?;
     let peer = tunnel_peer(outer.source).ok_or(Reason::SpoofedPeer)?;
     let refused = |_| Reason::DecapsulationFailed;
-    let ethertype = buffer.half(OUTER + 12);
+    let ethertype = u16::from_be_bytes(buffer.half(OUTER + 12));
     // The device does not join packets. If somebody has told it to: the kernel would take UDP's for a tunnel's for ever.
-    let next = const { HEADERS + ETHERNET } as u32 + if ethertype == IPV6 { 6 } else { 9 };
+    let next = const { HEADERS + ETHERNET } as u32 + if ethertype == ETHERTYPE_IPV6 { 6 } else { 9 };
     if skb.is_gso() && skb.load::<1>(next).map_err(refused)? != [ip::TCP] {
         return Err(Reason::DecapsulationFailed);
     }
     let tag = FrameTag { vni: outer.vni, peer }.mac();
     match ethertype {
-        [0x08, 0x00] => {
+        ETHERTYPE_IPV4 => {
             skb.shrink_start::<{ HEADERS + ETHERNET }>().map_err(refused)?;
             skb.add_ethernet().map_err(refused)?;
         }
-        IPV6 => ipv6(skb).map_err(refused)?,
+        ETHERTYPE_IPV6 => ipv6(skb).map_err(refused)?,
         _ => return Err(Reason::UnsupportedProtocol),
     }
     buffer.set_mac(OUTER + 6, tag);

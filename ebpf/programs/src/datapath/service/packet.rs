@@ -2,7 +2,7 @@
 
 use core::ptr;
 
-use mesh_ebpf::headers::Buffer;
+use mesh_ebpf::headers::{Buffer, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use mesh_ebpf::ip::{self, FRAGMENT, ICMP, ICMPV6};
 use mesh_ebpf::transport::{Role, ports, role, swapped};
 use mesh_ebpf_types::{Address, Connection, ConnectionKey, Mac, Vni};
@@ -112,8 +112,8 @@ fn headers(skb: Skb, vni: u32) -> u32 {
     packet.tcp_flags = 0;
     packet.target = [0; 2];
     match u16::from_be_bytes(ethernet.half(12)) {
-        0x0800 => headers_v4(skb),
-        0x86dd => headers_v6(skb),
+        ETHERTYPE_IPV4 => headers_v4(skb),
+        ETHERTYPE_IPV6 => headers_v6(skb),
         _ => OTHER,
     }
 }

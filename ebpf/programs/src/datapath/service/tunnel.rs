@@ -1,6 +1,6 @@
 //! Packets of the routing mesh on their way to another node.
 
-use mesh_ebpf::headers::{Buffer, ETHERNET};
+use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::vxlan::{self, OUTER};
 use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, Reason, Vni};
 
@@ -69,16 +69,17 @@ fn secretly(skb: Skb, vni: u32, node: u32) -> Verdict {
 /// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses.
 #[inline(never)]
 fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
-    let (Some(config), Some(packet)) = (maps::config(), maps::packet()) else { return PASS };
-    let Some(source) = config.local.to_v4() else { return PASS };
-    let Ok([tos0, tos1]) = skb.load::<2>(14) else { return PASS };
+    let Some(config) = maps::config() else { return PASS };
+    let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<TO_TRAFFIC_CLASS>(0)) else {
+        return PASS;
+    };
     let outer = vxlan::Encapsulation {
         source,
         destination: node.to_ne_bytes(),
         port: config.vxlan_port,
         vni: Vni::new(vni),
         hash: sent::hash_of(skb),
-        traffic_class: if packet.v6 == 0 { tos1 } else { tos0 << 4 | tos1 >> 4 },
+        traffic_class: traffic_class(&inner),
         length: skb.length(),
     };
     if skb.grow_outer().is_err() {
@@ -87,9 +88,7 @@ fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
     let mut frame = Buffer::<{ OUTER + ETHERNET }>::new();
     outer.write(&mut frame.bytes);
     // The inner Ethernet header names nobody: the VNI says what the packet is.
-    let [e0, e1] = if packet.v6 == 0 { [0x08, 0x00] } else { [0x86, 0xdd] };
-    frame.bytes[OUTER + 12] = e0;
-    frame.bytes[OUTER + 13] = e1;
+    frame.bytes[OUTER + 12..].copy_from_slice(&inner[12..ETHERNET]);
     if skb.store(0, &frame.bytes).is_err() {
         return dropped(skb, Vni::NONE, Reason::EncapsulationFailed);
     }
