@@ -8,6 +8,7 @@ mod entries;
 mod mtu;
 mod removal;
 pub mod services;
+mod stand_ins;
 mod steps;
 mod wanted;
 

@@ -3,10 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
-use mesh_ebpf_types::{
-    HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, MapEntry,
-    MapKey, ProgramKind,
-};
+use mesh_ebpf_types::{HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, MapEntry, MapKey, ProgramKind};
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
 use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
@@ -14,8 +11,8 @@ use mesh_model::{
     Desired, Endpoint, EndpointId, IfName, MacAddr, Mtu, Network, NetworkId, Observed, Prefix, naming,
 };
 
-use crate::entries;
 use crate::mtu::Largest;
+use crate::{entries, stand_ins};
 
 /// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it gets there; packets that
 /// this device is given may be fragmented below it, and fit as long as IP itself can tell their length.
@@ -106,7 +103,7 @@ impl Wanted {
         wanted.put(entries::members(desired));
         let foreign = desired.networks.values().filter(|network| !local.contains_key(&network.id));
         wanted.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
-        wanted.put(observed.own_addresses.iter().map(|address| MapEntry::HostAddress((*address).into())));
+        wanted.put(stand_ins::entries(&observed.own_addresses, &observed.programs.entries));
         for network in local.into_values() {
             wanted.network(desired, network, mtus.network(network));
         }
@@ -131,11 +128,11 @@ impl Wanted {
             self.attach(ProgramKind::Underlay, link.index);
             if desired.underlay.address.is_ipv4() {
                 let source = Some(desired.underlay.address);
-                self.route_to_published(to_published(), source);
+                self.route_to_published(HOST_PUBLISHED_IPV4.into(), source);
                 // Only on hosts that have an address of it.
                 let source = global_ipv6(&observed.own_addresses).map(IpAddr::from);
                 if source.is_some() {
-                    self.route_to_published(to_published_ipv6(), source);
+                    self.route_to_published(HOST_PUBLISHED_IPV6.to_ip(), source);
                 }
             }
         } else {
@@ -145,7 +142,7 @@ impl Wanted {
                 config.underlay_mtu = old.underlay_mtu;
             }
             let routes = observed.host_routes.iter();
-            let kept = [to_published(), to_published_ipv6()].concat();
+            let kept = [HOST_PUBLISHED_IPV4.into(), HOST_PUBLISHED_IPV6.to_ip()].map(to_published);
             self.host_routes.extend(routes.filter(|route| kept.contains(&route.subnet)));
             let attached = observed.programs.attachments.keys();
             self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
@@ -162,8 +159,8 @@ impl Wanted {
     }
 
     /// What the host itself sends to published ports has to come to `host`.
-    fn route_to_published(&mut self, subnets: [Prefix; 2], source: Option<IpAddr>) {
-        self.host_routes.extend(subnets.map(|subnet| HostRoute { subnet, source, mtu: None }));
+    fn route_to_published(&mut self, address: IpAddr, source: Option<IpAddr>) {
+        self.host_routes.insert(HostRoute { subnet: to_published(address), source, mtu: None });
     }
 
     /// A network that has endpoints here.
@@ -184,14 +181,10 @@ impl Wanted {
     }
 }
 
-/// What the host itself speaks to published ports by.
-fn to_published() -> [Prefix; 2] {
-    [HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4].map(|address| Prefix::single(IpAddr::from(address)))
-}
-
-/// The same over IPv6.
-fn to_published_ipv6() -> [Prefix; 2] {
-    [HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV6].map(|address| Prefix::single(address.to_ip()))
+/// What the host itself speaks to published ports by: all addresses that differ from this one in the last byte.
+fn to_published(address: IpAddr) -> Prefix {
+    let len = Prefix::single(address).len() - 8;
+    Prefix::new(address, len).unwrap_or_else(|_| Prefix::single(address))
 }
 
 /// The first address that others can answer.

@@ -21,6 +21,8 @@ pub enum MapKey {
     HostRoute(HostRouteKey),
     /// An entry of `MEMBERS`.
     Member(Address),
+    /// An entry of `STAND_INS`.
+    StandIn(u32),
     /// An entry of `HOST_ADDRESSES`.
     HostAddress(Address),
 }
@@ -42,9 +44,11 @@ pub enum MapEntry {
     HostRoute(HostRouteKey, Vni),
     /// An entry of `MEMBERS`.
     Member(Address, Member),
+    /// An entry of `STAND_INS`: the host's address for which the address of that number stands ([`crate::STAND_INS`]).
+    StandIn(u32, Address),
     /// An entry of `HOST_ADDRESSES`: the host has this address (on any interface but ours), so that published ports
-    /// are taken on it.
-    HostAddress(Address),
+    /// are taken on it; and the number of what stands for it, or 0.
+    HostAddress(Address, u32),
 }
 
 impl MapEntry {
@@ -58,7 +62,8 @@ impl MapEntry {
             Self::Block(key, _) => MapKey::Block(*key),
             Self::HostRoute(key, _) => MapKey::HostRoute(*key),
             Self::Member(key, _) => MapKey::Member(*key),
-            Self::HostAddress(key) => MapKey::HostAddress(*key),
+            Self::StandIn(key, _) => MapKey::StandIn(*key),
+            Self::HostAddress(key, _) => MapKey::HostAddress(*key),
         }
     }
 }

@@ -34,14 +34,15 @@ pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED,
     Connection, ConnectionKey, ConnectionKind, DRAINING, HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE,
     HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6,
-    MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey, REPLY_BIT, Service, ServiceKey,
-    SocketPeer, TableEntry, TableKey, is_host_published, published_vni,
+    MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey, REPLY_BIT, STAND_INS, Service,
+    ServiceKey, SocketPeer, TableEntry, TableKey, host_published, host_published_number, is_host_published,
+    published_vni,
 };
 pub use tag::FrameTag;
 pub use wireguard::{WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_peer};
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
-pub const SCHEMA: u32 = 4;
+pub const SCHEMA: u32 = 5;
 
 /// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
 /// The outer Ethernet header is not among them: a device's MTU does not count it.

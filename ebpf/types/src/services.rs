@@ -53,13 +53,31 @@ pub const LOOPBACK_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 3];
 pub const LOOPBACK_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
 
+/// The numbers, first and last, of the addresses that stand for the host's own, one each, where a port is published on
+/// that address alone: the last byte of `169.254.42.N` and `fd00:6d65:7368::N`.
+pub const STAND_INS: (u8, u8) = (4, 254);
+
+/// The address of that number by which a host itself speaks to published ports.
+#[inline]
+pub const fn host_published(number: u8, v4: bool) -> Address {
+    let of = if v4 { Address::from_v4(HOST_PUBLISHED_IPV4) } else { HOST_PUBLISHED_IPV6 };
+    let [a, b, c, d] = of.words();
+    let [d0, d1, d2, _] = d.to_ne_bytes();
+    Address::from_words([a, b, c, u32::from_ne_bytes([d0, d1, d2, number])])
+}
+
+/// The number of an address by which a host itself speaks to published ports; `None` for others.
+#[inline]
+pub fn host_published_number(address: Address) -> Option<u8> {
+    let [.., number] = address.0;
+    let is_one = address == host_published(number, true) || address == host_published(number, false);
+    (is_one && number >= HOST_PUBLISHED_IPV4[3]).then_some(number)
+}
+
 /// Whether an address is one by which a host itself speaks to published ports.
 #[inline]
 pub fn is_host_published(address: Address) -> bool {
-    address == Address::from_v4(HOST_PUBLISHED_IPV4)
-        || address == HOST_PUBLISHED_IPV6
-        || address == Address::from_v4(LOOPBACK_PUBLISHED_IPV4)
-        || address == LOOPBACK_PUBLISHED_IPV6
+    host_published_number(address).is_some()
 }
 
 /// The VNI of a packet to a published port on its way to the backend of that number: untranslated.

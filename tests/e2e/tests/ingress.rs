@@ -1,6 +1,6 @@
 //! Published ports: every host answers, whoever calls from wherever, and the backend sees who it was.
 
-use std::net::{IpAddr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
 use mesh_e2e::service::{add_backend, any_port, change_backend, create_service, open_connections, web};
@@ -147,6 +147,47 @@ fn a_port_published_on_the_loopback_address_is_for_each_host_itself_alone() -> R
 }
 
 #[test]
+fn a_port_published_on_one_address_is_answered_there_alone_and_to_the_host_itself_too() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = lab(2, encapsulation)?;
+        let (host, other, client) = (lab.host(1), lab.host(2), lab.client());
+        let second = Ipv4Addr::new(192, 168, 77, 50);
+        host.add_address(second)?;
+        // The same port of two addresses of one host, each another service's.
+        let published = [(host.address(), "first", 1), (second, "second", 2)];
+        let mut backends = Vec::new();
+        for (address, name, number) in published {
+            let [tcp, udp] = ["tcp", "udp"].map(|protocol| format!("{address}:8080:80/{protocol}"));
+            create_service(&lab, name, &["-p", &tcp, "-p", &udp])?;
+            backends.push(add_backend(&lab, number, &format!("b{number}"), name)?);
+        }
+        let target = SocketAddr::new(second.into(), 8080);
+        eventually("the address is known", PATIENCE, || ask(&client, target).is_ok())?;
+        for (address, _, number) in published {
+            let target = SocketAddr::new(address.into(), 8080);
+            let callers = [
+                (host.netns(), host.address().into()),
+                (other.netns(), other.address().into()),
+                (&client, lab.client_address()),
+            ];
+            for (caller, its_address) in callers {
+                for answer in both(caller, target)? {
+                    assert_eq!(answer.backend, format!("b{number}"), "by {address} from {}", caller.name());
+                    assert_eq!(answer.client.ip(), its_address, "by {address} from {}", caller.name());
+                }
+            }
+            Connection::open(host.netns(), target)?.download(GIB / 64)?;
+        }
+        for elsewhere in [Ipv4Addr::LOCALHOST, other.address()] {
+            let target = SocketAddr::new(elsewhere.into(), 8080);
+            let error = ask(host.netns(), target).expect_err("not published there").to_string();
+            assert!(error.contains("refused"), "{elsewhere}: {error}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn published_ports_do_not_depend_on_the_hosts_firewall() -> Result<()> {
     let lab = lab(2, Encapsulation::Direct)?;
     let _backends = web(&lab, &[2], &PORTS)?;
@@ -168,7 +209,7 @@ fn a_connection_survives_its_address_moving_to_another_host() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(3, encapsulation)?;
         let _backends = web(&lab, &[1, 2, 3], &PORTS)?;
-        let floating = std::net::Ipv4Addr::new(192, 168, 77, 250);
+        let floating = Ipv4Addr::new(192, 168, 77, 250);
         let target = SocketAddr::new(floating.into(), 8080);
         lab.host(1).add_address(floating)?;
         eventually("the address is published too", PATIENCE, || ask(&lab.client(), target).is_ok())?;

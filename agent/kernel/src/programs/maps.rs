@@ -21,7 +21,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 22] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 23] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -34,6 +34,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 22] = [
     (EVENTS, MapType::RingBuf, 0, 0),
     (GENERATION, MapType::Array, 4, 8),
     (HOST_ADDRESSES, MapType::Hash, size_of::<Address>(), 4),
+    (STAND_INS, MapType::Hash, 4, size_of::<Address>()),
     (SERVICES, MapType::Hash, size_of::<ServiceKey>(), size_of::<Service>()),
     (PUBLISHED, MapType::Hash, size_of::<PublishedKey>(), size_of::<Published>()),
     (BACKENDS, MapType::Hash, 4, size_of::<Backend>()),
@@ -58,6 +59,7 @@ pub(super) const PROBES: &str = "PROBES";
 pub(super) const EVENTS: &str = "EVENTS";
 pub(super) const GENERATION: &str = "GENERATION";
 pub(super) const HOST_ADDRESSES: &str = "HOST_ADDRESSES";
+pub(super) const STAND_INS: &str = "STAND_INS";
 pub(super) const SERVICES: &str = "SERVICES";
 pub(super) const PUBLISHED: &str = "PUBLISHED";
 pub(super) const BACKENDS: &str = "BACKENDS";
@@ -96,6 +98,7 @@ pub(super) struct Maps {
     probes: HashMap<MapData, Address, u64>,
     generation: Array<MapData, u64>,
     host_addresses: HashMap<MapData, Address, u32>,
+    stand_ins: HashMap<MapData, u32, Address>,
     netns: Array<MapData, u64>,
     tables: Tables,
 }
@@ -121,6 +124,7 @@ impl Maps {
             probes: open(pins, PROBES, Map::HashMap)?,
             generation: open(pins, GENERATION, Map::Array)?,
             host_addresses: open(pins, HOST_ADDRESSES, Map::HashMap)?,
+            stand_ins: open(pins, STAND_INS, Map::HashMap)?,
             netns: open(pins, NETNS, Map::Array)?,
             tables: Tables::open(pins)?,
         })
@@ -146,7 +150,10 @@ impl Maps {
             entries.push(MapEntry::HostRoute(key, vni));
         })?;
         dump(MEMBERS, self.members.iter(), |key, value| entries.push(MapEntry::Member(key, value)))?;
-        dump(HOST_ADDRESSES, self.host_addresses.iter(), |key, _| entries.push(MapEntry::HostAddress(key)))?;
+        dump(STAND_INS, self.stand_ins.iter(), |key, value| entries.push(MapEntry::StandIn(key, value)))?;
+        dump(HOST_ADDRESSES, self.host_addresses.iter(), |key, value| {
+            entries.push(MapEntry::HostAddress(key, value));
+        })?;
         Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
     }
 
@@ -160,7 +167,8 @@ impl Maps {
             MapEntry::Block(key, value) => (BLOCKS, self.blocks.insert(&block_key(key), value, 0)),
             MapEntry::HostRoute(key, vni) => (HOST_ROUTES, self.host_routes.insert(&route_key(key), vni, 0)),
             MapEntry::Member(key, value) => (MEMBERS, self.members.insert(key, value, 0)),
-            MapEntry::HostAddress(key) => (HOST_ADDRESSES, self.host_addresses.insert(key, 0, 0)),
+            MapEntry::StandIn(key, value) => (STAND_INS, self.stand_ins.insert(key, value, 0)),
+            MapEntry::HostAddress(key, value) => (HOST_ADDRESSES, self.host_addresses.insert(key, value, 0)),
         };
         written.map_err(|error| {
             if is_errno(&error, &[libc::E2BIG, libc::ENOSPC]) {
@@ -189,6 +197,7 @@ impl Maps {
             MapKey::Block(key) => (BLOCKS, self.blocks.remove(&block_key(key))),
             MapKey::HostRoute(key) => (HOST_ROUTES, self.host_routes.remove(&route_key(key))),
             MapKey::Member(key) => (MEMBERS, self.members.remove(&key)),
+            MapKey::StandIn(key) => (STAND_INS, self.stand_ins.remove(&key)),
             MapKey::HostAddress(key) => (HOST_ADDRESSES, self.host_addresses.remove(&key)),
         };
         ignore_absent(deleted).map_err(failed("delete from", map))?;

@@ -69,7 +69,7 @@ pub(crate) fn hosts(setup: Setup) -> Hosts {
             datapath.write_maglev(0, &[FIRST]).expect("written");
             datapath.write_maglev(16, &[SECOND]).expect("written");
             datapath.put_tables(&tables(number)).expect("written");
-            datapath.put(&MapEntry::HostAddress(Address::from_v4(address))).expect("written");
+            datapath.put(&MapEntry::HostAddress(Address::from_v4(address), 0)).expect("written");
         });
     }
     hosts

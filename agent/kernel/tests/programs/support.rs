@@ -232,7 +232,7 @@ pub(crate) fn entries() -> Vec<MapEntry> {
         route(v6_base, 64, VNI),
         route(Address::from_v4([10, 65, 0, 0]), 96 + 20, OTHER_VNI),
         MapEntry::Member(remote, Member::default()),
-        MapEntry::HostAddress(Address::from_v4(LOCAL)),
+        MapEntry::HostAddress(Address::from_v4(LOCAL), 0),
     ]
 }
 

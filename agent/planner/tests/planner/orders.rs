@@ -83,6 +83,7 @@ fn of_map(key: &MapKey) -> &'static str {
         MapKey::Block(_) => "block",
         MapKey::HostRoute(_) => "host route",
         MapKey::Member(_) => "member",
+        MapKey::StandIn(_) => "stand-in",
         MapKey::HostAddress(_) => "host address",
     }
 }
@@ -117,8 +118,7 @@ fn a_new_member_builds_from_the_ground_up() {
             "PutUnreachable",
             "add 10.64.0.1",
             "route 10.64.0.0/24",
-            "route 169.254.42.2/32",
-            "route 169.254.42.3/32",
+            "route 169.254.42.0/24",
             "create eth0",
             "put interface",
             "attach endpoint",

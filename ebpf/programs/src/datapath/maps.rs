@@ -9,6 +9,7 @@ use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHas
 use mesh_ebpf_types::{
     Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
     Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey, SocketPeer, Vni,
+    host_published_number,
 };
 
 use super::received::{Received, ReceivedKey};
@@ -36,6 +37,7 @@ map!(PROBES: HashMap<Address, u64> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(EVENTS: RingBuf = RingBuf::pinned(65536, 0));
 map!(GENERATION: Array<u64> = Array::pinned(1, 0));
 map!(HOST_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC));
+map!(STAND_INS: HashMap<u32, Address> = HashMap::pinned(256, BPF_F_NO_PREALLOC));
 map!(SERVICES: HashMap<ServiceKey, Service> = HashMap::pinned(32768, BPF_F_NO_PREALLOC));
 map!(PUBLISHED: HashMap<PublishedKey, Published> = HashMap::pinned(32768, BPF_F_NO_PREALLOC));
 map!(BACKENDS: HashMap<u32, Backend> = HashMap::pinned(131_072, BPF_F_NO_PREALLOC));
@@ -194,6 +196,20 @@ pub(super) fn is_backend(vni: Vni, address: Address) -> bool {
 #[inline(always)]
 pub(super) fn is_host_address(address: Address) -> bool {
     HOST_ADDRESSES.get_ptr(address).is_some()
+}
+
+/// The number of what stands for one of the host's own addresses, 0 if nothing does; `None` for other addresses.
+#[inline(always)]
+pub(super) fn number_of_host_address(address: Address) -> Option<u32> {
+    // SAFETY: as in `network`.
+    unsafe { HOST_ADDRESSES.get(address) }.copied()
+}
+
+/// The host's address for which another one stands.
+#[inline(always)]
+pub(super) fn stood_for(stand_in: Address) -> Option<&'static Address> {
+    // SAFETY: as in `network`.
+    unsafe { STAND_INS.get(u32::from(host_published_number(stand_in)?)) }
 }
 
 /// The service of a VIP.

@@ -5,14 +5,18 @@
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
 use mesh_ebpf_types::{
-    Address, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6,
-    SocketPeer, is_host_published,
+    Address, DIRECT_RETURN, HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4, SocketPeer, host_published,
+    is_host_published,
 };
 
 use super::maps::{self, NETNS, SOCKET_PEERS};
 
 /// What a program returns: let the call go on. (They never refuse one.)
 const ALLOW: i32 = 1;
+/// The number of what stands for any of the host's addresses.
+const ANY: u8 = HOST_PUBLISHED_IPV4[3];
+/// The number of what stands for the loopback address alone.
+const LOOPBACK: u8 = LOOPBACK_PUBLISHED_IPV4[3];
 
 /// A socket's call, with the address that it is about.
 #[derive(Clone, Copy)]
@@ -79,27 +83,34 @@ impl Call {
         }
     }
 
-    /// What stands for `address`, if that is the host's and the port is published. Remembers who was asked for.
+    /// What stands for `address`, if that is the host's and the port is published. Remembers who was asked for, where what
+    /// stands for it does not tell.
     #[inline(always)]
     fn stand_in(self, address: Address, loopback: bool) -> Option<Address> {
-        if !loopback && !maps::is_host_address(address) {
-            return None;
-        }
-        let (any, only) = if address.to_v4().is_some() {
-            (Address::from_v4(HOST_PUBLISHED_IPV4), Address::from_v4(LOOPBACK_PUBLISHED_IPV4))
-        } else {
-            (HOST_PUBLISHED_IPV6, LOOPBACK_PUBLISHED_IPV6)
-        };
+        let v4 = address.to_v4().is_some();
         let (port, protocol) = (self.port(), self.protocol());
-        let other = if loopback && maps::published_on(only, port, protocol).is_some() {
-            only
+        if loopback {
+            let only = host_published(LOOPBACK, v4);
+            if maps::published_on(only, port, protocol).is_some() {
+                self.remember(address);
+                return Some(only);
+            }
         } else {
-            maps::published_on(Address::NONE, port, protocol)?;
-            any
-        };
+            let number = maps::number_of_host_address(address)?;
+            if number != 0 && finds_back(v4) && maps::published_on(address, port, protocol).is_some() {
+                let [number, ..] = number.to_le_bytes();
+                return Some(host_published(number, v4));
+            }
+        }
+        maps::published_on(Address::NONE, port, protocol)?;
+        self.remember(address);
+        Some(host_published(ANY, v4))
+    }
+
+    #[inline(always)]
+    fn remember(self, address: Address) {
         // A full map forgets the socket that was not used for longest: it sees the address that stands in.
         let _ = SOCKET_PEERS.insert(self.peer(), address, 0);
-        Some(other)
     }
 
     /// Who was asked for, if `address` stands in for it.
@@ -108,9 +119,19 @@ impl Call {
         if !is_host_published(address) {
             return None;
         }
+        if let Some(own) = maps::stood_for(address) {
+            return Some(*own);
+        }
         // SAFETY: copied at once; should the entry be reused meanwhile, the socket sees another of the host's addresses.
         unsafe { SOCKET_PEERS.get(self.peer()) }.copied()
     }
+}
+
+/// Whether what another node answers to one of the host's own addresses comes back through the tunnel. In a cluster made with
+/// `--dsr` that node cannot tell who has an IPv6 address.
+#[inline(always)]
+fn finds_back(v4: bool) -> bool {
+    v4 || maps::config().is_some_and(|config| config.flags & DIRECT_RETURN == 0)
 }
 
 /// `connect` and `sendmsg` to an IPv4 address.

@@ -160,7 +160,7 @@ impl World {
         }
         for (index, (node, _)) in HOSTS.into_iter().enumerate() {
             for v6 in [false, true] {
-                world.nodes[node].put(MapEntry::HostAddress(host_address(index, v6)));
+                world.nodes[node].put(MapEntry::HostAddress(host_address(index, v6), 0));
             }
         }
         world

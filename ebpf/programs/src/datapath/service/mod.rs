@@ -39,12 +39,13 @@ pub(super) const TO_ENDPOINT: Verdict = 0x304;
 pub(super) const REPLY: Verdict = 0x305;
 pub(super) const PUBLISHED_REPLY: Verdict = 0x306;
 pub(super) const REPLY_ARRIVED: Verdict = 0x307;
-pub(super) const TUNNEL: Verdict = 0x308;
-pub(super) const LEAVE: Verdict = 0x309;
-pub(super) const REFUSE: Verdict = 0x30a;
-pub(super) const RESET: Verdict = 0x30b;
-pub(super) const INBOUND: Verdict = 0x30c;
-pub(super) const TUNNELLED: Verdict = 0x30d;
+pub(super) const FROM_OWN: Verdict = 0x308;
+pub(super) const TUNNEL: Verdict = 0x309;
+pub(super) const LEAVE: Verdict = 0x30a;
+pub(super) const REFUSE: Verdict = 0x30b;
+pub(super) const RESET: Verdict = 0x30c;
+pub(super) const INBOUND: Verdict = 0x30d;
+pub(super) const TUNNELLED: Verdict = 0x30e;
 
 /// What follows a part's verdict.
 #[inline(always)]
@@ -82,6 +83,9 @@ pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
     }
     if verdict == REPLY_ARRIVED {
         verdict = published::reply_arrived(skb);
+    }
+    if verdict == FROM_OWN {
+        verdict = published::from_own(skb);
     }
     if verdict == TUNNEL {
         verdict = tunnel::send(skb);

@@ -5,7 +5,7 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{
     Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
     DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni,
-    WIREGUARD_OVERHEAD_IPV4, is_host_published, published_vni,
+    WIREGUARD_OVERHEAD_IPV4, host_published, is_host_published, published_vni,
 };
 
 use super::flows::{self, Becomes, NEITHER};
@@ -13,8 +13,8 @@ use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate};
 use super::tunnel::{is_peer, of_peer};
 use super::{
-    LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL, TUNNELLED,
-    connection, outbound,
+    FROM_OWN, LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL,
+    TUNNELLED, connection, outbound,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -85,7 +85,9 @@ pub(super) fn receive() -> Verdict {
         return PASS;
     }
     let [_, _, p0, p1] = packet.key.ports;
-    let Some(published) = maps::published(packet.key.destination, [p0, p1], packet.key.protocol) else {
+    let destination = packet.key.destination;
+    let asked_for = maps::stood_for(destination).copied().unwrap_or(destination);
+    let Some(published) = maps::published(asked_for, [p0, p1], packet.key.protocol) else {
         return PASS;
     };
     packet.table = [published.first, published.size, published.flags];
@@ -137,7 +139,17 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
         let becomes = Becomes { end: NEITHER, port: [0; 2], counted: vni, reason: Reason::Published };
         flows::to_node(becomes, mtu, Mac([0; 6]));
     }
-    TUNNEL
+    if maps::stood_for(packet.key.destination).is_some() { FROM_OWN } else { TUNNEL }
+}
+
+/// What the host sent to what stands for one of its addresses goes to another node as if to that address: only here it is
+/// known what stands for which.
+#[inline(never)]
+pub(super) fn from_own(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let Some(own) = maps::stood_for(packet.key.destination) else { return PASS };
+    packet.to = *own;
+    if translate(skb, DESTINATION, 0) { TUNNEL } else { dropped(skb, Vni::NONE, Reason::TranslationFailed) }
 }
 
 /// Translates a packet to a published port, and gives it to the backend, which is on this node. Its node is the
@@ -249,7 +261,7 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     count(skb, vni, Reason::PublishedReply);
     let port = packet.found.port;
     let becomes = Becomes { end: SOURCE, port, counted: vni, reason: Reason::PublishedReply };
-    if node == 0 || returns_directly(number) {
+    if node == 0 || returns_directly(number, node) {
         remember_outside(becomes);
         return LEAVE;
     }
@@ -264,7 +276,7 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
 /// Whether a reply leaves by this node although its client spoke to another: where the cluster allows it, and the client is
 /// neither a container nor that other host itself. What an encrypted network sends to a host stays inside WireGuard.
 #[inline(always)]
-fn returns_directly(number: u32) -> bool {
+fn returns_directly(number: u32, node: u32) -> bool {
     let (Some(packet), Some(config), Some(backend)) = (maps::packet(), maps::config(), maps::backend(number))
     else {
         return false;
@@ -273,6 +285,7 @@ fn returns_directly(number: u32) -> bool {
     config.flags & DIRECT_RETURN != 0
         && backend.flags & BACKEND_ENCRYPTED == 0
         && !is_host_published(packet.to)
+        && client.to_v4().map(u32::from_ne_bytes) != Some(node)
         && !maps::is_host_address(client)
         && maps::network_of(client).is_none()
 }
@@ -285,6 +298,9 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
     if !is_host_published(source) && !maps::is_host_address(source) {
         return dropped(skb, Vni::NONE, Reason::NotOurAddress);
     }
+    if maps::is_host_address(packet.client()) && !to_stand_in(skb) {
+        return dropped(skb, Vni::NONE, Reason::TranslationFailed);
+    }
     if packet.class == FLOW {
         connection::note_reply();
     }
@@ -292,6 +308,19 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
     let reason = Reason::PublishedReply;
     remember_outside(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason });
     LEAVE
+}
+
+/// A reply to the host itself: from one of its own addresses it becomes one from what stands for that ([`from_own`]). `false`
+/// where the kernel refuses.
+#[inline(always)]
+fn to_stand_in(skb: Skb) -> bool {
+    let Some(packet) = maps::packet() else { return false };
+    let Some(number @ 1..) = maps::number_of_host_address(packet.key.source) else { return true };
+    let [number, ..] = number.to_le_bytes();
+    packet.to = host_published(number, packet.v6 == 0);
+    let translated = translate(skb, SOURCE, 0);
+    packet.key.source = packet.to;
+    translated
 }
 
 /// Has the way of a reply remembered, if its client is neither a container nor this host.
