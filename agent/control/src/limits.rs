@@ -38,7 +38,7 @@ pub(crate) const FEED_BACKLOG: usize = 1024;
 
 /// How long a change waits until every agent that is concerned has it in its kernel: one that is alive, but busy. The
 /// session of one that is not ends before.
-pub const APPLIED: Duration = Duration::from_secs(5);
+pub const APPLIED: Duration = Duration::from_secs(15);
 /// How long the agents have to say whether sockets of their hosts have a port.
 pub(crate) const PORT_CHECK: Duration = Duration::from_secs(1);
 /// Agents that had a session with a manager before it began anew report within: they try to reach it every 2 s at least,
