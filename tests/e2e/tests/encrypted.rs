@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
+use mesh_e2e::encrypted::{CANARY, PROBES, WIREGUARD, encrypted_lab, is_only_wireguard};
 use mesh_e2e::service::{add_backend, any_port, assert_shares, create_service, vip, vip6};
 use mesh_e2e::{
     ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with_app, largest_unfragmented, refused,
     underlay_capture,
 };
-use mesh_harness::capture::Captured;
 use mesh_harness::traffic::{
     Connection, GsoTransfer, LossMeter, Ping, UdpClient, UdpEcho, ask, load, tcp_transfer, udp_request,
 };
@@ -19,28 +19,7 @@ use mesh_harness::{
     Capture, Container, Encapsulation, Host, Lab, Netns, ProcessId, Result, eventually, wireguard_engine,
 };
 
-const CANARY: &[u8] = b"canary-of-an-encrypted-network";
-const WIREGUARD: u16 = 51820;
 const SOON: Duration = Duration::from_secs(20);
-/// VNIs of liveness probes, which are no network's.
-const PROBES: [u32; 2] = [0x00FF_FFFE, 0x00FF_FFFF];
-
-fn encrypted_lab(hosts: u8) -> Result<(Lab, Vec<Container>)> {
-    lab_with_app(hosts, Encapsulation::Direct, &["--encrypted"])
-}
-
-/// Nothing of the network crossed the underlay but inside WireGuard, and that did.
-#[track_caller]
-fn is_only_wireguard(captured: &Captured) {
-    assert_eq!(captured.lost, 0, "every frame was looked at");
-    assert_eq!(captured.containing(CANARY).count(), 0, "the canary never crosses the underlay");
-    let clear: Vec<u32> =
-        captured.vxlan().map(|packet| packet.vni).filter(|vni| !PROBES.contains(vni)).collect();
-    assert_eq!(clear, [0_u32; 0], "VXLAN is liveness probes only");
-    let inside =
-        captured.frames.iter().filter(|frame| frame.udp().is_some_and(|udp| udp.dst_port == WIREGUARD));
-    assert!(inside.count() > 0, "and the rest went through WireGuard");
-}
 
 /// A backend's name, which it puts into every answer.
 fn canary(number: usize) -> String {
