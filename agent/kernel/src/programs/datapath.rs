@@ -4,10 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
 use std::time::Duration;
+use std::{panic, thread};
 
-use aya::EbpfLoader;
-use aya::programs::{CgroupSockAddr, ProgramError, SchedClassifier};
+use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
+use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni};
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -169,6 +170,7 @@ impl Datapath {
             .map_max_entries(maps::PENDING, connections.div_ceil(4))
             .load(OBJECT)
             .map_err(|source| ProgramsError::Load(Box::new(source)))?;
+        load_all(&mut object)?;
         let mut programs = BTreeMap::new();
         for kind in ProgramKind::ALL {
             let name = kind.name();
@@ -179,7 +181,6 @@ impl Datapath {
             };
             let refused =
                 |source: ProgramError| ProgramsError::Program { program: name, source: Box::new(source) };
-            program.load().map_err(refused)?;
             self.pin_program(kind, program)?;
             // The pin's own handle: it outlives the object, which holds the parsed file.
             let program = SchedClassifier::from_pin(self.pins.program(kind)).map_err(refused)?;
@@ -195,7 +196,6 @@ impl Datapath {
             };
             let refused =
                 |source: ProgramError| ProgramsError::Program { program: name, source: Box::new(source) };
-            program.load().map_err(refused)?;
             pin_over(program.fd().map_err(refused)?.as_fd(), self.pins.socket_program(kind))?;
         }
         Ok(programs)
@@ -364,6 +364,31 @@ impl Programs for Datapath {
 
     fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {
         self.loaded()?.maps.retain_probe_replies(members)
+    }
+}
+
+/// Has the kernel verify all programs, side by side: that takes it a second of one processor.
+fn load_all(object: &mut Ebpf) -> Result<(), ProgramsError> {
+    let mut programs: BTreeMap<&str, &mut Program> = object.programs_mut().collect();
+    let names = ProgramKind::ALL.map(ProgramKind::name).into_iter();
+    let names = names.chain(SocketProgram::ALL.map(SocketProgram::name));
+    thread::scope(|scope| {
+        let start = |name| (name, programs.remove(name).map(|program| scope.spawn(|| load(program))));
+        let loading: Vec<_> = names.map(start).collect();
+        for (name, thread) in loading {
+            let thread = thread.ok_or(ProgramsError::Missing { name })?;
+            let loaded = thread.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked));
+            loaded.map_err(|source| ProgramsError::Program { program: name, source: Box::new(source) })?;
+        }
+        Ok(())
+    })
+}
+
+fn load(program: &mut Program) -> Result<(), ProgramError> {
+    match program {
+        Program::SchedClassifier(program) => program.load(),
+        Program::CgroupSockAddr(program) => program.load(),
+        _ => Err(ProgramError::UnexpectedProgramType),
     }
 }
 
