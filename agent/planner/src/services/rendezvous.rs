@@ -50,12 +50,13 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     if backends.len() == 1 || size <= 1 {
         return vec![*first];
     }
-    let limit = limit(backends.len(), size);
-    let numbers: Vec<u32> = backends.iter().copied().collect();
+    // No table picks more backends than it has entries.
+    let numbers: Vec<u32> = backends.iter().copied().take(size as usize).collect();
+    let limit = limit(numbers.len(), size);
     let scores: Vec<Scores> = numbers.iter().map(|number| Scores::new(*number, size)).collect();
     let mut held: Vec<Vec<Bid>> = numbers.iter().map(|_| Vec::with_capacity(limit + limit / 4)).collect();
     for (entry, best) in (0..).zip(best(&scores, size)) {
-        let [backend, score] = halves(best);
+        let (score, backend) = (best >> HALF, best & ((1 << HALF) - 1));
         held[backend as usize].push(Bid { score, entry });
     }
     // In turns: who has too many entries loses the worst, and those go to their next best. Limits suffice for all entries,
@@ -88,16 +89,20 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
 }
 
 /// Each entry's best score, as the upper half, and the index of the backend that it has it with: of equal ones the last. As
-/// one number, so that the better of two is found without a branch, which nobody could predict.
-fn best(scores: &[Scores], size: u32) -> Vec<u64> {
+/// one number, so that the better of two is found without a branch, which nobody could predict, and of four entries at once.
+/// Both are less than the size, which is 2^16 at most.
+fn best(scores: &[Scores], size: u32) -> Vec<u32> {
     let mut best = vec![0; size as usize];
-    for (backend, scores) in (0_u64..).zip(scores) {
+    for (backend, scores) in (0_u32..).zip(scores) {
         for (entry, best) in (0..).zip(&mut best) {
-            *best = (u64::from(scores.of(entry)) << 32 | backend).max(*best);
+            *best = (scores.of(entry) << HALF | backend).max(*best);
         }
     }
     best
 }
+
+/// Bits of half a number of [`best`].
+const HALF: u32 = 16;
 
 /// The best backend for an entry of those that come after the one that its bid was for.
 fn next_best(scores: &[Scores], refused: usize, bid: Bid) -> Option<(usize, u32)> {
