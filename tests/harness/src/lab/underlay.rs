@@ -132,9 +132,12 @@ fn cable(one: &Machine, two: &Machine, mtu: u32) -> String {
 pub(super) fn recreate_host(state: &LabState, host: &HostState) -> Result<()> {
     let machine = Machine::host(state, host);
     let underlay = state.names().underlay();
-    // The old device goes with its namespace, which the kernel takes apart when it sees fit.
-    if device_exists(&underlay, &machine.port)? {
-        ip_batch_in(&underlay, &[format!("link del {}", machine.port)])?;
+    // The old device goes with its namespace, which the kernel takes apart when it sees fit: it may be doing so.
+    if device_exists(&underlay, &machine.port)?
+        && let Err(error) = ip_batch_in(&underlay, &[format!("link del {}", machine.port)])
+        && device_exists(&underlay, &machine.port)?
+    {
+        return Err(error);
     }
     netns::delete(&machine.netns)?;
     netns::create_all([&machine.netns])?;
