@@ -314,6 +314,13 @@ impl Agent {
         matches!(tokio::time::timeout(timeout, announced).await, Ok(Ok(_)))
     }
 
+    /// Waits for the first session with a manager; false when that takes longer than `timeout`.
+    pub async fn is_in_session(&self, timeout: Duration) -> bool {
+        let mut revisions = self.revision.subscribe();
+        let told = revisions.wait_for(|_| self.read(|state| !state.manager.is_empty()));
+        matches!(tokio::time::timeout(timeout, told).await, Ok(Ok(_)))
+    }
+
     /// Wakes when there is a new generation.
     pub fn generations(&self) -> watch::Receiver<u64> {
         self.generation.subscribe()

@@ -3,6 +3,7 @@
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_control::identity::tls;
 use mesh_control::{ClusterParameters, JoinParameters, Manager, NodeIdentity, ThisNode};
@@ -18,6 +19,8 @@ use crate::durable::{self, Survives};
 use crate::member::{ControlPlane, Member, Membership, listen};
 use crate::reconcile::explain;
 
+/// How long a new member's first session with a manager is waited for.
+const IN_SESSION: Duration = Duration::from_secs(5);
 /// UDP port of VXLAN when none is given (RFC 7348, section 5).
 const DATA_PATH_PORT: u16 = 4789;
 /// Prefix length of automatic IPv4 subnets when none is given.
@@ -41,14 +44,19 @@ impl Memberships {
         let parameters = cluster_parameters(&request)?;
         self.stand(Standing::Changing);
         let begun = self.initialise(own, parameters).await;
-        self.settle(begun)
+        self.settle(begun).await
     }
 
-    /// Becomes the member that was made, or what it was before.
-    fn settle<R>(&self, begun: Result<(Member, R), Problem>) -> Result<R, Problem> {
+    /// Becomes the member that was made, or what it was before. The manager then knows what this host told in its session,
+    /// as which subnets are others'.
+    async fn settle<R>(&self, begun: Result<(Member, R), Problem>) -> Result<R, Problem> {
         match begun {
             Ok((member, response)) => {
+                let agent = Arc::clone(&member.agent);
                 self.stand(Standing::Member(Arc::new(member)));
+                if !agent.is_in_session(IN_SESSION).await {
+                    tracing::warn!("a member now, but not yet in session with a manager");
+                }
                 Ok(response)
             }
             Err(problem) => Err(self.abandon(problem)),
@@ -102,7 +110,7 @@ impl Memberships {
         let own = self.own(&request.node_name, &request.advertise_addr, &request.data_path_addr)?;
         self.stand(Standing::Changing);
         let begun = self.enroll(own, &request.manager, &request.token).await;
-        self.settle(begun)
+        self.settle(begun).await
     }
 
     async fn enroll(
