@@ -368,7 +368,8 @@ fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are(
         let lab = Lab::builder().hosts(2).encapsulation(encapsulation).init_args(["--dsr"]).start()?;
         create_network(&lab, "app", &[])?;
         assert_eq!(json(&lab.host(1), &["cluster", "status"])?["dsr"], true);
-        let _backend = web(&lab, &[2], &PORTS)?;
+        let on_one = ["-p", "192.168.77.11:8081:80", "-p", "192.168.77.11:8081:80/udp"];
+        let _backend = web(&lab, &[2], &[PORTS, on_one].concat())?;
         for answer in both(&lab.client(), published(&lab.host(1)))? {
             assert_eq!(answer.client.ip(), lab.client_address());
         }
@@ -383,6 +384,7 @@ fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are(
         for (netns, target) in [
             (container.netns(), published(&lab.host(1))),
             (lab.host(1).netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080)),
+            (lab.host(1).netns(), SocketAddr::new(lab.host(1).address().into(), 8081)),
             (lab.host(2).netns(), published(&lab.host(1))),
         ] {
             both(netns, target)?;
