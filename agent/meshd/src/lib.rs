@@ -28,6 +28,7 @@ pub mod membership;
 pub mod platform;
 pub mod prober;
 pub mod reconcile;
+pub mod reported;
 pub mod services;
 pub mod session;
 #[cfg(test)]

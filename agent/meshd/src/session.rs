@@ -18,6 +18,7 @@ use crate::agent::{Agent, State};
 use crate::dns;
 use crate::host::Host;
 use crate::managers::{Backoff, Managers};
+use crate::reported::Reported;
 use crate::view::{ClusterView, ViewError};
 
 /// Pauses between attempts to reach a manager.
@@ -69,8 +70,7 @@ pub async fn run(
                     host: &host,
                     address: &connected.address,
                     probes: probes.clone(),
-                    reported: BTreeMap::new(),
-                    reported_count: 0,
+                    reported: Reported::default(),
                     hello_count: 0,
                     snapshot_seen: false,
                     said_applied: None,
@@ -106,9 +106,8 @@ struct Session<'a> {
     address: &'a str,
     probes: watch::Receiver<Probes>,
     /// What the manager has been told of the endpoints.
-    reported: BTreeMap<EndpointId, Endpoint>,
-    /// The count of changes that this is of, and that the session began with.
-    reported_count: u64,
+    reported: Reported,
+    /// How many changes of endpoints the session began with.
     hello_count: u64,
     snapshot_seen: bool,
     said_applied: Option<u64>,
@@ -138,14 +137,13 @@ impl Session<'_> {
         let mut endpoints = self.agent.endpoint_changes();
         // The count first: what changes in between is reported again, and not missed.
         self.hello_count = *endpoints.borrow_and_update();
-        self.reported_count = self.hello_count;
-        self.reported = self.agent.read(reportable);
+        self.reported = Reported::all(self.hello_count, self.agent.read(reportable));
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data_path_mtu: mtu,
             endpoints: self
                 .agent
-                .read(|state| self.reported.values().map(|endpoint| message(state, endpoint)).collect()),
+                .read(|state| self.reported.endpoints().map(|endpoint| message(state, endpoint)).collect()),
             routes: self.routes().await,
         };
         say(&outgoing, agent_message::Kind::Hello(hello)).await?;
@@ -347,20 +345,13 @@ impl Session<'_> {
 
     async fn say_endpoints(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
         let count = *self.agent.endpoint_changes().borrow();
-        let now = self.agent.read(reportable);
-        let put: Vec<v1::Endpoint> = self.agent.read(|state| {
-            let changed = now.iter().filter(|(id, endpoint)| self.reported.get(*id) != Some(*endpoint));
-            changed.map(|(_, endpoint)| message(state, endpoint)).collect()
-        });
-        let removed: Vec<String> =
-            self.reported.keys().filter(|id| !now.contains_key(*id)).map(ToString::to_string).collect();
-        self.reported = now;
-        // A change that needs no report is taken by an empty one: somebody may wait for it.
-        if std::mem::replace(&mut self.reported_count, count) == count {
-            return Ok(());
-        }
-        say(outgoing, agent_message::Kind::Endpoints(v1::EndpointReport { put, removed, number: count }))
-            .await
+        let Some(news) = self.reported.news(count, || self.agent.read(reportable)) else { return Ok(()) };
+        let report = v1::EndpointReport {
+            put: self.agent.read(|state| news.put.iter().map(|endpoint| message(state, endpoint)).collect()),
+            removed: news.removed.iter().map(ToString::to_string).collect(),
+            number: count,
+        };
+        say(outgoing, agent_message::Kind::Endpoints(report)).await
     }
 
     async fn say_probes(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
