@@ -15,8 +15,7 @@ pub(crate) fn entries(own: &BTreeSet<IpAddr>, observed: &BTreeMap<MapKey, MapEnt
     });
     let mut numbers: BTreeMap<Address, u32> = kept.collect();
     let taken: BTreeSet<u32> = numbers.values().copied().collect();
-    let (first, last) = STAND_INS;
-    let mut free = (u32::from(first)..=u32::from(last)).filter(|number| !taken.contains(number));
+    let mut free = STAND_INS.map(u32::from).filter(|number| !taken.contains(number));
     for address in own.iter().filter(|address| !address.is_loopback()) {
         let address = Address::from(*address);
         if !numbers.contains_key(&address)

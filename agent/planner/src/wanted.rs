@@ -183,8 +183,9 @@ impl Wanted {
 
 /// What the host itself speaks to published ports by: all addresses that differ from this one in the last byte.
 fn to_published(address: IpAddr) -> Prefix {
-    let len = Prefix::single(address).len() - 8;
-    Prefix::new(address, len).unwrap_or_else(|_| Prefix::single(address))
+    let single = Prefix::single(address);
+    // Only a length beyond the address would be refused.
+    Prefix::new(address, single.len() - 8).unwrap_or(single)
 }
 
 /// The first address that others can answer.

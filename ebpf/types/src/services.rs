@@ -1,5 +1,7 @@
 //! Keys and values of the service tables, and of what the programs remember of balanced flows.
 
+use core::ops::RangeInclusive;
+
 use crate::{Address, EndpointKey, Vni};
 
 /// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend, whichever of the
@@ -53,9 +55,9 @@ pub const LOOPBACK_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 3];
 pub const LOOPBACK_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
 
-/// The numbers, first and last, of the addresses that stand for the host's own, one each, where a port is published on
+/// The numbers of the addresses that stand for the host's own, one each, where a port is published on
 /// that address alone: the last byte of `169.254.42.N` and `fd00:6d65:7368::N`.
-pub const STAND_INS: (u8, u8) = (4, 254);
+pub const STAND_INS: RangeInclusive<u8> = 4..=254;
 
 /// The address of that number by which a host itself speaks to published ports.
 #[inline]

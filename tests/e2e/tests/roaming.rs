@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use mesh_e2e::encrypted::{encrypted_lab, is_only_wireguard};
+use mesh_e2e::encrypted::{WIREGUARD, encrypted_lab, is_only_wireguard};
 use mesh_e2e::{PATIENCE, json, underlay_capture};
 use mesh_harness::traffic::Connection;
 use mesh_harness::{Host, Result, eventually};
@@ -22,7 +22,7 @@ fn a_peer_is_answered_where_it_sends_from_and_its_connections_survive_its_moves(
     let (lab, c) = encrypted_lab(2)?;
     let capture = underlay_capture(&lab)?;
     let (host, home) = (lab.host(2), lab.host(2).address());
-    let servers = [c[0].serve(PORT)?, c[1].serve(PORT)?];
+    let _servers = [c[0].serve(PORT)?, c[1].serve(PORT)?];
     let [stays, moves] =
         [SocketAddr::new(c[0].ipv4()?.into(), PORT), SocketAddr::new(c[1].ipv4()?.into(), PORT)];
     let mut from_it = Connection::open(c[1].netns(), stays)?;
@@ -36,13 +36,12 @@ fn a_peer_is_answered_where_it_sends_from_and_its_connections_survive_its_moves(
         from_it.ask()?;
         to_it.ask()?;
         eventually("the peer is known to be there", PATIENCE, || {
-            endpoint_of_the_other(&lab.host(1)).is_ok_and(|endpoint| endpoint == format!("{to}:51820"))
+            endpoint_of_the_other(&lab.host(1)).is_ok_and(|endpoint| endpoint == format!("{to}:{WIREGUARD}"))
         })?;
         c[0].ping(moves.ip())?.all_answered()?;
         Connection::open(c[0].netns(), moves)?.download(1 << 24)?;
         Connection::open(c[1].netns(), stays)?.download(1 << 24)?;
     }
     is_only_wireguard(&capture.stop()?);
-    drop(servers);
     Ok(())
 }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 use std::{panic, thread};
 
-use aya::programs::{CgroupSockAddr, Program, ProgramError, SchedClassifier};
+use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni};
@@ -173,39 +173,17 @@ impl Datapath {
         load_all(&mut object)?;
         let mut programs = BTreeMap::new();
         for kind in ProgramKind::ALL {
-            let name = kind.name();
-            let missing = ProgramsError::Missing { name };
-            let program: &mut SchedClassifier = match object.program_mut(name).map(TryInto::try_into) {
-                Some(Ok(program)) => program,
-                _ => return Err(missing),
-            };
-            let refused =
-                |source: ProgramError| ProgramsError::Program { program: name, source: Box::new(source) };
-            self.pin_program(kind, program)?;
+            let (name, path) = (kind.name(), self.pins.program(kind));
+            pin_program(&object, name, path.clone())?;
             // The pin's own handle: it outlives the object, which holds the parsed file.
-            let program = SchedClassifier::from_pin(self.pins.program(kind)).map_err(refused)?;
-            let id = program.info().map_err(refused)?.id();
+            let program = SchedClassifier::from_pin(path).map_err(refused(name))?;
+            let id = program.info().map_err(refused(name))?.id();
             programs.insert(kind, LoadedProgram { id, program });
         }
         for kind in SocketProgram::ALL {
-            let name = kind.name();
-            let missing = ProgramsError::Missing { name };
-            let program: &mut CgroupSockAddr = match object.program_mut(name).map(TryInto::try_into) {
-                Some(Ok(program)) => program,
-                _ => return Err(missing),
-            };
-            let refused =
-                |source: ProgramError| ProgramsError::Program { program: name, source: Box::new(source) };
-            pin_over(program.fd().map_err(refused)?.as_fd(), self.pins.socket_program(kind))?;
+            pin_program(&object, kind.name(), self.pins.socket_program(kind))?;
         }
         Ok(programs)
-    }
-
-    /// Puts a program's pin in the place of an earlier one's.
-    fn pin_program(&self, kind: ProgramKind, program: &mut SchedClassifier) -> Result<(), ProgramsError> {
-        let refused =
-            |source: ProgramError| ProgramsError::Program { program: kind.name(), source: Box::new(source) };
-        pin_over(program.fd().map_err(refused)?.as_fd(), self.pins.program(kind))
     }
 
     /// What runs at the pinned attachments. Pins of what is attached no more are removed.
@@ -378,7 +356,7 @@ fn load_all(object: &mut Ebpf) -> Result<(), ProgramsError> {
         for (name, thread) in loading {
             let thread = thread.ok_or(ProgramsError::Missing { name })?;
             let loaded = thread.join().unwrap_or_else(|panicked| panic::resume_unwind(panicked));
-            loaded.map_err(|source| ProgramsError::Program { program: name, source: Box::new(source) })?;
+            loaded.map_err(refused(name))?;
         }
         Ok(())
     })
@@ -390,6 +368,16 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
         Program::CgroupSockAddr(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
+}
+
+fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> ProgramsError {
+    move |source| ProgramsError::Program { program, source: Box::new(source) }
+}
+
+/// Puts a loaded program's pin in the place of an earlier one's.
+fn pin_program(object: &Ebpf, name: &'static str, path: PathBuf) -> Result<(), ProgramsError> {
+    let program = object.program(name).ok_or(ProgramsError::Missing { name })?;
+    pin_over(program.fd().map_err(refused(name))?.as_fd(), path)
 }
 
 /// Puts a pin in the place of an earlier one, if there is one.

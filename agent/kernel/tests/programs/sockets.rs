@@ -61,7 +61,7 @@ fn the_host_reaches_published_ports_by_its_own_addresses() {
         succeed(&enter(&host.netns, &command.split(' ').collect::<Vec<_>>()));
     }
     host.inside(|datapath| {
-        for (number, address) in (STAND_INS.0.into()..).zip([own, own6]) {
+        for (number, address) in STAND_INS.map(u32::from).zip([own, own6]) {
             datapath.put(&MapEntry::StandIn(number, address)).expect("written");
             datapath.put(&MapEntry::HostAddress(address, number)).expect("written");
         }

@@ -309,16 +309,12 @@ impl Agent {
 
     /// Waits until the cluster knows a key of this node; false when that takes longer than `timeout`.
     pub async fn has_announced_key(&self, timeout: Duration) -> bool {
-        let mut revisions = self.revision.subscribe();
-        let announced = revisions.wait_for(|_| self.node().wireguard.is_some());
-        matches!(tokio::time::timeout(timeout, announced).await, Ok(Ok(_)))
+        self.sees(timeout, |_| self.node().wireguard.is_some()).await
     }
 
     /// Waits for the first session with a manager; false when that takes longer than `timeout`.
     pub async fn is_in_session(&self, timeout: Duration) -> bool {
-        let mut revisions = self.revision.subscribe();
-        let told = revisions.wait_for(|_| self.read(|state| !state.manager.is_empty()));
-        matches!(tokio::time::timeout(timeout, told).await, Ok(Ok(_)))
+        self.sees(timeout, |_| self.read(|state| !state.manager.is_empty())).await
     }
 
     /// Wakes when there is a new generation.

@@ -87,9 +87,15 @@ impl Agent {
 
     /// Waits until the view has this revision; false when it has not come within `timeout`.
     pub async fn received(&self, revision: u64, timeout: Duration) -> bool {
+        self.sees(timeout, |received| received >= revision).await
+    }
+
+    /// Waits until this is true of a view's revision, or of what else came with it; false when that takes longer than
+    /// `timeout`.
+    pub(super) async fn sees(&self, timeout: Duration, mut wanted: impl FnMut(u64) -> bool) -> bool {
         let mut revisions = self.revision.subscribe();
-        let reached = revisions.wait_for(|received| *received >= revision);
-        matches!(tokio::time::timeout(timeout, reached).await, Ok(Ok(_)))
+        let seen = revisions.wait_for(|revision| wanted(*revision));
+        matches!(tokio::time::timeout(timeout, seen).await, Ok(Ok(_)))
     }
 
     /// Follows the last revision that the kernel has.

@@ -200,9 +200,10 @@ pub(super) fn is_host_address(address: Address) -> bool {
 
 /// The number of what stands for one of the host's own addresses, 0 if nothing does; `None` for other addresses.
 #[inline(always)]
-pub(super) fn number_of_host_address(address: Address) -> Option<u32> {
+pub(super) fn number_of_host_address(address: Address) -> Option<u8> {
     // SAFETY: as in `network`.
-    unsafe { HOST_ADDRESSES.get(address) }.copied()
+    let [number, ..] = unsafe { HOST_ADDRESSES.get(address) }?.to_le_bytes();
+    Some(number)
 }
 
 /// The host's address for which another one stands.

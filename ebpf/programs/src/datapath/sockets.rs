@@ -98,7 +98,6 @@ impl Call {
         } else {
             let number = maps::number_of_host_address(address)?;
             if number != 0 && finds_back(v4) && maps::published_on(address, port, protocol).is_some() {
-                let [number, ..] = number.to_le_bytes();
                 return Some(host_published(number, v4));
             }
         }

@@ -316,7 +316,6 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
 fn to_stand_in(skb: Skb) -> bool {
     let Some(packet) = maps::packet() else { return false };
     let Some(number @ 1..) = maps::number_of_host_address(packet.key.source) else { return true };
-    let [number, ..] = number.to_le_bytes();
     packet.to = host_published(number, packet.v6 == 0);
     let translated = translate(skb, SOURCE, 0);
     packet.key.source = packet.to;
