@@ -89,7 +89,7 @@ fn replace(
 pub fn write_json<T: Serialize>(path: &Path, value: &T, survives: Survives) -> Result<(), FileError> {
     let written = replace(path, survives, |file| {
         let mut buffer = BufWriter::with_capacity(BUFFER, file);
-        serde_json::to_writer_pretty(&mut buffer, value)?;
+        serde_json::to_writer(&mut buffer, value)?;
         buffer.write_all(b"\n")?;
         buffer.flush()
     });

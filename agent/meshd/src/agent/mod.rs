@@ -119,6 +119,8 @@ pub struct Agent {
     applied: watch::Sender<u64>,
 }
 
+/// The count of the view that an agent begins with.
+const FIRST: u64 = 1;
 /// How long an attach or detach waits until the manager knows of it.
 const TELLING: Duration = Duration::from_secs(1);
 
@@ -147,7 +149,9 @@ impl Agent {
             tracing::info!(endpoint = %id, "undoing an attach that never finished");
             store.remove(id)?;
         }
-        let view = go_on_without(durable::read_json(&paths.view()), &mut damage)?.unwrap_or(fresh);
+        let saved_view = go_on_without(durable::read_json(&paths.view()), &mut damage)?;
+        let view_on_disk = if saved_view.is_some() { FIRST } else { 0 };
+        let view = saved_view.unwrap_or(fresh);
         let saved: SavedPools =
             go_on_without(durable::read_json(&paths.released()), &mut damage)?.unwrap_or_default();
         let names: SavedNames =
@@ -180,8 +184,8 @@ impl Agent {
             serviced_revision: 0,
             key_problem: None,
             generation: 1,
-            view_number: 1,
-            own_view_number: 1,
+            view_number: FIRST,
+            own_view_number: FIRST,
         };
         Ok(Self {
             node,
@@ -191,7 +195,7 @@ impl Agent {
             state: Mutex::new(state),
             saving: Mutex::new(()),
             unsaved: Notify::new(),
-            view_on_disk: AtomicU64::new(0),
+            view_on_disk: AtomicU64::new(view_on_disk),
             generation: watch::Sender::new(1),
             endpoints_changed: watch::Sender::new(1),
             endpoints_told: watch::Sender::new(0),

@@ -36,8 +36,10 @@ impl Agent {
         if !same_services && Wish::of(view, &self.node.id) != Wish::of(&state.view, &self.node.id) {
             return false;
         }
-        state.view = same;
-        state.view_number += 1;
+        if !same_services || view.revision != before {
+            state.view = same;
+            state.view_number += 1;
+        }
         if state.passed_revision == before {
             state.passed_revision = view.revision;
         }

@@ -137,6 +137,7 @@ mod tests {
     use super::*;
     use crate::test_cluster::{node, view};
     use crate::test_host::{TestHost, TestKernel, platform};
+    use crate::view::ClusterView;
 
     /// An agent in a directory of its own, with what that has on the disk.
     fn load(dir: &std::path::Path) -> Arc<Agent> {
@@ -163,6 +164,21 @@ mod tests {
             ..v1::Endpoint::default()
         };
         v1::Endpoints { put: vec![endpoint], ..v1::Endpoints::default() }
+    }
+
+    #[test]
+    fn a_view_that_the_disk_has_already_is_not_written_again() {
+        let dir = tempfile::tempdir().unwrap();
+        load(dir.path()).save_changes().unwrap();
+        let agent = load(dir.path());
+        let path = agent.paths.view();
+        std::fs::write(&path, "what nobody wrote over").unwrap();
+        agent.set_view(view(), None);
+        agent.save_changes().unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "what nobody wrote over");
+        agent.set_view(ClusterView { revision: view().revision + 1, ..view() }, None);
+        agent.save_changes().unwrap();
+        assert_eq!(durable::read_json::<ClusterView>(&path).unwrap().unwrap().revision, view().revision + 1);
     }
 
     /// Time stands still but for what is waited for.
