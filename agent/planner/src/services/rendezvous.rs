@@ -9,6 +9,8 @@
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
+use multiversion::multiversion;
+
 /// Sizes of tables, in entries: powers of two, over which scores can be permutations. Each is four times the one before, but
 /// for the last: a table that changes its size moves every pick, and so that must be rare.
 const SIZES: [u32; 5] = [512, 2048, 8192, 32_768, 65_536];
@@ -90,7 +92,9 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
 
 /// Each entry's best score, as the upper half, and the index of the backend that it has it with: of equal ones the last. As
 /// one number, so that the better of two is found without a branch, which nobody could predict, and of four entries at once.
-/// Both are less than the size, which is 2^16 at most.
+/// Both are less than the size, which is 2^16 at most. Vectors multiply 32-bit numbers only on processors that have more than
+/// all do.
+#[multiversion(targets("x86_64+avx2"))]
 fn best(scores: &[Scores], size: u32) -> Vec<u32> {
     let mut best = vec![0; size as usize];
     for (backend, scores) in (0_u32..).zip(scores) {

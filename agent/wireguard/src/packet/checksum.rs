@@ -1,7 +1,11 @@
 //! The Internet checksum (RFC 1071), kept in memory order: sums, folds and stored fields all use the machine's own
 //! byte order, which the arithmetic allows.
 
-/// Sum of `bytes` as 16-bit words, not folded. Long runs are added in lanes so that the compiler can use vectors.
+use multiversion::multiversion;
+
+/// Sum of `bytes` as 16-bit words, not folded. Long runs are added in lanes so that the compiler can use vectors, the longest
+/// that the processor has.
+#[multiversion(targets("x86_64+avx2"))]
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let mut lanes = [0u64; 16];
     let (blocks, rest) = bytes.as_chunks::<64>();
