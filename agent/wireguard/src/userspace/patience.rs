@@ -16,7 +16,7 @@ const NEAR: Duration = Duration::from_micros(300);
 /// Handing over the processor takes longer only if somebody has used it for more than a packet.
 const CROWDED: Duration = Duration::from_micros(60);
 /// Most and least time without looking after the processor was wanted by others.
-const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_secs(1));
+const PAUSE: (Duration, Duration) = (Duration::from_millis(2), Duration::from_millis(50));
 /// Trust in the next packet's coming soon: at most so much is remembered.
 const MOST: u8 = 8;
 /// What looking in vain costs of it.

@@ -19,6 +19,7 @@ pub(super) struct Receive {
     receiver: Receiver,
     joiner: Joiner,
     handshakes: Handshakes,
+    last_bytes: usize,
 }
 
 impl Receive {
@@ -28,18 +29,22 @@ impl Receive {
             receiver: Receiver::new(),
             joiner: Joiner::new(Receiver::CAPACITY + SLACK, udp),
             handshakes: Handshakes::default(),
+            last_bytes: 0,
         }
     }
 
-    /// Bytes of the last batch, as UDP payload.
+    /// Bytes of the last batch that had any, as UDP payload.
     pub(super) fn last_bytes(&self) -> usize {
-        self.receiver.datagrams().iter().map(|datagram| self.receiver.bytes(*datagram).len()).sum()
+        self.last_bytes
     }
 
     /// Takes what has arrived, up to one batch. False if that was all.
     pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
         let more = self.receiver.receive(context.socket)?;
         let datagrams = self.receiver.datagrams();
+        if !datagrams.is_empty() {
+            self.last_bytes = datagrams.iter().map(|datagram| self.receiver.bytes(*datagram).len()).sum();
+        }
         let session = |datagram: &Datagram| session(self.receiver.bytes(*datagram));
         for run in datagrams.chunk_by(|a, b| session(a).is_some() && session(a) == session(b)) {
             let Some(index) = session(&run[0]) else {

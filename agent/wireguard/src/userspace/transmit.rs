@@ -44,6 +44,7 @@ pub(super) struct Transmit {
     waiting: Waiting,
     identification: u16,
     singles: Singles,
+    last_bytes: usize,
 }
 
 /// A frame in the input buffer, virtio header included.
@@ -94,6 +95,7 @@ impl Transmit {
             waiting: Waiting::default(),
             identification: 0,
             singles: Singles::default(),
+            last_bytes: 0,
         }
     }
 
@@ -137,9 +139,9 @@ impl Transmit {
         self.flush(context);
     }
 
-    /// Bytes of the last batch, as the device gave them.
+    /// Bytes of the last batch that had any, as the device gave them.
     pub(super) fn last_bytes(&self) -> usize {
-        self.frames.iter().map(|frame| frame.len).sum()
+        self.last_bytes
     }
 
     /// Reads up to one batch; false if the device has no more, or probably not.
@@ -164,6 +166,9 @@ impl Transmit {
             more = !(single && used < SMALL);
         }
         self.singles.count(self.frames.len());
+        if used > 0 {
+            self.last_bytes = used;
+        }
         Ok(more)
     }
 
