@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
 use std::fmt;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::thread;
 use std::time::Duration;
 
 use mesh_ebpf_types::ProgramKind;
@@ -25,6 +26,8 @@ use crate::managers::Backoff;
 const RESYNC: Duration = Duration::from_secs(30);
 /// Events of the kernel come in bursts: a pass begins so long after the first of one.
 const DEBOUNCE: Duration = Duration::from_millis(20);
+/// A packet has left the programs and is in the engine after this time, for a key to be chosen by which it is encrypted.
+const UNDER_WAY: Duration = Duration::from_millis(5);
 /// Pauses before something is tried again that has failed.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(10);
@@ -172,10 +175,18 @@ async fn one_pass(
                 .unwrap_or_else(|| mesh_planner::encrypted_mtu(&desired, &Observed::default()));
             let mut tunnels = encryption.apply(wish.as_ref(), before);
             let depth = if matches!(tunnels, Ok(true)) { depth.max(Depth::Quick) } else { depth };
+            desired.wireguard_generations = generations(&encryption, wish.as_ref());
             let mut outcome = attempt(kernel, Some(&desired), depth)?;
             if depth == Depth::Remembered && !outcome.report.is_success() {
                 // The memory may have been wrong.
                 outcome = attempt(kernel, Some(&desired), Depth::Quick)?;
+            }
+            if desired.wireguard_generations.len() > 1 && outcome.report.is_success() && tunnels.is_ok() {
+                thread::sleep(UNDER_WAY);
+                tunnels = encryption.go_over().map(|()| true);
+                desired.wireguard_generations = generations(&encryption, wish.as_ref());
+                let after = attempt(kernel, Some(&desired), Depth::Remembered)?;
+                outcome.report.failures.extend(after.report.failures);
             }
             let now = mesh_planner::encrypted_mtu(&desired, &outcome.observed);
             if now != before && tunnels.is_ok() {
@@ -228,6 +239,11 @@ async fn one_pass(
         }
     }
     pass
+}
+
+/// Of which generations the keys are that packets may be encrypted with.
+fn generations(encryption: &Encryption, wish: Option<&Wish>) -> BTreeSet<u32> {
+    wish.map(|_| encryption.generations()).unwrap_or_default()
 }
 
 /// The endpoints that cannot work without the WireGuard engine.

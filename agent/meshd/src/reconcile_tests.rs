@@ -1,7 +1,9 @@
 use std::path::Path;
 
 use mesh_control::NodeIdentity;
-use mesh_model::EndpointPhase;
+use mesh_ebpf_types::{FROM_EVEN_KEY, FROM_ODD_KEY, MapEntry};
+use mesh_model::observed::{Link, LinkKind};
+use mesh_model::{EndpointPhase, naming};
 use mesh_proto::v1;
 use tokio::task::JoinSet;
 use tokio::time::sleep;
@@ -10,7 +12,7 @@ use super::*;
 use crate::attach::Endpoints;
 use crate::managers::Managers;
 use crate::test_cluster::{node, view};
-use crate::test_host::{TestHost, TestKernel, platform};
+use crate::test_host::{TestEngines, TestHost, TestKernel, platform};
 
 /// One node with a lease of 10.64.0.0/26 in network `app`, its loop, and no manager anywhere.
 struct Rig {
@@ -306,4 +308,44 @@ async fn an_endpoint_whose_namespace_is_gone_is_let_go() {
     rig.endpoints.remove_lost(&lost).await;
     assert!(rig.agent.read(|state| state.endpoints.is_empty()));
     assert_eq!(Rig::records(dir.path()), 0);
+}
+
+#[tokio::test]
+async fn the_datapath_is_ready_for_either_key_while_the_kernels_engine_goes_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let kernel = TestKernel::with_underlay();
+    let device = Link {
+        index: naming::WIREGUARD_KERNEL_INDEX,
+        kind: LinkKind::Wireguard,
+        mtu: 1440,
+        mac: None,
+        up: true,
+        arp: false,
+    };
+    kernel.inner.lock().unwrap().state.links.insert(naming::WIREGUARD.parse().unwrap(), device);
+    let mut view = view();
+    view.networks.values_mut().for_each(|network| network.encrypted = true);
+    let platform = platform(dir.path(), TestHost::new("h1", "192.0.2.1"), &kernel);
+    let agent =
+        Agent::load(node(), view, platform.encapsulation, platform.paths.clone(), platform.delays).unwrap();
+    let agent = Arc::new(agent);
+    let engines = TestEngines { of_kernel: true, ..TestEngines::default() };
+    let encryption = Arc::new(Encryption::new(Arc::new(engines.clone()), platform.paths.wireguard_keys()));
+    let pass = async || {
+        let pass = one_pass(&agent, &platform.kernel, &encryption, Depth::Full).await;
+        assert_eq!(pass.problems, Vec::<String>::new());
+        let put = kernel.take_applied().into_iter().filter_map(|action| match action {
+            Action::PutEntry(MapEntry::Config(config)) => Some(config.flags),
+            _ => None,
+        });
+        let uses = engines.inner.lock().unwrap().config().unwrap().keys.last().unwrap().active;
+        (put.collect::<Vec<_>>(), uses)
+    };
+    assert_eq!(pass().await, (vec![FROM_ODD_KEY], true));
+    encryption.announce_new(2).unwrap();
+    assert_eq!(pass().await, (vec![], false));
+    assert!(encryption.activate_new().unwrap());
+    assert_eq!(pass().await, (vec![FROM_ODD_KEY | FROM_EVEN_KEY, FROM_EVEN_KEY], true));
+    encryption.retire_old().unwrap();
+    assert_eq!(pass().await, (vec![], true));
 }

@@ -58,6 +58,9 @@ pub struct Desired {
     pub wireguard_peers: BTreeMap<NodeId, u16>,
     /// This node's own number among them; 0 while it has no part in an encrypted network.
     pub wireguard_number: u16,
+    /// Of which generations this node's keys are that packets may be encrypted with: one, or two while the kernel's engine
+    /// goes over from one to the other.
+    pub wireguard_generations: BTreeSet<u32>,
     /// This node's endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
 }

@@ -45,9 +45,14 @@ fn preferred(id: &NodeId) -> u32 {
     (hash ^ (hash >> 16)) % INDEXES
 }
 
-/// The address of the node with that number inside the tunnels.
+/// The address of the node with that number inside the tunnels: where packets to it go.
 pub fn tunnel_address(index: u16) -> Ipv4Addr {
     mesh_ebpf_types::tunnel_address(index).into()
+}
+
+/// Where its packets come from there, by keys of odd generations or of even ones.
+pub fn tunnel_source(index: u16, odd: bool) -> Ipv4Addr {
+    mesh_ebpf_types::tunnel_source(index, odd).into()
 }
 
 #[cfg(test)]
@@ -84,5 +89,22 @@ mod tests {
     fn tunnel_addresses_are_of_the_block_for_tests() {
         assert_eq!(tunnel_address(1), Ipv4Addr::new(198, 18, 0, 1));
         assert_eq!(tunnel_address(65534), Ipv4Addr::new(198, 18, 255, 254));
+    }
+
+    #[test]
+    fn a_nodes_sources_are_its_own_and_tell_the_node() {
+        assert_eq!(tunnel_source(1, false), Ipv4Addr::new(100, 64, 0, 1));
+        assert_eq!(tunnel_source(65534, true), Ipv4Addr::new(100, 65, 255, 254));
+        let all = [1, 2, 65534].into_iter().flat_map(|index| [false, true].map(|odd| (index, odd)));
+        let sources: BTreeSet<_> = all.clone().map(|(index, odd)| tunnel_source(index, odd)).collect();
+        assert_eq!(sources.len(), 6);
+        for (index, odd) in all {
+            let sender = mesh_ebpf_types::tunnel_sender(tunnel_source(index, odd).octets());
+            assert_eq!(sender, Some(index));
+            assert_eq!(mesh_ebpf_types::tunnel_sender(tunnel_address(index).octets()), None);
+        }
+        for foreign in [[100, 64, 0, 0], [100, 65, 0, 0], [100, 66, 0, 1], [100, 63, 0, 1], [10, 64, 0, 1]] {
+            assert_eq!(mesh_ebpf_types::tunnel_sender(foreign), None);
+        }
     }
 }

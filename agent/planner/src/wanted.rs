@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
 
-use mesh_ebpf_types::{HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, MapEntry, MapKey, ProgramKind};
+use mesh_ebpf_types::{
+    FROM_EVEN_KEY, FROM_ODD_KEY, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, MapEntry, MapKey, ProgramKind,
+};
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
 use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
@@ -154,6 +156,9 @@ impl Wanted {
             self.attach(ProgramKind::Wireguard, link.index);
             config.wireguard_ifindex = link.index;
             config.wireguard_peer = desired.wireguard_number;
+            for generation in &desired.wireguard_generations {
+                config.flags |= if generation % 2 == 0 { FROM_EVEN_KEY } else { FROM_ODD_KEY };
+            }
         }
         self.put([MapEntry::Config(config)]);
     }

@@ -9,7 +9,8 @@ use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
 
 use mesh_harness::{Netns, OwnedNetns, Process, ip_batch, ip_batch_in, poll_until};
 use mesh_wireguard::{
-    EngineConfig, FrameTag, OwnKey, PeerConfig, PrivateKey, Userspace, WireguardEngine, inner_mtu,
+    EngineConfig, FrameTag, OwnKey, PeerConfig, PrivateKey, TunnelSources, Userspace, WireguardEngine,
+    inner_mtu,
 };
 
 const TAG: FrameTag = FrameTag { vni: 4096, peer: 1 };
@@ -103,12 +104,17 @@ fn vxlan(netns: &Netns, name: &str, id: u32, under: &str, inner: &str, side: u8,
     .unwrap();
 }
 
+fn sources(side: u8) -> TunnelSources {
+    TunnelSources { even: Ipv4Addr::new(10, 9, 2, side), odd: Ipv4Addr::new(10, 9, 1, side) }
+}
+
 fn config(keys: &[PrivateKey; 2], side: u8) -> EngineConfig {
     let other = 3 - side;
     let (own, theirs) = (&keys[usize::from(side - 1)], &keys[usize::from(other - 1)]);
     let peer = PeerConfig {
         endpoint: Some(([192, 0, 2, other], 51820).into()),
         tunnel_address: Ipv4Addr::new(10, 9, 0, other),
+        sources: sources(other),
         keys: BTreeMap::from([(1, theirs.public())]),
     };
     EngineConfig {
@@ -118,6 +124,7 @@ fn config(keys: &[PrivateKey; 2], side: u8) -> EngineConfig {
         vxlan_port: 4789,
         inner_mtu: inner_mtu(1500, false),
         tunnel_address: Ipv4Addr::new(10, 9, 0, side),
+        sources: sources(side),
         keys: vec![OwnKey { generation: 1, private: own.clone(), active: true }],
         peers: BTreeMap::from([(TAG.peer, peer)]),
     }

@@ -43,8 +43,10 @@ pub struct EngineConfig {
     pub vxlan_port: u16,
     /// Largest inner IP packet, in bytes: see [`inner_mtu`].
     pub inner_mtu: u16,
-    /// This node's tunnel address.
+    /// This node's tunnel address: where packets to it go.
     pub tunnel_address: Ipv4Addr,
+    /// Where its packets come from inside the tunnel.
+    pub sources: TunnelSources,
     /// This node's key pairs, oldest first: one, or two during a rotation.
     pub keys: Vec<OwnKey>,
     /// The other nodes, by the index that frames on the device name them by.
@@ -56,10 +58,30 @@ pub struct EngineConfig {
 pub struct PeerConfig {
     /// Where its WireGuard listens. `None`: it has to speak first.
     pub endpoint: Option<SocketAddr>,
-    /// Its tunnel address, the only source that it may use inside the tunnel.
+    /// Its tunnel address: where packets to it go.
     pub tunnel_address: Ipv4Addr,
+    /// The only sources that it may use inside the tunnel.
+    pub sources: TunnelSources,
     /// Its public keys by generation: one, or two during a rotation.
     pub keys: BTreeMap<Generation, PublicKey>,
+}
+
+/// Where a node's packets come from inside the tunnel. Of two keys that it has at a time one has an even number and the
+/// other an odd one, and what each encrypts has an address of its own: the kernel's WireGuard takes what comes from an
+/// address by one key only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunnelSources {
+    /// By keys of even generations.
+    pub even: Ipv4Addr,
+    /// By keys of odd generations.
+    pub odd: Ipv4Addr,
+}
+
+impl TunnelSources {
+    /// By the key of that generation.
+    pub const fn of(self, generation: Generation) -> Ipv4Addr {
+        if generation.is_multiple_of(2) { self.even } else { self.odd }
+    }
 }
 
 impl EngineConfig {
@@ -77,13 +99,27 @@ impl EngineConfig {
         check(self.inner_mtu >= 576, "the MTU is too small to be of use")?;
         check(self.inner_mtu <= u16::MAX - VXLAN_OVERHEAD, "the MTU is too large")?;
         check(self.listen_port != 0 && self.vxlan_port != 0, "a port is zero")?;
-        let (mut addresses, mut keys) = (BTreeSet::from([self.tunnel_address]), BTreeSet::new());
+        let both = |mut generations: Vec<Generation>| {
+            generations.dedup_by_key(|generation| *generation % 2);
+            generations.len()
+        };
+        let own = self.keys.iter().map(|key| key.generation).collect();
+        check(both(own) == self.keys.len(), "two key pairs have one source address")?;
+        let mut addresses = BTreeSet::from([self.tunnel_address, self.sources.even, self.sources.odd]);
+        check(addresses.len() == 3, "a node has one address twice")?;
+        let mut keys = BTreeSet::new();
         for own in &self.keys {
             check(keys.insert(own.private.public()), "two key pairs are the same")?;
         }
         for peer in self.peers.values() {
             check(matches!(peer.keys.len(), 1 | 2), "a peer has one or two public keys")?;
-            check(addresses.insert(peer.tunnel_address), "two nodes have one tunnel address")?;
+            check(
+                both(peer.keys.keys().copied().collect()) == peer.keys.len(),
+                "two keys have one source address",
+            )?;
+            for address in [peer.tunnel_address, peer.sources.even, peer.sources.odd] {
+                check(addresses.insert(address), "two nodes have one tunnel address")?;
+            }
             for key in peer.keys.values() {
                 check(keys.insert(*key), "two nodes have one key")?;
             }
@@ -124,8 +160,7 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to it, as UDP payload.
     pub tx_bytes: u64,
-    /// Own and peer's key generation of the session that is used for sending; `None` without a session. The
-    /// kernel's engine reports the generations that are configured.
+    /// Own and peer's key generation of the session that is used for sending; `None` without a session.
     pub generations: Option<(Generation, Generation)>,
 }
 

@@ -160,15 +160,17 @@ impl KeyFile {
         &self.keys
     }
 
-    /// Begins a rotation: adds a new key pair that is not active yet, of generation `at_least` or the next after the
-    /// newest, whichever is later. If a rotation is under way already, nothing changes. Returns the newest generation.
+    /// Begins a rotation: adds a new key pair that is not active yet, of the first generation that is `at_least` that one,
+    /// later than the newest, and odd where the newest is even or the other way round. If a rotation is under way already, nothing changes. Returns the newest generation.
     pub fn announce(&mut self, at_least: Generation) -> Result<Generation> {
         let newest = self.newest();
         if self.keys.len() > 1 {
             return Ok(newest);
         }
-        let next = newest.checked_add(1).ok_or(Error::Config("key generations are used up"))?;
-        let generation = next.max(at_least);
+        let used_up = || Error::Config("key generations are used up");
+        let next = newest.checked_add(1).ok_or_else(used_up)?.max(at_least);
+        let is_other = (next - newest) % 2 == 1;
+        let generation = if is_other { next } else { next.checked_add(1).ok_or_else(used_up)? };
         let mut keys = self.keys.clone();
         keys.push(OwnKey { generation, private: PrivateKey::generate()?, active: false });
         self.store(keys)?;
@@ -305,6 +307,9 @@ mod tests {
         file.retire().unwrap();
         assert_eq!(file.keys().iter().map(|key| key.generation).collect::<Vec<_>>(), [2]);
         assert_eq!(file.announce(7).unwrap(), 7);
+        file.activate().unwrap();
+        file.retire().unwrap();
+        assert_eq!(file.announce(9).unwrap(), 10, "one of two keys is odd");
     }
 
     #[test]

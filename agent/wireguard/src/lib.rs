@@ -17,7 +17,7 @@
 //! The device of the engine in user space is a TAP. A frame to send has [`FrameTag::mac`] as its source MAC, which
 //! names network and peer; its destination MAC is the inner frame's. It may be a super-packet of TCP or UDP, with its
 //! checksum to be completed. A frame that arrives has the tag of its sender as source MAC, and has passed these
-//! checks: it was encrypted with that peer's key, came from that peer's tunnel address to ours, and was never seen
+//! checks: it was encrypted with that peer's key, came from that key's source address to our tunnel address, and was never seen
 //! before. Inner source MACs are not carried.
 //!
 //! # Fail closed
@@ -30,7 +30,8 @@
 //!
 //! [`KeyFile`] holds a node's key pairs on disk. A rotation has two at a time; the engine in user space has a link for
 //! each pair of own and peer's keys, sends with the newest that has a session, and accepts on all of them. The kernel's
-//! has one own key, and a peer's tunnel address belongs to one key of the peer: see [`WireguardEngine::follow`].
+//! has one own key; it accepts on all of the peers', and a peer's tunnel address belongs to that of them which is sent
+//! with: see [`WireguardEngine::follow`]. Packets come from another address for each of two keys: [`TunnelSources`].
 
 mod base64;
 mod config;
@@ -45,8 +46,8 @@ mod sys;
 mod userspace;
 
 pub use config::{
-    DropReason, EngineConfig, EngineKind, EngineStatus, PeerConfig, PeerStatus, VXLAN_OVERHEAD,
-    WIREGUARD_OVERHEAD_V4, WIREGUARD_OVERHEAD_V6, inner_mtu,
+    DropReason, EngineConfig, EngineKind, EngineStatus, PeerConfig, PeerStatus, TunnelSources,
+    VXLAN_OVERHEAD, WIREGUARD_OVERHEAD_V4, WIREGUARD_OVERHEAD_V6, inner_mtu,
 };
 pub use engine::{EngineChoice, WireguardEngine};
 pub use error::{Error, Result};

@@ -8,6 +8,13 @@ pub const EVENTS_WANTED: u8 = 1;
 /// [`Config::flags`]: replies of published ports leave by the backend's node (direct server return).
 pub const DIRECT_RETURN: u8 = 2;
 
+/// [`Config::flags`]: what goes to the kernel's WireGuard comes from this node's address for keys of even generations.
+pub const FROM_EVEN_KEY: u8 = 4;
+
+/// [`Config::flags`]: it comes from the address for keys of odd generations. With both, everything goes twice: while the
+/// device's key is replaced nobody can tell which will encrypt a packet, and the other end takes what agrees with the key.
+pub const FROM_ODD_KEY: u8 = 8;
+
 /// How packets to other nodes get their outer headers.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -41,7 +48,7 @@ pub struct Config {
     pub vxlan_port: [u8; 2],
     /// An [`Encapsulation`], as its number.
     pub encapsulation: u8,
-    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`].
+    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`], [`FROM_EVEN_KEY`], [`FROM_ODD_KEY`].
     pub flags: u8,
     /// This node's own number in WireGuard; 0 while it has none.
     pub wireguard_peer: u16,

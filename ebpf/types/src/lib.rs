@@ -21,7 +21,7 @@ mod tag;
 mod wireguard;
 
 pub use address::{Address, Mac, Vni};
-pub use config::{Config, DIRECT_RETURN, EVENTS_WANTED, Encapsulation};
+pub use config::{Config, DIRECT_RETURN, EVENTS_WANTED, Encapsulation, FROM_EVEN_KEY, FROM_ODD_KEY};
 pub use counters::{Counter, CounterKey, Event, Reason};
 pub use derived::{NextHop, derived_mac, next_hop};
 pub use entry::{MapEntry, MapKey};
@@ -39,10 +39,12 @@ pub use services::{
     published_vni,
 };
 pub use tag::FrameTag;
-pub use wireguard::{WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_peer};
+pub use wireguard::{
+    WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_sender, tunnel_source,
+};
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
-pub const SCHEMA: u32 = 5;
+pub const SCHEMA: u32 = 6;
 
 /// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
 /// The outer Ethernet header is not among them: a device's MTU does not count it.

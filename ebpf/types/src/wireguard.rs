@@ -12,19 +12,32 @@ pub const WIREGUARD_KERNEL_IFINDEX: u32 = 0x3FFF_FF04;
 /// has. They stand only inside WireGuard.
 const TUNNELS: [u8; 2] = [198, 18];
 
-/// The address of the node with that number inside the tunnels.
+/// Where the sources of packets in the tunnels are taken from, for keys of even generations: 100.64.0.0/16, of the block
+/// that is shared between carriers (RFC 6598). For odd ones it is the next. They stand only inside WireGuard.
+const SOURCES: [u8; 2] = [100, 64];
+
+/// The address of the node with that number inside the tunnels: where packets to it go.
 #[inline]
 pub const fn tunnel_address(peer: u16) -> [u8; 4] {
     let ([t0, t1], [p0, p1]) = (TUNNELS, peer.to_be_bytes());
     [t0, t1, p0, p1]
 }
 
-/// The number of the node with that tunnel address; `None` if it is no node's.
+/// Where packets come from inside the tunnels that the node with that number encrypts with a key of an odd generation, or
+/// of an even one. Two keys that a node has at a time are of either kind: the kernel's WireGuard takes from a key only what
+/// comes from that key's address.
 #[inline]
-pub const fn tunnel_peer([a0, a1, p0, p1]: [u8; 4]) -> Option<u16> {
+pub const fn tunnel_source(peer: u16, odd: bool) -> [u8; 4] {
+    let ([s0, s1], [p0, p1]) = (SOURCES, peer.to_be_bytes());
+    [s0, s1 | odd as u8, p0, p1]
+}
+
+/// The number of the node that sends from there, by whichever key; `None` if no node does.
+#[inline]
+pub const fn tunnel_sender([a0, a1, p0, p1]: [u8; 4]) -> Option<u16> {
     match u16::from_be_bytes([p0, p1]) {
         0 => None,
-        peer if a0 == TUNNELS[0] && a1 == TUNNELS[1] => Some(peer),
+        peer if a0 == SOURCES[0] && a1 & !1 == SOURCES[1] => Some(peer),
         _ => None,
     }
 }

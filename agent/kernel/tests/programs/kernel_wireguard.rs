@@ -6,8 +6,8 @@ use std::process::{Child, ChildStdin, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use mesh_ebpf_types::{
-    Address, Block, BlockKey, BlockKind, Config, ENCRYPTED, MapEntry, MapKey, Network, ProgramKind, Reason,
-    Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address,
+    Address, Block, BlockKey, BlockKind, Config, ENCRYPTED, FROM_EVEN_KEY, FROM_ODD_KEY, MapEntry, MapKey,
+    Network, ProgramKind, Reason, Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address, tunnel_source,
 };
 use mesh_kernel::programs::{Attachment, Programs};
 
@@ -16,7 +16,8 @@ use crate::support::{PREFIX6, VNI, frame, ipv4, ipv6, mac, udp, v4, v6};
 use crate::traffic::carry_everything;
 
 /// A device of IP packets on each of two hosts, and what carries packets from one to the other. Lines that it reads are
-/// packets for the second host, in hexadecimal.
+/// packets for the second host, in hexadecimal, or ask for the sources of the large packets that the first host has sent
+/// since it was last asked.
 const DEVICES: &str = r"
 import ctypes, fcntl, os, select, struct, sys
 def device(netns):
@@ -27,17 +28,26 @@ def device(netns):
     fcntl.ioctl(fd, 0x400454ca, struct.pack('16sH22x', b'meshwg0', 0x1001))
     return fd
 a, b = device(sys.argv[1]), device(sys.argv[2])
-other = {a: b, b: a}
+other, seen = {a: b, b: a}, []
+def source(packet):
+    words = struct.unpack('!10H', packet[:20])
+    total = sum(words) % 0xffff
+    return packet[12:16].hex() if total == 0 else 'checksum'
 print('made', flush=True)
 while True:
     for fd in select.select([a, b, 0], [], [])[0]:
         if fd:
             packet = os.read(fd, 65536)
+            if fd == a and len(packet) > 1000: seen.append(source(packet))
             try: os.write(other[fd], packet)
             except OSError: pass  # It is not up yet.
             continue
         line = sys.stdin.readline()
         if not line: sys.exit()
+        if line == 'sources\n':
+            print(*seen, flush=True)
+            seen.clear()
+            continue
         os.write(b, bytes.fromhex(line))
         print('sent', flush=True)
 ";
@@ -68,6 +78,16 @@ impl Devices {
         let mut line = String::new();
         self.output.read_line(&mut line).expect("a line");
         assert_eq!(line.trim(), said);
+    }
+
+    /// Where the first host's large packets came from since this was last asked.
+    fn sources(&mut self) -> Vec<[u8; 4]> {
+        writeln!(self.input, "sources").expect("written");
+        let mut line = String::new();
+        self.output.read_line(&mut line).expect("a line");
+        let source =
+            |text| u32::from_str_radix(text, 16).expect("a header with a valid checksum").to_be_bytes();
+        line.split_whitespace().map(source).collect()
     }
 
     /// Lets a packet out of the second host's device.
@@ -106,7 +126,8 @@ fn hosts() -> (Hosts, Devices) {
             let observed = datapath.observe().expect("observed");
             let Some(MapEntry::Config(config)) = observed.entries.get(&MapKey::Config) else { panic!() };
             let (wireguard_ifindex, wireguard_peer) = (WIREGUARD_KERNEL_IFINDEX, number);
-            let config = Config { wireguard_ifindex, wireguard_peer, ..*config };
+            let flags = FROM_ODD_KEY;
+            let config = Config { wireguard_ifindex, wireguard_peer, flags, ..*config };
             datapath.put(&MapEntry::Config(config)).expect("configured");
             for entry in entries {
                 datapath.put(&entry).expect("an entry");
@@ -138,6 +159,27 @@ fn without_the_device_nothing_leaves() {
     assert_eq!(hosts.hosts[1].counter(VNI, Reason::EncryptedInClear), 0);
 }
 
+#[test]
+fn packets_come_from_the_address_of_the_key_in_use_and_from_both_while_it_is_replaced() {
+    let (mut hosts, mut devices) = hosts();
+    let [even, odd] = [false, true].map(|odd| tunnel_source(1, odd));
+    hosts.run(&["ping", "-c", "1", "-W", "5", "10.64.0.70"]);
+    for (flags, expected) in [
+        (FROM_ODD_KEY, vec![odd]),
+        (FROM_EVEN_KEY, vec![even]),
+        (FROM_ODD_KEY | FROM_EVEN_KEY, vec![odd, even]),
+    ] {
+        hosts.hosts[0].inside(|datapath| {
+            let observed = datapath.observe().expect("observed");
+            let Some(MapEntry::Config(config)) = observed.entries.get(&MapKey::Config) else { panic!() };
+            datapath.put(&MapEntry::Config(Config { flags, ..*config })).expect("configured");
+        });
+        devices.sources();
+        hosts.run(&["ping", "-c", "4", "-i", "0.02", "-s", "1000", "-W", "5", "10.64.0.70"]);
+        assert_eq!(devices.sources(), expected.repeat(4));
+    }
+}
+
 /// A packet in VXLAN from one tunnel address to another.
 fn tunnelled(from: [u8; 4], to: [u8; 4], port: u16, vni: Vni, inner: &[u8]) -> Vec<u8> {
     let [_, v0, v1, v2] = vni.0;
@@ -148,7 +190,7 @@ fn tunnelled(from: [u8; 4], to: [u8; 4], port: u16, vni: Vni, inner: &[u8]) -> V
 fn of_what_a_peer_sends_only_packets_of_encrypted_networks_from_its_own_addresses_are_taken() {
     let (mut hosts, mut devices) = hosts();
     let inner = |from, to| frame(mac(70), mac(5), 0x0800, &ipv4(from, to, 17, &udp(1, 2, b"hello")));
-    let (ours, theirs) = (tunnel_address(2), tunnel_address(1));
+    let (ours, theirs) = (tunnel_address(2), tunnel_source(1, true));
     let good = inner([10, 64, 0, 5], [10, 64, 0, 70]);
     let good = |from, to, port, vni| tunnelled(from, to, port, vni, &good);
     let mut expect = |packet: &[u8], vni, reason| {
@@ -160,18 +202,21 @@ fn of_what_a_peer_sends_only_packets_of_encrypted_networks_from_its_own_addresse
             std::thread::sleep(Duration::from_millis(5));
         }
     };
-    expect(&good(theirs, ours, 4789, VNI), VNI, Reason::Received);
-    let third = tunnel_address(3);
-    expect(&good(third, ours, 4789, VNI), VNI, Reason::SpoofedPeer);
-    let foreign = tunnelled(theirs, ours, 4789, VNI, &inner([10, 64, 0, 130], [10, 64, 0, 70]));
-    expect(&foreign, VNI, Reason::SpoofedPeer);
-    let local = tunnelled(theirs, ours, 4789, VNI, &inner([10, 64, 0, 70], [10, 64, 0, 70]));
-    expect(&local, VNI, Reason::SpoofedPeer);
+    // By either of its keys.
+    for odd in [true, false] {
+        let [theirs, third] = [1, 3].map(|peer| tunnel_source(peer, odd));
+        expect(&good(theirs, ours, 4789, VNI), VNI, Reason::Received);
+        expect(&good(third, ours, 4789, VNI), VNI, Reason::SpoofedPeer);
+        let foreign = tunnelled(theirs, ours, 4789, VNI, &inner([10, 64, 0, 130], [10, 64, 0, 70]));
+        expect(&foreign, VNI, Reason::SpoofedPeer);
+        let local = tunnelled(theirs, ours, 4789, VNI, &inner([10, 64, 0, 70], [10, 64, 0, 70]));
+        expect(&local, VNI, Reason::SpoofedPeer);
+    }
     expect(&good(theirs, ours, 4789, Vni::new(4999)), Vni::NONE, Reason::UnknownNetwork);
-    for (source, reason) in
-        [([198, 18, 0, 0], Reason::SpoofedPeer), ([192, 168, 77, 11], Reason::SpoofedPeer)]
-    {
-        expect(&good(source, ours, 4789, VNI), Vni::NONE, reason);
+    // Where it is sent to is not where it sends from.
+    let nobodys = [[100, 64, 0, 0], [100, 65, 0, 0], [100, 66, 0, 1], [192, 168, 77, 11], tunnel_address(1)];
+    for source in nobodys {
+        expect(&good(source, ours, 4789, VNI), Vni::NONE, Reason::SpoofedPeer);
     }
     // Nothing of the host is reached: neither its own addresses, nor other ports, nor by fragments or options.
     let mut fragment = good(theirs, ours, 4789, VNI);
@@ -180,7 +225,8 @@ fn of_what_a_peer_sends_only_packets_of_encrypted_networks_from_its_own_addresse
     checked[26] = 1;
     let ping = [8, 0, 0xf7, 0xff, 0, 0, 0, 0];
     let others = [
-        good(theirs, third, 4789, VNI),
+        good(theirs, tunnel_address(3), 4789, VNI),
+        good(theirs, tunnel_source(2, true), 4789, VNI),
         good(theirs, [192, 168, 77, 12], 4789, VNI),
         good(theirs, ours, 4790, VNI),
         fragment,

@@ -291,6 +291,7 @@ impl Agent {
             leases: view.leases.values().cloned().collect(),
             wireguard_peers: BTreeMap::new(),
             wireguard_number: 0,
+            wireguard_generations: BTreeSet::new(),
             endpoints: state.endpoints.clone(),
         };
         (state.generation, view.revision, desired)

@@ -1,7 +1,7 @@
 //! Follows the other nodes' replacements of their keys, for the kernel's engine.
 //!
-//! A tunnel address belongs to one key of a node there: what the node sends by its new key is refused until the engine has
-//! looked after the first handshake by it.
+//! A tunnel address belongs to one key of a node there: packets to the node go by its old key until the engine has looked
+//! after the first handshake by the new one. The node takes them meanwhile, until sessions by its old key end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +12,7 @@ use super::Encryption;
 use crate::blocking::blocking;
 
 /// How often it is looked which key a node uses, soon after keys have become known: that is when they change.
-const LOOK: Duration = Duration::from_millis(2);
+const LOOK: Duration = Duration::from_millis(5);
 /// How long that is.
 const SOON: Duration = Duration::from_mins(1);
 /// How often it is looked later: a node that has gone away in the middle has two keys until it comes back.

@@ -1,7 +1,7 @@
 //! Announces this node's keys, and replaces them when the managers call for it.
 //!
-//! A replacement loses nothing: the new key is accepted before anybody knows it, used when all know it, and the old one
-//! forgotten when nobody uses it any more. Where it stands is told by the key file and by the node's own record, so that
+//! A replacement loses nothing: the new key is accepted before anybody knows it, used when all know it, by one node after
+//! the other, and the old one forgotten when nobody uses it any more. Where it stands is told by the key file and by the node's own record, so that
 //! a restart in the middle goes on with it.
 
 use std::sync::Arc;
@@ -19,6 +19,8 @@ use crate::managers::{Backoff, Managers};
 
 /// How often it is looked whether the old key is still in use.
 const LOOK: Duration = Duration::from_secs(1);
+/// How often it is looked whether others that come first use theirs.
+const LOOK_FOR_TURN: Duration = Duration::from_millis(10);
 /// Pauses after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -30,6 +32,8 @@ enum Next {
     Now,
     /// Nothing to do until the old key is out of use.
     Soon,
+    /// Nothing to do until other nodes use their new keys.
+    Turn,
     /// Nothing to do until something changes.
     Wait,
 }
@@ -52,6 +56,7 @@ pub async fn run(agent: Arc<Agent>, managers: Arc<Managers>, encryption: Arc<Enc
                 match next {
                     Next::Now => continue,
                     Next::Soon => LOOK,
+                    Next::Turn => LOOK_FOR_TURN,
                     Next::Wait => Duration::MAX,
                 }
             }
@@ -102,7 +107,13 @@ async fn step(
         KeyStage::One(_) if is_announced(&all) => Ok(Next::Wait),
         KeyStage::Announced if is_announced(&all) => {
             // It was answered once everybody knew the key.
-            blocking(encryption, Encryption::activate_new).await?;
+            if !blocking(encryption, move |encryption| encryption.has_turn(wanted)).await? {
+                return Ok(Next::Turn);
+            }
+            if blocking(encryption, Encryption::activate_new).await? {
+                // A pass of the loop does it.
+                agent.change(|_| ());
+            }
             Ok(Next::Now)
         }
         KeyStage::Active if is_announced(&newest) => {

@@ -9,17 +9,17 @@ mod keys;
 pub mod schedule;
 mod wish;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use mesh_model::wireguard::tunnel_address;
+use mesh_model::wireguard::{tunnel_address, tunnel_source};
 use mesh_model::{NodeId, Wireguard, naming};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_wireguard::{
     DropReason, EngineConfig, EngineKind, EngineStatus, Error, Generation, KeyFile, OwnKey, PeerStatus,
-    WireguardEngine,
+    TunnelSources, WireguardEngine,
 };
 use tokio::sync::watch;
 
@@ -27,6 +27,9 @@ pub use engines::{Engines, HostEngines};
 pub use follow::run as follow;
 pub use keys::run;
 pub use wish::Wish;
+
+/// How long this node waits at most for others whose turn it is before its own to use their new keys.
+const TURN: Duration = Duration::from_secs(30);
 
 /// The node's keys and its engine, for one caller at a time. Calls may block.
 #[derive(Debug)]
@@ -50,6 +53,10 @@ struct State {
     applied: Option<EngineConfig>,
     /// What it was last asked for.
     wish: Option<(Wish, u16)>,
+    /// The newest key is to be used, and the kernel's engine is not to know before the datapath is ready for it.
+    goes_over: bool,
+    /// Since when it is not yet this node's turn.
+    waits_since: Option<Instant>,
 }
 
 impl std::fmt::Debug for State {
@@ -132,9 +139,33 @@ impl Encryption {
         self.lock().wish.as_ref().map(|(_, mtu)| (*mtu).into())
     }
 
+    /// Of which generations the keys are that packets may be encrypted with from now on: with both of two, the datapath is
+    /// to be ready for either, and [`Encryption::go_over`] is to follow.
+    pub fn generations(&self) -> BTreeSet<Generation> {
+        let mut state = self.lock();
+        let goes_over = state.goes_over;
+        let Ok(keys) = self.keys(&mut state) else { return BTreeSet::new() };
+        let newest = keys.keys().iter().rev().filter(|key| key.active).map(|key| key.generation);
+        newest.take(if goes_over { 2 } else { 1 }).collect()
+    }
+
+    /// Gives the engine the newest key to use. The datapath is ready for it.
+    pub fn go_over(&self) -> Result<(), Problem> {
+        let mut state = self.lock();
+        let goes_over = std::mem::take(&mut state.goes_over);
+        let applied = self.apply_wish(&mut state);
+        state.goes_over = goes_over && applied.is_err();
+        drop(state);
+        self.changed.send_modify(|count| *count += 1);
+        applied.map(drop)
+    }
+
     fn apply_wish(&self, state: &mut State) -> Result<bool, Problem> {
         let Some((wish, mtu)) = state.wish.clone() else { return Ok(false) };
-        let keys = self.keys(state)?.keys().to_vec();
+        let mut keys = self.keys(state)?.keys().to_vec();
+        if let Some(newest) = keys.last_mut().filter(|_| state.goes_over) {
+            newest.active = false;
+        }
         let engine = match &mut state.engine {
             Some(engine) => engine,
             none => {
@@ -155,6 +186,7 @@ impl Encryption {
             vxlan_port: wish.vxlan_port,
             inner_mtu: mtu,
             tunnel_address: tunnel_address(wish.number),
+            sources: sources(wish.number),
             peers: wish.peers_beside(&keys),
             keys,
         };
@@ -195,9 +227,40 @@ impl Encryption {
         self.change_keys(|keys| keys.announce(generation).map(drop))
     }
 
-    /// Uses the newest key: to be called once everybody knows it.
-    pub fn activate_new(&self) -> Result<(), Problem> {
-        self.change_keys(KeyFile::activate)
+    /// Whether this node may begin to use its newest key now that everybody knows it; `wanted` is the generation that was
+    /// called for.
+    ///
+    /// The kernel's engine sends by no session of its old key from that moment. Would two nodes begin at the same one, each
+    /// would ask for a session by a key that the other has just given up. So they do it in the order of their numbers: a node
+    /// waits for those before it that it has sessions with, until it sees that they use theirs.
+    pub fn has_turn(&self, wanted: Generation) -> Result<bool, Problem> {
+        let Some(tunnels) = self.status()? else { return Ok(true) };
+        let mut state = self.lock();
+        let Some((wish, _)) = &state.wish else { return Ok(true) };
+        let is_before = |number: &u16| *number < wish.number;
+        let mut before = wish.nodes.iter().filter(|(number, _)| is_before(number)).map(|(_, node)| node);
+        let uses_old = |node| {
+            let generations = tunnels.peers.get(node).and_then(|peer| peer.generations);
+            generations.is_some_and(|(_, theirs)| theirs < wanted)
+        };
+        let waits = tunnels.engine == EngineKind::Kernel && before.any(uses_old);
+        let since = *state.waits_since.get_or_insert_with(Instant::now);
+        Ok(!waits || since.elapsed() >= TURN)
+    }
+
+    /// Uses the newest key: to be called once everybody knows it, and this node [has its turn](Encryption::has_turn). Tells
+    /// whether a pass of the loop has to make the datapath ready first.
+    pub fn activate_new(&self) -> Result<bool, Problem> {
+        let mut state = self.lock();
+        let is_kernel = state.engine.as_ref().is_some_and(|engine| engine.kind() == EngineKind::Kernel);
+        (state.goes_over, state.waits_since) = (is_kernel && state.applied.is_some(), None);
+        let goes_over = state.goes_over;
+        drop(state);
+        let activated = self.change_keys(KeyFile::activate);
+        if activated.is_err() {
+            self.lock().goes_over = false;
+        }
+        activated.map(|()| goes_over)
     }
 
     /// Forgets the old key: to be called once nobody uses it.
@@ -221,6 +284,9 @@ impl Encryption {
     pub fn all_use_the_newest(&self) -> Result<bool, Problem> {
         let newest = {
             let mut state = self.lock();
+            if state.goes_over {
+                return Ok(false);
+            }
             self.keys(&mut state)?.keys().last().map(|key| key.generation)
         };
         let peers = self.status()?.map(|tunnels| tunnels.peers).unwrap_or_default();
@@ -241,6 +307,11 @@ impl Encryption {
         // What a panic has left is compared with the next wish as a whole.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Where packets of the node with that number come from inside the tunnels.
+fn sources(number: u16) -> TunnelSources {
+    TunnelSources { even: tunnel_source(number, false), odd: tunnel_source(number, true) }
 }
 
 /// An engine's error as people see it.

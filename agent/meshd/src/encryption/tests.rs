@@ -74,6 +74,8 @@ fn both_ends_agree_on_tunnel_addresses() {
     let (first, second) = (Wish::of(&everyone(), &id(1)).unwrap(), Wish::of(&everyone(), &id(2)).unwrap());
     assert_eq!(first.peers[&first.indexes()[&id(2)]].tunnel_address, tunnel_address(second.number));
     assert_eq!(second.peers[&second.indexes()[&id(1)]].tunnel_address, tunnel_address(first.number));
+    assert_eq!(first.peers[&first.indexes()[&id(2)]].sources, sources(second.number));
+    assert_eq!(second.peers[&second.indexes()[&id(1)]].sources, sources(first.number));
 }
 
 #[test]
@@ -121,13 +123,71 @@ fn a_key_is_replaced_step_by_step() {
     let announced = |alone| encryption.announcement(alone).unwrap().keys.into_keys().collect::<Vec<_>>();
     assert_eq!((encryption.stage().unwrap(), announced(false)), (KeyStage::One(1), vec![1]));
     encryption.announce_new(5).unwrap();
-    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::Announced, vec![(1, true), (5, false)]));
-    assert_eq!((announced(false), announced(true)), (vec![1, 5], vec![5]));
-    encryption.activate_new().unwrap();
-    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::Active, vec![(1, true), (5, true)]));
+    // One of two is odd.
+    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::Announced, vec![(1, true), (6, false)]));
+    assert_eq!((announced(false), announced(true)), (vec![1, 6], vec![6]));
+    assert!(encryption.has_turn(5).unwrap(), "this engine can use both at a time");
+    assert!(!encryption.activate_new().unwrap());
+    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::Active, vec![(1, true), (6, true)]));
     assert!(encryption.all_use_the_newest().unwrap());
     encryption.retire_old().unwrap();
-    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::One(5), vec![(5, true)]));
+    assert_eq!((encryption.stage().unwrap(), keys()), (KeyStage::One(6), vec![(6, true)]));
+}
+
+#[test]
+fn the_kernels_engine_uses_a_new_key_only_when_the_datapath_is_ready_for_either() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = TestEngines { of_kernel: true, ..TestEngines::default() };
+    let encryption = Encryption::new(Arc::new(engines.clone()), folder.path().join("wireguard.keys"));
+    let wish = Wish::of(&everyone(), &id(1));
+    encryption.apply(wish.as_ref(), 1390).unwrap();
+    encryption.announce_new(2).unwrap();
+    let keys = || {
+        let engine = engines.inner.lock().unwrap();
+        engine.config().unwrap().keys.iter().map(|key| (key.generation, key.active)).collect::<Vec<_>>()
+    };
+    assert_eq!(encryption.generations(), [1].into());
+    assert!(encryption.activate_new().unwrap());
+    assert_eq!((encryption.generations(), keys()), ([1, 2].into(), vec![(1, true), (2, false)]));
+    encryption.apply(wish.as_ref(), 1390).unwrap();
+    assert_eq!(keys(), [(1, true), (2, false)]);
+    encryption.go_over().unwrap();
+    assert_eq!((encryption.generations(), keys()), ([2].into(), vec![(1, true), (2, true)]));
+}
+
+#[test]
+fn nodes_with_the_kernels_engine_begin_to_use_new_keys_one_after_the_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let engines = TestEngines { of_kernel: true, ..TestEngines::default() };
+    let mut waiting = 0;
+    for own in 1..=3 {
+        let key_file = folder.path().join(format!("{own}.keys"));
+        let encryption = Encryption::new(Arc::new(engines.clone()), key_file);
+        let mut view = everyone();
+        let wish = Wish::of(&view, &id(own)).unwrap();
+        encryption.apply(Some(&wish), 1390).unwrap();
+        encryption.announce_new(2).unwrap();
+        let before: Vec<_> = wish.nodes.range(..wish.number).map(|(_, node)| node.clone()).collect();
+        waiting += before.len();
+        assert_eq!(encryption.has_turn(2).unwrap(), before.is_empty());
+        for node in before {
+            let keys = &mut view.nodes.get_mut(&node).unwrap().wireguard.as_mut().unwrap().keys;
+            assert!(!encryption.has_turn(2).unwrap());
+            keys.insert(2, PrivateKey::generate().unwrap().public().to_string());
+            encryption.apply(Wish::of(&view, &id(own)).as_ref(), 1390).unwrap();
+        }
+        assert!(encryption.has_turn(2).unwrap());
+    }
+    assert_eq!(waiting, 1 + 2);
+}
+
+#[test]
+fn of_a_nodes_keys_the_newest_two_count_of_which_one_is_odd() {
+    let mut view = everyone();
+    let keys = &mut view.nodes.get_mut(&id(2)).unwrap().wireguard.as_mut().unwrap().keys;
+    *keys = [(1, 5), (2, 6), (4, 7)].into_iter().map(|(generation, key)| (generation, public(key))).collect();
+    let wish = Wish::of(&view, &id(1)).unwrap();
+    assert_eq!(wish.peers[&wish.indexes()[&id(2)]].keys.keys().copied().collect::<Vec<_>>(), [1, 4]);
 }
 
 #[test]

@@ -8,6 +8,7 @@ use mesh_model::{Node, NodeId};
 use mesh_planner::services::Records;
 use mesh_wireguard::{OwnKey, PeerConfig, PublicKey};
 
+use super::sources;
 use crate::view::ClusterView;
 
 /// What the engine is to do, but for this node's own keys and the MTU.
@@ -101,9 +102,11 @@ fn peer(node: &Node, indexes: &BTreeMap<NodeId, u16>) -> Option<PeerConfig> {
         .iter()
         .filter_map(|(generation, key)| Some((*generation, key.parse().ok()?)))
         .collect();
-    // The newest two: more than a rotation takes is of no use.
-    let keys: BTreeMap<_, _> = keys.into_iter().rev().take(2).collect();
+    // The newest two, of which one is odd: more than a rotation takes is of no use.
+    let newest = |odd| keys.iter().rev().find(|(generation, _)| *generation % 2 == odd);
+    let keys: BTreeMap<_, _> = [0, 1].into_iter().filter_map(newest).map(|(g, key)| (*g, *key)).collect();
     let endpoint = SocketAddr::new(node.data_path_addr, wireguard.port);
-    let tunnel_address = tunnel_address(*indexes.get(&node.id)?);
-    (!keys.is_empty()).then_some(PeerConfig { endpoint: Some(endpoint), tunnel_address, keys })
+    let number = *indexes.get(&node.id)?;
+    let (tunnel_address, sources) = (tunnel_address(number), sources(number));
+    (!keys.is_empty()).then_some(PeerConfig { endpoint: Some(endpoint), tunnel_address, sources, keys })
 }

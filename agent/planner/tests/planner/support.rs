@@ -193,6 +193,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
     Desired {
         wireguard_peers: BTreeMap::new(),
         wireguard_number: 0,
+        wireguard_generations: BTreeSet::new(),
         node: node_id(0),
         underlay: Underlay {
             address: UNDERLAY.into(),

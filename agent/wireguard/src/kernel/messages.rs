@@ -1,9 +1,9 @@
 //! From configurations to the kernel's attributes and back (`linux/wireguard.h`). Pure.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::{Duration, SystemTime},
+    time::{Duration, Instant, SystemTime},
 };
 
 use netlink_packet_wireguard::{
@@ -11,19 +11,21 @@ use netlink_packet_wireguard::{
     WireguardPeerAttribute, WireguardPeerFlags,
 };
 
-use crate::{EngineConfig, Generation, OwnKey, PeerStatus, PublicKey};
+use crate::{EngineConfig, Generation, OwnKey, PeerConfig, PeerStatus, PublicKey};
 
 /// Peers in one message: an attribute holds at most 64 KiB, and a peer needs about 150 bytes.
 const PEERS_PER_MESSAGE: usize = 200;
 /// How often a peer that is kept alive is sent something, in seconds.
 const KEPT_ALIVE: u16 = 25;
+/// How long a session lasts (whitepaper, section 6.1: `Reject-After-Time`).
+const SESSION: Duration = Duration::from_mins(3);
 
 /// A peer of the device, as the kernel has it or is to have it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DevicePeer {
     pub(super) endpoint: Option<SocketAddr>,
-    /// Its tunnel address, if this key is the one to send with.
-    pub(super) allowed: Option<Ipv4Addr>,
+    /// The address that its packets come from, and its tunnel address, if this key is the one to send with.
+    pub(super) allowed: BTreeSet<Ipv4Addr>,
     pub(super) last_handshake: Option<Duration>,
     pub(super) rx_bytes: u64,
     pub(super) tx_bytes: u64,
@@ -42,14 +44,42 @@ pub(super) fn own_key(config: &EngineConfig) -> Option<&OwnKey> {
     config.keys.iter().rev().find(|key| key.active)
 }
 
+/// The device's own key was replaced by another.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Replaced {
+    pub(super) at: Instant,
+    /// The generation of the key before.
+    pub(super) before: Option<Generation>,
+    /// Which peers are to be greeted next by the new key.
+    pub(super) greeting: Option<Greeting>,
+}
+
+/// Peers that do not know of a new key of the device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Greeting {
+    /// All, by that of their keys which is sent with.
+    InUse,
+    /// Those that did not answer, by their other keys.
+    Others,
+}
+
+/// Whether `config` means another key for a device that has one.
+pub(super) fn replaced(config: &EngineConfig, device: &Device) -> Option<Replaced> {
+    let (has, wanted) = (device.public?, own_key(config)?.private.public());
+    let before = || config.keys.iter().find(|own| own.private.public() == has).map(|own| own.generation);
+    let greeting = Some(Greeting::InUse);
+    (has != wanted).then(|| Replaced { at: Instant::now(), before: before(), greeting })
+}
+
 /// The peers that the device is to have. A tunnel address can belong to one key only: to the one with the latest
 /// handshake, since a peer that rotates its key uses the new one when it is ready; to the oldest before that.
 pub(super) fn desired(config: &EngineConfig, device: &Device) -> BTreeMap<PublicKey, DevicePeer> {
     let mut peers = BTreeMap::new();
     for peer in config.peers.values() {
         let in_use = key_in_use(&peer.keys, device);
-        for key in peer.keys.values() {
-            let allowed = (Some(*key) == in_use).then_some(peer.tunnel_address);
+        for (generation, key) in &peer.keys {
+            let mut allowed = BTreeSet::from([peer.sources.of(*generation)]);
+            allowed.extend((Some(*key) == in_use).then_some(peer.tunnel_address));
             peers.insert(*key, DevicePeer { endpoint: peer.endpoint, allowed, ..DevicePeer::default() });
         }
     }
@@ -82,14 +112,16 @@ pub(super) fn changes(
         first.push(WireguardAttribute::ListenPort(config.listen_port));
     }
     let desired = desired(config, device);
+    let owned: BTreeSet<Ipv4Addr> = desired.values().flat_map(|peer| peer.allowed.iter().copied()).collect();
     let removed = device.peers.keys().filter(|key| !desired.contains_key(key)).map(|key| {
         WireguardPeer(vec![
             WireguardPeerAttribute::PublicKey(key.0),
             WireguardPeerAttribute::Flags(WireguardPeerFlags::RemoveMe),
         ])
     });
-    let changed = desired.iter().filter_map(|(key, peer)| change(*key, peer, configured, device));
-    let peers: Vec<WireguardPeer> = removed.chain(changed).collect();
+    let changed = desired.iter().filter_map(|(key, peer)| change(*key, peer, configured, device, &owned));
+    // Addresses go over from one key to the other, and are never nobody's.
+    let peers: Vec<WireguardPeer> = changed.chain(removed).collect();
     if !first.is_empty() {
         first.insert(0, WireguardAttribute::IfName(config.device.clone()));
     }
@@ -99,27 +131,53 @@ pub(super) fn changes(
 
 /// The attributes that give each peer's tunnel address to the key which the peer uses, where another has it.
 pub(super) fn moves(config: &EngineConfig, device: &Device) -> Vec<Vec<WireguardAttribute>> {
-    let known = |key: &PublicKey| device.peers.get(key).and_then(|peer| peer.allowed);
-    let moves = desired(config, device).into_iter().filter(|(key, peer)| {
+    let moves = config.peers.values().filter_map(|peer| {
+        let (key, address) = (key_in_use(&peer.keys, device)?, peer.tunnel_address);
+        let known = device.peers.get(&key)?;
         // The key that loses it need not be told: an address has one owner.
-        device.peers.contains_key(key) && peer.allowed.is_some() && known(key) != peer.allowed
-    });
-    let moves = moves.map(|(key, peer)| {
-        WireguardPeer(vec![
-            WireguardPeerAttribute::PublicKey(key.0),
-            WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
-            allowed_ips(peer.allowed),
-        ])
+        (!known.allowed.contains(&address)).then(|| {
+            WireguardPeer(vec![
+                WireguardPeerAttribute::PublicKey(key.0),
+                WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
+                allowed_ips([address]),
+            ])
+        })
     });
     in_messages(config, &moves.collect::<Vec<_>>())
 }
 
-/// The attributes that let the device greet all peers, by all their keys: the kernel sends a peer something as soon as it is
-/// to be kept alive. It is not to be kept so any longer.
-pub(super) fn greetings(config: &EngineConfig) -> Vec<Vec<WireguardAttribute>> {
-    let keys = || config.peers.values().flat_map(|peer| peer.keys.values());
+/// The key of each peer that the device sends with.
+pub(super) fn in_use(config: &EngineConfig, device: &Device) -> Vec<PublicKey> {
+    config.peers.values().filter_map(|peer| key_in_use(&peer.keys, device)).collect()
+}
+
+/// The keys that are not sent with of peers without a session by the device's new key.
+pub(super) fn others_of_silent(
+    config: &EngineConfig,
+    device: &Device,
+    replaced: &Replaced,
+) -> Vec<PublicKey> {
+    let since = replaced.at.elapsed();
+    let is_silent = |key: PublicKey| {
+        let handshake = device.peers.get(&key).and_then(|peer| peer.last_handshake);
+        handshake.is_none_or(|age| age > since)
+    };
+    let others = config.peers.values().filter_map(|peer| {
+        let in_use = key_in_use(&peer.keys, device).filter(|key| is_silent(*key))?;
+        Some(peer.keys.values().copied().filter(move |key| *key != in_use))
+    });
+    others.flatten().collect()
+}
+
+/// The attributes that let the device greet peers by those keys: the kernel sends a peer something as soon as it is to be
+/// kept alive. It is not to be kept so any longer.
+pub(super) fn greetings<'k>(
+    keys: impl IntoIterator<Item = &'k PublicKey>,
+    config: &EngineConfig,
+) -> Vec<Vec<WireguardAttribute>> {
+    let keys: Vec<&PublicKey> = keys.into_iter().collect();
     let kept_alive = |seconds| {
-        keys().map(move |key| {
+        keys.iter().map(move |key| {
             WireguardPeer(vec![
                 WireguardPeerAttribute::PublicKey(key.0),
                 WireguardPeerAttribute::Flags(WireguardPeerFlags::UpdateOnly),
@@ -141,12 +199,14 @@ fn in_messages(config: &EngineConfig, peers: &[WireguardPeer]) -> Vec<Vec<Wiregu
     peers.chunks(PEERS_PER_MESSAGE).map(message).collect()
 }
 
-/// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its configuration changed.
+/// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its configuration changed. `owned` are
+/// the addresses that some peer is to have: what it has of them for another, that one takes from it.
 fn change(
     key: PublicKey,
     peer: &DevicePeer,
     configured: &BTreeMap<PublicKey, Option<SocketAddr>>,
     device: &Device,
+    owned: &BTreeSet<Ipv4Addr>,
 ) -> Option<WireguardPeer> {
     let known = device.peers.get(&key);
     let mut attributes = vec![WireguardPeerAttribute::PublicKey(key.0)];
@@ -154,22 +214,28 @@ fn change(
     if let Some(endpoint) = peer.endpoint.filter(|_| moved) {
         attributes.push(WireguardPeerAttribute::Endpoint(endpoint));
     }
-    if known.is_none_or(|known| known.allowed != peer.allowed) {
+    let has = known.map(|known| known.allowed.clone()).unwrap_or_default();
+    if has.is_subset(owned) {
+        let missing: Vec<Ipv4Addr> = peer.allowed.difference(&has).copied().collect();
+        if !missing.is_empty() {
+            attributes.push(allowed_ips(missing));
+        }
+    } else {
         attributes.push(WireguardPeerAttribute::Flags(WireguardPeerFlags::ReplaceAllowedIps));
-        attributes.push(allowed_ips(peer.allowed));
+        attributes.push(allowed_ips(peer.allowed.iter().copied()));
     }
     (attributes.len() > 1 || known.is_none()).then_some(WireguardPeer(attributes))
 }
 
-fn allowed_ips(allowed: Option<Ipv4Addr>) -> WireguardPeerAttribute {
-    let allowed = allowed.map(|address| {
+fn allowed_ips(allowed: impl IntoIterator<Item = Ipv4Addr>) -> WireguardPeerAttribute {
+    let allowed = allowed.into_iter().map(|address| {
         WireguardAllowedIp(vec![
             WireguardAllowedIpAttr::Family(WireguardAddressFamily::Ipv4),
             WireguardAllowedIpAttr::IpAddr(address.into()),
             WireguardAllowedIpAttr::Cidr(32),
         ])
     });
-    WireguardPeerAttribute::AllowedIps(allowed.into_iter().collect())
+    WireguardPeerAttribute::AllowedIps(allowed.collect())
 }
 
 /// Adds what one message of a dump says to `device`. A peer may be spread over two messages.
@@ -213,7 +279,7 @@ fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mu
                 for allowed in allowed {
                     for attribute in &allowed.0 {
                         if let WireguardAllowedIpAttr::IpAddr(IpAddr::V4(address)) = attribute {
-                            peer.allowed = Some(*address);
+                            peer.allowed.insert(*address);
                         }
                     }
                 }
@@ -224,21 +290,32 @@ fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mu
 }
 
 /// Status by peer index: the sums of a peer's keys.
-pub(super) fn status(config: &EngineConfig, device: &Device) -> BTreeMap<u16, PeerStatus> {
+pub(super) fn status(
+    config: &EngineConfig,
+    device: &Device,
+    replaced: Option<&Replaced>,
+) -> BTreeMap<u16, PeerStatus> {
     let own = own_key(config).map(|key| key.generation);
-    let of = |keys: &BTreeMap<Generation, PublicKey>| {
+    // A session that is older than the device's key is by the one before.
+    let own_at = |age: Duration| match replaced {
+        Some(replaced) if age > replaced.at.elapsed() => replaced.before,
+        _ => own,
+    };
+    let of = |peer: &PeerConfig| {
         let mut status = PeerStatus::default();
-        for (generation, key) in keys {
+        for (generation, key) in &peer.keys {
+            let tunnel_address = peer.tunnel_address;
             let Some(peer) = device.peers.get(key) else { continue };
             status.rx_bytes += peer.rx_bytes;
             status.tx_bytes += peer.tx_bytes;
-            if peer.allowed.is_some() {
+            if peer.allowed.contains(&tunnel_address) {
                 status.endpoint = peer.endpoint;
                 status.last_handshake = peer.last_handshake;
-                status.generations = own.map(|own| (own, *generation));
+                let session = peer.last_handshake.filter(|age| *age < SESSION);
+                status.generations = session.and_then(own_at).map(|own| (own, *generation));
             }
         }
         status
     };
-    config.peers.iter().map(|(index, peer)| (*index, of(&peer.keys))).collect()
+    config.peers.iter().map(|(index, peer)| (*index, of(peer))).collect()
 }

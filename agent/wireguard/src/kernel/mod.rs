@@ -5,10 +5,15 @@
 //! its keys and peers, and brings it up. It has no address and no route leads to it; what it lets out and nobody takes at
 //! its ingress is not let into the host.
 //!
-//! A kernel device has one private key, and a tunnel address belongs to one key of a peer. When a peer rotates its
-//! key, packets between the first handshake with the new key and the next [`WireguardEngine::follow`] are refused: while
-//! a peer has two keys, that is to be called in quick succession. When this node's own key is another, it greets its
-//! peers at once, by all their keys: neither side waits for the other to have something to send.
+//! A kernel device has one private key, and an address belongs to one key of a peer. So packets come from another address
+//! by each of two keys that a node has at a time ([`crate::TunnelSources`]), and are taken by either; and the node's tunnel
+//! address belongs to that key which is sent with: the one with the latest handshake, which
+//! [`WireguardEngine::follow`] finds out. Until then the other's session goes on: a device whose key was replaced still
+//! decrypts what comes by its old sessions, only encrypts nothing by them any more. It starts new sessions at once; what is
+//! to be sent meanwhile the kernel keeps, 128 packets for each peer.
+//!
+//! A handshake that both sides start at a time leaves neither with a session for five seconds. So peers are greeted by the
+//! key that is sent with, and by others only when that does not answer.
 
 mod link;
 mod messages;
@@ -19,7 +24,7 @@ use std::{
     io,
     net::{Ipv4Addr, SocketAddr},
     thread,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use netlink_packet_core_genl::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
@@ -35,16 +40,18 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
-use self::messages::Device;
+use self::messages::{Device, Greeting, Replaced};
 use crate::{
     EngineConfig, EngineKind, EngineStatus, Error, OwnKey, PeerConfig, PrivateKey, PublicKey, Result,
-    VXLAN_OVERHEAD, WireguardEngine, sys,
+    TunnelSources, VXLAN_OVERHEAD, WireguardEngine, sys,
 };
 
 /// The kernel's name for it.
 const FAMILY: &str = "wireguard";
 /// Packets that may wait in the device's queue.
 const QUEUE: i32 = 1000;
+/// How long a peer may take to answer a handshake by the key that is sent with before it is tried by its others.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// Lets the kernel make, set up and start a device as [`KernelEngine`] needs it, in a network namespace that goes when
 /// this returns: nothing of it is ever seen on the host. Asking for WireGuard makes the kernel load its module if there is
@@ -72,6 +79,10 @@ pub fn try_kernel_wireguard() -> Result<()> {
 fn sample() -> Result<EngineConfig> {
     let keys = BTreeMap::from([(1, PrivateKey::generate()?.public())]);
     let tunnel_address = Ipv4Addr::new(198, 18, 0, 2);
+    let sources = |number| TunnelSources {
+        even: Ipv4Addr::new(100, 64, 0, number),
+        odd: Ipv4Addr::new(100, 65, 0, number),
+    };
     Ok(EngineConfig {
         device: "meshwgtrial0".to_owned(),
         device_index: None,
@@ -79,8 +90,12 @@ fn sample() -> Result<EngineConfig> {
         vxlan_port: 4789,
         inner_mtu: 1390,
         tunnel_address: Ipv4Addr::new(198, 18, 0, 1),
+        sources: sources(1),
         keys: vec![OwnKey { generation: 1, private: PrivateKey::generate()?, active: true }],
-        peers: BTreeMap::from([(2, PeerConfig { endpoint: None, tunnel_address, keys })]),
+        peers: BTreeMap::from([(
+            2,
+            PeerConfig { endpoint: None, tunnel_address, sources: sources(2), keys },
+        )]),
     })
 }
 
@@ -89,14 +104,16 @@ fn sample() -> Result<EngineConfig> {
 pub struct KernelEngine {
     family: u16,
     config: Option<EngineConfig>,
-    /// The device is new or has another key, and its peers do not know yet.
+    /// The device is new, and its peers do not know yet.
     unknown: bool,
+    /// When it was last given another key.
+    replaced: Option<Replaced>,
 }
 
 impl KernelEngine {
     /// Finds the kernel's WireGuard, or fails with [`Error::NoKernelWireguard`].
     pub fn new() -> Result<Self> {
-        Ok(Self { family: family()?, config: None, unknown: false })
+        Ok(Self { family: family()?, config: None, unknown: false, replaced: None })
     }
 
     /// Removes the WireGuard device of that name, which an engine has left. A device of another kind stays, and none is no
@@ -109,6 +126,13 @@ impl KernelEngine {
             Ok(engine) if engine.device(device).is_ok() => link::remove(device),
             Ok(_) | Err(Error::NoKernelWireguard) => Ok(()),
             Err(error) => Err(error),
+        }
+    }
+
+    /// Notes which peers are to be greeted next after a replacement of the own key.
+    fn go_on_to(&mut self, next: Option<Greeting>) {
+        if let Some(replaced) = &mut self.replaced {
+            replaced.greeting = next;
         }
     }
 
@@ -167,8 +191,8 @@ impl WireguardEngine for KernelEngine {
         if config.device_index.is_some_and(|wanted| wanted != index) {
             return Err(Error::DeviceTaken { device: name.clone() });
         }
-        let own = messages::own_key(config).map(|own| own.private.public());
-        self.unknown |= is_new || device.public != own;
+        self.unknown |= is_new;
+        self.replaced = messages::replaced(config, &device).or(self.replaced);
         sys::isolate_device(name)
             .map_err(Error::system(format!("keep the host apart from the device {name}")))?;
         // Endpoints as they were configured before: a peer that moved since is not moved back.
@@ -186,9 +210,15 @@ impl WireguardEngine for KernelEngine {
             _ => Error::System { action: format!("bring up the device {name}"), source },
         })?;
         self.config = Some(config.clone());
+        let greeting = self.replaced.and_then(|replaced| replaced.greeting);
         if self.unknown {
-            self.set(config, messages::greetings(config))?;
+            let keys = config.peers.values().flat_map(|peer| peer.keys.values());
+            self.set(config, messages::greetings(keys, config))?;
             self.unknown = false;
+            self.go_on_to(None);
+        } else if greeting == Some(Greeting::InUse) {
+            self.set(config, messages::greetings(&messages::in_use(config, &device), config))?;
+            self.go_on_to(Some(Greeting::Others));
         }
         Ok(())
     }
@@ -196,12 +226,20 @@ impl WireguardEngine for KernelEngine {
     fn follow(&mut self) -> Result<()> {
         let Some(config) = &self.config else { return Ok(()) };
         let device = self.device(&config.device)?;
-        self.set(config, messages::moves(config, &device))
+        self.set(config, messages::moves(config, &device))?;
+        let due = |replaced: &&Replaced| {
+            replaced.greeting == Some(Greeting::Others) && replaced.at.elapsed() >= PATIENCE
+        };
+        let Some(replaced) = self.replaced.as_ref().filter(due) else { return Ok(()) };
+        let silent = messages::others_of_silent(config, &device, replaced);
+        self.set(config, messages::greetings(&silent, config))?;
+        self.go_on_to(None);
+        Ok(())
     }
 
     fn status(&mut self) -> Result<EngineStatus> {
         let peers = match &self.config {
-            Some(config) => messages::status(config, &self.device(&config.device)?),
+            Some(config) => messages::status(config, &self.device(&config.device)?, self.replaced.as_ref()),
             None => BTreeMap::new(),
         };
         Ok(EngineStatus { engine: self.kind(), peers, drops: BTreeMap::new() })

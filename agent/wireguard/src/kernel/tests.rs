@@ -1,15 +1,20 @@
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use netlink_packet_wireguard::{WireguardPeer, WireguardPeerAttribute, WireguardTimeSpec};
 
 use super::{messages::changes, *};
-use crate::{OwnKey, PeerConfig, PrivateKey};
+use crate::{OwnKey, PeerConfig, PrivateKey, TunnelSources};
+
+fn sources(number: u8) -> TunnelSources {
+    TunnelSources { even: [10, 9, 2, number].into(), odd: [10, 9, 1, number].into() }
+}
 
 fn config() -> EngineConfig {
     let key = || PrivateKey::generate().unwrap();
     let peer = |number: u8| PeerConfig {
         endpoint: Some(([192, 0, 2, number], 51820).into()),
         tunnel_address: [10, 9, 0, number].into(),
+        sources: sources(number),
         keys: BTreeMap::from([(1, key().public())]),
     };
     EngineConfig {
@@ -19,6 +24,7 @@ fn config() -> EngineConfig {
         vxlan_port: 4789,
         inner_mtu: 1390,
         tunnel_address: [10, 9, 0, 1].into(),
+        sources: sources(1),
         keys: vec![OwnKey { generation: 1, private: key(), active: true }],
         peers: (2..5).map(|number| (u16::from(number), peer(number))).collect(),
     }
@@ -44,10 +50,16 @@ fn apply(device: &mut Device, messages: Vec<Vec<WireguardAttribute>>) {
                             device.peers.remove(&PublicKey(key));
                         } else if format!("{attributes:?}").contains("ReplaceAllowedIps") {
                             let WireguardPeerAttribute::PublicKey(key) = attributes[0] else { panic!() };
-                            device.peers.entry(PublicKey(key)).or_default().allowed = None;
+                            device.peers.entry(PublicKey(key)).or_default().allowed.clear();
                         }
                         if !gone {
                             let one = [WireguardAttribute::Peers(vec![WireguardPeer(attributes.clone())])];
+                            let mut said = Device::default();
+                            messages::read(&one, SystemTime::now(), &mut said);
+                            // An address has one owner.
+                            for address in said.peers.values().flat_map(|peer| &peer.allowed) {
+                                device.peers.values_mut().for_each(|peer| drop(peer.allowed.remove(address)));
+                            }
                             messages::read(&one, SystemTime::now(), device);
                         }
                     }
@@ -87,7 +99,8 @@ fn applying_leads_to_the_wanted_device_and_applying_again_changes_nothing() {
     assert_eq!(device.peers.len(), 3);
     for peer in config.peers.values() {
         let found = &device.peers[&peer.keys[&1]];
-        assert_eq!((found.endpoint, found.allowed), (peer.endpoint, Some(peer.tunnel_address)));
+        let addresses = BTreeSet::from([peer.tunnel_address, peer.sources.odd]);
+        assert_eq!((found.endpoint, &found.allowed), (peer.endpoint, &addresses));
     }
     let configured = device.peers.iter().map(|(key, peer)| (*key, peer.endpoint)).collect();
     assert_eq!(changes(&config, &configured, &device), Vec::<Vec<WireguardAttribute>>::new());
@@ -116,12 +129,113 @@ fn the_tunnel_address_follows_the_key_with_the_latest_handshake() {
     device.peers.get_mut(&old).unwrap().last_handshake = Some(Duration::from_secs(50));
     let messages = changes(&config, &BTreeMap::new(), &device);
     apply(&mut device, messages);
-    assert_eq!((device.peers[&old].allowed.is_some(), device.peers[&new].allowed.is_some()), (true, false));
+    let address = config.peers[&2].tunnel_address;
+    let has = |device: &Device, key| device.peers[&key].allowed.contains(&address);
+    assert_eq!((has(&device, old), has(&device, new)), (true, false));
     device.peers.get_mut(&new).unwrap().last_handshake = Some(Duration::from_secs(1));
     let messages = changes(&config, &BTreeMap::new(), &device);
     apply(&mut device, messages);
-    assert_eq!((device.peers[&old].allowed.is_some(), device.peers[&new].allowed.is_some()), (false, true));
-    assert_eq!(messages::status(&config, &device)[&2].generations, Some((1, 2)));
+    assert_eq!((has(&device, old), has(&device, new)), (false, true));
+    assert_eq!(messages::status(&config, &device, None)[&2].generations, Some((1, 2)));
+}
+
+#[test]
+fn each_of_a_peers_keys_may_send_from_its_own_address_all_the_time() {
+    let mut config = config();
+    let mut device = device_of(&config);
+    let (old, new) = replace_key(&mut config);
+    let sources = config.peers[&2].sources;
+    let mut step = |config: &EngineConfig, device: &mut Device| {
+        for message in changes(config, &BTreeMap::new(), device) {
+            apply(device, vec![message.clone()]);
+            // Not even for the moment between two messages, or two peers of one.
+            assert!(!format!("{message:?}").contains("ReplaceAllowedIps"));
+        }
+        assert!(device.peers[&new].allowed.contains(&sources.even));
+    };
+    for handshake in [None, Some(Duration::ZERO)] {
+        device.peers.entry(new).or_default().last_handshake = handshake;
+        step(&config, &mut device);
+        assert!(device.peers[&old].allowed.contains(&sources.odd));
+        assert!(!device.peers[&new].allowed.contains(&sources.odd));
+    }
+    config.peers.get_mut(&2).unwrap().keys.remove(&1);
+    step(&config, &mut device);
+    assert!(!device.peers.contains_key(&old));
+    assert_eq!(device.peers[&new].allowed, [config.peers[&2].tunnel_address, sources.even].into());
+}
+
+#[test]
+fn the_tunnel_address_is_somebodys_while_a_key_goes() {
+    let mut config = config();
+    let (old, new) = replace_key(&mut config);
+    let mut device = device_of(&config);
+    let configured = device.peers.iter().map(|(key, peer)| (*key, peer.endpoint)).collect();
+    config.peers.get_mut(&2).unwrap().keys.remove(&1);
+    let messages = changes(&config, &configured, &device);
+    let [message] = messages.as_slice() else { panic!("{messages:?}") };
+    let peers = message.iter().find_map(|attribute| match attribute {
+        WireguardAttribute::Peers(peers) => Some(peers.iter().map(|peer| peer.0[0].clone())),
+        _ => None,
+    });
+    let keys: Vec<_> = peers.unwrap().collect();
+    assert_eq!(keys, [new, old].map(|key| WireguardPeerAttribute::PublicKey(key.0)), "taken, then removed");
+    apply(&mut device, messages);
+    assert!(device.peers[&new].allowed.contains(&config.peers[&2].tunnel_address));
+}
+
+#[test]
+fn an_address_that_is_nobodys_any_more_is_taken_away() {
+    let mut config = config();
+    let mut device = device_of(&config);
+    let peer = config.peers.get_mut(&2).unwrap();
+    (peer.tunnel_address, peer.sources) = ([10, 9, 0, 9].into(), sources(9));
+    let key = peer.keys[&1];
+    let messages = changes(&config, &BTreeMap::new(), &device);
+    apply(&mut device, messages);
+    assert_eq!(device.peers[&key].allowed, [[10, 9, 0, 9].into(), sources(9).odd].into());
+}
+
+#[test]
+fn a_session_counts_for_the_own_key_that_it_was_made_by_and_as_long_as_it_lasts() {
+    let mut config = config();
+    let mut device = device_of(&config);
+    let theirs = config.peers[&2].keys[&1];
+    let own = OwnKey { generation: 2, private: PrivateKey::generate().unwrap(), active: true };
+    config.keys.push(own);
+    let mut replaced = messages::replaced(&config, &device).unwrap();
+    assert_eq!(replaced.before, Some(1));
+    replaced.at = replaced.at.checked_sub(Duration::from_secs(30)).unwrap();
+    let mut generations = |age: Option<u64>| {
+        device.peers.get_mut(&theirs).unwrap().last_handshake = age.map(Duration::from_secs);
+        let silent = messages::others_of_silent(&config, &device, &replaced);
+        assert!(silent.is_empty(), "it has no other key");
+        messages::status(&config, &device, Some(&replaced))[&2].generations
+    };
+    let seen = [None, Some(40), Some(20), Some(200)].map(&mut generations);
+    assert_eq!(seen, [None, Some((1, 1)), Some((2, 1)), None]);
+    let messages = changes(&config, &BTreeMap::new(), &device);
+    apply(&mut device, messages);
+    assert!(messages::replaced(&config, &device).is_none());
+}
+
+#[test]
+fn peers_are_greeted_by_the_key_in_use_and_the_silent_by_their_others() {
+    let mut config = config();
+    let (old, new) = replace_key(&mut config);
+    let mut device = device_of(&config);
+    let age = |device: &mut Device, key, seconds| {
+        device.peers.get_mut(&key).unwrap().last_handshake = Some(Duration::from_secs(seconds));
+    };
+    age(&mut device, old, 50);
+    config.keys.push(OwnKey { generation: 2, private: PrivateKey::generate().unwrap(), active: true });
+    let mut replaced = messages::replaced(&config, &device).unwrap();
+    replaced.at = replaced.at.checked_sub(Duration::from_secs(30)).unwrap();
+    let in_use = messages::in_use(&config, &device);
+    assert_eq!((in_use.len(), in_use.contains(&old), in_use.contains(&new)), (3, true, false));
+    assert_eq!(messages::others_of_silent(&config, &device, &replaced), [new]);
+    age(&mut device, old, 10);
+    assert!(messages::others_of_silent(&config, &device, &replaced).is_empty());
 }
 
 #[test]
@@ -137,7 +251,7 @@ fn of_two_handshakes_in_one_second_the_later_counts() {
         let peers = [WireguardAttribute::Peers(vec![WireguardPeer(attributes)])];
         messages::read(&peers, now, &mut device);
     }
-    assert_eq!(messages::desired(&config, &device)[&new].allowed, Some(config.peers[&2].tunnel_address));
+    assert!(messages::desired(&config, &device)[&new].allowed.contains(&config.peers[&2].tunnel_address));
 }
 
 #[test]
@@ -153,9 +267,9 @@ fn following_moves_the_tunnel_address_and_nothing_else() {
     assert_eq!(messages.len(), 1);
     apply(&mut device, messages);
     assert_eq!(device.peers.len(), 4);
-    assert_eq!(device.peers[&new].allowed, Some(config.peers[&2].tunnel_address));
-    // The kernel takes it from the other key, as an address has one owner.
-    device.peers.get_mut(&old).unwrap().allowed = None;
+    let peer = &config.peers[&2];
+    assert_eq!(device.peers[&new].allowed, [peer.tunnel_address, peer.sources.even].into());
+    assert_eq!(device.peers[&old].allowed, [peer.sources.odd].into());
     assert_eq!(messages::moves(&config, &device), Vec::<Vec<WireguardAttribute>>::new());
 }
 
@@ -165,7 +279,8 @@ fn every_key_of_every_peer_is_greeted_and_none_is_kept_alive_for_long() {
     replace_key(&mut config);
     let mut kept_alive = BTreeMap::new();
     let mut greeted = 0;
-    for attribute in messages::greetings(&config).iter().flatten() {
+    let keys = config.peers.values().flat_map(|peer| peer.keys.values());
+    for attribute in messages::greetings(keys, &config).iter().flatten() {
         let WireguardAttribute::Peers(peers) = attribute else { continue };
         for WireguardPeer(attributes) in peers {
             let [

@@ -73,7 +73,7 @@ impl Joiner {
     }
 
     /// Takes the packet of `len` bytes that was just put at the beginning of [`Joiner::room`], if it is VXLAN from
-    /// tunnel address `from`, the address of peer `peer`, to `to`.
+    /// address `from`, the source of peer `peer` by its key, to tunnel address `to`.
     pub(crate) fn push(
         &mut self,
         len: usize,

@@ -22,7 +22,7 @@ pub(crate) struct Encapsulation {
 }
 
 impl Encapsulation {
-    /// From tunnel address `from` to `to`, in network `vni`; the source port is taken from `flow`.
+    /// From source address `from` to tunnel address `to`, in network `vni`; the source port is taken from `flow`.
     pub(crate) fn new(from: Ipv4Addr, to: Ipv4Addr, port: u16, vni: u32, flow: u32) -> Self {
         let mut h = [0; HEADERS];
         h[0] = 0x45;

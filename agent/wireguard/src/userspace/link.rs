@@ -98,6 +98,11 @@ impl Link {
             && self.own == own.private.public()
     }
 
+    /// Whether it is by our key of that generation.
+    pub(super) fn is_by(&self, own: Generation) -> bool {
+        self.generations.0 == own
+    }
+
     /// Whether packets can be sent.
     pub(super) fn is_live(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()

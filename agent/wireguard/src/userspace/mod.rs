@@ -275,14 +275,16 @@ impl Running {
     fn greet(&self, peer: &Peer) {
         let mut state = peer.lock();
         let mut out = [0; HANDSHAKE];
-        let (Some(endpoint), Some(len), Some(socket)) =
-            (state.endpoint, state.initiate(Instant::now(), &mut out), self.sockets.first())
-        else {
-            return;
-        };
-        // The timers repeat what gets lost.
-        let _ = socket.send(&out[..len], endpoint);
-        self.shared.start_timers(peer);
+        let Some(socket) = self.sockets.first() else { return };
+        let mut started = false;
+        state.initiate(Instant::now(), &mut out, |message, to| {
+            // The timers repeat what gets lost.
+            let _ = socket.send(message, to);
+            started = true;
+        });
+        if started {
+            self.shared.start_timers(peer);
+        }
     }
 
     fn stop(&mut self) {

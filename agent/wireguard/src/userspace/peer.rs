@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::link::Link;
-use crate::PeerStatus;
+use crate::{PeerConfig, PeerStatus, TunnelSources};
 
 /// A peer, shared by the threads. It is locked once for a batch of packets.
 pub(super) struct Peer {
@@ -25,6 +25,8 @@ pub(super) struct Peer {
 pub(super) struct PeerState {
     /// Its tunnel address.
     pub(super) tunnel: Ipv4Addr,
+    /// Where packets come from by its keys.
+    pub(super) sources: TunnelSources,
     /// Where it is: as configured, or where its last authentic message came from.
     pub(super) endpoint: Option<SocketAddr>,
     /// As configured, to tell a change of configuration from a peer that moved.
@@ -38,9 +40,16 @@ pub(super) struct PeerState {
 }
 
 impl Peer {
-    pub(super) fn new(index: u16, tunnel: Ipv4Addr, endpoint: Option<SocketAddr>) -> Self {
-        let state =
-            PeerState { tunnel, endpoint, configured: endpoint, links: Vec::new(), rx_bytes: 0, tx_bytes: 0 };
+    pub(super) fn new(index: u16, config: &PeerConfig) -> Self {
+        let state = PeerState {
+            tunnel: config.tunnel_address,
+            sources: config.sources,
+            endpoint: config.endpoint,
+            configured: config.endpoint,
+            links: Vec::new(),
+            rx_bytes: 0,
+            tx_bytes: 0,
+        };
         Self { index, timed: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
@@ -99,11 +108,22 @@ impl PeerState {
         self.links.iter_mut().find(|link| link.is_live())
     }
 
-    /// The link for which we are to have a session: the newest that we may start. If it has none, starts its
-    /// handshake and returns the message's length.
-    pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
-        let wanted = self.links.iter_mut().find(|link| link.active)?;
-        if wanted.is_live() { None } else { wanted.initiate(now, out) }
+    /// Starts a handshake unless there is a session by our newest key that may be used; `send` gets what is to be sent to
+    /// the endpoint. Of two keys of the peer it is started by each: the kernel's WireGuard has one, and only the peer knows
+    /// which. When it has gone over to another, it starts one itself.
+    pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8], mut send: impl FnMut(&[u8], SocketAddr)) {
+        let Some(newest) = self.links.iter().find(|link| link.active) else { return };
+        let own = newest.generations.0;
+        let Some(endpoint) = self.endpoint else { return };
+        let is_live = newest.is_live() || self.links.iter().any(|link| link.is_by(own) && link.is_live());
+        if is_live {
+            return;
+        }
+        for link in self.links.iter_mut().filter(|link| link.is_by(own)) {
+            if let Some(len) = link.initiate(now, out) {
+                send(&out[..len], endpoint);
+            }
+        }
     }
 
     /// The link with the given id.

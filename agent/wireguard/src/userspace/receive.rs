@@ -94,18 +94,19 @@ fn open<'m>(
         let _ = context.socket.send(message, to);
     });
     let was_live = state.is_live();
-    let tunnel = state.tunnel;
+    let sources = state.sources;
     let (mut bytes, mut source) = (0, None);
     let Some(session) = state.link(link) else {
         counters.add(DropReason::UnknownSession, messages.count() as u64);
         return;
     };
+    let from_address = sources.of(session.generations.1);
     for (message, from) in messages {
         match session.receive(message, now, joiner.room()) {
             Received::Packet(len) => {
                 (bytes, source) = (bytes + message.len() as u64, Some(from));
                 let own = context.table.tunnel;
-                if let Err(why) = joiner.push(len, peer.index, tunnel, own, context.table.vxlan_port) {
+                if let Err(why) = joiner.push(len, peer.index, from_address, own, context.table.vxlan_port) {
                     counters.count(match why {
                         NotOurs::Address => DropReason::WrongAddress,
                         NotOurs::NotVxlan => DropReason::NotVxlan,

@@ -9,7 +9,7 @@ use std::{
 use boringtun::{noise::rate_limiter::RateLimiter, x25519};
 
 use super::{link::Link, peer::Peer};
-use crate::{EngineConfig, Error, OwnKey, PublicKey, Result};
+use crate::{EngineConfig, Error, OwnKey, PublicKey, Result, TunnelSources};
 
 /// Handshakes per second from which on senders must show, by a cookie, that they can receive at their address.
 const HANDSHAKES_PER_SECOND: u64 = 200;
@@ -18,6 +18,8 @@ const HANDSHAKES_PER_SECOND: u64 = 200;
 pub(super) struct Table {
     /// Own tunnel address.
     pub(super) tunnel: Ipv4Addr,
+    /// Where packets come from by own keys.
+    pub(super) sources: TunnelSources,
     /// UDP port of VXLAN inside the tunnel.
     pub(super) vxlan_port: u16,
     /// Largest IP packet in the tunnel.
@@ -71,6 +73,7 @@ impl Table {
     pub(super) fn empty() -> Self {
         Self {
             tunnel: Ipv4Addr::UNSPECIFIED,
+            sources: TunnelSources { even: Ipv4Addr::UNSPECIFIED, odd: Ipv4Addr::UNSPECIFIED },
             vxlan_port: 0,
             tunnel_mtu: 0,
             peers: BTreeMap::new(),
@@ -93,6 +96,7 @@ impl Table {
             .collect();
         let mut table = Self {
             tunnel: config.tunnel_address,
+            sources: config.sources,
             vxlan_port: config.vxlan_port,
             tunnel_mtu: usize::from(config.inner_mtu) + usize::from(crate::VXLAN_OVERHEAD),
             peers: BTreeMap::new(),
@@ -104,10 +108,9 @@ impl Table {
         let mut fresh = Vec::new();
         for (index, wanted) in &config.peers {
             let peer = old.peers.get(index).cloned();
-            let peer =
-                peer.unwrap_or_else(|| Arc::new(Peer::new(*index, wanted.tunnel_address, wanted.endpoint)));
+            let peer = peer.unwrap_or_else(|| Arc::new(Peer::new(*index, wanted)));
             let mut state = peer.lock();
-            state.tunnel = wanted.tunnel_address;
+            (state.tunnel, state.sources) = (wanted.tunnel_address, wanted.sources);
             if state.configured != wanted.endpoint {
                 state.configured = wanted.endpoint;
                 state.endpoint = wanted.endpoint;

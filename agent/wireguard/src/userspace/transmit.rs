@@ -181,20 +181,20 @@ impl Transmit {
     ) {
         let counters = &context.shared.counters;
         let mut state = peer.lock();
-        let Some(endpoint) = state.endpoint else {
+        if state.endpoint.is_none() {
             counters.add(DropReason::NoEndpoint, frames.count() as u64);
             return;
-        };
+        }
         let mut handshake = [0; HANDSHAKE];
         let now = Instant::now();
         state.catch_up(now, &mut handshake, |message, to| {
             let _ = context.socket.send(message, to);
         });
-        if let Some(len) = state.initiate(now, &mut handshake)
-            && let Err(error) = context.socket.send(&handshake[..len], endpoint)
-        {
-            tracing::debug!(%error, %endpoint, "cannot send a handshake");
-        }
+        state.initiate(now, &mut handshake, |message, to| {
+            if let Err(error) = context.socket.send(message, to) {
+                tracing::debug!(%error, %to, "cannot send a handshake");
+            }
+        });
         // Under the lock, and not before: a look at a link that had expired would stop them again.
         context.shared.start_timers(peer);
         // What waited is older, so it goes first.
@@ -229,9 +229,7 @@ impl Transmit {
             counters.count(DropReason::TooBig);
             return;
         }
-        let (Some(endpoint), headers) =
-            (endpoint, Encapsulation::new(table.tunnel, to, table.vxlan_port, tag.vni, flow_hash(frame)))
-        else {
+        let Some(endpoint) = endpoint else {
             counters.count(DropReason::NoEndpoint);
             return;
         };
@@ -239,6 +237,8 @@ impl Transmit {
             counters.count(DropReason::NoSession);
             return;
         };
+        let from = table.sources.of(link.generations.0);
+        let headers = Encapsulation::new(from, to, table.vxlan_port, tag.vni, flow_hash(frame));
         let mut way = Way { link, headers, endpoint, tag, sent: 0 };
         for index in 0..cut.count() {
             let result = match cut.write(index, &mut self.scratch[vxlan::HEADERS..]) {

@@ -35,7 +35,7 @@ impl Foreign {
         set.extend(["listen-port".to_owned(), config.listen_port.to_string()]);
         set.extend(["private-key".to_owned(), key.display().to_string()]);
         set.extend(["peer".to_owned(), peer.keys[&1].to_string()]);
-        set.extend(["allowed-ips".to_owned(), format!("{}/32", peer.tunnel_address)]);
+        set.extend(["allowed-ips".to_owned(), format!("{}/32,{}/32", peer.tunnel_address, peer.sources.odd)]);
         if endpoint {
             set.extend(["endpoint".to_owned(), peer.endpoint.unwrap().to_string()]);
         }
@@ -46,11 +46,12 @@ impl Foreign {
             netns,
             &[
                 format!("addr add {}/32 dev {device}", config.tunnel_address),
+                format!("addr add {}/32 dev {device}", config.sources.odd),
                 format!("link set {device} mtu {} up", mtu + 50),
                 format!("route add {}/32 dev {device}", peer.tunnel_address),
                 format!(
                     "link add meshwg0 type vxlan id {VNI} local {} remote {} dstport 4789 nolearning dev {device}",
-                    config.tunnel_address, peer.tunnel_address
+                    config.sources.odd, peer.tunnel_address
                 ),
                 format!("link set meshwg0 mtu {mtu} address {} up", mac(tag())),
             ],

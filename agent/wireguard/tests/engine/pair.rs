@@ -9,7 +9,8 @@ use std::{
 
 use mesh_harness::{Netns, OwnedNetns, eventually, ip_batch, ip_batch_in};
 use mesh_wireguard::{
-    DropReason, EngineConfig, FrameTag, OwnKey, PeerConfig, PrivateKey, Userspace, WireguardEngine, inner_mtu,
+    DropReason, EngineConfig, FrameTag, OwnKey, PeerConfig, PrivateKey, TunnelSources, Userspace,
+    WireguardEngine, inner_mtu,
 };
 
 use crate::relay::Relay;
@@ -90,6 +91,11 @@ fn tunnel(side: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, 0, side)
 }
 
+/// Where a side's packets come from inside the tunnel.
+pub(crate) fn sources(side: u8) -> TunnelSources {
+    TunnelSources { even: Ipv4Addr::new(10, 9, 2, side), odd: Ipv4Addr::new(10, 9, 1, side) }
+}
+
 /// Gives the device of a namespace its MAC and addresses, and the way to the other side.
 pub(crate) fn address(netns: &Netns, side: u8) {
     let other = 3 - side;
@@ -135,6 +141,7 @@ impl Pair {
             let peer = PeerConfig {
                 endpoint: Some(endpoints[me]),
                 tunnel_address: tunnel(3 - side),
+                sources: sources(3 - side),
                 keys: BTreeMap::from([(1, keys[other].public())]),
             };
             EngineConfig {
@@ -144,6 +151,7 @@ impl Pair {
                 vxlan_port: 4789,
                 inner_mtu: inner_mtu(1500, setup.v6),
                 tunnel_address: tunnel(side),
+                sources: sources(side),
                 keys: vec![OwnKey { generation: 1, private: keys[me].clone(), active: true }],
                 peers: BTreeMap::from([(PEER, peer)]),
             }

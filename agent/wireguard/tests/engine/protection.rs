@@ -6,7 +6,7 @@ use mesh_harness::{
     Capture, eventually,
     traffic::{Ping, UdpEcho, tcp_transfer},
 };
-use mesh_wireguard::{DropReason, FrameTag, PrivateKey, WireguardEngine};
+use mesh_wireguard::{DropReason, FrameTag, PrivateKey, TunnelSources, WireguardEngine};
 
 use crate::pair::{PEER, Pair, SOON, Setup, VNI, ask, inner, mac};
 use crate::relay::Relay;
@@ -35,10 +35,18 @@ fn a_peer_cannot_send_from_another_nodes_tunnel_address() {
     let mut pair = Pair::new();
     let echo = UdpEcho::start(&pair.b.netns, (inner(2), 7000).into()).unwrap();
     assert!(ask(&pair.a.netns, echo.address(), b"hello", SOON));
-    pair.a.config.tunnel_address = Ipv4Addr::new(10, 9, 0, 99);
+    let own = pair.a.config.sources;
+    // Another node's; and its own, but that of its other key.
+    for odd in [Ipv4Addr::new(10, 9, 0, 99), own.even] {
+        let before = pair.b.drops(DropReason::WrongAddress);
+        pair.a.config.sources = TunnelSources { odd, even: Ipv4Addr::new(10, 9, 0, 98) };
+        pair.a.apply();
+        assert!(!ask(&pair.a.netns, echo.address(), b"hello", BRIEF));
+        assert!(pair.b.drops(DropReason::WrongAddress) > before);
+    }
+    pair.a.config.sources = own;
     pair.a.apply();
-    assert!(!ask(&pair.a.netns, echo.address(), b"hello", BRIEF));
-    assert!(pair.b.drops(DropReason::WrongAddress) > 0);
+    assert!(ask(&pair.a.netns, echo.address(), b"hello", SOON));
 }
 
 #[test]

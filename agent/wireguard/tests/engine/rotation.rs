@@ -6,9 +6,9 @@ use mesh_harness::{
     eventually,
     traffic::{LossMeter, tcp_transfer},
 };
-use mesh_wireguard::{Generation, OwnKey, PrivateKey, WireguardEngine};
+use mesh_wireguard::{Generation, OwnKey, PrivateKey, Userspace, WireguardEngine};
 
-use crate::pair::{PEER, Pair, SOON, inner};
+use crate::pair::{PEER, Pair, SOON, address, inner};
 
 impl Pair {
     fn wait_for_generations(&mut self, a: (Generation, Generation)) {
@@ -89,4 +89,32 @@ fn both_nodes_can_rotate_their_keys_at_the_same_time() {
     }
     meter.wait_for_more(300, SOON).unwrap();
     meter.stop().unwrap().nothing_lost().unwrap();
+}
+
+#[test]
+fn a_peer_that_can_use_one_of_its_keys_only_is_reached_by_that_one() {
+    let mut pair = Pair::new();
+    let meter =
+        LossMeter::start(&pair.a.netns, &pair.b.netns, inner(2).into(), Duration::from_millis(1)).unwrap();
+    // B announces another key, and like the kernel's WireGuard does nothing with it before it gives up the first.
+    let (new, theirs) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
+    pair.a.config.keys.push(OwnKey { generation: 2, private: new.clone(), active: false });
+    pair.a.peer().keys.insert(2, theirs.public());
+    pair.a.apply();
+    pair.b.peer().keys.insert(2, new.public());
+    pair.b.apply();
+    pair.a.config.keys[1].active = true;
+    pair.a.apply();
+    pair.wait_for_generations((2, 1));
+    meter.wait_for_more(300, SOON).unwrap();
+    meter.stop().unwrap().nothing_lost().unwrap();
+    pair.a.config.keys.remove(0);
+    pair.a.apply();
+    // A new engine, too.
+    pair.a.engine.remove().unwrap();
+    pair.a.engine = Userspace::new();
+    pair.a.apply();
+    address(&pair.a.netns, 1);
+    pair.wait_for_generations((2, 1));
+    tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
 }

@@ -371,6 +371,12 @@ impl Skb {
         verdict(unsafe { helpers::bpf_redirect(ifindex, 0) })
     }
 
+    /// Sends a copy of the frame out of a device. That it cannot is found out by whoever sends the frame itself.
+    #[inline(always)]
+    pub(super) fn send_copy(self, ifindex: u32) {
+        let _ = unsafe { helpers::bpf_clone_redirect(self.0, ifindex, 0) };
+    }
+
     /// Routes the IP packet out of a device: the kernel resolves the neighbour and writes the Ethernet header.
     #[inline(always)]
     pub(super) fn route(self, ifindex: u32) -> Verdict {

@@ -2,13 +2,16 @@
 //! what the engine in user space puts into WireGuard by itself.
 //!
 //! No route leads to that device and it has no address. It takes what is redirected there, finds the peer by the outer
-//! destination and drops what is for none; and it only lets out what was encrypted with the key of the node whose tunnel
-//! address is the source.
+//! destination and drops what is for none; and it only lets out what was encrypted with the key whose address, of the
+//! node's two, is the source.
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER, Outer};
-use mesh_ebpf_types::{FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address, tunnel_peer};
+use mesh_ebpf_types::{
+    FROM_EVEN_KEY, FROM_ODD_KEY, FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX, tunnel_address,
+    tunnel_sender, tunnel_source,
+};
 
 use super::count::dropped;
 use super::skb::{Refused, Skb};
@@ -44,8 +47,9 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     let config = maps::config().ok_or(Refused)?;
     let inner = skb.load::<TO_TRAFFIC_CLASS>(0)?;
     let [d0, d1, d2, d3, d4, d5, _, _, _, _, _, _, e0, e1, ..] = inner;
+    let (own, keys) = (config.wireguard_peer, config.flags & (FROM_EVEN_KEY | FROM_ODD_KEY));
     let outer = vxlan::Encapsulation {
-        source: tunnel_address(config.wireguard_peer),
+        source: tunnel_source(own, keys & FROM_ODD_KEY != 0),
         destination: tunnel_address(peer),
         port: config.vxlan_port,
         vni,
@@ -67,6 +71,11 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     let inner = [d0, d1, d2, d3, d4, d5, 0, 0, 0, 0, 0, 0, e0, e1];
     frame.bytes[OUTER..].copy_from_slice(&inner);
     skb.store(0, &frame.bytes)?;
+    if keys == FROM_EVEN_KEY | FROM_ODD_KEY {
+        skb.send_copy(WIREGUARD_KERNEL_IFINDEX);
+        vxlan::Encapsulation { source: tunnel_source(own, false), ..outer }.write(&mut frame.bytes);
+        skb.store(0, &frame.bytes)?;
+    }
     // The outer Ethernet header, which names nobody, goes on the way into the device.
     Ok(skb.send(WIREGUARD_KERNEL_IFINDEX))
 }
@@ -96,7 +105,7 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
     let outer = Outer::parse(frame, own, config.vxlan_port, length, skb.is_gso())
         .filter(|outer| outer.plain)
         .ok_or(Reason::UnsupportedProtocol)?;
-    let peer = tunnel_peer(outer.source).ok_or(Reason::SpoofedPeer)?;
+    let peer = tunnel_sender(outer.source).ok_or(Reason::SpoofedPeer)?;
     let refused = |_| Reason::DecapsulationFailed;
     let ethertype = u16::from_be_bytes(buffer.half(OUTER + 12));
     // The device does not join packets. If somebody has told it to: the kernel would take UDP's for a tunnel's for ever.
