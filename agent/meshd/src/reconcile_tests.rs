@@ -348,4 +348,10 @@ async fn the_datapath_is_ready_for_either_key_while_the_kernels_engine_goes_over
     assert_eq!(pass().await, (vec![FROM_ODD_KEY | FROM_EVEN_KEY, FROM_EVEN_KEY], true));
     encryption.retire_old().unwrap();
     assert_eq!(pass().await, (vec![], true));
+    // An agent that cannot read the keys leaves the datapath to the device, which has them.
+    std::fs::write(platform.paths.wireguard_keys(), "garbage").unwrap();
+    let started = Encryption::new(Arc::new(engines.clone()), platform.paths.wireguard_keys());
+    let pass = one_pass(&agent, &platform.kernel, &Arc::new(started), Depth::Full).await;
+    assert!(pass.problems.iter().any(|problem| problem.contains("is damaged")), "{:?}", pass.problems);
+    assert_eq!(kernel.take_applied(), []);
 }

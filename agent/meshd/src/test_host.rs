@@ -187,7 +187,8 @@ impl WireguardEngine for TestEngine {
     }
 
     fn status(&mut self) -> mesh_wireguard::Result<EngineStatus> {
-        self.0.inner.lock().unwrap().status()
+        let status = self.0.inner.lock().unwrap().status()?;
+        Ok(EngineStatus { engine: self.kind(), ..status })
     }
 
     fn remove(&mut self) -> mesh_wireguard::Result<()> {

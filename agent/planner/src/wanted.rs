@@ -156,9 +156,7 @@ impl Wanted {
             self.attach(ProgramKind::Wireguard, link.index);
             config.wireguard_ifindex = link.index;
             config.wireguard_peer = desired.wireguard_number;
-            for generation in &desired.wireguard_generations {
-                config.flags |= if generation % 2 == 0 { FROM_EVEN_KEY } else { FROM_ODD_KEY };
-            }
+            config.flags |= from_keys(desired, observed);
         }
         self.put([MapEntry::Config(config)]);
     }
@@ -183,6 +181,17 @@ impl Wanted {
                 self.sysctls.insert(Sysctl::Ipv6Forwarding);
             }
         }
+    }
+}
+
+/// Which of the own keys' addresses packets come from. While nobody knows the keys, the engine's device goes on with those
+/// that it has.
+fn from_keys(desired: &Desired, observed: &Observed) -> u8 {
+    let of = |generation| if generation % 2 == 0 { FROM_EVEN_KEY } else { FROM_ODD_KEY };
+    let flags = desired.wireguard_generations.iter().fold(0, |flags, generation| flags | of(generation));
+    match observed.programs.entries.get(&MapKey::Config) {
+        Some(MapEntry::Config(old)) if flags == 0 => old.flags & (FROM_EVEN_KEY | FROM_ODD_KEY),
+        _ => flags,
     }
 }
 

@@ -58,7 +58,9 @@ fn apply(device: &mut Device, messages: Vec<Vec<WireguardAttribute>>) {
                             messages::read(&one, SystemTime::now(), &mut said);
                             // An address has one owner.
                             for address in said.peers.values().flat_map(|peer| &peer.allowed) {
-                                device.peers.values_mut().for_each(|peer| drop(peer.allowed.remove(address)));
+                                for peer in device.peers.values_mut() {
+                                    peer.allowed.remove(address);
+                                }
                             }
                             messages::read(&one, SystemTime::now(), device);
                         }
@@ -145,7 +147,7 @@ fn each_of_a_peers_keys_may_send_from_its_own_address_all_the_time() {
     let mut device = device_of(&config);
     let (old, new) = replace_key(&mut config);
     let sources = config.peers[&2].sources;
-    let mut step = |config: &EngineConfig, device: &mut Device| {
+    let step = |config: &EngineConfig, device: &mut Device| {
         for message in changes(config, &BTreeMap::new(), device) {
             apply(device, vec![message.clone()]);
             // Not even for the moment between two messages, or two peers of one.
