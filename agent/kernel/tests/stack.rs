@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use mesh_ebpf_types::ProgramKind;
+use mesh_ebpf_types::{EARLY, ProgramKind};
 use object::{Object as _, ObjectSection as _, ObjectSymbol as _, RelocationTarget};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
@@ -113,7 +113,7 @@ fn deepest(functions: &BTreeMap<Place, Function>, place: Place) -> (u64, Vec<&st
 fn no_chain_of_calls_takes_more_stack_than_older_kernels_allow() {
     let file = object::File::parse(OBJECT).expect("an object");
     let functions = functions(&file);
-    for program in ProgramKind::ALL.map(ProgramKind::name) {
+    for program in ProgramKind::ALL.map(ProgramKind::name).into_iter().chain([EARLY]) {
         let place = functions.iter().find(|(_, function)| function.name == program).expect("the program").0;
         let (stack, chain) = deepest(&functions, *place);
         assert!(chain.len() > 1 && stack > 64, "{program} makes calls: {chain:?}");

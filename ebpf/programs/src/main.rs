@@ -1,4 +1,4 @@
-//! The tc programs of the datapath.
+//! The programs of the datapath.
 //!
 //! | program | stands at the ingress of | takes |
 //! | --- | --- | --- |
@@ -7,6 +7,9 @@
 //! | `overlay` | the VXLAN device | what the underlay program left to it |
 //! | `host` | `mesh0p` | what the host sends to endpoints and to published ports |
 //! | `wireguard` | `meshwg0` | what the WireGuard engine decrypted |
+//!
+//! Those are tc programs. `early`, an XDP program, takes before `underlay` what that would send on the short way out of the device
+//! that it came by.
 //!
 //! Beside them `connect4`, `sendmsg4`, `recvmsg4`, `getpeername4` and their twins for IPv6 stand at the root of the cgroups, for the
 //! host's own sockets.

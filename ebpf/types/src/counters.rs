@@ -77,6 +77,8 @@ reasons! {
     /// Of a connection whose backend is gone, or to a service without backends: the sender was told (TCP reset, port
     /// unreachable).
     RefusalAnswered = 10, "refusal_answered", false;
+    /// Sent on by the XDP program. Each is also counted for what it is: [`Reason::Published`] or [`Reason::PublishedReply`].
+    SentEarly = 11, "sent_early", false;
     /// The frame's source MAC is not the endpoint's.
     SpoofedMac = 16, "spoofed_mac", true;
     /// The packet's source address is not the endpoint's.

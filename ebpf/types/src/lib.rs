@@ -29,7 +29,7 @@ pub use maps::{
     ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostRouteKey, INTERNAL,
     Interface, Member, Network,
 };
-pub use program::{ProgramKind, SocketProgram};
+pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED,
     Connection, ConnectionKey, ConnectionKind, DRAINING, HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE,

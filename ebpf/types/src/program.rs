@@ -31,6 +31,9 @@ impl ProgramKind {
     }
 }
 
+/// The XDP program's name in the object and in pins. It stands at the data-path device, before [`ProgramKind::Underlay`].
+pub const EARLY: &str = "early";
+
 /// A program of the host's own sockets, at a cgroup: what lets the host reach published ports by its own addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketProgram {

@@ -4,6 +4,7 @@
 //! <dir>/v<SCHEMA>/maps/<MAP>              programs and maps of one schema
 //! <dir>/v<SCHEMA>/programs/<program>
 //! <dir>/links/<program>-<ifindex>         attachments, whatever schema their programs are of
+//! <dir>/xdp/<ifindex>                     the same of the XDP program
 //! ```
 //!
 //! Names have no dots: bpffs refuses those, and interface names may have them.
@@ -13,7 +14,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use mesh_ebpf_types::{ProgramKind, SCHEMA, SocketProgram};
+use mesh_ebpf_types::{EARLY, ProgramKind, SCHEMA, SocketProgram};
 use mesh_model::observed::Attachment;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::statfs;
@@ -82,10 +83,28 @@ impl Pins {
         self.root.join("links").join(format!("{}-cgroup", kind.name()))
     }
 
+    pub(super) fn xdp_program(&self) -> PathBuf {
+        self.version().join("programs").join(EARLY)
+    }
+
+    fn xdp(&self) -> PathBuf {
+        self.root.join("xdp")
+    }
+
+    pub(super) fn xdp_link(&self, ifindex: u32) -> PathBuf {
+        self.xdp().join(ifindex.to_string())
+    }
+
+    /// The devices for which links of the XDP program are pinned.
+    pub(super) fn xdp_links(&self) -> Result<Vec<u32>, ProgramsError> {
+        let names = names(&self.xdp())?;
+        Ok(names.iter().filter_map(|name| name.to_str()?.parse().ok()).collect())
+    }
+
     /// Makes the folders.
     pub(super) fn create(&self) -> Result<(), ProgramsError> {
         ensure_bpffs(&self.root)?;
-        for path in [self.maps(), self.version().join("programs"), self.root.join("links")] {
+        for path in [self.maps(), self.version().join("programs"), self.root.join("links"), self.xdp()] {
             fs::create_dir_all(&path).map_err(|source| ProgramsError::Pin {
                 action: "create",
                 path,

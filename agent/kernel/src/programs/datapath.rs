@@ -9,14 +9,16 @@ use std::{panic, thread};
 use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
-use mesh_ebpf_types::{Address, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni};
+use mesh_ebpf_types::{
+    Address, EARLY, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni,
+};
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, attach, sockets};
+use super::{Counters, Programs, ProgramsError, attach, sockets, xdp};
 use crate::memory;
 
 /// The programs, as the build script made them.
@@ -183,6 +185,7 @@ impl Datapath {
         for kind in SocketProgram::ALL {
             pin_program(&object, kind.name(), self.pins.socket_program(kind))?;
         }
+        pin_program(&object, EARLY, self.pins.xdp_program())?;
         Ok(programs)
     }
 
@@ -211,7 +214,9 @@ impl Programs for Datapath {
             return Ok(ObservedPrograms::default());
         }
         // Pins that somebody removed make the next pass load again.
-        if ProgramKind::ALL.iter().any(|kind| !self.pins.program(*kind).exists()) {
+        if ProgramKind::ALL.iter().any(|kind| !self.pins.program(*kind).exists())
+            || !self.pins.xdp_program().exists()
+        {
             self.loaded = None;
         }
         let attachments = self.attachments()?;
@@ -328,6 +333,19 @@ impl Programs for Datapath {
         sockets::attached(&self.pins)
     }
 
+    fn attach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        xdp::attach(&self.pins, ifindex)
+    }
+
+    fn detach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError> {
+        xdp::detach(&self.pins, ifindex)
+    }
+
+    fn xdp(&mut self) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError> {
+        xdp::attached(&self.pins)
+    }
+
     fn counters(&mut self) -> Result<Counters, ProgramsError> {
         self.loaded()?.maps.counters()
     }
@@ -349,7 +367,7 @@ impl Programs for Datapath {
 fn load_all(object: &mut Ebpf) -> Result<(), ProgramsError> {
     let mut programs: BTreeMap<&str, &mut Program> = object.programs_mut().collect();
     let names = ProgramKind::ALL.map(ProgramKind::name).into_iter();
-    let names = names.chain(SocketProgram::ALL.map(SocketProgram::name));
+    let names = names.chain(SocketProgram::ALL.map(SocketProgram::name)).chain([EARLY]);
     thread::scope(|scope| {
         let start = |name| (name, programs.remove(name).map(|program| scope.spawn(|| load(program))));
         let loading: Vec<_> = names.map(start).collect();
@@ -366,6 +384,7 @@ fn load(program: &mut Program) -> Result<(), ProgramError> {
     match program {
         Program::SchedClassifier(program) => program.load(),
         Program::CgroupSockAddr(program) => program.load(),
+        Program::Xdp(program) => program.load(),
         _ => Err(ProgramError::UnexpectedProgramType),
     }
 }

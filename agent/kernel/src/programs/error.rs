@@ -96,6 +96,17 @@ pub enum ProgramsError {
         #[source]
         source: io::Error,
     },
+    /// The XDP program could not be attached or asked for.
+    #[error("cannot {action} the XDP program at interface {ifindex}")]
+    Xdp {
+        /// What was tried: `attach`, `query`.
+        action: &'static str,
+        /// The device.
+        ifindex: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// A program could not be attached or detached.
     #[error("cannot {action} the program `{}` at interface {ifindex}", .kind.name())]
     Attach {

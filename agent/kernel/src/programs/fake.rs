@@ -1,6 +1,7 @@
 //! The kernel's eBPF half in memory.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io;
 use std::time::Duration;
 
 use mesh_ebpf_types::{Address, MapEntry, MapKey, TableEntry, TableKey, Vni};
@@ -26,6 +27,10 @@ pub struct FakePrograms {
     pub connections: BTreeMap<Vni, u64>,
     /// Whether the programs of the host's sockets are attached.
     pub sockets: Option<AttachedProgram>,
+    /// The devices that the XDP program is attached to.
+    pub xdp: BTreeMap<u32, AttachedProgram>,
+    /// Number of the error with which devices refuse the XDP program (errno(3)); `None`: they take it.
+    pub xdp_refusal: Option<i32>,
 }
 
 impl FakePrograms {
@@ -38,6 +43,7 @@ impl FakePrograms {
             *program = AttachedProgram::Earlier;
         }
         self.sockets = self.sockets.map(|_| AttachedProgram::Earlier);
+        self.xdp.values_mut().for_each(|program| *program = AttachedProgram::Earlier);
     }
 
     /// Forgets the attachments of a device, as the kernel does when it vanishes.
@@ -144,6 +150,25 @@ impl Programs for FakePrograms {
 
     fn sockets(&mut self) -> Result<Option<AttachedProgram>, ProgramsError> {
         Ok(self.sockets)
+    }
+
+    fn attach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        if let Some(number) = self.xdp_refusal {
+            let source = io::Error::from_raw_os_error(number);
+            return Err(ProgramsError::Xdp { action: "attach", ifindex, source });
+        }
+        self.xdp.insert(ifindex, AttachedProgram::Current);
+        Ok(())
+    }
+
+    fn detach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError> {
+        self.xdp.remove(&ifindex);
+        Ok(())
+    }
+
+    fn xdp(&mut self) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError> {
+        Ok(self.xdp.clone())
     }
 
     fn counters(&mut self) -> Result<Counters, ProgramsError> {

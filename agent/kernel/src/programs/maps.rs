@@ -5,7 +5,7 @@ use std::fmt;
 use std::time::Duration;
 
 use aya::maps::lpm_trie::Key;
-use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuHashMap};
+use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use mesh_ebpf_types::{
     Address, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
     EndpointKey, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network, Published,
@@ -21,7 +21,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 23] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 24] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -30,6 +30,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 23] = [
     (HOST_ROUTES, MapType::LpmTrie, 4 + size_of::<Address>(), size_of::<Vni>()),
     (MEMBERS, MapType::Hash, size_of::<Address>(), size_of::<Member>()),
     (COUNTERS, MapType::PerCpuHash, size_of::<CounterKey>(), size_of::<Counter>()),
+    (EARLY, MapType::PerCpuArray, 4, size_of::<Counter>()),
     (PROBES, MapType::Hash, size_of::<Address>(), 8),
     (EVENTS, MapType::RingBuf, 0, 0),
     (GENERATION, MapType::Array, 4, 8),
@@ -55,6 +56,7 @@ pub(super) const BLOCKS: &str = "BLOCKS";
 pub(super) const HOST_ROUTES: &str = "HOST_ROUTES";
 pub(super) const MEMBERS: &str = "MEMBERS";
 pub(super) const COUNTERS: &str = "COUNTERS";
+pub(super) const EARLY: &str = "EARLY";
 pub(super) const PROBES: &str = "PROBES";
 pub(super) const EVENTS: &str = "EVENTS";
 pub(super) const GENERATION: &str = "GENERATION";
@@ -95,6 +97,7 @@ pub(super) struct Maps {
     host_routes: LpmTrie<MapData, Address, Vni>,
     members: HashMap<MapData, Address, Member>,
     counters: PerCpuHashMap<MapData, CounterKey, Counter>,
+    early: PerCpuArray<MapData, Counter>,
     probes: HashMap<MapData, Address, u64>,
     generation: Array<MapData, u64>,
     host_addresses: HashMap<MapData, Address, u32>,
@@ -121,6 +124,7 @@ impl Maps {
             host_routes: open(pins, HOST_ROUTES, Map::LpmTrie)?,
             members: open(pins, MEMBERS, Map::HashMap)?,
             counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
+            early: open(pins, EARLY, Map::PerCpuArray)?,
             probes: open(pins, PROBES, Map::HashMap)?,
             generation: open(pins, GENERATION, Map::Array)?,
             host_addresses: open(pins, HOST_ADDRESSES, Map::HashMap)?,
@@ -231,13 +235,12 @@ impl Maps {
         let mut counters = Counters::new();
         dump(COUNTERS, self.counters.iter(), |CounterKey { vni, reason }, values| {
             let Some(reason) = Reason::from_number(reason) else { return };
-            let sum: &mut Counter = counters.entry((vni, reason)).or_default();
-            *sum = Counter::default();
-            for value in values.iter() {
-                sum.packets += value.packets;
-                sum.bytes += value.bytes;
-            }
+            counters.insert((vni, reason), sum(values.iter()));
         })?;
+        let early = sum(self.early.get(&0, 0).map_err(failed("read", EARLY))?.iter());
+        if early.packets != 0 {
+            counters.insert((Vni::NONE, Reason::SentEarly), early);
+        }
         Ok(counters)
     }
 
@@ -266,6 +269,14 @@ impl Maps {
         }
         Ok(())
     }
+}
+
+/// What all CPUs have counted together.
+fn sum<'a>(values: impl Iterator<Item = &'a Counter>) -> Counter {
+    values.fold(Counter::default(), |sum, value| Counter {
+        packets: sum.packets + value.packets,
+        bytes: sum.bytes + value.bytes,
+    })
 }
 
 fn open<T: TryFrom<Map, Error = MapError>>(

@@ -16,6 +16,7 @@ mod sockets;
 mod syscall;
 mod tables;
 mod words;
+mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -98,6 +99,16 @@ pub trait Programs {
 
     /// Whether they are attached, all of them. Works before [`Programs::load`] too.
     fn sockets(&mut self) -> Result<Option<AttachedProgram>, ProgramsError>;
+
+    /// Attaches the XDP program to the data-path device, or puts the current one in the place of an earlier one. An error
+    /// where the driver does not run such programs, or another one is attached.
+    fn attach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError>;
+
+    /// Detaches it; what is not attached is no error.
+    fn detach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError>;
+
+    /// Interface indexes of the devices to which it is attached. Works before [`Programs::load`] too.
+    fn xdp(&mut self) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError>;
 
     /// The counters since the maps were made.
     fn counters(&mut self) -> Result<Counters, ProgramsError>;

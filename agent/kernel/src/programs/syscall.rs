@@ -1,4 +1,4 @@
-//! The commands of bpf(2) that aya does not expose: tcx links by interface index, and what a link is attached to.
+//! The commands of bpf(2) that aya does not expose: links by interface index, and what a link is attached to.
 
 #![expect(unsafe_code, reason = "bpf(2) takes a pointer to a union")]
 
@@ -25,10 +25,14 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_LINK_TYPE_TCX: u32 = 11;
+const BPF_XDP: u32 = 37;
+const BPF_LINK_TYPE_XDP: u32 = 6;
+/// Run by the driver, or refused.
+const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
-/// What a tcx link is attached to.
+/// What a link of a device is attached to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct TcxLink {
+pub(super) struct DeviceLink {
     /// The device; 0 once it is gone.
     pub(super) ifindex: u32,
     /// Id of the program that runs.
@@ -72,7 +76,7 @@ struct LinkUpdate {
     old_program: u32,
 }
 
-/// The start of `struct bpf_link_info`, as far as tcx fills it.
+/// The start of `struct bpf_link_info`, as far as tcx fills it; XDP ends it after the device.
 #[repr(C)]
 #[derive(Default)]
 struct LinkInfo {
@@ -257,6 +261,19 @@ pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Ow
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
+/// Attaches an XDP program to a device whose driver runs it. Refused where another one is attached; detached as by
+/// [`tcx_attach`].
+pub(super) fn xdp_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+    let mut attributes = LinkCreate {
+        program: descriptor(program),
+        ifindex,
+        attach_type: BPF_XDP,
+        flags: XDP_FLAGS_DRV_MODE,
+        ..LinkCreate::default()
+    };
+    bpf_fd(BPF_LINK_CREATE, &mut attributes)
+}
+
 /// Attaches a program to a cgroup and all below it, beside those that are there.
 pub(super) fn cgroup_attach(
     program: BorrowedFd<'_>,
@@ -318,12 +335,21 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
 }
 
 /// What a link is attached to; `None` if it is no tcx link.
-pub(super) fn tcx_info(link: BorrowedFd<'_>) -> io::Result<Option<TcxLink>> {
+pub(super) fn tcx_info(link: BorrowedFd<'_>) -> io::Result<Option<DeviceLink>> {
+    device_info(link, BPF_LINK_TYPE_TCX)
+}
+
+/// What a link is attached to; `None` if it is no XDP link.
+pub(super) fn xdp_info(link: BorrowedFd<'_>) -> io::Result<Option<DeviceLink>> {
+    device_info(link, BPF_LINK_TYPE_XDP)
+}
+
+fn device_info(link: BorrowedFd<'_>, kind: u32) -> io::Result<Option<DeviceLink>> {
     let mut info = LinkInfo::default();
     let length = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
     let mut attributes = InfoRequest { fd: descriptor(link), length, buffer: (&raw mut info) as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok((info.kind == BPF_LINK_TYPE_TCX).then_some(TcxLink { ifindex: info.ifindex, program: info.program }))
+    Ok((info.kind == kind).then_some(DeviceLink { ifindex: info.ifindex, program: info.program }))
 }
 
 /// Pins an object at a path on bpffs.

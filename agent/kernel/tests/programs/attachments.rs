@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
-use mesh_ebpf_types::{ProgramKind, Reason};
+use mesh_ebpf_types::{EARLY, ProgramKind, Reason, SCHEMA};
 use mesh_kernel::programs::{
     AttachMethod, AttachedProgram, Attachment, Datapath, Options, Programs, ProgramsError,
 };
@@ -136,4 +136,74 @@ fn replacing_the_programs_under_traffic_loses_no_packet() {
         assert!(report.contains(" 1000 received"), "{method:?}: {report}");
         assert!(hosts.hosts[1].counter(VNI, Reason::Received) >= 1000, "{method:?}");
     }
+}
+
+#[test]
+fn the_xdp_program_survives_the_process_and_is_replaced_by_the_next() {
+    let mut node = Instance::load();
+    let ifindex = device("a0", "a1");
+    node.datapath.attach_xdp(ifindex).expect("attached");
+    let attached = |state| BTreeMap::from([(ifindex, state)]);
+    assert_eq!(node.datapath.xdp().expect("asked"), attached(AttachedProgram::Current));
+
+    node.datapath = Datapath::new(Options::new(&node.dir));
+    assert_eq!(node.datapath.xdp().expect("asked").len(), 1);
+    assert!(matches!(node.datapath.attach_xdp(ifindex), Err(ProgramsError::NotLoaded)));
+    node.datapath.load().expect("loaded");
+    assert_eq!(node.datapath.xdp().expect("asked"), attached(AttachedProgram::Earlier));
+    node.datapath.attach_xdp(ifindex).expect("replaced");
+    assert_eq!(node.datapath.xdp().expect("asked"), attached(AttachedProgram::Current));
+    assert!(runs_xdp("a0"));
+
+    node.datapath.detach_xdp(ifindex).expect("detached");
+    node.datapath.detach_xdp(ifindex).expect("what is not attached is no error");
+    assert!(node.datapath.xdp().expect("asked").is_empty() && !runs_xdp("a0"));
+    node.datapath.attach_xdp(ifindex).expect("attached again");
+    node.datapath.unload().expect("unloaded");
+    assert!(!runs_xdp("a0"));
+}
+
+#[test]
+fn the_xdp_program_of_a_vanished_device_is_forgotten() {
+    let mut node = Instance::load();
+    let ifindex = device("a0", "a1");
+    node.datapath.attach_xdp(ifindex).expect("attached");
+    ip(&["link", "del", "a0"]);
+    assert!(node.datapath.xdp().expect("asked").is_empty());
+    assert_eq!(std::fs::read_dir(node.dir.join("xdp")).expect("links").count(), 0);
+    assert!(matches!(node.datapath.attach_xdp(ifindex), Err(ProgramsError::Xdp { .. })));
+}
+
+#[test]
+fn another_xdp_program_and_a_driver_without_any_are_refused_in_ways_that_tell_them_apart() {
+    let mut node = Instance::load();
+    let mut other = Instance::load();
+    let ifindex = device("a0", "a1");
+    let refusal = |result| match result {
+        Err(ProgramsError::Xdp { source, .. }) => source.kind(),
+        result => panic!("{result:?}"),
+    };
+    node.datapath.attach_xdp(ifindex).expect("attached");
+    assert_eq!(refusal(other.datapath.attach_xdp(ifindex)), std::io::ErrorKind::ResourceBusy);
+    node.datapath.detach_xdp(ifindex).expect("detached");
+    let pin = node.dir.join(format!("v{SCHEMA}/programs/{EARLY}"));
+    for mode in ["xdpgeneric", "xdpdrv"] {
+        ip(&["link", "set", "dev", "a0", mode, "pinned", pin.to_str().expect("text")]);
+        let kind = refusal(other.datapath.attach_xdp(ifindex));
+        assert!(
+            matches!(kind, std::io::ErrorKind::ResourceBusy | std::io::ErrorKind::AlreadyExists),
+            "{mode}: {kind:?}"
+        );
+        assert!(runs_xdp("a0"), "the other one's stays");
+        ip(&["link", "set", "dev", "a0", mode, "off"]);
+    }
+    assert_eq!(refusal(other.datapath.attach_xdp(1)), std::io::ErrorKind::Unsupported, "the loopback");
+}
+
+fn ip(arguments: &[&str]) -> String {
+    succeed(&std::process::Command::new("ip").args(arguments).output().expect("ip"))
+}
+
+fn runs_xdp(device: &str) -> bool {
+    ip(&["link", "show", "dev", device]).contains("xdp")
 }

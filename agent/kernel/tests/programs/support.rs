@@ -19,7 +19,7 @@ pub(crate) const REMOTE: [u8; 4] = [192, 168, 77, 12];
 pub(crate) const PREFIX6: [u8; 12] = [0xfd, 0x4d, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
 pub(crate) const HOST_MAC: Mac = Mac([2, 0x4d, 0, 0, 0, 1]);
 pub(crate) const MTU: u32 = 1450;
-/// The interface that crafted packets come in by: the loopback of the test's own namespace.
+/// The interface that crafted packets come in by, unless a test makes one: the loopback of its own namespace.
 pub(crate) const IFINDEX: u32 = 1;
 
 /// A path on bpffs that no other test has.
@@ -33,6 +33,8 @@ pub(crate) fn bpffs_dir() -> PathBuf {
 pub(crate) struct Instance {
     pub(crate) datapath: Datapath,
     pub(crate) dir: PathBuf,
+    /// The interface that crafted packets come in by.
+    pub(crate) ifindex: u32,
 }
 
 impl Instance {
@@ -42,7 +44,7 @@ impl Instance {
         let dir = bpffs_dir();
         let mut datapath = Datapath::new(Options::new(&dir));
         datapath.load().expect("programs load");
-        Self { datapath, dir }
+        Self { datapath, dir, ifindex: IFINDEX }
     }
 
     /// As [`Instance::load`], with the maps of a node that has two endpoints (`.5` and `.6`) in a network of which
@@ -77,10 +79,15 @@ impl Instance {
         third
     }
 
+    /// Runs `underlay` on a packet, once.
+    pub(crate) fn run_underlay(&mut self, packet: &[u8]) -> Outcome {
+        self.run_once(ProgramKind::Underlay, packet, 0)
+    }
+
     /// Runs a program on a packet, whatever comes of it.
     pub(crate) fn run_unseen(&mut self, kind: ProgramKind, packet: &[u8]) {
         let mut context = [0_u8; 192];
-        context[40..44].copy_from_slice(&IFINDEX.to_ne_bytes());
+        context[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
         let options =
             TestRunOptions { data_in: Some(packet), ctx_in: Some(&context), ..TestRunOptions::default() };
         self.datapath.program(kind).expect("a loaded program").test_run(options).expect("a test run");
@@ -90,7 +97,7 @@ impl Instance {
         let before = self.datapath.counters().expect("counters");
         let mut out = vec![0; packet.len() + 512];
         let mut context = [0_u8; 192];
-        context[40..44].copy_from_slice(&IFINDEX.to_ne_bytes());
+        context[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
         context[164..168].copy_from_slice(&u32::from(gso_size != 0).to_ne_bytes());
         context[176..180].copy_from_slice(&gso_size.to_ne_bytes());
         let program = self.datapath.program(kind).expect("a loaded program");
@@ -305,9 +312,14 @@ pub(crate) fn from_endpoint(destination: [u8; 4], payload: &[u8]) -> Vec<u8> {
 
 /// A frame in VXLAN from a node to this one.
 pub(crate) fn vxlan(source: [u8; 4], vni: Vni, inner: &[u8]) -> Vec<u8> {
+    // The loopback's MAC is zero: any other destination would be another host's.
+    vxlan_to(Mac([0; 6]), source, vni, inner)
+}
+
+/// The same, to a device with that MAC.
+pub(crate) fn vxlan_to(destination: Mac, source: [u8; 4], vni: Vni, inner: &[u8]) -> Vec<u8> {
     let [_, v0, v1, v2] = vni.0;
     let header = [8, 0, 0, 0, v0, v1, v2, 0];
     let datagram = udp(40000, 4789, &[&header[..], inner].concat());
-    // The loopback's MAC is zero: any other destination would be another host's.
-    frame(Mac([0; 6]), Mac([2, 0, 0, 0, 0, 9]), 0x0800, &ipv4(source, LOCAL, 17, &datagram))
+    frame(destination, Mac([2, 0, 0, 0, 0, 9]), 0x0800, &ipv4(source, LOCAL, 17, &datagram))
 }

@@ -4,7 +4,7 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
 use mesh_ebpf_types::{Counter, CounterKey, EVENTS_WANTED, Event, Reason, Vni};
 
-use super::maps::{COUNTERS, EVENTS, config};
+use super::maps::{COUNTERS, EARLY, EVENTS, config};
 use super::skb::Skb;
 use super::{DROP, Verdict};
 
@@ -28,6 +28,17 @@ pub(super) fn count_as(vni: Vni, reason: Reason, packets: u32, length: u32) {
 #[inline(always)]
 pub(super) fn count_number(vni: Vni, reason: u32, packets: u32, length: u32) {
     add(u32::from_ne_bytes(vni.0), reason, packets, length);
+}
+
+/// Counts a packet that the XDP program sends on.
+#[inline(always)]
+pub(super) fn count_early(length: u32) {
+    if let Some(counter) = EARLY.get_ptr_mut(0) {
+        // SAFETY: as in `add`.
+        let counter = unsafe { &mut *counter };
+        counter.packets += 1;
+        counter.bytes += u64::from(length);
+    }
 }
 
 /// Counts a packet that is dropped, reports it if somebody listens, and drops it.

@@ -33,6 +33,8 @@ map!(BLOCKS: LpmTrie<EndpointKey, Block> = LpmTrie::pinned(131_072, BPF_F_NO_PRE
 map!(HOST_ROUTES: LpmTrie<Address, Vni> = LpmTrie::pinned(8192, BPF_F_NO_PREALLOC));
 map!(MEMBERS: HashMap<Address, Member> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(COUNTERS: PerCpuHashMap<CounterKey, Counter> = PerCpuHashMap::pinned(16384, BPF_F_NO_PREALLOC));
+// What the XDP program sent on: each packet is counted in `COUNTERS` too, for what it is.
+map!(EARLY: PerCpuArray<Counter> = PerCpuArray::pinned(1, 0));
 map!(PROBES: HashMap<Address, u64> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(EVENTS: RingBuf = RingBuf::pinned(65536, 0));
 map!(GENERATION: Array<u64> = Array::pinned(1, 0));

@@ -11,17 +11,22 @@ mod outside;
 mod overlay;
 mod receive;
 mod received;
+mod route;
 mod sent;
 mod service;
 mod skb;
 mod sockets;
+mod start;
 mod too_big;
 mod underlay;
 mod wireguard;
 mod wireguard_kernel;
+mod xdp;
 
-use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr};
+use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr, xdp_md};
+use service::flows;
 use skb::Skb;
+use xdp::Xdp;
 
 /// A program's verdict, as tc knows them.
 type Verdict = i32;
@@ -73,6 +78,13 @@ extern "C" fn host(context: *mut __sk_buff) -> Verdict {
 #[unsafe(link_section = "classifier")]
 extern "C" fn wireguard(context: *mut __sk_buff) -> Verdict {
     wireguard::wireguard(Skb::new(context))
+}
+
+/// Where the driver has what arrived at the data-path device.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "xdp")]
+extern "C" fn early(context: *mut xdp_md) -> xdp::Action {
+    flows::early(Xdp::new(context))
 }
 
 macro_rules! socket_programs {

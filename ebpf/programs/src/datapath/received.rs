@@ -8,7 +8,8 @@ use mesh_ebpf_types::{ALLOW_FORWARDING, Config, Encapsulation, Endpoint, Reason,
 use super::count::{count_as, dropped};
 use super::maps;
 use super::service::{flows, inbound};
-use super::skb::{Skb, Start};
+use super::skb::Skb;
+use super::start::Start;
 use super::{GO_ON, LONG_WAY, Verdict};
 
 /// The outer headers, and Ethernet and IPv4 inside.
@@ -128,7 +129,12 @@ fn delivered(skb: Skb) -> Option<Verdict> {
 
 /// What [`Outer::parse`] calls plain.
 #[inline(always)]
-fn is_plain_vxlan(frame: Start<READ>, config: &Config, length: u32, gso: bool) -> bool {
+pub(super) fn is_plain_vxlan<const N: usize>(
+    frame: Start<N>,
+    config: &Config,
+    length: u32,
+    gso: bool,
+) -> bool {
     let total = u32::from(u16::from_be(frame.half(16)));
     let udp = u32::from(u16::from_be(frame.half(38)));
     frame.word(12) & !TOS == PLAIN_IPV4

@@ -13,7 +13,8 @@ use mesh_ebpf_types::{Address, Mac, Reason, Vni};
 
 use super::count::{count_as, dropped};
 use super::maps;
-use super::skb::{Skb, Start};
+use super::skb::Skb;
+use super::start::Start;
 use super::{DROP, LONG_WAY, Verdict, encrypt};
 
 /// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the kernel's clock rate.

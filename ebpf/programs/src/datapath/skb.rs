@@ -16,11 +16,12 @@ use mesh_ebpf::vxlan::OUTER;
 use mesh_ebpf_types::Mac;
 
 use super::Verdict;
+use super::route::{AF_INET, Route};
+use super::start::Start;
 
 const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
-const AF_INET: u8 = 2;
 const IPV6_BE: u16 = ETHERTYPE_IPV6.to_be();
 const BPF_F_IPV6: u64 = 1 << 7;
 
@@ -48,20 +49,6 @@ struct Neighbour {
     family: u32,
     ipv4: u32,
     rest: [u32; 3],
-}
-
-/// `struct bpf_fib_lookup`, of IPv4.
-#[repr(C)]
-struct Route {
-    family: u8,
-    protocol: u8,
-    ports: [u16; 2],
-    length: u16,
-    ifindex: u32,
-    tos: u32,
-    source: [u32; 4],
-    destination: [u32; 4],
-    rest: [u32; 4],
 }
 
 /// Size of [`TunnelKey`] without its local address.
@@ -140,7 +127,7 @@ impl Skb {
     #[inline(always)]
     pub(super) fn start<const N: usize>(self) -> Option<Start<N>> {
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
-        if data + N <= end { Some(Start(ptr::with_exposed_provenance(data))) } else { None }
+        Start::between(data, end)
     }
 
     /// Copies `N` bytes out of the frame.
@@ -395,18 +382,7 @@ impl Skb {
     /// kernel does not tell (before 6.2, or without forwarding).
     #[inline(never)]
     pub(super) fn next_hop(self, ifindex: u32, source: u32, destination: u32) -> u32 {
-        let mut route = Route {
-            family: AF_INET,
-            protocol: UDP,
-            ports: [0; 2],
-            // More than the route's MTU would be refused; the packet's own length, if this were 0.
-            length: 1,
-            ifindex,
-            tos: 0,
-            source: [source, 0, 0, 0],
-            destination: [destination, 0, 0, 0],
-            rest: [0; 4],
-        };
+        let mut route = Route::new(ifindex, UDP, source, destination);
         let length = const { size_of::<Route>() as i32 };
         let flags = BPF_FIB_LOOKUP_OUTPUT | BPF_FIB_LOOKUP_SKIP_NEIGH;
         let failed =
@@ -419,17 +395,7 @@ impl Skb {
     /// words of a packet.
     #[inline(never)]
     pub(super) fn stays_here(self, source: u32, destination: u32) -> bool {
-        let mut route = Route {
-            family: AF_INET,
-            protocol: UDP,
-            ports: [0; 2],
-            length: 1,
-            ifindex: self.ifindex(),
-            tos: 0,
-            source: [source, 0, 0, 0],
-            destination: [destination, 0, 0, 0],
-            rest: [0; 4],
-        };
+        let mut route = Route::new(self.ifindex(), UDP, source, destination);
         let length = const { size_of::<Route>() as i32 };
         let flags = BPF_FIB_LOOKUP_SKIP_NEIGH;
         let answer =
@@ -466,34 +432,4 @@ const fn check(result: i64) -> Result<(), Refused> {
 #[expect(clippy::cast_possible_truncation, reason = "verdicts are small")]
 const fn verdict(result: i64) -> Verdict {
     result as Verdict
-}
-
-/// The start of a frame, in the frame itself.
-#[derive(Clone, Copy)]
-pub(super) struct Start<const N: usize>(*const [u8; N]);
-
-// SAFETY, for every block here: `Skb::start` has compared the packet's length with `N`, and the verifier proves that no
-// packet pointer is used after a helper that could move the packet.
-impl<const N: usize> Start<N> {
-    /// A byte.
-    #[inline(always)]
-    pub(super) fn byte(self, offset: usize) -> u8 {
-        debug_assert!(offset < N);
-        unsafe { self.0.cast::<u8>().add(offset).read() }
-    }
-
-    /// Two bytes as they lie, from an even offset.
-    #[inline(always)]
-    pub(super) fn half(self, offset: usize) -> u16 {
-        debug_assert!(offset.is_multiple_of(2) && offset + 2 <= N);
-        // Frames begin at even addresses. (Where they should not, it is the processor's part to read them.)
-        unsafe { self.0.cast::<u8>().add(offset).cast::<u16>().read() }
-    }
-
-    /// Four bytes as they lie, from an even offset.
-    #[inline(always)]
-    pub(super) fn word(self, offset: usize) -> u32 {
-        let ([a, b], [c, d]) = (self.half(offset).to_ne_bytes(), self.half(offset + 2).to_ne_bytes());
-        u32::from_ne_bytes([a, b, c, d])
-    }
 }

@@ -35,7 +35,7 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     }
     let Some(packet) = maps::packet() else { return PASS };
     if maps::is_host_address(packet.destination) || is_new_address(skb, packet.source, packet.destination) {
-        flows::begin(skb.ifindex(), 0, [0; 2]);
+        flows::begin(skb.ifindex(), 0, [0; 2], skb.known_hash());
         TO_PUBLISHED
     } else {
         PASS

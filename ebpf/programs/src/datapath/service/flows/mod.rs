@@ -6,6 +6,7 @@
 //! `CONNECTIONS` are looked up, so that they are not taken for unused. So does whatever begins or ends a TCP connection, and
 //! whatever is out of the ordinary.
 
+mod early;
 mod remember;
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
@@ -15,6 +16,7 @@ use mesh_ebpf::transport::{FIN, RST, SYN};
 use mesh_ebpf::vxlan::{OUTER, TEMPLATE, Template};
 use mesh_ebpf_types::{PUBLISHED_BIT, Reason, Vni};
 
+pub(in crate::datapath) use early::early;
 pub(in crate::datapath) use remember::{
     Becomes, Memo, begin, begin_received, begin_sent, forget, leaves, to_endpoint, to_node, unbalanced,
     wanted,
@@ -22,7 +24,8 @@ pub(in crate::datapath) use remember::{
 
 use crate::datapath::count::{count_number, dropped};
 use crate::datapath::maps;
-use crate::datapath::skb::{Refused, Skb, Start};
+use crate::datapath::skb::{Refused, Skb};
+use crate::datapath::start::Start;
 use crate::datapath::{GO_ON, LONG_WAY, Verdict};
 
 /// How long an entry holds: 0.1 to 1 s, by the kernel's clock rate.
@@ -77,6 +80,8 @@ pub(in crate::datapath) struct Flow {
     until: u64,
     /// When the next hop is to be asked for again.
     next_hop_until: u64,
+    /// When the MACs in the template, by which [`early`] sends it, are to be asked for again.
+    macs_until: u64,
     key: FlowKey,
     way: u32,
     /// Which end is replaced.

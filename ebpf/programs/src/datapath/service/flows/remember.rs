@@ -22,6 +22,8 @@ pub(in crate::datapath) struct Memo {
     from: u32,
     vni: u32,
     mac: [u32; 2],
+    /// The flow's hash, as far as somebody has computed it, else 0.
+    hash: u32,
     /// As in [`Flow`].
     way: u32,
     end: u32,
@@ -46,9 +48,10 @@ pub(in crate::datapath) struct Becomes {
     pub(in crate::datapath) reason: Reason,
 }
 
-/// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in [`FlowKey`].
+/// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in [`FlowKey`]; `hash` is 0 where it
+/// is not known.
 #[inline(always)]
-pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2]) {
+pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2], hash: u32) {
     let Some(packet) = packet() else { return };
     let in_flow = match packet.key.protocol {
         ip::TCP => packet.tcp_flags & u32::from(SYN | FIN | RST) == 0,
@@ -65,6 +68,7 @@ pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2]) {
     packet.memo.from = from;
     packet.memo.vni = vni;
     packet.memo.mac = mac;
+    packet.memo.hash = hash;
 }
 
 /// As [`begin`], of what an endpoint sends.
@@ -72,14 +76,14 @@ pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2]) {
 pub(in crate::datapath) fn begin_sent(ifindex: u32) {
     let Some(packet) = packet() else { return };
     let Mac([m0, m1, m2, m3, m4, m5]) = packet.source_mac;
-    begin(ifindex, 0, [u32::from_ne_bytes([m0, m1, m2, m3]), u16::from_ne_bytes([m4, m5]).into()]);
+    begin(ifindex, 0, [u32::from_ne_bytes([m0, m1, m2, m3]), u16::from_ne_bytes([m4, m5]).into()], 0);
 }
 
 /// As [`begin`], of what a node sent; 0 where it is not known.
 #[inline(always)]
 pub(in crate::datapath) fn begin_received(node: u32, vni: Vni, mac: [u32; 2]) {
     let [_, v0, v1, v2] = vni.0;
-    begin(node, u32::from_ne_bytes([v0, v1, v2, 0]), mac);
+    begin(node, u32::from_ne_bytes([v0, v1, v2, 0]), mac, 0);
 }
 
 /// Whether anything is to be remembered of the packet at hand.
@@ -172,6 +176,7 @@ fn commit() {
     // SAFETY: takes nothing, returns the time.
     flow.until = unsafe { bpf_jiffies64() } + UNTIL;
     flow.next_hop_until = 0;
+    flow.macs_until = 0;
     flow.key = FlowKey {
         from: memo.from,
         vni: memo.vni,
@@ -229,7 +234,10 @@ fn change(flow: &mut Flow) {
     }
     let ([s0, s1, ..], [d0, d1, ..]) = (halves[0].to_le_bytes(), halves[1].to_le_bytes());
     let ports = [s0, s1, d0, d1];
-    flow.hash = flow::hash([source, destination], u32::from_ne_bytes(ports), packet.key.protocol);
+    flow.hash = match packet.memo.hash {
+        0 => flow::hash([source, destination], u32::from_ne_bytes(ports), packet.key.protocol),
+        known => known,
+    };
     let frame = &mut flow.template.frame;
     frame[INNER_IP + 12..INNER_IP + 16].copy_from_slice(&source.to_ne_bytes());
     frame[INNER_IP + 16..INNER_IP + 20].copy_from_slice(&destination.to_ne_bytes());

@@ -1,0 +1,70 @@
+//! The XDP program at the data-path device: a pinned link, in the driver's own mode.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::os::fd::AsFd;
+
+use mesh_model::observed::AttachedProgram;
+
+use super::ProgramsError;
+use super::bpffs::{self, Pins};
+use super::syscall::{self, DeviceLink};
+
+/// Attaches the pinned program, or puts it in the place of the one that is there.
+pub(super) fn attach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
+    let failed = failed("attach", ifindex);
+    let program = syscall::open_pin(&pins.xdp_program()).map_err(&failed)?;
+    let path = pins.xdp_link(ifindex);
+    match syscall::open_pin(&path) {
+        Ok(link) if is_at(ifindex, syscall::xdp_info(link.as_fd()).map_err(&failed)?) => {
+            return syscall::link_update(link.as_fd(), program.as_fd()).map_err(&failed);
+        }
+        // Of a device that is gone.
+        Ok(_) => bpffs::remove(&path)?,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(failed(error)),
+    }
+    let link = syscall::xdp_attach(program.as_fd(), ifindex).map_err(&failed)?;
+    syscall::pin(link.as_fd(), &path).map_err(&failed)
+}
+
+/// Detaches; what is not attached is no error.
+pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
+    // The pin is the link's last holder.
+    bpffs::remove(&pins.xdp_link(ifindex))
+}
+
+/// The devices where one of this instance's is attached.
+pub(super) fn attached(pins: &Pins) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError> {
+    let mut attached = BTreeMap::new();
+    for ifindex in pins.xdp_links()? {
+        let failed = failed("query", ifindex);
+        let link = match syscall::open_pin(&pins.xdp_link(ifindex)) {
+            Ok(link) => link,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+            Err(error) => return Err(failed(error)),
+        };
+        let info = syscall::xdp_info(link.as_fd()).map_err(&failed)?;
+        let Some(DeviceLink { program: running, .. }) = info.filter(|info| is_at(ifindex, Some(*info)))
+        else {
+            bpffs::remove(&pins.xdp_link(ifindex))?;
+            continue;
+        };
+        let pinned = match syscall::open_pin(&pins.xdp_program()) {
+            Ok(program) => Some(syscall::program_id(program.as_fd()).map_err(&failed)?),
+            Err(_) => None,
+        };
+        let is_current = pinned == Some(running);
+        attached
+            .insert(ifindex, if is_current { AttachedProgram::Current } else { AttachedProgram::Earlier });
+    }
+    Ok(attached)
+}
+
+fn is_at(ifindex: u32, link: Option<DeviceLink>) -> bool {
+    link.is_some_and(|link| link.ifindex == ifindex)
+}
+
+fn failed(action: &'static str, ifindex: u32) -> impl Fn(io::Error) -> ProgramsError {
+    move |source| ProgramsError::Xdp { action, ifindex, source }
+}
