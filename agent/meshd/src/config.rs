@@ -29,6 +29,19 @@ pub enum EncapsulationChoice {
     Device,
 }
 
+/// Whether packets of published ports that only pass through are sent on by the data-path device's driver (XDP).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum XdpChoice {
+    /// Where the device is a network card whose driver can do that at no cost to other traffic.
+    #[default]
+    Auto,
+    /// Yes; that it cannot be is a problem.
+    Native,
+    /// No.
+    Off,
+}
+
 /// What is to carry encrypted networks.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
@@ -86,6 +99,9 @@ pub struct Flags {
     /// How packets are wrapped [default: auto]
     #[arg(long, value_enum)]
     pub encapsulation: Option<EncapsulationChoice>,
+    /// Whether the data-path device's driver sends on what only passes through [default: auto]
+    #[arg(long, value_enum)]
+    pub xdp: Option<XdpChoice>,
     /// The file that names the resolvers of other names than the mesh's own [default: /etc/resolv.conf]
     #[arg(long, value_name = "FILE")]
     pub resolv_conf: Option<PathBuf>,
@@ -109,6 +125,7 @@ struct File {
     socket: Option<PathBuf>,
     bpffs_dir: Option<PathBuf>,
     encapsulation: Option<EncapsulationChoice>,
+    xdp: Option<XdpChoice>,
     resolv_conf: Option<PathBuf>,
     service_table_entries: Option<u32>,
     connection_entries: Option<u32>,
@@ -131,6 +148,8 @@ pub struct Config {
     pub bpffs_dir: PathBuf,
     /// How packets are wrapped.
     pub encapsulation: EncapsulationChoice,
+    /// Whether the data-path device's driver sends on what only passes through.
+    pub xdp: XdpChoice,
     /// Names the resolvers of all names that are none of the mesh's (resolv.conf(5)).
     pub resolv_conf: PathBuf,
     /// Entries of all services' tables of backends, in all: 1024 for a service of 3 to 10 backends, four bytes each. Maps
@@ -222,6 +241,7 @@ impl Config {
             run_dir,
             bpffs_dir: pick(&flags.bpffs_dir, file.bpffs_dir, "/sys/fs/bpf/mesh".into()),
             encapsulation: flags.encapsulation.or(file.encapsulation).unwrap_or_default(),
+            xdp: flags.xdp.or(file.xdp).unwrap_or_default(),
             resolv_conf: pick(&flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf".into()),
             service_table_entries: file.service_table_entries.unwrap_or(sizes.maglev),
             connection_entries: file.connection_entries.unwrap_or(sizes.connections),
@@ -289,6 +309,7 @@ mod tests {
         assert_eq!(config.socket, Path::new("/run/mesh/meshd.sock"));
         assert_eq!(config.bpffs_dir, Path::new("/sys/fs/bpf/mesh"));
         assert_eq!(config.encapsulation, EncapsulationChoice::Auto);
+        assert_eq!(config.xdp, XdpChoice::Auto);
         assert_eq!(config.log, "info");
     }
 

@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
+use mesh_kernel::driver::Driver;
 use mesh_kernel::{Event, Events, KernelError, netns};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::{IfName, Mtu, Prefix, PublishedPort};
@@ -72,6 +73,9 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
 
     /// The file with the ports that the host does not choose by itself, if it has one.
     fn reserved_ports(&self) -> Option<PathBuf>;
+
+    /// What drives a network device.
+    fn driver(&self, interface: &IfName) -> io::Result<Driver>;
 }
 
 /// Where `ip netns` and others keep named namespaces.
@@ -168,5 +172,9 @@ impl Host for ThisHost {
 
     fn reserved_ports(&self) -> Option<PathBuf> {
         Some(ports::RESERVED_PORTS.into())
+    }
+
+    fn driver(&self, interface: &IfName) -> io::Result<Driver> {
+        mesh_kernel::driver::driver(interface)
     }
 }

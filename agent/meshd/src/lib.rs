@@ -36,3 +36,4 @@ mod test_cluster;
 #[cfg(test)]
 mod test_host;
 pub mod view;
+pub mod xdp;

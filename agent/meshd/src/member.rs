@@ -24,6 +24,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, tim
 use crate::agent::{Agent, now, saving};
 use crate::api::tables::Occupancy;
 use crate::attach::{Endpoints, not_written};
+use crate::config::XdpChoice;
 use crate::encryption::{self, Encryption, Engines};
 use crate::host::Host;
 use crate::instance::StatePaths;
@@ -32,6 +33,7 @@ use crate::reconcile::SharedKernel;
 use crate::services::ports::Reservation;
 use crate::session::Probes;
 use crate::view::ClusterView;
+use crate::xdp::Xdp;
 use crate::{dns, health, prober, reconcile, services, session};
 
 /// How often it is seen to it that blocks are leased ahead of need, and given back.
@@ -69,6 +71,8 @@ pub struct Platform {
     pub encapsulation: Encapsulation,
     /// Why so.
     pub encapsulation_reason: String,
+    /// Whether the data-path device's driver sends on what only passes through.
+    pub xdp: XdpChoice,
     /// When addresses and blocks may be used again.
     pub delays: Delays,
     /// What a name server needs; without it there is none.
@@ -165,7 +169,8 @@ impl Member {
         }
         let events = watch_kernel(platform);
         let encryption = Arc::new(Encryption::new(platform.engines.clone(), platform.paths.wireguard_keys()));
-        tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), encryption.clone(), events));
+        let xdp = Xdp::new(platform.xdp, platform.host.clone());
+        tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), encryption.clone(), xdp, events));
         tasks.spawn(encryption::run(agent.clone(), managers.clone(), encryption.clone()));
         tasks.spawn(encryption::follow(encryption.clone()));
         let probes = watch::Sender::new(Probes::new());

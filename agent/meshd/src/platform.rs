@@ -36,6 +36,7 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
         kernel: SharedKernel::new(Box::new(kernel)),
         encapsulation,
         encapsulation_reason,
+        xdp: config.xdp,
         delays: Delays::default(),
         name_server: Some(dns::Settings {
             run_dir: config.run_dir.clone(),

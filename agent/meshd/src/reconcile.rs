@@ -21,6 +21,7 @@ use crate::agent::{Agent, Pass};
 use crate::blocking::blocking;
 use crate::encryption::{Encryption, Wish};
 use crate::managers::Backoff;
+use crate::xdp::Xdp;
 
 /// Everything is looked at this often, the firewall included, in case an event was missed.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -70,6 +71,7 @@ pub async fn run(
     agent: Arc<Agent>,
     kernel: SharedKernel,
     encryption: Arc<Encryption>,
+    xdp: Xdp,
     mut events: mpsc::Receiver<Event>,
 ) {
     let mut generations = agent.generations();
@@ -81,10 +83,11 @@ pub async fn run(
     let mut known_problems = Vec::new();
     let mut events_end = false;
     let mut counted = BTreeSet::new();
+    let xdp = Arc::new(xdp);
     loop {
         generations.mark_unchanged();
         forget_counters(&agent, &kernel, &mut counted).await;
-        let pass = one_pass(&agent, &kernel, &encryption, depth).await;
+        let pass = one_pass(&agent, &kernel, &encryption, &xdp, depth).await;
         if pass.problems != known_problems {
             for problem in pass.problems.iter().filter(|problem| !known_problems.contains(*problem)) {
                 tracing::warn!("{problem}");
@@ -158,6 +161,7 @@ async fn one_pass(
     agent: &Arc<Agent>,
     kernel: &SharedKernel,
     encryption: &Arc<Encryption>,
+    xdp: &Arc<Xdp>,
     depth: Depth,
 ) -> Pass {
     let (generation, revision, mut desired) = agent.desired();
@@ -165,7 +169,7 @@ async fn one_pass(
     desired.wireguard_peers = wish.as_ref().map(Wish::indexes).unwrap_or_default();
     desired.wireguard_number = wish.as_ref().map_or(0, |wish| wish.number);
     let encrypted = encrypted_endpoints(&desired);
-    let encryption = encryption.clone();
+    let (encryption, xdp) = (encryption.clone(), xdp.clone());
     let begun = Instant::now();
     let outcome = kernel
         .call(move |kernel| {
@@ -192,9 +196,10 @@ async fn one_pass(
             if now != before && tunnels.is_ok() {
                 tunnels = encryption.apply(wish.as_ref(), now);
             }
+            let xdp = xdp.follow(kernel.programs(), &desired.underlay, &outcome.observed, depth);
             let mtu = |network| mesh_planner::network_mtu(&desired, network, &outcome.observed);
             let mtus = desired.networks.values().map(|network| (network.id.clone(), mtu(network))).collect();
-            Ok::<_, KernelError>((outcome, mtus, tunnels))
+            Ok::<_, KernelError>((outcome, mtus, tunnels, xdp))
         })
         .await;
     let mut pass = Pass { generation, revision, ..Pass::default() };
@@ -204,8 +209,10 @@ async fn one_pass(
             pass.problems.push(problem.message.clone());
             pass.node_failure = Some(problem);
         }
-        Ok((outcome, mtus, tunnels)) => {
+        Ok((outcome, mtus, tunnels, xdp)) => {
             pass.mtus = mtus;
+            pass.problems.extend(xdp.problem());
+            pass.xdp = xdp;
             pass.loaded = outcome.plan.steps.iter().any(|step| matches!(step.action, Action::LoadPrograms));
             if !outcome.plan.is_empty() {
                 let steps = outcome.plan.steps.len();

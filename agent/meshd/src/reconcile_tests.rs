@@ -38,7 +38,8 @@ impl Rig {
         let mut tasks = JoinSet::new();
         let events = crate::host::Host::watch_kernel(&*host).unwrap();
         let encryption = Encryption::new(platform.engines, platform.paths.wireguard_keys());
-        tasks.spawn(run(agent.clone(), platform.kernel.clone(), Arc::new(encryption), events));
+        let xdp = Xdp::new(platform.xdp, host.clone());
+        tasks.spawn(run(agent.clone(), platform.kernel.clone(), Arc::new(encryption), xdp, events));
         tasks.spawn(crate::services::run(agent.clone(), platform.kernel));
         Self { agent, endpoints, kernel: kernel.clone(), host, tasks }
     }
@@ -331,8 +332,9 @@ async fn the_datapath_is_ready_for_either_key_while_the_kernels_engine_goes_over
     let agent = Arc::new(agent);
     let engines = TestEngines { of_kernel: true, ..TestEngines::default() };
     let encryption = Arc::new(Encryption::new(Arc::new(engines.clone()), platform.paths.wireguard_keys()));
+    let xdp = Arc::new(Xdp::new(platform.xdp, platform.host.clone()));
     let pass = async || {
-        let pass = one_pass(&agent, &platform.kernel, &encryption, Depth::Full).await;
+        let pass = one_pass(&agent, &platform.kernel, &encryption, &xdp, Depth::Full).await;
         assert_eq!(pass.problems, Vec::<String>::new());
         let put = kernel.take_applied().into_iter().filter_map(|action| match action {
             Action::PutEntry(MapEntry::Config(config)) => Some(config.flags),
@@ -351,7 +353,7 @@ async fn the_datapath_is_ready_for_either_key_while_the_kernels_engine_goes_over
     // An agent that cannot read the keys leaves the datapath to the device, which has them.
     std::fs::write(platform.paths.wireguard_keys(), "garbage").unwrap();
     let started = Encryption::new(Arc::new(engines.clone()), platform.paths.wireguard_keys());
-    let pass = one_pass(&agent, &platform.kernel, &Arc::new(started), Depth::Full).await;
+    let pass = one_pass(&agent, &platform.kernel, &Arc::new(started), &xdp, Depth::Full).await;
     assert!(pass.problems.iter().any(|problem| problem.contains("is damaged")), "{:?}", pass.problems);
     assert_eq!(kernel.take_applied(), []);
 }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
+use mesh_kernel::driver::Driver;
 use mesh_kernel::programs::MapSizes;
 use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
 use mesh_model::desired::Encapsulation;
@@ -18,6 +19,7 @@ use mesh_wireguard::{EngineConfig, EngineKind, EngineStatus, FakeEngine, Wiregua
 use tokio::sync::mpsc;
 
 use crate::advertise::HostAddress;
+use crate::config::XdpChoice;
 use crate::encryption::Engines;
 use crate::host::{FoundNetns, Host, NetnsName};
 use crate::instance::StatePaths;
@@ -32,12 +34,19 @@ pub(crate) const TAKEN_UDP_PORT: u16 = 4800;
 pub(crate) struct TestHost {
     pub(crate) address: IpAddr,
     pub(crate) name: String,
+    /// Of its one network device.
+    pub(crate) driver: Mutex<Driver>,
     events: Mutex<Vec<mpsc::Sender<Event>>>,
 }
 
 impl TestHost {
     pub(crate) fn new(name: &str, address: &str) -> Arc<Self> {
-        Arc::new(Self { address: address.parse().unwrap(), name: name.to_owned(), events: Mutex::default() })
+        Arc::new(Self {
+            address: address.parse().unwrap(),
+            name: name.to_owned(),
+            driver: Mutex::new(Driver { name: "veth".to_owned(), bus: String::new() }),
+            events: Mutex::default(),
+        })
     }
 
     /// Plays the part of the kernel that tells of a change.
@@ -106,6 +115,10 @@ impl Host for TestHost {
 
     fn reserved_ports(&self) -> Option<PathBuf> {
         None
+    }
+
+    fn driver(&self, _interface: &IfName) -> io::Result<Driver> {
+        Ok(self.driver.lock().unwrap().clone())
     }
 }
 
@@ -225,6 +238,7 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         kernel: SharedKernel::new(Box::new(kernel.clone())),
         encapsulation: Encapsulation::Direct,
         encapsulation_reason: "as the test wants it".to_owned(),
+        xdp: XdpChoice::default(),
         delays: Delays::default(),
         name_server: None,
         engines: Arc::new(TestEngines::default()),

@@ -25,7 +25,9 @@ struct Status {
     manager: Option<String>,
     revision: u64,
     applied_revision: u64,
-    encapsulation: Encapsulation,
+    encapsulation: Chosen,
+    /// Whether the data-path device's driver sends on what only passes through.
+    xdp: Chosen,
     endpoints: u32,
     networks: u32,
     services: u32,
@@ -39,9 +41,9 @@ struct Status {
     data_path: DataPath,
 }
 
-/// How packets are wrapped, and why so.
+/// What the agent has chosen, and why so.
 #[derive(Debug, Serialize)]
-struct Encapsulation {
+struct Chosen {
     mode: Option<String>,
     reason: Option<String>,
 }
@@ -159,10 +161,11 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
         manager: present(answer.manager),
         revision: answer.revision,
         applied_revision: answer.applied_revision,
-        encapsulation: Encapsulation {
+        encapsulation: Chosen {
             mode: present(answer.encapsulation),
             reason: present(answer.encapsulation_reason),
         },
+        xdp: Chosen { mode: present(answer.xdp), reason: present(answer.xdp_reason) },
         endpoints: answer.endpoints,
         networks: answer.networks,
         services: answer.services,
@@ -186,8 +189,8 @@ fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<S
 fn as_text(status: &Status) -> String {
     let node =
         status.node.as_ref().map(|node| format!("{} ({}), {}", node.name, node.id, view::role(node.role)));
-    let encapsulation =
-        status.encapsulation.mode.as_ref().map(|mode| chosen(mode, status.encapsulation.reason.as_ref()));
+    let of = |one: &Chosen| one.mode.as_ref().map(|mode| chosen(mode, one.reason.as_ref()));
+    let (encapsulation, xdp) = (of(&status.encapsulation), of(&status.xdp));
     let wireguard =
         status.wireguard.as_ref().map(|wireguard| chosen(&wireguard.engine, wireguard.reason.as_ref()));
     let DataPath { interface, address, mtu } = &status.data_path;
@@ -203,6 +206,7 @@ fn as_text(status: &Status) -> String {
         ("Revision", format!("{} applied of {}", status.applied_revision, status.revision)),
         ("Encapsulation", or_none(encapsulation)),
         ("Data path", or_none(data_path)),
+        ("XDP", or_none(xdp)),
         ("WireGuard", or_none(wireguard)),
         ("Endpoints", status.endpoints.to_string()),
         ("Networks", status.networks.to_string()),

@@ -146,6 +146,8 @@ fn member_status() -> v1::StatusResponse {
         applied_revision: 8,
         encapsulation: "direct".into(),
         encapsulation_reason: "the kernel has all it takes".into(),
+        xdp: "off".into(),
+        xdp_reason: "eth0 is no network card".into(),
         endpoints: 1,
         networks: 2,
         counters: vec![counter(0, "not_a_member"), counter(4096, "spoofed")],
@@ -181,6 +183,7 @@ fn status_tells_everything_of_a_member() {
         "version": "0.1.0", "membership": "member", "cluster": cluster, "node": member,
         "manager": "192.0.2.11:7377", "revision": 9, "applied_revision": 8,
         "encapsulation": {"mode": "direct", "reason": "the kernel has all it takes"},
+        "xdp": {"mode": "off", "reason": "eth0 is no network card"},
         "endpoints": 1, "networks": 2, "services": 0, "name_servers": [],
         "wireguard": {
             "engine": "userspace",
@@ -215,6 +218,7 @@ fn status_of_a_host_in_no_cluster_is_mostly_null() {
         (&Value::Null, &Value::Null, &Value::Null)
     );
     assert_eq!(status["encapsulation"], json!({"mode": null, "reason": null}));
+    assert_eq!(status["xdp"], json!({"mode": null, "reason": null}));
     assert_eq!(status["wireguard"], Value::Null);
     assert_eq!(status["data_path"], json!({"interface": null, "address": null, "mtu": null}));
     assert!(agent.run("status").text().contains("Membership:      none"));

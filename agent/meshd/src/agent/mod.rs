@@ -26,6 +26,7 @@ use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
 use crate::services::{SavedNames, Soft};
 use crate::view::ClusterView;
+use crate::xdp::XdpStatus;
 
 /// One pass of the kernel loop: what it was of, and what came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -46,6 +47,8 @@ pub struct Pass {
     pub underlay: String,
     /// MTU of that interface in bytes.
     pub underlay_mtu: u32,
+    /// Whether that interface's driver runs the XDP program.
+    pub xdp: XdpStatus,
     /// MTU of each network's endpoints on this node, in bytes.
     pub mtus: BTreeMap<NetworkId, u32>,
     /// Whether the programs were loaded in it, maybe with new and empty maps.

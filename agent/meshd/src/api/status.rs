@@ -70,6 +70,8 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
     let pass = agent.passes().borrow().clone();
     response.data_path_interface = pass.underlay;
     response.data_path_mtu = pass.underlay_mtu;
+    pass.xdp.mode().clone_into(&mut response.xdp);
+    response.xdp_reason = pass.xdp.reason;
     response.problems.extend(pass.problems);
     tunnels::fill_in(response, member).await;
     tables::fill_in(response, platform, member).await;

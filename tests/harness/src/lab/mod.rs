@@ -3,6 +3,7 @@
 mod binaries;
 mod builder;
 mod container;
+mod frames;
 mod host;
 mod name;
 mod state;
@@ -153,6 +154,11 @@ impl Lab {
         self.dir.update(|state| engine.clone_into(&mut state.wireguard_engine))
     }
 
+    /// Changes the lines that [`LabBuilder::meshd_config`] gave, for every meshd that is started from now on.
+    pub fn set_meshd_config(&self, lines: &str) -> Result<()> {
+        self.dir.update(|state| lines.clone_into(&mut state.meshd_config))
+    }
+
     /// Moves a floating IPv4 address from one host to another.
     pub fn move_address(&self, address: std::net::Ipv4Addr, from: &Host, to: &Host) -> Result<()> {
         from.remove_address(address)?;
@@ -164,6 +170,13 @@ impl Lab {
     /// crosses the underlay is as on a real wire: whole checksums, packets of MTU size.
     pub fn set_underlay_offloads(&self, on: bool) -> Result<()> {
         underlay::set_offloads(&self.state, on)
+    }
+
+    /// Has the underlay's devices behave as network cards do, for programs in drivers (XDP): offloads off, and what a machine's
+    /// driver sends is taken by the bridge's port.
+    pub fn behave_like_cards(&self) -> Result<()> {
+        underlay::set_offloads(&self.state, false)?;
+        underlay::take_frames(&self.state)
     }
 
     /// Waits until host 1 lists every host as ready.

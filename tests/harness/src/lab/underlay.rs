@@ -2,7 +2,10 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::state::{HostState, LabState};
+use super::{
+    frames,
+    state::{HostState, LabState},
+};
 use crate::{Netns, Result, ip_batch_in, netns};
 
 /// The hosts' default gateway, in the underlay namespace.
@@ -185,6 +188,12 @@ pub(super) fn set_offloads(state: &LabState, on: bool) -> Result<()> {
         netns.run(["ethtool", "-K", device].into_iter().chain(features))?.ok()?;
     }
     Ok(())
+}
+
+/// Has the bridge's ports take frames that the other ends' drivers send.
+pub(super) fn take_frames(state: &LabState) -> Result<()> {
+    let ports: Vec<&str> = state.hosts.iter().map(|host| host.name.as_str()).chain(["client"]).collect();
+    frames::attach(&state.names().underlay(), &ports, &state.names().bpffs("pass"))
 }
 
 /// Every veth device of the underlay: the bridge's ports, called as their machines, and the machines' own.
