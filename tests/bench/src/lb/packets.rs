@@ -1,19 +1,28 @@
 //! Nanoseconds per packet: the programs of a running pair of hosts, with their own tables, each run on a crafted packet by
 //! `BPF_PROG_TEST_RUN` (the kernel's `Documentation/bpf/bpf_prog_run.rst`).
 //!
+//! The XDP program knows of a flow what `underlay` found out of it on the same processor a moment ago, and leaves all others
+//! to that.
+//!
 //! A program changes its packet, so that every run begins with a fresh one; what a run costs that leaves its packet
 //! alone at once is subtracted.
 
 use std::{
     fs,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    path::PathBuf,
 };
 
 use anyhow::{Context, ensure};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions};
+use aya::programs::{SchedClassifier, TestRun, TestRunOptions, TestRunResult, Xdp};
+use aya_obj::programs::XdpAttachType;
 use mesh_harness::{
     Container, Host, Lab, Netns,
     traffic::{Connection, WebServer},
+};
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
 };
 use serde::Serialize;
 use serde_json::Value;
@@ -30,8 +39,10 @@ const SERVICE: &str = "web";
 const OPEN: u16 = 40_000;
 /// Runs of every case.
 const RUNS: u16 = 20_000;
-/// What a program returns that has sent the packet on.
+/// What a program returns that has sent the packet on, and one that leaves it alone.
 const TC_ACT_REDIRECT: u32 = 7;
+const XDP_TX: u32 = 3;
+const XDP_PASS: u32 = 2;
 /// What the other cases are compared with.
 const SENT: &str = "direct, sent";
 const RECEIVED: &str = "direct, received";
@@ -108,6 +119,7 @@ fn measure(lab: &Lab, client: &Container, backend: &Container, vip: Ipv4Addr) ->
     let direct_received = in_second.rewrite(sends.output(&direct)?);
     let published_received = in_second.rewrite(first.output(&forward)?);
     let reply = to_gateway.tcp(web(there), endpoint(outside_address, OPEN + 2), ACK);
+    let passing = in_first.rewrite(answers.output(&reply)?);
     let direct_reply =
         in_first.rewrite(answers.output(&to_client.tcp(web(there), endpoint(here, OPEN), ACK))?);
     let vip_reply =
@@ -129,8 +141,18 @@ fn measure(lab: &Lab, client: &Container, backend: &Container, vip: Ipv4Addr) ->
     add("published, answered", SENT, &answers, &|_| reply.clone())?;
     add(RECEIVED, RECEIVED, &second, &|_| direct_received.clone())?;
     add("published, received", RECEIVED, &second, &|_| published_received.clone())?;
+    add("published, reply passing", RECEIVED, &first, &|_| passing.clone())?;
     add("direct, reply received", RECEIVED, &first, &|_| direct_reply.clone())?;
     add("VIP, reply received", RECEIVED, &first, &|_| vip_reply.clone())?;
+    let driver = Driver::of_host(&lab.host(1), &first)?;
+    let idle = driver.median(&other, XDP_PASS)?;
+    for (name, compared_with, frame) in [
+        ("published, forwarded by XDP", SENT, &forward),
+        ("published, reply passing by XDP", RECEIVED, &passing),
+    ] {
+        let median_ns = (driver.median(frame, XDP_TX).context(name)? - idle).max(0.0);
+        costs.push(Cost { name, compared_with, median_ns });
+    }
     Ok(costs)
 }
 
@@ -150,10 +172,11 @@ impl Program {
     }
 
     fn open(host: &Host, name: &str, ifindex: u32) -> anyhow::Result<Self> {
-        let versions = fs::read_dir(host.bpffs_dir()).context("list pins")?.flatten();
-        let pin = versions.map(|entry| entry.path().join("programs").join(name)).find(|path| path.exists());
-        let pin = pin.with_context(|| format!("no program {name} on {}", host.name()))?;
-        Ok(Self { netns: host.netns().clone(), loaded: SchedClassifier::from_pin(pin)?, ifindex })
+        Ok(Self {
+            netns: host.netns().clone(),
+            loaded: SchedClassifier::from_pin(pin(host, name)?)?,
+            ifindex,
+        })
     }
 
     /// What the program makes of a frame.
@@ -201,6 +224,60 @@ impl Program {
         context[IFINDEX..IFINDEX + 4].copy_from_slice(&self.ifindex.to_ne_bytes());
         context
     }
+}
+
+/// The XDP program of a host, and the program that finds out what it knows.
+struct Driver<'a> {
+    early: Xdp,
+    underlay: &'a Program,
+}
+
+impl<'a> Driver<'a> {
+    fn of_host(host: &Host, underlay: &'a Program) -> anyhow::Result<Self> {
+        let early = Xdp::from_pin(pin(host, "early")?, XdpAttachType::Interface)?;
+        Ok(Self { early, underlay })
+    }
+
+    /// Median time of a run with that verdict, in nanoseconds.
+    fn median(&self, frame: &[u8], verdict: u32) -> anyhow::Result<f64> {
+        self.underlay.netns.enter(|| {
+            // Threads that this one makes stay on its processor.
+            let mut processor = CpuSet::new();
+            processor.set(sched_getcpu()?)?;
+            sched_setaffinity(Pid::from_raw(0), &processor)?;
+            let (mut samples, mut others) = (Samples::default(), 0);
+            for _ in 0..RUNS {
+                let mut result = self.run(frame)?;
+                while result.return_value != verdict {
+                    others += 1;
+                    ensure!(others < RUNS, "the program returned {}", result.return_value);
+                    self.underlay.output(frame)?;
+                    result = self.run(frame)?;
+                }
+                samples.push(result.duration.as_secs_f64() * 1e9);
+            }
+            samples.median().context("runs")
+        })?
+    }
+
+    fn run(&self, frame: &[u8]) -> anyhow::Result<TestRunResult> {
+        // `struct xdp_md`: the end of the data, and the interface that it came in by.
+        let mut context = [0; 24];
+        context[4..8].copy_from_slice(&u32::try_from(frame.len())?.to_ne_bytes());
+        context[12..16].copy_from_slice(&self.underlay.ifindex.to_ne_bytes());
+        Ok(self.early.test_run(TestRunOptions {
+            data_in: Some(frame),
+            ctx_in: Some(&context),
+            ..TestRunOptions::default()
+        })?)
+    }
+}
+
+/// Where a host has pinned a program.
+fn pin(host: &Host, name: &str) -> anyhow::Result<PathBuf> {
+    let versions = fs::read_dir(host.bpffs_dir()).context("list pins")?.flatten();
+    let pin = versions.map(|entry| entry.path().join("programs").join(name)).find(|path| path.exists());
+    pin.with_context(|| format!("no program {name} on {}", host.name()))
 }
 
 /// Ethernet addresses of packets on one way.
