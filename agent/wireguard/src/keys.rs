@@ -161,7 +161,8 @@ impl KeyFile {
     }
 
     /// Begins a rotation: adds a new key pair that is not active yet, of the first generation that is `at_least` that one,
-    /// later than the newest, and odd where the newest is even or the other way round. If a rotation is under way already, nothing changes. Returns the newest generation.
+    /// later than the newest, and odd where the newest is even or the other way round. If a rotation is under way already,
+    /// nothing changes. Returns the newest generation.
     pub fn announce(&mut self, at_least: Generation) -> Result<Generation> {
         let newest = self.newest();
         if self.keys.len() > 1 {
