@@ -33,13 +33,13 @@ pub enum EncapsulationChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpChoice {
-    /// Where the device is a network card whose driver can do that at no cost to other traffic.
+    /// No.
     #[default]
+    Off,
+    /// Where the device is a network card whose driver can do that at little cost to other traffic.
     Auto,
     /// Yes; that it cannot be is a problem.
     Native,
-    /// No.
-    Off,
 }
 
 /// What is to carry encrypted networks.
@@ -99,7 +99,7 @@ pub struct Flags {
     /// How packets are wrapped [default: auto]
     #[arg(long, value_enum)]
     pub encapsulation: Option<EncapsulationChoice>,
-    /// Whether the data-path device's driver sends on what only passes through [default: auto]
+    /// Whether the data-path device's driver sends on what only passes through [default: off]
     #[arg(long, value_enum)]
     pub xdp: Option<XdpChoice>,
     /// The file that names the resolvers of other names than the mesh's own [default: /etc/resolv.conf]
@@ -309,7 +309,7 @@ mod tests {
         assert_eq!(config.socket, Path::new("/run/mesh/meshd.sock"));
         assert_eq!(config.bpffs_dir, Path::new("/sys/fs/bpf/mesh"));
         assert_eq!(config.encapsulation, EncapsulationChoice::Auto);
-        assert_eq!(config.xdp, XdpChoice::Auto);
+        assert_eq!(config.xdp, XdpChoice::Off);
         assert_eq!(config.log, "info");
     }
 

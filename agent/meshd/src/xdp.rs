@@ -1,8 +1,8 @@
 //! Whether the data-path device's driver sends on what only passes through this node (XDP).
 //!
 //! A driver that runs a program gives up offloads, and sets up its queues anew. On a network card that costs next to nothing;
-//! between virtual machines or containers, where super-packets cross whole, it costs more than it saves. So unless told
-//! otherwise only cards get the program.
+//! between virtual machines or containers, where super-packets cross whole, it costs more than it saves. So it is for the
+//! host's owner to switch on, and only cards get the program unless it is forced on others.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,6 +32,8 @@ const NO_CARDS: [&str; 11] = [
     "vmxnet3",
     "802.1Q VLAN Support",
 ];
+
+const SWITCHED_OFF: &str = "not switched on by option";
 
 /// What came of it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -102,7 +104,7 @@ impl Xdp {
         device: Option<&UnderlayLink>,
     ) -> XdpStatus {
         let wanted = match device {
-            _ if self.choice == XdpChoice::Off => Err("set by option".to_owned()),
+            _ if self.choice == XdpChoice::Off => Err(SWITCHED_OFF.to_owned()),
             _ if encapsulation == Encapsulation::Device => {
                 Err("packets are encapsulated by a device".to_owned())
             }
@@ -247,7 +249,7 @@ mod tests {
         follow(&xdp, &mut programs, 3);
         let off = Xdp::new(XdpChoice::Off, TestHost::new("h1", "192.0.2.1"));
         let status = follow(&off, &mut programs, 3);
-        assert_eq!((status.reason.as_str(), programs.xdp.len()), ("set by option", 0));
+        assert_eq!((status.reason.as_str(), programs.xdp.len()), (SWITCHED_OFF, 0));
     }
 
     #[test]

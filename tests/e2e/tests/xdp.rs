@@ -102,7 +102,7 @@ fn the_drivers_program_outlives_meshd_and_goes_when_it_is_switched_off_or_the_ho
     lab.set_meshd_config("xdp = \"off\"")?;
     through.restart_meshd()?;
     eventually("it is gone", PATIENCE, || runs(&through).is_ok_and(|runs| !runs))?;
-    assert_eq!(told(&through)?, ("off".to_owned(), "set by option".to_owned()));
+    assert_eq!(told(&through)?, ("off".to_owned(), "not switched on by option".to_owned()));
     let sent = sent_early(&through, || open.download(4 * MIB).map(drop))?;
     assert_eq!(sent, 0);
 
@@ -113,8 +113,8 @@ fn the_drivers_program_outlives_meshd_and_goes_when_it_is_switched_off_or_the_ho
 }
 
 #[test]
-fn without_being_told_to_a_virtual_device_gets_no_program_and_status_says_so() -> Result<()> {
-    let lab = Lab::builder().hosts(1).start()?;
+fn unless_it_is_forced_a_virtual_device_gets_no_program_and_status_says_so() -> Result<()> {
+    let lab = Lab::builder().hosts(1).meshd_config("xdp = \"auto\"").start()?;
     eventually("it is told", PATIENCE, || told(&lab.host(1)).is_ok_and(|(mode, _)| !mode.is_empty()))?;
     let (mode, reason) = told(&lab.host(1))?;
     assert!(mode == "off" && reason.contains("veth"), "{mode}: {reason}");
