@@ -30,8 +30,7 @@ pub(super) fn detach(method: AttachMethod, pins: &Pins, attachment: Attachment) 
     if method.at(attachment.kind) == AttachMethod::Clsact {
         clsact::detach(attachment).map_err(failed("detach", attachment))?;
     }
-    // The pin is a tcx link's last holder.
-    bpffs::remove(&pins.link(attachment))
+    bpffs::detach(&pins.link(attachment))
 }
 
 /// Ids of the programs that are attached. Left out is where none is, or whose device is gone.

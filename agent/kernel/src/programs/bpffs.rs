@@ -12,6 +12,7 @@
 use std::ffi::OsString;
 use std::fs;
 use std::io;
+use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use mesh_ebpf_types::{EARLY, ProgramKind, SCHEMA, SocketProgram};
@@ -19,7 +20,7 @@ use mesh_model::observed::Attachment;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::statfs;
 
-use super::ProgramsError;
+use super::{ProgramsError, syscall};
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const MOUNT_POINT: &str = "/sys/fs/bpf";
@@ -166,6 +167,21 @@ pub(super) fn remove(path: &Path) -> Result<(), ProgramsError> {
             Err(ProgramsError::Pin { action: "remove", path: path.to_owned(), source: error })
         }
         _ => Ok(()),
+    }
+}
+
+/// Detaches a pinned link and removes its pin; one that is not there is no error.
+///
+/// The kernel lets go of a removed pin, its last holder, only after a grace period of RCU: until then the program would
+/// still run, and a driver would refuse the next one.
+pub(super) fn detach(path: &Path) -> Result<(), ProgramsError> {
+    let unwilling = |source| ProgramsError::Pin { action: "detach", path: path.to_owned(), source };
+    match syscall::open_pin(path).and_then(|link| syscall::link_detach(link.as_fd())) {
+        // `InvalidInput`: a filter's program, or a kernel whose links go with their pins only.
+        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+            Err(unwilling(error))
+        }
+        _ => remove(path),
     }
 }
 

@@ -256,6 +256,11 @@ impl Programs for Datapath {
             }
             Err(error) => results.push(Err(error)),
         }
+        match self.pins.xdp_links() {
+            Ok(links) => results.extend(links.into_iter().map(|ifindex| xdp::detach(&self.pins, ifindex))),
+            Err(error) => results.push(Err(error)),
+        }
+        results.push(sockets::detach(&self.pins));
         results.push(self.pins.remove_all());
         results.into_iter().collect()
     }

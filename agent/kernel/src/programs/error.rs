@@ -20,7 +20,7 @@ pub enum ProgramsError {
     /// A pin, or a folder for pins, could not be made, read or removed.
     #[error("cannot {action} {path}")]
     Pin {
-        /// What was tried: `create`, `read`, `remove`.
+        /// What was tried: `create`, `read`, `detach`, `remove`.
         action: &'static str,
         /// The pin.
         path: PathBuf,

@@ -42,7 +42,7 @@ pub(super) fn attach(pins: &Pins, cgroup: &Path, kind: SocketProgram) -> Result<
 
 /// Detaches all; what is not attached is no error.
 pub(super) fn detach(pins: &Pins) -> Result<(), ProgramsError> {
-    SocketProgram::ALL.into_iter().try_for_each(|kind| bpffs::remove(&pins.socket_link(kind)))
+    SocketProgram::ALL.into_iter().try_for_each(|kind| bpffs::detach(&pins.socket_link(kind)))
 }
 
 /// What is attached: `None` unless all are; current only if all are those that are pinned now.

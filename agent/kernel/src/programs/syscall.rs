@@ -21,6 +21,7 @@ const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
 const BPF_MAP_UPDATE_BATCH: libc::c_long = 26;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
@@ -249,8 +250,8 @@ pub(super) fn test_run(program: &OwnedFd, frame: &[u8]) -> io::Result<u32> {
     Ok(attributes.result)
 }
 
-/// Attaches a program at a device's ingress, behind those that are there. Detached when the last descriptor and pin of
-/// the link are gone.
+/// Attaches a program at a device's ingress, behind those that are there. Detached by [`link_detach`], or some time after
+/// the last descriptor and pin of the link are gone.
 pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         program: descriptor(program),
@@ -332,6 +333,11 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     let mut attributes =
         LinkUpdate { link: descriptor(link), program: descriptor(program), ..LinkUpdate::default() };
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
+}
+
+/// Detaches a link at once, whoever holds it. `InvalidInput` if it is no link, or the kernel is older than 5.9.
+pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
+    bpf(BPF_LINK_DETACH, &mut descriptor(link)).map(drop)
 }
 
 /// What a link is attached to; `None` if it is no tcx link.

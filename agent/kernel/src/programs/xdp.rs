@@ -30,8 +30,7 @@ pub(super) fn attach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
 
 /// Detaches; what is not attached is no error.
 pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
-    // The pin is the link's last holder.
-    bpffs::remove(&pins.xdp_link(ifindex))
+    bpffs::detach(&pins.xdp_link(ifindex))
 }
 
 /// The devices where one of this instance's is attached.

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Stdio;
 
+use aya::programs::links::PinnedLink;
 use mesh_ebpf_types::{EARLY, ProgramKind, Reason, SCHEMA};
 use mesh_kernel::programs::{
     AttachMethod, AttachedProgram, Attachment, Datapath, Options, Programs, ProgramsError,
@@ -104,8 +105,7 @@ fn unloading_detaches() {
         node.datapath.attach(Attachment { ifindex, kind: ProgramKind::Endpoint }).expect("attached");
         node.datapath.attach(Attachment { ifindex, kind: ProgramKind::Host }).expect("attached");
         node.datapath.unload().expect("unloaded");
-        let shown = std::process::Command::new("bpftool").args(["-j", "net", "show", "dev", "a0"]).output();
-        let shown = succeed(&shown.expect("bpftool"));
+        let shown = shown_programs("a0");
         assert!(!shown.contains("endpoint") && !shown.contains("host"), "{method:?}: {shown}");
     }
 }
@@ -164,6 +164,24 @@ fn the_xdp_program_survives_the_process_and_is_replaced_by_the_next() {
 }
 
 #[test]
+fn what_is_detached_runs_no_more_though_somebody_holds_its_link() {
+    let mut node = instance(AttachMethod::Tcx);
+    let ifindex = device("a0", "a1");
+    let attachment = Attachment { ifindex, kind: ProgramKind::Endpoint };
+    node.datapath.attach(attachment).expect("attached");
+    node.datapath.attach_xdp(ifindex).expect("attached");
+    let link = |pin: &str| PinnedLink::from_pin(node.dir.join(pin)).expect("held");
+    let held = [link(&format!("links/endpoint-{ifindex}")), link(&format!("xdp/{ifindex}"))];
+    assert!(shown_programs("a0").contains("endpoint") && runs_xdp("a0"));
+
+    node.datapath.detach(attachment).expect("detached");
+    node.datapath.detach_xdp(ifindex).expect("detached");
+    assert!(!shown_programs("a0").contains("endpoint") && !runs_xdp("a0"));
+    node.datapath.attach_xdp(ifindex).expect("the driver is free");
+    drop(held);
+}
+
+#[test]
 fn the_xdp_program_of_a_vanished_device_is_forgotten() {
     let mut node = Instance::load();
     let ifindex = device("a0", "a1");
@@ -202,6 +220,11 @@ fn another_xdp_program_and_a_driver_without_any_are_refused_in_ways_that_tell_th
 
 fn ip(arguments: &[&str]) -> String {
     succeed(&std::process::Command::new("ip").args(arguments).output().expect("ip"))
+}
+
+fn shown_programs(device: &str) -> String {
+    let shown = std::process::Command::new("bpftool").args(["-j", "net", "show", "dev", device]).output();
+    succeed(&shown.expect("bpftool"))
 }
 
 fn runs_xdp(device: &str) -> bool {
