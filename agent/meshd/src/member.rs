@@ -79,8 +79,8 @@ pub struct Platform {
     pub name_server: Option<dns::Settings>,
     /// What carries encrypted networks.
     pub engines: Arc<dyn Engines>,
-    /// Entries that the tables of backends and of flows should have room for.
-    pub table_sizes: (u32, u32),
+    /// Entries that the table of flows should have room for.
+    pub connection_entries: u32,
     /// On a manager: after how long all nodes are to make new keys.
     pub rotate_keys: Option<Duration>,
 }
@@ -170,6 +170,7 @@ impl Member {
         let events = watch_kernel(platform);
         let encryption = Arc::new(Encryption::new(platform.engines.clone(), platform.paths.wireguard_keys()));
         let xdp = Xdp::new(platform.xdp, platform.host.clone());
+        services::reserve(&agent, &platform.kernel);
         tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), encryption.clone(), xdp, events));
         tasks.spawn(encryption::run(agent.clone(), managers.clone(), encryption.clone()));
         tasks.spawn(encryption::follow(encryption.clone()));

@@ -43,7 +43,7 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
             resolv_conf: config.resolv_conf.clone(),
         }),
         engines: Arc::new(engines(config)),
-        table_sizes: (config.service_table_entries, config.connection_entries),
+        connection_entries: config.connection_entries,
         rotate_keys: config.rotate_keys,
     })
 }

@@ -242,7 +242,7 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         delays: Delays::default(),
         name_server: None,
         engines: Arc::new(TestEngines::default()),
-        table_sizes: (MapSizes::default().maglev, MapSizes::default().connections),
+        connection_entries: MapSizes::default().connections,
         rotate_keys: None,
     }
 }

@@ -393,3 +393,41 @@ fn an_endpoint_attached_for_a_service_is_its_backend_until_it_is_detached() -> R
     assert_eq!(endpoints.as_array().map(Vec::len), Some(1), "the refused attach was undone: {endpoints}");
     Ok(())
 }
+
+#[test]
+fn the_table_of_all_services_backends_grows_with_them_and_nobody_notices() -> Result<()> {
+    // Fewer entries than a service of three backends takes.
+    let lab = Lab::builder().hosts(2).meshd_config("service_table_entries = 1024").start()?;
+    create_network(&lab, "app", &[])?;
+    let backends = web(&lab, &[1, 2, 2], &["-p", "8080:80"])?;
+    let client = lab.container(1, "caller", ["--network", "app"])?;
+    // Not the one that has connections open: it could have the same port twice with a backend of two services.
+    let asker = lab.container(1, "asker", ["--network", "app"])?;
+    let published = SocketAddr::new(lab.host(1).address().into(), 8080);
+    let mut open = open_connections(client.netns(), vip(&lab, "web")?, 20)?;
+    open.extend(open_connections(&lab.client(), published, 20)?);
+    let loads = [Load::start(client.netns(), vip(&lab, "web")?, 2), Load::start(&lab.client(), published, 2)];
+    for number in 1..=8 {
+        let name = format!("more{number}");
+        create_service(&lab, &name, &["-p", &format!("{}:80", 9000 + number)])?;
+        for backend in &backends {
+            change_backend(&lab.host(1), "add", &name, backend.container.name())?.ok()?;
+        }
+        assert_eq!(who_answers(&asker, vip(&lab, &name)?, 200)?, ["b1", "b2", "b3"]);
+    }
+    for load in loads {
+        load.stop()?.all_answered()?;
+    }
+    assert_kept(&mut open)?;
+    // A host that begins with nothing makes room for what it knows before it answers.
+    lab.host(1).restart_meshd()?;
+    lab.host(2).reboot()?;
+    lab.wait_ready(PATIENCE)?;
+    for host in lab.hosts() {
+        eventually(&format!("{} has no problems", host.name()), PATIENCE, || {
+            json(&host, &["status"]).is_ok_and(|status| status["problems"] == serde_json::json!([]))
+        })?;
+    }
+    assert_eq!(who_answers(&client, vip(&lab, "more8")?, 100)?, ["b1"]);
+    Ok(())
+}

@@ -18,7 +18,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, attach, sockets, xdp};
+use super::{Counters, Programs, ProgramsError, attach, sockets, syscall, xdp};
 use crate::memory;
 
 /// The programs, as the build script made them.
@@ -69,7 +69,7 @@ pub struct MapSizes {
     pub services: u32,
     /// Backends of those services.
     pub backends: u32,
-    /// Entries of the backends' tables, in all; a multiple of 16.
+    /// Entries of the backends' tables, in all, to begin with ([`Programs::reserve_maglev`]); a multiple of 16.
     pub maglev: u32,
     /// Balanced flows that are remembered; each takes one or two entries. A quarter as many again are not answered yet.
     pub connections: u32,
@@ -189,6 +189,18 @@ impl Datapath {
         Ok(programs)
     }
 
+    /// Puts the current programs in the place of earlier ones wherever these are attached. Goes on after an error, and
+    /// returns the first.
+    fn replace_all(&mut self) -> Result<(), ProgramsError> {
+        let mut results: Vec<_> =
+            self.attachments()?.into_keys().map(|attachment| self.attach(attachment)).collect();
+        if self.sockets()?.is_some() {
+            results.push(self.attach_sockets());
+        }
+        results.extend(self.xdp()?.into_keys().map(|ifindex| self.attach_xdp(ifindex)));
+        results.into_iter().collect()
+    }
+
     /// What runs at the pinned attachments. Pins of what is attached no more are removed.
     fn attachments(&self) -> Result<BTreeMap<Attachment, AttachedProgram>, ProgramsError> {
         let pinned = self.pins.links()?;
@@ -306,6 +318,32 @@ impl Programs for Datapath {
         Ok(self.loaded()?.maps.tables().maglev_size())
     }
 
+    fn reserve_maglev(&mut self, entries: u32) -> Result<(), ProgramsError> {
+        let wanted = self.sizes.maglev.max(entries);
+        let Some(loaded) = &mut self.loaded else {
+            self.sizes.maglev = wanted;
+            return Ok(());
+        };
+        let tables = loaded.maps.tables();
+        if tables.maglev_size() >= wanted {
+            return Ok(());
+        }
+        let wider = tables.wider_maglev(wanted)?;
+        let pin = self.pins.map(maps::MAGLEV);
+        let former = syscall::open_pin(&pin).map_err(|source| ProgramsError::Table {
+            action: "open",
+            map: maps::MAGLEV,
+            source,
+        })?;
+        pin_over(wider.array(), pin.clone())?;
+        if let Err(error) = self.load() {
+            // The programs that run go on with the array that they know, and so must whoever adopts the maps.
+            pin_over(former.as_fd(), pin)?;
+            return Err(error);
+        }
+        self.replace_all()
+    }
+
     fn connections_size(&mut self) -> Result<u32, ProgramsError> {
         Ok(self.loaded()?.maps.tables().connections_size())
     }
@@ -411,7 +449,7 @@ fn pin_over(object: BorrowedFd<'_>, path: PathBuf) -> Result<(), ProgramsError> 
         None => "new".to_owned(),
     });
     bpffs::remove(&beside)?;
-    super::syscall::pin(object, &beside)
+    syscall::pin(object, &beside)
         .and_then(|()| std::fs::rename(&beside, &path))
         .map_err(|source| ProgramsError::Pin { action: "create", path, source })
 }

@@ -71,7 +71,7 @@ pub enum ProgramsError {
     /// A service table could not be opened, read or written.
     #[error("cannot {action} the eBPF map {map}")]
     Table {
-        /// What was tried: `open`, `read`, `write`, `delete from`.
+        /// What was tried: `open`, `read`, `write`, `delete from`, `enlarge`.
         action: &'static str,
         /// The map.
         map: &'static str,

@@ -23,6 +23,10 @@ pub struct FakePrograms {
     pub tables: BTreeMap<TableKey, TableEntry>,
     /// The entries of `MAGLEV` that have been written.
     pub maglev: BTreeMap<u32, u32>,
+    /// How many entries `MAGLEV` has, if more than by default.
+    pub maglev_size: u32,
+    /// How many it can have; `None`: any number.
+    pub maglev_limit: Option<u32>,
     /// What [`Programs::connections`] answers.
     pub connections: BTreeMap<Vni, u64>,
     /// Whether the programs of the host's sockets are attached.
@@ -114,7 +118,16 @@ impl Programs for FakePrograms {
 
     fn maglev_size(&mut self) -> Result<u32, ProgramsError> {
         self.loaded()?;
-        Ok(MapSizes::default().maglev)
+        Ok(MapSizes::default().maglev.max(self.maglev_size))
+    }
+
+    fn reserve_maglev(&mut self, entries: u32) -> Result<(), ProgramsError> {
+        if self.maglev_limit.is_some_and(|limit| entries > limit) {
+            let source = io::ErrorKind::OutOfMemory.into();
+            return Err(ProgramsError::Table { action: "enlarge", map: "MAGLEV", source });
+        }
+        self.maglev_size = self.maglev_size.max(entries);
+        Ok(())
     }
 
     fn connections_size(&mut self) -> Result<u32, ProgramsError> {

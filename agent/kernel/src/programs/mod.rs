@@ -72,6 +72,11 @@ pub trait Programs {
     /// Everything that is in the service tables. Works before [`Programs::load`] too: then it is an earlier process's.
     fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError>;
 
+    /// Makes room in `MAGLEV` for at least so many entries, and for no fewer than [`MapSizes`] says. Loaded programs are
+    /// replaced without a gap by such as use a larger array with the same content; before [`Programs::load`] it is
+    /// remembered for it.
+    fn reserve_maglev(&mut self, entries: u32) -> Result<(), ProgramsError>;
+
     /// How many entries `MAGLEV` has: adopted maps keep their sizes.
     fn maglev_size(&mut self) -> Result<u32, ProgramsError>;
 

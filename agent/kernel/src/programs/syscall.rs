@@ -11,6 +11,7 @@ use std::path::Path;
 use aya::Pod;
 use nix::libc;
 
+const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -23,6 +24,8 @@ const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
 const BPF_LINK_TYPE_TCX: u32 = 11;
@@ -113,6 +116,19 @@ impl Instruction {
 
 #[repr(C)]
 #[derive(Default)]
+struct MapCreate {
+    kind: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+#[repr(C)]
+#[derive(Default)]
 struct ProgramLoad {
     kind: u32,
     count: u32,
@@ -159,6 +175,21 @@ struct Batch {
     map: u32,
     element_flags: u64,
     flags: u64,
+}
+
+/// Makes an array of so many elements that may be mapped into memory. `name`: at most 15 bytes.
+pub(super) fn create_array(name: &str, element_size: u32, elements: u32) -> io::Result<OwnedFd> {
+    let mut attributes = MapCreate {
+        kind: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size: element_size,
+        max_entries: elements,
+        flags: BPF_F_MMAPABLE,
+        ..MapCreate::default()
+    };
+    // The last byte stays zero.
+    attributes.name.iter_mut().take(15).zip(name.bytes()).for_each(|(place, byte)| *place = byte);
+    bpf_fd(BPF_MAP_CREATE, &mut attributes)
 }
 
 /// Removes an entry of a map.

@@ -19,6 +19,10 @@ use super::maps;
 use super::syscall;
 use super::words::Words;
 
+/// Entries of `MAGLEV` in one element of the array.
+#[expect(clippy::cast_possible_truncation, reason = "it is 16")]
+const ROW: u32 = MAGLEV_ROW as u32;
+
 /// How many entries are read or written at once. A batch of reads must hold the longest chain of a hash's bucket.
 const BATCH: usize = 4096;
 
@@ -120,6 +124,16 @@ impl Tables {
             entries.push(TableEntry::BackendAddress(key));
         })?;
         Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
+    }
+
+    /// Another array for `MAGLEV`, with room for at least so many entries, that holds what this one does; or its beginning.
+    pub(super) fn wider_maglev(&self, entries: u32) -> Result<Words, ProgramsError> {
+        let rows = entries.div_ceil(ROW);
+        let array = syscall::create_array(maps::MAGLEV, ROW * 4, rows).map(|array| {
+            let wider = Words::new(array, rows as usize * MAGLEV_ROW);
+            wider.copy(&self.maglev).map(|()| wider)
+        });
+        array.flatten().map_err(|error| failed("enlarge", maps::MAGLEV, error))
     }
 
     /// How many entries `MAGLEV` has.

@@ -4,12 +4,15 @@
 #![expect(unsafe_code, reason = "mmap(2) takes and returns addresses")]
 
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use nix::libc;
 use nix::unistd::{SysconfVar, sysconf};
+
+/// So many words are copied at once.
+const AT_ONCE: usize = 1 << 18;
 
 /// The array. It must have been made for that (`BPF_F_MMAPABLE`).
 ///
@@ -25,6 +28,25 @@ impl Words {
     /// The array of a map with room for so many words.
     pub(super) const fn new(array: OwnedFd, length: usize) -> Self {
         Self { array, length }
+    }
+
+    /// Copies all words of another array that fit.
+    pub(super) fn copy(&self, other: &Self) -> io::Result<()> {
+        let length = self.length.min(other.length);
+        for first in (0..length).step_by(AT_ONCE) {
+            let count = AT_ONCE.min(length - first);
+            if let (Some(to), Some(from)) = (self.window(first, count)?, other.window(first, count)?) {
+                for (place, word) in to.words().iter().zip(from.words()) {
+                    place.store(word.load(Ordering::Relaxed), Ordering::Relaxed);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// The array itself.
+    pub(super) fn array(&self) -> BorrowedFd<'_> {
+        self.array.as_fd()
     }
 
     /// How many words there are.

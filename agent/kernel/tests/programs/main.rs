@@ -2,6 +2,7 @@
 
 mod attachments;
 mod connections;
+mod growth;
 mod hosts;
 mod kernel_wireguard;
 mod loading;

@@ -11,10 +11,10 @@ use crate::traffic::{DATAGRAM, SEGMENTS, Server, TRANSFER};
 
 /// The numbers of the containers' backends: of the first host, and of the second.
 const FIRST: u32 = 5;
-const SECOND: u32 = 7;
+pub(crate) const SECOND: u32 = 7;
 /// A VIP of the first container, one of the second, and the ports published for them.
 const VIP_FIRST: &str = "10.64.0.40";
-const VIP_SECOND: &str = "10.64.0.41";
+pub(crate) const VIP_SECOND: &str = "10.64.0.41";
 const VIP6_SECOND: &str = "fd4d:0:0:1::29";
 
 /// The entries of both services, on one of the hosts.

@@ -13,7 +13,9 @@ use std::time::Duration;
 use mesh_kernel::Kernel;
 use mesh_kernel::programs::{AttachedProgram, ProgramsError};
 use mesh_model::{BackendId, Network, NetworkId, Node, NodeId, NodeState};
-use mesh_planner::services::{Digest, Dump, Facts, Problem, Records, Tables, Update, named_table};
+use mesh_planner::services::{
+    Digest, Dump, Facts, Problem, Records, Tables, Update, capacity_for, named_table,
+};
 use tokio::time::{Instant, sleep_until};
 
 pub use self::records::{ServiceRecords, UnknownService};
@@ -23,7 +25,7 @@ use crate::agent::{Agent, State};
 use crate::blocking::blocking;
 use crate::encryption::Wish;
 use crate::managers::Backoff;
-use crate::reconcile::SharedKernel;
+use crate::reconcile::{SharedKernel, explain};
 
 /// The maps are read and compared this often at most.
 const RESYNC: Duration = Duration::from_secs(30);
@@ -129,6 +131,26 @@ struct Known {
     seen: Seen,
     /// Whether the programs of the host's own sockets are attached.
     sockets: bool,
+    refusal: Option<Refusal>,
+}
+
+/// Why the tables' array cannot have so many entries.
+struct Refusal {
+    entries: u32,
+    reason: String,
+}
+
+/// Has the programs made with room for the tables of all services that are known, unless they are there already.
+pub fn reserve(agent: &Agent, kernel: &SharedKernel) {
+    let entries = agent.read(|state| wanted_capacity(&state.view.services));
+    if let Err(error) = kernel.call_here(|kernel| kernel.programs().reserve_maglev(entries)) {
+        tracing::debug!(%error, "no room was made for services in advance");
+    }
+}
+
+/// How large the tables' array should be for these services.
+fn wanted_capacity(services: &ServiceRecords) -> u32 {
+    capacity_for(services.iter().map(|(_, records)| records.room()).sum())
 }
 
 /// Keeps the services' part of the kernel as it should be, for ever.
@@ -195,31 +217,24 @@ fn bring_up_to_date(
 ) -> Result<(Known, Vec<String>), ProgramsError> {
     let facts = seen.facts(node);
     let had_sockets = known.as_ref().map(|known| known.sockets);
-    let (tables, update) = if let Some(Known { mut tables, seen: before, .. }) = known {
-        let update = match seen.changed_since(&before) {
-            Scope::All => tables.update_all(seen.services.iter(), &facts, now),
-            Scope::Some(mut changed) => {
-                let waiting = tables.may_have_room(now);
-                changed.extend(&waiting);
-                let services = changed.into_iter().map(|id| (id, seen.services.get(id)));
-                tables.update(services, &facts, now)
-            }
-        };
-        (tables, update)
-    } else {
-        let capacity = kernel.call_here(|kernel| kernel.programs().maglev_size())?;
-        let mut tables = Tables::adopt(capacity, dump(kernel)?, former, now);
-        let all: Vec<_> = seen.services.iter().collect();
-        for some in all.chunks(AT_ONCE) {
-            let some = some.iter().map(|(id, records)| (*id, Some(*records)));
-            let update = tables.update(some, &facts, now);
+    let (tables, left, refusal) = match known {
+        Some(Known { mut tables, seen: before, refusal, .. }) => {
+            let update = change(&mut tables, &seen, &before, &facts, now);
             kernel.call_here(|kernel| apply(kernel, &update))?;
+            let wanted = wanted_capacity(&seen.services);
+            let may_grow = refusal.as_ref().is_none_or(|refusal| wanted < refusal.entries);
+            if !update.problems.is_empty() && wanted > tables.capacity() && may_grow {
+                adopt(kernel, Some(tables), &seen, &facts, now)?
+            } else {
+                (tables, update.problems, refusal)
+            }
         }
-        let update = tables.adopted(now);
-        (tables, update)
+        None => adopt(kernel, former, &seen, &facts, now)?,
     };
-    let mut problems = lines(&update.problems);
-    kernel.call_here(|kernel| apply(kernel, &update))?;
+    let mut problems = lines(&left);
+    problems.extend(refusal.as_ref().map(|Refusal { entries, reason }| {
+        format!("services want an array of {entries} entries for their tables, but there is none: {reason}")
+    }));
     let wanted = seen.services.published().next().is_some();
     let sockets = match kernel.call_here(|kernel| follow_sockets(kernel, had_sockets, wanted)) {
         Ok(()) => wanted,
@@ -228,7 +243,46 @@ fn bring_up_to_date(
             !wanted
         }
     };
-    Ok((Known { tables, seen, sockets }, problems))
+    Ok((Known { tables, seen, sockets, refusal }, problems))
+}
+
+/// The steps that what has changed makes necessary.
+fn change(tables: &mut Tables, seen: &Seen, before: &Seen, facts: &Facts<'_>, now: Duration) -> Update {
+    match seen.changed_since(before) {
+        Scope::All => tables.update_all(seen.services.iter(), facts, now),
+        Scope::Some(mut changed) => {
+            let waiting = tables.may_have_room(now);
+            changed.extend(&waiting);
+            let services = changed.into_iter().map(|id| (id, seen.services.get(id)));
+            tables.update(services, facts, now)
+        }
+    }
+}
+
+/// The mirror of maps that are read and brought up to date, with as large an array as all services want; what could not be
+/// done, and whether such an array was refused.
+fn adopt(
+    kernel: &SharedKernel,
+    former: Option<Tables>,
+    seen: &Seen,
+    facts: &Facts<'_>,
+    now: Duration,
+) -> Result<(Tables, BTreeSet<Problem>, Option<Refusal>), ProgramsError> {
+    let wanted = wanted_capacity(&seen.services);
+    let reserved = kernel.call_here(|kernel| kernel.programs().reserve_maglev(wanted));
+    let refusal =
+        reserved.err().map(|error| Refusal { entries: wanted, reason: explain(&error.into()).message });
+    let capacity = kernel.call_here(|kernel| kernel.programs().maglev_size())?;
+    let mut tables = Tables::adopt(capacity, dump(kernel)?, former, now);
+    let all: Vec<_> = seen.services.iter().collect();
+    for some in all.chunks(AT_ONCE) {
+        let some = some.iter().map(|(id, records)| (*id, Some(*records)));
+        let update = tables.update(some, facts, now);
+        kernel.call_here(|kernel| apply(kernel, &update))?;
+    }
+    let update = tables.adopted(now);
+    kernel.call_here(|kernel| apply(kernel, &update))?;
+    Ok((tables, update.problems, refusal))
 }
 
 /// Problems as people see them: there may be thousands that say the same of other services.

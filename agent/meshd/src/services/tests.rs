@@ -26,7 +26,13 @@ fn seen(services: u32, backends: u32) -> Seen {
 }
 
 fn kernel() -> SharedKernel {
+    kernel_with_room(None)
+}
+
+/// One whose array of tables has no more entries than this.
+fn kernel_with_room(limit: Option<u32>) -> SharedKernel {
     let mut kernel = FakeKernel::default();
+    kernel.programs.maglev_limit = limit;
     kernel.programs().load().unwrap();
     SharedKernel::new(Box::new(kernel))
 }
@@ -98,16 +104,19 @@ fn thousands_of_services_are_all_in_the_maps_and_the_next_process_finds_them_rig
 
 #[test]
 fn services_that_find_no_room_are_told_in_a_few_lines_and_get_some_when_others_go() {
-    let (kernel, mut seen, node) = (kernel(), seen(1040, 3), node().id);
+    let (kernel, mut seen, node) = (kernel_with_room(Some(1 << 21)), seen(1040, 3), node().id);
     // Each takes 2048 entries.
     let capacity = kernel.call_here(|kernel| kernel.programs().maglev_size()).unwrap();
     let fit = usize::try_from(capacity / 2048).unwrap();
     let more =
         |services: usize| format!("{} more services are not brought up to date", services - fit - PROBLEMS);
+    let refused = "services want an array of 2686976 entries for their tables, but there is none: \
+                   cannot enlarge the eBPF map MAGLEV: out of memory";
     let (known, problems) = bring_up_to_date(&kernel, None, None, seen.clone(), &node, now(0)).unwrap();
     assert_eq!(count(&kernel, |key| matches!(key, TableKey::Service(_))), fit);
-    assert_eq!(problems.len(), PROBLEMS + 1, "{problems:?}");
-    assert!(problems[0].contains("service_table_entries"), "{problems:?}");
+    assert_eq!(problems.len(), PROBLEMS + 2, "{problems:?}");
+    assert!(problems[0].contains("no room in the array"), "{problems:?}");
+    assert_eq!(problems[PROBLEMS + 1], refused);
     assert_eq!(problems[PROBLEMS], more(1040));
     // In the order of their ids the first found room.
     let first = seen.services.iter().next().map(|(id, _)| id.clone()).unwrap();
@@ -118,4 +127,22 @@ fn services_that_find_no_room_are_told_in_a_few_lines_and_get_some_when_others_g
     let (_, problems) = bring_up_to_date(&kernel, Some(known), None, seen, &node, due).unwrap();
     assert_eq!(count(&kernel, |key| matches!(key, TableKey::Service(_))), fit);
     assert_eq!(problems[PROBLEMS], more(1039));
+}
+
+#[test]
+fn the_array_of_tables_grows_with_the_services() {
+    let (kernel, node) = (kernel(), node().id);
+    let size = || kernel.call_here(|kernel| kernel.programs().maglev_size()).unwrap();
+    let before = size();
+    let (known, _) = bring_up_to_date(&kernel, None, None, seen(10, 3), &node, now(0)).unwrap();
+    assert_eq!(size(), before, "there is room for ten");
+    // Each takes 2048 entries. They come while there are others, and are found by another process.
+    let (_, problems) = bring_up_to_date(&kernel, Some(known), None, seen(1040, 3), &node, now(1)).unwrap();
+    assert_eq!(problems, Vec::<String>::new());
+    assert!(size() > 1040 * 2048);
+    let (_, problems) = bring_up_to_date(&kernel, None, None, seen(2000, 3), &node, now(2)).unwrap();
+    assert_eq!(problems, Vec::<String>::new());
+    assert!(size() > 2000 * 2048);
+    let services = count(&kernel, |key| matches!(key, TableKey::Service(_)));
+    assert_eq!(services, 2000);
 }

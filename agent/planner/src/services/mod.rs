@@ -11,6 +11,6 @@ mod tables;
 mod wanted;
 
 pub use digest::Digest;
-pub use space::ALIGNMENT;
+pub use space::{ALIGNMENT, capacity_for};
 pub use tables::{Dump, NewTable, Problem, Tables, Update};
 pub use wanted::{Facts, Records, named_table};

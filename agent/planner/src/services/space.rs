@@ -18,8 +18,19 @@ pub(crate) struct Space {
     resting: VecDeque<(Duration, u32, u32)>,
 }
 
+/// [`capacity_for`] asks for a multiple of this, and no more than that.
+const STEP: u32 = 1 << 16;
+const LARGEST: u32 = 1 << 28;
+
+/// How large an array is good for tables that take so many entries: a table that changes is made anew before the old one
+/// goes, and what is free is in pieces.
+pub fn capacity_for(room: u64) -> u32 {
+    let wanted = u32::try_from(room + room / 4).unwrap_or(LARGEST);
+    wanted.min(LARGEST).next_multiple_of(STEP)
+}
+
 /// The space that a table of `size` entries takes.
-const fn padded(size: u32) -> u32 {
+pub(crate) const fn padded(size: u32) -> u32 {
     size.next_multiple_of(ALIGNMENT)
 }
 

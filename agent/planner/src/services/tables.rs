@@ -23,8 +23,8 @@ const ADDRESS_RESTS: Duration = Duration::from_secs(10);
 pub enum Problem {
     /// The array is full: the service goes on with the backends that it had.
     #[error(
-        "service {service} is not brought up to date: its table of {size} entries has no room in the array of {capacity} \
-         (service_table_entries in meshd.toml sets it, from the host's next boot on)"
+        "service {service} is not brought up to date: its table of {size} entries has no room in the array of {capacity}, \
+         which could not be made larger"
     )]
     NoRoom {
         /// The service's name.
@@ -167,7 +167,7 @@ impl Tables {
     /// `former` is what is known of the maps so far: what rests goes on resting.
     pub fn adopt(capacity: u32, mut dump: Dump, former: Option<Self>, now: Duration) -> Self {
         let mut tables = Self::new(capacity);
-        if let Some(former) = former.filter(|former| former.capacity == capacity) {
+        if let Some(former) = former.filter(|former| former.capacity <= capacity) {
             tables.space = former.space.only_resting(capacity);
             tables.leaving = former.leaving;
             tables.former = former.services.into_iter().map(|(id, held)| (id, held.tables)).collect();
@@ -213,6 +213,11 @@ impl Tables {
         // Room is only waited for by those that had none.
         let room = self.space.next_wake().filter(|_| !self.problems.is_empty());
         address.into_iter().chain(room).min()
+    }
+
+    /// The array's size, in entries.
+    pub const fn capacity(&self) -> u32 {
+        self.capacity
     }
 
     /// How many services have entries, and how many backends those have.

@@ -50,6 +50,12 @@ impl Records {
         self.usable_where(facts, |_| true)
     }
 
+    /// How many entries of the array its tables take at most.
+    pub fn room(&self) -> u64 {
+        let each = super::space::padded(rendezvous::size(self.backends.len()));
+        u64::from(each) * scopes(&self.service).len() as u64
+    }
+
     fn usable_where(&self, facts: &Facts<'_>, matches: impl Fn(&Backend) -> bool) -> BTreeSet<BackendId> {
         let takes_more = |backend: &Backend| {
             takes_new(backend, facts.nodes.get(&backend.node)) && !facts.down.contains(&backend.node)
@@ -72,6 +78,20 @@ pub(crate) enum Scope {
     Cluster,
     /// Those of this node, for ports that each host answers for itself.
     Host,
+}
+
+impl Scope {
+    const fn of(port: &PublishedPort) -> Self {
+        match port.mode {
+            PublishMode::Ingress => Self::Cluster,
+            PublishMode::Host => Self::Host,
+        }
+    }
+}
+
+/// Of which scopes a service has tables.
+fn scopes(service: &Service) -> BTreeSet<Scope> {
+    service.vips().map(|_| Scope::Cluster).chain(service.ports.iter().map(Scope::of)).collect()
 }
 
 /// What a table follows from.
@@ -166,8 +186,7 @@ impl Entries {
         for port in &service.ports {
             entries.port(vni, port, affinity);
         }
-        let scopes: BTreeSet<Scope> = entries.named.values().map(Template::scope).collect();
-        for scope in scopes {
+        for scope in scopes(service) {
             let usable = match scope {
                 Scope::Cluster => records.usable(facts),
                 Scope::Host => records.usable_where(facts, |backend| backend.node == *facts.node),
@@ -210,9 +229,10 @@ impl Entries {
     }
 
     fn port(&mut self, vni: Vni, port: &PublishedPort, flags: u32) {
-        let (scope, mode) = match port.mode {
-            PublishMode::Ingress => (Scope::Cluster, 0),
-            PublishMode::Host => (Scope::Host, HOST_MODE),
+        let scope = Scope::of(port);
+        let mode = match scope {
+            Scope::Cluster => 0,
+            Scope::Host => HOST_MODE,
         };
         let key = PublishedKey {
             address: port.host_ip.map_or(Address::NONE, key_address),

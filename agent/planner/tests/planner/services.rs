@@ -382,7 +382,7 @@ fn without_room_a_service_goes_on_as_before_says_so_and_is_tried_again_when_ther
     let update = tables.update_all(&world.services, &world.facts(), ms(1));
     maps.apply(&update);
     let problem = update.problems.first().unwrap().to_string();
-    assert!(problem.contains("s2") && problem.contains("service_table_entries"), "{problem}");
+    assert!(problem.contains("s2") && problem.contains("no room in the array"), "{problem}");
     assert_eq!(maps.picked(&vip(2)), [11].into());
     // A host that dies is out of a table even so.
     world.unhealthy = [id(5)].into();

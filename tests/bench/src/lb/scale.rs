@@ -26,8 +26,6 @@ const NETWORK: &str = "bench";
 /// Room for the virtual addresses: a sixteenth of it.
 const SUBNET: &str = "10.96.0.0/13";
 const BACKENDS: usize = 10;
-/// Entries of the table of a service that has so many.
-const TABLE: usize = 2048;
 /// Services that are asked to see whether all are there.
 const PROBED: usize = 64;
 /// How long a host may take to load everything.
@@ -77,9 +75,7 @@ pub(super) fn run(options: &Options) -> anyhow::Result<Vec<Level>> {
 
 fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
     eprintln!("preparing Mesh's hosts");
-    let most = levels.iter().map(|level| level.services).max().unwrap_or_default();
-    let tables = format!("service_table_entries = {}", (most * TABLE).max(1 << 21));
-    let lab = Lab::builder().hosts(3).underlay_mtu(site::UNDERLAY_MTU).meshd_config(tables).start()?;
+    let lab = Lab::builder().hosts(3).underlay_mtu(site::UNDERLAY_MTU).start()?;
     lab.host(1).meshctl(["network", "create", "-d", "overlay", "--subnet", SUBNET, NETWORK])?.ok()?;
     let containers = (0..BACKENDS)
         .map(|number| lab.container(2, &format!("b{number}"), ["--network", NETWORK]))
