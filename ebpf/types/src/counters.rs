@@ -119,8 +119,6 @@ reasons! {
     FragmentWithoutFirst = 41, "fragment_without_first", true;
     /// A reply of a published port from an address that is not this host's.
     NotOurAddress = 42, "not_our_address", true;
-    /// The client's port is in use for another connection to the same backend, through another of the host's addresses.
-    ConnectionCollision = 43, "connection_collision", true;
     /// The kernel refused to translate it.
     TranslationFailed = 44, "translation_failed", true;
 }

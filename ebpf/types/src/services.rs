@@ -179,6 +179,11 @@ pub const CLIENT_FINISHED: u8 = 2;
 pub const CLOSED: u8 = 4;
 /// [`Connection::state`]: the backend closed its direction (FIN).
 pub const BACKEND_FINISHED: u8 = 8;
+/// [`Connection::state`], back: made for a SYN, so that a SYN comes back before anything else does, unless it is refused.
+pub const BEGINS: u8 = 16;
+/// [`Connection::state`], back: the client wants another connection between the same ports. Whether it has one is the
+/// backend's to say, by a SYN.
+pub const CONTESTED: u8 = 32;
 
 /// What an entry of `CONNECTIONS` does.
 #[repr(u8)]
@@ -209,7 +214,7 @@ pub struct Connection {
     pub port: [u8; 2],
     /// A [`ConnectionKind`], as its number.
     pub kind: u8,
-    /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`].
+    /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`], [`BEGINS`], [`CONTESTED`].
     pub state: u8,
     /// Zero.
     pub padding: u32,

@@ -2,6 +2,7 @@
 
 mod model;
 mod packet;
+mod same_ports;
 mod world;
 
 use std::cell::RefCell;
@@ -115,6 +116,8 @@ struct Case<'a> {
     states: [[State; BACKENDS.len()]; 2],
     numbers: [[Option<u32>; BACKENDS.len()]; 2],
     got: Vec<Packet>,
+    /// What became of the last packet.
+    outcome: Option<Outcome>,
 }
 
 impl<'a> Case<'a> {
@@ -127,6 +130,7 @@ impl<'a> Case<'a> {
             states: [[State::Active; BACKENDS.len()]; 2],
             numbers: [[None; BACKENDS.len()]; 2],
             got: Vec::new(),
+            outcome: None,
         };
         case.apply(0);
         case.apply(1);
@@ -224,9 +228,10 @@ impl<'a> Case<'a> {
             outcome == expected || unspecified,
             "{packet:?}\n   became {outcome:?}\n   not    {expected:?}"
         );
-        if let Outcome::Endpoint { packet, .. } = outcome {
-            self.got.push(packet);
+        if let Outcome::Endpoint { packet, .. } = &outcome {
+            self.got.push(packet.clone());
         }
+        self.outcome = Some(outcome);
         Ok(())
     }
 

@@ -7,6 +7,9 @@ use mesh_ebpf_types::{Address, ConnectionKey, HAIRPIN_IPV4, HAIRPIN_IPV6};
 
 use super::packet::{ACK, FIN, Flow, Packet, RST, SYN, TCP, UDP, Upper};
 
+/// So many entries of a table are looked at for a backend that can tell a connection from the client's others.
+const TRIES: u32 = 8;
+
 /// What becomes of a packet.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Outcome {
@@ -60,12 +63,26 @@ struct Entry {
     stage: Stage,
     /// Who closed the flow: the client, the backend.
     closed: [bool; 2],
+    /// Replies: made for a SYN.
+    begins: bool,
+    /// Replies: the client wants another connection between the same ports.
+    contested: bool,
 }
 
 impl Entry {
     const fn new(kind: Kind, backend: u32) -> Self {
         let (stage, closed) = (Stage::New, [false; 2]);
-        Self { kind, backend, address: Address::NONE, port: 0, node: None, stage, closed }
+        let (begins, contested) = (false, false);
+        Self { kind, backend, address: Address::NONE, port: 0, node: None, stage, closed, begins, contested }
+    }
+
+    /// Whether it is of the replies of an established connection other than the one whose replies are expected so.
+    fn occupies(&self, expected: &Self) -> bool {
+        self.stage == Stage::Established && self.kind != Kind::Forward && !self.is_same(expected)
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        (self.kind, self.address, self.port) == (other.kind, other.address, other.port)
     }
 
     const fn answered(&mut self) {
@@ -116,6 +133,8 @@ pub(super) struct Model {
     pub(super) hosts: [BTreeSet<Address>; 2],
     pub(super) services: Vec<Service>,
     entries: [BTreeMap<Key, Entry>; 2],
+    /// What takes the place of a contested entry once the backend answers with a SYN.
+    candidates: [BTreeMap<Key, Entry>; 2],
 }
 
 impl Model {
@@ -139,7 +158,20 @@ impl Model {
             return self.balance(node, &service, packet);
         }
         if packet.starts() && self.backend_addresses.contains(&flow.destination) {
-            self.entries[node].remove(&(true, flow.reversed()));
+            let key = (true, flow.reversed());
+            self.candidates[node].remove(&key);
+            match self.entries[node].get_mut(&key) {
+                Some(entry)
+                    if entry.stage == Stage::Established
+                        && entry.kind != Kind::Forward
+                        && flow.protocol == TCP =>
+                {
+                    entry.contested = true;
+                }
+                _ => {
+                    self.entries[node].remove(&key);
+                }
+            }
         }
         if self.hosts[node].contains(&flow.destination) {
             return self.arrived(node, packet);
@@ -181,10 +213,10 @@ impl Model {
             node: Some(node),
             ..Entry::new(if hairpin { Kind::Hairpin } else { Kind::Published }, number)
         };
-        if !self.expect(at, replies, expected, &packet) {
-            return Outcome::Dropped;
+        if self.expect(at, replies, expected, &packet) {
+            self.end(at, &[(true, replies)], &packet, CLIENT);
         }
-        self.end(at, &[(true, replies), (false, flow)], &packet, CLIENT);
+        self.end(at, &[(false, flow)], &packet, CLIENT);
         let mut packet = packet.to(address, port);
         if hairpin {
             packet = packet.from(from, flow.ports[0]);
@@ -199,22 +231,37 @@ impl Model {
             Choice::Nobody => return self.refuse(node, &packet),
             Choice::Gone => return self.reset(node, &packet),
         };
-        let address = self.address_of(number, &packet);
+        let (replies, expected) = self.replies(number, &packet);
+        if self.expect(node, replies, expected, &packet) {
+            self.end(node, &[(true, replies)], &packet, CLIENT);
+        }
+        self.end(node, &[(true, flow)], &packet, CLIENT);
+        let address = replies.source;
+        let packet = packet.to(address, flow.ports[1]);
+        if address == flow.source {
+            return Outcome::Endpoint { address, packet: packet.from(replies.destination, flow.ports[0]) };
+        }
+        self.forward(node, packet)
+    }
+
+    /// The replies of a backend to a packet to its VIP, and their entry.
+    fn replies(&self, number: u32, packet: &Packet) -> (Flow, Entry) {
+        let flow = packet.flow();
+        let address = self.address_of(number, packet);
         let hairpin = address == flow.source;
         let from = if hairpin { hairpin_source(flow) } else { flow.source };
-        let replies = Flow { source: address, destination: from, ..flow.reversed() };
         let expected = Entry {
             address: flow.destination,
             port: flow.ports[1],
             ..Entry::new(if hairpin { Kind::Hairpin } else { Kind::Back }, number)
         };
-        self.expect(node, replies, expected, &packet);
-        self.end(node, &[(true, replies), (true, flow)], &packet, CLIENT);
-        let packet = packet.to(address, flow.ports[1]);
-        if hairpin {
-            return Outcome::Endpoint { address, packet: packet.from(from, flow.ports[0]) };
-        }
-        self.forward(node, packet)
+        (Flow { source: address, destination: from, ..flow.reversed() }, expected)
+    }
+
+    /// Whether the client has an established connection to the backend between the ports of the one that begins.
+    fn is_occupied(&self, node: usize, number: u32, packet: &Packet) -> bool {
+        let (replies, expected) = self.replies(number, packet);
+        self.entries[node].get(&(true, replies)).is_some_and(|entry| entry.occupies(&expected))
     }
 
     /// Straight to an endpoint, wherever it is.
@@ -283,32 +330,42 @@ impl Model {
         };
         let size = u32::try_from(service.table.len()).expect("a small table");
         let at = flow::entry(flow::balance(&hashed, service.affinity), size);
-        let Some(&number) = service.table.get(at as usize) else { return Choice::Nobody };
+        let Some(&first) = service.table.get(at as usize) else { return Choice::Nobody };
+        let number = if key.0 && packet.starts() && key.1.protocol == TCP {
+            let mut picks = (0..TRIES).map(|step| service.table[((at + step) % size) as usize]);
+            picks.find(|number| !self.is_occupied(node, *number, packet)).unwrap_or(first)
+        } else {
+            first
+        };
         if !packet.is_error() {
             self.entries[node].insert(key, Entry::new(Kind::Forward, number));
         }
         Choice::Backend(number)
     }
 
-    /// `false`: the client has the same port in use for another connection to the backend.
+    /// `false`: replies are another connection's of the client, between the same ports.
     fn expect(&mut self, node: usize, replies: Flow, expected: Entry, packet: &Packet) -> bool {
         if packet.is_error() {
             return true;
         }
-        if let Some(entry) = self.entries[node].get_mut(&(true, replies)) {
-            let same = entry.kind == expected.kind
-                && (entry.address, entry.port) == (expected.address, expected.port);
-            if same && !packet.starts() {
+        let (key, tcp) = ((true, replies), replies.protocol == TCP);
+        let expected = Entry { begins: tcp && packet.starts(), ..expected };
+        if let Some(entry) = self.entries[node].get_mut(&key) {
+            if entry.is_same(&expected) && !packet.starts() {
                 entry.node = expected.node;
                 entry.used();
                 return true;
             }
-            let both = entry.kind == Kind::Published && expected.kind == Kind::Published;
-            if packet.starts() && entry.stage == Stage::Established && !same && both {
+            if tcp && entry.occupies(&expected) {
+                if packet.starts() {
+                    entry.contested = true;
+                    self.candidates[node].insert(key, expected);
+                }
                 return false;
             }
         }
-        self.entries[node].insert((true, replies), expected);
+        self.candidates[node].remove(&key);
+        self.entries[node].insert(key, expected);
         true
     }
 
@@ -316,9 +373,20 @@ impl Model {
     fn answers(&mut self, node: usize, packet: &Packet) -> Option<Entry> {
         let flow = packet.flow();
         let key = (true, flow);
+        let (is_error, flags) = (packet.is_error(), packet.flags());
+        let contested = |entry: &Entry| entry.contested && entry.stage == Stage::Established && !is_error;
+        if flags & SYN != 0 && self.entries[node].get(&key).is_some_and(contested) {
+            self.entries[node].remove(&key);
+            if let Some(candidate) = self.candidates[node].remove(&key) {
+                self.entries[node].insert(key, candidate);
+            }
+        }
         let entry = *self.entries[node].get(&key).filter(|entry| entry.kind != Kind::Forward)?;
-        if packet.is_error() {
+        if is_error {
             return Some(entry);
+        }
+        if entry.begins && entry.stage == Stage::New && flags & (SYN | RST) == 0 {
+            return None;
         }
         let client = if entry.kind == Kind::Hairpin { flow.source } else { flow.destination };
         let asked =
@@ -345,6 +413,10 @@ impl Model {
         for key in keys {
             if let Some(entry) = self.entries[node].get_mut(key) {
                 entry.end(flags, by);
+                if entry.stage == Stage::Over {
+                    // It lies where the candidate did.
+                    self.candidates[node].remove(key);
+                }
             }
         }
     }

@@ -213,15 +213,17 @@ fn replies_to_a_direct_connection_between_the_ports_of_a_known_one_are_left_alon
 }
 
 #[test]
-fn what_a_direct_connection_left_known_is_translated_once_a_vips_begins_between_its_ports() {
+fn what_a_direct_connection_left_known_is_translated_once_its_backend_begins_a_vips_between_its_ports() {
     let mut node = node();
     let (own, backend) = ((OWN, 4000), (BACKEND, 80));
-    let reply = frame(mac(5), mac(70), 0x0800, &segment(backend, own, ACK));
-    let outcome = node.run(UNDERLAY, &vxlan(REMOTE, VNI, &reply));
+    let reply = |flags| vxlan(REMOTE, VNI, &frame(mac(5), mac(70), 0x0800, &segment(backend, own, flags)));
+    let outcome = node.run(UNDERLAY, &reply(ACK));
     is_between(&outcome.frame[14..], backend, own);
     node.run(ENDPOINT, &from_endpoint(&segment(own, (VIP, 80), SYN)));
-    let outcome = node.run(UNDERLAY, &vxlan(REMOTE, VNI, &reply));
-    is_between(&outcome.frame[14..], (VIP, 80), own);
+    for (flags, from) in [(ACK, backend), (SYN | ACK, (VIP, 80)), (ACK, (VIP, 80))] {
+        let outcome = node.run(UNDERLAY, &reply(flags));
+        is_between(&outcome.frame[14..], from, own);
+    }
 }
 
 #[test]

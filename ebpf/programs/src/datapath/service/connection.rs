@@ -2,22 +2,30 @@
 //!
 //! `CONNECTIONS` holds what has been answered and used since; `PENDING`, smaller, what has not, and what is over. So
 //! neither a flood of new flows nor many short ones push idle connections out.
+//!
+//! A client may have the same port in several connections: to two VIPs, to a VIP and straight to one of its backends, to two of
+//! the hosts' addresses. Towards one backend those are the same tuple. A TCP connection that is established keeps its
+//! replies then: one that begins gets another backend ([`unoccupied`]), or else waits in `PENDING` under the same key until
+//! the backend itself says, by a SYN, that the former one is over.
 
-use mesh_ebpf::transport::{FIN, RST, swapped};
+use mesh_ebpf::transport::{FIN, RST, SYN, swapped};
 use mesh_ebpf::{flow, ip};
 use mesh_ebpf_types::{
-    AFFINITY_CLIENT_IP, ANSWERED, Address, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED, Connection,
-    ConnectionKey, ConnectionKind, DIRECT_RETURN,
+    AFFINITY_CLIENT_IP, ANSWERED, Address, BACKEND_FINISHED, BEGINS, Backend, CLIENT_FINISHED, CLOSED,
+    CONTESTED, Connection, ConnectionKey, ConnectionKind, DIRECT_RETURN,
 };
 
 use super::flows;
-use super::packet::{ERROR, LATER, is_same as same_address};
+use super::packet::{ERROR, FLOW, LATER, is_same as same_address};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
 
 /// [`choose`]: there is no backend.
 pub(in crate::datapath) const NO_BACKEND: u32 = 0;
 /// [`choose`]: the flow's backend is gone, and another could not go on with it.
 pub(in crate::datapath) const GONE: u32 = u32::MAX;
+
+/// So many entries of a table are looked at for a backend with which the client has no connection between the same ports.
+const TRIES: u32 = 8;
 
 /// [`Connection::node`] of a container's flow to itself through a published port of its host.
 pub(in crate::datapath) const HAIRPIN_NODE: u32 = u32::MAX;
@@ -41,7 +49,7 @@ pub(in crate::datapath) fn choose() -> u32 {
             return NO_BACKEND;
         }
     }
-    let number = pick();
+    let number = if begins_connection() && packet.key.vni != [0; 3] { unoccupied() } else { pick(0) };
     if number == NO_BACKEND || maps::backend(number).is_none() {
         return NO_BACKEND;
     }
@@ -101,15 +109,65 @@ fn is_answered_elsewhere() -> bool {
     packet.key.vni == [0; 3] && maps::config().is_some_and(|config| config.flags & DIRECT_RETURN != 0)
 }
 
+/// Whether the packet at hand is a SYN.
 #[inline(always)]
-fn pick() -> u32 {
+fn begins_connection() -> bool {
+    packet().is_some_and(|packet| packet.starts != 0 && packet.key.protocol == ip::TCP)
+}
+
+/// The first pick of a backend that can tell this connection from the client's others; the very first if none of some can.
+#[inline(never)]
+fn unoccupied() -> u32 {
+    let first = pick(0);
+    let mut number = first;
+    for step in 1..=TRIES {
+        if !is_occupied(number) {
+            return number;
+        }
+        number = pick(step);
+    }
+    first
+}
+
+/// Whether the client has an established connection to the backend between the ports of the one that begins.
+#[inline(never)]
+fn is_occupied(number: u32) -> bool {
+    let (Some(packet), Some(backend)) = (packet(), maps::backend(number)) else { return false };
+    let Some(address) = address_of(backend, packet.v6 != 0) else { return false };
+    let hairpin = address == packet.key.source;
+    let kind = if hairpin { ConnectionKind::Hairpin } else { ConnectionKind::Back };
+    packet.to = address;
+    reply_key(u32::from(hairpin));
+    // SAFETY: as in `known`.
+    CONNECTIONS.get_ptr_mut(&packet.other).is_some_and(|value| is_anothers(unsafe { &*value }, kind as u32))
+}
+
+/// Whether an entry for replies is of another flow than the packet's own, whose kind is given.
+#[inline(always)]
+fn is_anothers(value: &Connection, kind: u32) -> bool {
+    value.kind != ConnectionKind::Forward as u8 && !is_own(value, kind)
+}
+
+#[inline(always)]
+fn is_own(value: &Connection, kind: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let [_, _, p0, p1] = packet.key.ports;
+    same_address(&value.address, &packet.key.destination)
+        && value.port == [p0, p1]
+        && u32::from(value.kind) == kind
+}
+
+/// The backend in the table's entry for the flow, or in one that follows it by so many steps.
+#[inline(always)]
+fn pick(step: u32) -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
     let [first, size, flags] = packet.table;
     if size == 0 {
         return NO_BACKEND;
     }
     let hash = flow::balance(&packet.key, flags & AFFINITY_CLIENT_IP != 0);
-    maps::maglev(first.wrapping_add(flow::entry(hash, size)))
+    let entry = flow::entry(hash, size).wrapping_add(step) % size;
+    maps::maglev(first.wrapping_add(entry))
 }
 
 #[inline(always)]
@@ -120,57 +178,63 @@ fn promote(key: &ConnectionKey, value: &Connection) {
 }
 
 /// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a [`ConnectionKind`], `node` the
-/// data-path address of the node that the client spoke to (0 for VIPs). `false`: the backend would not be able to tell this
-/// flow from another that it has with the client.
+/// data-path address of the node that the client spoke to (0 for VIPs).
 ///
-/// [`super::packet::Packet::to`] is the backend's address, `other` is overwritten.
+/// [`super::packet::Packet::to`] is the backend's address, `other` is overwritten: with the replies' key, or the packet's own
+/// where replies are another flow's.
 #[inline(never)]
-pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) -> bool {
-    let Some(packet) = packet() else { return false };
+pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) {
+    let Some(packet) = packet() else { return };
     if packet.class == ERROR || packet.class == LATER {
-        return true;
+        return;
     }
     reply_key(hairpin);
-    let [_, _, p0, p1] = packet.key.ports;
-    let own = &packet.key.destination;
-    let is_same = |value: &Connection| {
-        same_address(&value.address, own) && value.port == [p0, p1] && value.kind == kind as u8
-    };
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
-        if is_same(value) && packet.starts == 0 {
+        if is_own(value, kind) && packet.starts == 0 {
             came_by(value, node);
-            return true;
+            return;
         }
-        // Only a client outside can have the same port twice: through two of the hosts' addresses.
-        let published = ConnectionKind::Published as u8;
-        if packet.starts != 0 && !is_same(value) && value.kind == published && kind as u8 == published {
-            return false;
+        if packet.key.protocol == ip::TCP && is_anothers(value, kind) {
+            if packet.starts != 0 {
+                value.state |= CONTESTED;
+                await_replies(backend, kind, node);
+            }
+            packet.other = packet.key;
+            flows::forget();
+            return;
         }
         let _ = CONNECTIONS.remove(&packet.other);
     } else if let Some(connection) = PENDING.get_ptr_mut(&packet.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
-        if is_same(value) && packet.starts == 0 {
+        if is_own(value, kind) && packet.starts == 0 {
             came_by(value, node);
             if value.state & (ANSWERED | CLOSED) == ANSWERED {
                 promote(&packet.other, value);
             }
-            return true;
+            return;
         }
     }
+    await_replies(backend, kind, node);
+    maps::renew(&packet.other);
+    flows::forget();
+}
+
+/// Makes the entry for replies that have the key [`super::packet::Packet::other`].
+#[inline(always)]
+fn await_replies(backend: u32, kind: u32, node: u32) {
+    let Some(packet) = packet() else { return };
+    let [_, _, p0, p1] = packet.key.ports;
     packet.found.address = packet.key.destination;
     packet.found.backend = backend;
     packet.found.node = node.to_ne_bytes();
     packet.found.port = [p0, p1];
     packet.found.kind = kind as u8;
-    packet.found.state = 0;
+    packet.found.state = if begins_connection() { BEGINS } else { 0 };
     packet.found.padding = 0;
     let _ = PENDING.insert(&packet.other, &packet.found, 0);
-    maps::renew(&packet.other);
-    flows::forget();
-    true
 }
 
 /// Notes by which node the client speaks, in the entry that [`super::packet::Packet::other`] is the key of.
@@ -217,8 +281,8 @@ pub(in crate::datapath) fn hairpin_source() -> Address {
 pub(in crate::datapath) fn back() -> u32 {
     let Some(packet) = packet() else { return 0 };
     let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.key) {
-        Some(connection) => (true, connection),
-        None => match PENDING.get_ptr_mut(&packet.key) {
+        Some(connection) if !is_superseded(connection) => (true, connection),
+        _ => match PENDING.get_ptr_mut(&packet.key) {
             Some(connection) => (false, connection),
             None => return 0,
         },
@@ -226,6 +290,11 @@ pub(in crate::datapath) fn back() -> u32 {
     // SAFETY: as in `known`.
     let value = unsafe { &mut *pointer };
     if value.kind == ConnectionKind::Forward as u8 {
+        return 0;
+    }
+    // What is no answer to a SYN is of a direct connection between the same ports.
+    let answers = packet.tcp_flags & u32::from(SYN | RST) != 0 || packet.class != FLOW;
+    if !established && value.state & (BEGINS | ANSWERED) == BEGINS && !answers {
         return 0;
     }
     packet.to = value.address;
@@ -242,8 +311,24 @@ pub(in crate::datapath) fn back() -> u32 {
         // The client's next packet makes an entry established, which is done on the long way: the other one, where there
         // is one, and this one where the client spoke to another node.
         maps::renew(&packet.other);
+        // Packets of a direct connection may have been remembered since.
+        maps::renew(&packet.key);
     }
     u32::from(packet.found.kind) + 1
+}
+
+/// Whether the reply at hand begins what contested an established connection; that is forgotten then.
+#[inline(always)]
+fn is_superseded(connection: *mut Connection) -> bool {
+    let Some(packet) = packet() else { return false };
+    // SAFETY: as in `known`.
+    let state = unsafe { (*connection).state };
+    let superseded = state & CONTESTED != 0 && packet.class == FLOW && packet.tcp_flags & u32::from(SYN) != 0;
+    if superseded {
+        let _ = CONNECTIONS.remove(&packet.key);
+        maps::renew(&packet.key);
+    }
+    superseded
 }
 
 /// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand that was found.
@@ -303,7 +388,8 @@ fn close(other: bool, bit: u8) {
     let _ = CONNECTIONS.remove(key);
 }
 
-/// Forgets replies of a tuple: the packet at hand begins a direct connection between the same ports.
+/// Forgets replies of a tuple, if need be once the backend answers: the packet at hand begins a direct connection between the
+/// same ports.
 #[inline(never)]
 pub(in crate::datapath) fn forget_replies() {
     let Some(packet) = packet() else { return };
@@ -312,6 +398,15 @@ pub(in crate::datapath) fn forget_replies() {
     packet.other.ports = swapped(packet.key.ports);
     packet.other.protocol = packet.key.protocol;
     packet.other.vni = packet.key.vni;
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `known`.
+        let value = unsafe { &mut *connection };
+        if packet.key.protocol == ip::TCP && value.kind != ConnectionKind::Forward as u8 {
+            value.state |= CONTESTED;
+            let _ = PENDING.remove(&packet.other);
+            return;
+        }
+    }
     let established = CONNECTIONS.remove(&packet.other).is_ok();
     if PENDING.remove(&packet.other).is_ok() || established {
         maps::renew(&packet.other);

@@ -172,9 +172,7 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
     } else {
         (ConnectionKind::Published, node)
     };
-    if !connection::expect_replies(number, kind as u32, node, u32::from(hairpin)) {
-        return dropped(skb, vni, Reason::ConnectionCollision);
-    }
+    connection::expect_replies(number, kind as u32, node, u32::from(hairpin));
     if packet.class == FLOW {
         connection::finish(CLIENT_FINISHED);
     }
