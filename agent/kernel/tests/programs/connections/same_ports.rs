@@ -90,7 +90,7 @@ fn a_connection_to_another_vip_gets_another_backend() {
 fn an_established_connection_keeps_its_replies_until_the_backend_begins_another() {
     let mut world = World::new();
     let mut number = 100;
-    for kept in 0..BACKENDS.len() {
+    for (kept, endpoint) in BACKENDS.into_iter().enumerate() {
         for direct in [false, true] {
             number += 1;
             let mut case = Case::new(&mut world, Addresses(number));
@@ -98,7 +98,7 @@ fn an_established_connection_keeps_its_replies_until_the_backend_begins_another(
             let first = inside(Server::Vip(0, 80));
             let backend = case.establish(first);
             let (second, seen) = if direct {
-                (inside(Server::Endpoint(BACKENDS[kept], 80)), backend)
+                (inside(Server::Endpoint(endpoint, 80)), backend)
             } else {
                 (inside(Server::Vip(1, 80)), case.vip(1))
             };
