@@ -89,7 +89,7 @@ fn kernel(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Resul
     };
     kube_proxy::load(&host, &[service])?;
 
-    let mut receivers = namespaces(&containers);
+    let receivers = namespaces(&containers);
     let (mut processes, mut servers) = serve(&lab, &receivers)?;
     let paths = match caller {
         Caller::Container => {
@@ -109,7 +109,6 @@ fn kernel(builder: LabBuilder, caller: Caller, backends: usize) -> anyhow::Resul
             servers.extend(more);
             let (client, own) = (lab.client(), [lab.host(2).netns().clone()]);
             let underlay = Path::new(PEERS_OUTSIDE[0], &client, lab.host(2).address(), &own);
-            receivers.extend(own);
             vec![
                 underlay,
                 Path::new(PEERS_OUTSIDE[1], &client, host.address(), &receivers),
