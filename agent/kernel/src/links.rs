@@ -343,6 +343,7 @@ pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) ->
         LinkAttribute::Mtu(device.mtu),
         LinkAttribute::NetNsFd(namespace.as_raw_fd()),
     ];
+    peer.attributes.extend(device.burst.map(LinkAttribute::GsoMaxSize));
     let mut message = LinkMessage::default();
     message.header.index = device.index;
     message.attributes = vec![
@@ -411,18 +412,22 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     Ok(())
 }
 
-/// Gives both ends of an endpoint's pair their MTU, the inner one first: the outer one then tells that both have it.
+/// Gives both ends of an endpoint's pair their MTU, the inner one first, with the burst that it takes: the outer one then
+/// tells that both have it.
 pub(crate) fn set_endpoint_mtu(
     netlink: &mut Netlink,
     index: u32,
     peer: u32,
     netns: &mesh_model::endpoint::NetnsRef,
     mtu: u32,
+    burst: Option<u32>,
 ) -> Result<(), KernelError> {
     let namespace = netns::open(netns)?;
     let mut inner = netns::netlink(netns, &namespace, || ())?;
     let action = || format!("set the MTU of the interface {peer} in {} to {mtu}", netns.path.display());
-    set_mtu(&mut inner, peer, mtu).map_err(|error| error.during(action()))?;
+    let attributes = [Some(LinkAttribute::Mtu(mtu)), burst.map(LinkAttribute::GsoMaxSize)];
+    set(&mut inner, peer, LinkFlags::empty(), attributes.into_iter().flatten().collect())
+        .map_err(|error| error.during(action()))?;
     set_mtu(netlink, index, outer_mtu(mtu))
         .map_err(|error| error.during(format!("set the MTU of the interface {index} to {mtu}")))
 }

@@ -105,8 +105,8 @@ impl<P: Programs + Send> LinuxKernel<P> {
                 let action = || format!("set the MTU of the interface {index} to {mtu}");
                 links::set_mtu(netlink, *index, *mtu).map_err(|error| error.during(action()))?;
             }
-            Action::SetEndpointMtu { index, peer, netns, mtu } => {
-                links::set_endpoint_mtu(netlink, *index, *peer, netns, *mtu)?;
+            Action::SetEndpointMtu { index, peer, netns, mtu, burst } => {
+                links::set_endpoint_mtu(netlink, *index, *peer, netns, *mtu, *burst)?;
             }
             Action::DeleteLink { name, index } => {
                 links::remove(netlink, *index)

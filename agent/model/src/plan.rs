@@ -57,6 +57,8 @@ pub enum Action {
         netns: NetnsRef,
         /// MTU of the inner end in bytes; the outer end gets [`outer_mtu`] of it.
         mtu: u32,
+        /// As [`EndpointDevice::burst`].
+        burst: Option<u32>,
     },
     /// Remove a device of ours, and the other end of its pair with it.
     DeleteLink {
@@ -173,6 +175,9 @@ pub struct EndpointDevice {
     pub mac: MacAddr,
     /// MTU of the container's end, in bytes; the host's end has [`outer_mtu`] of it.
     pub mtu: u32,
+    /// Most bytes that the container's TCP hands over at once, to be cut into segments later (`IFLA_GSO_MAX_SIZE`); `None`: as
+    /// many as the kernel likes.
+    pub burst: Option<u32>,
     /// Addresses of the container's end, with the lengths of their subnets.
     pub addresses: Vec<InterfaceAddress>,
     /// Further subnets of the network: reached directly, as the endpoint's own subnet is.

@@ -7,6 +7,24 @@ use mesh_ebpf_types::{
 };
 use mesh_model::{Desired, Mtu, Network, Observed};
 
+/// What WireGuard's transport message adds to a packet (whitepaper, section 5.4.6), in bytes.
+const MESSAGE: u32 = 32;
+/// Most bytes in one send of UDP over IPv4, and most datagrams that all kernels cut it into (`UDP_MAX_SEGMENTS`).
+const MOST_SENT: u32 = 65507;
+const MOST_DATAGRAMS: u32 = 64;
+/// What IP, TCP and its timestamps leave of a packet, less than of its MTU.
+const HEADERS: u32 = 52;
+/// What TCP leaves free of what a device takes at once (`MAX_TCP_HEADER`, 257 to 321 bytes), and some to spare.
+const FREE: u32 = 400;
+
+/// Most bytes that TCP is to hand over at once in an encrypted network with this MTU: so many segments that the engine's
+/// datagrams of them go out in one send. A few more would make it two sends, and as much work twice at both ends.
+fn burst(mtu: u32) -> u32 {
+    let datagram = mtu + u32::from(VXLAN_OVERHEAD_IPV4) + MESSAGE;
+    let datagrams = (MOST_SENT / datagram).clamp(1, MOST_DATAGRAMS);
+    datagrams * mtu.saturating_sub(HEADERS) + FREE
+}
+
 /// The largest MTUs that networks may have on a node, in bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Largest {
@@ -46,5 +64,34 @@ impl Largest {
     pub(crate) fn network(self, network: &Network) -> u32 {
         let largest = if network.encrypted { self.encrypted } else { self.clear };
         network.mtu.map_or(largest, |mtu| mtu.get().min(largest))
+    }
+
+    /// [`EndpointDevice::burst`](mesh_model::plan::EndpointDevice) of a network's endpoints.
+    pub(crate) fn burst(self, network: &Network) -> Option<u32> {
+        network.encrypted.then(|| burst(self.network(network)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Segments of an IPv4 or IPv6 connection, with timestamps or without, that TCP hands over at once.
+    fn segments(mtu: u32, headers: u32, reserved: u32) -> u32 {
+        (burst(mtu) - reserved) / (mtu - headers)
+    }
+
+    #[test]
+    fn what_tcp_hands_over_at_once_is_one_send_of_the_engine() {
+        for mtu in [1280, 1380, 1400, 8900] {
+            let most = (65507 / (mtu + 82)).min(64);
+            for reserved in [257, 321] {
+                assert_eq!(segments(mtu, 52, reserved), most, "IPv4 with timestamps, MTU {mtu}");
+                for headers in [40, 60, 72] {
+                    let segments = segments(mtu, headers, reserved);
+                    assert!((most - 1..=most).contains(&segments), "{segments} of {most}, MTU {mtu}");
+                }
+            }
+        }
     }
 }

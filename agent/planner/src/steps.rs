@@ -233,10 +233,10 @@ impl Planner<'_> {
         if let Some(link) = &link
             && link.mtu != outer_mtu(device.mtu)
         {
-            let (index, mtu) = (link.index, device.mtu);
+            let (index, mtu, burst) = (link.index, device.mtu, device.burst);
             let action = match link.kind {
                 LinkKind::Veth { peer, .. } if self.observed.namespaces.contains(id) => {
-                    Action::SetEndpointMtu { index, peer, netns: device.netns.clone(), mtu }
+                    Action::SetEndpointMtu { index, peer, netns: device.netns.clone(), mtu, burst }
                 }
                 _ => Action::SetMtu { index, mtu: outer_mtu(mtu) },
             };

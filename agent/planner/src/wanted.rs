@@ -252,6 +252,7 @@ fn endpoints(
             ifname: endpoint.ifname.clone(),
             mac: endpoint.mac,
             mtu: mtus.network(network),
+            burst: mtus.burst(network),
             addresses: Vec::new(),
             on_link: Vec::new(),
             gateways: Vec::new(),

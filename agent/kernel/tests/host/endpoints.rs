@@ -23,6 +23,7 @@ fn device(container: &Container) -> EndpointDevice {
         ifname: "eth0".parse().unwrap(),
         mac: "02:42:0a:40:00:05".parse().unwrap(),
         mtu: 1450,
+        burst: Some(60_000),
         addresses: vec![address("10.64.0.5", 20), address("fd00:64::5", 64)],
         on_link: vec!["10.65.0.0/24".parse().unwrap()],
         gateways: vec!["10.64.0.1".parse().unwrap(), "fd00:64::1".parse().unwrap()],
@@ -78,10 +79,12 @@ fn the_mtu_changes_at_both_ends() {
     let LinkKind::Veth { peer, .. } = observe(&mut kernel).links[&device(&container).name].kind else {
         panic!()
     };
+    assert!(container.ip("-d link show eth0").contains("gso_max_size 60000"));
     let netns = container.netns();
-    apply(&mut kernel, &Action::SetEndpointMtu { index: INDEX, peer, netns, mtu: 1350 });
+    apply(&mut kernel, &Action::SetEndpointMtu { index: INDEX, peer, netns, mtu: 1350, burst: Some(50_000) });
     assert_eq!(observe(&mut kernel).links[&device(&container).name].mtu, outer_mtu(1350));
-    assert!(container.ip("link show eth0").contains("mtu 1350"));
+    let shown = container.ip("-d link show eth0");
+    assert!(shown.contains("mtu 1350") && shown.contains("gso_max_size 50000"), "{shown}");
 }
 
 #[test]
