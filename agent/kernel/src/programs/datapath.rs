@@ -328,6 +328,8 @@ impl Programs for Datapath {
         if tables.maglev_size() >= wanted {
             return Ok(());
         }
+        // To make it larger is to load all programs, so it is done seldom.
+        let wanted = wanted.max(tables.maglev_size().saturating_mul(2));
         let wider = tables.wider_maglev(wanted)?;
         let pin = self.pins.map(maps::MAGLEV);
         let former = syscall::open_pin(&pin).map_err(|source| ProgramsError::Table {
