@@ -152,8 +152,8 @@ pub struct Config {
     pub xdp: XdpChoice,
     /// Names the resolvers of all names that are none of the mesh's (resolv.conf(5)).
     pub resolv_conf: PathBuf,
-    /// Entries of all services' tables of backends, in all, of four bytes each: there are as many as services take, and no
-    /// fewer than these.
+    /// Entries of all services' tables of backends, in all, of four bytes each, to begin with: there will be as many as
+    /// services take.
     pub service_table_entries: u32,
     /// Balanced flows that are remembered. Maps that exist keep their size.
     pub connection_entries: u32,

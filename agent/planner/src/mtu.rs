@@ -7,9 +7,9 @@ use mesh_ebpf_types::{
 };
 use mesh_model::{Desired, Mtu, Network, Observed};
 
-/// What WireGuard's transport message adds to a packet (whitepaper, section 5.4.6), in bytes.
-const MESSAGE: u32 = 32;
-/// Most bytes in one send of UDP over IPv4, and most datagrams that all kernels cut it into (`UDP_MAX_SEGMENTS`).
+/// Headers of IPv4 and UDP, in bytes.
+const OUTER: u16 = 28;
+/// What the engine puts into one send (`SendQueue` of `mesh-wireguard`): bytes, as many as UDP over IPv4 can hold, and datagrams.
 const MOST_SENT: u32 = 65507;
 const MOST_DATAGRAMS: u32 = 64;
 /// What IP, TCP and its timestamps leave of a packet, less than of its MTU.
@@ -20,7 +20,7 @@ const FREE: u32 = 400;
 /// Most bytes that TCP is to hand over at once in an encrypted network with this MTU: so many segments that the engine's
 /// datagrams of them go out in one send. A few more would make it two sends, and as much work twice at both ends.
 fn burst(mtu: u32) -> u32 {
-    let datagram = mtu + u32::from(VXLAN_OVERHEAD_IPV4) + MESSAGE;
+    let datagram = mtu + u32::from(VXLAN_OVERHEAD_IPV4 + WIREGUARD_OVERHEAD_IPV4 - OUTER);
     let datagrams = (MOST_SENT / datagram).clamp(1, MOST_DATAGRAMS);
     datagrams * mtu.saturating_sub(HEADERS) + FREE
 }

@@ -206,9 +206,18 @@ fn gigabytes_and_bursts_arrive_undamaged_with_offloads_on_and_off() -> Result<()
     Ok(())
 }
 
-fn mtu(container: &Container) -> Result<u64> {
-    let link: serde_json::Value = container.exec(["ip", "-j", "link", "show", "eth0"])?.json()?;
-    Ok(link[0]["mtu"].as_u64().unwrap_or_default())
+/// A container's MTU, and the most bytes that its TCP hands over at once.
+fn mtu_and_burst(container: &Container) -> Result<(u64, u64)> {
+    let link: serde_json::Value = container.exec(["ip", "-d", "-j", "link", "show", "eth0"])?.json()?;
+    let number = |key| link[0][key].as_u64().unwrap_or_default();
+    Ok((number("mtu"), number("gso_max_size")))
+}
+
+/// Whether TCP makes of so many bytes, less what it keeps free for its headers (257 to 321 bytes), as many segments as fit into
+/// one send of UDP, each inside VXLAN and WireGuard (RFC 7348, section 5; WireGuard's whitepaper, section 5.4.6).
+fn fills_one_send(mtu: u64, burst: u64) -> bool {
+    let segments = |free| burst.saturating_sub(free) / (mtu - 52);
+    [257, 321].into_iter().all(|free| segments(free) == 65507 / (mtu + 50 + 32))
 }
 
 #[test]
@@ -219,7 +228,10 @@ fn an_encrypted_networks_mtu_leaves_room_for_wireguard_and_follows_the_underlay(
         lab.set_underlay_mtu(underlay.into())?;
         let expected = underlay - 110;
         eventually("both endpoints follow", Duration::from_secs(5), || {
-            c.iter().all(|c| mtu(c).is_ok_and(|now| now == u64::from(expected)))
+            c.iter().all(|c| {
+                mtu_and_burst(c)
+                    .is_ok_and(|(mtu, burst)| mtu == u64::from(expected) && fills_one_send(mtu, burst))
+            })
         })?;
         eventually("the engines follow", Duration::from_secs(5), || {
             largest_unfragmented(&c[0], c[1].ipv4().expect("an address"), expected)
@@ -234,6 +246,9 @@ fn an_encrypted_networks_mtu_leaves_room_for_wireguard_and_follows_the_underlay(
         0,
         "nothing is fragmented"
     );
+    create_network(&lab, "clear", &[])?;
+    let clear = lab.container(1, "plain", ["--network", "clear"])?;
+    assert_eq!(mtu_and_burst(&clear)?, (8950, 65536), "a clear network's are what the kernel takes");
     // Whoever raises its own MTU is told.
     c[0].exec(["ip", "link", "set", "eth0", "mtu", "9500"])?.ok()?;
     let ping = ["ping", "-c", "2", "-i", "0.2", "-W", "1", "-s", "9300", "-M", "do"];

@@ -175,11 +175,10 @@ pub(super) fn remove(path: &Path) -> Result<(), ProgramsError> {
 /// The kernel lets go of a removed pin, its last holder, only after a grace period of RCU: until then the program would
 /// still run, and a driver would refuse the next one.
 pub(super) fn detach(path: &Path) -> Result<(), ProgramsError> {
-    let unwilling = |source| ProgramsError::Pin { action: "detach", path: path.to_owned(), source };
     match syscall::open_pin(path).and_then(|link| syscall::link_detach(link.as_fd())) {
         // `InvalidInput`: a filter's program, or a kernel whose links go with their pins only.
-        Err(error) if !matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
-            Err(unwilling(error))
+        Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
+            Err(ProgramsError::Pin { action: "detach", path: path.to_owned(), source })
         }
         _ => remove(path),
     }

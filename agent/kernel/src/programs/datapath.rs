@@ -268,10 +268,7 @@ impl Programs for Datapath {
             }
             Err(error) => results.push(Err(error)),
         }
-        match self.pins.xdp_links() {
-            Ok(links) => results.extend(links.into_iter().map(|ifindex| xdp::detach(&self.pins, ifindex))),
-            Err(error) => results.push(Err(error)),
-        }
+        results.push(xdp::detach_all(&self.pins));
         results.push(sockets::detach(&self.pins));
         results.push(self.pins.remove_all());
         results.into_iter().collect()
@@ -328,8 +325,6 @@ impl Programs for Datapath {
         if tables.maglev_size() >= wanted {
             return Ok(());
         }
-        // To make it larger is to load all programs, so it is done seldom.
-        let wanted = wanted.max(tables.maglev_size().saturating_mul(2));
         let wider = tables.wider_maglev(wanted)?;
         let pin = self.pins.map(maps::MAGLEV);
         let former = syscall::open_pin(&pin).map_err(|source| ProgramsError::Table {

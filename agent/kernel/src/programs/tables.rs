@@ -128,12 +128,12 @@ impl Tables {
 
     /// Another array for `MAGLEV`, with room for at least so many entries, that holds what this one does; or its beginning.
     pub(super) fn wider_maglev(&self, entries: u32) -> Result<Words, ProgramsError> {
+        let failed = |error| failed("enlarge", maps::MAGLEV, error);
         let rows = entries.div_ceil(ROW);
-        let array = syscall::create_array(maps::MAGLEV, ROW * 4, rows).map(|array| {
-            let wider = Words::new(array, rows as usize * MAGLEV_ROW);
-            wider.copy(&self.maglev).map(|()| wider)
-        });
-        array.flatten().map_err(|error| failed("enlarge", maps::MAGLEV, error))
+        let array = syscall::create_array(maps::MAGLEV, ROW * 4, rows).map_err(failed)?;
+        let wider = Words::new(array, rows as usize * MAGLEV_ROW);
+        wider.copy(&self.maglev).map_err(failed)?;
+        Ok(wider)
     }
 
     /// How many entries `MAGLEV` has.

@@ -33,6 +33,11 @@ pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
     bpffs::detach(&pins.xdp_link(ifindex))
 }
 
+/// Detaches wherever one of this instance's is attached.
+pub(super) fn detach_all(pins: &Pins) -> Result<(), ProgramsError> {
+    pins.xdp_links()?.into_iter().try_for_each(|ifindex| detach(pins, ifindex))
+}
+
 /// The devices where one of this instance's is attached.
 pub(super) fn attached(pins: &Pins) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError> {
     let mut attached = BTreeMap::new();

@@ -142,15 +142,15 @@ struct Refusal {
 
 /// Has the programs made with room for the tables of all services that are known, unless they are there already.
 pub fn reserve(agent: &Agent, kernel: &SharedKernel) {
-    let entries = agent.read(|state| wanted_capacity(&state.view.services));
+    let entries = agent.read(|state| capacity_for(room(&state.view.services), 0));
     if let Err(error) = kernel.call_here(|kernel| kernel.programs().reserve_maglev(entries)) {
         tracing::debug!(%error, "no room was made for services in advance");
     }
 }
 
-/// How large the tables' array should be for these services.
-fn wanted_capacity(services: &ServiceRecords) -> u32 {
-    capacity_for(services.iter().map(|(_, records)| records.room()).sum())
+/// How many entries the tables of these services take at most.
+fn room(services: &ServiceRecords) -> u64 {
+    services.iter().map(|(_, records)| records.room()).sum()
 }
 
 /// Keeps the services' part of the kernel as it should be, for ever.
@@ -217,21 +217,28 @@ fn bring_up_to_date(
 ) -> Result<(Known, Vec<String>), ProgramsError> {
     let facts = seen.facts(node);
     let had_sockets = known.as_ref().map(|known| known.sockets);
-    let (tables, left, refusal) = match known {
-        Some(Known { mut tables, seen: before, refusal, .. }) => {
+    let (mut tables, mut update, mut refusal) =
+        if let Some(Known { mut tables, seen: before, refusal, .. }) = known {
             let update = change(&mut tables, &seen, &before, &facts, now);
+            (tables, update, refusal)
+        } else {
+            let (tables, update) = adopt(kernel, former, &seen, &facts, now)?;
+            (tables, update, None)
+        };
+    kernel.call_here(|kernel| apply(kernel, &update))?;
+    if update.problems.is_empty() {
+        refusal = None;
+    } else {
+        let entries = capacity_for(room(&seen.services), tables.capacity());
+        let was_refused = refusal.as_ref().is_some_and(|refusal| refusal.entries <= entries);
+        if entries > tables.capacity() && !was_refused {
+            refusal = grow(kernel, &mut tables, entries)?;
+            let waiting = tables.may_have_room(now);
+            update = tables.update(waiting.iter().map(|id| (id, seen.services.get(id))), &facts, now);
             kernel.call_here(|kernel| apply(kernel, &update))?;
-            let wanted = wanted_capacity(&seen.services);
-            let may_grow = refusal.as_ref().is_none_or(|refusal| wanted < refusal.entries);
-            if !update.problems.is_empty() && wanted > tables.capacity() && may_grow {
-                adopt(kernel, Some(tables), &seen, &facts, now)?
-            } else {
-                (tables, update.problems, refusal)
-            }
         }
-        None => adopt(kernel, former, &seen, &facts, now)?,
-    };
-    let mut problems = lines(&left);
+    }
+    let mut problems = lines(&update.problems);
     problems.extend(refusal.as_ref().map(|Refusal { entries, reason }| {
         format!("services want an array of {entries} entries for their tables, but there is none: {reason}")
     }));
@@ -259,19 +266,14 @@ fn change(tables: &mut Tables, seen: &Seen, before: &Seen, facts: &Facts<'_>, no
     }
 }
 
-/// The mirror of maps that are read and brought up to date, with as large an array as all services want; what could not be
-/// done, and whether such an array was refused.
+/// The mirror of maps that are read and brought up to date, and the last steps of that.
 fn adopt(
     kernel: &SharedKernel,
     former: Option<Tables>,
     seen: &Seen,
     facts: &Facts<'_>,
     now: Duration,
-) -> Result<(Tables, BTreeSet<Problem>, Option<Refusal>), ProgramsError> {
-    let wanted = wanted_capacity(&seen.services);
-    let reserved = kernel.call_here(|kernel| kernel.programs().reserve_maglev(wanted));
-    let refusal =
-        reserved.err().map(|error| Refusal { entries: wanted, reason: explain(&error.into()).message });
+) -> Result<(Tables, Update), ProgramsError> {
     let capacity = kernel.call_here(|kernel| kernel.programs().maglev_size())?;
     let mut tables = Tables::adopt(capacity, dump(kernel)?, former, now);
     let all: Vec<_> = seen.services.iter().collect();
@@ -281,8 +283,20 @@ fn adopt(
         kernel.call_here(|kernel| apply(kernel, &update))?;
     }
     let update = tables.adopted(now);
-    kernel.call_here(|kernel| apply(kernel, &update))?;
-    Ok((tables, update.problems, refusal))
+    Ok((tables, update))
+}
+
+/// Makes the array of tables larger, or says why it cannot be.
+fn grow(kernel: &SharedKernel, tables: &mut Tables, entries: u32) -> Result<Option<Refusal>, ProgramsError> {
+    let (grown, capacity) = kernel.call_here(|kernel| {
+        let programs = kernel.programs();
+        (programs.reserve_maglev(entries), programs.maglev_size())
+    });
+    let capacity = capacity?;
+    tables.widen(capacity);
+    // One that is there is used, whatever was wrong afterwards.
+    let failure = grown.err().filter(|_| capacity < entries);
+    Ok(failure.map(|error| Refusal { entries, reason: explain(&error.into()).message }))
 }
 
 /// Problems as people see them: there may be thousands that say the same of other services.

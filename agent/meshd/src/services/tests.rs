@@ -110,7 +110,7 @@ fn services_that_find_no_room_are_told_in_a_few_lines_and_get_some_when_others_g
     let fit = usize::try_from(capacity / 2048).unwrap();
     let more =
         |services: usize| format!("{} more services are not brought up to date", services - fit - PROBLEMS);
-    let refused = "services want an array of 2686976 entries for their tables, but there is none: \
+    let refused = "services want an array of 4194304 entries for their tables, but there is none: \
                    cannot enlarge the eBPF map MAGLEV: out of memory";
     let (known, problems) = bring_up_to_date(&kernel, None, None, seen.clone(), &node, now(0)).unwrap();
     assert_eq!(count(&kernel, |key| matches!(key, TableKey::Service(_))), fit);
@@ -124,9 +124,16 @@ fn services_that_find_no_room_are_told_in_a_few_lines_and_get_some_when_others_g
     let (known, _) = bring_up_to_date(&kernel, Some(known), None, seen.clone(), &node, now(10)).unwrap();
     assert_eq!(count(&kernel, |key| matches!(key, TableKey::Service(_))), fit - 1);
     let due = known.tables.due().expect("room that rests");
-    let (_, problems) = bring_up_to_date(&kernel, Some(known), None, seen, &node, due).unwrap();
+    let (known, problems) = bring_up_to_date(&kernel, Some(known), None, seen.clone(), &node, due).unwrap();
     assert_eq!(count(&kernel, |key| matches!(key, TableKey::Service(_))), fit);
     assert_eq!(problems[PROBLEMS], more(1039));
+    // Nothing more is said once all have some.
+    let gone: Vec<_> = seen.services.iter().map(|(id, _)| id.clone()).take(100).collect();
+    gone.iter().for_each(|id| seen.services.remove_service(id));
+    let (known, _) = bring_up_to_date(&kernel, Some(known), None, seen.clone(), &node, now(1000)).unwrap();
+    let due = known.tables.due().expect("room that rests");
+    let (_, problems) = bring_up_to_date(&kernel, Some(known), None, seen, &node, due).unwrap();
+    assert_eq!(problems, Vec::<String>::new());
 }
 
 #[test]

@@ -22,11 +22,12 @@ pub(crate) struct Space {
 const STEP: u32 = 1 << 16;
 const LARGEST: u32 = 1 << 28;
 
-/// How large an array is good for tables that take so many entries: a table that changes is made anew before the old one
-/// goes, and what is free is in pieces.
-pub fn capacity_for(room: u64) -> u32 {
-    let wanted = u32::try_from(room + room / 4).unwrap_or(LARGEST);
-    wanted.min(LARGEST).next_multiple_of(STEP)
+/// How large the array should be for tables that take so many entries, where it has `present` now: with some to spare, since a
+/// table that changes is made anew before the old one goes, and what is free is in pieces. To make it larger is to load all
+/// programs, so it grows to twice its size at least.
+pub fn capacity_for(room: u64, present: u32) -> u32 {
+    let wanted = u32::try_from(room + room / 4).unwrap_or(LARGEST).min(LARGEST).next_multiple_of(STEP);
+    if wanted <= present { present } else { wanted.max(present.saturating_mul(2).min(LARGEST)) }
 }
 
 /// The space that a table of `size` entries takes.
@@ -37,12 +38,17 @@ pub(crate) const fn padded(size: u32) -> u32 {
 impl Space {
     /// So many entries, all free.
     pub(crate) fn new(capacity: u32) -> Self {
-        let capacity = capacity - capacity % ALIGNMENT;
         let mut space = Self { free: BTreeMap::new(), by_length: BTreeSet::new(), resting: VecDeque::new() };
-        if capacity > 0 {
-            space.insert(0, capacity);
-        }
+        space.widen(0, capacity);
         space
+    }
+
+    /// The array has `to` entries, no longer `from`.
+    pub(crate) fn widen(&mut self, from: u32, to: u32) {
+        let [from, to] = [from, to].map(|capacity| capacity - capacity % ALIGNMENT);
+        if to > from {
+            self.release(from, to - from);
+        }
     }
 
     /// The same array as if only what rests were not free.

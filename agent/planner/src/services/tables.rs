@@ -220,6 +220,12 @@ impl Tables {
         self.capacity
     }
 
+    /// The array has become larger, with what was in it.
+    pub fn widen(&mut self, capacity: u32) {
+        self.space.widen(self.capacity, capacity);
+        self.capacity = self.capacity.max(capacity);
+    }
+
     /// How many services have entries, and how many backends those have.
     pub fn count(&self) -> (usize, usize) {
         (self.services.len(), self.services.values().map(|held| held.backends.len()).sum())

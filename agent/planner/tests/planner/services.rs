@@ -9,7 +9,7 @@ use mesh_model::{
     Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, Network, NetworkId, Node, NodeId,
     Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
 };
-use mesh_planner::services::{Digest, Dump, Facts, Records, Tables, Update, named_table};
+use mesh_planner::services::{Digest, Dump, Facts, Records, Tables, Update, capacity_for, named_table};
 use proptest::prelude::*;
 
 const CAPACITY: u32 = 1 << 16;
@@ -369,6 +369,37 @@ fn a_port_that_one_service_gives_up_and_another_takes_is_never_removed() {
         maps.apply(&update);
         assert_eq!(maps.picked(&published(1)), [to].into());
     }
+}
+
+#[test]
+fn a_service_without_room_has_some_once_the_array_is_larger() {
+    let mut world = World::new();
+    world.serve(1, 1..=5);
+    world.serve(2, 11..=15);
+    let (mut maps, mut tables) = (Maps::default(), Tables::new(2048 + 32));
+    let update = tables.update_all(&world.services, &world.facts(), ms(0));
+    assert_eq!(update.problems.len(), 1);
+    maps.apply(&update);
+    assert_eq!(tables.may_have_room(ms(1)), []);
+    tables.widen(CAPACITY);
+    let waiting = tables.may_have_room(ms(1));
+    assert_eq!((waiting.len(), tables.capacity()), (1, CAPACITY));
+    let changes = waiting.iter().map(|id| (id, world.services.get(id)));
+    let update = tables.update(changes, &world.facts(), ms(1));
+    assert!(update.problems.is_empty());
+    maps.apply(&update);
+    assert_eq!(maps.picked(&vip(1)), (1..=5).collect());
+    assert_eq!(maps.picked(&vip(2)), (11..=15).collect());
+}
+
+#[test]
+fn the_array_is_made_larger_seldom_and_never_smaller() {
+    let present = 1 << 21;
+    assert_eq!(capacity_for(0, present), present);
+    assert_eq!(capacity_for(present.into(), present), 2 * present);
+    assert!(capacity_for(u64::from(present) * 3, present) >= 3 * present);
+    assert_eq!(capacity_for(u64::MAX / 2, present), 1 << 28);
+    assert_eq!(capacity_for(1 << 28, 1 << 28), 1 << 28);
 }
 
 #[test]

@@ -16,15 +16,17 @@ fn inside(server: Server) -> Flow {
     flow(Client::Endpoint(CLIENT), server)
 }
 
-impl Case<'_> {
-    /// Leaves only one of the backends, of either service.
-    fn only(&mut self, kept: usize) {
+impl<'w> Case<'w> {
+    /// A case with one of the backends only, of either service.
+    fn with_backend(world: &'w mut World, number: u16, kept: usize) -> Self {
+        let mut case = Self::new(world, Addresses(number));
         for service in 0..2 {
             for backend in (0..BACKENDS.len()).filter(|backend| *backend != kept) {
                 let gone = Step::Change { service, backend, state: State::Absent };
-                self.step(&[], &gone).expect("as the model says");
+                case.step(&[], &gone).expect("as the model says");
             }
         }
+        case
     }
 
     /// A flow's client sends; the address that the packet is from, and the one that it gets to.
@@ -93,8 +95,7 @@ fn an_established_connection_keeps_its_replies_until_the_backend_begins_another(
     for (kept, endpoint) in BACKENDS.into_iter().enumerate() {
         for direct in [false, true] {
             number += 1;
-            let mut case = Case::new(&mut world, Addresses(number));
-            case.only(kept);
+            let mut case = Case::with_backend(&mut world, number, kept);
             let first = inside(Server::Vip(0, 80));
             let backend = case.establish(first);
             let (second, seen) = if direct {
@@ -122,8 +123,7 @@ fn an_established_connection_keeps_its_replies_until_the_backend_begins_another(
 fn replies_of_a_direct_connection_stay_its_own_until_the_backend_begins_one_through_the_vip() {
     let mut world = World::new();
     for (kept, number) in (0..BACKENDS.len()).zip(200..) {
-        let mut case = Case::new(&mut world, Addresses(number));
-        case.only(kept);
+        let mut case = Case::with_backend(&mut world, number, kept);
         let direct = inside(Server::Endpoint(BACKENDS[kept], 80));
         let backend = case.establish(direct);
         assert_eq!(backend, Addresses(number).v4(ENDPOINTS[BACKENDS[kept]]));
@@ -144,8 +144,7 @@ fn replies_of_a_direct_connection_stay_its_own_until_the_backend_begins_one_thro
 fn a_connection_through_another_address_of_a_host_does_not_touch_the_one_that_is() {
     let mut world = World::new();
     for (kept, number) in (0..BACKENDS.len()).zip(300..) {
-        let mut case = Case::new(&mut world, Addresses(number));
-        case.only(kept);
+        let mut case = Case::with_backend(&mut world, number, kept);
         let [first, second] = [0, 1].map(|host| flow(Client::Outside(1), Server::Host(host, PUBLISHED.0)));
         let [own, other] = [0, 1].map(|host| super::host_address(host, false));
         let backend = case.establish(first);

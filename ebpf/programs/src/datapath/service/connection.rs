@@ -148,6 +148,7 @@ fn is_anothers(value: &Connection, kind: u32) -> bool {
     value.kind != ConnectionKind::Forward as u8 && !is_own(value, kind)
 }
 
+/// Whether an entry for replies is of the packet's own flow.
 #[inline(always)]
 fn is_own(value: &Connection, kind: u32) -> bool {
     let Some(packet) = packet() else { return false };
