@@ -1,6 +1,7 @@
 //! Many services: whether one of ten thousand costs what one of ten does, and how long they all take to load.
 //!
-//! Every service has the same ten endpoints as its backends: real containers, each a backend of them all.
+//! Every service has the same ten endpoints as its backends: real containers, each a backend of them all. The machine is not as
+//! fast in one minute as in another, so each number of services is compared with an endpoint that is asked directly, in turn.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -42,7 +43,7 @@ const NEIGHBOURS: usize = 256;
 #[derive(Debug, Default, Serialize)]
 pub(super) struct Level {
     services: usize,
-    mesh: Results,
+    mesh: Calls,
     /// Through the manager, one call for each service and each backend, some at once.
     create_s: f64,
     /// From the start of an agent on a host without any state in its kernel until all virtual addresses answer there.
@@ -52,9 +53,29 @@ pub(super) struct Level {
     /// Resident, in MB (10^6 bytes).
     manager_memory_mb: f64,
     worker_memory_mb: f64,
-    nftables: Results,
+    nftables: Calls,
     nftables_load_s: Samples,
     nftables_change_ms: Samples,
+}
+
+/// What was measured of calls to one of the services, and to an endpoint that is no backend.
+#[derive(Debug, Default, Serialize)]
+struct Calls {
+    vip: Results,
+    direct: Results,
+}
+
+impl Calls {
+    fn measure(options: &Options, lab: &Lab, mut paths: [Path; 2]) -> anyhow::Result<Self> {
+        for round in 1..=options.turns.rounds {
+            eprintln!("round {round} of {}", options.turns.rounds);
+            for path in &mut paths {
+                path.measure(lab, options.turns.seconds)?;
+            }
+        }
+        let [vip, direct] = paths.map(|path| path.results);
+        Ok(Self { vip, direct })
+    }
 }
 
 /// Measures every number of services in ascending order, and prints a table.
@@ -77,10 +98,11 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
     eprintln!("preparing Mesh's hosts");
     let lab = Lab::builder().hosts(3).underlay_mtu(site::UNDERLAY_MTU).start()?;
     lab.host(1).meshctl(["network", "create", "-d", "overlay", "--subnet", SUBNET, NETWORK])?.ok()?;
-    let containers = (0..BACKENDS)
+    let containers = (0..=BACKENDS)
         .map(|number| lab.container(2, &format!("b{number}"), ["--network", NETWORK]))
         .collect::<Result<Vec<_>, _>>()?;
-    let names: Vec<String> = containers.iter().map(|container| container.name().to_owned()).collect();
+    let (other, backends) = containers.split_last().context("containers")?;
+    let names: Vec<String> = backends.iter().map(|container| container.name().to_owned()).collect();
     let receivers = site::namespaces(&containers);
     let _servers = site::serve(&lab, &receivers)?;
     let client = lab.container(1, "caller", ["--network", NETWORK])?;
@@ -94,12 +116,9 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
         vips.extend(manager.create(NETWORK, vips.len()..level.services, &names)?);
         level.create_s = begin.elapsed().as_secs_f64();
         let first = *vips.first().context("at least one service")?;
-        let mut path = Path::new("VIP, Mesh", client.netns(), first, &receivers);
-        for round in 1..=options.turns.rounds {
-            eprintln!("{} services, round {round} of {}", level.services, options.turns.rounds);
-            path.measure(&lab, options.turns.seconds)?;
-        }
-        level.mesh = path.results;
+        let paths = [("VIP, Mesh", first), ("direct, Mesh", other.ipv4()?)]
+            .map(|(name, address)| Path::new(name, client.netns(), address, &receivers));
+        level.mesh = Calls::measure(options, &lab, paths)?;
         for number in 0..CHANGES {
             let service = format!("s{}", number * level.services / CHANGES);
             level.change_ms.push(manager.drain_and_activate(&service, &names[0])?);
@@ -159,7 +178,7 @@ fn all_answer(netns: &Netns, vips: &[Ipv4Addr]) -> anyhow::Result<()> {
 fn nftables(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
     eprintln!("preparing the peers' hosts");
     let lab = Lab::builder().hosts(2).underlay_mtu(site::UNDERLAY_MTU).without_meshd().start()?;
-    let (client, containers) = routed_vxlan::join(&lab, site::UNDERLAY_MTU, BACKENDS)?;
+    let (client, containers) = routed_vxlan::join(&lab, site::UNDERLAY_MTU, BACKENDS + 1)?;
     let receivers = site::namespaces(&containers);
     let _servers = site::serve(&lab, &receivers)?;
     let backends: Vec<Ipv4Addr> = (0..BACKENDS).map(routed_vxlan::backend).collect();
@@ -185,12 +204,12 @@ fn nftables(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
             kube_proxy::remove_last_backend(&host, last, &services[last])?;
             level.nftables_change_ms.push(begin.elapsed().as_secs_f64() * 1e3);
         }
-        let mut path = Path::new("VIP, nftables", client.netns(), virtual_address(0), &receivers);
-        for round in 1..=options.turns.rounds {
-            eprintln!("{} services by nftables, round {round} of {}", level.services, options.turns.rounds);
-            path.measure(&lab, options.turns.seconds)?;
-        }
-        level.nftables = path.results;
+        let addresses = [
+            ("VIP, nftables", virtual_address(0)),
+            ("direct, kernel VXLAN", routed_vxlan::backend(BACKENDS)),
+        ];
+        let paths = addresses.map(|(name, address)| Path::new(name, client.netns(), address, &receivers));
+        level.nftables = Calls::measure(options, &lab, paths)?;
     }
     Ok(())
 }
@@ -201,21 +220,22 @@ fn virtual_address(number: usize) -> Ipv4Addr {
 }
 
 /// Which of a level's results.
-type Peer = fn(&Level) -> &Results;
+type Peer = fn(&Level) -> &Calls;
 
 fn print(levels: &[Level], options: &Options) {
     println!(
-        "\nMany services, {BACKENDS} backends each: medians of {} rounds of {} s; in parentheses the ratio to the first row\n",
+        "\nMany services, {BACKENDS} backends each: medians of {} rounds of {} s; in parentheses the ratio to an endpoint \
+         asked directly, in turn\n",
         options.turns.rounds, options.turns.seconds
     );
     let mut table =
         Table::new(["", "TCP ping-pong us", "connects/s", "UDP 64 B kpps sent", "download Gbit/s"]);
     let peers: [(&str, Peer); 2] = [("Mesh", |level| &level.mesh), ("nftables", |level| &level.nftables)];
     for (name, of) in peers {
-        let Some(base) = levels.first().map(of) else { return };
-        for level in levels.iter().filter(|level| of(level).tcp_latency_us.median().is_some()) {
+        for level in levels.iter().filter(|level| of(level).vip.tcp_latency_us.median().is_some()) {
             let cell = |pick: fn(&Results) -> &Samples, decimals| {
-                with_ratio(pick(of(level)).median(), pick(base).median(), decimals)
+                let [vip, direct] = [&of(level).vip, &of(level).direct].map(|results| pick(results).median());
+                with_ratio(vip, direct, decimals)
             };
             table.row([
                 format!("{name}, {} services", level.services),
