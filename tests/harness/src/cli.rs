@@ -41,7 +41,11 @@ enum Command {
         wireguard_engine: String,
     },
     /// Take the lab down, all of it; one that is not up is fine
-    Down,
+    Down {
+        /// Not this one, but those of tests and benchmarks that were ended before they could
+        #[arg(long)]
+        abandoned: bool,
+    },
     /// Show hosts and containers
     Status {
         /// How to show them
@@ -149,7 +153,8 @@ impl Cli {
                 );
                 print_table(&lab)?;
             }
-            Command::Down => Lab::down(&self.prefix)?,
+            Command::Down { abandoned: false } => Lab::down(&self.prefix)?,
+            Command::Down { abandoned: true } => Lab::down_abandoned(),
             Command::Status { format: Format::Table } => print_table(&open()?)?,
             Command::Status { format: Format::Json } => println!("{}", status_json(&open()?)?),
             Command::Kill { host } => {

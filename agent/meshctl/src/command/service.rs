@@ -198,6 +198,9 @@ fn matches(filters: &[Filter<ServiceKey>], service: &Service) -> bool {
 
 async fn ps(client: &Client, ps: Ps, format: Option<Format>) -> Report {
     let (services, mut problems) = each(ps.services, async |name| one(client, name).await).await;
+    if services.is_empty() && !problems.is_empty() {
+        return Report { problems, ..Report::default() };
+    }
     let mut backends: Vec<Backend> = services.into_iter().flat_map(|service| service.endpoints).collect();
     backends.retain(|backend| matches_backend(&ps.filter, backend));
     let text = if ps.quiet {

@@ -135,6 +135,17 @@ fn services_and_backends_are_tables_for_people() {
 }
 
 #[test]
+fn of_services_that_are_not_there_only_errors_are_shown() {
+    let agent = agent();
+    for line in ["service ps missing", "service ps --format json missing", "service ps -q missing"] {
+        let missing = agent.run(line);
+        assert_eq!((missing.code, missing.out.as_str()), (3, ""), "{line}: {}", missing.err);
+    }
+    let other = agent.run("service ps -q web missing");
+    assert_eq!((other.code, other.out.lines().count()), (3, 2));
+}
+
+#[test]
 fn services_and_backends_are_filtered_by_every_documented_key() {
     let agent = agent();
     for (line, found) in [

@@ -129,7 +129,9 @@ fn services_that_find_no_room_are_told_in_a_few_lines_and_get_some_when_others_g
     assert_eq!(problems[PROBLEMS], more(1039));
     // Nothing more is said once all have some.
     let gone: Vec<_> = seen.services.iter().map(|(id, _)| id.clone()).take(100).collect();
-    gone.iter().for_each(|id| seen.services.remove_service(id));
+    for id in gone {
+        seen.services.remove_service(&id);
+    }
     let (known, _) = bring_up_to_date(&kernel, Some(known), None, seen.clone(), &node, now(1000)).unwrap();
     let due = known.tables.due().expect("room that rests");
     let (_, problems) = bring_up_to_date(&kernel, Some(known), None, seen, &node, due).unwrap();

@@ -50,6 +50,11 @@ impl Lab {
         teardown::take_down(&LabDir::new(prefix)?)
     }
 
+    /// Takes down every lab whose owner ended before it could; the start of another one does so too. Says what it cannot.
+    pub fn down_abandoned() {
+        teardown::take_down_abandoned();
+    }
+
     /// The lab stays up when this value is dropped.
     #[must_use]
     pub fn keep(mut self) -> Self {
