@@ -294,7 +294,7 @@ fn grow(kernel: &SharedKernel, tables: &mut Tables, entries: u32) -> Result<Opti
     });
     let capacity = capacity?;
     tables.widen(capacity);
-    // One that is there is used, whatever was wrong afterwards.
+    // One that is there is used: programs that could not be replaced are by the next pass.
     let failure = grown.err().filter(|_| capacity < entries);
     Ok(failure.map(|error| Refusal { entries, reason: explain(&error.into()).message }))
 }
