@@ -40,9 +40,10 @@ pub(super) fn attach(pins: &Pins, cgroup: &Path, kind: SocketProgram) -> Result<
     syscall::pin(link.as_fd(), &path).map_err(failed)
 }
 
-/// Detaches all; what is not attached is no error.
+/// Detaches all, also after an error, and returns the first; what is not attached is no error.
 pub(super) fn detach(pins: &Pins) -> Result<(), ProgramsError> {
-    SocketProgram::ALL.into_iter().try_for_each(|kind| bpffs::detach(&pins.socket_link(kind)))
+    let results = SocketProgram::ALL.map(|kind| bpffs::detach(&pins.socket_link(kind)));
+    results.into_iter().collect()
 }
 
 /// What is attached: `None` unless all are; current only if all are those that are pinned now.
