@@ -47,8 +47,22 @@ pub const fn entry(hash: u32, size: u32) -> u32 {
     ((hash as u64 * size as u64) >> 32) as u32
 }
 
+/// Another source port for a flow whose own would make it the same as another one; which one depends on `step`. Privileged
+/// ports stay privileged. None is one that Linux gives to sockets by itself (`ip_local_port_range`, 32768 to 60999 unless
+/// set), so that it is seldom the port of a connection that is translated nowhere.
+#[inline(always)]
+pub fn another_port(key: &ConnectionKey, step: u32) -> [u8; 2] {
+    let [s0, s1, _, _] = key.ports;
+    let (first, count) = if u16::from_be_bytes([s0, s1]) < 1024 { (512, 512) } else { (1024, 31744) };
+    let chosen = entry(mix(balance(key, false).wrapping_add(step)), count);
+    let [.., p0, p1] = (first + chosen).to_be_bytes();
+    [p0, p1]
+}
+
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+
     use mesh_ebpf_types::Address;
 
     use super::*;
@@ -85,6 +99,19 @@ mod tests {
         assert_eq!(balance(&key(5, 1), true), balance(&other, true));
         assert_ne!(balance(&key(5, 1), true), balance(&key(6, 1), true));
         assert_ne!(balance(&key(5, 1), false), balance(&key(5, 9), false));
+    }
+
+    #[test]
+    fn other_ports_are_many_and_of_the_same_kind() {
+        let others = |port: [u8; 2]| {
+            let key = ConnectionKey { ports: [port[0], port[1], 0, 80], ..key(5, 1) };
+            let ports = (0..100).map(|step| u16::from_be_bytes(another_port(&key, step)));
+            ports.collect::<BTreeSet<_>>()
+        };
+        let (of_everyone, privileged) = (others([0x9c, 1]), others([3, 0xff]));
+        assert!(of_everyone.len() > 90 && privileged.len() > 75, "{of_everyone:?} {privileged:?}");
+        assert!(of_everyone.iter().all(|port| (1024..32768).contains(port)), "{of_everyone:?}");
+        assert!(privileged.iter().all(|port| (512..1024).contains(port)), "{privileged:?}");
     }
 
     #[test]

@@ -204,20 +204,23 @@ pub enum ConnectionKind {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Connection {
-    /// Forward: the backend's address. Back: what becomes of the source address.
+    /// Back: what becomes of the source address. Forward: none.
     pub address: Address,
     /// The backend's number.
     pub backend: u32,
     /// Published, back: data-path address of the node that the client spoke to.
     pub node: [u8; 4],
-    /// What becomes of the destination port (forward) or the source port (back).
+    /// Back: what becomes of the source port. Forward: what becomes of it if the client's own would make the flow the same as
+    /// another one at the backend; else 0.
     pub port: [u8; 2],
     /// A [`ConnectionKind`], as its number.
     pub kind: u8,
     /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`], [`BEGINS`], [`CONTESTED`].
     pub state: u8,
+    /// Back: what becomes of the destination port, the client's own one; 0 where it is that.
+    pub client_port: [u8; 2],
     /// Zero.
-    pub padding: u32,
+    pub padding: u16,
 }
 
 /// Key of `SOCKET_PEERS`: a socket of the host that speaks to a published port. The value is the address that it asked for.

@@ -79,5 +79,6 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Connection, node), 20);
     assert_eq!(offset_of!(Connection, port), 24);
     assert_eq!(offset_of!(Connection, state), 27);
-    assert_eq!(offset_of!(Connection, padding), 28);
+    assert_eq!(offset_of!(Connection, client_port), 28);
+    assert_eq!(offset_of!(Connection, padding), 30);
 }

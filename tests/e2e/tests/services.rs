@@ -395,34 +395,6 @@ fn an_endpoint_attached_for_a_service_is_its_backend_until_it_is_detached() -> R
 }
 
 #[test]
-fn one_port_of_a_client_may_be_in_connections_to_two_services_of_the_same_backends() -> Result<()> {
-    for encapsulation in ENCAPSULATIONS {
-        let lab = lab(2, encapsulation, &[])?;
-        let backends = web(&lab, &[1, 2, 2], &[])?;
-        create_service(&lab, "second", &[])?;
-        for backend in &backends {
-            change_backend(&lab.host(1), "add", "second", backend.container.name())?.ok()?;
-        }
-        let client = lab.container(1, "caller", ["--network", "app"])?;
-        let address = client.ipv4()?.into();
-        let targets = [vip(&lab, "web")?, vip(&lab, "second")?];
-        let mut open = Vec::new();
-        for port in 20_000..20_100 {
-            let mut backends = BTreeSet::new();
-            for target in targets {
-                let source = SocketAddr::new(address, port);
-                let mut connection = Connection::open_from(client.netns(), Some(source), target)?;
-                let backend = connection.ask()?.backend;
-                assert!(backends.insert(backend.clone()), "{backend} has two connections from {port}");
-                open.push((backend, connection));
-            }
-        }
-        assert_kept(&mut open)?;
-    }
-    Ok(())
-}
-
-#[test]
 fn the_table_of_all_services_backends_grows_with_them_and_nobody_notices() -> Result<()> {
     // Fewer entries than a service of three backends takes.
     let lab = Lab::builder().hosts(2).meshd_config("service_table_entries = 1024").start()?;

@@ -59,6 +59,13 @@ pub fn ask(netns: &Netns, target: SocketAddr) -> Result<Answer> {
         .map_err(Error::system(format!("ask {target} from {}", netns.name())))
 }
 
+/// Likewise from a given address and port; one that an earlier connection used may be used again.
+pub fn ask_from(netns: &Netns, source: SocketAddr, target: SocketAddr) -> Result<Answer> {
+    netns
+        .enter(|| request_once(target, Some(source), PATIENCE))?
+        .map_err(Error::system(format!("ask {target} from {source} in {}", netns.name())))
+}
+
 impl Connection {
     /// Connects from `netns`.
     pub fn open(netns: &Netns, target: SocketAddr) -> Result<Self> {

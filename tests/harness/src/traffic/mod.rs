@@ -15,7 +15,7 @@ mod udp;
 mod web;
 mod web_process;
 
-pub use client::{Answer, Connection, Download, UdpClient, ask, drink};
+pub use client::{Answer, Connection, Download, UdpClient, ask, ask_from, drink};
 pub use gso::{GsoReport, GsoTransfer};
 pub use load::{Load, LoadReport, load};
 pub use loss::{LossMeter, LossReport};

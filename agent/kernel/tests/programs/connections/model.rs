@@ -7,7 +7,7 @@ use mesh_ebpf_types::{Address, ConnectionKey, HAIRPIN_IPV4, HAIRPIN_IPV6};
 
 use super::packet::{ACK, FIN, Flow, Packet, RST, SYN, TCP, UDP, Upper};
 
-/// So many entries of a table are looked at for a backend that can tell a connection from the client's others.
+/// So many other ports of a client are tried, until one tells its flow from others.
 const TRIES: u32 = 8;
 
 /// What becomes of a packet.
@@ -58,6 +58,8 @@ struct Entry {
     /// Replies: what becomes of their source.
     address: Address,
     port: u16,
+    /// The client's port where it is another one at the backend: that one; replies: its own.
+    client_port: Option<u16>,
     /// Replies of a published port: the node that the client spoke to.
     node: Option<usize>,
     stage: Stage,
@@ -73,16 +75,24 @@ impl Entry {
     const fn new(kind: Kind, backend: u32) -> Self {
         let (stage, closed) = (Stage::New, [false; 2]);
         let (begins, contested) = (false, false);
-        Self { kind, backend, address: Address::NONE, port: 0, node: None, stage, closed, begins, contested }
+        let (address, port, client_port, node) = (Address::NONE, 0, None, None);
+        Self { kind, backend, address, port, client_port, node, stage, closed, begins, contested }
     }
 
-    /// Whether it is of the replies of an established connection other than the one whose replies are expected so.
-    fn occupies(&self, expected: &Self) -> bool {
-        self.stage == Stage::Established && self.kind != Kind::Forward && !self.is_same(expected)
+    /// Whether it is of the replies of another flow than the one whose replies are expected so.
+    fn is_anothers(&self, expected: &Self) -> bool {
+        self.kind != Kind::Forward && !self.is_same(expected)
     }
 
     fn is_same(&self, other: &Self) -> bool {
-        (self.kind, self.address, self.port) == (other.kind, other.address, other.port)
+        let all = |entry: &Self| (entry.kind, entry.address, entry.port, entry.client_port);
+        all(self) == all(other)
+    }
+
+    /// A reply as its client knows it.
+    fn back(&self, packet: Packet) -> Packet {
+        let port = self.client_port.unwrap_or(packet.flow().ports[1]);
+        packet.from(self.address, self.port).with_port(1, port)
     }
 
     const fn answered(&mut self) {
@@ -213,11 +223,12 @@ impl Model {
             node: Some(node),
             ..Entry::new(if hairpin { Kind::Hairpin } else { Kind::Published }, number)
         };
-        if self.expect(at, replies, expected, &packet) {
+        let (own, replies) = self.expect(at, (false, flow), replies, expected, &packet);
+        if own {
             self.end(at, &[(true, replies)], &packet, CLIENT);
         }
         self.end(at, &[(false, flow)], &packet, CLIENT);
-        let mut packet = packet.to(address, port);
+        let mut packet = packet.to(address, port).with_port(0, replies.ports[1]);
         if hairpin {
             packet = packet.from(from, flow.ports[0]);
         }
@@ -232,12 +243,13 @@ impl Model {
             Choice::Gone => return self.reset(node, &packet),
         };
         let (replies, expected) = self.replies(number, &packet);
-        if self.expect(node, replies, expected, &packet) {
+        let (own, replies) = self.expect(node, (true, flow), replies, expected, &packet);
+        if own {
             self.end(node, &[(true, replies)], &packet, CLIENT);
         }
         self.end(node, &[(true, flow)], &packet, CLIENT);
         let address = replies.source;
-        let packet = packet.to(address, flow.ports[1]);
+        let packet = packet.to(address, flow.ports[1]).with_port(0, replies.ports[1]);
         if address == flow.source {
             return Outcome::Endpoint { address, packet: packet.from(replies.destination, flow.ports[0]) };
         }
@@ -258,12 +270,6 @@ impl Model {
         (Flow { source: address, destination: from, ..flow.reversed() }, expected)
     }
 
-    /// Whether the client has an established connection to the backend between the ports of the one that begins.
-    fn is_occupied(&self, node: usize, number: u32, packet: &Packet) -> bool {
-        let (replies, expected) = self.replies(number, packet);
-        self.entries[node].get(&(true, replies)).is_some_and(|entry| entry.occupies(&expected))
-    }
-
     /// Straight to an endpoint, wherever it is.
     fn forward(&mut self, node: usize, packet: Packet) -> Outcome {
         let address = packet.destination;
@@ -273,14 +279,14 @@ impl Model {
             && let Some(entry) = self.answers(at, &packet)
             && entry.kind == Kind::Back
         {
-            return Outcome::Endpoint { address, packet: packet.from(entry.address, entry.port) };
+            return Outcome::Endpoint { address, packet: entry.back(packet) };
         }
         Outcome::Endpoint { address, packet }
     }
 
     fn reply(&mut self, node: usize, entry: Entry, packet: Packet) -> Outcome {
         let (own, flow) = (packet.flow().source, packet.flow());
-        let packet = packet.from(entry.address, entry.port);
+        let packet = entry.back(packet);
         match entry.kind {
             Kind::Published => {}
             Kind::Hairpin => {
@@ -320,53 +326,92 @@ impl Model {
                 return Choice::Gone;
             }
         }
-        let [p0, p1] = key.1.ports.map(u16::to_be_bytes);
-        let hashed = ConnectionKey {
-            source: key.1.source,
-            destination: key.1.destination,
-            ports: [p0[0], p0[1], p1[0], p1[1]],
-            protocol: key.1.protocol,
-            vni: [0; 3],
-        };
         let size = u32::try_from(service.table.len()).expect("a small table");
-        let at = flow::entry(flow::balance(&hashed, service.affinity), size);
-        let Some(&first) = service.table.get(at as usize) else { return Choice::Nobody };
-        let number = if key.0 && packet.starts() && key.1.protocol == TCP {
-            let mut picks = (0..TRIES).map(|step| service.table[((at + step) % size) as usize]);
-            picks.find(|number| !self.is_occupied(node, *number, packet)).unwrap_or(first)
-        } else {
-            first
-        };
+        let at = flow::entry(flow::balance(&hashed(key.1), service.affinity), size);
+        let Some(&number) = service.table.get(at as usize) else { return Choice::Nobody };
         if !packet.is_error() {
             self.entries[node].insert(key, Entry::new(Kind::Forward, number));
         }
         Choice::Backend(number)
     }
 
-    /// `false`: replies are another connection's of the client, between the same ports.
-    fn expect(&mut self, node: usize, replies: Flow, expected: Entry, packet: &Packet) -> bool {
-        if packet.is_error() {
-            return true;
+    /// Sees to it that replies to what was `asked` are known. Returns their flow, and whether they are that (or another
+    /// connection's of the client, between the same ports).
+    fn expect(
+        &mut self,
+        node: usize,
+        asked: Key,
+        replies: Flow,
+        expected: Entry,
+        packet: &Packet,
+    ) -> (bool, Flow) {
+        let (tcp, starts) = (replies.protocol == TCP, packet.starts());
+        let mut own = (replies, Entry { begins: tcp && starts, ..expected });
+        let here = expected.node.is_none_or(|spoken_to| spoken_to == node);
+        if !starts && (here || !self.is_expected(node, own)) {
+            if let Some(entry) = self.entries[node].get_mut(&asked) {
+                if !here && expected.kind != Kind::Hairpin {
+                    entry.used();
+                }
+                own = with_client_port(own, entry.client_port);
+            }
         }
-        let (key, tcp) = ((true, replies), replies.protocol == TCP);
-        let expected = Entry { begins: tcp && packet.starts(), ..expected };
-        if let Some(entry) = self.entries[node].get_mut(&key) {
-            if entry.is_same(&expected) && !packet.starts() {
+        if !starts && self.is_expected(node, own) {
+            if !packet.is_error()
+                && let Some(entry) = self.entries[node].get_mut(&(true, own.0))
+            {
                 entry.node = expected.node;
                 entry.used();
-                return true;
             }
-            if tcp && entry.occupies(&expected) {
-                if packet.starts() {
-                    entry.contested = true;
-                    self.candidates[node].insert(key, expected);
-                }
-                return false;
+            return (true, own.0);
+        }
+        if packet.is_error() {
+            return (true, own.0);
+        }
+        let may_change = own.1.client_port.is_none()
+            && expected.kind != Kind::Hairpin
+            && (tcp && starts || replies.protocol == UDP);
+        if may_change && self.is_taken(node, own) {
+            own = self.change_port(node, asked, own);
+        }
+        let (replies, expected) = own;
+        let key = (true, replies);
+        if let Some(entry) = self.entries[node].get_mut(&key)
+            && tcp
+            && entry.stage == Stage::Established
+            && entry.is_anothers(&expected)
+        {
+            if starts {
+                entry.contested = true;
+                self.candidates[node].insert(key, expected);
             }
+            return (false, replies);
         }
         self.candidates[node].remove(&key);
         self.entries[node].insert(key, expected);
-        true
+        (true, replies)
+    }
+
+    fn is_expected(&self, node: usize, (replies, expected): (Flow, Entry)) -> bool {
+        self.entries[node].get(&(true, replies)).is_some_and(|entry| entry.is_same(&expected))
+    }
+
+    fn is_taken(&self, node: usize, (replies, expected): (Flow, Entry)) -> bool {
+        self.entries[node].get(&(true, replies)).is_some_and(|entry| entry.is_anothers(&expected))
+    }
+
+    /// Another port of the client's, with which replies are nobody else's.
+    fn change_port(&mut self, node: usize, asked: Key, own: (Flow, Entry)) -> (Flow, Entry) {
+        let ports = (0..TRIES).map(|step| u16::from_be_bytes(flow::another_port(&hashed(asked.1), step)));
+        for port in ports {
+            let changed = with_client_port(own, Some(port));
+            if !self.is_taken(node, changed) {
+                let forward = Entry::new(Kind::Forward, own.1.backend);
+                self.entries[node].insert(asked, Entry { client_port: Some(port), ..forward });
+                return changed;
+            }
+        }
+        own
     }
 
     /// What a backend's packet answers, if it answers any.
@@ -389,8 +434,8 @@ impl Model {
             return None;
         }
         let client = if entry.kind == Kind::Hairpin { flow.source } else { flow.destination };
-        let asked =
-            Flow { source: client, destination: entry.address, ports: [flow.ports[1], entry.port], ..flow };
+        let port = entry.client_port.unwrap_or(flow.ports[1]);
+        let asked = Flow { source: client, destination: entry.address, ports: [port, entry.port], ..flow };
         let asked = (entry.node.is_none(), asked);
         if entry.stage == Stage::Established {
             self.end(node, &[asked, key], packet, BACKEND);
@@ -459,6 +504,25 @@ impl Model {
             Some(_) => Outcome::Endpoint { address: answer.destination, packet: answer },
             None => Outcome::Outside { node, packet: answer },
         }
+    }
+}
+
+/// Replies, and what is known of them, where the client has that port at the backend.
+fn with_client_port((replies, expected): (Flow, Entry), port: Option<u16>) -> (Flow, Entry) {
+    let Some(port) = port else { return (replies, expected) };
+    let [from, own] = replies.ports;
+    (Flow { ports: [from, port], ..replies }, Entry { client_port: Some(own), ..expected })
+}
+
+/// A flow as the programs hash it.
+fn hashed(flow: Flow) -> ConnectionKey {
+    let [p0, p1] = flow.ports.map(u16::to_be_bytes);
+    ConnectionKey {
+        source: flow.source,
+        destination: flow.destination,
+        ports: [p0[0], p0[1], p1[0], p1[1]],
+        protocol: flow.protocol,
+        vni: [0; 3],
     }
 }
 

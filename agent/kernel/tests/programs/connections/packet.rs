@@ -150,6 +150,15 @@ impl Packet {
         self
     }
 
+    /// With another port at one end (0 the source's); in an error, at the quoted packet's other end.
+    pub(super) const fn with_port(mut self, end: usize, port: u16) -> Self {
+        if let Upper::Unreachable { quoted } = &mut self.upper {
+            quoted.set_port(1 - end, port);
+        }
+        self.set_port(end, port);
+        self
+    }
+
     const fn set_port(&mut self, end: usize, port: u16) {
         if let Upper::Tcp { ports, .. } | Upper::Udp { ports, .. } = &mut self.upper {
             ports[end] = port;

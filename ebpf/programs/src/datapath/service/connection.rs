@@ -4,9 +4,10 @@
 //! neither a flood of new flows nor many short ones push idle connections out.
 //!
 //! A client may have the same port in several connections: to two VIPs, to a VIP and straight to one of its backends, to two of
-//! the hosts' addresses. Towards one backend those are the same tuple. A TCP connection that is established keeps its
-//! replies then: one that begins gets another backend ([`unoccupied`]), or else waits in `PENDING` under the same key until
-//! the backend itself says, by a SYN, that the former one is over.
+//! the hosts' addresses. Towards one backend those are the same tuple, so that the later one gets another port there
+//! ([`change_port`]). Where that cannot be (what goes straight to a backend is not known here; a container that calls itself
+//! through two VIPs), a TCP connection that is established keeps its replies: one that begins waits in `PENDING` under the same
+//! key until the backend itself says, by a SYN, that the former one is over.
 
 use mesh_ebpf::transport::{FIN, RST, SYN, swapped};
 use mesh_ebpf::{flow, ip};
@@ -24,7 +25,7 @@ pub(in crate::datapath) const NO_BACKEND: u32 = 0;
 /// [`choose`]: the flow's backend is gone, and another could not go on with it.
 pub(in crate::datapath) const GONE: u32 = u32::MAX;
 
-/// So many entries of a table are looked at for a backend with which the client has no connection between the same ports.
+/// So many other ports of a client are tried, until one tells its flow from others.
 const TRIES: u32 = 8;
 
 /// [`Connection::node`] of a container's flow to itself through a published port of its host.
@@ -41,6 +42,7 @@ pub(in crate::datapath) fn choose() -> u32 {
             if maps::backend(known).is_some() {
                 return known;
             }
+            packet.client_port = [0; 2];
             if packet.key.protocol == ip::TCP && packet.class != ERROR {
                 return GONE;
             }
@@ -49,7 +51,7 @@ pub(in crate::datapath) fn choose() -> u32 {
             return NO_BACKEND;
         }
     }
-    let number = if begins_connection() && packet.key.vni != [0; 3] { unoccupied() } else { pick(0) };
+    let number = pick();
     if number == NO_BACKEND || maps::backend(number).is_none() {
         return NO_BACKEND;
     }
@@ -82,19 +84,23 @@ fn begin(number: u32) {
     flows::forget();
 }
 
-/// The number of the backend that the flow has had.
-#[inline(always)]
+/// The number of the backend that the flow has had, and in [`super::packet::Packet::client_port`] the port that its client has
+/// there.
+#[inline(never)]
 fn known() -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.key) {
         // SAFETY: entries of preallocated maps always are memory of the map. This one may have become another flow's by
         // now: then this packet goes astray, as it would have without an entry.
-        return unsafe { (*connection).backend };
+        let value = unsafe { &*connection };
+        packet.client_port = value.port;
+        return value.backend;
     }
     let Some(connection) = PENDING.get_ptr_mut(&packet.key) else { return NO_BACKEND };
     // SAFETY: as above.
     let value = unsafe { &*connection };
     let number = value.backend;
+    packet.client_port = value.port;
     if value.state & CLOSED == 0 && (value.state & ANSWERED != 0 || is_answered_elsewhere()) {
         promote(&packet.key, value);
     }
@@ -115,33 +121,6 @@ fn begins_connection() -> bool {
     packet().is_some_and(|packet| packet.starts != 0 && packet.key.protocol == ip::TCP)
 }
 
-/// The first pick of a backend that can tell this connection from the client's others; the very first if none of some can.
-#[inline(never)]
-fn unoccupied() -> u32 {
-    let first = pick(0);
-    let mut number = first;
-    for step in 1..=TRIES {
-        if !is_occupied(number) {
-            return number;
-        }
-        number = pick(step);
-    }
-    first
-}
-
-/// Whether the client has an established connection to the backend between the ports of the one that begins.
-#[inline(never)]
-fn is_occupied(number: u32) -> bool {
-    let (Some(packet), Some(backend)) = (packet(), maps::backend(number)) else { return false };
-    let Some(address) = address_of(backend, packet.v6 != 0) else { return false };
-    let hairpin = address == packet.key.source;
-    let kind = if hairpin { ConnectionKind::Hairpin } else { ConnectionKind::Back };
-    packet.to = address;
-    reply_key(u32::from(hairpin));
-    // SAFETY: as in `known`.
-    CONNECTIONS.get_ptr_mut(&packet.other).is_some_and(|value| is_anothers(unsafe { &*value }, kind as u32))
-}
-
 /// Whether an entry for replies is of another flow than the packet's own, whose kind is given.
 #[inline(always)]
 fn is_anothers(value: &Connection, kind: u32) -> bool {
@@ -155,20 +134,32 @@ fn is_own(value: &Connection, kind: u32) -> bool {
     let [_, _, p0, p1] = packet.key.ports;
     same_address(&value.address, &packet.key.destination)
         && value.port == [p0, p1]
+        && value.client_port == own_port()
         && u32::from(value.kind) == kind
 }
 
-/// The backend in the table's entry for the flow, or in one that follows it by so many steps.
+/// [`Connection::client_port`] of the replies.
 #[inline(always)]
-fn pick(step: u32) -> u32 {
+fn own_port() -> [u8; 2] {
+    match packet() {
+        Some(packet) if u16::from_ne_bytes(packet.client_port) != 0 => {
+            let [s0, s1, ..] = packet.key.ports;
+            [s0, s1]
+        }
+        _ => [0; 2],
+    }
+}
+
+/// The backend in the table's entry for the flow.
+#[inline(always)]
+fn pick() -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
     let [first, size, flags] = packet.table;
     if size == 0 {
         return NO_BACKEND;
     }
     let hash = flow::balance(&packet.key, flags & AFFINITY_CLIENT_IP != 0);
-    let entry = flow::entry(hash, size).wrapping_add(step) % size;
-    maps::maglev(first.wrapping_add(entry))
+    maps::maglev(first.wrapping_add(flow::entry(hash, size)))
 }
 
 #[inline(always)]
@@ -179,24 +170,28 @@ fn promote(key: &ConnectionKey, value: &Connection) {
 }
 
 /// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a [`ConnectionKind`], `node` the
-/// data-path address of the node that the client spoke to (0 for VIPs).
+/// data-path address of the node that the client spoke to (0 for VIPs, and for this one).
 ///
-/// [`super::packet::Packet::to`] is the backend's address, `other` is overwritten: with the replies' key, or the packet's own
-/// where replies are another flow's.
+/// [`super::packet::Packet::to`] is the backend's address; it is clear now what becomes of the client's port. `other` is
+/// overwritten: with the replies' key, or the packet's own where replies are another flow's.
 #[inline(never)]
 pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) {
     let Some(packet) = packet() else { return };
-    if packet.class == ERROR || packet.class == LATER {
+    if packet.class == LATER {
         return;
     }
     reply_key(hairpin);
+    if packet.starts == 0 && (is_expected(kind, node) || hairpin == 0 && is_expected_elsewhere(kind, node))
+        || packet.class == ERROR
+    {
+        return;
+    }
+    if hairpin == 0 && may_change_port() && is_taken(kind) {
+        change_port(backend, kind);
+    }
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
-        if is_own(value, kind) && packet.starts == 0 {
-            came_by(value, node);
-            return;
-        }
         if packet.key.protocol == ip::TCP && is_anothers(value, kind) {
             if packet.starts != 0 {
                 value.state |= CONTESTED;
@@ -207,20 +202,96 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
             return;
         }
         let _ = CONNECTIONS.remove(&packet.other);
-    } else if let Some(connection) = PENDING.get_ptr_mut(&packet.other) {
-        // SAFETY: as in `known`.
-        let value = unsafe { &mut *connection };
-        if is_own(value, kind) && packet.starts == 0 {
-            came_by(value, node);
-            if value.state & (ANSWERED | CLOSED) == ANSWERED {
-                promote(&packet.other, value);
-            }
-            return;
-        }
     }
     await_replies(backend, kind, node);
     maps::renew(&packet.other);
     flows::forget();
+}
+
+/// Whether there is an entry for replies to the packet at hand, with the key [`super::packet::Packet::other`]. It is looked
+/// after.
+#[inline(never)]
+fn is_expected(kind: u32, node: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.other) {
+        Some(connection) => (true, connection),
+        None => match PENDING.get_ptr_mut(&packet.other) {
+            Some(connection) => (false, connection),
+            None => return false,
+        },
+    };
+    // SAFETY: as in `known`.
+    let value = unsafe { &mut *pointer };
+    if !is_own(value, kind) {
+        return false;
+    }
+    if packet.class != ERROR {
+        came_by(value, node);
+        if !established && value.state & (ANSWERED | CLOSED) == ANSWERED {
+            promote(&packet.other, value);
+        }
+    }
+    if u16::from_ne_bytes(packet.client_port) != 0 {
+        // The short way changes one end only.
+        flows::forget();
+    }
+    true
+}
+
+/// As [`is_expected`], where the client spoke to another node, and its port may be another one at the backend: what is known
+/// of the flow here says so.
+#[inline(never)]
+fn is_expected_elsewhere(kind: u32, node: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    if node == 0 || known() == NO_BACKEND || u16::from_ne_bytes(packet.client_port) == 0 {
+        return false;
+    }
+    reply_key(0);
+    is_expected(kind, node)
+}
+
+/// Whether the client's port may become another one now: a connection has the one that it began with.
+#[inline(always)]
+fn may_change_port() -> bool {
+    packet().is_some_and(|packet| match packet.key.protocol {
+        ip::TCP => packet.starts != 0,
+        protocol => protocol == ip::UDP,
+    })
+}
+
+/// Whether another flow has or had the replies with the key [`super::packet::Packet::other`]. That it is over is no reason to
+/// take its place: the backend may have the connection in TIME-WAIT (RFC 9293, section 3.6.1).
+#[inline(never)]
+fn is_taken(kind: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let entry = CONNECTIONS.get_ptr_mut(&packet.other).or_else(|| PENDING.get_ptr_mut(&packet.other));
+    // SAFETY: as in `known`.
+    entry.is_some_and(|connection| is_anothers(unsafe { &*connection }, kind))
+}
+
+/// Finds a port of the client's with which the flow is no other one's at the backend, and remembers it with the flow.
+/// Changes nothing where there is none within [`TRIES`].
+#[inline(never)]
+fn change_port(backend: u32, kind: u32) {
+    let Some(packet) = packet() else { return };
+    for step in 0..TRIES {
+        packet.client_port = flow::another_port(&packet.key, step);
+        reply_key(0);
+        if !is_taken(kind) {
+            packet.found = Connection {
+                backend,
+                port: packet.client_port,
+                kind: ConnectionKind::Forward as u8,
+                ..Connection::default()
+            };
+            let _ = PENDING.insert(&packet.key, &packet.found, 0);
+            let _ = CONNECTIONS.remove(&packet.key);
+            maps::renew(&packet.key);
+            return;
+        }
+    }
+    packet.client_port = [0; 2];
+    reply_key(0);
 }
 
 /// Makes the entry for replies that have the key [`super::packet::Packet::other`].
@@ -234,6 +305,7 @@ fn await_replies(backend: u32, kind: u32, node: u32) {
     packet.found.port = [p0, p1];
     packet.found.kind = kind as u8;
     packet.found.state = if begins_connection() { BEGINS } else { 0 };
+    packet.found.client_port = own_port();
     packet.found.padding = 0;
     let _ = PENDING.insert(&packet.other, &packet.found, 0);
 }
@@ -257,6 +329,8 @@ fn reply_key(hairpin: u32) {
     let [d0, d1] = if u16::from_ne_bytes([t0, t1]) == 0 { [d0, d1] } else { [t0, t1] };
     packet.other.source = packet.to;
     packet.other.destination = if hairpin == 0 { packet.key.source } else { hairpin_source() };
+    let [c0, c1] = packet.client_port;
+    let [s0, s1] = if u16::from_ne_bytes([c0, c1]) == 0 { [s0, s1] } else { [c0, c1] };
     packet.other.ports = swapped([s0, s1, d0, d1]);
     packet.other.protocol = packet.key.protocol;
     packet.other.vni = packet.reply_vni;
@@ -300,6 +374,11 @@ pub(in crate::datapath) fn back() -> u32 {
     }
     packet.to = value.address;
     packet.found = *value;
+    packet.client_port = value.client_port;
+    if u16::from_ne_bytes(value.client_port) != 0 {
+        // The short way changes one end only.
+        flows::forget();
+    }
     if packet.class == ERROR || packet.class == LATER {
         return u32::from(value.kind) + 1;
     }
@@ -337,6 +416,8 @@ fn is_superseded(connection: *mut Connection) -> bool {
 fn forward_key() {
     let Some(packet) = packet() else { return };
     let [_, _, c0, c1] = packet.key.ports;
+    let own = packet.client_port;
+    let [c0, c1] = if u16::from_ne_bytes(own) == 0 { [c0, c1] } else { own };
     let [p0, p1] = packet.found.port;
     let hairpin = packet.found.kind == ConnectionKind::Hairpin as u8;
     let published = packet.found.kind == ConnectionKind::Published as u8

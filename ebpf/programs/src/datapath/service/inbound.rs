@@ -3,7 +3,7 @@
 use mesh_ebpf_types::{ConnectionKind, Reason, Vni};
 
 use super::flows::{self, Becomes};
-use super::translate::{SOURCE, translate};
+use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::{INBOUND, connection, packet};
 use crate::datapath::count::dropped;
 use crate::datapath::maps;
@@ -58,5 +58,5 @@ fn translate_back(skb: Skb, vni: u32) -> bool {
     }
     let becomes = Becomes { end: SOURCE, port: packet.found.port, counted, reason: Reason::Received };
     flows::to_endpoint(becomes, packet.ifindex, packet.destination_mac);
-    translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port))
+    translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) && translate_client(skb, DESTINATION)
 }

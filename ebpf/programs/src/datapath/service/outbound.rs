@@ -7,7 +7,7 @@ use mesh_ebpf_types::{
 
 use super::flows::{self, Becomes};
 use super::packet::{self, LOST, OTHER};
-use super::translate::{DESTINATION, SOURCE, translate};
+use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::{PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -101,7 +101,7 @@ pub(super) fn to_vip(skb: Skb) -> Verdict {
     if !hairpin {
         remember_way();
     }
-    if !translate(skb, DESTINATION, 0) {
+    if !translate(skb, DESTINATION, 0) || !translate_client(skb, SOURCE) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     if hairpin {
@@ -178,7 +178,7 @@ pub(super) fn reply(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return GO_ON };
     let vni = packet.vni();
     let (own, client) = (packet.key.source, packet.key.destination);
-    if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) {
+    if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) || !translate_client(skb, DESTINATION) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     if packet.found.kind != ConnectionKind::Hairpin as u8 {

@@ -70,13 +70,15 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) tunnel_mac: [u32; 2],
     /// The backends' port, in the upper half of a word as it lies in memory; 0 where it is the flow's own.
     pub(in crate::datapath) target: [u8; 2],
+    /// What becomes of the client's port, as it lies in memory; 0 where it stays.
+    pub(in crate::datapath) client_port: [u8; 2],
     /// The network that replies come from, as in keys.
     pub(in crate::datapath) reply_vni: [u8; 3],
     /// The frame's source.
     pub(in crate::datapath) source_mac: Mac,
     /// The frame's destination.
     pub(in crate::datapath) destination_mac: Mac,
-    pub(in crate::datapath) padding: [u8; 3],
+    pub(in crate::datapath) padding: [u8; 1],
 }
 
 /// Reads a packet of a network (the bytes of a [`Vni`]), and returns its class.
@@ -111,6 +113,7 @@ fn headers(skb: Skb, vni: u32) -> u32 {
     packet.starts = 0;
     packet.tcp_flags = 0;
     packet.target = [0; 2];
+    packet.client_port = [0; 2];
     match u16::from_be_bytes(ethernet.half(12)) {
         ETHERTYPE_IPV4 => headers_v4(skb),
         ETHERTYPE_IPV6 => headers_v6(skb),

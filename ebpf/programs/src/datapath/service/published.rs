@@ -10,7 +10,7 @@ use mesh_ebpf_types::{
 
 use super::flows::{self, Becomes, NEITHER};
 use super::packet::{self, FLOW, LATER, LOST, OTHER};
-use super::translate::{DESTINATION, SOURCE, translate};
+use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
 use super::{
     FROM_OWN, LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL,
@@ -176,7 +176,7 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
     if packet.class == FLOW {
         connection::finish(CLIENT_FINISHED);
     }
-    if !translate(skb, DESTINATION, u16::from_ne_bytes(packet.target)) {
+    if !translate(skb, DESTINATION, u16::from_ne_bytes(packet.target)) || !translate_client(skb, SOURCE) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     if hairpin {
@@ -253,7 +253,7 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
     let vni = packet.vni();
     let (node, number) = (u32::from_ne_bytes(packet.found.node), packet.found.backend);
-    if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) {
+    if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) || !translate_client(skb, DESTINATION) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     count(skb, vni, Reason::PublishedReply);

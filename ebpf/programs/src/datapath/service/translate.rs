@@ -33,6 +33,15 @@ pub(super) fn translate(skb: Skb, side: u32, port: u16) -> bool {
     quoted_address(skb, side) && quoted_port(skb, side, port) && (!own_too || address(skb, side))
 }
 
+/// Replaces the client's port, which is at one end, by [`super::packet::Packet::client_port`] where that is not 0. In an ICMP
+/// error, the quoted packet's. `false` where the kernel refuses.
+#[inline(never)]
+pub(super) fn translate_client(skb: Skb, side: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let port = u16::from_ne_bytes(packet.client_port);
+    if packet.class == ERROR { quoted_port(skb, side, port) } else { own_port(skb, side, port) }
+}
+
 /// The IP header's address.
 #[inline(never)]
 fn address(skb: Skb, side: u32) -> bool {
