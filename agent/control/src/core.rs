@@ -143,6 +143,11 @@ impl Core {
         self.states.subscribe()
     }
 
+    /// Whether a node's host is known not to answer.
+    pub(crate) fn is_down(&self, node: &NodeId) -> bool {
+        self.states.borrow().get(node) == Some(&NodeState::Down)
+    }
+
     /// An agent was heard.
     pub(crate) fn heard(&self, node: &NodeId) {
         self.sessions.saw(node);

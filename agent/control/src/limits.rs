@@ -48,8 +48,12 @@ pub(crate) const FIRST_REPORTS: Duration = Duration::from_secs(5);
 pub(crate) const ROTATION: Duration = Duration::from_secs(5);
 /// How long the removal of a network waits until every agent of the network has stopped attaching.
 pub(crate) const REMOVING: Duration = Duration::from_secs(3);
-/// How long a borrow waits for the answer of the owner of the block.
-pub(crate) const CEDE: Duration = Duration::from_secs(2);
+/// How long a borrow waits for the answer of the owner of the block: one that is busy. One whose host is down is not waited
+/// for.
+pub(crate) const CEDE: Duration = Duration::from_secs(5);
+/// How long a lease call waits for an owner that has no session but whose host is not down: its agent tries to reach a manager
+/// every 2 s at least.
+pub(crate) const RETURN: Duration = Duration::from_secs(5);
 /// How often a transaction is tried that others keep overtaking.
 pub(crate) const TRIES: usize = 64;
 /// History of the store that is kept for watches.

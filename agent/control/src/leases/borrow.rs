@@ -1,8 +1,8 @@
 //! Borrows: the owner is asked in its session, and what it answers is written.
 
 use mesh_ipam::CedeAnswer;
-use mesh_model::{Lease, LeaseState, NetworkId, NodeId, Prefix};
-use tokio::time::timeout;
+use mesh_model::{Lease, LeaseState, NetworkId, NodeId, NodeState, Prefix};
+use tokio::time::sleep;
 
 use super::subnet::{LeaseSet, change_op, is_pending_from};
 use crate::core::Core;
@@ -29,15 +29,21 @@ impl Outcome {
     }
 }
 
-/// Waits until the borrow that was written at `revision` is settled; withdraws it when that takes too long.
+/// Waits until the borrow from that node that was written at `revision` is settled; withdraws it when that takes too long.
 pub(super) async fn outcome(
     core: &Core,
     network: &NetworkId,
-    prefix: Prefix,
+    (prefix, from): (Prefix, &NodeId),
     revision: u64,
 ) -> Result<Outcome, RecordError> {
-    if let Ok(outcome) = timeout(limits::CEDE, settled(core, network, prefix, revision)).await {
-        return Ok(outcome);
+    let down = async {
+        // The sender lives as long as the core.
+        let _ = core.states().wait_for(|states| states.get(from) == Some(&NodeState::Down)).await;
+    };
+    tokio::select! {
+        outcome = settled(core, network, prefix, revision) => return Ok(outcome),
+        () = down => {}
+        () = sleep(limits::CEDE) => {}
     }
     settle(core, network, prefix, revision, None, CedeAnswer::Refused).await?;
     // The answer may have come at the last moment.

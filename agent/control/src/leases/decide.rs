@@ -33,8 +33,8 @@ pub(super) struct Granted {
 }
 
 /// What this call has learned that the records do not say.
-#[derive(Default)]
 struct Learned {
+    began: Instant,
     /// Addresses that their owners would not give up.
     refused: BTreeMap<NodeId, BTreeSet<IpAddr>>,
     /// Owners that did not answer.
@@ -63,17 +63,17 @@ pub(super) async fn grant(
     node: &NodeId,
     wanted: Wanted,
 ) -> Result<Granted, Problem> {
-    let mut learned = Learned::default();
+    let mut learned = Learned::new();
     let mut tries = Tries::default();
     // Two owners that do not answer, one after the other, are all that a caller has time for.
-    let deadline = Instant::now() + 2 * limits::CEDE;
+    let deadline = learned.began + 2 * limits::CEDE;
     loop {
         tries.next()?;
         match step(core, network, node, wanted, &learned).await? {
             Step::Granted(granted) => return Ok(*granted),
             Step::Again => {}
             Step::Wait { prefix, revision, from } => {
-                let outcome = outcome(core, network, prefix, revision).await?;
+                let outcome = outcome(core, network, (prefix, &from), revision).await?;
                 if let Some(lease) = outcome.lease_of(node)
                     && let Some(set) = LeaseSet::read(core, network).await?
                 {
@@ -98,6 +98,15 @@ pub(super) async fn grant(
 }
 
 impl Learned {
+    fn new() -> Self {
+        Self { began: Instant::now(), refused: BTreeMap::new(), silent: BTreeSet::new() }
+    }
+
+    /// Whether it is worth while to wait for a node without a session: it may have lost it for being busy.
+    fn may_return(&self, core: &Core, node: &NodeId) -> bool {
+        !self.silent.contains(node) && !core.is_down(node) && self.began.elapsed() < limits::RETURN
+    }
+
     /// Takes in how a borrow ended that did not end in this node's favour.
     async fn take(
         &mut self,
@@ -145,12 +154,18 @@ async fn step(
         ));
     }
     match wanted {
-        Wanted::Address(address) => static_step(core, &set, node, address).await,
+        Wanted::Address(address) => static_step(core, &set, node, address, learned).await,
         Wanted::Any(family) => any_step(core, &set, node, family, learned).await,
     }
 }
 
-async fn static_step(core: &Core, set: &LeaseSet, node: &NodeId, address: IpAddr) -> Result<Step, Problem> {
+async fn static_step(
+    core: &Core,
+    set: &LeaseSet,
+    node: &NodeId,
+    address: IpAddr,
+    learned: &Learned,
+) -> Result<Step, Problem> {
     let name = &set.network().name;
     let subnet = set.network().subnets.iter().find(|subnet| subnet.subnet.contains(address));
     let Some(layout) = subnet.and_then(layout) else {
@@ -174,6 +189,7 @@ async fn static_step(core: &Core, set: &LeaseSet, node: &NodeId, address: IpAddr
         StaticDecision::Borrow { from } if core.sessions.is_live(&from) => {
             borrow(core, set, node, address, &leases).await
         }
+        StaticDecision::Borrow { from } if learned.may_return(core, &from) => Ok(Step::Pause),
         StaticDecision::Borrow { from } => Err(owner_silent(core, &set.network().id, address, &from).await?),
         StaticDecision::Undecided { from, .. } => {
             let prefix = Prefix::single(address);
@@ -237,7 +253,19 @@ async fn any_step(
         None if full.iter().any(|decision| matches!(decision, Decision::Exhausted { pending: 1.., .. })) => {
             Ok(Step::Pause)
         }
+        None if full.iter().flat_map(free_elsewhere).any(|(node, _)| learned.may_return(core, node)) => {
+            Ok(Step::Pause)
+        }
         None => Err(exhausted(core, set.network(), family, &full).await?),
+    }
+}
+
+/// The nodes that have free addresses in a subnet that is full otherwise, and cannot be asked; how many they have.
+fn free_elsewhere(decision: &Decision<NodeId>) -> &BTreeMap<NodeId, u128> {
+    static NOWHERE: BTreeMap<NodeId, u128> = BTreeMap::new();
+    match decision {
+        Decision::Exhausted { free_on_unreachable, .. } => free_on_unreachable,
+        _ => &NOWHERE,
     }
 }
 
@@ -335,12 +363,8 @@ async fn exhausted(
     full: &[Decision<NodeId>],
 ) -> Result<Problem, Problem> {
     let mut elsewhere: BTreeMap<&NodeId, u128> = BTreeMap::new();
-    for decision in full {
-        if let Decision::Exhausted { free_on_unreachable, .. } = decision {
-            for (node, free) in free_on_unreachable {
-                *elsewhere.entry(node).or_default() += free;
-            }
-        }
+    for (node, free) in full.iter().flat_map(free_elsewhere) {
+        *elsewhere.entry(node).or_default() += free;
     }
     let subnets: Vec<String> = network
         .subnets

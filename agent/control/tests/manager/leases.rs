@@ -151,6 +151,25 @@ async fn an_address_of_an_absent_node_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
+async fn an_owner_that_is_away_for_a_moment_is_waited_for() {
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let owner = Agent::start(&h2, Behaviour::default()).await;
+    let other = Agent::start(&h3, Behaviour::default()).await;
+    let small = full(&cluster, &h2).await;
+    drop(owner);
+    for address in ["10.1.0.4", ""] {
+        other.until(|known| known.states[h2.id.as_str()] != mesh_proto::v1::NodeState::Ready).await;
+        let mut asking = Box::pin(h3.lease(&small, address));
+        let early = tokio::time::timeout(Duration::from_millis(300), &mut asking).await;
+        assert!(early.is_err(), "it was not waited for: {early:?}");
+        let _owner = Agent::start(&h2, Behaviour::default()).await;
+        let lease = asking.await.unwrap().lease.unwrap();
+        assert_eq!(lease.node, h3.id.as_str(), "asked for {address:?}");
+    }
+}
+
+#[tokio::test]
 async fn an_unanswered_borrow_is_withdrawn() {
     let cluster = Cluster::start().await;
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
