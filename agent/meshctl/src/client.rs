@@ -58,15 +58,6 @@ impl Client {
     ) -> Result<T, Problem> {
         within(CALL_LIMIT, &self.socket, answer).await
     }
-
-    /// Waits for an answer no longer than `limit`.
-    pub(crate) async fn call_within<T>(
-        &self,
-        limit: Duration,
-        answer: impl Future<Output = Result<Response<T>, Status>>,
-    ) -> Result<T, Problem> {
-        within(limit, &self.socket, answer).await
-    }
 }
 
 async fn connect(socket: &Path) -> Result<Channel, Problem> {

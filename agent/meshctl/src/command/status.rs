@@ -1,8 +1,5 @@
 //! `meshctl status`
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use mesh_proto::{Problem, v1};
 use serde::Serialize;
 
@@ -11,9 +8,6 @@ use crate::cli::Format;
 use crate::client::Client;
 use crate::table::{NONE, columns, details, or_none};
 use crate::view::{self, Cluster, Member, present};
-
-/// How long to wait for the networks' names.
-const NAMES_LIMIT: Duration = Duration::from_secs(2);
 
 /// The agent and its datapath.
 #[derive(Debug, Serialize)]
@@ -94,7 +88,7 @@ struct NetworkConnections {
 #[derive(Debug, Serialize)]
 struct Counter {
     vni: u32,
-    /// Null for no network in particular, and when no manager tells the name.
+    /// Null for no network in particular.
     network: Option<String>,
     reason: String,
     packets: u64,
@@ -111,26 +105,14 @@ struct DataPath {
 
 pub(super) async fn run(client: &Client, format: Option<Format>) -> Result<String, Problem> {
     let answer = client.call(client.local().await?.status(v1::StatusRequest {})).await?;
-    let names = if answer.counters.iter().any(|counter| counter.vni != 0) {
-        // A host's status must be there when its managers are not: names that cannot be told are left out.
-        names(client).await.unwrap_or_default()
-    } else {
-        BTreeMap::new()
-    };
-    in_form(&status(answer, &names)?, format, as_text)
+    in_form(&status(answer)?, format, as_text)
 }
 
-async fn names(client: &Client) -> Result<BTreeMap<u32, String>, Problem> {
-    let mut control = client.control().await?;
-    let answer = client.call_within(NAMES_LIMIT, control.list_networks(v1::ListNetworksRequest {})).await?;
-    Ok(answer.networks.into_iter().map(|network| (network.vni, network.name)).collect())
-}
-
-fn status(answer: v1::StatusResponse, names: &BTreeMap<u32, String>) -> Result<Status, Problem> {
+fn status(answer: v1::StatusResponse) -> Result<Status, Problem> {
     let address = answer.node.as_ref().map(|node| node.data_path_addr.clone());
     let counter = |counter: v1::Counter| Counter {
         vni: counter.vni,
-        network: names.get(&counter.vni).cloned(),
+        network: present(counter.network),
         reason: counter.reason,
         packets: counter.packets,
         bytes: counter.bytes,

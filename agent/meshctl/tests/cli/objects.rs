@@ -133,7 +133,13 @@ fn nodes_have_their_state_and_null_for_never_seen() {
 }
 
 fn member_status() -> v1::StatusResponse {
-    let counter = |vni, reason: &str| v1::Counter { vni, reason: reason.into(), packets: 2, bytes: 120 };
+    let counter = |vni, network: &str, reason: &str| v1::Counter {
+        vni,
+        reason: reason.into(),
+        packets: 2,
+        bytes: 120,
+        network: network.into(),
+    };
     let connections =
         |vni, network: &str, entries| v1::NetworkConnections { vni, network: network.into(), entries };
     v1::StatusResponse {
@@ -150,7 +156,7 @@ fn member_status() -> v1::StatusResponse {
         xdp_reason: "eth0 is no network card".into(),
         endpoints: 1,
         networks: 2,
-        counters: vec![counter(0, "not_a_member"), counter(4096, "spoofed")],
+        counters: vec![counter(0, "", "not_a_member"), counter(4096, "app", "spoofed")],
         connections: Some(v1::Connections {
             capacity: 131_072,
             networks: vec![connections(0, "", 2), connections(4096, "app", 10)],
@@ -235,7 +241,7 @@ fn status_does_not_need_a_manager() {
         state.managers_away = true;
     });
     let status = agent.run("status --format json").json();
-    assert_eq!(status["counters"][1]["network"], Value::Null);
+    assert_eq!(status["counters"][1]["network"], "app");
 
     let cluster = agent.run("cluster status --format json");
     assert_eq!(cluster.code, 5);

@@ -342,7 +342,8 @@ impl Local for Services {
         if vni != 4096 {
             return Err(Status::not_found("no such network here"));
         }
-        let counter = v1::Counter { vni, reason: "spoofed".into(), packets: 3, bytes: 180 };
+        let counter =
+            v1::Counter { vni, reason: "spoofed".into(), packets: 3, bytes: 180, network: "app".into() };
         answer(v1::NetworkCountersResponse { counters: vec![counter], mtu: 1450 })
     }
 }

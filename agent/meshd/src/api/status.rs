@@ -1,5 +1,6 @@
 //! What the agent says of itself.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_ebpf_types::{Counter, Reason, VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
@@ -75,7 +76,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
     response.problems.extend(pass.problems);
     tunnels::fill_in(response, member).await;
     tables::fill_in(response, platform, member).await;
-    match counters(platform).await {
+    match counters(platform, member).await {
         Ok(counters) => response.counters = counters,
         Err(problem) => response.problems.push(problem.message),
     }
@@ -89,7 +90,7 @@ pub(super) async fn network_counters(
 ) -> Result<v1::NetworkCountersResponse, Problem> {
     let usage = |error: mesh_model::net::InvalidVni| Problem::new(ProblemKind::Usage, error.to_string());
     let network = Vni::try_from(vni).map_err(usage)?;
-    let mut counters = counters(platform).await?;
+    let mut counters = counters(platform, member).await?;
     counters.retain(|counter| counter.vni == vni);
     let known = member.agent.read(|state| state.view.network_by_vni(network).map(|n| n.id.clone()));
     let mtu = known.and_then(|id| member.agent.passes().borrow().mtus.get(&id).copied());
@@ -107,17 +108,21 @@ fn largest_mtu(member: &Member) -> u32 {
     of_nodes.unwrap_or(own.data_path_mtu).less(overhead.into()).get()
 }
 
-async fn counters(platform: &Platform) -> Result<Vec<v1::Counter>, Problem> {
+async fn counters(platform: &Platform, member: &Member) -> Result<Vec<v1::Counter>, Problem> {
     let counters = match platform.kernel.call(|kernel| kernel.programs().counters()).await {
         // The first pass is not over yet, or could not load them and has said why.
         Err(ProgramsError::NotLoaded) => return Ok(Vec::new()),
         counters => counters.map_err(|error| explain(&error.into()))?,
     };
+    let names: BTreeMap<u32, String> = member.agent.read(|state| {
+        state.view.networks.values().map(|network| (network.vni.into(), network.name.to_string())).collect()
+    });
     let counter = |((vni, reason), counter): ((mesh_ebpf_types::Vni, Reason), Counter)| v1::Counter {
         vni: vni.number(),
         reason: reason.name().to_owned(),
         packets: counter.packets,
         bytes: counter.bytes,
+        network: names.get(&vni.number()).cloned().unwrap_or_default(),
     };
     Ok(counters.into_iter().map(counter).collect())
 }
