@@ -25,6 +25,7 @@ pub mod instance;
 pub mod managers;
 pub mod member;
 pub mod membership;
+pub mod metrics;
 pub mod platform;
 pub mod prober;
 pub mod reconcile;

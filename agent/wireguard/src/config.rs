@@ -138,6 +138,16 @@ pub enum EngineKind {
     Userspace,
 }
 
+impl EngineKind {
+    /// The stable name, as in `meshctl` output and metrics.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Kernel => "kernel",
+            Self::Userspace => "userspace",
+        }
+    }
+}
+
 /// What an engine reports.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineStatus {

@@ -110,6 +110,9 @@ pub(crate) enum Command {
     /// Show how this host's agent and its datapath are doing
     #[command(after_help = "Example:\n  meshctl status --format json")]
     Status,
+    /// Print this host's figures as monitoring systems read them (OpenMetrics)
+    #[command(after_help = "Example:\n  meshctl metrics")]
+    Metrics,
     /// Print a completion script for a shell
     #[command(after_help = "Example:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
     Completion {

@@ -3,6 +3,7 @@
 mod apply;
 mod cluster;
 mod endpoint;
+mod metrics;
 mod network;
 mod node;
 mod service;
@@ -27,6 +28,7 @@ pub(crate) async fn run(cli: Cli) -> Report {
         Command::Service { command } => service::run(&client, command, format).await,
         Command::Apply(apply) => apply::run(&client, apply, format).await,
         Command::Status => status::run(&client, format).await.into(),
+        Command::Metrics => metrics::run(&client).await.into(),
         Command::Completion { shell } => crate::cli::completion(shell).into(),
     }
 }

@@ -234,6 +234,14 @@ fn status_of_a_host_in_no_cluster_is_mostly_null() {
 }
 
 #[test]
+fn metrics_are_printed_as_the_agent_writes_them() {
+    let agent = agent();
+    for line in ["metrics", "metrics --format json"] {
+        assert_eq!(agent.run(line).text(), "# EOF\n");
+    }
+}
+
+#[test]
 fn status_does_not_need_a_manager() {
     let agent = agent();
     agent.services.with(|state| {

@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status, async_trait};
 
 use super::status;
 use crate::membership::Memberships;
+use crate::metrics;
 
 /// The service of the local socket.
 #[derive(Debug, Clone)]
@@ -63,6 +64,14 @@ impl Local for LocalApi {
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
         Ok(Response::new(status::status(&self.memberships).await))
+    }
+
+    async fn metrics(
+        &self,
+        _request: Request<v1::MetricsRequest>,
+    ) -> Result<Response<v1::MetricsResponse>, Status> {
+        let text = metrics::text(status::status(&self.memberships).await);
+        Ok(Response::new(v1::MetricsResponse { text }))
     }
 
     async fn attach(&self, request: Request<v1::AttachRequest>) -> Result<Response<v1::Endpoint>, Status> {

@@ -5,7 +5,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use mesh_model::NodeId;
 use mesh_proto::v1;
-use mesh_wireguard::{EngineKind, PeerStatus};
+use mesh_wireguard::PeerStatus;
 
 use crate::encryption::Tunnels;
 use crate::member::Member;
@@ -23,11 +23,7 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, member: &Member) 
         Err(_) => None,
     };
     let Some(Tunnels { engine, reason, peers, drops }) = known else { return };
-    let engine = match engine {
-        EngineKind::Kernel => "kernel",
-        EngineKind::Userspace => "userspace",
-    };
-    engine.clone_into(&mut response.wireguard_engine);
+    engine.name().clone_into(&mut response.wireguard_engine);
     response.wireguard_engine_reason = reason;
     let now = Timestamp::now();
     let mut peers: Vec<_> = peers.into_iter().map(|(id, status)| peer(member, &id, &status, now)).collect();
