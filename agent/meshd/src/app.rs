@@ -8,14 +8,15 @@ use std::time::Duration;
 use mesh_proto::{Problem, ProblemKind};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
+use crate::api::StatusReporter;
 use crate::config::{Config, ConfigError};
 use crate::instance::{Instance, InstanceError};
 use crate::membership::Memberships;
 use crate::platform;
-use crate::{api, capabilities};
+use crate::{api, capabilities, metrics};
 
 /// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network namespace, as kernel
 /// state is that an agent owns.
@@ -47,7 +48,12 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     let listener = api::bind(&config.socket).await.map_err(|error| socket_problem(&error))?;
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async move { drop(stopped.await) };
-    let server = tokio::spawn(api::serve(listener, memberships.clone(), shutdown));
+    let metrics_problem = watch::Sender::new(None);
+    let reporter = StatusReporter::new(memberships.clone(), metrics_problem.subscribe());
+    let metrics = config.metrics_addr.map(|address| {
+        tokio::spawn(metrics::serve(address.socket_addr(), reporter.clone(), metrics_problem))
+    });
+    let server = tokio::spawn(api::serve(listener, memberships.clone(), reporter, shutdown));
     notify(NotifyState::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
     tokio::select! {
@@ -57,6 +63,9 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     notify(NotifyState::Stopping);
     tracing::info!("stopping; traffic goes on");
     drop(stop);
+    if let Some(metrics) = metrics {
+        metrics.abort();
+    }
     if timeout(DRAIN, server).await.is_err() {
         tracing::warn!("calls to the local socket were cut off");
     }
@@ -112,7 +121,7 @@ pub fn config_problem(error: &ConfigError) -> Problem {
     let problem = Problem::new(ProblemKind::Usage, error.to_string());
     match error {
         ConfigError::Content { .. } => problem.hint(
-            "the keys are state_dir, run_dir, socket, bpffs_dir, encapsulation, xdp, wireguard_engine, wireguard_port, rotate_keys, resolv_conf, service_table_entries, connection_entries and log; all may be left out",
+            "the keys are state_dir, run_dir, socket, bpffs_dir, encapsulation, xdp, wireguard_engine, wireguard_port, rotate_keys, resolv_conf, service_table_entries, connection_entries, metrics_addr and log; all may be left out",
         ),
         ConfigError::Log { .. } => problem.hint("use error, warn, info, debug or trace"),
         ConfigError::Read { .. } | ConfigError::Relative { .. } | ConfigError::Entries { .. } => problem,

@@ -1,9 +1,11 @@
 //! Where an instance keeps its things: defaults, then `/etc/mesh/meshd.toml`, then flags.
 
 use std::io;
+use std::net::SocketAddr;
 use std::num::NonZeroU16;
 use std::ops::RangeInclusive;
 use std::path::{Path, PathBuf};
+use std::str::FromStr;
 use std::time::Duration;
 
 use clap::Parser;
@@ -77,6 +79,39 @@ impl TryFrom<String> for Interval {
     }
 }
 
+/// Where the metrics are served: an address of this host and a port.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "String")]
+pub struct MetricsAddress(SocketAddr);
+
+impl MetricsAddress {
+    /// The address and the port, which is not 0.
+    pub fn socket_addr(self) -> SocketAddr {
+        self.0
+    }
+}
+
+impl FromStr for MetricsAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text.parse::<SocketAddr>() {
+            Ok(address) if address.port() != 0 => Ok(Self(address)),
+            _ => {
+                Err(format!("{text:?} is no address and port, such as \"127.0.0.1:7380\" or \"[::1]:7380\""))
+            }
+        }
+    }
+}
+
+impl TryFrom<String> for MetricsAddress {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
+
 /// The agent of Mesh: one per host.
 #[derive(Debug, Clone, Default, Parser)]
 #[command(name = "meshd", version, about, after_help = "Example: meshd --config /etc/mesh/meshd.toml")]
@@ -111,6 +146,9 @@ pub struct Flags {
     /// UDP port of WireGuard [default: 51820]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub wireguard_port: Option<u16>,
+    /// Where metrics are served over HTTP, to whoever reaches it [default: nowhere]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub metrics_addr: Option<MetricsAddress>,
     /// What is logged to standard error: a level, or tracing directives [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
@@ -132,6 +170,7 @@ struct File {
     wireguard_engine: Option<WireguardEngine>,
     wireguard_port: Option<NonZeroU16>,
     rotate_keys: Option<Interval>,
+    metrics_addr: Option<MetricsAddress>,
     log: Option<String>,
 }
 
@@ -163,6 +202,8 @@ pub struct Config {
     pub wireguard_port: u16,
     /// On a manager: after how long all nodes are to make new keys; `None`: only when told to.
     pub rotate_keys: Option<Duration>,
+    /// Where metrics are served over HTTP; `None`: nowhere.
+    pub metrics_addr: Option<MetricsAddress>,
     /// Filter of the log.
     pub log: String,
 }
@@ -251,6 +292,7 @@ impl Config {
                 .or(file.wireguard_port.map(NonZeroU16::get))
                 .unwrap_or(mesh_model::wireguard::DEFAULT_PORT),
             rotate_keys: file.rotate_keys.map(|interval| interval.0),
+            metrics_addr: flags.metrics_addr.or(file.metrics_addr),
             log: flags.log.clone().or(file.log).unwrap_or_else(|| "info".to_owned()),
         };
         for (key, path) in [
@@ -342,6 +384,21 @@ mod tests {
         assert_eq!(load("connection_entries = 4096", &[]).unwrap().connection_entries, 4096);
         let error = load("service_table_entries = 5", &[]).unwrap_err().to_string();
         assert!(error.contains("service_table_entries 5: must be 1024 to"), "{error}");
+    }
+
+    #[test]
+    fn metrics_are_served_nowhere_unless_an_address_with_a_port_is_given() {
+        assert_eq!(load("", &[]).unwrap().metrics_addr, None);
+        let served =
+            |text: &str, flags: &[&str]| load(text, flags).unwrap().metrics_addr.unwrap().0.to_string();
+        assert_eq!(served("metrics_addr = '127.0.0.1:7380'", &[]), "127.0.0.1:7380");
+        assert_eq!(served("metrics_addr = '127.0.0.1:7380'", &["--metrics-addr", "[::1]:9"]), "[::1]:9");
+        for wrong in ["7380", "127.0.0.1", ":7380", "localhost:7380", "127.0.0.1:0", "127.0.0.1:70000", ""] {
+            let error =
+                load(&format!("log = 'info'\nmetrics_addr = '{wrong}'"), &[]).unwrap_err().to_string();
+            assert!(error.contains("line 2: ") && error.contains("is no address and port"), "{error}");
+            assert!(Flags::try_parse_from(["meshd", "--metrics-addr", wrong]).is_err(), "{wrong}");
+        }
     }
 
     #[test]

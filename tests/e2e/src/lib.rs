@@ -4,6 +4,7 @@
 //! only through `meshctl` and packets, and takes it down when it ends.
 
 pub mod encrypted;
+pub mod openmetrics;
 pub mod service;
 
 use std::collections::BTreeSet;

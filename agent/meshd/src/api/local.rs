@@ -6,7 +6,7 @@ use mesh_proto::v1;
 use mesh_proto::v1::local_server::Local;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::status;
+use super::status::{self, StatusReporter};
 use crate::membership::Memberships;
 use crate::metrics;
 
@@ -14,12 +14,13 @@ use crate::metrics;
 #[derive(Debug, Clone)]
 pub struct LocalApi {
     memberships: Arc<Memberships>,
+    reporter: StatusReporter,
 }
 
 impl LocalApi {
     /// Serves this host.
-    pub fn new(memberships: Arc<Memberships>) -> Self {
-        Self { memberships }
+    pub fn new(memberships: Arc<Memberships>, reporter: StatusReporter) -> Self {
+        Self { memberships, reporter }
     }
 }
 
@@ -63,14 +64,14 @@ impl Local for LocalApi {
         &self,
         _request: Request<v1::StatusRequest>,
     ) -> Result<Response<v1::StatusResponse>, Status> {
-        Ok(Response::new(status::status(&self.memberships).await))
+        Ok(Response::new(self.reporter.status().await))
     }
 
     async fn metrics(
         &self,
         _request: Request<v1::MetricsRequest>,
     ) -> Result<Response<v1::MetricsResponse>, Status> {
-        let text = metrics::text(status::status(&self.memberships).await);
+        let text = metrics::text(self.reporter.status().await);
         Ok(Response::new(v1::MetricsResponse { text }))
     }
 

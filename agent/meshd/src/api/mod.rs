@@ -10,3 +10,4 @@ mod tunnels;
 pub use control::ControlGateway;
 pub use local::LocalApi;
 pub use socket::{SocketError, bind, serve};
+pub use status::StatusReporter;

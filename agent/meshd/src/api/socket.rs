@@ -13,7 +13,7 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{ControlGateway, LocalApi};
+use super::{ControlGateway, LocalApi, StatusReporter};
 use crate::membership::Memberships;
 
 /// The group whose members may use the socket.
@@ -79,10 +79,11 @@ pub async fn bind(path: &Path) -> Result<UnixListener, SocketError> {
 pub async fn serve(
     listener: UnixListener,
     memberships: Arc<Memberships>,
+    reporter: StatusReporter,
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), tonic::transport::Error> {
     Server::builder()
-        .add_service(LocalServer::new(LocalApi::new(memberships.clone())))
+        .add_service(LocalServer::new(LocalApi::new(memberships.clone(), reporter)))
         .add_service(ControlServer::new(ControlGateway::new(memberships)))
         .serve_with_incoming_shutdown(UnixListenerStream::new(listener), shutdown)
         .await

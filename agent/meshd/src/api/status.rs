@@ -2,20 +2,42 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::Arc;
 
 use mesh_ebpf_types::{Counter, Reason, VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
 use mesh_kernel::ProgramsError;
 use mesh_model::Vni;
 use mesh_model::desired::Encapsulation;
 use mesh_proto::{Problem, ProblemKind, v1};
+use tokio::sync::watch;
 
 use super::{tables, tunnels};
 use crate::member::{Member, Platform};
 use crate::membership::{Memberships, Standing};
 use crate::reconcile::explain;
 
-/// Everything about this agent, member or not.
-pub(super) async fn status(memberships: &Memberships) -> v1::StatusResponse {
+/// Tells how this agent is doing: the one source of the status and of the metrics.
+#[derive(Debug, Clone)]
+pub struct StatusReporter {
+    memberships: Arc<Memberships>,
+    metrics_problem: watch::Receiver<Option<String>>,
+}
+
+impl StatusReporter {
+    /// Tells of this host, and why its metrics are not served, if they should be and are not.
+    pub fn new(memberships: Arc<Memberships>, metrics_problem: watch::Receiver<Option<String>>) -> Self {
+        Self { memberships, metrics_problem }
+    }
+
+    /// Everything about this agent, member or not.
+    pub async fn status(&self) -> v1::StatusResponse {
+        let mut response = status(&self.memberships).await;
+        response.problems.extend(self.metrics_problem.borrow().clone());
+        response
+    }
+}
+
+async fn status(memberships: &Memberships) -> v1::StatusResponse {
     let platform = memberships.platform();
     let mut response = v1::StatusResponse {
         version: env!("CARGO_PKG_VERSION").to_owned(),

@@ -9,13 +9,13 @@ use mesh_proto::v1;
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::v1::local_client::LocalClient;
 use tokio::net::UnixStream;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::*;
-use crate::api;
+use crate::api::{self, StatusReporter};
 use crate::test_host::{TAKEN_UDP_PORT, TestHost, TestKernel, platform};
 
 struct TestAgent {
@@ -50,8 +50,9 @@ impl TestAgent {
         let listener = api::bind(&socket).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let serving = memberships.clone();
+        let reporter = StatusReporter::new(memberships.clone(), watch::channel(None).1);
         let server = tokio::spawn(async move {
-            api::serve(listener, serving, async { drop(stopped.await) }).await.unwrap();
+            api::serve(listener, serving, reporter, async { drop(stopped.await) }).await.unwrap();
         });
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();
