@@ -1,6 +1,6 @@
 //! Virtual addresses: who answers, whom it sees, and what happens when backends come and go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::thread;
 use std::time::{Duration, Instant};

@@ -348,13 +348,14 @@ impl Model {
         let (tcp, starts) = (replies.protocol == TCP, packet.starts());
         let mut own = (replies, Entry { begins: tcp && starts, ..expected });
         let here = expected.node.is_none_or(|spoken_to| spoken_to == node);
-        if !starts && (here || !self.is_expected(node, own)) {
-            if let Some(entry) = self.entries[node].get_mut(&asked) {
-                if !here && expected.kind != Kind::Hairpin {
-                    entry.used();
-                }
-                own = with_client_port(own, entry.client_port);
+        if !starts
+            && (here || !self.is_expected(node, own))
+            && let Some(entry) = self.entries[node].get_mut(&asked)
+        {
+            if !here && expected.kind != Kind::Hairpin {
+                entry.used();
             }
+            own = with_client_port(own, entry.client_port);
         }
         if !starts && self.is_expected(node, own) {
             if !packet.is_error()

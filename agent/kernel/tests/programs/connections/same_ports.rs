@@ -65,13 +65,13 @@ impl<'w> Case<'w> {
     }
 
     /// The source port of the last packet.
-    fn from_port(&self) -> u16 {
+    fn source_port(&self) -> u16 {
         let [port, _] = self.last().flow().ports;
         port
     }
 
     /// The last packet's destination port.
-    fn to_port(&self) -> u16 {
+    fn destination_port(&self) -> u16 {
         let [_, port] = self.last().flow().ports;
         port
     }
@@ -79,9 +79,9 @@ impl<'w> Case<'w> {
     /// A flow's client speaks, and is answered; the port that its backend knows it by.
     fn ask(&mut self, flow: Flow, [asks, answers]: [u8; 2]) -> u16 {
         self.send(flow, asks);
-        let port = self.from_port();
+        let port = self.source_port();
         self.answer(0, answers);
-        assert_eq!(self.to_port(), PORT, "its client's port");
+        assert_eq!(self.destination_port(), PORT, "its client's port");
         port
     }
 
@@ -132,7 +132,7 @@ fn a_second_flow_from_one_port_to_one_backend_gets_another_port_there() {
             for kept in 0..BACKENDS.len() {
                 number += 1;
                 let mut case = Case::with_backend(&mut world, number, kept);
-                let [first, second] = ways.map(|way| Flow { protocol, v6, ..way });
+                let [first, second] = ways.map(|way| Flow { v6, protocol, ..way });
                 assert_eq!(case.ask(first, [SYN, SYN | ACK]), PORT);
                 let own = case.ends().0;
                 let other_port = case.ask(second, [SYN, SYN | ACK]);
@@ -189,9 +189,9 @@ fn a_port_that_stands_for_another_one_is_not_taken_for_its_clients_own() {
             let other_port = case.ask(second, [SYN, SYN | ACK]);
             let third = Flow { port: other_port, ..second };
             case.send(third, SYN);
-            assert!(![PORT, other_port].contains(&case.from_port()), "a third one at the backend");
+            assert!(![PORT, other_port].contains(&case.source_port()), "a third one at the backend");
             case.answer(0, SYN | ACK);
-            assert_eq!(case.to_port(), other_port);
+            assert_eq!(case.destination_port(), other_port);
             assert_eq!(case.ask(second, [ACK, ACK]), other_port);
             case.count();
         }
@@ -215,7 +215,7 @@ fn errors_about_a_changed_port_name_the_one_that_is_known() {
                 case.send(second, ACK);
                 case.answer(0, ACK);
                 case.refuse(0);
-                assert_eq!(case.from_port(), other_port, "to the backend");
+                assert_eq!(case.source_port(), other_port, "to the backend");
             }
         }
     }
