@@ -4,13 +4,13 @@ use mesh_ebpf_types::{ConnectionKind, Reason, Vni};
 
 use super::flows::{self, Becomes};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
-use super::{INBOUND, connection, packet};
+use super::{INBOUND, packet, replies};
 use crate::datapath::count::dropped;
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
 use crate::datapath::{PASS, Verdict};
 
-/// What [`connection::back`] returns of a VIP's flow.
+/// What [`replies::back`] returns of a VIP's flow.
 const BACK: u32 = ConnectionKind::Back as u32 + 1;
 
 /// Verdict for a frame of a network, decapsulated, counted and with the MAC of the endpoint that it is for, whose source is a
@@ -47,7 +47,7 @@ fn translate_back(skb: Skb, vni: u32) -> bool {
     let Some(packet) = maps::packet() else { return false };
     let counted = Vni(vni.to_ne_bytes());
     flows::begin_received(packet.node, counted, packet.tunnel_mac);
-    match connection::back() {
+    match replies::back() {
         BACK => {}
         found => {
             if found == 0 {

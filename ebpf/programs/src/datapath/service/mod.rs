@@ -8,7 +8,8 @@
 //! | [`inbound`] | replies of backends that arrive for clients here |
 //! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
 //! | [`flows`] | what passed lately: the short way of all of these |
-//! | [`connection`] | which backend a flow has, and what its replies become |
+//! | [`connection`] | which backend a flow has, and whether it is over |
+//! | [`replies`] | what replies become, and which are whose |
 //!
 //! A flow has two entries where both directions are translated: each is looked after with each packet of the first
 //! direction, so neither outlives the other by much. Two CPUs that handle one flow at once may lose a note of each other
@@ -24,6 +25,7 @@ pub(super) mod outbound;
 pub(super) mod packet;
 pub(super) mod published;
 mod refuse;
+pub(super) mod replies;
 mod translate;
 pub(super) mod tunnel;
 

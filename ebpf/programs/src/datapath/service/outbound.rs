@@ -8,13 +8,13 @@ use mesh_ebpf_types::{
 use super::flows::{self, Becomes};
 use super::packet::{self, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
-use super::{PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection};
+use super::{PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
 use crate::datapath::{GO_ON, PASS, TRANSLATED, Verdict, too_big};
 
-/// What [`connection::back`] returns of a published port's flow.
+/// What [`replies::back`] returns of a published port's flow.
 const PUBLISHED_KIND: u32 = ConnectionKind::Published as u32 + 1;
 
 /// Balances what an endpoint sends. [`GO_ON`], and nothing changed, where that is not for services; [`TRANSLATED`] where it
@@ -47,7 +47,7 @@ fn decide(skb: Skb) -> Verdict {
     let mut from_backend = false;
     if maps::is_backend(vni, packet.key.source) {
         packet::remember_fragment();
-        match connection::back() {
+        match replies::back() {
             0 => from_backend = true,
             PUBLISHED_KIND => return PUBLISHED_REPLY,
             _ => return REPLY,
@@ -62,7 +62,7 @@ fn decide(skb: Skb) -> Verdict {
         return TO_VIP;
     }
     if packet.starts != 0 && maps::is_backend(vni, packet.key.destination) {
-        connection::forget_replies();
+        replies::forget_replies();
         return GO_ON;
     }
     if maps::is_host_address(packet.key.destination) && packet.class != LOST {
@@ -96,7 +96,7 @@ pub(super) fn to_vip(skb: Skb) -> Verdict {
     packet.to = address;
     packet.number = number;
     let kind = if hairpin { ConnectionKind::Hairpin } else { ConnectionKind::Back };
-    connection::expect_replies(number, kind as u32, 0, u32::from(hairpin));
+    replies::expect_replies(number, kind as u32, 0, u32::from(hairpin));
     connection::finish(CLIENT_FINISHED);
     if !hairpin {
         remember_way();
@@ -165,7 +165,7 @@ pub(super) fn to_itself(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return GO_ON };
     let [v0, v1, v2] = packet.reply_vni;
     let (vni, own) = (Vni([0, v0, v1, v2]), packet.key.source);
-    packet.to = connection::hairpin_source();
+    packet.to = replies::hairpin_source();
     if !translate(skb, SOURCE, 0) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }

@@ -37,7 +37,7 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) destination: Address,
     /// What [`super::translate`] writes.
     pub(in crate::datapath) to: Address,
-    /// The entry that [`super::connection::back`] found.
+    /// The entry that [`super::replies::back`] found.
     pub(in crate::datapath) found: Connection,
     pub(in crate::datapath) class: u32,
     /// The backend's number.

@@ -14,7 +14,7 @@ use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
 use super::{
     FROM_OWN, LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL,
-    TUNNELLED, connection, outbound,
+    TUNNELLED, connection, outbound, replies,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -168,11 +168,11 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
     packet.reply_vni = [v0, v1, v2];
     let hairpin = packet::is_same(&packet.to, &packet.key.source);
     let (kind, node) = if hairpin {
-        (ConnectionKind::Hairpin, connection::HAIRPIN_NODE)
+        (ConnectionKind::Hairpin, replies::HAIRPIN_NODE)
     } else {
         (ConnectionKind::Published, node)
     };
-    connection::expect_replies(number, kind as u32, node, u32::from(hairpin));
+    replies::expect_replies(number, kind as u32, node, u32::from(hairpin));
     if packet.class == FLOW {
         connection::finish(CLIENT_FINISHED);
     }
@@ -247,7 +247,7 @@ const fn is_exposed(backend: &Backend, secret: bool) -> bool {
     backend.flags & BACKEND_ENCRYPTED != 0 && !secret
 }
 
-/// A reply of a backend here ([`connection::back`] found what it was to).
+/// A reply of a backend here ([`replies::back`] found what it was to).
 #[inline(never)]
 pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };

@@ -1,0 +1,338 @@
+//! What replies of a backend become, and which are whose.
+//!
+//! A client may have the same port in several connections: to two VIPs, to a VIP and straight to one of its backends, to two of
+//! the hosts' addresses. Towards one backend those are the same tuple, so that the later one gets another port there
+//! ([`change_port`]). Where that cannot be (what goes straight to a backend is not known here; a container that calls itself
+//! through two VIPs), a TCP connection that is established keeps its replies: one that begins waits in `PENDING` under the same
+//! key until the backend itself says, by a SYN, that the former one is over.
+
+use mesh_ebpf::transport::{RST, SYN, swapped};
+use mesh_ebpf::{flow, ip};
+use mesh_ebpf_types::{
+    ANSWERED, Address, BACKEND_FINISHED, BEGINS, CLOSED, CONTESTED, Connection, ConnectionKind,
+};
+
+use super::connection::{NO_BACKEND, begins_connection, finish, known, mark_answered, promote};
+use super::flows;
+use super::packet::{ERROR, FLOW, LATER, is_same as same_address};
+use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
+
+/// So many other ports of a client are tried, until one tells its flow from others.
+const TRIES: u32 = 8;
+
+/// [`Connection::node`] of a container's flow to itself through a published port of its host.
+pub(in crate::datapath) const HAIRPIN_NODE: u32 = u32::MAX;
+
+/// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a [`ConnectionKind`], `node` the
+/// data-path address of the node that the client spoke to (0 for VIPs, and for this one).
+///
+/// [`super::packet::Packet::to`] is the backend's address; it is clear now what becomes of the client's port. `other` is
+/// overwritten: with the replies' key, or the packet's own where replies are another flow's.
+#[inline(never)]
+pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) {
+    let Some(packet) = packet() else { return };
+    if packet.class == LATER {
+        return;
+    }
+    reply_key(hairpin);
+    if packet.starts == 0 && (is_expected(kind, node) || hairpin == 0 && is_expected_elsewhere(kind, node))
+        || packet.class == ERROR
+    {
+        return;
+    }
+    if hairpin == 0 && may_change_port() && is_taken(kind) {
+        change_port(backend, kind);
+    }
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `known`.
+        let value = unsafe { &mut *connection };
+        if packet.key.protocol == ip::TCP && is_anothers(value, kind) {
+            if packet.starts != 0 {
+                value.state |= CONTESTED;
+                await_replies(backend, kind, node);
+            }
+            packet.other = packet.key;
+            flows::forget();
+            return;
+        }
+        let _ = CONNECTIONS.remove(&packet.other);
+    }
+    await_replies(backend, kind, node);
+    maps::renew(&packet.other);
+    flows::forget();
+}
+
+/// Whether there is an entry for replies to the packet at hand, with the key [`super::packet::Packet::other`]. It is looked
+/// after.
+#[inline(never)]
+fn is_expected(kind: u32, node: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.other) {
+        Some(connection) => (true, connection),
+        None => match PENDING.get_ptr_mut(&packet.other) {
+            Some(connection) => (false, connection),
+            None => return false,
+        },
+    };
+    // SAFETY: as in `known`.
+    let value = unsafe { &mut *pointer };
+    if !is_own(value, kind) {
+        return false;
+    }
+    if packet.class != ERROR {
+        came_by(value, node);
+        if !established && value.state & (ANSWERED | CLOSED) == ANSWERED {
+            promote(&packet.other, value);
+        }
+    }
+    if u16::from_ne_bytes(packet.client_port) != 0 {
+        // The short way changes one end only.
+        flows::forget();
+    }
+    true
+}
+
+/// As [`is_expected`], where the client spoke to another node, and its port may be another one at the backend: what is known
+/// of the flow here says so.
+#[inline(never)]
+fn is_expected_elsewhere(kind: u32, node: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    if node == 0 || known() == NO_BACKEND || u16::from_ne_bytes(packet.client_port) == 0 {
+        return false;
+    }
+    reply_key(0);
+    is_expected(kind, node)
+}
+
+/// Whether the client's port may become another one now: a connection has the one that it began with.
+#[inline(always)]
+fn may_change_port() -> bool {
+    packet().is_some_and(|packet| match packet.key.protocol {
+        ip::TCP => packet.starts != 0,
+        protocol => protocol == ip::UDP,
+    })
+}
+
+/// Whether another flow has or had the replies with the key [`super::packet::Packet::other`]. That it is over is no reason to
+/// take its place: the backend may have the connection in TIME-WAIT (RFC 9293, section 3.6.1).
+#[inline(never)]
+fn is_taken(kind: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let entry = CONNECTIONS.get_ptr_mut(&packet.other).or_else(|| PENDING.get_ptr_mut(&packet.other));
+    // SAFETY: as in `known`.
+    entry.is_some_and(|connection| is_anothers(unsafe { &*connection }, kind))
+}
+
+/// Finds a port of the client's with which the flow is no other one's at the backend, and remembers it with the flow.
+/// Changes nothing where there is none within [`TRIES`].
+#[inline(never)]
+fn change_port(backend: u32, kind: u32) {
+    let Some(packet) = packet() else { return };
+    for step in 0..TRIES {
+        packet.client_port = flow::another_port(&packet.key, step);
+        reply_key(0);
+        if !is_taken(kind) {
+            packet.found = Connection {
+                backend,
+                port: packet.client_port,
+                kind: ConnectionKind::Forward as u8,
+                ..Connection::default()
+            };
+            let _ = PENDING.insert(&packet.key, &packet.found, 0);
+            let _ = CONNECTIONS.remove(&packet.key);
+            maps::renew(&packet.key);
+            return;
+        }
+    }
+    packet.client_port = [0; 2];
+    reply_key(0);
+}
+
+/// Whether an entry for replies is of another flow than the packet's own, whose kind is given.
+#[inline(always)]
+fn is_anothers(value: &Connection, kind: u32) -> bool {
+    value.kind != ConnectionKind::Forward as u8 && !is_own(value, kind)
+}
+
+/// Whether an entry for replies is of the packet's own flow.
+#[inline(always)]
+fn is_own(value: &Connection, kind: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let [_, _, p0, p1] = packet.key.ports;
+    same_address(&value.address, &packet.key.destination)
+        && value.port == [p0, p1]
+        && value.client_port == own_port()
+        && u32::from(value.kind) == kind
+}
+
+/// [`Connection::client_port`] of the replies.
+#[inline(always)]
+fn own_port() -> [u8; 2] {
+    match packet() {
+        Some(packet) if u16::from_ne_bytes(packet.client_port) != 0 => {
+            let [s0, s1, ..] = packet.key.ports;
+            [s0, s1]
+        }
+        _ => [0; 2],
+    }
+}
+
+/// Makes the entry for replies that have the key [`super::packet::Packet::other`].
+#[inline(always)]
+fn await_replies(backend: u32, kind: u32, node: u32) {
+    let Some(packet) = packet() else { return };
+    let [_, _, p0, p1] = packet.key.ports;
+    packet.found.address = packet.key.destination;
+    packet.found.backend = backend;
+    packet.found.node = node.to_ne_bytes();
+    packet.found.port = [p0, p1];
+    packet.found.kind = kind as u8;
+    packet.found.state = if begins_connection() { BEGINS } else { 0 };
+    packet.found.client_port = own_port();
+    packet.found.padding = 0;
+    let _ = PENDING.insert(&packet.other, &packet.found, 0);
+}
+
+/// Notes by which node the client speaks, in the entry that [`super::packet::Packet::other`] is the key of.
+#[inline(always)]
+fn came_by(value: &mut Connection, node: u32) {
+    let Some(packet) = packet() else { return };
+    if value.node != node.to_ne_bytes() {
+        value.node = node.to_ne_bytes();
+        maps::renew(&packet.other);
+    }
+}
+
+/// Makes [`super::packet::Packet::other`] the key of the replies.
+#[inline(always)]
+fn reply_key(hairpin: u32) {
+    let Some(packet) = packet() else { return };
+    let [s0, s1, d0, d1] = packet.key.ports;
+    let [t0, t1] = packet.target;
+    let [d0, d1] = if u16::from_ne_bytes([t0, t1]) == 0 { [d0, d1] } else { [t0, t1] };
+    packet.other.source = packet.to;
+    packet.other.destination = if hairpin == 0 { packet.key.source } else { hairpin_source() };
+    let [c0, c1] = packet.client_port;
+    let [s0, s1] = if u16::from_ne_bytes([c0, c1]) == 0 { [s0, s1] } else { [c0, c1] };
+    packet.other.ports = swapped([s0, s1, d0, d1]);
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = packet.reply_vni;
+}
+
+/// What a container that reaches itself through a VIP sees as the source: the VIP, which it can answer in any network;
+/// something else where its answers would look like what it asked.
+#[inline(always)]
+pub(in crate::datapath) fn hairpin_source() -> Address {
+    let Some(packet) = packet() else { return Address::NONE };
+    let [s0, s1, d0, d1] = packet.key.ports;
+    match (u16::from_ne_bytes([s0, s1]) == u16::from_ne_bytes([d0, d1]), packet.v6) {
+        (false, _) => packet.key.destination,
+        (true, 0) => Address::from_v4(mesh_ebpf_types::HAIRPIN_IPV4),
+        (true, _) => mesh_ebpf_types::HAIRPIN_IPV6,
+    }
+}
+
+/// Looks up whether a packet is a reply of a backend that has to be translated back; then
+/// [`super::packet::Packet::to`] is the source's new address. Returns the connection's kind, and one more; 0 for none. The
+/// rest of it is in [`super::packet::Packet::found`].
+#[inline(never)]
+pub(in crate::datapath) fn back() -> u32 {
+    let Some(packet) = packet() else { return 0 };
+    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.key) {
+        Some(connection) if !is_superseded(connection) => (true, connection),
+        _ => match PENDING.get_ptr_mut(&packet.key) {
+            Some(connection) => (false, connection),
+            None => return 0,
+        },
+    };
+    // SAFETY: as in `known`.
+    let value = unsafe { &mut *pointer };
+    if value.kind == ConnectionKind::Forward as u8 {
+        return 0;
+    }
+    // What is no answer to a SYN is of a direct connection between the same ports.
+    let answers = packet.tcp_flags & u32::from(SYN | RST) != 0 || packet.class != FLOW;
+    if !established && value.state & (BEGINS | ANSWERED) == BEGINS && !answers {
+        return 0;
+    }
+    packet.to = value.address;
+    packet.found = *value;
+    packet.client_port = value.client_port;
+    if u16::from_ne_bytes(value.client_port) != 0 {
+        // The short way changes one end only.
+        flows::forget();
+    }
+    if packet.class == ERROR || packet.class == LATER {
+        return u32::from(value.kind) + 1;
+    }
+    forward_key();
+    if established {
+        finish(BACKEND_FINISHED);
+    } else if value.state & ANSWERED == 0 {
+        value.state |= ANSWERED;
+        mark_answered();
+        // The client's next packet makes an entry established, which is done on the long way: the other one, where there
+        // is one, and this one where the client spoke to another node.
+        maps::renew(&packet.other);
+        // Packets of a direct connection may have been remembered since.
+        maps::renew(&packet.key);
+    }
+    u32::from(packet.found.kind) + 1
+}
+
+/// Whether the reply at hand begins what contested an established connection; that is forgotten then.
+#[inline(always)]
+fn is_superseded(connection: *mut Connection) -> bool {
+    let Some(packet) = packet() else { return false };
+    // SAFETY: as in `known`.
+    let state = unsafe { (*connection).state };
+    let superseded = state & CONTESTED != 0 && packet.class == FLOW && packet.tcp_flags & u32::from(SYN) != 0;
+    if superseded {
+        let _ = CONNECTIONS.remove(&packet.key);
+        maps::renew(&packet.key);
+    }
+    superseded
+}
+
+/// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand that was found.
+#[inline(always)]
+fn forward_key() {
+    let Some(packet) = packet() else { return };
+    let [_, _, c0, c1] = packet.key.ports;
+    let own = packet.client_port;
+    let [c0, c1] = if u16::from_ne_bytes(own) == 0 { [c0, c1] } else { own };
+    let [p0, p1] = packet.found.port;
+    let hairpin = packet.found.kind == ConnectionKind::Hairpin as u8;
+    let published = packet.found.kind == ConnectionKind::Published as u8
+        || packet.found.node == HAIRPIN_NODE.to_ne_bytes();
+    packet.other.source = if hairpin { packet.key.source } else { packet.key.destination };
+    packet.other.destination = packet.found.address;
+    packet.other.ports = [c0, c1, p0, p1];
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = if published { [0; 3] } else { packet.key.vni };
+}
+
+/// Forgets replies of a tuple, if need be once the backend answers: the packet at hand begins a direct connection between the
+/// same ports.
+#[inline(never)]
+pub(in crate::datapath) fn forget_replies() {
+    let Some(packet) = packet() else { return };
+    packet.other.source = packet.key.destination;
+    packet.other.destination = packet.key.source;
+    packet.other.ports = swapped(packet.key.ports);
+    packet.other.protocol = packet.key.protocol;
+    packet.other.vni = packet.key.vni;
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `known`.
+        let value = unsafe { &mut *connection };
+        if packet.key.protocol == ip::TCP && value.kind != ConnectionKind::Forward as u8 {
+            value.state |= CONTESTED;
+            let _ = PENDING.remove(&packet.other);
+            return;
+        }
+    }
+    let established = CONNECTIONS.remove(&packet.other).is_ok();
+    if PENDING.remove(&packet.other).is_ok() || established {
+        maps::renew(&packet.other);
+    }
+}
