@@ -16,7 +16,7 @@ pub(super) fn write(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Re
     if let Some(node) = &status.node {
         member(to, status, node)?;
     }
-    connections(to, status.connections.as_ref())?;
+    connections(to, status)?;
     packets(to, &status.counters)?;
     names(to, &status.name_servers)?;
     wireguard(to, status)
@@ -65,17 +65,26 @@ fn member(to: &mut Writer<'_>, status: &v1::StatusResponse, node: &v1::Node) -> 
     Ok(())
 }
 
-fn connections(to: &mut Writer<'_>, connections: Option<&v1::Connections>) -> fmt::Result {
+fn connections(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {
     // Before the programs are loaded there is no table.
-    let Some(connections) = connections else { return Ok(()) };
+    let Some(connections) = &status.connections else { return Ok(()) };
     to.value(
         family("mesh_connections_capacity", "Entries that the table of flows to services has room for."),
         connections.capacity,
     )?;
-    let entries = connections.networks.iter().map(|one| (network(&one.network, one.vni), one.entries));
+    let none = counted_networks(&status.counters).into_iter().map(|one| (one, 0));
+    let some = connections.networks.iter().map(|one| ((one.vni, one.network.as_str()), one.entries));
+    let entries: BTreeMap<(u32, &str), u64> = none.chain(some).collect();
+    let entries = entries.into_iter().map(|((vni, name), entries)| (network(name, vni), entries));
     let help =
         "Entries in the table of flows to services; VNI 0: to published ports that came in by this host.";
     to.gauge(family("mesh_connections", help), entries)
+}
+
+/// The networks, by VNI and name, of which anything is counted, and none in particular.
+fn counted_networks(counters: &[v1::Counter]) -> BTreeSet<(u32, &str)> {
+    let counted = counters.iter().map(|one| (one.vni, one.network.as_str()));
+    counted.chain([(0, "")]).collect()
 }
 
 /// What was dropped is not among what was carried or answered; what the XDP program sent on is, and is told beside it.
@@ -109,10 +118,8 @@ fn drops(counters: &[v1::Counter]) -> Vec<(Labels, u64)> {
     }
     let counted: BTreeMap<(u32, &str), u64> =
         counters.iter().map(|one| ((one.vni, one.reason.as_str()), one.packets)).collect();
-    let mut networks: BTreeSet<(u32, &str)> =
-        counters.iter().map(|one| (one.vni, one.network.as_str())).collect();
-    networks.insert((0, ""));
-    let series = networks.into_iter().flat_map(|one| drop_reasons().map(move |reason| (one, reason)));
+    let networks = counted_networks(counters).into_iter();
+    let series = networks.flat_map(|one| drop_reasons().map(move |reason| (one, reason)));
     let sample = |((vni, name), reason): ((u32, &str), &'static str)| {
         let mut labels = network(name, vni);
         labels.push(("reason", reason.to_owned()));
@@ -235,6 +242,31 @@ mod tests {
         assert_eq!(drops.len(), 2 * drop_reasons().count(), "of the network and of none: {drops:?}");
         let happened: Vec<_> = drops.iter().filter(|line| !line.ends_with(" 0")).collect();
         assert_eq!(happened, [&format!("mesh_dropped_packets_total{{{app},reason=\"isolated\"}} 3")]);
+    }
+
+    #[test]
+    fn a_network_without_flows_has_none_of_them_and_is_told_once() {
+        let entries =
+            |vni, network: &str, entries| v1::NetworkConnections { vni, network: network.into(), entries };
+        let counter = |vni, network: &str| v1::Counter {
+            vni,
+            network: network.into(),
+            reason: Reason::Received.name().into(),
+            ..v1::Counter::default()
+        };
+        let status = v1::StatusResponse {
+            counters: vec![counter(4096, "app"), counter(4097, "idle")],
+            connections: Some(v1::Connections { capacity: 9, networks: vec![entries(4096, "app", 3)] }),
+            ..v1::StatusResponse::default()
+        };
+        assert_eq!(
+            samples(status, "mesh_connections{"),
+            [
+                "mesh_connections{network=\"\",vni=\"0\"} 0",
+                "mesh_connections{network=\"app\",vni=\"4096\"} 3",
+                "mesh_connections{network=\"idle\",vni=\"4097\"} 0",
+            ]
+        );
     }
 
     #[test]
