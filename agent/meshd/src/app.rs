@@ -11,11 +11,11 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::api::StatusReporter;
 use crate::config::{Config, ConfigError};
 use crate::instance::{Instance, InstanceError};
 use crate::membership::Memberships;
 use crate::platform;
+use crate::status::StatusReporter;
 use crate::{api, capabilities, metrics};
 
 /// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network namespace, as kernel

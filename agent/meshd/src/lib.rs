@@ -32,6 +32,7 @@ pub mod reconcile;
 pub mod reported;
 pub mod services;
 pub mod session;
+pub mod status;
 #[cfg(test)]
 mod test_cluster;
 #[cfg(test)]

@@ -22,7 +22,6 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
 
 use crate::agent::{Agent, now, saving};
-use crate::api::tables::Occupancy;
 use crate::attach::{Endpoints, not_written};
 use crate::config::XdpChoice;
 use crate::encryption::{self, Encryption, Engines};
@@ -32,6 +31,7 @@ use crate::managers::{Backoff, Managers};
 use crate::reconcile::SharedKernel;
 use crate::services::ports::Reservation;
 use crate::session::Probes;
+use crate::status::tables::Occupancy;
 use crate::view::ClusterView;
 use crate::xdp::Xdp;
 use crate::{dns, health, prober, reconcile, services, session};

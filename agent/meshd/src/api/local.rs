@@ -6,9 +6,9 @@ use mesh_proto::v1;
 use mesh_proto::v1::local_server::Local;
 use tonic::{Request, Response, Status, async_trait};
 
-use super::status::{self, StatusReporter};
 use crate::membership::Memberships;
 use crate::metrics;
+use crate::status::{self, StatusReporter};
 
 /// The service of the local socket.
 #[derive(Debug, Clone)]

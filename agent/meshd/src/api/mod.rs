@@ -3,11 +3,7 @@
 mod control;
 mod local;
 mod socket;
-mod status;
-pub mod tables;
-mod tunnels;
 
 pub use control::ControlGateway;
 pub use local::LocalApi;
 pub use socket::{SocketError, bind, serve};
-pub use status::StatusReporter;

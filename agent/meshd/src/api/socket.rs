@@ -13,8 +13,9 @@ use tokio::net::{UnixListener, UnixStream};
 use tokio_stream::wrappers::UnixListenerStream;
 use tonic::transport::Server;
 
-use super::{ControlGateway, LocalApi, StatusReporter};
+use super::{ControlGateway, LocalApi};
 use crate::membership::Memberships;
+use crate::status::StatusReporter;
 
 /// The group whose members may use the socket.
 const GROUP: &str = "mesh";

@@ -15,7 +15,8 @@ use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::*;
-use crate::api::{self, StatusReporter};
+use crate::api;
+use crate::status::StatusReporter;
 use crate::test_host::{TAKEN_UDP_PORT, TestHost, TestKernel, platform};
 
 struct TestAgent {

@@ -19,8 +19,8 @@ use tokio::sync::{Mutex, watch};
 use tokio::task::{AbortHandle, JoinSet};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::api::StatusReporter;
 use crate::managers::Backoff;
+use crate::status::StatusReporter;
 
 /// Where the metrics are.
 const PATH: &str = "/metrics";

@@ -1,4 +1,7 @@
-//! What the agent says of itself.
+//! What the agent says of itself: on the local socket, and as metrics.
+
+pub mod tables;
+mod tunnels;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -11,7 +14,6 @@ use mesh_model::desired::Encapsulation;
 use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::sync::watch;
 
-use super::{tables, tunnels};
 use crate::member::{Member, Platform};
 use crate::membership::{Memberships, Standing};
 use crate::reconcile::explain;
@@ -105,7 +107,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
 }
 
 /// This node's counters of one network, and the MTU that its endpoints get here.
-pub(super) async fn network_counters(
+pub(crate) async fn network_counters(
     platform: &Platform,
     member: &Member,
     vni: u32,
