@@ -95,6 +95,9 @@ fn datagrams_of_one_socket_to_several_services_of_one_backend_are_answered_by_ea
                     let answer = answer.unwrap_or_else(|| panic!("{way} does not answer"));
                     caller.assert_seen(&answer);
                     seen.push(answer.client.port());
+                    // In fragments, of which only the first has ports.
+                    let whole = socket.ask_with(&[0x5a; 4000], *way, PATIENCE)?;
+                    assert_eq!(whole, Some(answer), "in fragments, to {way}");
                 }
                 assert_eq!(seen.iter().collect::<BTreeSet<_>>().len(), caller.ways.len(), "{seen:?}");
                 if known.is_empty() {

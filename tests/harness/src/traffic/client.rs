@@ -148,11 +148,16 @@ impl UdpClient {
     /// Sends one datagram to `target`; its answer, or nothing when none comes within `timeout` or an ICMP error does.
     /// An answer from another address than was asked is none.
     pub fn ask(&self, target: SocketAddr, timeout: Duration) -> Result<Option<Answer>> {
+        self.ask_with(b"who?", target, timeout)
+    }
+
+    /// Likewise with a datagram of that content.
+    pub fn ask_with(&self, question: &[u8], target: SocketAddr, timeout: Duration) -> Result<Option<Answer>> {
         let failed = || Error::system(format!("ask {target}"));
         // Connected, it hears ICMP errors and nobody else's datagrams.
         self.socket.connect(target).map_err(failed())?;
         self.socket.set_read_timeout(Some(timeout)).map_err(failed())?;
-        if let Err(error) = self.socket.send(b"who?") {
+        if let Err(error) = self.socket.send(question) {
             return if is_no_answer(&error) { Ok(None) } else { Err(failed()(error)) };
         }
         let mut buffer = [0; 512];
