@@ -253,7 +253,12 @@ async fn any_step(
         None if full.iter().any(|decision| matches!(decision, Decision::Exhausted { pending: 1.., .. })) => {
             Ok(Step::Pause)
         }
-        None if full.iter().flat_map(free_elsewhere).any(|(node, _)| learned.may_return(core, node)) => {
+        None if full
+            .iter()
+            .filter_map(free_elsewhere)
+            .flatten()
+            .any(|(node, _)| learned.may_return(core, node)) =>
+        {
             Ok(Step::Pause)
         }
         None => Err(exhausted(core, set.network(), family, &full).await?),
@@ -261,11 +266,10 @@ async fn any_step(
 }
 
 /// The nodes that have free addresses in a subnet that is full otherwise, and cannot be asked; how many they have.
-fn free_elsewhere(decision: &Decision<NodeId>) -> &BTreeMap<NodeId, u128> {
-    static NOWHERE: BTreeMap<NodeId, u128> = BTreeMap::new();
+const fn free_elsewhere(decision: &Decision<NodeId>) -> Option<&BTreeMap<NodeId, u128>> {
     match decision {
-        Decision::Exhausted { free_on_unreachable, .. } => free_on_unreachable,
-        _ => &NOWHERE,
+        Decision::Exhausted { free_on_unreachable, .. } => Some(free_on_unreachable),
+        _ => None,
     }
 }
 
@@ -363,7 +367,7 @@ async fn exhausted(
     full: &[Decision<NodeId>],
 ) -> Result<Problem, Problem> {
     let mut elsewhere: BTreeMap<&NodeId, u128> = BTreeMap::new();
-    for (node, free) in full.iter().flat_map(free_elsewhere) {
+    for (node, free) in full.iter().filter_map(free_elsewhere).flatten() {
         *elsewhere.entry(node).or_default() += free;
     }
     let subnets: Vec<String> = network

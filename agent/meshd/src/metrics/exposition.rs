@@ -3,7 +3,7 @@
 use std::fmt;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text::encode};
+use prometheus_client::encoding::{DescriptorEncoder, MetricEncoder, NoLabelSet, text::encode};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::{Registry, Unit};
 
@@ -52,13 +52,9 @@ impl Writer<'_> {
         family: Family,
         samples: impl IntoIterator<Item = (Labels, u64)>,
     ) -> fmt::Result {
-        let Family { name, unit, help } = family;
-        let mut samples = samples.into_iter().peekable();
-        if samples.peek().is_none() {
-            return Ok(());
-        }
-        let mut to = self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?;
-        samples.try_for_each(|(labels, value)| to.encode_family(&labels)?.encode_gauge(&value))
+        self.family(family, MetricType::Gauge, samples, |to, (labels, value)| {
+            to.encode_family(&labels)?.encode_gauge(&value)
+        })
     }
 
     /// Counts that only go up, until what counts begins anew.
@@ -67,26 +63,29 @@ impl Writer<'_> {
         family: Family,
         samples: impl IntoIterator<Item = (Labels, u64)>,
     ) -> fmt::Result {
-        let Family { name, unit, help } = family;
-        let mut samples = samples.into_iter().peekable();
-        if samples.peek().is_none() {
-            return Ok(());
-        }
-        let mut to = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
-        samples.try_for_each(|(labels, value)| {
+        self.family(family, MetricType::Counter, samples, |to, (labels, value)| {
             to.encode_family(&labels)?.encode_counter::<NoLabelSet, u64, u64>(&value, None)
         })
     }
 
     /// Facts that are text.
     pub(super) fn info(&mut self, family: Family, facts: impl IntoIterator<Item = Labels>) -> fmt::Result {
-        let Family { name, unit, help } = family;
-        let mut facts = facts.into_iter().peekable();
-        if facts.peek().is_none() {
+        self.family(family, MetricType::Info, facts, |to, labels| to.encode_info(&labels))
+    }
+
+    fn family<S>(
+        &mut self,
+        Family { name, unit, help }: Family,
+        kind: MetricType,
+        samples: impl IntoIterator<Item = S>,
+        encode: impl Fn(&mut MetricEncoder<'_>, S) -> fmt::Result,
+    ) -> fmt::Result {
+        let mut samples = samples.into_iter().peekable();
+        if samples.peek().is_none() {
             return Ok(());
         }
-        let mut to = self.0.encode_descriptor(name, help, unit, MetricType::Info)?;
-        facts.try_for_each(|labels| to.encode_info(&labels))
+        let mut to = self.0.encode_descriptor(name, help, unit, kind)?;
+        samples.try_for_each(|sample| encode(&mut to, sample))
     }
 }
 

@@ -140,15 +140,22 @@ pub(super) fn mark_answered() -> bool {
     first
 }
 
-/// Notes, on the node that the client spoke to, that a flow was answered by another node's backend.
-#[inline(never)]
-pub(in crate::datapath) fn note_reply() {
+/// Makes [`super::packet::Packet::other`] the key of the opposite direction, in a network or (zero) towards published ports.
+#[inline(always)]
+pub(super) fn opposite_key(vni: [u8; 3]) {
     let Some(packet) = packet() else { return };
     packet.other.source = packet.key.destination;
     packet.other.destination = packet.key.source;
     packet.other.ports = swapped(packet.key.ports);
     packet.other.protocol = packet.key.protocol;
-    packet.other.vni = [0; 3];
+    packet.other.vni = vni;
+}
+
+/// Notes, on the node that the client spoke to, that a flow was answered by another node's backend.
+#[inline(never)]
+pub(in crate::datapath) fn note_reply() {
+    let Some(packet) = packet() else { return };
+    opposite_key([0; 3]);
     if mark_answered() {
         maps::renew(&packet.other);
     }

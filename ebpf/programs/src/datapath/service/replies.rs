@@ -12,7 +12,7 @@ use mesh_ebpf_types::{
     ANSWERED, Address, BACKEND_FINISHED, BEGINS, CLOSED, CONTESTED, Connection, ConnectionKind,
 };
 
-use super::connection::{NO_BACKEND, begins_connection, finish, known, mark_answered, promote};
+use super::connection::{NO_BACKEND, begins_connection, finish, known, mark_answered, opposite_key, promote};
 use super::flows;
 use super::packet::{ERROR, FLOW, LATER, is_same as same_address};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
@@ -317,11 +317,7 @@ fn forward_key() {
 #[inline(never)]
 pub(in crate::datapath) fn forget_replies() {
     let Some(packet) = packet() else { return };
-    packet.other.source = packet.key.destination;
-    packet.other.destination = packet.key.source;
-    packet.other.ports = swapped(packet.key.ports);
-    packet.other.protocol = packet.key.protocol;
-    packet.other.vni = packet.key.vni;
+    opposite_key(packet.key.vni);
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
