@@ -6,7 +6,7 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use mesh_model::observed::{Link, LinkKind};
+use mesh_model::observed::{HostInterface, Link, LinkKind};
 use mesh_model::plan::{EndpointDevice, HostLeg, VxlanDevice, outer_mtu};
 use mesh_model::{IfName, MacAddr, naming};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
@@ -23,21 +23,41 @@ const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
 const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
+const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
 /// Where the attributes begin: after the netlink header and `struct ifinfomsg`.
 const ATTRIBUTES: usize = 16 + 16;
+
+/// `ARPHRD_ETHER` of the kernel: a device whose packets have Ethernet headers.
+const ETHERNET: u16 = 1;
+/// Types of devices whose received packets begin with their IP headers (`ARPHRD_PPP`, `_RAWIP`, `_TUNNEL`, `_TUNNEL6`, `_SIT`,
+/// `_IPGRE`, `_IP6GRE`, `_NONE`): tunnels, modems, TUN devices, WireGuard.
+const LAYER_3: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xFFFE];
 
 /// How long the kernel may take to tell a device that it has a carrier. It usually does within a millisecond.
 const CARRIER_DEADLINE: Duration = Duration::from_millis(200);
 
 /// How often is looked whether a device is gone.
 const REMOVAL_PAUSE: Duration = Duration::from_micros(200);
+
+/// Whether a device's own programs see the packets that come by it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+enum Role {
+    /// They do.
+    #[default]
+    Independent,
+    /// The programs of its bridge or bond do.
+    Port,
+    /// The programs of its member interfaces do.
+    Vrf,
+}
 
 /// A device as netlink tells it.
 ///
@@ -55,6 +75,9 @@ pub(crate) struct RawLink {
     /// Whether the other end is in another namespace.
     pub(crate) link_elsewhere: bool,
     pub(crate) operational: bool,
+    /// The kernel's number of its hardware type (`ARPHRD_...`).
+    hardware: u16,
+    role: Role,
     vxlan_port: u16,
     vxlan_external: bool,
 }
@@ -62,7 +85,14 @@ pub(crate) struct RawLink {
 impl RawLink {
     fn parse(message: &[u8]) -> Self {
         let header = |at: usize| message.get(at..at + 4).map_or(0, native);
-        let mut link = Self { index: header(20), flags: header(24), ..Self::default() };
+        let hardware = message.get(18..20).and_then(|bytes| bytes.try_into().ok());
+        let mut link = Self {
+            index: header(20),
+            flags: header(24),
+            hardware: hardware.map_or(0, u16::from_ne_bytes),
+            ..Self::default()
+        };
+        let (mut has_master, mut in_vrf) = (false, false);
         for attribute in NlasIterator::new(message.get(ATTRIBUTES..).unwrap_or_default()).flatten() {
             let value = attribute.value();
             match attribute.kind() {
@@ -71,26 +101,39 @@ impl RawLink {
                 IFLA_ADDRESS => link.address = value.try_into().ok(),
                 IFLA_LINK => link.link = Some(native(value)),
                 IFLA_LINK_NETNSID => link.link_elsewhere = true,
+                IFLA_MASTER => has_master = true,
                 IFLA_OPERSTATE => {
                     link.operational = value.first().is_some_and(|state| State::from(*state) == State::Up);
                 }
-                IFLA_LINKINFO => link.parse_info(value),
+                IFLA_LINKINFO => in_vrf = link.parse_info(value),
                 _ => {}
             }
+        }
+        if has_master && !in_vrf {
+            link.role = Role::Port;
         }
         link
     }
 
-    fn parse_info(&mut self, info: &[u8]) {
+    /// Returns whether the device is in a VRF.
+    fn parse_info(&mut self, info: &[u8]) -> bool {
+        let mut in_vrf = false;
         for attribute in NlasIterator::new(info).flatten() {
             match attribute.kind() {
-                IFLA_INFO_KIND => self.kind = Some(kind(text(attribute.value()))),
+                IFLA_INFO_KIND => {
+                    self.kind = Some(kind(text(attribute.value())));
+                    if text(attribute.value()) == b"vrf" {
+                        self.role = Role::Vrf;
+                    }
+                }
+                IFLA_INFO_SLAVE_KIND => in_vrf = text(attribute.value()) == b"vrf",
                 IFLA_INFO_DATA if self.kind == Some(naming::Kind::Vxlan) => {
                     self.parse_vxlan(attribute.value());
                 }
                 _ => {}
             }
         }
+        in_vrf
     }
 
     fn parse_vxlan(&mut self, data: &[u8]) {
@@ -108,6 +151,19 @@ impl RawLink {
     /// Its address, if it is one that a device may have.
     pub(crate) fn mac(&self) -> Option<MacAddr> {
         self.address.and_then(|address| MacAddr::new(address).ok())
+    }
+
+    /// The device as an interface of the host that packets come by, if it is one.
+    ///
+    /// Ports of bridges and bonds are left out, and so are VRFs ([`Role`]).
+    pub(crate) fn host_interface(&self) -> Option<(u32, HostInterface)> {
+        let is_ours = self.kind.is_some_and(|kind| naming::is_ours(&self.name, kind));
+        let ethernet = self.hardware == ETHERNET;
+        let carries_ip = ethernet || LAYER_3.contains(&self.hardware);
+        if is_ours || self.role != Role::Independent || !carries_ip {
+            return None;
+        }
+        Some((self.index, HostInterface { name: self.name.parse().ok()?, ethernet }))
     }
 
     /// The device as one of ours, if it is.

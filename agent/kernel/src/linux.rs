@@ -192,6 +192,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
         let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
         let observed = Observed {
             foreign_indexes: foreign_indexes.collect(),
+            host_interfaces: raw_links.iter().filter_map(RawLink::host_interface).collect(),
             underlay: desired
                 .and_then(|desired| underlay(desired.underlay.address, &raw_links, &addresses, &ours)),
             host_addresses: host_addresses.collect(),

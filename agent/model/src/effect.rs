@@ -46,7 +46,7 @@ impl Observed {
             Action::Attach(attachment) => {
                 self.loaded()?;
                 let underlay = self.underlay.as_ref().is_some_and(|link| link.index == attachment.ifindex);
-                if !underlay {
+                if !underlay && !self.host_interfaces.contains_key(&attachment.ifindex) {
                     self.link(attachment.ifindex)?;
                 }
                 self.programs.attachments.insert(*attachment, AttachedProgram::Current);

@@ -17,6 +17,9 @@ pub struct Observed {
     pub links: BTreeMap<IfName, Link>,
     /// Indexes of devices that are not ours, as far as they lie where ours are chosen from ([`crate::naming`]).
     pub foreign_indexes: BTreeSet<u32>,
+    /// The host's interfaces that packets from outside this namespace come by, with their indexes. The data-path interface
+    /// is one of them.
+    pub host_interfaces: BTreeMap<u32, HostInterface>,
     /// The interface that has the node's data-path address; `None` when no interface has it.
     pub underlay: Option<UnderlayLink>,
     /// Addresses of `mesh0`, link-local ones of IPv6 left out: the kernel gives and takes those itself.
@@ -86,6 +89,16 @@ pub struct UnderlayLink {
     pub mtu: u32,
     /// Its Ethernet address; `None` for a device that has none.
     pub mac: Option<MacAddr>,
+}
+
+/// An interface of the host: a network card, bridge, bond, VLAN, tunnel or the like. Not the loopback device, none of ours, and
+/// no port of a bridge or bond.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HostInterface {
+    /// Its name, which may change while the index stays.
+    pub name: IfName,
+    /// Whether its packets have Ethernet headers. Those of layer-3 devices (WireGuard, TUN, IPIP) begin with the IP header.
+    pub ethernet: bool,
 }
 
 /// An address on a device, with the length of the prefix it is in.

@@ -34,6 +34,9 @@ fn vanished_devices_addresses_routes_and_rules_are_told() {
             ("ip address add 10.1.0.1/24 dev eth0", Event::Network),
             ("ip route add 10.2.0.0/24 dev eth0", Event::Network),
             ("ip link set eth0 mtu 1400", Event::Network),
+            ("ip link add docker0 type bridge", Event::Network),
+            ("ip link set docker0 name docker1", Event::Network),
+            ("ip link delete docker1", Event::Network),
             ("nft flush ruleset", Event::Firewall),
             (&format!("ip netns delete {}", container.name), Event::Network),
         ] {

@@ -7,7 +7,7 @@ use mesh_model::{Desired, Observed};
 use mesh_planner::plan;
 
 use crate::shapes::{EndpointShape, NetworkShape, Shape, desired};
-use crate::support::{Container, WholeKernel, become_host, run};
+use crate::support::{Container, WholeKernel, become_host, kernel, run};
 
 /// A host that others use too, with names that look like ours.
 const OTHERS: &str = "
@@ -76,4 +76,34 @@ fn what_is_not_ours_survives_membership_and_its_end() {
     assert!(plan(None, &observed).is_empty() && observed.links.is_empty());
     assert_eq!(others(), before);
     assert!(!container.ip("link").contains("eth"));
+}
+
+/// Name and Ethernet header of each interface of the host that is observed.
+fn interfaces(kernel: &mut impl Kernel) -> Vec<(String, bool)> {
+    let observed = kernel.observe(None, Depth::Quick).unwrap();
+    let interfaces = observed.host_interfaces.values();
+    let mut found: Vec<_> = interfaces.map(|found| (found.name.to_string(), found.ethernet)).collect();
+    found.sort();
+    found
+}
+
+#[test]
+fn interfaces_of_the_host_are_observed_without_ports_of_bridges() {
+    become_host();
+    let mut kernel = kernel();
+    let ethernet = |name: &str| (name.to_owned(), true);
+    assert_eq!(interfaces(&mut kernel), ["eth0", "wire"].map(ethernet));
+    run("ip link add meshvx0 type vxlan id 1 dstport 4789 && ip link add mesh0 type veth peer name mesh0p
+         ip link add mesh01234567 type veth peer name port && ip link add docker0 type bridge
+         ip link set port master docker0 && ip link add flannel.1 type vxlan id 2 dstport 8472
+         ip link add link eth0 name macvlan0 type macvlan && ip tuntap add mode tun name tun0
+         ip tuntap add mode tap name tap0");
+    let mut expected = ["docker0", "eth0", "flannel.1", "macvlan0", "tap0", "tun0", "wire"].map(ethernet);
+    expected[5].1 = false;
+    assert_eq!(interfaces(&mut kernel), expected);
+    run("ip link set tun0 name vpn && ip link set tap0 master docker0 && ip link delete flannel.1
+         ip link set port nomaster");
+    let mut expected = ["docker0", "eth0", "macvlan0", "port", "vpn", "wire"].map(ethernet);
+    expected[4].1 = false;
+    assert_eq!(interfaces(&mut kernel), expected);
 }
