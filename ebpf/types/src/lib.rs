@@ -32,8 +32,8 @@ pub use maps::{
 pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, BACKEND_ENCRYPTED, BACKEND_FINISHED, BEGINS, Backend, CLIENT_FINISHED,
-    CLOSED, CONTESTED, Connection, ConnectionKey, ConnectionKind, DRAINING, HAIRPIN_IPV4, HAIRPIN_IPV6,
-    HOST_MODE, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, LOOPBACK_PUBLISHED_IPV4,
+    CLOSED, CONTESTED, Connection, ConnectionKey, ConnectionKind, DRAINING, FAILING, HAIRPIN_IPV4,
+    HAIRPIN_IPV6, HOST_MODE, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, LOOPBACK_PUBLISHED_IPV4,
     LOOPBACK_PUBLISHED_IPV6, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey, REPLY_BIT,
     STAND_INS, Service, ServiceKey, SocketPeer, TableEntry, TableKey, host_published, host_published_number,
     is_host_published, published_vni,

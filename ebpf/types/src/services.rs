@@ -21,6 +21,10 @@ pub const DRAINING: u16 = 2;
 /// [`Backend::flags`]: its network is encrypted; [`Backend::peer`] is its node's number in WireGuard.
 pub const BACKEND_ENCRYPTED: u16 = 4;
 
+/// [`Backend::flags`]: it fails its check, or its node does not answer. A client that begins a connection anew gets another
+/// backend, even if this one has its former connection.
+pub const FAILING: u16 = 8;
+
 /// How many entries one element of `MAGLEV` holds: the kernel pads elements of arrays to eight bytes.
 pub const MAGLEV_ROW: usize = 16;
 
@@ -148,7 +152,7 @@ pub struct Backend {
     pub ipv6: Address,
     /// Data-path address of the endpoint's node.
     pub node: Address,
-    /// Bits: [`LOCAL`], [`DRAINING`], [`BACKEND_ENCRYPTED`].
+    /// Bits: [`LOCAL`], [`DRAINING`], [`BACKEND_ENCRYPTED`], [`FAILING`].
     pub flags: u16,
     /// The node's number in WireGuard; 0 when it has none.
     pub peer: u16,

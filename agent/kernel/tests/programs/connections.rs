@@ -3,6 +3,7 @@
 mod model;
 mod packet;
 mod same_ports;
+mod second_syn;
 mod world;
 
 use std::cell::RefCell;
@@ -96,7 +97,12 @@ fn step() -> impl Strategy<Value = Step> {
         1 => Just(RST | ACK),
     ];
     let answered = prop_oneof![3 => Just(SYN | ACK), 4 => Just(ACK), 2 => Just(FIN | ACK), 1 => Just(RST)];
-    let state = prop_oneof![3 => Just(State::Active), 2 => Just(State::Draining), 3 => Just(State::Absent)];
+    let state = prop_oneof![
+        3 => Just(State::Active),
+        2 => Just(State::Draining),
+        1 => Just(State::Failing),
+        3 => Just(State::Absent),
+    ];
     prop_oneof![
         10 => (0..64_usize, sent, 0..40_usize, 0..2_usize)
             .prop_map(|(flow, flags, length, cpu)| Step::Send { flow, flags, length, cpu }),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ebpf_types::{
-    AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, EndpointKey, HOST_MODE, LOCAL,
+    AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, EndpointKey, FAILING, HOST_MODE, LOCAL,
     LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, Published, PublishedKey, ServiceKey, TableEntry,
     TableKey, Vni,
 };
@@ -172,8 +172,10 @@ impl Entries {
         let Some(network) = facts.networks.get(&service.network) else { return Self::default() };
         let vni = Vni::new(network.vni.get());
         let mut entries = Self { name: service.name.to_string(), ..Self::default() };
+        let usable = records.usable(facts);
         for backend in records.backends.values() {
-            entries.backend(backend, network, vni, facts);
+            let failing = !usable.contains(&backend.id) && is_failing(backend, facts);
+            entries.backend(backend, network, vni, facts, failing);
         }
         let size = rendezvous::size(records.backends.len());
         let affinity = match service.affinity {
@@ -188,7 +190,7 @@ impl Entries {
         }
         for scope in scopes(service) {
             let usable = match scope {
-                Scope::Cluster => records.usable(facts),
+                Scope::Cluster => usable.clone(),
                 Scope::Host => records.usable_where(facts, |backend| backend.node == *facts.node),
             };
             entries.shares.insert(scope, Share::new(usable, size));
@@ -196,7 +198,7 @@ impl Entries {
         entries
     }
 
-    fn backend(&mut self, backend: &Backend, network: &Network, vni: Vni, facts: &Facts<'_>) {
+    fn backend(&mut self, backend: &Backend, network: &Network, vni: Vni, facts: &Facts<'_>, failing: bool) {
         let id = backend.id.get();
         let node = facts.nodes.get(&backend.node);
         let mut flags = 0;
@@ -205,6 +207,9 @@ impl Entries {
         }
         if !takes_new(backend, node) {
             flags |= DRAINING;
+        }
+        if failing {
+            flags |= FAILING;
         }
         if network.encrypted {
             flags |= BACKEND_ENCRYPTED;
@@ -255,6 +260,11 @@ fn key_address(address: IpAddr) -> Address {
     } else {
         address.into()
     }
+}
+
+/// Whether something is wrong with a backend or its node.
+fn is_failing(backend: &Backend, facts: &Facts<'_>) -> bool {
+    facts.unhealthy.contains(&backend.id) || facts.down.contains(&backend.node)
 }
 
 /// Whether a backend is to get new connections, as far as people decide it.

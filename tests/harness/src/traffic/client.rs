@@ -15,7 +15,7 @@ use nix::{
     sys::{
         socket::{
             AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket,
-            sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout},
+            sockopt::{ReceiveTimeout, ReuseAddr, SendTimeout, TcpRepair},
         },
         time::TimeVal,
     },
@@ -83,6 +83,12 @@ impl Connection {
     /// Its own address and port.
     pub fn local_address(&self) -> Result<SocketAddr> {
         self.stream.get_ref().local_addr().map_err(Error::system("read connection's address"))
+    }
+
+    /// Ends it as a crash would: nobody is told.
+    pub fn crash(self) -> Result<()> {
+        setsockopt(self.stream.get_ref(), TcpRepair, &1)
+            .map_err(|errno| Error::system("crash")(io::Error::from(errno)))
     }
 
     /// Asks who answers.

@@ -20,7 +20,7 @@ pub use gso::{GsoReport, GsoTransfer};
 pub use load::{Load, LoadReport, load};
 pub use loss::{LossMeter, LossReport};
 pub use ping::{Ping, PingReport};
-pub use raw::{RawSocket, syn_flood};
+pub use raw::{RawSocket, RawTcp, syn_flood};
 pub use tcp::{TcpReceived, TcpSink, TransferReport, tcp_send, tcp_transfer};
 pub use udp::{UdpEcho, udp_request};
 pub use web::WebServer;

@@ -2,7 +2,7 @@
 
 use std::{
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4, UdpSocket},
     time::{Duration, Instant},
 };
 
@@ -13,6 +13,8 @@ use crate::{Error, Netns, Result};
 
 /// Length of an IPv4 header without options.
 const IPV4: usize = 20;
+/// The flag that begins a connection.
+const SYN: u8 = 2;
 /// How many packets are sent before the receiver is given the CPU.
 const BURST: u32 = 64;
 
@@ -52,6 +54,52 @@ impl RawSocket {
     }
 }
 
+/// Sends and sees segments of a TCP connection beside the socket that has it.
+#[derive(Debug)]
+pub struct RawTcp {
+    socket: UdpSocket,
+    source: SocketAddr,
+}
+
+impl RawTcp {
+    /// Sends from `source`, and sees what arrives there.
+    pub fn open(netns: &Netns, source: SocketAddr) -> Result<Self> {
+        let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
+        Ok(Self { socket: open_family(netns, family, SockProtocol::Tcp)?, source })
+    }
+
+    /// Sends a segment without payload.
+    pub fn send(&self, target: SocketAddr, flags: u8, sequence: u32) -> Result<()> {
+        let segment = segment(self.source, target, flags, sequence);
+        let sent = self.socket.send_to(&segment, SocketAddr::new(target.ip(), 0));
+        sent.map(drop).map_err(Error::system(format!("send to {target}")))
+    }
+
+    /// The next segment to `source`, whoever sent it, with its flags; nothing when none comes within `timeout`.
+    pub fn receive(&self, timeout: Duration) -> Result<Option<(SocketAddr, u8)>> {
+        let (begin, mut buffer) = (Instant::now(), [0; 2048]);
+        while begin.elapsed() < timeout {
+            match self.socket.recv_from(&mut buffer) {
+                Ok((length, sender)) => {
+                    let start = if sender.is_ipv4() { IPV4 } else { 0 };
+                    let Some([f0, f1, t0, t1, .., flags]) =
+                        buffer.get(start..length).and_then(|segment| segment.first_chunk::<14>())
+                    else {
+                        continue;
+                    };
+                    if u16::from_be_bytes([*t0, *t1]) == self.source.port() {
+                        let port = u16::from_be_bytes([*f0, *f1]);
+                        return Ok(Some((SocketAddr::new(sender.ip(), port), *flags)));
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return Err(Error::system("receive TCP")(error)),
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// Begins `count` TCP connections from `netns` that nobody goes on with, each from the source that `source` says.
 pub fn syn_flood(
     netns: &Netns,
@@ -71,9 +119,13 @@ pub fn syn_flood(
 }
 
 fn open(netns: &Netns, protocol: SockProtocol) -> Result<UdpSocket> {
+    open_family(netns, AddressFamily::Inet, protocol)
+}
+
+fn open_family(netns: &Netns, family: AddressFamily, protocol: SockProtocol) -> Result<UdpSocket> {
     let failed = || Error::system(format!("open a raw socket in {}", netns.name()));
     let raw = netns
-        .enter(|| socket(AddressFamily::Inet, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol))?
+        .enter(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol))?
         .map_err(|errno| failed()(errno.into()))?;
     // The same calls send and receive on it.
     let socket = UdpSocket::from(raw);
@@ -87,14 +139,24 @@ fn syn(source: SocketAddrV4, target: SocketAddrV4) -> Vec<u8> {
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];
     packet.extend(from);
     packet.extend(to);
+    packet.extend(segment(source.into(), target.into(), SYN, 1));
+    packet
+}
+
+/// A TCP segment without payload.
+fn segment(source: SocketAddr, target: SocketAddr, flags: u8, sequence: u32) -> Vec<u8> {
+    let octets = |address: SocketAddr| match address.ip() {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    };
     let mut segment = [source.port().to_be_bytes(), target.port().to_be_bytes()].concat();
-    segment.extend([0, 0, 0, 1, 0, 0, 0, 0, 0x50, 2, 0xff, 0xff, 0, 0, 0, 0]);
-    let pseudo = [&from[..], &to, &[0, 6, 0, 20], &segment].concat();
+    segment.extend(sequence.to_be_bytes());
+    segment.extend([0, 0, 0, 0, 0x50, flags, 0xff, 0xff, 0, 0, 0, 0]);
+    let pseudo = [&octets(source)[..], &octets(target), &[0, 6, 0, 20], &segment].concat();
     let mut sum: u32 = pseudo.chunks(2).map(|pair| u32::from(u16::from_be_bytes([pair[0], pair[1]]))).sum();
     sum = (sum & 0xffff) + (sum >> 16);
     sum += sum >> 16;
     let [.., high, low] = (!sum).to_be_bytes();
     segment[16..18].copy_from_slice(&[high, low]);
-    packet.extend(segment);
-    packet
+    segment
 }

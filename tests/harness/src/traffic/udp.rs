@@ -84,7 +84,12 @@ pub fn udp_request(
         }
         // An ICMP error is no answer either.
         Err(error)
-            if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::ConnectionRefused) =>
+            if matches!(
+                error.kind(),
+                io::ErrorKind::WouldBlock
+                    | io::ErrorKind::ConnectionRefused
+                    | io::ErrorKind::NetworkUnreachable
+            ) =>
         {
             Ok(None)
         }

@@ -101,6 +101,11 @@ impl Entry {
         }
     }
 
+    /// Whether a SYN is for its connection's backend: the connection was answered, and is not over.
+    const fn is_live(&self) -> bool {
+        matches!(self.stage, Stage::Answered | Stage::Established)
+    }
+
     const fn used(&mut self) {
         if matches!(self.stage, Stage::Answered) {
             self.stage = Stage::Established;
@@ -139,6 +144,8 @@ pub(super) struct Model {
     pub(super) backend_addresses: BTreeSet<Address>,
     /// The addresses of each backend that is there: IPv4, IPv6.
     pub(super) backends: BTreeMap<u32, [Address; 2]>,
+    /// Those of them that fail their check.
+    pub(super) failing: BTreeSet<u32>,
     /// Addresses of each node's host.
     pub(super) hosts: [BTreeSet<Address>; 2],
     pub(super) services: Vec<Service>,
@@ -315,14 +322,17 @@ impl Model {
     }
 
     fn choose(&mut self, node: usize, key: Key, service: &Service, packet: &Packet) -> Choice {
-        if !packet.starts()
-            && let Some(entry) = self.entries[node].get_mut(&key)
+        let starts = packet.starts();
+        if let Some(entry) = self.entries[node].get_mut(&key)
+            && (!starts || entry.is_live() && !self.failing.contains(&entry.backend))
         {
-            entry.used();
+            if !starts {
+                entry.used();
+            }
             if self.backends.contains_key(&entry.backend) {
                 return Choice::Backend(entry.backend);
             }
-            if key.1.protocol == TCP && !packet.is_error() {
+            if !starts && key.1.protocol == TCP && !packet.is_error() {
                 return Choice::Gone;
             }
         }
@@ -348,21 +358,27 @@ impl Model {
         let (tcp, starts) = (replies.protocol == TCP, packet.starts());
         let mut own = (replies, Entry { begins: tcp && starts, ..expected });
         let here = expected.node.is_none_or(|spoken_to| spoken_to == node);
-        if !starts
-            && (here || !self.is_expected(node, own))
+        if (here || !self.is_expected(node, own, starts))
             && let Some(entry) = self.entries[node].get_mut(&asked)
+            && (!starts || entry.is_live())
         {
-            if !here && expected.kind != Kind::Hairpin {
+            if !starts && !here && expected.kind != Kind::Hairpin {
                 entry.used();
             }
             own = with_client_port(own, entry.client_port);
         }
-        if !starts && self.is_expected(node, own) {
-            if !packet.is_error()
-                && let Some(entry) = self.entries[node].get_mut(&(true, own.0))
+        if self.is_expected(node, own, starts) {
+            let key = (true, own.0);
+            if let Some(entry) = self.entries[node].get_mut(&key)
+                && !packet.is_error()
             {
-                entry.node = expected.node;
-                entry.used();
+                (entry.node, entry.backend) = (expected.node, expected.backend);
+                if starts {
+                    entry.contested = false;
+                    self.candidates[node].remove(&key);
+                } else {
+                    entry.used();
+                }
             }
             return (true, own.0);
         }
@@ -377,6 +393,8 @@ impl Model {
         }
         let (replies, expected) = own;
         let key = (true, replies);
+        let begins = expected.begins && self.may_be_direct(node, own, asked.1.source);
+        let expected = Entry { begins, ..expected };
         if let Some(entry) = self.entries[node].get_mut(&key)
             && tcp
             && entry.stage == Stage::Established
@@ -393,8 +411,18 @@ impl Model {
         (true, replies)
     }
 
-    fn is_expected(&self, node: usize, (replies, expected): (Flow, Entry)) -> bool {
-        self.entries[node].get(&(true, replies)).is_some_and(|entry| entry.is_same(&expected))
+    /// Whether the backend may have a direct connection between the same ports: not with somebody outside, and not where
+    /// it has answered the flow's former connection.
+    fn may_be_direct(&self, node: usize, (replies, expected): (Flow, Entry), client: Address) -> bool {
+        let known = |entry: &Entry| entry.is_same(&expected) && (!entry.begins || entry.stage != Stage::New);
+        (expected.kind != Kind::Published || self.endpoints.contains_key(&client))
+            && !self.entries[node].get(&(true, replies)).is_some_and(known)
+    }
+
+    /// Whether there is an entry for replies. That of a connection that is over is none for a new one.
+    fn is_expected(&self, node: usize, (replies, expected): (Flow, Entry), starts: bool) -> bool {
+        let is_own = |entry: &Entry| entry.is_same(&expected) && (!starts || entry.stage != Stage::Over);
+        self.entries[node].get(&(true, replies)).is_some_and(is_own)
     }
 
     fn is_taken(&self, node: usize, (replies, expected): (Flow, Entry)) -> bool {

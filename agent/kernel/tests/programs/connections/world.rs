@@ -41,6 +41,7 @@ pub(super) enum State {
     Absent,
     Active,
     Draining,
+    Failing,
 }
 
 /// Addresses of one case: other flows, other backends.
@@ -226,15 +227,23 @@ impl World {
             });
             let pair = addresses.pair(ENDPOINTS[endpoint]);
             model.backends.insert(number, pair);
+            model.failing.remove(&number);
+            if state == State::Failing {
+                model.failing.insert(number);
+            }
             for (node, instance) in self.nodes.iter_mut().enumerate() {
                 let local = if node_of(endpoint) == node { LOCAL } else { 0 };
-                let draining = if state == State::Draining { mesh_ebpf_types::DRAINING } else { 0 };
+                let state = match state {
+                    State::Absent | State::Active => 0,
+                    State::Draining => mesh_ebpf_types::DRAINING,
+                    State::Failing => mesh_ebpf_types::FAILING,
+                };
                 let backend = Backend {
                     vni: addresses.vni(),
                     ipv4: pair[0].to_v4().expect("IPv4"),
                     ipv6: pair[1],
                     node: Address::from_v4([FIRST, SECOND][node_of(endpoint)]),
-                    flags: local | draining,
+                    flags: local | state,
                     peer: 0,
                 };
                 instance.datapath.put_tables(&[TableEntry::Backend(number, backend)]).expect("written");
@@ -253,6 +262,7 @@ impl World {
         }
         for number in gone {
             model.backends.remove(&number);
+            model.failing.remove(&number);
         }
     }
 

@@ -7,7 +7,7 @@ use mesh_ebpf::transport::{FIN, RST, SYN, swapped};
 use mesh_ebpf::{flow, ip};
 use mesh_ebpf_types::{
     AFFINITY_CLIENT_IP, ANSWERED, Address, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED, Connection,
-    ConnectionKey, ConnectionKind, DIRECT_RETURN,
+    ConnectionKey, ConnectionKind, DIRECT_RETURN, DRAINING, FAILING,
 };
 
 use super::flows;
@@ -24,20 +24,18 @@ pub(in crate::datapath) const GONE: u32 = u32::MAX;
 #[inline(never)]
 pub(in crate::datapath) fn choose() -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
-    if packet.starts == 0 {
-        let known = known();
-        if known != NO_BACKEND {
-            if maps::backend(known).is_some() {
-                return known;
-            }
-            packet.client_port = [0; 2];
-            if packet.key.protocol == ip::TCP && packet.class != ERROR {
-                return GONE;
-            }
+    let known = known();
+    if known != NO_BACKEND {
+        if maps::backend(known).is_some_and(keeps) {
+            return known;
         }
-        if packet.class == ERROR && packet.table[1] == 0 {
-            return NO_BACKEND;
+        packet.client_port = [0; 2];
+        if packet.starts == 0 && packet.key.protocol == ip::TCP && packet.class != ERROR {
+            return GONE;
         }
+    }
+    if packet.class == ERROR && packet.table[1] == 0 {
+        return NO_BACKEND;
     }
     let number = pick();
     if number == NO_BACKEND || maps::backend(number).is_none() {
@@ -50,6 +48,17 @@ pub(in crate::datapath) fn choose() -> u32 {
         Connection { backend: number, kind: ConnectionKind::Forward as u8, ..Connection::default() };
     begin(number);
     number
+}
+
+/// Whether the packet at hand goes to the backend of its flow.
+///
+/// A SYN of a live connection may be late, repeated or forged. The backend decides what it means (RFC 5961, section 4), so
+/// it goes there. The end of an SCTP association is not seen here: an INIT leaves a draining backend.
+#[inline(always)]
+fn keeps(backend: &Backend) -> bool {
+    let Some(packet) = packet() else { return false };
+    let leaves = if packet.key.protocol == ip::TCP { FAILING } else { FAILING | DRAINING };
+    packet.starts == 0 || backend.flags & leaves == 0
 }
 
 /// Makes the entry of a flow that begins with that backend.
@@ -73,7 +82,7 @@ fn begin(number: u32) {
 }
 
 /// The number of the backend that the flow has had, and in [`super::packet::Packet::client_port`] the port that its client has
-/// there.
+/// there. For a packet that begins a flow: only of one that was answered and is not over.
 #[inline(never)]
 pub(super) fn known() -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
@@ -87,9 +96,14 @@ pub(super) fn known() -> u32 {
     let Some(connection) = PENDING.get_ptr_mut(&packet.key) else { return NO_BACKEND };
     // SAFETY: as above.
     let value = unsafe { &*connection };
+    if packet.starts != 0 && value.state & (ANSWERED | CLOSED) != ANSWERED {
+        return NO_BACKEND;
+    }
     let number = value.backend;
     packet.client_port = value.port;
-    if value.state & CLOSED == 0 && (value.state & ANSWERED != 0 || is_answered_elsewhere()) {
+    // A SYN shows no interest in the answer: its sender may have forged its address.
+    let goes_on = packet.starts == 0 && value.state & CLOSED == 0;
+    if goes_on && (value.state & ANSWERED != 0 || is_answered_elsewhere()) {
         promote(&packet.key, value);
     }
     number

@@ -35,7 +35,8 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
         return;
     }
     reply_key(hairpin);
-    if packet.starts == 0 && (is_expected(kind, node) || hairpin == 0 && is_expected_elsewhere(kind, node))
+    if is_expected(backend, kind, node)
+        || hairpin == 0 && is_expected_elsewhere(backend, kind, node)
         || packet.class == ERROR
     {
         return;
@@ -62,10 +63,10 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
     flows::forget();
 }
 
-/// Whether there is an entry for replies to the packet at hand, with the key [`super::packet::Packet::other`]. It is looked
-/// after.
+/// Whether there is an entry for replies to the packet at hand, with the key [`super::packet::Packet::other`]. The entry is
+/// updated. That of a connection that is over is no entry for a new one.
 #[inline(never)]
-fn is_expected(kind: u32, node: u32) -> bool {
+fn is_expected(backend: u32, kind: u32, node: u32) -> bool {
     let Some(packet) = packet() else { return false };
     let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.other) {
         Some(connection) => (true, connection),
@@ -76,12 +77,16 @@ fn is_expected(kind: u32, node: u32) -> bool {
     };
     // SAFETY: as in `known`.
     let value = unsafe { &mut *pointer };
-    if !is_own(value, kind) {
+    if !is_own(value, kind) || packet.starts != 0 && value.state & CLOSED != 0 {
         return false;
     }
+    if packet.starts != 0 {
+        // The last that asked for a connection is the one that the backend answers.
+        value.state &= !CONTESTED;
+    }
     if packet.class != ERROR {
-        came_by(value, node);
-        if !established && value.state & (ANSWERED | CLOSED) == ANSWERED {
+        came_by(value, backend, node);
+        if !established && packet.starts == 0 && value.state & (ANSWERED | CLOSED) == ANSWERED {
             promote(&packet.other, value);
         }
     }
@@ -95,13 +100,13 @@ fn is_expected(kind: u32, node: u32) -> bool {
 /// As [`is_expected`], where the client spoke to another node, and its port may be another one at the backend: what is known
 /// of the flow here says so.
 #[inline(never)]
-fn is_expected_elsewhere(kind: u32, node: u32) -> bool {
+fn is_expected_elsewhere(backend: u32, kind: u32, node: u32) -> bool {
     let Some(packet) = packet() else { return false };
     if node == 0 || known() == NO_BACKEND || u16::from_ne_bytes(packet.client_port) == 0 {
         return false;
     }
     reply_key(0);
-    is_expected(kind, node)
+    is_expected(backend, kind, node)
 }
 
 /// Whether the client's port may become another one now: a connection has the one that it began with.
@@ -187,18 +192,38 @@ fn await_replies(backend: u32, kind: u32, node: u32) {
     packet.found.node = node.to_ne_bytes();
     packet.found.port = [p0, p1];
     packet.found.kind = kind as u8;
-    packet.found.state = if begins_connection() { BEGINS } else { 0 };
+    packet.found.state = if begins_connection() && may_be_direct(kind) { BEGINS } else { 0 };
     packet.found.client_port = own_port();
     packet.found.padding = 0;
     let _ = PENDING.insert(&packet.other, &packet.found, 0);
 }
 
-/// Notes by which node the client speaks, in the entry that [`super::packet::Packet::other`] is the key of.
+/// Whether the backend may have a direct connection between the ports of the one that begins.
+///
+/// It has none if the flow's former connection was answered, and with nobody outside. The backend's segments are the flow's
+/// then, whatever they are: it may still have the former connection, and answers a SYN of the new one with an ACK (RFC 5961,
+/// section 4; RFC 9293, section 3.10.7.4).
+#[inline(never)]
+fn may_be_direct(kind: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    if kind == ConnectionKind::Published as u32 && maps::network_of(packet.key.source).is_none() {
+        return false;
+    }
+    // SAFETY: as in `known`.
+    let answered = |connection: *mut Connection| unsafe {
+        is_own(&*connection, kind) && (*connection).state & (BEGINS | ANSWERED) != BEGINS
+    };
+    !PENDING.get_ptr_mut(&packet.other).is_some_and(answered)
+}
+
+/// Notes which backend has the flow and by which node the client speaks, in the entry that
+/// [`super::packet::Packet::other`] is the key of.
 #[inline(always)]
-fn came_by(value: &mut Connection, node: u32) {
+fn came_by(value: &mut Connection, backend: u32, node: u32) {
     let Some(packet) = packet() else { return };
-    if value.node != node.to_ne_bytes() {
+    if value.node != node.to_ne_bytes() || value.backend != backend {
         value.node = node.to_ne_bytes();
+        value.backend = backend;
         maps::renew(&packet.other);
     }
 }
