@@ -462,7 +462,7 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
             .map_err(|error| error.during(format!("route {subnet} out of {ifname} in {path}")))?;
     }
     for gateway in &device.gateways {
-        routes::add_default(&mut inner, index, *gateway)
+        routes::add_default(&mut inner, index, *gateway, device.internal)
             .map_err(|error| error.during(format!("make {gateway} the default route in {path}")))?;
     }
     Ok(())

@@ -217,12 +217,22 @@ pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> 
     netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
 }
 
+/// The least metric of default routes through internal networks. It is above those of all other endpoints.
+const INTERNAL_METRIC: u32 = 1 << 30;
+
 /// The metric that the kernel gives a route of IPv6 by itself.
 const METRIC: u32 = 1024;
 
 /// Makes a gateway a default route behind all that there are: whatever the container has of its own comes first, then the
 /// device that was made first. When that one goes, the kernel takes the next.
-pub(crate) fn add_default(netlink: &mut Netlink, index: u32, gateway: IpAddr) -> Result<(), RequestError> {
+///
+/// Those through internal networks come last: only replies of published ports get anywhere there.
+pub(crate) fn add_default(
+    netlink: &mut Netlink,
+    index: u32,
+    gateway: IpAddr,
+    internal: bool,
+) -> Result<(), RequestError> {
     let mut message = RouteMessage::default();
     message.header.address_family = family(gateway);
     message.header.table = RouteHeader::RT_TABLE_MAIN;
@@ -233,7 +243,7 @@ pub(crate) fn add_default(netlink: &mut Netlink, index: u32, gateway: IpAddr) ->
         RouteAttribute::Oif(index),
         RouteAttribute::Gateway(gateway.into()),
         // Indexes grow within a namespace.
-        RouteAttribute::Priority(METRIC.saturating_add(index)),
+        RouteAttribute::Priority(if internal { INTERNAL_METRIC } else { METRIC }.saturating_add(index)),
     ];
     match netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),

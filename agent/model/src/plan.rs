@@ -185,6 +185,9 @@ pub struct EndpointDevice {
     /// Next hops of the default routes, at most one for each family. They come after those that the container already has,
     /// and take their place when those go.
     pub gateways: Vec<IpAddr>,
+    /// The network is internal: the default routes are for replies of published ports, and come after those of all other
+    /// networks.
+    pub internal: bool,
 }
 
 /// The MTU of the host's end of an endpoint's pair whose inner end has `mtu`, in bytes.

@@ -256,6 +256,7 @@ fn endpoints(
             addresses: Vec::new(),
             on_link: Vec::new(),
             gateways: Vec::new(),
+            internal: network.internal,
         };
         for address in endpoint.addresses() {
             let own = network.subnets.iter().find(|subnet| subnet.subnet.contains(address));
@@ -265,7 +266,7 @@ fn endpoints(
             device
                 .on_link
                 .extend(others.filter(|other| other.family() == prefix.family() && *other != prefix));
-            device.gateways.extend(own.filter(|_| !network.internal).map(|subnet| subnet.gateway));
+            device.gateways.extend(own.map(|subnet| subnet.gateway));
         }
         let interface = entries::interface(endpoint, network, index);
         let addresses = entries::addresses(endpoint, network, index);

@@ -53,10 +53,24 @@ pub fn ipv4(addresses: [u8; 8], protocol: u8, payload: u32) -> [u8; 20] {
     [0x45, 0, l0, l1, 0, 0, 0x40, 0, 64, protocol, c0, c1, d0, d1, d2, d3, s0, s1, s2, s3]
 }
 
-/// The ICMP header of "port unreachable", for a quote of that sum; `pseudo_sum` is 0 for IPv4.
+/// Why a destination is unreachable.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Unreachable {
+    /// Nobody takes packets to the port.
+    Port,
+    /// There is no route to it.
+    Network,
+}
+
+/// The ICMP header of "destination unreachable", for a quote of that sum; `pseudo_sum` is 0 for IPv4.
 #[inline(always)]
-pub fn port_unreachable(v6: bool, quote_sum: u32, pseudo_sum: u32) -> [u8; 8] {
-    let (kind, code) = if v6 { (1, 4) } else { (3, 3) };
+pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) -> [u8; 8] {
+    let (kind, code) = match (why, v6) {
+        (Unreachable::Port, false) => (3, 3),
+        (Unreachable::Network, false) => (3, 0),
+        (Unreachable::Port, true) => (1, 4),
+        (Unreachable::Network, true) => (1, 0),
+    };
     let [c0, c1] = checksum::finish(checksum::add(quote_sum + pseudo_sum, &[kind, code]));
     [kind, code, c0, c1, 0, 0, 0, 0]
 }
@@ -114,7 +128,7 @@ mod tests {
         assert_eq!(checksum::finish(checksum::add(0, &header)), [0, 0]);
         assert_eq!(header[12..], [10, 64, 3, 9, 10, 64, 0, 5]);
         let quote = [7; QUOTE_V4];
-        let icmp = port_unreachable(false, checksum::add(0, &quote), 0);
+        let icmp = unreachable(Unreachable::Port, false, checksum::add(0, &quote), 0);
         assert_eq!(checksum::finish(checksum::add(checksum::add(0, &icmp), &quote)), [0, 0]);
     }
 }

@@ -1,10 +1,12 @@
 //! The way out of an overlay: by masquerade on the container's own host, and not at all from internal networks.
 
-use std::net::SocketAddr;
+use std::io::ErrorKind;
+use std::net::{IpAddr, SocketAddr, TcpStream};
 use std::time::Duration;
 
-use mesh_e2e::{ENCAPSULATIONS, create_network, lab_with_app};
-use mesh_harness::traffic::{TcpSink, tcp_send};
+use mesh_e2e::service::{Backend, web};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, lab_with_app};
+use mesh_harness::traffic::{TcpSink, UdpClient, UdpEcho, ask, tcp_send, udp_request};
 use mesh_harness::{Encapsulation, Lab, OUTSIDE_V4, Result, eventually};
 
 #[test]
@@ -35,6 +37,50 @@ fn an_internal_network_reaches_its_members_and_nothing_else() -> Result<()> {
         for target in [OUTSIDE_V4, lab.host(1).address(), lab.host(2).address()] {
             c[0].ping(target)?.none_answered()?;
         }
+    }
+    Ok(())
+}
+
+/// The backend has a default route, for its replies. What it begins itself fails as without one.
+#[test]
+fn a_published_port_of_an_internal_network_answers_and_the_network_reaches_nothing_outside() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder().hosts(2).underlay_ipv6(true).encapsulation(encapsulation).start()?;
+        create_network(&lab, "app", &["--internal", "--ipv6"])?;
+        let backends = web(&lab, &[1, 2], &["-p", "8080:80", "-p", "8080:80/udp"])?;
+        let addresses = lab.hosts().flat_map(|host| {
+            let own6 = host.address6().expect("an IPv6 underlay");
+            [IpAddr::from(host.address()), own6.into()]
+        });
+        let published: Vec<_> = addresses.map(|address| SocketAddr::new(address, 8080)).collect();
+        let client = lab.client();
+        for target in &published {
+            let any: IpAddr = if target.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+            let datagrams = UdpClient::bind(&client, SocketAddr::new(any, 0))?;
+            for backend in ["b1", "b2"] {
+                eventually("each backend answers", PATIENCE, || {
+                    ask(&client, *target).is_ok_and(|answer| answer.backend == backend)
+                })?;
+            }
+            assert!(datagrams.ask(*target, PATIENCE)?.is_some(), "over UDP, {target}");
+        }
+        for host in lab.hosts() {
+            ask(host.netns(), SocketAddr::new([127, 0, 0, 1].into(), 8080))?;
+        }
+        let outside = SocketAddr::new(lab.client_address(), 9990);
+        let sink = UdpEcho::start(&client, outside)?;
+        for Backend { container, .. } in &backends {
+            for target in published.iter().chain([&sink.address()]) {
+                let refused = container.netns().enter(|| TcpStream::connect_timeout(target, PATIENCE))?;
+                let kind = refused.expect_err("nothing is reached").kind();
+                assert_eq!(kind, ErrorKind::NetworkUnreachable, "{target}");
+            }
+            let any = SocketAddr::new([0u8; 4].into(), 0);
+            let answer = udp_request(container.netns(), any, outside, b"?", Duration::from_millis(200))?;
+            assert_eq!(answer, None);
+            container.ping(OUTSIDE_V4)?.none_answered()?;
+        }
+        assert!(counted(&lab.host(1), "internal")? > 0);
     }
     Ok(())
 }

@@ -27,6 +27,7 @@ fn device(container: &Container) -> EndpointDevice {
         addresses: vec![address("10.64.0.5", 20), address("fd00:64::5", 64)],
         on_link: vec!["10.65.0.0/24".parse().unwrap()],
         gateways: vec!["10.64.0.1".parse().unwrap(), "fd00:64::1".parse().unwrap()],
+        internal: false,
     }
 }
 
@@ -119,6 +120,17 @@ fn a_containers_first_default_route_leads_until_it_goes_and_then_the_next_does()
         gateways: vec!["10.66.0.1".parse().unwrap()],
         ..device(&container)
     };
+    let internal = EndpointDevice {
+        name: "mesh0000002b".parse().unwrap(),
+        index: INDEX + 2,
+        ifname: "eth2".parse().unwrap(),
+        addresses: vec![InterfaceAddress { address: "10.67.0.5".parse().unwrap(), prefix_len: 24 }],
+        on_link: vec![],
+        gateways: vec!["10.67.0.1".parse().unwrap()],
+        internal: true,
+        ..device(&container)
+    };
+    apply(&mut kernel, &Action::CreateEndpoint(internal));
     apply(&mut kernel, &Action::CreateEndpoint(second));
     let way_out = || container.ip("route get 192.0.2.1");
     assert!(way_out().contains("via 172.20.0.1 dev own0"), "{}", way_out());
@@ -126,6 +138,8 @@ fn a_containers_first_default_route_leads_until_it_goes_and_then_the_next_does()
     assert!(way_out().contains("via 10.64.0.1 dev eth0"), "{}", way_out());
     apply(&mut kernel, &Action::DeleteLink { name: device(&container).name, index: INDEX });
     assert!(way_out().contains("via 10.66.0.1 dev eth1"), "{}", way_out());
+    container.ip("link delete eth1");
+    assert!(way_out().contains("via 10.67.0.1 dev eth2"), "{}", way_out());
 }
 
 #[test]

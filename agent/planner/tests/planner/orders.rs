@@ -281,20 +281,22 @@ fn the_mtu_follows_the_least_underlay_and_a_network_may_stay_below() {
 }
 
 #[test]
-fn every_outward_endpoint_of_a_container_has_a_default_route() {
+fn every_endpoint_has_a_default_route_and_that_of_an_internal_network_says_so() {
     let mut shape = shape(&[endpoint(0, 0, 0), endpoint(1, 1, 0), endpoint(2, 1, 0), endpoint(3, 1, 1)]);
     shape.networks[0].internal = true;
     let desired = state(&shape);
-    let gateways: Vec<Vec<String>> = plan(Some(&desired), &host(&desired))
+    let gateways: Vec<(bool, Vec<String>)> = plan(Some(&desired), &host(&desired))
         .steps
         .iter()
         .filter_map(|step| match &step.action {
-            Action::CreateEndpoint(device) => Some(device.gateways.iter().map(ToString::to_string).collect()),
+            Action::CreateEndpoint(device) => {
+                Some((device.internal, device.gateways.iter().map(ToString::to_string).collect()))
+            }
             _ => None,
         })
         .collect();
-    let outward = || vec!["10.64.1.1".to_owned()];
-    assert_eq!(gateways, [vec![], outward(), outward(), outward()]);
+    let outward = || (false, vec!["10.64.1.1".to_owned()]);
+    assert_eq!(gateways, [(true, vec!["10.64.0.1".to_owned()]), outward(), outward(), outward()]);
 }
 
 #[test]

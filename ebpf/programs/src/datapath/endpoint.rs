@@ -28,6 +28,7 @@ pub(super) struct Sending<'a> {
 const ANSWER_ARP: Verdict = 0x100;
 const ANSWER_SOLICITATION: Verdict = 0x101;
 const TO_HOST: Verdict = 0x102;
+const STAYS_INSIDE: Verdict = 0x103;
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
@@ -61,6 +62,7 @@ fn way(skb: Skb) -> Verdict {
         ANSWER_ARP => neighbour::answer_arp(skb),
         ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
         TO_HOST => outside::to_host(skb),
+        STAYS_INSIDE => service::refuse::stays_inside(skb),
         verdict => verdict,
     }
 }
@@ -206,7 +208,7 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
         }
     } else {
         if network.flags & INTERNAL != 0 {
-            return Err(Reason::Internal);
+            return Ok(STAYS_INSIDE);
         }
         if headers.is_to_link_local() {
             return Err(Reason::NoEndpoint);

@@ -157,7 +157,23 @@ fn an_internal_network_reaches_its_gateway_and_nothing_outside() {
     let to =
         |destination| frame(mac(1), mac(5), 0x0800, &ipv4([10, 64, 0, 5], destination, 17, &udp(1, 2, b"")));
     node.run(ENDPOINT, &to([10, 64, 0, 1])).is(REDIRECT, VNI, Reason::ToHost);
-    node.run(ENDPOINT, &to([8, 8, 8, 8])).dropped(Reason::Internal);
+    let told = node.run(ENDPOINT, &to([8, 8, 8, 8]));
+    told.is(REDIRECT, VNI, Reason::Internal);
+    // "Network unreachable", to whom it was from.
+    assert_eq!((&told.frame[26..34], &told.frame[34..36]), (&[8, 8, 8, 8, 10, 64, 0, 5][..], &[3, 0][..]));
+    assert_eq!([&told.frame[..6], &told.frame[6..12]], [&mac(5).0[..], &mac(1).0]);
+    assert_eq!((checksum(&told.frame[14..34]), checksum(&told.frame[34..])), (0, 0));
+    let packet = ipv6(v6(5), Address([0x20; 16]), 17, 64, &udp(1, 2, b""));
+    let told = node.run(ENDPOINT, &frame(Mac([2, 0x46, 0, 0, 0, 1]), mac(5), 0x86dd, &packet));
+    told.is(REDIRECT, VNI, Reason::Internal);
+    assert_eq!(told.frame[54..56], [1, 0]);
+    // Only what begins something is answered.
+    let segment = |flags| [0, 80, 0, 80, 0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0, 0, 0, 0, 0, 0];
+    let tcp = |flags| frame(mac(1), mac(5), 0x0800, &ipv4([10, 64, 0, 5], [8, 8, 8, 8], 6, &segment(flags)));
+    node.run(ENDPOINT, &tcp(2)).is(REDIRECT, VNI, Reason::Internal);
+    node.run(ENDPOINT, &tcp(0x10)).dropped(Reason::Internal);
+    // A published port of the host is outside, too.
+    node.run(ENDPOINT, &to(LOCAL)).is(REDIRECT, VNI, Reason::Internal);
 }
 
 #[test]

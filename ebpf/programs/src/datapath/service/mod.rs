@@ -24,7 +24,7 @@ pub(super) mod inbound;
 pub(super) mod outbound;
 pub(super) mod packet;
 pub(super) mod published;
-mod refuse;
+pub(super) mod refuse;
 pub(super) mod replies;
 mod translate;
 pub(super) mod tunnel;

@@ -1,8 +1,8 @@
 //! What endpoints send: to VIPs, to published ports of their own host, and replies of backends.
 
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, CLIENT_FINISHED, ConnectionKind, ENCRYPTED, EndpointKey, Interface, LOCAL,
-    Network, Reason, Vni, derived_mac,
+    ALLOW_FORWARDING, Address, CLIENT_FINISHED, ConnectionKind, ENCRYPTED, EndpointKey, INTERNAL, Interface,
+    LOCAL, Network, Reason, Vni, derived_mac,
 };
 
 use super::flows::{self, Becomes};
@@ -65,7 +65,11 @@ fn decide(skb: Skb) -> Verdict {
         replies::forget_replies();
         return GO_ON;
     }
-    if maps::is_host_address(packet.key.destination) && packet.class != LOST {
+    let leads_out = |network: &Network| network.flags & INTERNAL == 0;
+    if maps::is_host_address(packet.key.destination)
+        && packet.class != LOST
+        && maps::network(vni).is_some_and(leads_out)
+    {
         packet::remember_fragment();
         return TO_PUBLISHED;
     }

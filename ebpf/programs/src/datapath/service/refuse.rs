@@ -1,11 +1,11 @@
 //! A packet that no backend takes: its sender is told, where there is a way to tell it.
 
 use mesh_ebpf::headers::Buffer;
-use mesh_ebpf::refusal::{self, QUOTE_V4, QUOTE_V6, TCP_HEADER};
+use mesh_ebpf::refusal::{self, QUOTE_V4, QUOTE_V6, TCP_HEADER, Unreachable};
 use mesh_ebpf::{checksum, ip};
 use mesh_ebpf_types::Reason;
 
-use super::packet::FLOW;
+use super::packet::{self, FLOW};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
@@ -21,7 +21,7 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
         && packet.first_fragment == 0
         && match packet.key.protocol {
             ip::TCP => reset(skb),
-            ip::UDP if !gone => unreachable(skb),
+            ip::UDP if !gone => unreachable(skb, Unreachable::Port as u32),
             _ => false,
         };
     if !answered {
@@ -29,6 +29,25 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
     }
     count(skb, vni, Reason::RefusalAnswered);
     skb.send(skb.ifindex())
+}
+
+/// Drops what an endpoint of an internal network sends to the outside. The endpoint has a default route, for the replies of
+/// published ports: it is answered as its own kernel would without one, so that programs do not wait for a time-out.
+#[inline(never)]
+pub(in crate::datapath) fn stays_inside(skb: Skb) -> Verdict {
+    let Some(interface) = maps::interface(skb.ifindex()) else { return DROP };
+    let vni = u32::from_ne_bytes(interface.vni.0);
+    let verdict = dropped(skb, interface.vni, Reason::Internal);
+    if packet::read(skb, vni) != FLOW {
+        return verdict;
+    }
+    let Some(packet) = maps::packet() else { return verdict };
+    let told = match packet.key.protocol {
+        ip::TCP => packet.starts != 0,
+        ip::UDP | ip::ICMP | ip::ICMPV6 => packet.first_fragment == 0,
+        _ => false,
+    };
+    if told && unreachable(skb, Unreachable::Network as u32) { skb.send(skb.ifindex()) } else { verdict }
 }
 
 /// Turns a segment into the reset that answers it.
@@ -54,20 +73,25 @@ fn reset(skb: Skb) -> bool {
     network_header(skb, ip::TCP, length)
 }
 
-/// Turns a datagram into the error that answers it.
+/// Turns a packet into the error that answers it. `why` is an [`Unreachable`], as its number.
 #[inline(never)]
-fn unreachable(skb: Skb) -> bool {
+fn unreachable(skb: Skb, why: u32) -> bool {
     let Some(packet) = maps::packet() else { return false };
-    if packet.v6 == 0 { unreachable_v4(skb) } else { unreachable_v6(skb) }
+    if packet.v6 == 0 { unreachable_v4(skb, why) } else { unreachable_v6(skb, why) }
+}
+
+#[inline(always)]
+const fn reason(why: u32) -> Unreachable {
+    if why == Unreachable::Network as u32 { Unreachable::Network } else { Unreachable::Port }
 }
 
 #[inline(never)]
-fn unreachable_v4(skb: Skb) -> bool {
+fn unreachable_v4(skb: Skb, why: u32) -> bool {
     let mut quote = Buffer::<QUOTE_V4>::new();
     if skb.read(14, &mut quote.bytes).is_err() {
         return false;
     }
-    let icmp = refusal::port_unreachable(false, checksum::add(0, &quote.bytes), 0);
+    let icmp = refusal::unreachable(reason(why), false, checksum::add(0, &quote.bytes), 0);
     let length = const { 8 + QUOTE_V4 as u32 };
     skb.resize(34 + length).is_ok()
         && skb.store(42, &quote.bytes).is_ok()
@@ -76,14 +100,14 @@ fn unreachable_v4(skb: Skb) -> bool {
 }
 
 #[inline(never)]
-fn unreachable_v6(skb: Skb) -> bool {
+fn unreachable_v6(skb: Skb, why: u32) -> bool {
     let mut quote = Buffer::<QUOTE_V6>::new();
     if skb.read(14, &mut quote.bytes).is_err() {
         return false;
     }
     let length = const { 8 + QUOTE_V6 as u32 };
     let pseudo = pseudo_sum(length, ip::ICMPV6);
-    let icmp = refusal::port_unreachable(true, checksum::add(0, &quote.bytes), pseudo);
+    let icmp = refusal::unreachable(reason(why), true, checksum::add(0, &quote.bytes), pseudo);
     skb.resize(54 + length).is_ok()
         && skb.store(62, &quote.bytes).is_ok()
         && skb.store(54, &icmp).is_ok()
