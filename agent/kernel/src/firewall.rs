@@ -3,15 +3,22 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
+use std::ops::RangeInclusive;
 use std::process::{Command, Output, Stdio};
 
 use mesh_ipam::Family;
-use mesh_model::observed::{Firewall, FirewallState};
+use mesh_model::observed::{Firewall, FirewallState, MasqueradePorts};
 use mesh_model::{Prefix, naming};
 
 use crate::KernelError;
 
-const MASQUERADE: &str = " oifname != \"mesh0\" masquerade";
+/// The end of a subnet's rule.
+const OUTWARD: &str = " oifname != \"mesh0\" goto outside";
+/// The beginnings of the rules of the chain `outside`; each ends with a range of ports.
+const LOW_PORTS: &str = "meta l4proto { tcp, udp, sctp } th sport < 1024 masquerade to :";
+const HIGH_PORTS: &str = "meta l4proto { tcp, udp, sctp } masquerade to :";
+/// Its last rule: of what has no ports.
+const NO_PORTS: &str = "masquerade";
 
 /// Rules beside those for subnets, as `nft` itself writes them.
 const FORWARD: [&str; 2] = [
@@ -25,7 +32,13 @@ fn masquerade(subnet: Prefix) -> String {
         Family::Ipv4 => "ip",
         Family::Ipv6 => "ip6",
     };
-    format!("{family} saddr {subnet}{MASQUERADE}")
+    format!("{family} saddr {subnet}{OUTWARD}")
+}
+
+/// The rules of the chain `outside`.
+fn outside(ports: &MasqueradePorts) -> [String; 3] {
+    let rule = |text: &str, range: &RangeInclusive<u16>| format!("{text}{}-{}", range.start(), range.end());
+    [rule(LOW_PORTS, &ports.low), rule(HIGH_PORTS, &ports.high), NO_PORTS.to_owned()]
 }
 
 /// The table, as one transaction that replaces the one there is.
@@ -40,8 +53,10 @@ fn ruleset(firewall: &Firewall) -> String {
     format!(
         "table {table}\ndelete table {table}\ntable {table} {{\n  \
          chain postrouting {{\n    type nat hook postrouting priority srcnat; policy accept;\n{}  }}\n  \
+         chain outside {{\n{}  }}\n  \
          chain forward {{\n    type filter hook forward priority filter; policy accept;\n{}  }}\n}}\n",
         rules(&mut firewall.masquerade.iter().map(|subnet| masquerade(*subnet))),
+        rules(&mut outside(&firewall.ports).into_iter()),
         rules(&mut FORWARD.iter().map(|rule| (*rule).to_owned())),
     )
 }
@@ -49,10 +64,10 @@ fn ruleset(firewall: &Firewall) -> String {
 /// Reads what `nft list table` printed.
 fn parse(listing: &str) -> FirewallState {
     let mut subnets = BTreeSet::new();
-    let mut forward = Vec::new();
+    let mut others = Vec::new();
     let mut hooks = 0;
     for line in listing.lines().map(str::trim) {
-        let masqueraded = line.strip_suffix(MASQUERADE).and_then(|rule| {
+        let masqueraded = line.strip_suffix(OUTWARD).and_then(|rule| {
             let subnet = rule.strip_prefix("ip saddr ").or_else(|| rule.strip_prefix("ip6 saddr "))?;
             subnet.parse::<Prefix>().ok()
         });
@@ -61,14 +76,23 @@ fn parse(listing: &str) -> FirewallState {
         } else if line.starts_with("type ") {
             hooks += 1;
         } else if !(line.is_empty() || line == "}" || line.ends_with('{')) {
-            forward.push(line);
+            others.push(line);
         }
     }
-    if forward == FORWARD && hooks == 2 {
-        FirewallState::Intact(Firewall { masquerade: subnets })
-    } else {
-        FirewallState::Altered
+    let [low, high, no_ports, forward @ ..] = others.as_slice() else { return FirewallState::Altered };
+    match (range(low, LOW_PORTS), range(high, HIGH_PORTS)) {
+        (Some(low), Some(high)) if *no_ports == NO_PORTS && forward == FORWARD && hooks == 2 => {
+            FirewallState::Intact(Firewall { masquerade: subnets, ports: MasqueradePorts { low, high } })
+        }
+        _ => FirewallState::Altered,
     }
+}
+
+/// The range of ports of a rule that begins so. A range of one port is printed without its end.
+fn range(rule: &str, start: &str) -> Option<RangeInclusive<u16>> {
+    let ports = rule.strip_prefix(start)?;
+    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
+    Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
 /// What there is of the table.
@@ -139,7 +163,10 @@ mod tests {
 
     fn firewall() -> Firewall {
         let subnets = ["10.64.0.0/20", "fd00:1::/64"];
-        Firewall { masquerade: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect() }
+        Firewall {
+            masquerade: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+            ports: MasqueradePorts { low: 600..=700, high: 40000..=40000 },
+        }
     }
 
     /// What `nft` prints is what it was given, without the commands before the table.
@@ -154,7 +181,7 @@ mod tests {
 
     #[test]
     fn a_table_with_a_rule_more_or_less_reads_as_altered() {
-        for rule in FORWARD {
+        for rule in FORWARD.into_iter().chain([LOW_PORTS, HIGH_PORTS, "\n    masquerade\n"]) {
             assert_eq!(parse(&listing().replace(rule, "")), FirewallState::Altered);
         }
         let more = listing().replace(FORWARD[1], "accept\ndrop");
@@ -164,7 +191,7 @@ mod tests {
 
     #[test]
     fn a_subnet_less_reads_as_another_firewall() {
-        let less = listing().replace("ip saddr 10.64.0.0/20 oifname != \"mesh0\" masquerade", "");
+        let less = listing().replace("ip saddr 10.64.0.0/20 oifname != \"mesh0\" goto outside", "");
         assert!(matches!(parse(&less), FirewallState::Intact(read) if read != firewall()));
     }
 }

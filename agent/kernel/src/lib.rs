@@ -1,6 +1,7 @@
 //! What touches the kernel: netlink, eBPF, nftables, network namespaces
 
 mod addresses;
+mod conntrack;
 pub mod driver;
 pub mod error;
 pub mod events;

@@ -9,8 +9,9 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use mesh_ebpf_types::{Address, PROBE_REQUEST_VNI};
+use mesh_ebpf_types::{Address, MARK, PROBE_REQUEST_VNI};
 use mesh_model::NodeId;
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
@@ -113,7 +114,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, results: watch::Sender
             continue;
         }
         if socket.as_ref().is_none_or(|(address, _)| *address != own.data_path_addr) {
-            socket = UdpSocket::bind((own.data_path_addr, 0)).await.ok().map(|s| (own.data_path_addr, s));
+            socket = open(own.data_path_addr).await.ok().map(|socket| (own.data_path_addr, socket));
         }
         if let Some((_, open)) = &socket {
             nonce += 1;
@@ -136,6 +137,13 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, results: watch::Sender
             });
         }
     }
+}
+
+/// The socket that probes leave by, marked as Mesh's own: its datapath lets no other to tunnels' ports.
+async fn open(address: IpAddr) -> io::Result<UdpSocket> {
+    let socket = UdpSocket::bind((address, 0)).await?;
+    setsockopt(&socket, sockopt::Mark, &MARK)?;
+    Ok(socket)
 }
 
 /// Sends one probe to each target. An error about one of them, such as no route to it, is what the probes are to find

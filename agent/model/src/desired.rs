@@ -38,6 +38,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// MTU of its data-path interface.
     pub mtu: Mtu,
+    /// UDP port of its WireGuard engine; 0 while it has announced none.
+    pub wireguard_port: u16,
 }
 
 /// What a member's kernel should look like. A host that is no member desires `None` of this: everything of ours goes.
@@ -61,6 +63,8 @@ pub struct Desired {
     /// Of which generations this node's keys are that packets may be encrypted with: one, or two while the kernel's engine
     /// goes over from one to the other.
     pub wireguard_generations: BTreeSet<u32>,
+    /// Ports that what leaves masqueraded must not have: the published ones, of whatever protocol, and this node's WireGuard port.
+    pub avoided_ports: BTreeSet<u16>,
     /// This node's endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
 }

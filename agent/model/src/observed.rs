@@ -5,6 +5,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
+use std::ops::RangeInclusive;
 
 use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
 
@@ -176,6 +177,23 @@ pub enum Sysctl {
 pub struct Firewall {
     /// Subnets whose packets leave the host with the host's own address.
     pub masquerade: BTreeSet<Prefix>,
+    /// Which ports they may have then.
+    pub ports: MasqueradePorts,
+}
+
+/// The source ports of what leaves masqueraded. A packet whose own is among them keeps it, where no other flow has it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MasqueradePorts {
+    /// Of packets whose own port is below 1024: some servers (of NFS) take only such.
+    pub low: RangeInclusive<u16>,
+    /// Of all others.
+    pub high: RangeInclusive<u16>,
+}
+
+impl Default for MasqueradePorts {
+    fn default() -> Self {
+        Self { low: 600..=1023, high: 32768..=60999 }
+    }
 }
 
 /// What there is of the table `inet mesh`.

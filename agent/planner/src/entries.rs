@@ -30,7 +30,10 @@ pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
 /// The other nodes. This node itself is not among them: what claims to come from it is forged.
 pub(crate) fn members(desired: &Desired) -> impl Iterator<Item = MapEntry> {
     let others = desired.nodes.iter().filter(|(node, _)| **node != desired.node);
-    others.map(|(_, peer)| MapEntry::Member(peer.address.into(), Member::default()))
+    others.map(|(_, peer)| {
+        let member = Member { wireguard_port: peer.wireguard_port.to_be_bytes(), ..Member::default() };
+        MapEntry::Member(peer.address.into(), member)
+    })
 }
 
 /// A network that has endpoints here: itself, its subnets, gateways and leases.

@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod entries;
+mod masquerade;
 mod mtu;
 mod removal;
 pub mod services;
@@ -24,6 +25,11 @@ pub fn plan(desired: Option<&Desired>, observed: &Observed) -> Plan {
         Some(desired) => steps::plan(desired, observed),
         None => removal::plan(observed),
     }
+}
+
+/// Whether outgoing traffic of containers may come to have that source port.
+pub fn may_be_masqueraded(port: u16) -> bool {
+    masquerade::is_candidate(port)
 }
 
 /// The MTU of a network's endpoints on this node, in bytes.

@@ -26,6 +26,7 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
     for (id, endpoint) in &wanted.endpoints {
         planner.endpoint(id, endpoint);
     }
+    planner.egress();
     planner.remove_host_routes_and_addresses();
     planner.remove_entries();
     planner.remove_attachments();
@@ -179,13 +180,23 @@ impl Planner<'_> {
     }
 
     fn shared_attachments(&mut self) {
-        for attachment in &self.wanted.attachments {
+        self.attach_where(|kind| kind != ProgramKind::Egress);
+    }
+
+    /// Last of all programs: only then does everything that Mesh sends carry the mark that this one looks for.
+    fn egress(&mut self) {
+        self.attach_where(|kind| kind == ProgramKind::Egress);
+    }
+
+    fn attach_where(&mut self, is_due: impl Fn(ProgramKind) -> bool) {
+        for attachment in self.wanted.attachments.iter().filter(|attachment| is_due(attachment.kind)) {
             let device_is_new = self
                 .replaced
                 .iter()
                 .filter_map(|name| self.observed.links.get(name))
                 .any(|link| link.index == attachment.ifindex);
-            let keep = self.observed.underlay.is_none() && attachment.kind == ProgramKind::Underlay;
+            let of_underlay = matches!(attachment.kind, ProgramKind::Underlay | ProgramKind::Egress);
+            let keep = self.observed.underlay.is_none() && of_underlay;
             if !keep && (device_is_new || !self.runs(*attachment)) {
                 self.push(Action::Attach(*attachment));
             }

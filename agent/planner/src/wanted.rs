@@ -14,7 +14,7 @@ use mesh_model::{
 };
 
 use crate::mtu::Largest;
-use crate::{entries, stand_ins};
+use crate::{entries, masquerade, stand_ins};
 
 /// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it gets there; packets that
 /// this device is given may be fragmented below it, and fit as long as IP itself can tell their length.
@@ -95,7 +95,7 @@ impl Wanted {
                 .flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet))
                 .collect(),
             sysctls: BTreeSet::from([Sysctl::Ipv4Forwarding]),
-            firewall: firewall(desired),
+            firewall: firewall(desired, observed),
             lost,
             problems: BTreeSet::new(),
         };
@@ -128,6 +128,7 @@ impl Wanted {
             config.underlay_ifindex = link.index;
             config.underlay_mtu = link.mtu;
             self.attach(ProgramKind::Underlay, link.index);
+            self.attach(ProgramKind::Egress, link.index);
             if desired.underlay.address.is_ipv4() {
                 let source = Some(desired.underlay.address);
                 self.route_to_published(HOST_PUBLISHED_IPV4.into(), source);
@@ -147,7 +148,8 @@ impl Wanted {
             let kept = [HOST_PUBLISHED_IPV4.into(), HOST_PUBLISHED_IPV6.to_ip()].map(to_published);
             self.host_routes.extend(routes.filter(|route| kept.contains(&route.subnet)));
             let attached = observed.programs.attachments.keys();
-            self.attachments.extend(attached.filter(|attachment| attachment.kind == ProgramKind::Underlay));
+            let of_underlay = |kind| matches!(kind, ProgramKind::Underlay | ProgramKind::Egress);
+            self.attachments.extend(attached.filter(|attachment| of_underlay(attachment.kind)));
         }
         // The engine makes its device itself, and outlives this process: its device is used while it is there.
         if let Some(link) = observed.links.get(&name(naming::WIREGUARD))
@@ -284,7 +286,7 @@ fn free_index(name: &IfName, taken: &BTreeSet<u32>) -> u32 {
 
 /// What leaves masqueraded: the networks that this node has leases in, whether or not they have endpoints here at
 /// the moment. Setting rules is slow, and so it happens before the first attachment and not during each.
-fn firewall(desired: &Desired) -> Firewall {
+fn firewall(desired: &Desired, observed: &Observed) -> Firewall {
     let own: BTreeSet<&NetworkId> = desired
         .leases
         .iter()
@@ -294,6 +296,7 @@ fn firewall(desired: &Desired) -> Firewall {
     let outward = desired.networks.values().filter(|network| !network.internal && own.contains(&network.id));
     Firewall {
         masquerade: outward.flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet)).collect(),
+        ports: masquerade::ports(desired, observed),
     }
 }
 

@@ -8,6 +8,8 @@
 //! | `host` | `mesh0p` | what the host sends to endpoints and to published ports |
 //! | `wireguard` | `meshwg0` | what the WireGuard engine decrypted |
 //!
+//! `egress` stands at the egress of the data-path device, and sees what leaves after the host's own NAT.
+//!
 //! Those are tc programs. `early`, an XDP program, takes before `underlay` what that would send on the short way out of the device
 //! that it came by.
 //!

@@ -113,6 +113,8 @@ reasons! {
     NoKey = 31, "no_key", true;
     /// Through WireGuard from a node, with a source address that is another's.
     SpoofedPeer = 32, "spoofed_peer", true;
+    /// Not sent by Mesh, and to or from the VXLAN or WireGuard port of a node: it would pass for a tunnel's packet.
+    ForeignTunnel = 33, "foreign_tunnel", true;
     /// The service has no backend that could take it, and the sender could not be told.
     NoBackend = 40, "no_backend", true;
     /// A later fragment whose first one has not been seen: its flow cannot be told.

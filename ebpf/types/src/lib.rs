@@ -26,8 +26,8 @@ pub use counters::{Counter, CounterKey, Event, Reason};
 pub use derived::{NextHop, derived_mac, next_hop};
 pub use entry::{MapEntry, MapKey};
 pub use maps::{
-    ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostRouteKey, INTERNAL,
-    Interface, Member, Network,
+    ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostFlow, HostRouteKey,
+    INTERNAL, Interface, Member, Network,
 };
 pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
@@ -35,8 +35,8 @@ pub use services::{
     CLOSED, CONTESTED, Connection, ConnectionKey, ConnectionKind, DRAINING, FAILING, HAIRPIN_IPV4,
     HAIRPIN_IPV6, HOST_MODE, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL, LOOPBACK_PUBLISHED_IPV4,
     LOOPBACK_PUBLISHED_IPV6, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey, REPLY_BIT,
-    STAND_INS, Service, ServiceKey, SocketPeer, TableEntry, TableKey, host_published, host_published_number,
-    is_host_published, published_vni,
+    STAND_INS, Service, ServiceKey, SocketPeer, TableEntry, TableKey, WATCHED, host_published,
+    host_published_number, is_host_published, published_vni,
 };
 pub use tag::FrameTag;
 pub use wireguard::{
@@ -58,6 +58,13 @@ pub const WIREGUARD_OVERHEAD_IPV4: u16 = 60;
 
 /// Bytes that WireGuard over IPv6 adds to an IP packet inside the tunnel (see [`WIREGUARD_OVERHEAD_IPV4`]).
 pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
+
+/// The mark (`skb->mark`) of what Mesh itself sends between nodes: by it the `egress` program tells Mesh's packets from others.
+///
+/// Marks are lost between network namespaces, and to set one takes `CAP_NET_ADMIN` or `CAP_NET_RAW` over the host's: who has
+/// that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so that a secret value would keep nobody out. The bits
+/// are none of those that kube-proxy, Calico, Cilium, Tailscale and Docker test.
+pub const MARK: u32 = 0x3050;
 
 /// VNI of a liveness probe: answered by the receiving node's underlay program, for members only.
 pub const PROBE_REQUEST_VNI: Vni = Vni::new(0x00FF_FFFE);

@@ -120,6 +120,21 @@ pub struct HostRouteKey {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
-    /// No bits are defined yet.
-    pub flags: u32,
+    /// UDP port of the node's WireGuard engine, network order; 0 while it has announced none.
+    pub wireguard_port: [u8; 2],
+    /// Zero.
+    pub padding: [u8; 2],
+}
+
+/// Value of `HOST_FLOWS`, a hash by [`crate::ConnectionKey`] (in the direction of what arrives): a flow that the host, or
+/// something behind its NAT, began from a port that is published.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostFlow {
+    /// When its last packet left, in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// 1 after a FIN or RST left.
+    pub ended: u32,
+    /// Zero.
+    pub padding: u32,
 }

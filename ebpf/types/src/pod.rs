@@ -4,7 +4,7 @@
 
 use crate::{
     Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, SocketPeer, Vni,
+    Event, HostFlow, Interface, Mac, Member, Network, Published, PublishedKey, Service, SocketPeer, Vni,
 };
 
 macro_rules! pod {
@@ -27,6 +27,7 @@ pod!(
     Endpoint,
     EndpointKey,
     Event,
+    HostFlow,
     Interface,
     Mac,
     Member,

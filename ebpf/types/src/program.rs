@@ -1,6 +1,7 @@
 //! The programs.
 
-/// A program of the datapath, named by where it stands. All are tc classifiers at a device's ingress.
+/// A program of the datapath, named by where it stands. All are tc classifiers: [`ProgramKind::Egress`] at a device's egress,
+/// the others at its ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProgramKind {
     /// Host-side device of an endpoint: all that the container sends.
@@ -13,11 +14,14 @@ pub enum ProgramKind {
     Host,
     /// `meshwg0`: what the WireGuard engine decrypted.
     Wireguard,
+    /// Data-path device: everything that leaves, after the host's NAT.
+    Egress,
 }
 
 impl ProgramKind {
     /// All programs.
-    pub const ALL: [Self; 5] = [Self::Endpoint, Self::Underlay, Self::Overlay, Self::Host, Self::Wireguard];
+    pub const ALL: [Self; 6] =
+        [Self::Endpoint, Self::Underlay, Self::Overlay, Self::Host, Self::Wireguard, Self::Egress];
 
     /// The program's name in the object, in pins and in messages.
     pub const fn name(self) -> &'static str {
@@ -27,6 +31,7 @@ impl ProgramKind {
             Self::Overlay => "overlay",
             Self::Host => "host",
             Self::Wireguard => "wireguard",
+            Self::Egress => "egress",
         }
     }
 }

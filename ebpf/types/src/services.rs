@@ -12,6 +12,10 @@ pub const AFFINITY_CLIENT_IP: u32 = 1;
 /// only.
 pub const HOST_MODE: u32 = 2;
 
+/// [`Published::flags`]: the port is about to be published. The `egress` program records flows that leave from it, and
+/// nothing else happens yet.
+pub const WATCHED: u32 = 4;
+
 /// [`Backend::flags`]: its endpoint is on this node.
 pub const LOCAL: u16 = 1;
 

@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 
 use aya::programs::SchedClassifier;
+use mesh_ebpf_types::ProgramKind;
 use mesh_model::observed::Attachment;
 
 use super::bpffs::{self, Pins};
@@ -64,7 +65,7 @@ fn tcx_attach(pins: &Pins, attachment: Attachment, program: &SchedClassifier) ->
     }
     let path = pins.link(attachment);
     bpffs::remove(&path).map_err(io::Error::other)?;
-    let link = syscall::tcx_attach(program, attachment.ifindex)?;
+    let link = syscall::tcx_attach(program, attachment.ifindex, attachment.kind == ProgramKind::Egress)?;
     syscall::pin(link.as_fd(), &path)
 }
 

@@ -34,8 +34,9 @@ const TCA_BPF_FLAG_ACT_DIRECT: u32 = 1;
 /// Parent (`TC_H_CLSACT`) and handle of the queueing discipline.
 const CLSACT: u32 = 0xffff_fff1;
 const CLSACT_HANDLE: u32 = 0xffff_0000;
-/// The parent of a device's ingress filters.
+/// The parents of a device's ingress and egress filters.
 const INGRESS: u32 = 0xffff_fff2;
+const EGRESS: u32 = 0xffff_fff3;
 /// Lengths of `struct nlmsghdr` and `struct tcmsg`.
 const NETLINK_HEADER: usize = 16;
 const TC_HEADER: usize = 20;
@@ -144,7 +145,8 @@ impl Message {
         message.word(8, sequence);
         message.word(20, attachment.ifindex);
         let all_protocols = u32::from(3_u16.to_be());
-        message.header(number(attachment.kind), INGRESS, u32::from(PRIORITY) << 16 | all_protocols);
+        let parent = if attachment.kind == ProgramKind::Egress { EGRESS } else { INGRESS };
+        message.header(number(attachment.kind), parent, u32::from(PRIORITY) << 16 | all_protocols);
         message
     }
 
@@ -265,5 +267,6 @@ const fn number(kind: ProgramKind) -> u32 {
         ProgramKind::Overlay => 3,
         ProgramKind::Host => 4,
         ProgramKind::Wireguard => 5,
+        ProgramKind::Egress => 6,
     }
 }

@@ -49,7 +49,11 @@ impl AttachMethod {
     pub(super) const fn at(self, kind: ProgramKind) -> Self {
         match kind {
             ProgramKind::Endpoint => Self::Clsact,
-            ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host | ProgramKind::Wireguard => self,
+            ProgramKind::Underlay
+            | ProgramKind::Overlay
+            | ProgramKind::Host
+            | ProgramKind::Wireguard
+            | ProgramKind::Egress => self,
         }
     }
 }

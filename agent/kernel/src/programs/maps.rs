@@ -8,7 +8,7 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use mesh_ebpf_types::{
     Address, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network, Published,
+    EndpointKey, HostFlow, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network, Published,
     PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
 };
 use nix::libc;
@@ -21,7 +21,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 24] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 25] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -45,6 +45,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 24] = [
     (PENDING, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
     (FRAGMENTS, MapType::LruHash, size_of::<ConnectionKey>(), 4),
     (SOCKET_PEERS, MapType::LruHash, size_of::<SocketPeer>(), size_of::<Address>()),
+    (HOST_FLOWS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<HostFlow>()),
     (NETNS, MapType::Array, 4, 8),
 ];
 
@@ -71,6 +72,7 @@ pub(super) const CONNECTIONS: &str = "CONNECTIONS";
 pub(super) const PENDING: &str = "PENDING";
 pub(super) const FRAGMENTS: &str = "FRAGMENTS";
 pub(super) const SOCKET_PEERS: &str = "SOCKET_PEERS";
+pub(super) const HOST_FLOWS: &str = "HOST_FLOWS";
 pub(super) const NETNS: &str = "NETNS";
 
 /// Whether the pinned maps, as far as there are any, have the layouts of this schema.

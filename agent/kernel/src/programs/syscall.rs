@@ -12,6 +12,7 @@ use aya::Pod;
 use nix::libc;
 
 const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
 const BPF_OBJ_PIN: libc::c_long = 6;
@@ -28,6 +29,7 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_F_MMAPABLE: u32 = 1 << 10;
 const BPF_PROG_TYPE_SCHED_CLS: u32 = 3;
 const BPF_TCX_INGRESS: u32 = 46;
+const BPF_TCX_EGRESS: u32 = 47;
 const BPF_LINK_TYPE_TCX: u32 = 11;
 const BPF_XDP: u32 = 37;
 const BPF_LINK_TYPE_XDP: u32 = 6;
@@ -192,6 +194,17 @@ pub(super) fn create_array(name: &str, element_size: u32, elements: u32) -> io::
     bpf_fd(BPF_MAP_CREATE, &mut attributes)
 }
 
+/// Whether a map has an entry.
+pub(super) fn has<K: Pod, V: Pod>(map: BorrowedFd<'_>, key: &K, mut value: V) -> io::Result<bool> {
+    let (key, value) = (std::ptr::from_ref(key) as u64, (&raw mut value) as u64);
+    let mut attributes = Element { map: descriptor(map), key, value, ..Element::default() };
+    match bpf(BPF_MAP_LOOKUP_ELEM, &mut attributes) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
 /// Removes an entry of a map.
 pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     let key = std::ptr::from_ref(key) as u64;
@@ -281,13 +294,13 @@ pub(super) fn test_run(program: &OwnedFd, frame: &[u8]) -> io::Result<u32> {
     Ok(attributes.result)
 }
 
-/// Attaches a program at a device's ingress, behind those that are there. Detached by [`link_detach`], or some time after
-/// the last descriptor and pin of the link are gone.
-pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
+/// Attaches a program at a device's ingress or egress, behind those that are there. Detached by [`link_detach`], or some time
+/// after the last descriptor and pin of the link are gone.
+pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, egress: bool) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         program: descriptor(program),
         ifindex,
-        attach_type: BPF_TCX_INGRESS,
+        attach_type: if egress { BPF_TCX_EGRESS } else { BPF_TCX_INGRESS },
         ..LinkCreate::default()
     };
     bpf_fd(BPF_LINK_CREATE, &mut attributes)

@@ -1,23 +1,26 @@
 //! The service tables: read and written in batches, since there may be a hundred thousand entries.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
+use std::time::Duration;
 
 use aya::Pod;
 use aya::maps::MapData;
 use mesh_ebpf_types::{
-    Backend, Connection, ConnectionKey, EndpointKey, MAGLEV_ROW, Published, PublishedKey, Service,
-    ServiceKey, TableEntry, TableKey, Vni,
+    Backend, Connection, ConnectionKey, EndpointKey, HostFlow, MAGLEV_ROW, Published, PublishedKey, Service,
+    ServiceKey, TableEntry, TableKey, Vni, WATCHED,
 };
 use nix::libc;
+use nix::time::{ClockId, clock_gettime};
 
 use super::ProgramsError;
 use super::bpffs::Pins;
 use super::maps;
 use super::syscall;
 use super::words::Words;
+use crate::conntrack;
 
 /// Entries of `MAGLEV` in one element of the array.
 #[expect(clippy::cast_possible_truncation, reason = "it is 16")]
@@ -30,6 +33,7 @@ const BATCH: usize = 4096;
 pub(super) struct Tables {
     services: OwnedFd,
     published: OwnedFd,
+    host_flows: OwnedFd,
     backends: OwnedFd,
     addresses: OwnedFd,
     connections: OwnedFd,
@@ -60,6 +64,7 @@ impl Tables {
         Ok(Self {
             services: open(maps::SERVICES)?,
             published: open(maps::PUBLISHED)?,
+            host_flows: open(maps::HOST_FLOWS)?,
             backends: open(maps::BACKENDS)?,
             addresses: open(maps::BACKEND_ADDRESSES)?,
             connections: open(maps::CONNECTIONS)?,
@@ -83,7 +88,35 @@ impl Tables {
         put(&self.addresses, maps::BACKEND_ADDRESSES, &addresses)?;
         put(&self.backends, maps::BACKENDS, &backends)?;
         put(&self.services, maps::SERVICES, &services)?;
+        self.watch(&published)?;
         put(&self.published, maps::PUBLISHED, &published)
+    }
+
+    /// Prepares ports to be published: replies to flows that left from them before go on to whoever began those. From the moment
+    /// that a port is watched its flows are noted as they leave, and what the kernel tracks by then has left before.
+    fn watch(&self, published: &[(PublishedKey, Published)]) -> Result<(), ProgramsError> {
+        let mut new = Vec::new();
+        for (key, value) in published {
+            let has = syscall::has(self.published.as_fd(), key, *value);
+            if !has.map_err(|error| failed("read", maps::PUBLISHED, error))? {
+                new.push((*key, Published { flags: value.flags | WATCHED, ..*value }));
+            }
+        }
+        if new.is_empty() {
+            return Ok(());
+        }
+        put(&self.published, maps::PUBLISHED, &new)?;
+        let ports: BTreeSet<([u8; 2], u8)> = new.iter().map(|(key, _)| (key.port, key.protocol)).collect();
+        let flow = HostFlow { time: monotonic(), ..HostFlow::default() };
+        let running: Vec<_> = conntrack::replies()
+            .into_iter()
+            .filter(|key| {
+                let [.., p0, p1] = key.ports;
+                ports.contains(&([p0, p1], key.protocol))
+            })
+            .map(|key| (key, flow))
+            .collect();
+        put(&self.host_flows, maps::HOST_FLOWS, &running)
     }
 
     /// Removes entries, in the opposite order. Goes on after an error, and returns the first.
@@ -171,6 +204,12 @@ impl Tables {
         })?;
         Ok(counts)
     }
+}
+
+/// The time as programs have it, in nanoseconds.
+fn monotonic() -> u64 {
+    let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
+    u64::try_from(now.as_nanos()).unwrap_or_default()
 }
 
 fn put<K: Pod, V: Pod>(table: &OwnedFd, map: &'static str, entries: &[(K, V)]) -> Result<(), ProgramsError> {

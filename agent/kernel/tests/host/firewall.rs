@@ -2,12 +2,15 @@
 
 use mesh_kernel::{Depth, Kernel};
 use mesh_model::Action;
-use mesh_model::observed::{Firewall, FirewallState};
+use mesh_model::observed::{Firewall, FirewallState, MasqueradePorts};
 
 use crate::support::{apply, become_host, kernel, observe, run};
 
 fn firewall(subnets: &[&str]) -> Firewall {
-    Firewall { masquerade: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect() }
+    Firewall {
+        masquerade: subnets.iter().map(|subnet| subnet.parse().unwrap()).collect(),
+        ports: MasqueradePorts { low: 700..=1023, high: 40000..=50000 },
+    }
 }
 
 #[test]

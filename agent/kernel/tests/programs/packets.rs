@@ -2,6 +2,7 @@
 
 mod balanced;
 mod early;
+mod egress;
 mod encrypted;
 mod endpoint;
 mod flows;

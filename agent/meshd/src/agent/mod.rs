@@ -13,6 +13,7 @@ use std::time::{Duration, SystemTime};
 
 use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
+use mesh_model::wireguard::DEFAULT_PORT;
 use mesh_model::{BackendId, Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
 use mesh_proto::convert::InvalidMessage;
 use mesh_proto::{Problem, v1};
@@ -247,6 +248,13 @@ impl Agent {
         (state.generation, result)
     }
 
+    /// Has the loop look again at what the kernel should have: something in a service that it follows from has changed.
+    pub fn look_again(&self) {
+        let mut state = self.lock();
+        state.generation += 1;
+        self.generation.send_replace(state.generation);
+    }
+
     /// Changes what services and names follow from, and passes do not.
     pub fn adjust<R>(&self, change: impl FnOnce(&mut State) -> R) -> R {
         let result = change(&mut self.lock());
@@ -276,7 +284,13 @@ impl Agent {
         let state = self.lock();
         let view = &state.view;
         let own = view.nodes.get(&self.node.id).unwrap_or(&self.node);
-        let peer = |node: &Node| Peer { address: node.data_path_addr, mtu: node.data_path_mtu };
+        let peer = |node: &Node| Peer {
+            address: node.data_path_addr,
+            mtu: node.data_path_mtu,
+            wireguard_port: node.wireguard.as_ref().map_or(0, |wireguard| wireguard.port),
+        };
+        let mut avoided_ports = view.services.published_ports();
+        avoided_ports.insert(own.wireguard.as_ref().map_or(DEFAULT_PORT, |wireguard| wireguard.port));
         let mut nodes: BTreeMap<_, _> =
             view.nodes.values().map(|node| (node.id.clone(), peer(node))).collect();
         nodes.entry(own.id.clone()).or_insert_with(|| peer(own));
@@ -295,6 +309,7 @@ impl Agent {
             wireguard_peers: BTreeMap::new(),
             wireguard_number: 0,
             wireguard_generations: BTreeSet::new(),
+            avoided_ports,
             endpoints: state.endpoints.clone(),
         };
         (state.generation, view.revision, desired)

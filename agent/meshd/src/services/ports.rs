@@ -102,16 +102,20 @@ impl Reservation {
     }
 }
 
-/// Keeps the published ports reserved, for ever.
+/// Keeps the published ports reserved, and what leaves masqueraded off them, for ever.
 pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
     let mut changes = agent.service_changes();
     let mut said = String::new();
+    let mut avoided = BTreeSet::new();
     loop {
         changes.mark_unchanged();
-        let ports: BTreeSet<u16> = agent.read(|state| {
-            let ports = state.view.services.published().flat_map(|records| &records.service.ports);
-            ports.map(|port| port.published).collect()
-        });
+        let ports = agent.read(|state| state.view.services.published_ports());
+        let masqueraded =
+            ports.iter().copied().filter(|port| mesh_planner::may_be_masqueraded(*port)).collect();
+        if avoided != masqueraded {
+            avoided = masqueraded;
+            agent.look_again();
+        }
         if let Err(error) = reservation.set(&ports)
             && std::mem::replace(&mut said, error.to_string()) != said
         {

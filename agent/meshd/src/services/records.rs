@@ -106,6 +106,12 @@ impl ServiceRecords {
         self.published.iter().filter_map(|id| self.get(id))
     }
 
+    /// The published ports, of whatever protocol.
+    pub fn published_ports(&self) -> BTreeSet<u16> {
+        let ports = self.published().flat_map(|records| &records.service.ports);
+        ports.map(|port| port.published).collect()
+    }
+
     /// The services with a health check.
     pub fn checked(&self) -> impl Iterator<Item = &Records> {
         self.checked.iter().filter_map(|id| self.get(id))

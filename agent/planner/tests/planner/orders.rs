@@ -124,6 +124,7 @@ fn a_new_member_builds_from_the_ground_up() {
             "attach endpoint",
             "put endpoint",
             "SetUp",
+            "attach egress",
         ]
     );
 }

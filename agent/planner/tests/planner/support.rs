@@ -150,12 +150,17 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         .map(|shape| network(*shape))
         .map(|network| (network.id.clone(), network))
         .collect();
-    let mut nodes =
-        BTreeMap::from([(node_id(0), Peer { address: UNDERLAY.into(), mtu: 1500.try_into().unwrap() })]);
+    let mut nodes = BTreeMap::from([(
+        node_id(0),
+        Peer { address: UNDERLAY.into(), mtu: 1500.try_into().unwrap(), wireguard_port: 0 },
+    )]);
     for (number, mtu) in shape.others.iter().enumerate() {
         let last = u8::try_from(12 + number).unwrap();
         let address = IpAddr::V4(Ipv4Addr::new(192, 168, 77, last));
-        nodes.insert(node_id(1 + number), Peer { address, mtu: (*mtu).try_into().unwrap() });
+        nodes.insert(
+            node_id(1 + number),
+            Peer { address, mtu: (*mtu).try_into().unwrap(), wireguard_port: 51820 },
+        );
     }
     let mut leases = BTreeSet::new();
     let mut lease = |network: u8, prefix: String, node: usize, state: LeaseState| {
@@ -194,6 +199,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         wireguard_peers: BTreeMap::new(),
         wireguard_number: 0,
         wireguard_generations: BTreeSet::new(),
+        avoided_ports: [51820].into(),
         node: node_id(0),
         underlay: Underlay {
             address: UNDERLAY.into(),

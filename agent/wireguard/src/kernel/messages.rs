@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant, SystemTime},
 };
 
+use mesh_ebpf_types::MARK;
 use netlink_packet_wireguard::{
     WireguardAddressFamily, WireguardAllowedIp, WireguardAllowedIpAttr, WireguardAttribute, WireguardPeer,
     WireguardPeerAttribute, WireguardPeerFlags,
@@ -36,6 +37,8 @@ pub(super) struct DevicePeer {
 pub(super) struct Device {
     pub(super) public: Option<PublicKey>,
     pub(super) listen_port: u16,
+    /// The mark on what the device sends to other nodes.
+    pub(super) mark: u32,
     pub(super) peers: BTreeMap<PublicKey, DevicePeer>,
 }
 
@@ -110,6 +113,9 @@ pub(super) fn changes(
     }
     if device.listen_port != config.listen_port {
         first.push(WireguardAttribute::ListenPort(config.listen_port));
+    }
+    if device.mark != MARK {
+        first.push(WireguardAttribute::Fwmark(MARK));
     }
     let desired = desired(config, device);
     let owned: BTreeSet<Ipv4Addr> = desired.values().flat_map(|peer| peer.allowed.iter().copied()).collect();
@@ -244,6 +250,7 @@ pub(super) fn read(attributes: &[WireguardAttribute], now: SystemTime, device: &
         match attribute {
             WireguardAttribute::PublicKey(key) => device.public = Some(PublicKey(*key)),
             WireguardAttribute::ListenPort(port) => device.listen_port = *port,
+            WireguardAttribute::Fwmark(mark) => device.mark = *mark,
             WireguardAttribute::Peers(peers) => {
                 for peer in peers {
                     read_peer(&peer.0, now, device);

@@ -98,6 +98,7 @@ fn applying_leads_to_the_wanted_device_and_applying_again_changes_nothing() {
     let device = device_of(&config);
     assert_eq!(device.public, Some(config.keys[0].private.public()));
     assert_eq!(device.listen_port, 51820);
+    assert_eq!(device.mark, mesh_ebpf_types::MARK);
     assert_eq!(device.peers.len(), 3);
     for peer in config.peers.values() {
         let found = &device.peers[&peer.keys[&1]];

@@ -10,11 +10,12 @@ use std::{
     sync::atomic::{AtomicBool, Ordering},
 };
 
+use mesh_ebpf_types::MARK;
 use nix::{
     errno::Errno,
     sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, SockaddrIn6, bind, setsockopt, socket,
-        sockopt::{Ipv6V6Only, RcvBuf, RcvBufForce, ReusePort, SndBuf, SndBufForce, UdpGroSegment},
+        sockopt::{Ipv6V6Only, Mark, RcvBuf, RcvBufForce, ReusePort, SndBuf, SndBufForce, UdpGroSegment},
     },
 };
 
@@ -70,13 +71,26 @@ impl UdpSocket {
         let _ = setsockopt(&fd, UdpGroSegment, &true);
         let socket = Self { fd, v6, gso: AtomicBool::new(true) };
         socket.allow_fragments()?;
+        socket.mark()?;
         Ok(socket)
     }
 
     /// A socket that another process bound.
     pub(crate) fn from_fd(fd: OwnedFd) -> io::Result<Self> {
         let address: nix::sys::socket::SockaddrStorage = nix::sys::socket::getsockname(fd.as_raw_fd())?;
-        Ok(Self { fd, v6: address.as_sockaddr_in6().is_some(), gso: AtomicBool::new(true) })
+        let socket = Self { fd, v6: address.as_sockaddr_in6().is_some(), gso: AtomicBool::new(true) };
+        // An engine of before may not have marked it.
+        socket.mark()?;
+        Ok(socket)
+    }
+
+    /// Marks what it sends as Mesh's own: the datapath lets nothing else to tunnels' ports. Without the privilege for it there is
+    /// no such datapath either.
+    fn mark(&self) -> io::Result<()> {
+        match setsockopt(&self.fd, Mark, &MARK) {
+            Ok(()) | Err(Errno::EPERM) => Ok(()),
+            Err(errno) => Err(errno.into()),
+        }
     }
 
     /// Another handle of the same socket.

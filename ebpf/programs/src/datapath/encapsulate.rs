@@ -66,7 +66,11 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
         local_rest: [0; 3],
     };
     match skb.set_tunnel(&mut key) {
-        Ok(()) => skb.send(ifindex),
+        Ok(()) => {
+            // The device leaves the mark on the packet that it sends.
+            skb.mark();
+            skb.send(ifindex)
+        }
         Err(Refused) => PASS,
     }
 }

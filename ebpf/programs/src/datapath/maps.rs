@@ -8,8 +8,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
     Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey, SocketPeer, Vni,
-    host_published_number,
+    HostFlow, Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey,
+    SocketPeer, Vni, host_published_number,
 };
 
 use super::received::{Received, ReceivedKey};
@@ -48,6 +48,8 @@ map!(MAGLEV: Array<[u32; MAGLEV_ROW]> = Array::pinned(65536, BPF_F_MMAPABLE));
 map!(CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(65536, 0));
 // What has not been answered, and what is over: a flood of new flows pushes no established one out.
 map!(PENDING: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(16384, 0));
+// What the host, or something behind its NAT, began from a port that is published.
+map!(HOST_FLOWS: LruHashMap<ConnectionKey, HostFlow> = LruHashMap::pinned(8192, 0));
 map!(SOCKET_PEERS: LruHashMap<SocketPeer, Address> = LruHashMap::pinned(16384, 0));
 // The cookie of the network namespace whose sockets may use published ports; 0 for none.
 map!(NETNS: Array<u64> = Array::pinned(1, 0));
@@ -186,6 +188,15 @@ pub(super) fn network_of(address: Address) -> Option<Vni> {
 #[inline(always)]
 pub(super) fn is_member(address: Address) -> bool {
     MEMBERS.get_ptr(address).is_some()
+}
+
+/// Whether a node takes tunnels' packets at that UDP port, network order.
+#[inline(never)]
+pub(super) fn is_tunnel(address: &Address, port: u16) -> bool {
+    // SAFETY: as in `network`.
+    let (Some(member), Some(config)) = (unsafe { MEMBERS.get(address) }, config()) else { return false };
+    port == u16::from_ne_bytes(config.vxlan_port)
+        || port != 0 && port == u16::from_ne_bytes(member.wireguard_port)
 }
 
 /// Whether an address of a network is, or lately was, a backend's.

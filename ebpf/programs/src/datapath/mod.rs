@@ -1,6 +1,7 @@
 //! The programs: [`mesh_ebpf`] reads and writes packets, the maps decide, the kernel's helpers act.
 
 mod count;
+mod egress;
 mod encapsulate;
 mod encrypt;
 mod endpoint;
@@ -78,6 +79,13 @@ extern "C" fn host(context: *mut __sk_buff) -> Verdict {
 #[unsafe(link_section = "classifier")]
 extern "C" fn wireguard(context: *mut __sk_buff) -> Verdict {
     wireguard::wireguard(Skb::new(context))
+}
+
+/// Egress of the data-path device.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn egress(context: *mut __sk_buff) -> Verdict {
+    egress::egress(Skb::new(context))
 }
 
 /// Where the driver has what arrived at the data-path device.

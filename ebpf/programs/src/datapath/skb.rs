@@ -13,7 +13,7 @@ use aya_ebpf::helpers::generated as helpers;
 use mesh_ebpf::headers::ETHERTYPE_IPV6;
 use mesh_ebpf::ip::UDP;
 use mesh_ebpf::vxlan::OUTER;
-use mesh_ebpf_types::Mac;
+use mesh_ebpf_types::{MARK, Mac};
 
 use super::Verdict;
 use super::route::{AF_INET, Route};
@@ -24,6 +24,8 @@ const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
 const IPV6_BE: u16 = ETHERTYPE_IPV6.to_be();
 const BPF_F_IPV6: u64 = 1 << 7;
+/// `BPF_F_CURRENT_NETNS`: that of the device.
+const CURRENT_NETNS: u64 = u64::MAX;
 
 /// A helper refused.
 #[derive(Clone, Copy)]
@@ -352,6 +354,66 @@ impl Skb {
         unsafe { (*self.0).hash }
     }
 
+    /// Marks the packet as Mesh's own: `egress` leaves it alone.
+    #[inline(always)]
+    pub(super) fn mark(self) {
+        unsafe { (*self.0).mark = MARK };
+    }
+
+    /// Whether the packet is Mesh's own.
+    #[inline(always)]
+    pub(super) fn is_marked(self) -> bool {
+        unsafe { (*self.0).mark == MARK }
+    }
+
+    /// Interface index of the device that a packet which leaves came in by; 0 where the host itself sends it.
+    #[inline(always)]
+    pub(super) fn came_in_by(self) -> u32 {
+        unsafe { (*self.0).ingress_ifindex }
+    }
+
+    /// The state of the TCP socket of the device's namespace that a packet with this tuple is for; 0 where there is none.
+    /// The tuple is `struct bpf_sock_tuple`: its length tells the family.
+    #[inline(always)]
+    pub(super) fn tcp_socket<const N: usize>(self, tuple: &mut [u32; N]) -> u32 {
+        let length = const { size_of::<[u32; N]>() as u32 };
+        unsafe {
+            let socket = helpers::bpf_skc_lookup_tcp(
+                self.0.cast(),
+                tuple.as_mut_ptr().cast(),
+                length,
+                CURRENT_NETNS,
+                0,
+            );
+            if socket.is_null() {
+                return 0;
+            }
+            let state = (*socket).state;
+            helpers::bpf_sk_release(socket.cast());
+            state
+        }
+    }
+
+    /// Whether the device's namespace has a UDP socket for a packet with this tuple, as in [`Skb::tcp_socket`].
+    #[inline(always)]
+    pub(super) fn has_udp_socket<const N: usize>(self, tuple: &mut [u32; N]) -> bool {
+        let length = const { size_of::<[u32; N]>() as u32 };
+        unsafe {
+            let socket = helpers::bpf_sk_lookup_udp(
+                self.0.cast(),
+                tuple.as_mut_ptr().cast(),
+                length,
+                CURRENT_NETNS,
+                0,
+            );
+            if socket.is_null() {
+                return false;
+            }
+            helpers::bpf_sk_release(socket.cast());
+        }
+        true
+    }
+
     /// Sends the frame out of a device.
     #[inline(always)]
     pub(super) fn send(self, ifindex: u32) -> Verdict {
@@ -364,15 +426,17 @@ impl Skb {
         let _ = unsafe { helpers::bpf_clone_redirect(self.0, ifindex, 0) };
     }
 
-    /// Routes the IP packet out of a device: the kernel resolves the neighbour and writes the Ethernet header.
+    /// Routes the IP packet, as Mesh's own, out of a device: the kernel resolves the neighbour and writes the Ethernet header.
     #[inline(always)]
     pub(super) fn route(self, ifindex: u32) -> Verdict {
+        self.mark();
         verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
     }
 
     /// As [`Skb::route`], with the next hop that a route leads to: no route is looked up.
     #[inline(always)]
     pub(super) fn route_via(self, ifindex: u32, next_hop: u32) -> Verdict {
+        self.mark();
         let mut neighbour = Neighbour { family: AF_INET.into(), ipv4: next_hop, rest: [0; 3] };
         let length = const { size_of::<Neighbour>() as i32 };
         verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, (&raw mut neighbour).cast(), length, 0) })

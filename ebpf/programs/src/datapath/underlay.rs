@@ -149,6 +149,7 @@ fn answer_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::Malformed);
     }
     count(skb, Vni::NONE, Reason::ProbeAnswered);
+    skb.mark();
     skb.send(skb.ifindex())
 }
 

@@ -3,6 +3,7 @@
 mod binaries;
 mod builder;
 mod container;
+mod docker;
 mod frames;
 mod host;
 mod name;

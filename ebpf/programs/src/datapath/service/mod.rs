@@ -7,6 +7,7 @@
 //! | [`outbound`] | what endpoints send: to VIPs, to their host's published ports, and replies of backends |
 //! | [`inbound`] | replies of backends that arrive for clients here |
 //! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
+//! | [`own`] | which packets to published ports are not the service's, but the host's own |
 //! | [`flows`] | what passed lately: the short way of all of these |
 //! | [`connection`] | which backend a flow has, and whether it is over |
 //! | [`replies`] | what replies become, and which are whose |
@@ -22,6 +23,7 @@ pub(super) mod connection;
 pub(super) mod flows;
 pub(super) mod inbound;
 pub(super) mod outbound;
+pub(super) mod own;
 pub(super) mod packet;
 pub(super) mod published;
 pub(super) mod refuse;

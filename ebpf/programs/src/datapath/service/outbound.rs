@@ -8,7 +8,9 @@ use mesh_ebpf_types::{
 use super::flows::{self, Becomes};
 use super::packet::{self, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
-use super::{PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection, replies};
+use super::{
+    PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection, own, replies,
+};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
@@ -69,6 +71,7 @@ fn decide(skb: Skb) -> Verdict {
     if maps::is_host_address(packet.key.destination)
         && packet.class != LOST
         && maps::network(vni).is_some_and(leads_out)
+        && !own::has_socket(skb)
     {
         packet::remember_fragment();
         return TO_PUBLISHED;

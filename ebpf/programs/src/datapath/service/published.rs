@@ -5,10 +5,11 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{
     Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
     DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni,
-    WIREGUARD_OVERHEAD_IPV4, host_published, is_host_published, published_vni,
+    WATCHED, WIREGUARD_OVERHEAD_IPV4, host_published, is_host_published, published_vni,
 };
 
 use super::flows::{self, Becomes, NEITHER};
+use super::own::{self, Whose};
 use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
@@ -34,11 +35,16 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
         return PASS;
     }
     let Some(packet) = maps::packet() else { return PASS };
-    if maps::is_host_address(packet.destination) || is_new_address(skb, packet.source, packet.destination) {
-        flows::begin(skb.ifindex(), 0, [0; 2], skb.known_hash());
-        TO_PUBLISHED
-    } else {
-        PASS
+    if !maps::is_host_address(packet.destination) && !is_new_address(skb, packet.source, packet.destination) {
+        return PASS;
+    }
+    match own::whose(skb) {
+        Whose::Hosts => PASS,
+        Whose::Nobodys => dropped(skb, Vni::NONE, Reason::ForeignTunnel),
+        Whose::Service => {
+            flows::begin(skb.ifindex(), 0, [0; 2], skb.known_hash());
+            TO_PUBLISHED
+        }
     }
 }
 
@@ -90,6 +96,9 @@ pub(super) fn receive() -> Verdict {
     let Some(published) = maps::published(asked_for, [p0, p1], packet.key.protocol) else {
         return PASS;
     };
+    if published.flags & WATCHED != 0 {
+        return PASS;
+    }
     packet.table = [published.first, published.size, published.flags];
     packet.target = published.target;
     packet::remember_fragment();
@@ -325,7 +334,11 @@ fn to_stand_in(skb: Skb) -> bool {
 fn remember_outside(becomes: Becomes) {
     let Some(packet) = maps::packet() else { return };
     let client = packet.key.destination;
-    if flows::wanted() && maps::network_of(client).is_none() && !maps::is_host_address(client) {
+    if !own::is_reply_to_tunnel()
+        && flows::wanted()
+        && maps::network_of(client).is_none()
+        && !maps::is_host_address(client)
+    {
         flows::leaves(becomes);
     }
 }
@@ -346,6 +359,9 @@ pub(super) fn leave(skb: Skb) -> Verdict {
     }
     if maps::is_host_address(client) {
         return to_host(skb, config);
+    }
+    if own::is_reply_to_tunnel() {
+        return dropped(skb, Vni::NONE, Reason::ForeignTunnel);
     }
     skb.route(config.underlay_ifindex)
 }

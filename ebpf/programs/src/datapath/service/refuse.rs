@@ -28,6 +28,7 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
         return dropped(skb, vni, Reason::NoBackend);
     }
     count(skb, vni, Reason::RefusalAnswered);
+    skb.mark();
     skb.send(skb.ifindex())
 }
 

@@ -1,0 +1,102 @@
+//! What leaves by a device of the host, after the host's own NAT.
+//!
+//! Mesh's own packets carry a mark and are left alone. Of all others, what would pass for a tunnel's packet is dropped, and flows
+//! that begin from a published port are noted: their replies are not the service's.
+
+use mesh_ebpf::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use mesh_ebpf::ip;
+use mesh_ebpf_types::{Address, Reason, Vni};
+
+use super::count::dropped;
+use super::service::own;
+use super::service::packet::{self, FLOW};
+use super::skb::Skb;
+use super::{PASS, Verdict, maps};
+
+/// Ethernet, and IPv4 without options or IPv6, with ports.
+const READ_V4: usize = 38;
+const READ_V6: usize = 58;
+const LATER_FRAGMENT: u16 = u16::from_ne_bytes([0x1f, 0xff]);
+
+#[inline(always)]
+pub(super) fn egress(skb: Skb) -> Verdict {
+    if skb.is_marked() || skb.has_vlan() || !is_of_interest(skb) {
+        return PASS;
+    }
+    if packet::read(skb, 0) != FLOW {
+        return PASS;
+    }
+    decide(skb)
+}
+
+/// Whether a glance does not tell that it is of no interest: most of what a host sends.
+#[inline(never)]
+fn is_of_interest(skb: Skb) -> bool {
+    match skb.ethertype() {
+        ETHERTYPE_IPV4 => {
+            let Some(frame) = skb.start::<READ_V4>() else { return true };
+            let protocol = frame.byte(23);
+            if frame.half(20) & LATER_FRAGMENT != 0 || !has_ports(protocol) {
+                return false;
+            }
+            let [source, destination] =
+                [26, 30].map(|offset| Address::from_v4(frame.word(offset).to_ne_bytes()));
+            frame.byte(14) != 0x45 || is_interesting(&source, &destination, frame.half(34), protocol)
+        }
+        ETHERTYPE_IPV6 => {
+            let Some(frame) = skb.start::<READ_V6>() else { return true };
+            let protocol = frame.byte(20);
+            if !has_ports(protocol) {
+                // What follows an extension header is not at hand.
+                return protocol != ip::ICMPV6;
+            }
+            let address = |offset: usize| {
+                let [a, b, c, d] = [0, 4, 8, 12].map(|step: usize| frame.word(offset + step));
+                Address::from_words([a, b, c, d])
+            };
+            is_interesting(&address(22), &address(38), frame.half(54), protocol)
+        }
+        _ => false,
+    }
+}
+
+#[inline(always)]
+const fn has_ports(protocol: u8) -> bool {
+    matches!(protocol, ip::TCP | ip::UDP | ip::SCTP)
+}
+
+#[inline(always)]
+fn is_interesting(source: &Address, destination: &Address, port: u16, protocol: u8) -> bool {
+    protocol == ip::UDP && maps::is_member(*destination)
+        || maps::published(*source, port.to_ne_bytes(), protocol).is_some()
+}
+
+#[inline(never)]
+fn decide(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return PASS };
+    let [_, _, p0, p1] = packet.key.ports;
+    if packet.key.protocol == ip::UDP
+        && maps::is_tunnel(&packet.key.destination, u16::from_ne_bytes([p0, p1]))
+        && is_foreign(skb)
+    {
+        return dropped(skb, Vni::NONE, Reason::ForeignTunnel);
+    }
+    own::note();
+    PASS
+}
+
+/// Whether a packet to a tunnel's port of a node, which Mesh did not send, could pass for a tunnel's. What comes from no node's
+/// address is dropped where it arrives; and a node may be behind this host, which routes for it then.
+#[inline(always)]
+fn is_foreign(skb: Skb) -> bool {
+    let Some(packet) = maps::packet() else { return true };
+    let (source, from) = (packet.key.source, skb.came_in_by());
+    if maps::is_host_address(source) {
+        return true;
+    }
+    if !maps::is_member(source) {
+        return false;
+    }
+    let ([.., here], [.., there]) = (packet.key.destination.words(), source.words());
+    from == 0 || packet.v6 != 0 || skb.next_hop(from, here, there) == 0
+}

@@ -1,0 +1,160 @@
+//! Which packets to a published port are not the service's: what answers a flow that the host, or something behind its NAT,
+//! began from that port, and what a socket of the host is for.
+//!
+//! Such flows are noted in `HOST_FLOWS` as they leave ([`note`], by `egress`), and user space adds those that the kernel tracks
+//! when it publishes a port. All of this is the long way's; what the short way knows of a tuple ends when a flow is noted.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use mesh_ebpf::ip;
+use mesh_ebpf::transport::{FIN, RST, SYN};
+use mesh_ebpf_types::{Address, HostFlow};
+
+use super::connection::opposite_key;
+use super::packet::{ERROR, FLOW, LATER};
+use crate::datapath::maps::{self, CONNECTIONS, HOST_FLOWS, packet};
+use crate::datapath::skb::Skb;
+
+/// `TCP_TIME_WAIT`.
+const TIME_WAIT: u32 = 6;
+/// How long after its last packet a UDP flow of the host's is taken for one, in nanoseconds: longer than the kernel's NAT does.
+const DATAGRAMS: u64 = 180_000_000_000;
+/// How long after a TCP flow's last packet nothing else may begin with its tuple.
+const SEGMENTS: u64 = 60_000_000_000;
+
+/// Whose a packet to a published port is.
+pub(super) enum Whose {
+    Service,
+    Hosts,
+    /// Answered, it would become a tunnel's packet.
+    Nobodys,
+}
+
+/// Whose the packet at hand is, which was read and is for one of the host's addresses.
+#[inline(always)]
+pub(super) fn whose(skb: Skb) -> Whose {
+    match find(skb) {
+        0 => Whose::Service,
+        1 => Whose::Hosts,
+        _ => Whose::Nobodys,
+    }
+}
+
+#[inline(never)]
+fn find(skb: Skb) -> u32 {
+    let Some(packet) = packet() else { return 0 };
+    if !is_published() {
+        return 0;
+    }
+    let [s0, s1, ..] = packet.key.ports;
+    if packet.key.protocol == ip::UDP && maps::is_tunnel(&packet.key.source, u16::from_ne_bytes([s0, s1])) {
+        return 2;
+    }
+    u32::from(is_noted() || CONNECTIONS.get_ptr(&packet.key).is_none() && is_socket(skb))
+}
+
+/// Whether the packet at hand has ports, and is for one that is published.
+#[inline(always)]
+fn is_published() -> bool {
+    let Some(packet) = packet() else { return false };
+    let [_, _, p0, p1] = packet.key.ports;
+    matches!(packet.class, FLOW | ERROR)
+        && maps::published(packet.key.destination, [p0, p1], packet.key.protocol).is_some()
+}
+
+/// Whether a socket of the host has the published port that the packet at hand is for.
+#[inline(never)]
+pub(super) fn has_socket(skb: Skb) -> bool {
+    is_published() && is_socket(skb)
+}
+
+/// Whether the packet at hand answers a flow that was noted.
+#[inline(never)]
+fn is_noted() -> bool {
+    let Some(packet) = packet() else { return false };
+    let Some(flow) = HOST_FLOWS.get_ptr_mut(&packet.key) else { return false };
+    // SAFETY: entries of preallocated maps always are memory of the map. This one may have become another flow's by now:
+    // then one packet goes astray.
+    let HostFlow { time, ended, .. } = unsafe { *flow };
+    // SAFETY: takes nothing, returns the time.
+    let age = unsafe { bpf_ktime_get_ns() }.saturating_sub(time);
+    let over = match packet.key.protocol {
+        _ if packet.class == ERROR => false,
+        ip::UDP => age > DATAGRAMS,
+        _ => packet.starts != 0 && (ended != 0 || age > SEGMENTS),
+    };
+    if over {
+        let _ = HOST_FLOWS.remove(&packet.key);
+    }
+    !over
+}
+
+/// Whether a socket of the host is for the packet at hand.
+#[inline(never)]
+fn is_socket(skb: Skb) -> bool {
+    let Some(packet) = packet() else { return false };
+    let [s0, s1, d0, d1] = packet.key.ports;
+    let ports = u32::from_ne_bytes([s0, s1, d0, d1]);
+    if packet.v6 == 0 {
+        let ([.., source], [.., destination]) = (packet.key.source.words(), packet.key.destination.words());
+        return asks(skb, &mut [source, destination, ports]);
+    }
+    let ([a, b, c, d], [e, f, g, h]) = (packet.key.source.words(), packet.key.destination.words());
+    asks(skb, &mut [a, b, c, d, e, f, g, h, ports])
+}
+
+#[inline(always)]
+fn asks<const N: usize>(skb: Skb, tuple: &mut [u32; N]) -> bool {
+    let Some(packet) = packet() else { return false };
+    match packet.key.protocol {
+        ip::UDP => skb.has_udp_socket(tuple),
+        // A new connection may take the place of one that is over.
+        ip::TCP => match skb.tcp_socket(tuple) {
+            0 => false,
+            state => state != TIME_WAIT || packet.starts == 0,
+        },
+        _ => false,
+    }
+}
+
+/// Notes the flow of the packet at hand, which leaves and is not Mesh's own, if its port is published.
+#[inline(never)]
+pub(in crate::datapath) fn note() {
+    let Some(packet) = packet() else { return };
+    let [p0, p1, ..] = packet.key.ports;
+    if maps::published(packet.key.source, [p0, p1], packet.key.protocol).is_none()
+        || !maps::is_host_address(packet.key.source)
+    {
+        return;
+    }
+    opposite_key([0; 3]);
+    let flags = if packet.key.protocol == ip::TCP { packet.tcp_flags } else { 0 };
+    let ended = u32::from(flags & u32::from(FIN | RST) != 0);
+    // SAFETY: takes nothing, returns the time.
+    let time = unsafe { bpf_ktime_get_ns() };
+    if let Some(flow) = HOST_FLOWS.get_ptr_mut(&packet.other) {
+        // SAFETY: as in `is_noted`.
+        let flow = unsafe { &mut *flow };
+        flow.time = time;
+        flow.ended = if flags & u32::from(SYN) == 0 { flow.ended | ended } else { 0 };
+        return;
+    }
+    if flags & u32::from(RST) != 0 {
+        return;
+    }
+    let _ = HOST_FLOWS.insert(&packet.other, &HostFlow { time, ended, padding: 0 }, 0);
+    // What the short way remembers of the tuple is the service's.
+    maps::renew(&packet.other);
+}
+
+/// Whether the reply at hand, of a published port, would go to a tunnel's port of a node.
+#[inline(never)]
+pub(super) fn is_reply_to_tunnel() -> bool {
+    let Some(packet) = packet() else { return false };
+    let [_, _, d0, d1] = packet.key.ports;
+    let port = match u16::from_ne_bytes(packet.client_port) {
+        0 => u16::from_ne_bytes([d0, d1]),
+        own => own,
+    };
+    let client: Address = packet.key.destination;
+    packet.key.protocol == ip::UDP && matches!(packet.class, FLOW | LATER) && maps::is_tunnel(&client, port)
+}

@@ -1,0 +1,148 @@
+//! Who may speak VXLAN and WireGuard to a node: Mesh's own programs and devices on the members, and nobody else there.
+
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+
+use mesh_e2e::service::{change_backend, create_service};
+use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json};
+use mesh_harness::traffic::{UdpEcho, udp_request};
+use mesh_harness::{Capture, Encapsulation, Lab, Netns, Result, eventually};
+
+const CANARY: &[u8] = b"canary-xyz";
+const TUNNELS: [u16; 2] = [4789, 51820];
+
+fn any(port: u16) -> SocketAddr {
+    SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)
+}
+
+/// A VXLAN packet into a network, for an address of it.
+fn forged(lab: &Lab, network: &str, target: Ipv4Addr) -> Result<Vec<u8>> {
+    let vni = json(&lab.host(1), &["network", "inspect", network])?["vni"].as_u64().expect("a number");
+    let target = target.octets();
+    let mut packet = vec![8, 0, 0, 0];
+    packet.extend(&vni.to_be_bytes()[5..]);
+    packet.push(0);
+    packet.extend([[2, 0x42].as_slice(), &target, &[2, 0x42, 10, 64, 0, 9, 8, 0]].concat());
+    // An IPv4 packet of an unassigned protocol; nobody checks its header's sum on the way.
+    packet.extend([0x45, 0, 0, 30, 0, 0, 0x40, 0, 64, 253, 0, 0, 10, 64, 0, 9]);
+    packet.extend([target.as_slice(), CANARY].concat());
+    Ok(packet)
+}
+
+fn send(from: &Netns, source: u16, packet: &[u8], to: SocketAddr) -> Result<()> {
+    let sent = from.enter(|| UdpSocket::bind(any(source))?.send_to(packet, to))?;
+    sent.expect("the sender's own kernel lets it");
+    Ok(())
+}
+
+#[test]
+fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tunnel() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
+        for (network, options) in [("red", &[][..]), ("blue", &[]), ("deep", &["--internal"])] {
+            create_network(&lab, network, options)?;
+        }
+        let (h1, h2) = (lab.host(1), lab.host(2));
+        let red = lab.container(1, "red", ["--network", "red"])?;
+        let victims = [
+            (lab.container(2, "blue", ["--network", "blue"])?, "blue"),
+            (lab.container(2, "deep", ["--network", "deep"])?, "deep"),
+        ];
+        let docker = lab.docker_like(1)?;
+        let captures =
+            victims.iter().map(|(victim, _)| Capture::start(victim.netns())).collect::<Result<Vec<_>>>()?;
+        let before = counted(&h1, "foreign_tunnel")?;
+        let to = SocketAddr::new(h2.address().into(), 4789);
+        for (victim, network) in &victims {
+            let packet = forged(&lab, network, victim.ipv4()?)?;
+            // As root, as nobody, and out of a container behind another NAT than Mesh's; in fragments too.
+            send(h1.netns(), 0, &packet, to)?;
+            let text: String = packet.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            let script = format!("printf '{text}' > /dev/udp/{}/{}", to.ip(), to.port());
+            h1.run(["setpriv", "--reuid=65534", "--clear-groups", "bash", "-c", &script])?.ok()?;
+            for source in [0, 4789, 51820] {
+                send(docker.netns(), source, &packet, to)?;
+            }
+            let mut long = packet.clone();
+            long.resize(4000, 0);
+            send(h1.netns(), 0, &long, to)?;
+            send(docker.netns(), 0, &long, to)?;
+        }
+        eventually("the drops are counted", PATIENCE, || {
+            counted(&h1, "foreign_tunnel").is_ok_and(|now| now >= before + 14)
+        })?;
+        // Probes go on, and so does what has nothing to do with tunnels.
+        lab.wait_ready(PATIENCE)?;
+        red.ping(h2.address())?.all_answered()?;
+        for ((_, network), capture) in victims.iter().zip(captures) {
+            assert_eq!(capture.stop()?.containing(CANARY).count(), 0, "{encapsulation:?}, {network}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder().hosts(3).encapsulation(encapsulation).start()?;
+        create_network(&lab, "app", &[])?;
+        create_network(&lab, "blue", &[])?;
+        let (h1, h2) = (lab.host(1), lab.host(2));
+        let red = lab.container(1, "red", ["--network", "app"])?;
+        let blue = lab.container(1, "blue", ["--network", "blue"])?;
+        let docker = lab.docker_like(1)?;
+        create_service(&lab, "echo", &["-p", "8080:80/udp"])?;
+        // An accomplice beside the node that is spoken to, and one on another.
+        let mut echoes = Vec::new();
+        for (host, name) in [(2, "near"), (3, "far")] {
+            let accomplice = lab.container(host, name, ["--network", "app"])?;
+            echoes.push(UdpEcho::start(accomplice.netns(), any(80))?);
+            change_backend(&lab.host(1), "add", "echo", name)?.ok()?;
+        }
+        let packet = forged(&lab, "blue", blue.ipv4()?)?;
+        let capture = Capture::start(blue.netns())?;
+        let target = SocketAddr::new(h2.address().into(), 8080);
+        let before = counted(&h2, "foreign_tunnel")?;
+        for source in TUNNELS {
+            // Mesh's own NAT gives it another port.
+            let answer = udp_request(red.netns(), any(source), target, &packet, PATIENCE)?;
+            assert_eq!(answer.as_deref(), Some(packet.as_slice()), "a container is answered");
+            // Another's does not.
+            for _ in 0..4 {
+                send(docker.netns(), source, &packet, target)?;
+            }
+        }
+        eventually("the drops are counted", PATIENCE, || {
+            counted(&h2, "foreign_tunnel").is_ok_and(|now| now >= before + 8)
+        })?;
+        let answer = udp_request(docker.netns(), any(0), target, b"plain", PATIENCE)?;
+        assert_eq!(answer.as_deref(), Some(&b"plain"[..]));
+        assert_eq!(capture.stop()?.containing(CANARY).count(), 0, "{encapsulation:?}");
+        assert_eq!(counted(&h1, "not_member")?, 0);
+    }
+    Ok(())
+}
+
+#[test]
+fn nothing_behind_a_hosts_nat_takes_the_handshakes_of_other_hosts() -> Result<()> {
+    let lab = Lab::builder().hosts(2).encapsulation(Encapsulation::Direct).start()?;
+    create_network(&lab, "app", &[])?;
+    create_network(&lab, "secret", &["--encrypted"])?;
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let red = lab.container(1, "red", ["--network", "app"])?;
+    let docker = lab.docker_like(1)?;
+    let here = lab.container(1, "here", ["--network", "secret"])?;
+    let there = lab.container(2, "there", ["--network", "secret"])?;
+    let to: IpAddr = h2.address().into();
+    let before = counted(&h1, "foreign_tunnel")?;
+    for from in [red.netns(), docker.netns()] {
+        send(from, 51820, b"this NAT has the port now", SocketAddr::new(to, 51820))?;
+    }
+    eventually("the drops are counted", PATIENCE, || {
+        counted(&h1, "foreign_tunnel").is_ok_and(|now| now >= before + 2)
+    })?;
+    // The other host speaks first.
+    eventually("the hosts speak", PATIENCE, || {
+        there.ping(here.ipv4().expect("an address")).is_ok_and(|report| report.received > 0)
+    })?;
+    Ok(())
+}
