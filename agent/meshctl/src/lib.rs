@@ -11,6 +11,7 @@ mod command;
 mod filter;
 mod report;
 mod table;
+mod terminal;
 mod view;
 
 use std::ffi::OsString;

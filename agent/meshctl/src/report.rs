@@ -5,6 +5,8 @@ use std::io::{self, Write};
 use mesh_proto::{Problem, ProblemKind};
 use serde::Serialize;
 
+use crate::terminal;
+
 /// A command's result: what goes to standard output, and what went wrong, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
@@ -34,19 +36,25 @@ impl From<Problem> for Report {
 impl Report {
     /// Prints everything, errors as JSON where asked for, and returns the exit code.
     pub(crate) fn print(mut self, json: bool) -> u8 {
-        if let Err(error) = write(&mut io::stdout().lock(), &self.text) {
+        // JSON has been made safe where it was made.
+        if let Err(error) = write(&mut io::stdout().lock(), &safe(&self.text)) {
             self.problems.push(failed(format!("standard output, cannot write: {error}")));
         }
         for note in &self.notes {
-            let _ = write(&mut io::stderr().lock(), note);
+            let _ = write(&mut io::stderr().lock(), &safe(note));
         }
         for problem in &self.problems {
             let text = if json { as_json(problem) } else { as_text(problem) };
             // Nobody is left to tell when standard error is gone; the exit code still says it.
-            let _ = write(&mut io::stderr().lock(), &text);
+            let _ = write(&mut io::stderr().lock(), &safe(&text));
         }
         self.problems.first().map_or(0, |problem| problem.kind.exit_code())
     }
+}
+
+/// Text without what must not reach a terminal.
+fn safe(text: &str) -> std::borrow::Cow<'_, str> {
+    terminal::safe(text, terminal::Form::Text)
 }
 
 /// Writes all of `text`; a reader that left early (`| head`) has seen what it wanted and is no error.
@@ -59,9 +67,10 @@ fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
 
 /// The form for people: a line, and one with the hint.
 fn as_text(problem: &Problem) -> String {
+    let message = terminal::line(&problem.message);
     match &problem.hint {
-        None => format!("error: {}\n", problem.message),
-        Some(hint) => format!("error: {}\nhint: {hint}\n", problem.message),
+        None => format!("error: {message}\n"),
+        Some(hint) => format!("error: {message}\nhint: {}\n", terminal::line(hint)),
     }
 }
 
@@ -84,13 +93,14 @@ fn as_json(problem: &Problem) -> String {
 /// A value as indented JSON.
 pub(crate) fn json<T: Serialize + ?Sized>(value: &T) -> Result<String, Problem> {
     serde_json::to_string_pretty(value)
-        .map(|text| text + "\n")
+        .map(|text| terminal::safe(&text, terminal::Form::Json).into_owned() + "\n")
         .map_err(|error| failed(format!("the answer, cannot write it as JSON: {error}")))
 }
 
 /// A value as one line of JSON.
 pub(crate) fn line<T: Serialize>(value: &T) -> String {
-    serde_json::to_string(value).unwrap_or_default() + "\n"
+    let text = serde_json::to_string(value).unwrap_or_default();
+    terminal::safe(&text, terminal::Form::Json).into_owned() + "\n"
 }
 
 /// Something was tried and did not work.

@@ -2,6 +2,8 @@
 
 use comfy_table::{Table, presets};
 
+use crate::terminal::line;
+
 /// What stands where there is nothing, so that columns can still be counted.
 pub(crate) const NONE: &str = "-";
 
@@ -15,14 +17,15 @@ pub(crate) fn columns<const N: usize>(
 ) -> String {
     let mut table = plain();
     table.set_header(headers);
-    table.add_rows(rows);
+    // A cell must not make a line of its own.
+    table.add_rows(rows.into_iter().map(|row| row.map(|cell| line(&cell).into_owned())));
     render(&mut table)
 }
 
 /// A `Label:  value` line each.
 pub(crate) fn details<const N: usize>(lines: [(&str, String); N]) -> String {
     let mut table = plain();
-    table.add_rows(lines.map(|(label, value)| [format!("{label}:"), value]));
+    table.add_rows(lines.map(|(label, value)| [format!("{label}:"), line(&value).into_owned()]));
     render(&mut table)
 }
 

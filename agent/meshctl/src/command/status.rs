@@ -7,6 +7,7 @@ use super::in_form;
 use crate::cli::Format;
 use crate::client::Client;
 use crate::table::{NONE, columns, details, or_none};
+use crate::terminal::line;
 use crate::view::{self, Cluster, Member, present};
 
 /// The agent and its datapath.
@@ -198,7 +199,7 @@ fn as_text(status: &Status) -> String {
     ]);
     if !status.problems.is_empty() {
         text += "\nPROBLEMS\n";
-        text.extend(status.problems.iter().map(|problem| format!("{problem}\n")));
+        text.extend(status.problems.iter().map(|problem| format!("{}\n", line(problem))));
     }
     if !status.name_servers.is_empty() {
         let rows = status.name_servers.iter().map(|server| {
