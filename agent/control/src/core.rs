@@ -6,21 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mesh_model::cluster::Cluster;
-use mesh_model::{Network, NodeId, NodeState, Prefix};
+use mesh_model::{Network, NetworkId, NodeId, NodeState, Role};
 use mesh_store::{Compare, Revision, Txn};
+use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
 use crate::endpoints::Endpoints;
-use crate::feed::Feed;
+use crate::feed::{Feed, News};
 use crate::health::Health;
 use crate::identity::{CertificateAuthority, PeerIdentity};
 use crate::leases::LeaseDesk;
 use crate::liveness::Liveness;
 use crate::records::{RecordError, Records, Versioned, put};
+use crate::reports::{Checker, Faults, Routes};
 use crate::services::ServiceDesk;
-use crate::sessions::Sessions;
+use crate::sessions::{Sessions, follow_taken};
 use crate::{keys, limits, services};
 
 /// The state of every node.
@@ -45,7 +47,9 @@ pub(crate) struct Core {
     states: watch::Sender<NodeStates>,
     begun: tokio::time::Instant,
     /// What each node's host routes by itself, as its agent last said.
-    routes: Mutex<BTreeMap<NodeId, Vec<Prefix>>>,
+    routes: Mutex<BTreeMap<NodeId, Routes>>,
+    /// What is wrong with the nodes' reports.
+    pub(crate) faults: Faults,
 }
 
 impl fmt::Debug for Core {
@@ -84,6 +88,7 @@ impl Core {
             states: watch::Sender::default(),
             begun: tokio::time::Instant::now(),
             routes: Mutex::default(),
+            faults: Faults::default(),
         });
         core.follow_members();
         core.derive_states();
@@ -97,6 +102,8 @@ impl Core {
         });
         let watching = core.clone();
         tasks.spawn(async move { watching.watch_nodes().await });
+        let checking = core.clone();
+        tasks.spawn(async move { checking.follow_leases().await });
         let compacting = core.clone();
         tasks.spawn(async move { compacting.compact().await });
         Ok(core)
@@ -174,13 +181,44 @@ impl Core {
     }
 
     /// An agent said what its host routes by itself.
-    pub(crate) fn set_routes(&self, node: &NodeId, routes: Vec<Prefix>) {
+    pub(crate) fn set_routes(&self, node: &NodeId, routes: Routes) {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), routes);
     }
 
     /// What hosts route by themselves.
-    pub(crate) fn routes(&self) -> BTreeMap<NodeId, Vec<Prefix>> {
+    pub(crate) fn routes(&self) -> BTreeMap<NodeId, Routes> {
         self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Checks something that a node reported against the records as they are now.
+    pub(crate) fn checked<T>(&self, node: &NodeId, check: impl FnOnce(Checker<'_>) -> T) -> T {
+        let view = self.feed.view();
+        let is_trusted = view.nodes.get(node).is_some_and(|node| node.role == Role::Manager);
+        check(Checker { view: &view, node, is_trusted })
+    }
+
+    /// Checks reported endpoints again whenever the leases of their network change: of an address that is another node's
+    /// by now, its former owner must not go on reporting an endpoint.
+    async fn follow_leases(self: &Arc<Self>) {
+        let ((), mut news) = self.feed.subscribe(|_| ());
+        loop {
+            match news.recv().await {
+                Ok(News::Batch(batch)) => {
+                    for network in batch.leased_networks() {
+                        self.check_endpoints(Some(network));
+                    }
+                }
+                Ok(News::Gap) | Err(RecvError::Lagged(_)) => self.check_endpoints(None),
+                Err(RecvError::Closed) => return,
+            }
+        }
+    }
+
+    fn check_endpoints(self: &Arc<Self>, network: Option<&NetworkId>) {
+        for node in self.endpoints.reporters(network) {
+            let taken = self.checked(&node, |checker| self.endpoints.check_again(checker, network));
+            follow_taken(self, &node, taken);
+        }
     }
 
     fn liveness<T>(&self, change: impl FnOnce(&mut Liveness) -> T) -> T {
@@ -211,6 +249,7 @@ impl Core {
         let nodes: BTreeSet<NodeId> = self.feed.view().nodes.keys().cloned().collect();
         self.endpoints.retain(&nodes);
         self.health.retain(&nodes);
+        self.faults.retain(&nodes);
         self.routes.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| nodes.contains(node));
         self.liveness(|liveness| liveness.set_nodes(nodes));
     }

@@ -1,6 +1,6 @@
 //! The manager's side of joining.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
 use mesh_model::{Availability, Network, Node, NodeId, Role};
@@ -12,10 +12,10 @@ use tracing::info;
 
 use crate::core::Core;
 use crate::identity::{IdentityError, NODE_VALIDITY, PeerIdentity};
-use crate::keys;
 use crate::records::{RecordError, Tries, Versioned, put};
 use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
+use crate::{keys, reports};
 
 /// Makes who has a token a member: checks the token, writes the node's record, issues the certificate.
 ///
@@ -30,7 +30,10 @@ pub(crate) async fn join(
         request.token.parse().map_err(|e| Problem::new(ProblemKind::Usage, format!("{e}")))?;
     let role = role_of(core, &token).await?;
     let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(|e| usage(&e))?;
-    let mut node = wanted(&request, role).map_err(|error| match error {
+    // A cluster within one host, whose manager has a loopback address, can have more of them.
+    let own = core.records.node(core.node_id()).await?;
+    let is_local = own.is_some_and(|own| own.value.data_path_addr.is_loopback());
+    let mut node = wanted(&request, role, is_local).map_err(|error| match error {
         WantedError::Message(error) => usage(&error),
         WantedError::Random(error) => RecordError::from(error).into(),
     })?;
@@ -103,19 +106,28 @@ impl From<mesh_proto::InvalidMessage> for WantedError {
     }
 }
 
-fn wanted(request: &JoinRequest, role: Role) -> Result<Node, WantedError> {
-    let mtu = request.data_path_mtu.try_into().map_err(|e: mesh_model::net::InvalidMtu| {
-        mesh_proto::InvalidMessage { field: "data_path_mtu", reason: e.to_string() }
-    })?;
+fn wanted(request: &JoinRequest, role: Role, is_local: bool) -> Result<Node, WantedError> {
+    let invalid = |field| move |reason| mesh_proto::InvalidMessage { field, reason };
+    let mtu = reports::data_path_mtu(request.data_path_mtu).map_err(invalid("data_path_mtu"))?;
+    let data_path_addr = parse("data_path_addr", &request.data_path_addr)?;
+    let check = |address: IpAddr| {
+        if is_local && address.is_loopback() { Ok(address) } else { reports::underlay_address(address) }
+    };
+    let data_path_addr = check(data_path_addr).map_err(invalid("data_path_addr"))?;
+    let advertise_addr: SocketAddr = parse("advertise_addr", &request.advertise_addr)?;
+    check(advertise_addr.ip()).map_err(invalid("advertise_addr"))?;
+    if advertise_addr.port() == 0 {
+        return Err(invalid("advertise_addr")("port 0 is no port".to_owned()).into());
+    }
     Ok(Node {
         id: NodeId::random().map_err(WantedError::Random)?,
         name: parse("name", &request.name)?,
         role,
         availability: Availability::Active,
-        advertise_addr: parse("advertise_addr", &request.advertise_addr)?,
-        data_path_addr: parse("data_path_addr", &request.data_path_addr)?,
+        advertise_addr,
+        data_path_addr,
         data_path_mtu: mtu,
-        version: request.version.clone(),
+        version: reports::version(&request.version).map_err(invalid("version"))?,
         wireguard: None,
         created_at: Timestamp::now(),
     })
@@ -167,10 +179,10 @@ async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
 
 /// Two nodes differ in name and in data-path address.
 fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
-    if node.name == other.name {
+    if node.name.is_same(&other.name) {
         return Err(Problem::new(
             ProblemKind::Conflict,
-            format!("node name {} is taken by node {} at {}", node.name, other.id, other.data_path_addr),
+            format!("node name {} is taken by node {} at {}", other.name, other.id, other.data_path_addr),
         )
         .hint("choose another one with --node-name, or remove the old node: meshctl node rm on a manager"));
     }
@@ -180,6 +192,16 @@ fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
             format!("data-path address {} is that of node {} already", node.data_path_addr, other.name),
         )
         .hint("if this host was that node, remove it first: meshctl node rm on a manager"));
+    }
+    let advertised = node.advertise_addr.ip();
+    if advertised != node.data_path_addr
+        && [other.advertise_addr.ip(), other.data_path_addr].contains(&advertised)
+    {
+        return Err(Problem::new(
+            ProblemKind::Conflict,
+            format!("advertised address {advertised} is that of node {} already", other.name),
+        )
+        .hint("choose another one with --advertise-addr"));
     }
     Ok(())
 }

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 mod access;
+pub mod clock;
 mod core;
 mod endpoints;
 mod enroll;
@@ -20,7 +21,9 @@ mod liveness;
 mod manager;
 mod networks;
 mod nodes;
+mod problems;
 mod records;
+mod reports;
 mod resolve;
 mod rotation;
 mod service;

@@ -54,6 +54,10 @@ pub(crate) const CEDE: Duration = Duration::from_secs(5);
 /// How long a lease call waits for an owner that has no session but whose host is not down: its agent tries to reach a manager
 /// every 2 s at least.
 pub(crate) const RETURN: Duration = Duration::from_secs(5);
+/// An address that a node has ceased to use counts as used for this long when the node asks for more: it must rest.
+pub(crate) const RESTING: Duration = Duration::from_secs(90);
+/// How long a lease call waits for the reports of endpoints that would explain why the node needs more addresses.
+pub(crate) const EXPLAINED: Duration = Duration::from_secs(2);
 /// How often a transaction is tried that others keep overtaking.
 pub(crate) const TRIES: usize = 64;
 /// History of the store that is kept for watches.

@@ -25,7 +25,7 @@ use crate::identity::{CertificateAuthority, IdentityError, NODE_VALIDITY, NodeId
 use crate::records::{RecordError, Records, put};
 use crate::service::{EnrollmentService, MemberService};
 use crate::token::TokenRecord;
-use crate::{keys, limits, transport};
+use crate::{clock, keys, limits, problems, transport};
 
 /// What `cluster init` decides for the whole cluster.
 #[derive(Debug, Clone)]
@@ -270,6 +270,19 @@ impl Manager {
     /// This manager's node id.
     pub fn node_id(&self) -> &NodeId {
         self.core.node_id()
+    }
+
+    /// What this manager found wrong with the nodes, a line each.
+    pub fn problems(&self) -> Vec<String> {
+        problems::all(&self.core)
+    }
+
+    /// How many milliseconds the clocks of the other nodes in session are ahead of this host's, as most of them show;
+    /// `None` without such nodes.
+    pub fn clocks_ahead(&self) -> Option<i64> {
+        let mut clocks = self.core.sessions.clocks_ahead();
+        clocks.remove(self.node_id());
+        clock::median(clocks.into_values().collect())
     }
 
     /// Ends all sessions and every task of the manager.

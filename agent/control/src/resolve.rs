@@ -123,7 +123,7 @@ pub(crate) fn resolve_endpoint(
             ProblemKind::Usage,
             format!("endpoint {text} is ambiguous: {}", ids.join(", ")),
         )
-        .hint("name it by its id"));
+        .hint("name it by its id, or by its name where nodes have endpoints of the same id"));
     }
     let endpoint = match found.into_iter().next() {
         Some(endpoint) => endpoint,

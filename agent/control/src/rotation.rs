@@ -17,6 +17,9 @@ use crate::{keys, limits};
 
 /// So many generations of a node's keys at most: the one in use, the next one, and some that are on their way out.
 const MAX_KEYS: usize = 16;
+/// A node's newest key may be this many generations ahead of what was called for: a rotation may be on its way, and the
+/// store may have been restored from an earlier backup.
+const MAX_AHEAD: u32 = 1024;
 
 /// Writes the calling node's keys, and answers once every live agent knows them; a first key may be answered before agents
 /// know it that have only just begun.
@@ -33,6 +36,7 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
         if value.wireguard.as_ref() == Some(&wireguard) {
             return Ok(());
         }
+        check_against_others(core, &value, &wireguard)?;
         let is_first = value.wireguard.is_none();
         let node = Node { wireguard: Some(wireguard.clone()), ..value };
         let key = keys::node(caller.id());
@@ -50,6 +54,30 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
             warn!(node = %node.name, ?late, "nodes have not applied a node's keys in time");
         }
         return Ok(());
+    }
+}
+
+/// A key is one node's only: a second peer with the same key would take the first one's place in every engine. And keys are
+/// of generations that somebody has called for, since a rotation goes past all that are announced.
+fn check_against_others(core: &Core, node: &Node, wireguard: &Wireguard) -> Result<(), Problem> {
+    let view = core.feed.view();
+    let others = view.nodes.values().filter(|other| other.id != node.id);
+    for (other, keys) in others.filter_map(|other| Some((other, other.wireguard.as_ref()?))) {
+        if let Some(key) = wireguard.keys.values().find(|key| keys.keys.values().any(|known| known == *key)) {
+            return Err(Problem::new(
+                ProblemKind::Conflict,
+                format!("the public key {key} is that of node {} already", other.name),
+            ));
+        }
+    }
+    let own = newest(node).unwrap_or(0);
+    let highest = view.generation.max(own).saturating_add(MAX_AHEAD);
+    match wireguard.keys.keys().next_back().filter(|newest| **newest > highest) {
+        Some(newest) => Err(Problem::new(
+            ProblemKind::Usage,
+            format!("keys of generation {newest} are not called for: {highest} is the highest now"),
+        )),
+        None => Ok(()),
     }
 }
 

@@ -37,5 +37,6 @@ pub mod status;
 mod test_cluster;
 #[cfg(test)]
 mod test_host;
+pub mod unreadable;
 pub mod view;
 pub mod xdp;

@@ -7,6 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use jiff::{SignedDuration, Timestamp};
 use mesh_control::{Manager, NodeIdentity, NodeKey};
 use mesh_ipam::Delays;
 use mesh_kernel::Event;
@@ -19,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, sleep_until, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
 
 use crate::agent::{Agent, now, saving};
 use crate::attach::{Endpoints, not_written};
@@ -40,6 +41,10 @@ use crate::{dns, health, prober, reconcile, services, session};
 const TEND: Duration = Duration::from_secs(1);
 /// A subnet that had no block to spare is not asked for again for so long.
 const TEND_AGAIN: Duration = Duration::from_secs(30);
+/// How often the clock is compared with the certificate's times.
+const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+/// Clocks that differ by less, in milliseconds, do not keep a certificate from being renewed.
+const CLOCKS_AGREE: u64 = 3_600_000;
 /// A renewal of the certificate that failed is tried again after so long.
 const RENEW_AGAIN: Duration = Duration::from_mins(1);
 /// How long the control plane may take to end.
@@ -192,7 +197,7 @@ impl Member {
         tasks.spawn(let_go(agent.clone(), endpoints.clone()));
         tasks.spawn(saving::run(agent.clone()));
         tasks.spawn(tend(agent.clone(), managers.clone(), endpoints.clone()));
-        tasks.spawn(renew(managers.clone(), platform.paths.identity()));
+        tasks.spawn(renew(agent.clone(), managers.clone(), platform.paths.identity()));
         Ok(Self {
             agent,
             managers,
@@ -299,23 +304,46 @@ async fn tend(agent: Arc<Agent>, managers: Arc<Managers>, endpoints: Arc<Endpoin
     }
 }
 
-/// Renews the node's certificate when a third of its life has passed.
-async fn renew(managers: Arc<Managers>, path: std::path::PathBuf) {
+/// Whether to renew a certificate on a host whose clock shows `now`, and from which the clocks of others differ by
+/// `ahead_ms`. While they differ by much it is not known whose is wrong, and a certificate made by a wrong clock may be
+/// of no use: then only one that no clock takes for valid is renewed.
+fn is_due(
+    identity: &NodeIdentity,
+    now: Timestamp,
+    ahead_ms: i64,
+) -> Result<bool, mesh_control::IdentityError> {
+    if ahead_ms.unsigned_abs() < CLOCKS_AGREE {
+        return identity.is_due(now);
+    }
+    let others = now.checked_add(SignedDuration::from_millis(ahead_ms)).unwrap_or(now);
+    Ok(identity.is_due(now)? && !identity.is_valid(now)? && !identity.is_valid(others)?)
+}
+
+/// How far the clocks of others are ahead of this host's: of most nodes on a manager, else of the manager.
+fn others_ahead(agent: &Agent, managers: &Managers) -> i64 {
+    let ahead = match managers.own() {
+        Some(manager) => manager.clocks_ahead(),
+        None => agent.read(|state| state.manager_clock_ms),
+    };
+    ahead.unwrap_or_default()
+}
+
+/// Renews the node's certificate when its time has come.
+async fn renew(agent: Arc<Agent>, managers: Arc<Managers>, path: std::path::PathBuf) {
     let mut backoff = Backoff::new(Duration::from_secs(1), RENEW_AGAIN);
     loop {
         let identity = managers.identity();
-        let due = match identity.renew_at() {
-            Ok(due) => due,
+        match is_due(&identity, Timestamp::now(), others_ahead(&agent, &managers)) {
+            Ok(true) => {}
+            Ok(false) => {
+                // Not until its time has come: the clock may be set, or the machine suspended.
+                sleep(LOOK_AT_CLOCK).await;
+                continue;
+            }
             Err(error) => {
                 tracing::error!(%error, "the certificate cannot be read, so it is not renewed");
                 return pending().await;
             }
-        };
-        let wait = due.as_second().saturating_sub(jiff::Timestamp::now().as_second());
-        if let Ok(wait @ 1..) = u64::try_from(wait) {
-            // Short sleeps: the clock may be set, or the machine suspended.
-            sleep_until(Instant::now() + Duration::from_secs(wait.min(3600))).await;
-            continue;
         }
         match renewed(&managers, &identity, &path).await {
             Ok(()) => {
@@ -337,6 +365,11 @@ async fn renewed(managers: &Managers, old: &NodeIdentity, path: &Path) -> Result
     let request = v1::RenewCertificateRequest { csr_pem: key.csr_pem.clone() };
     let answer = ControlClient::new(connected.channel).renew_certificate(request).await?.into_inner();
     let identity = key.into_identity(answer.certificate_pem, old.ca_pem.clone());
+    if !identity.is_valid(Timestamp::now()).map_err(failed)? {
+        let message =
+            "the manager issued a certificate that is not valid now: its clock or this host's is wrong";
+        return Err(Problem::new(ProblemKind::Failed, message));
+    }
     identity.save(path).map_err(failed)?;
     managers.set_identity(identity);
     Ok(())

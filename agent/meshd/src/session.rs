@@ -1,11 +1,15 @@
 //! The agent's session with a manager: records come in, what this node has and sees goes out.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_control::clock;
 use mesh_control::limits::{HEARTBEAT, SESSION_TIMEOUT};
-use mesh_model::{BackendId, Endpoint, EndpointId, EndpointPhase, NetworkId, NodeId, PublishedPort};
+use mesh_model::{
+    BackendId, Endpoint, EndpointId, EndpointPhase, NetworkId, NodeId, NodeState, PublishedPort,
+};
 use mesh_proto::convert::{InvalidMessage, parse};
 use mesh_proto::v1::session_client::SessionClient;
 use mesh_proto::v1::{agent_message, manager_message};
@@ -14,11 +18,12 @@ use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
-use crate::agent::{Agent, State};
+use crate::agent::{Agent, Refusal, State};
 use crate::dns;
 use crate::host::Host;
 use crate::managers::{Backoff, Managers};
 use crate::reported::Reported;
+use crate::unreadable::Unreadable;
 use crate::view::{ClusterView, ViewError};
 
 /// Pauses between attempts to reach a manager.
@@ -45,8 +50,6 @@ enum SessionError {
     Ended,
     #[error(transparent)]
     View(#[from] ViewError),
-    #[error("a message from the manager is not valid: {0}")]
-    Message(#[from] InvalidMessage),
     #[error("the manager sent a change before a snapshot")]
     NoSnapshot,
     #[error("the MTU of the data path has changed, which is said in a new session")]
@@ -191,7 +194,9 @@ impl Session<'_> {
                 }
                 Ok(()) = self.probes.changed() => self.say_probes(&outgoing).await?,
                 _ = report.tick() => self.say_probes(&outgoing).await?,
-                _ = heartbeat.tick() => say(&outgoing, agent_message::Kind::Heartbeat(v1::Heartbeat {})).await?,
+                _ = heartbeat.tick() => say(&outgoing, agent_message::Kind::Heartbeat(v1::Heartbeat {
+                    unix_ms: clock::unix_ms(),
+                })).await?,
             }
         }
     }
@@ -228,7 +233,11 @@ impl Session<'_> {
                 }
                 if !self.snapshot_seen {
                     // Refusals of this session are yet to come.
-                    self.agent.note(|state| state.refused.clear());
+                    self.agent.note(|state| {
+                        state.refused.clear();
+                        state.report_problems.clear();
+                        state.unreadable = Unreadable::default();
+                    });
                     self.agent.set_told(self.hello_count);
                 }
                 self.snapshot_seen = true;
@@ -236,50 +245,68 @@ impl Session<'_> {
             }
             manager_message::Kind::Delta(_) if !self.snapshot_seen => return Err(SessionError::NoSnapshot),
             manager_message::Kind::Delta(delta) => {
-                let changed = changed_networks(&delta)?;
+                let changed = changed_networks(&delta);
                 let view = self.agent.read(|state| state.view.with_delta(delta))?;
                 self.agent.set_view(view, Some(&changed));
             }
             manager_message::Kind::States(states) => {
-                let entry = |entry: v1::NodeStateEntry| {
-                    let state = entry.state().try_into()?;
-                    Ok((parse("node", &entry.node)?, state))
+                let read = |entry: &v1::NodeStateEntry| -> Result<(NodeId, NodeState), InvalidMessage> {
+                    Ok((parse("node", &entry.node)?, entry.state().try_into()?))
                 };
-                let states = states.nodes.into_iter().map(entry).collect::<Result<_, InvalidMessage>>()?;
-                self.agent.adjust(|state| state.node_states = states);
+                self.agent.adjust(|state| {
+                    let entries = states.nodes.iter();
+                    let states = entries
+                        .filter_map(|entry| state.unreadable.read("state of node", &entry.node, read(entry)));
+                    state.node_states = states.collect();
+                });
             }
             manager_message::Kind::Cede(cede) => {
-                let answer = self.answer(cede).await?;
-                say(outgoing, agent_message::Kind::Cede(answer)).await?;
+                if let Some(answer) = self.answer(cede).await {
+                    say(outgoing, agent_message::Kind::Cede(answer)).await?;
+                }
             }
             manager_message::Kind::RotateKeys(call) => self.agent.call_for_key(call.number),
             manager_message::Kind::EndpointsTaken(taken) => {
-                let refused = taken.refused.into_iter().map(|r| Ok((parse("endpoint", &r.endpoint)?, r.why)));
-                let refused = refused.collect::<Result<_, InvalidMessage>>()?;
+                let refused = taken.refused.into_iter().filter_map(|refused| {
+                    let refusal = Refusal { why: refused.why, name_taken: refused.name_taken };
+                    Some((refused.endpoint.parse().ok()?, refusal))
+                });
+                let refused = refused.collect();
                 // Before those are woken that waited for it.
                 self.agent.note(|state| state.refused = refused);
                 self.agent.set_told(taken.number);
             }
             manager_message::Kind::BackendHealth(health) => {
-                self.agent.adjust(|state| state.soft.tell_health(&state.view, &health))?;
+                self.agent.adjust(|state| state.soft.tell_health(&state.view, &health));
             }
             manager_message::Kind::Endpoints(endpoints) => {
-                self.agent.learn_endpoints(endpoints)?;
+                self.agent.learn_endpoints(&endpoints);
             }
             manager_message::Kind::PortCheck(check) => {
-                let answer = self.check_ports(check).await?;
+                let answer = self.check_ports(check).await;
                 say(outgoing, agent_message::Kind::PortCheck(answer)).await?;
             }
-            manager_message::Kind::Ping(v1::Ping {}) => {}
+            manager_message::Kind::ReportProblems(report) => {
+                self.agent.note(|state| state.report_problems = report.problems);
+            }
+            manager_message::Kind::Ping(v1::Ping { unix_ms: 0 }) => {}
+            manager_message::Kind::Ping(v1::Ping { unix_ms }) => {
+                let ahead = unix_ms.saturating_sub(clock::unix_ms());
+                self.agent.note(|state| state.manager_clock_ms = Some(ahead));
+            }
         }
         Ok(())
     }
 
     /// Decides about another node's borrow. What is accepted is durable before it is said: after a restart, this node
     /// must not hand out an address that is the other's by then.
-    async fn answer(&self, cede: v1::Cede) -> Result<v1::CedeAnswer, SessionError> {
-        let network: NetworkId = parse("network", &cede.network)?;
-        let address = parse("address", &cede.address)?;
+    async fn answer(&self, cede: v1::Cede) -> Option<v1::CedeAnswer> {
+        let read = || -> Result<(NetworkId, IpAddr), InvalidMessage> {
+            Ok((parse("network", &cede.network)?, parse("address", &cede.address)?))
+        };
+        let read = read();
+        let (network, address) =
+            self.agent.note(|state| state.unreadable.read("request for address", &cede.address, read))?;
         let mut accepted = self.agent.note(|state| state.pools.cede(&network, address, cede.revision));
         if accepted {
             let agent = self.agent.clone();
@@ -289,19 +316,25 @@ impl Session<'_> {
                 accepted = false;
             }
         }
-        Ok(v1::CedeAnswer { network: cede.network, address: cede.address, accepted, revision: cede.revision })
+        Some(v1::CedeAnswer {
+            network: cede.network,
+            address: cede.address,
+            accepted,
+            revision: cede.revision,
+        })
     }
 
     /// Looks which ports sockets of this host have.
-    async fn check_ports(&self, check: v1::PortCheck) -> Result<v1::PortCheckAnswer, SessionError> {
-        let ports = check.ports.into_iter().map(PublishedPort::try_from);
-        let ports = ports.collect::<Result<Vec<_>, _>>()?;
+    async fn check_ports(&self, check: v1::PortCheck) -> v1::PortCheckAnswer {
+        // One that cannot be read is of a later version, and of no socket that is known here.
+        let ports: Vec<_> =
+            check.ports.into_iter().filter_map(|port| PublishedPort::try_from(port).ok()).collect();
         let host = self.host.clone();
         let taken = move || ports.into_iter().filter(|port| host.port_is_taken(port)).collect::<Vec<_>>();
         // Of a check that broke nothing is known, and so nothing is refused.
         let taken = tokio::task::spawn_blocking(taken).await.unwrap_or_default();
         let taken = taken.iter().map(v1::PublishedPort::from).collect();
-        Ok(v1::PortCheckAnswer { number: check.number, taken })
+        v1::PortCheckAnswer { number: check.number, taken }
     }
 
     /// Tells what is known of this node's backends: all at first, then what has changed.
@@ -413,8 +446,8 @@ pub fn message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
     }
 }
 
-/// The networks whose own records or leases a delta changes.
-fn changed_networks(delta: &v1::Delta) -> Result<BTreeSet<NetworkId>, InvalidMessage> {
+/// The networks whose own records or leases a delta changes; those that cannot be read are skipped.
+fn changed_networks(delta: &v1::Delta) -> BTreeSet<NetworkId> {
     use v1::change::Kind;
     let kinds = delta.changes.iter().filter_map(|change| change.kind.as_ref());
     let networks = kinds.filter_map(|kind| match kind {
@@ -428,5 +461,5 @@ fn changed_networks(delta: &v1::Delta) -> Result<BTreeSet<NetworkId>, InvalidMes
         | Kind::PutBackend(_)
         | Kind::RemoveBackend(_) => None,
     });
-    networks.map(|id| parse("network", id)).collect()
+    networks.filter_map(|id| id.parse().ok()).collect()
 }

@@ -3,14 +3,13 @@
 use std::collections::BTreeMap;
 
 use mesh_model::cluster::Cluster;
-use mesh_model::{
-    Backend, BackendId, Lease, Network, NetworkId, Node, NodeId, Prefix, Service, ServiceId, Vni,
-};
-use mesh_proto::convert::{InvalidMessage, parse, required};
+use mesh_model::{Backend, BackendId, Lease, Network, NetworkId, Node, NodeId, Prefix, Service, Vni};
+use mesh_proto::convert::{InvalidMessage, required};
 use mesh_proto::v1;
 use serde::{Deserialize, Serialize};
 
-use crate::services::{ServiceRecords, UnknownService};
+use crate::services::ServiceRecords;
+use crate::unreadable::Unreadable;
 
 /// The records that concern this node, at one revision of the store. Kept on disk, so that an agent which restarts
 /// while no manager answers goes on as before.
@@ -32,6 +31,9 @@ pub struct ClusterView {
     pub services: ServiceRecords,
     /// `HOST:PORT` of every manager.
     pub managers: Vec<String>,
+    /// Records that could not be read, and are missing from the others.
+    #[serde(skip)]
+    pub unreadable: Unreadable,
 }
 
 /// Leases carry their own keys, and JSON has no composite ones.
@@ -70,12 +72,6 @@ pub enum ViewError {
         /// Ours.
         current: u64,
     },
-    /// A backend of a service that no record is known of.
-    #[error(transparent)]
-    UnknownService(#[from] UnknownService),
-    /// A change of a kind that this version does not know.
-    #[error("the manager sent a change of an unknown kind")]
-    UnknownChange,
 }
 
 impl ClusterView {
@@ -89,16 +85,25 @@ impl ClusterView {
             leases: BTreeMap::new(),
             services: ServiceRecords::default(),
             managers,
+            unreadable: Unreadable::default(),
         }
     }
 
-    /// The view that a snapshot is.
+    /// The view that a snapshot is. Records that cannot be read are skipped: one bad record must not keep all others away.
     pub fn from_snapshot(snapshot: v1::Snapshot) -> Result<Self, ViewError> {
-        let nodes = records::<_, Node>(snapshot.nodes)?;
-        let networks = records::<_, Network>(snapshot.networks)?;
-        let leases = records::<_, Lease>(snapshot.leases)?;
-        let services = records::<_, Service>(snapshot.services)?;
-        let backends = records::<_, Backend>(snapshot.backends)?;
+        let mut skipped = Unreadable::default();
+        let nodes = records::<_, Node>("node", |node| node.id.clone(), snapshot.nodes, &mut skipped);
+        let networks =
+            records::<_, Network>("network", |network| network.id.clone(), snapshot.networks, &mut skipped);
+        let leases = records::<_, Lease>("lease", lease_name, snapshot.leases, &mut skipped);
+        let services =
+            records::<_, Service>("service", |service| service.id.clone(), snapshot.services, &mut skipped);
+        let backends = records::<_, Backend>(
+            "backend",
+            |backend| backend.id.to_string(),
+            snapshot.backends,
+            &mut skipped,
+        );
         Ok(Self {
             revision: snapshot.revision,
             cluster: required("cluster", snapshot.cluster)?.try_into()?,
@@ -107,6 +112,7 @@ impl ClusterView {
             leases: leases.into_iter().map(|lease| ((lease.network.clone(), lease.prefix), lease)).collect(),
             services: ServiceRecords::new(services, backends),
             managers: snapshot.managers,
+            unreadable: skipped,
         })
     }
 
@@ -118,53 +124,95 @@ impl ClusterView {
         let mut next = self.clone();
         next.revision = delta.revision;
         for change in delta.changes {
-            next.change(change)?;
+            match change.kind {
+                Some(kind) => next.change(kind),
+                None => drop(next.unreadable.read::<(), _>("change", "", Err("its kind is not known"))),
+            }
         }
         Ok(next)
     }
 
-    fn change(&mut self, change: v1::Change) -> Result<(), ViewError> {
+    /// Makes one change. A record that cannot be read leaves what was known before; what cannot be read when it is to be
+    /// removed could not be read when it came.
+    fn change(&mut self, kind: v1::change::Kind) {
         use v1::change::Kind;
-        match change.kind.ok_or(ViewError::UnknownChange)? {
+        match kind {
             Kind::PutNode(node) => {
-                let node = Node::try_from(node)?;
-                self.nodes.insert(node.id.clone(), node);
+                let id = node.id.clone();
+                if let Some(node) = self.unreadable.read("node", &id, Node::try_from(node)) {
+                    self.nodes.insert(node.id.clone(), node);
+                }
             }
             Kind::RemoveNode(id) => {
-                self.nodes.remove(&parse::<NodeId>("remove_node", &id)?);
+                self.unreadable.forget("node", &id);
+                if let Ok(id) = id.parse() {
+                    self.nodes.remove(&id);
+                }
             }
             Kind::PutNetwork(network) => {
-                let network = Network::try_from(network)?;
-                self.networks.insert(network.id.clone(), network);
+                let id = network.id.clone();
+                if let Some(network) = self.unreadable.read("network", &id, Network::try_from(network)) {
+                    self.networks.insert(network.id.clone(), network);
+                }
             }
             Kind::RemoveNetwork(id) => {
-                let id = parse::<NetworkId>("remove_network", &id)?;
-                self.networks.remove(&id);
-                self.leases.retain(|(network, _), _| *network != id);
-                self.services.remove_network(&id);
+                self.unreadable.forget("network", &id);
+                if let Ok(id) = id.parse::<NetworkId>() {
+                    self.networks.remove(&id);
+                    self.leases.retain(|(network, _), _| *network != id);
+                    self.services.remove_network(&id);
+                }
             }
             Kind::PutLease(lease) => {
-                let lease = Lease::try_from(lease)?;
-                self.leases.insert((lease.network.clone(), lease.prefix), lease);
+                let name = lease_name(&lease);
+                if let Some(lease) = self.unreadable.read("lease", &name, Lease::try_from(lease)) {
+                    self.leases.insert((lease.network.clone(), lease.prefix), lease);
+                }
             }
             Kind::RemoveLease(lease) => {
-                let network = parse::<NetworkId>("network", &lease.network)?;
-                let prefix = parse::<Prefix>("prefix", &lease.prefix)?;
-                self.leases.remove(&(network, prefix));
+                self.unreadable.forget("lease", &lease_name(&lease));
+                if let (Ok(network), Ok(prefix)) = (lease.network.parse(), lease.prefix.parse()) {
+                    self.leases.remove(&(network, prefix));
+                }
             }
-            Kind::PutService(service) => self.services.put_service(Service::try_from(service)?),
+            Kind::PutService(_) | Kind::RemoveService(_) | Kind::PutBackend(_) | Kind::RemoveBackend(_) => {
+                self.change_services(kind);
+            }
+        }
+    }
+
+    fn change_services(&mut self, kind: v1::change::Kind) {
+        use v1::change::Kind;
+        match kind {
+            Kind::PutService(service) => {
+                let id = service.id.clone();
+                if let Some(service) = self.unreadable.read("service", &id, Service::try_from(service)) {
+                    self.services.put_service(service);
+                }
+            }
             Kind::RemoveService(id) => {
-                self.services.remove_service(&parse::<ServiceId>("remove_service", &id)?);
+                self.unreadable.forget("service", &id);
+                if let Ok(id) = id.parse() {
+                    self.services.remove_service(&id);
+                }
             }
-            Kind::PutBackend(backend) => self.services.put_backend(Backend::try_from(backend)?)?,
+            Kind::PutBackend(backend) => {
+                let id = backend.id.to_string();
+                let read = Backend::try_from(backend).map_err(|error| error.to_string());
+                let put = read.and_then(|backend| {
+                    self.services.put_backend(backend).map_err(|error| error.to_string())
+                });
+                self.unreadable.read("backend", &id, put);
+            }
             Kind::RemoveBackend(number) => {
+                self.unreadable.forget("backend", &number.to_string());
                 // A number that is none is that of no backend here.
                 if let Ok(id) = BackendId::try_from(number) {
                     self.services.remove_backend(id);
                 }
             }
+            _ => {}
         }
-        Ok(())
     }
 
     /// The network with this VNI, when it is known here.
@@ -184,8 +232,21 @@ impl ClusterView {
     }
 }
 
-fn records<M, R: TryFrom<M, Error = InvalidMessage>>(messages: Vec<M>) -> Result<Vec<R>, InvalidMessage> {
-    messages.into_iter().map(R::try_from).collect()
+fn records<M, R: TryFrom<M, Error = InvalidMessage>>(
+    kind: &str,
+    id: impl Fn(&M) -> String,
+    messages: Vec<M>,
+    skipped: &mut Unreadable,
+) -> Vec<R> {
+    let read = |message: M| {
+        let id = id(&message);
+        skipped.read(kind, &id, R::try_from(message))
+    };
+    messages.into_iter().filter_map(read).collect()
+}
+
+fn lease_name(lease: &v1::Lease) -> String {
+    format!("{} of network {}", lease.prefix, lease.network)
 }
 
 #[cfg(test)]

@@ -101,14 +101,46 @@ fn a_network_that_is_removed_takes_its_leases_along() {
 }
 
 #[test]
-fn a_delta_that_leads_backwards_or_is_not_valid_spoils_nothing() {
+fn a_delta_that_leads_backwards_spoils_nothing() {
     let view = ClusterView::from_snapshot(snapshot()).unwrap();
     assert!(matches!(view.with_delta(delta(6, vec![])), Err(ViewError::Backwards { delta: 6, current: 7 })));
-    let mut bad = network(2);
-    bad.vni = 0;
-    let changes = vec![v1::change::Kind::RemoveNode(id(1)), v1::change::Kind::PutNetwork(bad)];
-    assert!(matches!(view.with_delta(delta(8, changes)), Err(ViewError::Invalid(_))));
     assert_eq!(view, ClusterView::from_snapshot(snapshot()).unwrap());
+}
+
+#[test]
+fn a_record_that_cannot_be_read_is_skipped_and_reported_and_all_others_are_taken() {
+    use v1::change::Kind;
+    let bad_network = || v1::Network { vni: 0, ..network(2) };
+    let bad_node = || v1::Node { data_path_addr: "\x1b".into(), ..node(3) };
+    // In a snapshot.
+    let mut all = snapshot();
+    all.networks.insert(0, bad_network());
+    all.nodes.insert(0, bad_node());
+    all.backends.push(v1::Backend { id: 1, name: "*".into(), ..v1::Backend::default() });
+    let view = ClusterView::from_snapshot(all).unwrap();
+    assert_eq!((view.nodes.len(), view.networks.len(), view.leases.len()), (2, 1, 2));
+    assert_eq!(view.unreadable.lines().len(), 3, "{:?}", view.unreadable.lines());
+    // In a delta: the changes around it are made.
+    let before = ClusterView::from_snapshot(snapshot()).unwrap();
+    let changes = vec![
+        Kind::RemoveNode(id(1)),
+        Kind::PutNetwork(bad_network()),
+        Kind::PutBackend(v1::Backend { id: 1, service: id(9), ..v1::Backend::default() }),
+        Kind::PutNode(node(4)),
+    ];
+    let mut bad = delta(8, changes);
+    bad.changes.push(v1::Change { kind: None });
+    let after = before.with_delta(bad).unwrap();
+    assert_eq!(after.nodes.keys().map(NodeId::to_string).collect::<Vec<_>>(), [id(2), id(4)]);
+    assert_eq!(after.unreadable.lines().len(), 3, "{:?}", after.unreadable.lines());
+    // It is reported until it can be read, or is gone.
+    let later =
+        after.with_delta(delta(9, vec![Kind::PutNetwork(network(2)), Kind::RemoveBackend(1)])).unwrap();
+    assert!(
+        later.networks.len() == 2 && later.unreadable.lines().len() == 1,
+        "{:?}",
+        later.unreadable.lines()
+    );
 }
 
 #[test]

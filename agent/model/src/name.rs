@@ -26,6 +26,17 @@ impl Name {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether both are the same name. Names that differ in case only are the same name, as in DNS.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.0.eq_ignore_ascii_case(&other.0)
+    }
+
+    /// The form that all spellings of the same name share, for keys.
+    #[must_use]
+    pub fn folded(&self) -> Self {
+        Self(self.0.to_ascii_lowercase())
+    }
 }
 
 impl FromStr for Name {
@@ -71,6 +82,13 @@ impl fmt::Debug for Name {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_that_differ_in_case_only_are_the_same_name() {
+        let [web, upper, other]: [Name; 3] = ["web", "WEB", "web2"].map(|text| text.parse().unwrap());
+        assert!(web.is_same(&upper) && !web.is_same(&other));
+        assert_eq!(web.folded(), upper.folded());
+    }
 
     #[test]
     fn a_name_may_hold_dots_dashes_and_underscores_but_not_begin_with_them() {

@@ -20,8 +20,9 @@ use super::{IdentityError, private_file};
 pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// How long the CA's own certificate is valid.
 const CA_VALIDITY: Duration = Duration::from_hours(20 * 365 * 24);
-/// Certificates are valid from this long ago, so that hosts whose clocks are behind take them.
-const BACKDATE: Duration = Duration::from_hours(24);
+/// Certificates are valid from here on, so that hosts take them however far their clocks are behind, and whatever the
+/// issuer's clock showed: when a certificate was made has no part in what it proves.
+const NOT_BEFORE: SystemTime = SystemTime::UNIX_EPOCH;
 /// The name that every manager's certificate has beside its node id: what clients expect a manager to prove.
 pub(super) const MANAGER_NAME: &str = "mesh-manager";
 
@@ -104,7 +105,7 @@ impl CertificateAuthority {
         params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         let now = SystemTime::now();
-        params.not_before = (now - BACKDATE).into();
+        params.not_before = NOT_BEFORE.into();
         params.not_after = (now + CA_VALIDITY).into();
         let cert_pem = params.self_signed(&key).map_err(IdentityError::make("the CA's certificate"))?.pem();
         // The key first: a certificate without its key would look like a CA that cannot be used.
@@ -153,6 +154,18 @@ impl CertificateAuthority {
         role: Role,
         validity: Duration,
     ) -> Result<String, IdentityError> {
+        self.issue_at(SystemTime::now(), csr_pem, node, role, validity)
+    }
+
+    /// The same on a host whose clock shows `now`.
+    pub fn issue_at(
+        &self,
+        now: SystemTime,
+        csr_pem: &str,
+        node: &NodeId,
+        role: Role,
+        validity: Duration,
+    ) -> Result<String, IdentityError> {
         let what = "the certificate signing request";
         let request = CertificateSigningRequestParams::from_pem(csr_pem)
             .map_err(|e| IdentityError::malformed(what, &e))?;
@@ -173,8 +186,7 @@ impl CertificateAuthority {
             params.subject_alt_names.push(SanType::DnsName(name));
         }
         params.use_authority_key_identifier_extension = true;
-        let now = SystemTime::now();
-        params.not_before = (now - BACKDATE).into();
+        params.not_before = NOT_BEFORE.into();
         params.not_after = (now + validity).into();
         let request = CertificateSigningRequestParams { params, public_key: request.public_key };
         let certificate =

@@ -10,9 +10,11 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
-use super::{Fingerprint, IdentityError, private_file};
+use super::{Fingerprint, IdentityError, NODE_VALIDITY, private_file};
 
 const CERTIFICATE: &str = "the node's certificate";
+/// Clocks of a cluster may differ by this much without an effect on certificates.
+const SLACK: Duration = Duration::from_hours(24);
 
 /// Whose certificate a peer has proved to own.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -164,11 +166,24 @@ impl NodeIdentity {
         Ok(self.validity()?.1)
     }
 
-    /// When to renew the certificate: a third of the time between its making and its end has passed.
+    /// When to renew the certificate: two thirds of the time that one is valid are left.
     pub fn renew_at(&self) -> Result<Timestamp, IdentityError> {
+        let end = self.expires_at()?;
+        end.checked_sub(NODE_VALIDITY * 2 / 3).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))
+    }
+
+    /// Whether to renew the certificate on a host whose clock shows `now`: its time has come; or it is not valid yet, or
+    /// valid for longer than one that is issued now, since the issuer's clock was wrong.
+    pub fn is_due(&self, now: Timestamp) -> Result<bool, IdentityError> {
         let (start, end) = self.validity()?;
-        let third = u64::try_from(end.as_second().saturating_sub(start.as_second()) / 3).unwrap_or_default();
-        start.checked_add(Duration::from_secs(third)).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))
+        let longest = now.checked_add(NODE_VALIDITY + SLACK).unwrap_or(Timestamp::MAX);
+        Ok(now < start || now >= self.renew_at()? || end > longest)
+    }
+
+    /// Whether the certificate can be used at that time.
+    pub fn is_valid(&self, now: Timestamp) -> Result<bool, IdentityError> {
+        let (start, end) = self.validity()?;
+        Ok(start <= now && now < end)
     }
 
     fn validity(&self) -> Result<(Timestamp, Timestamp), IdentityError> {

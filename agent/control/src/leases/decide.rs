@@ -12,9 +12,9 @@ use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix};
 use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::time::{Instant, timeout};
 
-use super::Wanted;
 use super::borrow::{Outcome, outcome};
 use super::subnet::{LeaseSet, layout};
+use super::{Asker, Wanted, quota};
 use crate::core::Core;
 use crate::records::{Tries, put};
 use crate::{keys, limits};
@@ -60,16 +60,17 @@ enum Step {
 pub(super) async fn grant(
     core: &Core,
     network: &NetworkId,
-    node: &NodeId,
+    asker: &Asker,
     wanted: Wanted,
 ) -> Result<Granted, Problem> {
+    let node = &asker.node;
     let mut learned = Learned::new();
     let mut tries = Tries::default();
     // Two owners that do not answer, one after the other, are all that a caller has time for.
     let deadline = learned.began + 2 * limits::CEDE;
     loop {
         tries.next()?;
-        match step(core, network, node, wanted, &learned).await? {
+        match step(core, network, asker, wanted, &learned).await? {
             Step::Granted(granted) => return Ok(*granted),
             Step::Again => {}
             Step::Wait { prefix, revision, from } => {
@@ -139,10 +140,11 @@ impl Learned {
 async fn step(
     core: &Core,
     network: &NetworkId,
-    node: &NodeId,
+    asker: &Asker,
     wanted: Wanted,
     learned: &Learned,
 ) -> Result<Step, Problem> {
+    let node = &asker.node;
     let _turn = core.leases.turn(network).await;
     let set = LeaseSet::read(core, network)
         .await?
@@ -153,10 +155,25 @@ async fn step(
             format!("network {} is being removed", set.network().name),
         ));
     }
+    if asker.is_bounded
+        && let Err(problem) = quota::check(core, &set, node, wanted.family())
+        && !is_held(&set, node, wanted)
+    {
+        // The reports of its endpoints may be on their way.
+        return if learned.began.elapsed() < limits::EXPLAINED { Ok(Step::Pause) } else { Err(problem) };
+    }
     match wanted {
         Wanted::Address(address) => static_step(core, &set, node, address, learned).await,
         Wanted::Any(family) => any_step(core, &set, node, family, learned).await,
     }
+}
+
+/// Whether the node asks for an address that it has.
+fn is_held(set: &LeaseSet, node: &NodeId, wanted: Wanted) -> bool {
+    let Wanted::Address(address) = wanted else { return false };
+    let subnet = set.network().subnets.iter().find(|subnet| subnet.subnet.contains(address));
+    let leases = subnet.map(|subnet| set.leases_in(&subnet.subnet));
+    leases.is_some_and(|leases| leases.deciding(address).is_some_and(|held| held.node == *node))
 }
 
 async fn static_step(

@@ -2,6 +2,7 @@
 
 mod borrow;
 mod decide;
+mod quota;
 mod subnet;
 
 use std::collections::BTreeSet;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_ipam::{CedeAnswer, Family};
-use mesh_model::{Lease, Network, NetworkId, NodeId, Prefix};
+use mesh_model::{Lease, Network, NetworkId, NodeId, Prefix, Role};
 use mesh_proto::convert::{parse, parse_optional};
 use mesh_proto::v1::{self, LeaseRequest, LeaseResponse, ReleaseLeaseRequest, ReleaseLeaseResponse};
 use mesh_proto::{Problem, ProblemKind};
@@ -60,6 +61,14 @@ impl LeaseDesk {
     }
 }
 
+/// Which node asks for addresses.
+#[derive(Debug, Clone)]
+pub(crate) struct Asker {
+    node: NodeId,
+    /// Whether it gets only what its endpoints need, and some to go on with.
+    is_bounded: bool,
+}
+
 /// What a node wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wanted {
@@ -67,6 +76,15 @@ pub(crate) enum Wanted {
     Address(IpAddr),
     /// Some, of this family.
     Any(Family),
+}
+
+impl Wanted {
+    fn family(self) -> Family {
+        match self {
+            Self::Address(address) => Family::of(address),
+            Self::Any(family) => family,
+        }
+    }
 }
 
 /// Gives the caller a lease, and answers once every live agent of the network can reach its addresses.
@@ -80,10 +98,11 @@ pub(crate) async fn lease(
         None => Wanted::Any(family(request.family)?),
     };
     let network = resolve_network(core, &request.network).await?.value;
-    let (core, node) = (core.clone(), caller.id().clone());
+    let asker = Asker { node: caller.id().clone(), is_bounded: caller.role() != Role::Manager };
+    let core = core.clone();
     // Goes on when the caller hangs up: a borrow that was begun has to be settled or withdrawn.
     let task = tokio::spawn(async move {
-        let granted = decide::grant(&core, &network.id, &node, wanted).await?;
+        let granted = decide::grant(&core, &network.id, &asker, wanted).await?;
         wait_applied(&core, &granted.network, &granted.others, granted.revision).await;
         Ok::<_, Problem>(LeaseResponse {
             network: Some((&granted.network).into()),

@@ -50,6 +50,9 @@ struct Taken {
     networks: Vec<Network>,
     /// With whose each is, for messages.
     prefixes: Vec<(Prefix, String)>,
+    /// Those of hosts' routes that automatic subnets keep clear of, and all of them.
+    automatic_routes: Vec<(Prefix, String)>,
+    routes: Vec<(Prefix, String)>,
     fence: Fence,
 }
 
@@ -70,29 +73,37 @@ impl Taken {
             );
         }
         let routes = core.routes();
+        let (mut all_routes, mut automatic_routes) = (Vec::new(), Vec::new());
         for Versioned { value: node, .. } in &nodes {
             let (name, address, advertised) = (&node.name, node.data_path_addr, node.advertise_addr.ip());
             prefixes.push((address.into(), format!("data-path address {address} of node {name}")));
             prefixes.push((advertised.into(), format!("address {advertised} of node {name}")));
-            let routes = routes.get(&node.id).into_iter().flatten();
-            prefixes.extend(routes.map(|&route| (route, format!("route {route} of node {name}"))));
+            if let Some(of_node) = routes.get(&node.id) {
+                let named = |route: &Prefix| (*route, format!("route {route} of node {name}"));
+                all_routes.extend(of_node.all.iter().map(named));
+                automatic_routes.extend(of_node.automatic.iter().map(named));
+            }
         }
         let networks = networks.into_iter().map(|network| network.value).collect();
-        Ok(Self { networks, prefixes, fence: read.fence(fence) })
+        let fence = read.fence(fence);
+        Ok(Self { networks, prefixes, automatic_routes, routes: all_routes, fence })
     }
 
     /// The network as it can be made, or what is in its way.
     fn fit(&self, core: &Core, wanted: &Wanted) -> Result<Network, Problem> {
-        if let Some(other) = self.networks.iter().find(|other| other.name == wanted.name) {
-            return Err(conflict(format!("network {} exists already: {}", wanted.name, other.id)));
+        if let Some(other) = self.networks.iter().find(|other| other.name.is_same(&wanted.name)) {
+            return Err(conflict(format!("network {} exists already: {}", other.name, other.id)));
         }
         let mut taken = self.prefixes.clone();
         for spec in &wanted.subnets {
-            if let Some((_, whose)) = find_overlap(&spec.subnet, &taken) {
+            let overlap =
+                find_overlap(&spec.subnet, &taken).or_else(|| find_overlap(&spec.subnet, &self.routes));
+            if let Some((_, whose)) = overlap {
                 return Err(conflict(format!("subnet {} overlaps {whose}", spec.subnet))
                     .hint("choose another subnet, or give none to get a free one"));
             }
         }
+        taken.extend(self.automatic_routes.iter().cloned());
         let mut specs = wanted.subnets.clone();
         taken.extend(specs.iter().map(|spec| (spec.subnet, "this network".to_owned())));
         for &family in &wanted.automatic {

@@ -7,7 +7,7 @@ mod writer;
 
 use std::sync::Arc;
 
-use mesh_model::Node;
+use mesh_model::{Node, NodeId, Role};
 use mesh_proto::v1::{AgentMessage, Hello, ManagerMessage, agent_message};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Txn};
@@ -19,8 +19,9 @@ use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
+use crate::endpoints::Taken;
 use crate::records::{RecordError, Tries, put};
-use crate::{keys, limits, services};
+use crate::{keys, limits, reports, services};
 
 pub(crate) use registry::Sessions;
 
@@ -46,7 +47,7 @@ async fn run(
     mut inbound: Streaming<AgentMessage>,
     outbound: &mpsc::Sender<Result<ManagerMessage, Status>>,
 ) -> Problem {
-    let hello = match hello(&mut inbound).await {
+    let mut hello = match hello(&mut inbound).await {
         Ok(hello) => hello,
         Err(problem) => return problem,
     };
@@ -55,12 +56,20 @@ async fn run(
     if !matches!(caught_up, Ok(Ok(()))) {
         return Problem::new(ProblemKind::Unreachable, "the manager cannot follow its store");
     }
-    info!(node = %caller.node().name, version = hello.version, "a session began");
+    let name = &caller.node().name;
+    info!(node = %name, version = reports::shown(&hello.version), "a session began");
     // First, so that an older session of the node reports nothing after this one.
     let (session, questions) = core.sessions.begin(caller.id());
-    let routes = hello.routes.iter().filter_map(|route| route.parse().ok()).collect();
+    core.faults.begin(caller.id());
+    let is_trusted = caller.role() == Role::Manager;
+    let (routes, faults) = reports::routes(&hello.routes, &core.cluster().default_addr_pools, is_trusted);
     core.set_routes(caller.id(), routes);
-    core.endpoints.replace(caller.id(), hello.endpoints.clone());
+    for (number, fault) in faults.into_iter().enumerate() {
+        core.faults.set(caller.id(), &format!("routes {number}"), Some(fault));
+    }
+    let endpoints = std::mem::take(&mut hello.endpoints);
+    let taken = core.checked(caller.id(), |checker| core.endpoints.replace(checker, endpoints));
+    follow_taken(core, caller.id(), taken);
     services::follow_hello(core, caller.id());
     core.heard(caller.id());
     if let Err(error) = follow_host(core, caller.node(), &hello).await {
@@ -87,15 +96,32 @@ async fn hello(inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Problem> 
     }
 }
 
+/// Acts on what a report of endpoints changed, or a later check of it.
+pub(crate) fn follow_taken(core: &Arc<Core>, node: &NodeId, taken: Taken) {
+    for (endpoint, withheld) in taken.withheld {
+        core.faults.set(node, endpoint.as_str(), withheld);
+    }
+    services::follow_removals(core, node, taken.gone);
+}
+
 /// The record of a node follows what its agent says about the host.
 async fn follow_host(core: &Core, node: &Node, hello: &Hello) -> Result<(), RecordError> {
+    let version = reports::version(&hello.version);
+    let mtu = reports::data_path_mtu(hello.data_path_mtu);
+    core.faults.set(&node.id, "version", version.as_ref().err().cloned());
+    core.faults.set(&node.id, "mtu", mtu.as_ref().err().cloned());
     let mut tries = Tries::default();
     loop {
         tries.next()?;
         let Some(current) = core.records.node(&node.id).await? else { return Ok(()) };
         let mut wanted = current.value.clone();
-        wanted.version.clone_from(&hello.version);
-        if let Ok(mtu) = hello.data_path_mtu.try_into() {
+        match &version {
+            Ok(version) => wanted.version.clone_from(version),
+            // One of an earlier manager, which did not check it.
+            Err(_) if reports::version(&wanted.version).is_err() => wanted.version.clear(),
+            Err(_) => {}
+        }
+        if let Ok(mtu) = mtu {
             wanted.data_path_mtu = mtu;
         }
         if wanted == current.value {

@@ -4,15 +4,16 @@ use std::sync::Arc;
 
 use mesh_model::BackendId;
 use mesh_proto::v1::{AgentMessage, EndpointReport, HealthReport, ProbeReport, agent_message::Kind};
-use mesh_proto::{Problem, ProblemKind};
+use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::time::timeout;
 use tonic::Streaming;
 use tracing::warn;
 
+use super::follow_taken;
 use super::registry::Session;
 use crate::access::Caller;
 use crate::core::Core;
-use crate::{leases, limits, services};
+use crate::{clock, leases, limits};
 
 /// Listens until the session ends, and returns why.
 pub(super) async fn run(
@@ -35,7 +36,10 @@ pub(super) async fn run(
         };
         core.heard(caller.id());
         match message.kind {
-            Some(Kind::Applied(applied)) => session.set_applied(applied.revision),
+            // Nobody has applied what is not written yet.
+            Some(Kind::Applied(applied)) => {
+                session.set_applied(applied.revision.min(core.feed.view().revision));
+            }
             Some(Kind::Endpoints(report)) => reported(core, caller, session, report),
             Some(Kind::Health(report)) => checked(core, caller, &report),
             Some(Kind::PortCheck(answer)) => session.answered(answer),
@@ -45,6 +49,10 @@ pub(super) async fn run(
                     warn!(node = %caller.node().name, address = answer.address, %problem, "cannot settle a borrow");
                 }
             }
+            // An agent of an earlier version does not report its clock.
+            Some(Kind::Heartbeat(v1::Heartbeat { unix_ms })) if unix_ms != 0 => {
+                core.sessions.set_clock(caller.id(), unix_ms.saturating_sub(clock::unix_ms()));
+            }
             Some(Kind::Heartbeat(_)) | None => {}
             Some(Kind::Hello(_)) => return Problem::new(ProblemKind::Usage, "a session has one Hello"),
         }
@@ -52,10 +60,10 @@ pub(super) async fn run(
 }
 
 fn reported(core: &Arc<Core>, caller: &Caller, session: &Session, report: EndpointReport) {
-    core.endpoints.update(caller.id(), report.put, &report.removed);
+    let taken =
+        core.checked(caller.id(), |checker| core.endpoints.update(checker, report.put, &report.removed));
     session.set_reported(report.number);
-    let removed: Vec<_> = report.removed.iter().filter_map(|id| id.parse().ok()).collect();
-    services::follow_removals(core, caller.id(), removed);
+    follow_taken(core, caller.id(), taken);
 }
 
 /// A node speaks for its own backends only.

@@ -91,6 +91,8 @@ impl Session {
 pub(crate) struct Sessions {
     live: Mutex<BTreeMap<NodeId, Arc<Session>>>,
     seen: Mutex<BTreeMap<NodeId, Timestamp>>,
+    /// By how many milliseconds the clocks of nodes in session are ahead of this host's.
+    clocks: Mutex<BTreeMap<NodeId, i64>>,
     begun: AtomicU64,
     questions: AtomicU64,
 }
@@ -129,6 +131,7 @@ impl Sessions {
         let is_current = live.get(&session.node).is_some_and(|current| current.number == session.number);
         if is_current {
             live.remove(&session.node);
+            self.clocks().remove(&session.node);
             // Whoever waits for its agent waits no longer.
             session.finish(Problem::new(ProblemKind::Unreachable, "the session is over"));
         }
@@ -221,6 +224,21 @@ impl Sessions {
     /// When the node's agent was last heard since this manager began.
     pub(crate) fn last_seen(&self, node: &NodeId) -> Option<Timestamp> {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied()
+    }
+
+    /// A node's clock is so many milliseconds ahead of this host's.
+    pub(super) fn set_clock(&self, node: &NodeId, ahead_ms: i64) {
+        self.clocks().insert(node.clone(), ahead_ms);
+    }
+
+    /// How far the clocks of the nodes in session are ahead of this host's, in milliseconds.
+    pub(crate) fn clocks_ahead(&self) -> BTreeMap<NodeId, i64> {
+        self.clocks().clone()
+    }
+
+    fn clocks(&self) -> MutexGuard<'_, BTreeMap<NodeId, i64>> {
+        // Each change is one operation of the map.
+        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Session>>> {

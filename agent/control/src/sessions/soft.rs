@@ -74,7 +74,7 @@ impl Writer<'_> {
             return Ok(());
         }
         let own = |endpoint: &Endpoint| endpoint.node_id == self.node.as_str();
-        let lists = networks.iter().flat_map(|network| self.core.endpoints.list(Some(network)));
+        let lists = networks.iter().flat_map(|network| self.core.endpoints.told(network));
         let put = lists.filter(|endpoint| !own(endpoint)).collect();
         let unheard = {
             let view = self.core.feed.view();

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use mesh_model::{Lease, LeaseState, NetworkId, Node, NodeId, NodeState};
 use mesh_proto::v1::{
-    Cede, Delta, EndpointsTaken, ManagerMessage, NodeStateEntry, NodeStates, Ping, PortCheck, Snapshot,
-    manager_message::Kind,
+    Cede, Delta, EndpointsTaken, ManagerMessage, NodeStateEntry, NodeStates, Ping, PortCheck, ReportProblems,
+    Snapshot, manager_message::Kind,
 };
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::{broadcast, mpsc};
@@ -16,9 +16,9 @@ use tonic::Status;
 use crate::access::{Caller, removed};
 use crate::core::Core;
 use crate::feed::News;
-use crate::limits;
 use crate::sessions::registry::Session;
 use crate::view::{Batch, Level, NetworkRecords, RecordChange, View};
+use crate::{clock, limits};
 
 /// Tells the agent everything until the session ends, and returns why.
 pub(super) async fn run(
@@ -78,6 +78,9 @@ impl Writer<'_> {
             let (number, refused) = (*reported.borrow(), refused.clone());
             self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused })).await?;
         }
+        let mut faults = self.core.faults.changes();
+        let mut problems = Vec::new();
+        faults.mark_changed();
         let mut beat = interval(limits::HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
@@ -121,13 +124,21 @@ impl Writer<'_> {
                     let refused = refused.clone();
                     self.send(Kind::EndpointsTaken(EndpointsTaken { number, refused })).await?;
                 }
+                Ok(()) = faults.changed() => {
+                    faults.mark_unchanged();
+                    let now = self.core.faults.of(self.node);
+                    if now != problems {
+                        problems.clone_from(&now);
+                        self.send(Kind::ReportProblems(ReportProblems { problems: now })).await?;
+                    }
+                }
                 _ = beat.tick() => {
                     if known > told {
                         // Revisions that do not concern the agent, all at once.
                         self.send(Kind::Delta(Delta { revision: known, changes: Vec::new() })).await?;
                         told = known;
                     } else {
-                        self.send(Kind::Ping(Ping {})).await?;
+                        self.send(Kind::Ping(Ping { unix_ms: clock::unix_ms() })).await?;
                     }
                 }
             }

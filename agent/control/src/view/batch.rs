@@ -48,6 +48,19 @@ struct Interest {
     published: Option<Arc<NetworkRecords>>,
 }
 
+impl Batch {
+    /// The networks whose leases change.
+    pub(crate) fn leased_networks(&self) -> BTreeSet<&NetworkId> {
+        let networks = self.changes.iter().filter_map(|change| match change {
+            RecordChange::PutLease(lease) | RecordChange::RemoveLease(lease) => Some(&lease.network),
+            RecordChange::PutNetwork(network) => Some(&network.id),
+            RecordChange::RemoveNetwork(network) => Some(network),
+            _ => None,
+        });
+        networks.collect()
+    }
+}
+
 impl Interest {
     fn of(view: &View, id: &NetworkId) -> Self {
         Self {

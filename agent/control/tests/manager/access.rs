@@ -137,6 +137,7 @@ async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
 async fn a_worker_may_read_and_manage_itself_but_not_the_cluster() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
+    cluster.own().lease(&app, "").await.unwrap();
     let endpoints = vec![endpoint(&app, "c1", "10.64.0.2")];
     let _own = Agent::start(&cluster.own(), Behaviour { endpoints, ..Behaviour::default() }).await;
     cluster.create_service(service("web", "app")).await.unwrap();

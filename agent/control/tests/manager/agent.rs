@@ -35,6 +35,8 @@ pub(crate) struct Behaviour {
     /// What its host routes.
     pub(crate) routes: Vec<String>,
     pub(crate) mtu: u32,
+    pub(crate) version: String,
+    pub(crate) clock_ahead_ms: i64,
     /// Ports that sockets of its host have; `None`: it does not answer.
     pub(crate) listens: Option<BTreeSet<u32>>,
 }
@@ -49,6 +51,8 @@ impl Default for Behaviour {
             endpoints: Vec::new(),
             routes: Vec::new(),
             mtu: 1500,
+            version: "test".into(),
+            clock_ahead_ms: 0,
             listens: Some(BTreeSet::new()),
         }
     }
@@ -73,6 +77,8 @@ pub(crate) struct Known {
     /// Whose health and whose endpoints the manager has not heard, as it last said.
     pub(crate) unheard: (Option<Vec<String>>, Option<Vec<String>>),
     pub(crate) refused: BTreeMap<String, String>,
+    /// What the manager does not accept of the node's reports.
+    pub(crate) problems: Vec<String>,
     /// The questions about ports.
     pub(crate) checks: Vec<PortCheck>,
     /// The generation of keys that was asked for.
@@ -127,6 +133,7 @@ impl Known {
                 self.endpoints.extend(put.into_iter().map(|endpoint| (endpoint.id.clone(), endpoint)));
             }
             Hear::PortCheck(check) => self.checks.push(check),
+            Hear::ReportProblems(report) => self.problems = report.problems,
             Hear::RotateKeys(rotate) => self.generation = rotate.number,
             Hear::Ping(_) => {}
         }
@@ -176,6 +183,10 @@ impl Known {
     }
 }
 
+fn beat_of(clock_ahead_ms: i64) -> Say {
+    Say::Heartbeat(Heartbeat { unix_ms: mesh_control::clock::unix_ms() + clock_ahead_ms })
+}
+
 fn lease_key(lease: &Lease) -> (String, String) {
     (lease.network.clone(), lease.prefix.clone())
 }
@@ -205,7 +216,7 @@ impl Agent {
     pub(crate) async fn open(member: &Member, behaviour: Behaviour) -> Self {
         let (say, said) = mpsc::channel(64);
         let hello = Hello {
-            version: "test".into(),
+            version: behaviour.version.clone(),
             data_path_mtu: behaviour.mtu,
             endpoints: behaviour.endpoints.clone(),
             routes: behaviour.routes.clone(),
@@ -228,8 +239,10 @@ impl Agent {
                     _ = behaves.changed() => continue,
                     message = stream.message(), if hears => message,
                     _ = beat.tick() => {
-                        if behaves.borrow().beats {
-                            let _ = answers.send(AgentMessage { kind: Some(Say::Heartbeat(Heartbeat {})) }).await;
+                        let now = behaves.borrow().clone();
+                        if now.beats {
+                            let beat = beat_of(now.clock_ahead_ms);
+                            let _ = answers.send(AgentMessage { kind: Some(beat) }).await;
                         }
                         continue;
                     }

@@ -143,6 +143,8 @@ async fn a_worker_makes_backends_of_its_own_endpoints_only() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    h2.lease(&app, "").await.unwrap();
+    h3.lease(&app, "").await.unwrap();
     let (c1, c2) = (endpoint(&app, "c1", "10.64.0.2"), endpoint(&app, "c2", "10.64.0.66"));
     let _a2 = Agent::start(&h2, having(&[&c1])).await;
     let _a3 = Agent::start(&h3, having(&[&c2])).await;
@@ -165,6 +167,8 @@ async fn what_cannot_be_a_backend_is_refused_by_name() {
     let app = cluster.create(network("app")).await.unwrap();
     let db = cluster.create(network("db")).await.unwrap();
     let h2 = cluster.join("h2").await;
+    h2.lease(&app, "").await.unwrap();
+    h2.lease(&db, "").await.unwrap();
     let (c1, c9) = (endpoint(&app, "c1", "10.64.0.2"), endpoint(&db, "c9", "10.64.16.2"));
     let _a2 = Agent::start(&h2, having(&[&c1, &c9])).await;
     cluster.create_service(service("web", "app")).await.unwrap();

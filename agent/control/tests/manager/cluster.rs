@@ -105,6 +105,11 @@ impl Cluster {
         Self { manager, store, counted, address, identity: self.identity.clone(), directory, server, hosts }
     }
 
+    /// Where the manager keeps its CA.
+    pub(crate) fn directory(&self) -> &Path {
+        self.directory.path()
+    }
+
     /// What was asked of the store so far.
     pub(crate) fn work(&self) -> Work {
         self.counted.work()

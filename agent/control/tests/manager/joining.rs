@@ -189,3 +189,68 @@ async fn remove(cluster: &Cluster, node: &str) -> Result<(), Problem> {
     cluster.control().remove_node(RemoveNodeRequest { node: node.into(), force: true }).await?;
     Ok(())
 }
+
+/// The manager's clock was far ahead, or far behind, when it made the certificate.
+#[tokio::test]
+async fn a_certificate_that_a_wrong_clock_made_is_valid_at_once_and_is_replaced() {
+    use mesh_control::{CertificateAuthority, NodeKey};
+    let directory = tempfile::tempdir().unwrap();
+    let authority = CertificateAuthority::create(directory.path(), "c").unwrap();
+    let day = Duration::from_hours(24);
+    let validity = mesh_control::identity::NODE_VALIDITY;
+    let now = std::time::SystemTime::now();
+    let node = mesh_model::NodeId::random().unwrap();
+    let made_at = |clock| {
+        let key = NodeKey::generate().unwrap();
+        let made =
+            authority.issue_at(clock, &key.csr_pem, &node, mesh_model::Role::Manager, validity).unwrap();
+        key.into_identity(made, authority.cert_pem().to_owned())
+    };
+    let at = |clock: std::time::SystemTime| jiff::Timestamp::try_from(clock).unwrap();
+    for (made, is_valid, is_due) in [
+        (now, true, false),
+        (now + day * 70, true, true),
+        (now + day * 3650, true, true),
+        (now - day * 29, true, false),
+        (now - day * 70, true, true),
+        (now - day * 200, false, true),
+    ] {
+        let identity = made_at(made);
+        assert_eq!(identity.is_valid(at(now)).unwrap(), is_valid, "made at {made:?}");
+        assert_eq!(identity.is_due(at(now)).unwrap(), is_due, "made at {made:?}");
+    }
+    // A host whose clock has lost its battery takes it.
+    assert!(made_at(now).is_valid(jiff::Timestamp::from_second(60).unwrap()).unwrap());
+}
+
+/// TLS itself goes by the same times.
+#[tokio::test]
+async fn a_manager_whose_clock_jumped_while_it_renewed_its_certificate_is_still_trusted() {
+    use mesh_control::CertificateAuthority;
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    let authority = CertificateAuthority::load(cluster.directory(), &cluster.manager.cluster().id).unwrap();
+    let key = mesh_control::NodeKey::generate().unwrap();
+    let (ahead, validity) = (Duration::from_hours(70 * 24), mesh_control::identity::NODE_VALIDITY);
+    let clock = std::time::SystemTime::now() + ahead;
+    let own = cluster.manager.node_id();
+    let made = authority.issue_at(clock, &key.csr_pem, own, mesh_model::Role::Manager, validity).unwrap();
+    cluster.manager.set_identity(&key.into_identity(made, authority.cert_pem().to_owned())).unwrap();
+    Member::connect(&cluster.address, worker.identity.clone()).await.unwrap();
+    cluster.join("h3").await;
+}
+
+#[tokio::test]
+async fn a_node_whose_clock_is_wrong_is_named() {
+    use crate::agent::{Agent, Behaviour};
+    let cluster = Cluster::start().await;
+    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    let ahead = 70 * 86_400_000;
+    let _wrong = Agent::start(&h2, Behaviour { clock_ahead_ms: ahead, ..Behaviour::default() }).await;
+    let _right = Agent::start(&h3, Behaviour::default()).await;
+    let deadline = tokio::time::Instant::now() + crate::cluster::PATIENCE;
+    while cluster.manager.problems() != ["the clock of node h2 is 70 days ahead of this manager's"] {
+        assert!(tokio::time::Instant::now() < deadline, "{:?}", cluster.manager.problems());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}

@@ -11,6 +11,7 @@ mod keys;
 mod leases;
 mod networks;
 mod nodes;
+mod reports;
 mod scale;
 mod services;
 mod sessions;

@@ -291,6 +291,7 @@ async fn prune_removes_what_nobody_uses() {
     let used = cluster.create(network("used")).await.unwrap();
     cluster.create(network("idle")).await.unwrap();
     let h2 = cluster.join("h2").await;
+    h2.lease(&used, "").await.unwrap();
     let endpoints = vec![endpoint(&used, "web", "10.64.0.2")];
     let _agent = Agent::start(&h2, Behaviour { endpoints, ..Behaviour::default() }).await;
     let removed =

@@ -65,7 +65,8 @@ async fn a_lease_is_granted_only_when_the_other_agents_have_applied_it() {
 async fn an_agent_that_never_applies_holds_up_one_lease_for_some_seconds_and_no_other() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
-    let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    // A manager, which may hold what it likes.
+    let (h2, h3) = (cluster.join("h2").await, cluster.join_as("h3", mesh_proto::v1::Role::Manager).await);
     let slow = Agent::start(&h2, Behaviour::default()).await;
     let _other = Agent::start(&h3, Behaviour::default()).await;
     h2.lease(&app, "").await.unwrap();

@@ -22,6 +22,8 @@ async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
     let app = cluster.create(network("app")).await.unwrap();
     let db = cluster.create(network("db")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
+    h2.lease(&app, "").await.unwrap();
+    h2.lease(&db, "").await.unwrap();
     let (c1, d1) = (endpoint(&app, "c1", "10.64.0.2"), endpoint(&db, "d1", "10.64.16.2"));
     let a2 = Agent::start(&h2, having(&[&c1, &d1])).await;
     let a3 = Agent::start(&h3, Behaviour::default()).await;
@@ -36,7 +38,6 @@ async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
     a2.report(vec![c2.clone(), d2], vec![c1.id.clone()]).await;
     a3.until(|known| known.endpoints.contains_key(&c2.id) && known.endpoints.len() == 1).await;
     // All again in a new session, but never one's own.
-    h2.lease(&app, "").await.unwrap();
     drop((a2, a3));
     let a3 = Agent::start(&h3, having(&[&endpoint(&app, "c3", "10.64.0.66")])).await;
     a3.until(|known| known.endpoints.len() == 1).await;

@@ -15,7 +15,6 @@ use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
 use mesh_model::wireguard::DEFAULT_PORT;
 use mesh_model::{BackendId, Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
-use mesh_proto::convert::InvalidMessage;
 use mesh_proto::{Problem, v1};
 use tokio::sync::{Notify, watch};
 
@@ -26,6 +25,7 @@ use crate::encryption::Wish;
 use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
 use crate::services::{SavedNames, Soft};
+use crate::unreadable::Unreadable;
 use crate::view::ClusterView;
 use crate::xdp::XdpStatus;
 
@@ -56,6 +56,15 @@ pub struct Pass {
     pub loaded: bool,
 }
 
+/// Why a manager does not accept an endpoint of this node.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Refusal {
+    /// One line.
+    pub why: String,
+    /// Another endpoint has the name.
+    pub name_taken: bool,
+}
+
 /// The state behind the lock.
 #[derive(Debug)]
 pub struct State {
@@ -71,8 +80,14 @@ pub struct State {
     pub manager: String,
     /// Why there is no session; empty when there is one.
     pub session_problem: String,
-    /// This node's endpoints that the manager does not take, and why.
-    pub refused: BTreeMap<EndpointId, String>,
+    /// This node's endpoints that the manager does not accept.
+    pub refused: BTreeMap<EndpointId, Refusal>,
+    /// What else the manager does not accept of this node's reports, a line each.
+    pub report_problems: Vec<String>,
+    /// By how many milliseconds the manager's clock is ahead of this host's.
+    pub manager_clock_ms: Option<i64>,
+    /// Messages about soft state that cannot be read.
+    pub unreadable: Unreadable,
     /// What was found wrong at start, a line each.
     pub damage: Vec<String>,
     /// What nobody stores about services.
@@ -180,6 +195,9 @@ impl Agent {
             manager: String::new(),
             session_problem: String::new(),
             refused: BTreeMap::new(),
+            report_problems: Vec::new(),
+            manager_clock_ms: None,
+            unreadable: Unreadable::default(),
             damage,
             soft: Soft::new(names.names),
             service_problems: Vec::new(),
@@ -263,10 +281,9 @@ impl Agent {
     }
 
     /// Takes what a manager says of other nodes' endpoints.
-    pub(crate) fn learn_endpoints(&self, message: v1::Endpoints) -> Result<(), InvalidMessage> {
-        self.adjust(|state| state.soft.tell_endpoints(message))?;
+    pub(crate) fn learn_endpoints(&self, message: &v1::Endpoints) {
+        self.adjust(|state| state.soft.tell_endpoints(message, &mut state.unreadable));
         self.unsaved.notify_one();
-        Ok(())
     }
 
     /// Changes what the kernel has no part in.

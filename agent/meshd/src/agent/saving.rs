@@ -192,7 +192,7 @@ mod tests {
         sleep(Duration::from_millis(1)).await;
         let begun = Instant::now();
         for n in 10..13 {
-            agent.learn_endpoints(endpoint(n)).unwrap();
+            agent.learn_endpoints(&endpoint(n));
             while !names(&load(dir.path())).contains(&format!("c{n}")) {
                 sleep(Duration::from_millis(1)).await;
             }

@@ -198,9 +198,13 @@ impl Endpoints {
             let path = endpoint.netns.path.display();
             return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
         }
-        if let Some(why) = self.agent.read(|state| state.refused.get(&endpoint.id).cloned()) {
-            return Err(Problem::new(ProblemKind::Conflict, why)
-                .hint("choose another name with --name, or detach the other first"));
+        if let Some(refusal) = self.agent.read(|state| state.refused.get(&endpoint.id).cloned()) {
+            let problem = Problem::new(ProblemKind::Conflict, refusal.why);
+            return Err(if refusal.name_taken {
+                problem.hint("choose another name with --name, or detach the other first")
+            } else {
+                problem
+            });
         }
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
         // One step of the file system, which is not waited for to reach the disk.

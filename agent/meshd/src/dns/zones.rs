@@ -227,7 +227,7 @@ mod tests {
                 let healthy = state.soft.unhealthy().contains(&b.try_into().unwrap());
                 let put = vec![mesh_proto::v1::BackendHealthEntry { backend: b, healthy }];
                 let told = mesh_proto::v1::BackendHealth { put, all: false, unheard: Vec::new() };
-                state.soft.tell_health(&state.view, &told).unwrap();
+                state.soft.tell_health(&state.view, &told);
             }
             Change::Down(n) => {
                 let id = numbered_node(n).id;

@@ -18,7 +18,7 @@ use mesh_planner::services::{
 };
 use tokio::time::{Instant, sleep_until};
 
-pub use self::records::{ServiceRecords, UnknownService};
+pub use self::records::ServiceRecords;
 pub(crate) use self::soft::SavedNames;
 pub use self::soft::Soft;
 use crate::agent::{Agent, State};

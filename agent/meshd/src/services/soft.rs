@@ -8,6 +8,7 @@ use mesh_proto::v1;
 use serde::{Deserialize, Serialize};
 
 use crate::dns::NamedEndpoint;
+use crate::unreadable::Unreadable;
 use crate::view::ClusterView;
 
 /// The names of each network that other nodes' endpoints have. Saved, so that they survive a restart without a manager.
@@ -70,18 +71,12 @@ impl Soft {
 
     /// Takes what a manager says of backends. One that has begun a moment ago names the nodes that it has not heard yet:
     /// what is known of those stays.
-    pub(crate) fn tell_health(
-        &mut self,
-        view: &ClusterView,
-        message: &v1::BackendHealth,
-    ) -> Result<(), InvalidMessage> {
-        let entry = |entry: &v1::BackendHealthEntry| {
-            let id = BackendId::try_from(entry.backend)
-                .map_err(|error| InvalidMessage { field: "backend", reason: error.to_string() })?;
-            Ok((id, entry.healthy))
-        };
-        let put = message.put.iter().map(entry).collect::<Result<BTreeMap<_, _>, InvalidMessage>>()?;
-        let unheard = nodes(&message.unheard)?;
+    pub(crate) fn tell_health(&mut self, view: &ClusterView, message: &v1::BackendHealth) {
+        // A number that is none is that of no backend.
+        let entries = message.put.iter();
+        let put: BTreeMap<BackendId, bool> =
+            entries.filter_map(|entry| Some((entry.backend.try_into().ok()?, entry.healthy))).collect();
+        let unheard = nodes(&message.unheard);
         if message.all {
             let stays = |id: &BackendId| {
                 let backend = view.services.backend(*id);
@@ -96,22 +91,26 @@ impl Soft {
                 self.told.insert(id);
             }
         }
-        Ok(())
     }
 
-    /// Takes what a manager says of other nodes' endpoints; of nodes that it has not heard yet, as with health.
-    pub(crate) fn tell_endpoints(&mut self, message: v1::Endpoints) -> Result<(), InvalidMessage> {
-        let mut put = Vec::new();
-        for endpoint in message.put {
-            let network: NetworkId = parse("network_id", &endpoint.network_id)?;
-            let id: EndpointId = parse("id", &endpoint.id)?;
-            put.push((network, id, named(&endpoint)?));
+    /// Takes what a manager says of other nodes' endpoints; of nodes that it has not heard yet, as with health. An endpoint
+    /// that cannot be read is skipped: its names resolve to nothing.
+    pub(crate) fn tell_endpoints(&mut self, message: &v1::Endpoints, unreadable: &mut Unreadable) {
+        let read =
+            |endpoint: &v1::Endpoint| -> Result<(NetworkId, EndpointId, NamedEndpoint), InvalidMessage> {
+                Ok((parse("network_id", &endpoint.network_id)?, parse("id", &endpoint.id)?, named(endpoint)?))
+            };
+        let endpoints = message.put.iter();
+        let put: Vec<_> = endpoints
+            .filter_map(|endpoint| unreadable.read("endpoint", &endpoint.id, read(endpoint)))
+            .collect();
+        for id in &message.removed {
+            unreadable.forget("endpoint", id);
         }
-        let removed = message.removed.iter().map(|id| parse("removed", id));
-        let removed = removed.collect::<Result<BTreeSet<EndpointId>, InvalidMessage>>()?;
-        let unheard = nodes(&message.unheard)?;
-        let networks = message.networks.iter().map(|network| parse("networks", network));
-        let networks = networks.collect::<Result<BTreeSet<NetworkId>, InvalidMessage>>()?;
+        let removed: BTreeSet<EndpointId> = message.removed.iter().filter_map(|id| id.parse().ok()).collect();
+        let unheard = nodes(&message.unheard);
+        let networks: BTreeSet<NetworkId> =
+            message.networks.iter().filter_map(|network| network.parse().ok()).collect();
         for (_, names) in self.names.iter_mut().filter(|(id, _)| message.all && networks.contains(id)) {
             names.retain(|_, endpoint| unheard.contains(&endpoint.node));
         }
@@ -123,7 +122,6 @@ impl Soft {
         }
         self.names.retain(|_, names| !names.is_empty());
         self.names_changed = true;
-        Ok(())
     }
 
     /// The names, if they have changed since they were last taken.
@@ -153,8 +151,8 @@ impl Soft {
     }
 }
 
-fn nodes(ids: &[String]) -> Result<BTreeSet<NodeId>, InvalidMessage> {
-    ids.iter().map(|id| parse("unheard", id)).collect()
+fn nodes(ids: &[String]) -> BTreeSet<NodeId> {
+    ids.iter().filter_map(|id| id.parse().ok()).collect()
 }
 
 fn named(endpoint: &v1::Endpoint) -> Result<NamedEndpoint, InvalidMessage> {
@@ -221,15 +219,28 @@ mod tests {
     fn all_of_a_network_replaces_what_was_known_of_it_but_not_what_is_on_nodes_that_were_not_heard() {
         let mut soft = Soft::default();
         let first = vec![endpoint(1, 1, 1), endpoint(2, 1, 2), endpoint(3, 2, 1)];
-        soft.tell_endpoints(all(&[1, 2], first, &[])).unwrap();
+        soft.tell_endpoints(&all(&[1, 2], first, &[]), &mut Unreadable::default());
         assert_eq!(names(&soft), ["c1", "c2", "c3"]);
-        soft.tell_endpoints(all(&[1], vec![endpoint(4, 1, 1)], &[2])).unwrap();
+        soft.tell_endpoints(&all(&[1], vec![endpoint(4, 1, 1)], &[2]), &mut Unreadable::default());
         assert_eq!(names(&soft), ["c2", "c4", "c3"]);
         let change =
             v1::Endpoints { removed: vec![id(2)], put: vec![endpoint(5, 2, 1)], ..v1::Endpoints::default() };
-        soft.tell_endpoints(change).unwrap();
+        soft.tell_endpoints(&change, &mut Unreadable::default());
         assert_eq!(names(&soft), ["c4", "c3", "c5"]);
         assert!(soft.take_changed_names().is_some() && soft.take_changed_names().is_none());
+    }
+
+    #[test]
+    fn an_endpoint_with_an_alias_that_is_no_name_keeps_no_other_away() {
+        let (mut soft, mut unreadable) = (Soft::default(), Unreadable::default());
+        let bad = v1::Endpoint { aliases: vec!["*".into()], ..endpoint(2, 1, 2) };
+        let put = vec![endpoint(1, 1, 1), bad, endpoint(3, 1, 3)];
+        soft.tell_endpoints(&all(&[1], put, &[]), &mut unreadable);
+        assert_eq!(names(&soft), ["c1", "c3"]);
+        assert_eq!(unreadable.lines().len(), 1, "{:?}", unreadable.lines());
+        let gone = v1::Endpoints { removed: vec![id(2)], ..v1::Endpoints::default() };
+        soft.tell_endpoints(&gone, &mut unreadable);
+        assert!(unreadable.lines().is_empty());
     }
 
     fn view() -> ClusterView {
@@ -259,7 +270,7 @@ mod tests {
             unheard: Vec::new(),
         };
         let mut soft = Soft::default();
-        soft.tell_health(&view, &told(&[(1, false), (2, false), (3, true)], true)).unwrap();
+        soft.tell_health(&view, &told(&[(1, false), (2, false), (3, true)], true));
         assert_eq!(soft.unhealthy(), [backend(1), backend(2)].into());
         soft.set_checked(&[backend(2)].into());
         assert_eq!(soft.unhealthy(), [backend(1)].into());
@@ -269,7 +280,7 @@ mod tests {
             (soft.unhealthy(), soft.found()),
             ([backend(1), backend(2)].into(), [(backend(2), false)].into())
         );
-        soft.tell_health(&view, &told(&[(4, false)], true)).unwrap();
+        soft.tell_health(&view, &told(&[(4, false)], true));
         assert_eq!(soft.unhealthy(), [backend(2), backend(4)].into());
     }
 }

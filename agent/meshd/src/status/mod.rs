@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use mesh_control::Manager;
 use mesh_ebpf_types::{Counter, Reason, VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
 use mesh_kernel::ProgramsError;
 use mesh_model::Vni;
@@ -74,13 +75,23 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.networks = u32::try_from(state.view.networks.len()).unwrap_or(u32::MAX);
         response.problems.clone_from(&state.damage);
         let refused = state.refused.iter().filter(|(id, _)| state.endpoints.contains_key(*id));
-        response.problems.extend(refused.map(|(_, why)| why.clone()));
+        response.problems.extend(refused.map(|(_, refusal)| refusal.why.clone()));
+        let reported = state.report_problems.iter();
+        response
+            .problems
+            .extend(reported.map(|why| format!("the manager refuses a report of this node: {why}")));
+        response.problems.extend(state.view.unreadable.lines());
+        response.problems.extend(state.unreadable.lines());
+        if let Some(difference) = state.manager_clock_ms.and_then(mesh_control::clock::difference) {
+            response.problems.push(format!("the manager's clock is {difference} this host's"));
+        }
         if !state.session_problem.is_empty() {
             response.problems.push(format!("no session with a manager: {}", state.session_problem));
         }
         response.problems.extend(state.service_problems.iter().cloned());
         response.services = u32::try_from(state.view.services.len()).unwrap_or(u32::MAX);
     });
+    response.problems.extend(member.managers.own().map(Manager::problems).unwrap_or_default());
     let names = member.names.report();
     response.problems.extend(names.problems);
     let server = |(network, status): (String, mesh_dns::Status)| v1::NameServer {
