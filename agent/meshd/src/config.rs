@@ -195,7 +195,7 @@ pub struct Config {
     /// services take.
     pub service_table_entries: u32,
     /// Balanced flows that are remembered. Maps that exist keep their size.
-    pub connection_entries: u32,
+    pub connection_entries: Option<u32>,
     /// What carries encrypted networks.
     pub wireguard_engine: WireguardEngine,
     /// UDP port of WireGuard.
@@ -285,7 +285,7 @@ impl Config {
             xdp: flags.xdp.or(file.xdp).unwrap_or_default(),
             resolv_conf: pick(&flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf".into()),
             service_table_entries: file.service_table_entries.unwrap_or(sizes.maglev),
-            connection_entries: file.connection_entries.unwrap_or(sizes.connections),
+            connection_entries: file.connection_entries,
             wireguard_engine: flags.wireguard_engine.or(file.wireguard_engine).unwrap_or_default(),
             wireguard_port: flags
                 .wireguard_port
@@ -307,10 +307,10 @@ impl Config {
             }
         }
         for (key, entries) in [
-            ("service_table_entries", config.service_table_entries),
+            ("service_table_entries", Some(config.service_table_entries)),
             ("connection_entries", config.connection_entries),
         ] {
-            if !ENTRIES.contains(&entries) {
+            if let Some(entries) = entries.filter(|entries| !ENTRIES.contains(entries)) {
                 return Err(ConfigError::Entries { key, entries });
             }
         }
@@ -381,7 +381,7 @@ mod tests {
 
     #[test]
     fn sizes_of_maps_are_bounded() {
-        assert_eq!(load("connection_entries = 4096", &[]).unwrap().connection_entries, 4096);
+        assert_eq!(load("connection_entries = 4096", &[]).unwrap().connection_entries, Some(4096));
         let error = load("service_table_entries = 5", &[]).unwrap_err().to_string();
         assert!(error.contains("service_table_entries 5: must be 1024 to"), "{error}");
     }

@@ -19,6 +19,7 @@ pub mod dns;
 pub mod durable;
 pub mod encryption;
 pub mod endpoint_store;
+pub mod fairness;
 mod health;
 pub mod host;
 pub mod instance;

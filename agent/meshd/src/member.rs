@@ -26,6 +26,7 @@ use crate::agent::{Agent, now, saving};
 use crate::attach::{Endpoints, not_written};
 use crate::config::XdpChoice;
 use crate::encryption::{self, Encryption, Engines};
+use crate::fairness::{self, Fairness};
 use crate::host::Host;
 use crate::instance::StatePaths;
 use crate::managers::{Backoff, Managers};
@@ -84,8 +85,8 @@ pub struct Platform {
     pub name_server: Option<dns::Settings>,
     /// What carries encrypted networks.
     pub engines: Arc<dyn Engines>,
-    /// Entries that the table of flows should have room for.
-    pub connection_entries: u32,
+    /// Entries that the table of flows should have room for, if somebody has said so.
+    pub connection_entries: Option<u32>,
     /// On a manager: after how long all nodes are to make new keys.
     pub rotate_keys: Option<Duration>,
 }
@@ -129,6 +130,8 @@ pub struct Member {
     pub encryption: Arc<Encryption>,
     /// How many flows its datapath remembers.
     pub occupancy: Occupancy,
+    /// How its flows' table is shared out.
+    pub fairness: Arc<Fairness>,
     tasks: std::sync::Mutex<JoinSet<()>>,
     stop_serving: std::sync::Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -184,6 +187,8 @@ impl Member {
         tasks.spawn(session::run(agent.clone(), managers.clone(), host, probes.subscribe()));
         tasks.spawn(prober::run(agent.clone(), platform.kernel.clone(), probes));
         tasks.spawn(services::run(agent.clone(), platform.kernel.clone()));
+        let fairness = Arc::new(Fairness::default());
+        tasks.spawn(fairness::run(agent.clone(), platform.kernel.clone(), fairness.clone()));
         tasks.spawn(health::run(agent.clone(), platform.host.clone()));
         if let Some(reservation) = platform.reservation() {
             tasks.spawn(services::ports::reserve(agent.clone(), reservation));
@@ -206,6 +211,7 @@ impl Member {
             names,
             encryption,
             occupancy: Occupancy::default(),
+            fairness,
             tasks: std::sync::Mutex::new(tasks),
             stop_serving: std::sync::Mutex::new(Some(stop_serving)),
         })

@@ -4,7 +4,7 @@ use std::io;
 use std::sync::Arc;
 
 use mesh_ipam::Delays;
-use mesh_kernel::programs::{Datapath, Options, direct_encapsulation, ensure_bpffs};
+use mesh_kernel::programs::{Datapath, MapSizes, Options, direct_encapsulation, ensure_bpffs};
 use mesh_kernel::{KernelError, LinuxKernel};
 use mesh_model::desired::Encapsulation;
 use mesh_proto::Problem;
@@ -27,7 +27,8 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
     ensure_bpffs(&config.bpffs_dir).map_err(|error| no_bpf(error.into()))?;
     let mut options = Options::new(&config.bpffs_dir);
     options.sizes.maglev = config.service_table_entries;
-    options.sizes.connections = config.connection_entries;
+    options.sizes.connections =
+        config.connection_entries.unwrap_or_else(|| MapSizes::connections_for(memory()));
     let kernel = LinuxKernel::open(Datapath::new(options)).map_err(no_bpf)?;
     let (encapsulation, encapsulation_reason) = choose(config.encapsulation, direct_encapsulation);
     Ok(Platform {
@@ -46,6 +47,14 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
         connection_entries: config.connection_entries,
         rotate_keys: config.rotate_keys,
     })
+}
+
+/// The host's memory, in bytes; 0 if the kernel does not say.
+fn memory() -> u64 {
+    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
+    let kibibytes = total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
+    kibibytes.unwrap_or_default() << 10
 }
 
 /// What carries encrypted networks.

@@ -9,7 +9,6 @@ use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
 use mesh_kernel::driver::Driver;
-use mesh_kernel::programs::MapSizes;
 use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
 use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
@@ -242,7 +241,7 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         delays: Delays::default(),
         name_server: None,
         engines: Arc::new(TestEngines::default()),
-        connection_entries: MapSizes::default().connections,
+        connection_entries: None,
         rotate_keys: None,
     }
 }

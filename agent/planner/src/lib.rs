@@ -5,6 +5,7 @@
 #![forbid(unsafe_code)]
 
 mod entries;
+pub mod fairness;
 mod masquerade;
 mod mtu;
 mod removal;

@@ -3,8 +3,9 @@
 #![expect(unsafe_code, reason = "`aya::Pod` is an unsafe trait")]
 
 use crate::{
-    Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Event, HostFlow, Interface, Mac, Member, Network, Published, PublishedKey, Service, SocketPeer, Vni,
+    Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
+    EndpointKey, Event, HostFlow, Interface, Mac, Member, Network, Published, PublishedKey, Service,
+    SocketPeer, Vni,
 };
 
 macro_rules! pod {
@@ -17,6 +18,7 @@ macro_rules! pod {
 
 pod!(
     Address,
+    Allowance,
     Backend,
     Block,
     Config,

@@ -216,7 +216,8 @@ pub struct Connection {
     pub address: Address,
     /// The backend's number.
     pub backend: u32,
-    /// Published, back: data-path address of the node that the client spoke to.
+    /// Published, back: data-path address of the node that the client spoke to. Forward: the [`Vni`] of the service's
+    /// network.
     pub node: [u8; 4],
     /// Back: what becomes of the source port. Forward: what becomes of it if the client's own would make the flow the same as
     /// another one at the backend; else 0.
@@ -227,8 +228,22 @@ pub struct Connection {
     pub state: u8,
     /// Back: what becomes of the destination port, the client's own one; 0 where it is that.
     pub client_port: [u8; 2],
-    /// Zero.
-    pub padding: u16,
+    /// When the entry was last used: `CLOCK_MONOTONIC` in units of 2^[`USED_SHIFT`] ns, modulo 2^16.
+    pub used: u16,
+}
+
+/// See [`Connection::used`]: 8.6 s, and round after 6.5 days.
+pub const USED_SHIFT: u32 = 33;
+
+/// Value of `ALLOWANCES`, a hash by [`Vni`]: how many more entries of a network's flows may become established. That of
+/// [`Vni::NONE`] is for all networks without a value. Without either there is no limit.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Allowance {
+    /// So many.
+    pub left: i64,
+    /// How often there was nothing left since it was set.
+    pub refused: u64,
 }
 
 /// Key of `SOCKET_PEERS`: a socket of the host that speaks to a published port. The value is the address that it asked for.

@@ -3,8 +3,9 @@
 use std::mem::{offset_of, size_of};
 
 use mesh_ebpf_types::{
-    Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, ServiceKey, SocketPeer, Vni,
+    Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
+    EndpointKey, Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, ServiceKey,
+    SocketPeer, Vni,
 };
 
 #[test]
@@ -80,5 +81,6 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Connection, port), 24);
     assert_eq!(offset_of!(Connection, state), 27);
     assert_eq!(offset_of!(Connection, client_port), 28);
-    assert_eq!(offset_of!(Connection, padding), 30);
+    assert_eq!(offset_of!(Connection, used), 30);
+    assert_eq!((offset_of!(Allowance, refused), size_of::<Allowance>()), (8, 16));
 }

@@ -10,7 +10,7 @@ use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf_types::{
-    Address, EARLY, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni,
+    Address, Allowance, EARLY, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni,
 };
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -18,7 +18,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, attach, sockets, syscall, xdp};
+use super::{Counters, Programs, ProgramsError, Take, Visit, attach, sockets, syscall, xdp};
 use crate::memory;
 
 /// The programs, as the build script made them.
@@ -91,6 +91,15 @@ impl Default for MapSizes {
             maglev: 1 << 21,
             connections: 131_072,
         }
+    }
+}
+
+impl MapSizes {
+    /// Entries of [`MapSizes::connections`] for a host with so much memory: they and those that are not answered yet take
+    /// less than a hundredth of it, where that is more than 20 MB. A power of two, so that almost equal hosts have equal tables.
+    pub fn connections_for(memory: u64) -> u32 {
+        let entries = (memory >> 16).clamp(1 << 17, 1 << 20);
+        1 << entries.ilog2()
     }
 }
 
@@ -359,6 +368,26 @@ impl Programs for Datapath {
 
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
         self.loaded()?.maps.tables().connections()
+    }
+
+    fn connections_room(&mut self) -> Result<u64, ProgramsError> {
+        Ok(self.loaded()?.maps.tables().connections_room())
+    }
+
+    fn visit_connections(&mut self, visit: &mut Visit<'_>) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.tables().visit_connections(visit)
+    }
+
+    fn forget_connections(&mut self, takes: &mut Take<'_>) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.tables().forget_connections(takes)
+    }
+
+    fn allowances(&mut self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError> {
+        self.loaded()?.maps.tables().allowances()
+    }
+
+    fn set_allowances(&mut self, allowances: &BTreeMap<Vni, u64>) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.tables().set_allowances(allowances)
     }
 
     fn attach_sockets(&mut self) -> Result<(), ProgramsError> {

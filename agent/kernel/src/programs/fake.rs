@@ -4,10 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
-use mesh_ebpf_types::{Address, MapEntry, MapKey, TableEntry, TableKey, Vni};
+use mesh_ebpf_types::{
+    Address, Allowance, Connection, ConnectionKey, MapEntry, MapKey, TableEntry, TableKey, Vni,
+};
 
 use super::{
-    AttachedProgram, Attachment, Counters, MapSizes, ObservedPrograms, Pins, Programs, ProgramsError,
+    AttachedProgram, Attachment, Counters, MapSizes, ObservedPrograms, Pins, Programs, ProgramsError, Take,
+    Visit,
 };
 
 /// [`Programs`] without a kernel: remembers what it is told. Tests set the fields to play the kernel's part.
@@ -29,6 +32,10 @@ pub struct FakePrograms {
     pub maglev_limit: Option<u32>,
     /// What [`Programs::connections`] answers.
     pub connections: BTreeMap<Vni, u64>,
+    /// The established flows.
+    pub flows: BTreeMap<ConnectionKey, Connection>,
+    /// What each network may still add to them.
+    pub allowances: BTreeMap<Vni, Allowance>,
     /// Whether the programs of the host's sockets are attached.
     pub sockets: Option<AttachedProgram>,
     /// The devices that the XDP program is attached to.
@@ -148,6 +155,34 @@ impl Programs for FakePrograms {
 
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
         Ok(self.connections.clone())
+    }
+
+    fn connections_room(&mut self) -> Result<u64, ProgramsError> {
+        self.connections_size().map(u64::from)
+    }
+
+    fn visit_connections(&mut self, visit: &mut Visit<'_>) -> Result<(), ProgramsError> {
+        self.loaded()?;
+        for (key, value) in &self.flows {
+            visit(key, value);
+        }
+        Ok(())
+    }
+
+    fn forget_connections(&mut self, takes: &mut Take<'_>) -> Result<(), ProgramsError> {
+        self.flows.retain(|key, value| !takes(key, value));
+        Ok(())
+    }
+
+    fn allowances(&mut self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError> {
+        self.loaded()?;
+        Ok(self.allowances.clone())
+    }
+
+    fn set_allowances(&mut self, allowances: &BTreeMap<Vni, u64>) -> Result<(), ProgramsError> {
+        let allowance = |left: &u64| Allowance { left: i64::try_from(*left).unwrap_or(i64::MAX), refused: 0 };
+        self.allowances = allowances.iter().map(|(vni, left)| (*vni, allowance(left))).collect();
+        Ok(())
     }
 
     fn attach_sockets(&mut self) -> Result<(), ProgramsError> {

@@ -7,9 +7,9 @@ use std::time::Duration;
 use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use mesh_ebpf_types::{
-    Address, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, HostFlow, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network, Published,
-    PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
+    Address, Allowance, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey,
+    Endpoint, EndpointKey, HostFlow, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network,
+    Published, PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
 };
 use nix::libc;
 
@@ -21,7 +21,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 25] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 26] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -43,6 +43,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 25] = [
     (MAGLEV, MapType::Array, 4, size_of::<[u32; MAGLEV_ROW]>()),
     (CONNECTIONS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
     (PENDING, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
+    (ALLOWANCES, MapType::Hash, size_of::<Vni>(), size_of::<Allowance>()),
     (FRAGMENTS, MapType::LruHash, size_of::<ConnectionKey>(), 4),
     (SOCKET_PEERS, MapType::LruHash, size_of::<SocketPeer>(), size_of::<Address>()),
     (HOST_FLOWS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<HostFlow>()),
@@ -70,6 +71,7 @@ pub(super) const BACKEND_ADDRESSES: &str = "BACKEND_ADDRESSES";
 pub(super) const MAGLEV: &str = "MAGLEV";
 pub(super) const CONNECTIONS: &str = "CONNECTIONS";
 pub(super) const PENDING: &str = "PENDING";
+pub(super) const ALLOWANCES: &str = "ALLOWANCES";
 pub(super) const FRAGMENTS: &str = "FRAGMENTS";
 pub(super) const SOCKET_PEERS: &str = "SOCKET_PEERS";
 pub(super) const HOST_FLOWS: &str = "HOST_FLOWS";

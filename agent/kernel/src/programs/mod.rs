@@ -28,11 +28,18 @@ pub use fake::FakePrograms;
 pub use mesh_ebpf_types::{
     Address, Counter, MapEntry, MapKey, ProgramKind, Reason, TableEntry, TableKey, Vni,
 };
+use mesh_ebpf_types::{Allowance, Connection, ConnectionKey};
 pub use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins};
 pub use probe::direct_encapsulation;
 
 /// What the programs counted, by network and reason, summed over CPUs.
 pub type Counters = BTreeMap<(Vni, Reason), Counter>;
+
+/// Looks at an entry of the map of flows.
+pub type Visit<'a> = dyn FnMut(&ConnectionKey, &Connection) + 'a;
+
+/// Chooses entries of the map of flows.
+pub type Take<'a> = dyn FnMut(&ConnectionKey, &Connection) -> bool + 'a;
 
 /// The eBPF side of the kernel. Each call makes one attempt; only the loop repeats.
 ///
@@ -94,6 +101,21 @@ pub trait Programs {
     /// How many entries the flows of each network have among the answered ones; those of flows to published ports, on
     /// the node that they came in by, are counted with [`Vni::NONE`]. Reads the whole map.
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError>;
+
+    /// How many entries can be in that map before it forgets any: a few are each processor's own.
+    fn connections_room(&mut self) -> Result<u64, ProgramsError>;
+
+    /// Shows each entry of that map.
+    fn visit_connections(&mut self, visit: &mut Visit<'_>) -> Result<(), ProgramsError>;
+
+    /// Removes the entries of that map that are chosen when shown.
+    fn forget_connections(&mut self, takes: &mut Take<'_>) -> Result<(), ProgramsError>;
+
+    /// How many more entries each network may make there.
+    fn allowances(&mut self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError>;
+
+    /// Sets how many more entries each network may make there. Networks that are not named share that of [`Vni::NONE`].
+    fn set_allowances(&mut self, allowances: &BTreeMap<Vni, u64>) -> Result<(), ProgramsError>;
 
     /// Attaches the programs of the host's own sockets, those of the calling thread's network namespace, or puts the current
     /// ones in the place of earlier ones. Without a cgroup2 hierarchy it is an error.

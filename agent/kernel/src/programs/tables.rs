@@ -9,17 +9,17 @@ use std::time::Duration;
 use aya::Pod;
 use aya::maps::MapData;
 use mesh_ebpf_types::{
-    Backend, Connection, ConnectionKey, EndpointKey, HostFlow, MAGLEV_ROW, Published, PublishedKey, Service,
+    Allowance, Backend, ConnectionKey, EndpointKey, HostFlow, MAGLEV_ROW, Published, PublishedKey, Service,
     ServiceKey, TableEntry, TableKey, Vni, WATCHED,
 };
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
-use super::ProgramsError;
 use super::bpffs::Pins;
 use super::maps;
 use super::syscall;
 use super::words::Words;
+use super::{ProgramsError, Take, Visit};
 use crate::conntrack;
 
 /// Entries of `MAGLEV` in one element of the array.
@@ -38,6 +38,7 @@ pub(super) struct Tables {
     addresses: OwnedFd,
     connections: OwnedFd,
     connections_size: u32,
+    allowances: OwnedFd,
     maglev: Words,
 }
 
@@ -69,6 +70,7 @@ impl Tables {
             addresses: open(maps::BACKEND_ADDRESSES)?,
             connections: open(maps::CONNECTIONS)?,
             connections_size: size(maps::CONNECTIONS)?,
+            allowances: open(maps::ALLOWANCES)?,
             maglev: Words::new(open(maps::MAGLEV)?, elements * MAGLEV_ROW),
         })
     }
@@ -179,6 +181,14 @@ impl Tables {
         self.connections_size
     }
 
+    /// How many entries `CONNECTIONS` can have before it forgets any: each processor takes some that are free in advance.
+    pub(super) fn connections_room(&self) -> u64 {
+        const TAKEN_IN_ADVANCE: u64 = 128;
+        let size = u64::from(self.connections_size);
+        let processors = aya::util::nr_cpus().unwrap_or(1) as u64;
+        size.saturating_sub(processors * TAKEN_IN_ADVANCE).max(size / 2)
+    }
+
     /// Writes entries of `MAGLEV`.
     pub(super) fn write_maglev(&self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
         match self.maglev.write(first as usize, backends) {
@@ -198,11 +208,47 @@ impl Tables {
     /// Entries of `CONNECTIONS`, by network.
     pub(super) fn connections(&self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
         let mut counts = BTreeMap::new();
-        dump(&self.connections, maps::CONNECTIONS, |key: ConnectionKey, _: Connection| {
+        self.visit_connections(&mut |key, _| {
             let [v0, v1, v2] = key.vni;
             *counts.entry(Vni([0, v0, v1, v2])).or_default() += 1;
         })?;
         Ok(counts)
+    }
+
+    /// Shows the entries of `CONNECTIONS`.
+    pub(super) fn visit_connections(&self, visit: &mut Visit<'_>) -> Result<(), ProgramsError> {
+        dump(&self.connections, maps::CONNECTIONS, |key, value| visit(&key, &value))
+    }
+
+    /// Removes entries of `CONNECTIONS`.
+    pub(super) fn forget_connections(&self, takes: &mut Take<'_>) -> Result<(), ProgramsError> {
+        let mut chosen: Vec<ConnectionKey> = Vec::new();
+        dump(&self.connections, maps::CONNECTIONS, |key, value| {
+            if takes(&key, &value) {
+                chosen.push(key);
+            }
+        })?;
+        delete(&self.connections, maps::CONNECTIONS, &chosen)
+    }
+
+    /// The entries of `ALLOWANCES`.
+    pub(super) fn allowances(&self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError> {
+        let mut allowances = BTreeMap::new();
+        dump(&self.allowances, maps::ALLOWANCES, |vni: Vni, value: Allowance| {
+            allowances.insert(vni, value);
+        })?;
+        Ok(allowances)
+    }
+
+    /// Makes these the entries of `ALLOWANCES`.
+    pub(super) fn set_allowances(&self, allowances: &BTreeMap<Vni, u64>) -> Result<(), ProgramsError> {
+        let allowance = |(vni, left): (&Vni, &u64)| {
+            (*vni, Allowance { left: i64::try_from(*left).unwrap_or(i64::MAX), refused: 0 })
+        };
+        let entries: Vec<_> = allowances.iter().map(allowance).collect();
+        let gone = self.allowances()?.into_keys().filter(|vni| !allowances.contains_key(vni));
+        delete(&self.allowances, maps::ALLOWANCES, &gone.collect::<Vec<_>>())?;
+        put(&self.allowances, maps::ALLOWANCES, &entries)
     }
 }
 

@@ -1,5 +1,6 @@
 //! The connection table against a model of it: random packets through the programs of two nodes, while backends come and go.
 
+mod allowance;
 mod model;
 mod packet;
 mod same_ports;

@@ -140,8 +140,12 @@ fn member_status() -> v1::StatusResponse {
         bytes: 120,
         network: network.into(),
     };
-    let connections =
-        |vni, network: &str, entries| v1::NetworkConnections { vni, network: network.into(), entries };
+    let connections = |vni, network: &str, entries| v1::NetworkConnections {
+        vni,
+        network: network.into(),
+        entries,
+        forgotten: 0,
+    };
     v1::StatusResponse {
         version: "0.1.0".into(),
         membership: "member".into(),

@@ -78,7 +78,10 @@ fn connections(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result 
     let entries = entries.into_iter().map(|((vni, name), entries)| (network(name, vni), entries));
     let help =
         "Entries in the table of flows to services; VNI 0: to published ports that came in by this host.";
-    to.gauge(family("mesh_connections", help), entries)
+    to.gauge(family("mesh_connections", help), entries)?;
+    let forgotten = connections.networks.iter().map(|one| (network(&one.network, one.vni), one.forgotten));
+    let help = "Entries that were removed because their network had more than its share.";
+    to.counter(family("mesh_connections_forgotten", help), forgotten)
 }
 
 /// The networks, by VNI and name, of which anything is counted, and none in particular.
@@ -246,8 +249,12 @@ mod tests {
 
     #[test]
     fn a_network_without_flows_has_none_of_them_and_is_told_once() {
-        let entries =
-            |vni, network: &str, entries| v1::NetworkConnections { vni, network: network.into(), entries };
+        let entries = |vni, network: &str, entries| v1::NetworkConnections {
+            vni,
+            network: network.into(),
+            entries,
+            forgotten: 0,
+        };
         let counter = |vni, network: &str| v1::Counter {
             vni,
             network: network.into(),

@@ -39,13 +39,18 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, platform: &Platfo
         Err(ProgramsError::NotLoaded) => return,
         Err(error) => Err(error),
         Ok(size) => {
-            response.problems.extend(kept(size, platform.connection_entries));
+            let wanted = platform.connection_entries.unwrap_or(size);
+            response.problems.extend(kept(size, wanted));
+            response.problems.extend(member.fairness.problems(|vni| name(member, vni)));
             member.occupancy.count(platform).await.map(|counts| (size, counts))
         }
     };
     match told {
         Ok((capacity, counts)) => {
-            let networks = counts.into_iter().map(|(vni, entries)| of_network(member, vni, entries));
+            let forgotten = member.fairness.forgotten();
+            let networks = counts.into_iter().map(|(vni, entries)| {
+                of_network(member, vni, entries, forgotten.get(&vni).copied().unwrap_or_default())
+            });
             response.connections =
                 Some(v1::Connections { capacity: capacity.into(), networks: networks.collect() });
         }
@@ -53,11 +58,16 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, platform: &Platfo
     }
 }
 
-fn of_network(member: &Member, vni: Vni, entries: u64) -> v1::NetworkConnections {
-    let network = mesh_model::Vni::try_from(vni.number()).ok().and_then(|vni| {
+fn of_network(member: &Member, vni: Vni, entries: u64, forgotten: u64) -> v1::NetworkConnections {
+    v1::NetworkConnections { vni: vni.number(), network: name(member, vni), entries, forgotten }
+}
+
+/// A network's name; empty if it is not known.
+fn name(member: &Member, vni: Vni) -> String {
+    let name = mesh_model::Vni::try_from(vni.number()).ok().and_then(|vni| {
         member.agent.read(|state| state.view.network_by_vni(vni).map(|network| network.name.to_string()))
     });
-    v1::NetworkConnections { vni: vni.number(), network: network.unwrap_or_default(), entries }
+    name.unwrap_or_default()
 }
 
 /// The table that an earlier agent made keeps its size, for the flows that are in it: a line if it should have another one.

@@ -7,9 +7,9 @@ use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
-    Address, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint, EndpointKey,
-    HostFlow, Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service, ServiceKey,
-    SocketPeer, Vni, host_published_number,
+    Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
+    EndpointKey, HostFlow, Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service,
+    ServiceKey, SocketPeer, Vni, host_published_number,
 };
 
 use super::received::{Received, ReceivedKey};
@@ -50,6 +50,7 @@ map!(CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(655
 map!(PENDING: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(16384, 0));
 // What the host, or something behind its NAT, began from a port that is published.
 map!(HOST_FLOWS: LruHashMap<ConnectionKey, HostFlow> = LruHashMap::pinned(8192, 0));
+map!(ALLOWANCES: HashMap<Vni, Allowance> = HashMap::pinned(8192, BPF_F_NO_PREALLOC));
 map!(SOCKET_PEERS: LruHashMap<SocketPeer, Address> = LruHashMap::pinned(16384, 0));
 // The cookie of the network namespace whose sockets may use published ports; 0 for none.
 map!(NETNS: Array<u64> = Array::pinned(1, 0));

@@ -1,6 +1,7 @@
 //! Two nodes, the programs of both on real maps: what one sends to the other, the other receives.
 
 use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::process::Command;
 
 use aya::maps::{HashMap, Map, MapData};
@@ -306,6 +307,14 @@ impl World {
         let counts = self.nodes[node].datapath.connections().expect("counted");
         let count = |vni| counts.get(&vni).map_or(0, |count| usize::try_from(*count).expect("few"));
         [count(addresses.vni()), count(Vni::NONE)]
+    }
+
+    /// Sets how many more entries the case's network may establish on each node.
+    pub(super) fn allow(&mut self, addresses: Addresses, left: u64) {
+        for instance in &mut self.nodes {
+            let allowances = BTreeMap::from([(addresses.vni(), left)]);
+            instance.datapath.set_allowances(&allowances).expect("written");
+        }
     }
 
     /// What becomes of what an endpoint sends, on one of the CPUs.

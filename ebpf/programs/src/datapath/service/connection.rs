@@ -3,13 +3,14 @@
 //! `CONNECTIONS` holds what has been answered and used since; `PENDING`, smaller, what has not, and what is over. So
 //! neither a flood of new flows nor many short ones push idle connections out.
 
-use mesh_ebpf::transport::{FIN, RST, SYN, swapped};
+use mesh_ebpf::transport::{FIN, RST, swapped};
 use mesh_ebpf::{flow, ip};
 use mesh_ebpf_types::{
     AFFINITY_CLIENT_IP, ANSWERED, Address, BACKEND_FINISHED, Backend, CLIENT_FINISHED, CLOSED, Connection,
-    ConnectionKey, ConnectionKind, DIRECT_RETURN, DRAINING, FAILING,
+    ConnectionKind, DIRECT_RETURN, DRAINING, FAILING,
 };
 
+use super::allowance::{note_use, promote};
 use super::flows;
 use super::packet::{ERROR, LATER};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
@@ -44,8 +45,7 @@ pub(in crate::datapath) fn choose() -> u32 {
     if packet.class == ERROR || packet.class == LATER {
         return number;
     }
-    packet.found =
-        Connection { backend: number, kind: ConnectionKind::Forward as u8, ..Connection::default() };
+    packet.found = forward(number, packet.reply_vni);
     begin(number);
     number
 }
@@ -59,6 +59,13 @@ fn keeps(backend: &Backend) -> bool {
     let Some(packet) = packet() else { return false };
     let leaves = if packet.key.protocol == ip::TCP { FAILING } else { FAILING | DRAINING };
     packet.starts == 0 || backend.flags & leaves == 0
+}
+
+/// The entry of a flow towards that backend, of a network with that VNI.
+#[inline(always)]
+pub(super) fn forward(backend: u32, [v0, v1, v2]: [u8; 3]) -> Connection {
+    let kind = ConnectionKind::Forward as u8;
+    Connection { backend, node: [0, v0, v1, v2], kind, ..Connection::default() }
 }
 
 /// Makes the entry of a flow that begins with that backend.
@@ -89,13 +96,14 @@ pub(super) fn known() -> u32 {
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.key) {
         // SAFETY: entries of preallocated maps always are memory of the map. This one may have become another flow's by
         // now: then this packet goes astray, as it would have without an entry.
-        let value = unsafe { &*connection };
+        let value = unsafe { &mut *connection };
         packet.client_port = value.port;
+        note_use(value);
         return value.backend;
     }
     let Some(connection) = PENDING.get_ptr_mut(&packet.key) else { return NO_BACKEND };
     // SAFETY: as above.
-    let value = unsafe { &*connection };
+    let value = unsafe { &mut *connection };
     if packet.starts != 0 && value.state & (ANSWERED | CLOSED) != ANSWERED {
         return NO_BACKEND;
     }
@@ -133,13 +141,6 @@ fn pick() -> u32 {
     }
     let hash = flow::balance(&packet.key, flags & AFFINITY_CLIENT_IP != 0);
     maps::maglev(first.wrapping_add(flow::entry(hash, size)))
-}
-
-#[inline(always)]
-pub(super) fn promote(key: &ConnectionKey, value: &Connection) {
-    if CONNECTIONS.insert(key, value, 0).is_ok() {
-        let _ = PENDING.remove(key);
-    }
 }
 
 /// Notes that what [`super::packet::Packet::other`] is the key of was answered. Whether that is new.

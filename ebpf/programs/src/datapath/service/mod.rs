@@ -9,6 +9,7 @@
 //! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
 //! | [`own`] | which packets to published ports are not the service's, but the host's own |
 //! | [`flows`] | what passed lately: the short way of all of these |
+//! | [`allowance`] | how many flows a network may have |
 //! | [`connection`] | which backend a flow has, and whether it is over |
 //! | [`replies`] | what replies become, and which are whose |
 //!
@@ -19,6 +20,7 @@
 //! The stack of all functions that are called within each other is 512 bytes, and there may be eight of them. So the parts
 //! do not call each other, but tell what comes next ([`run`]).
 
+mod allowance;
 pub(super) mod connection;
 pub(super) mod flows;
 pub(super) mod inbound;

@@ -12,7 +12,8 @@ use mesh_ebpf_types::{
     ANSWERED, Address, BACKEND_FINISHED, BEGINS, CLOSED, CONTESTED, Connection, ConnectionKind,
 };
 
-use super::connection::{NO_BACKEND, begins_connection, finish, known, mark_answered, opposite_key, promote};
+use super::allowance::{note_use, promote};
+use super::connection::{NO_BACKEND, begins_connection, finish, forward, known, mark_answered, opposite_key};
 use super::flows;
 use super::packet::{ERROR, FLOW, LATER, is_same as same_address};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
@@ -86,6 +87,7 @@ fn is_expected(backend: u32, kind: u32, node: u32) -> bool {
     }
     if packet.class != ERROR {
         came_by(value, backend, node);
+        note_use(value);
         if !established && packet.starts == 0 && value.state & (ANSWERED | CLOSED) == ANSWERED {
             promote(&packet.other, value);
         }
@@ -137,12 +139,7 @@ fn change_port(backend: u32, kind: u32) {
         packet.client_port = flow::another_port(&packet.key, step);
         reply_key(0);
         if !is_taken(kind) {
-            packet.found = Connection {
-                backend,
-                port: packet.client_port,
-                kind: ConnectionKind::Forward as u8,
-                ..Connection::default()
-            };
+            packet.found = Connection { port: packet.client_port, ..forward(backend, packet.reply_vni) };
             let _ = PENDING.insert(&packet.key, &packet.found, 0);
             let _ = CONNECTIONS.remove(&packet.key);
             maps::renew(&packet.key);
@@ -194,7 +191,7 @@ fn await_replies(backend: u32, kind: u32, node: u32) {
     packet.found.kind = kind as u8;
     packet.found.state = if begins_connection() && may_be_direct(kind) { BEGINS } else { 0 };
     packet.found.client_port = own_port();
-    packet.found.padding = 0;
+    packet.found.used = 0;
     let _ = PENDING.insert(&packet.other, &packet.found, 0);
 }
 
@@ -292,6 +289,7 @@ pub(in crate::datapath) fn back() -> u32 {
     }
     forward_key();
     if established {
+        note_use(value);
         finish(BACKEND_FINISHED);
     } else if value.state & ANSWERED == 0 {
         value.state |= ANSWERED;

@@ -1,0 +1,151 @@
+//! How many entries of the table of established flows each network may have.
+//!
+//! The table forgets the entry that was unused for longest when it is full, whosever it is. So it is never full: the programs
+//! establish a flow only while its network has an *allowance* left, and the allowances of all networks together are less
+//! than what is free. Half of the table is guaranteed, in equal parts; the other half is lent to whoever needs it. When that
+//! runs out, the networks that have borrowed most forget entries.
+
+mod choice;
+
+use std::collections::BTreeMap;
+
+pub use choice::{Choice, Chooser, clock, network};
+use mesh_ebpf_types::Vni;
+
+/// This part of the table stays free: allowances are spent while they are counted.
+const MARGIN: u64 = 16;
+
+/// What a network has of the table.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Its entries.
+    pub entries: u64,
+    /// Whether it has spent what it was last allowed, or much of that.
+    pub wants_more: bool,
+}
+
+/// What a network gets.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Share {
+    /// How many more entries it may make.
+    pub allowance: u64,
+    /// How many it has to forget first.
+    pub forget: u64,
+}
+
+/// The shares of all networks in a table of so many entries.
+pub fn shares(capacity: u64, networks: &BTreeMap<Vni, Usage>) -> BTreeMap<Vni, Share> {
+    let count = (networks.len() as u64).max(1);
+    let (guarantee, margin) = (capacity / 2 / count, capacity / MARGIN);
+    let lent = capacity.saturating_sub(margin + guarantee * count);
+    let excess = |usage: &Usage| usage.entries.saturating_sub(guarantee);
+    let borrowed: Vec<u64> = networks.values().map(excess).collect();
+    let wanting = networks.values().filter(|usage| usage.wants_more).count() as u64;
+    let total: u64 = borrowed.iter().sum();
+    let bound = lent.saturating_sub(margin);
+    let level = if wanting > 0 && total > bound { level(&borrowed, bound) } else { u64::MAX };
+    let kept: u64 = borrowed.iter().map(|borrowed| *borrowed.min(&level)).sum();
+    let pool = lent.saturating_sub(kept);
+    let share = |usage: &Usage| {
+        let forget = excess(usage).saturating_sub(level);
+        let kept = usage.entries - forget;
+        // Half of what is left goes to those that need it.
+        let part = match (wanting, usage.wants_more) {
+            (0, _) => pool / count,
+            (_, false) => pool / 2 / count,
+            (_, true) => pool / 2 / count + pool / 2 / wanting,
+        };
+        Share { allowance: guarantee.saturating_sub(kept) + part, forget }
+    };
+    networks.iter().map(|(vni, usage)| (*vni, share(usage))).collect()
+}
+
+/// The largest value to which all can be cut such that they are `bound` together at most.
+pub fn level(values: &[u64], bound: u64) -> u64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_unstable();
+    let mut left = bound;
+    for (index, value) in sorted.iter().enumerate() {
+        let others = (sorted.len() - index) as u64;
+        if value * others > left {
+            return left / others;
+        }
+        left -= value;
+    }
+    u64::MAX
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const CAPACITY: u64 = 16_000;
+
+    fn shares_of(usages: &[(u64, bool)]) -> Vec<Share> {
+        let usage = |(number, (entries, wants_more))| (Vni::new(number), Usage { entries, wants_more });
+        let networks = (1..).zip(usages.iter().copied()).map(usage).collect();
+        shares(CAPACITY, &networks).into_values().collect()
+    }
+
+    #[test]
+    fn one_network_alone_may_fill_the_table_and_then_forgets_its_own() {
+        assert_eq!(shares_of(&[(0, true)]), [Share { allowance: 15_000, forget: 0 }]);
+        let [full] = shares_of(&[(15_000, true)])[..] else { panic!("one network") };
+        assert_eq!(full, Share { allowance: 1000, forget: 1000 });
+        assert_eq!(shares_of(&[(15_000, false)]), [Share { allowance: 0, forget: 0 }]);
+    }
+
+    #[test]
+    fn a_network_that_takes_all_that_is_lent_leaves_the_others_their_guaranteed_part() {
+        let shares = shares_of(&[(11_000, true), (10, false), (0, false), (3990, false)]);
+        assert_eq!(shares.iter().map(|share| share.forget).collect::<Vec<_>>(), [2990, 0, 0, 0]);
+        assert!(shares[1].allowance >= 1990 && shares[2].allowance >= 2000, "{shares:?}");
+        let first = shares[0].allowance;
+        assert!((1..=1000).contains(&first), "{first}");
+    }
+
+    #[test]
+    fn what_is_borrowed_is_taken_back_from_the_largest_until_all_are_alike() {
+        let shares = shares_of(&[(9000, false), (6000, true)]);
+        assert_eq!((shares[0].forget, shares[1].forget), (1000, 0), "{shares:?}");
+        let shares = shares_of(&[(8000, true), (7000, true)]);
+        assert_eq!((shares[0].forget, shares[1].forget), (1000, 0), "{shares:?}");
+    }
+
+    #[test]
+    fn values_are_cut_to_a_common_level() {
+        assert_eq!(level(&[5, 1, 9], 15), u64::MAX);
+        assert_eq!(level(&[5, 1, 9], 11), 5);
+        assert_eq!(level(&[5, 1, 9], 7), 3);
+        assert_eq!(level(&[], 0), u64::MAX);
+        assert_eq!(level(&[3], 0), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn the_table_has_room_for_all_that_is_allowed(
+            usages in prop::collection::vec((0..2 * CAPACITY, any::<bool>()), 0..40),
+        ) {
+            let total: u64 = usages.iter().map(|(entries, _)| entries).sum();
+            prop_assume!(total <= CAPACITY);
+            let shares = shares_of(&usages);
+            let wanting = usages.iter().any(|(_, wants_more)| *wants_more);
+            let forgotten: u64 = shares.iter().map(|share| share.forget).sum();
+            let allowed: u64 = shares.iter().map(|share| share.allowance).sum();
+            let guarantee = CAPACITY / 2 / (usages.len() as u64).max(1);
+            for ((entries, wants_more), share) in usages.iter().zip(&shares) {
+                let kept = entries - share.forget;
+                prop_assert!(share.forget == 0 || kept >= guarantee, "{:?}", share);
+                prop_assert!(kept + share.allowance >= guarantee || *entries >= guarantee);
+                if *wants_more {
+                    prop_assert!(share.allowance > 0, "{:?}", share);
+                }
+            }
+            if wanting {
+                prop_assert!(total - forgotten + allowed <= CAPACITY, "{} {} {}", total, forgotten, allowed);
+            }
+        }
+    }
+}
