@@ -224,6 +224,7 @@ fn a_restarted_agent_writes_all_entries_before_it_replaces_a_program() {
             "put interface",
             "attach endpoint",
             "put endpoint",
+            "attach egress",
         ]
     );
 }

@@ -73,7 +73,7 @@ fn no_endpoint_forwards_unguarded(observed: &Observed) {
     }
 }
 
-/// What a step may touch: our devices, and the underlay's hook.
+/// What a step may touch: our devices, and the underlay's hooks.
 fn touches_only_ours(observed: &Observed, action: &Action) {
     let ours: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
     match action {
@@ -86,7 +86,7 @@ fn touches_only_ours(observed: &Observed, action: &Action) {
         | Action::RemoveAddress { index, .. }
         | Action::PutRoute { index, .. }
         | Action::RemoveRoute { index, .. } => assert!(ours.contains(index), "{action:?}"),
-        Action::Attach(Attachment { ifindex, kind: ProgramKind::Underlay }) => {
+        Action::Attach(Attachment { ifindex, kind: ProgramKind::Underlay | ProgramKind::Egress }) => {
             assert_eq!(*ifindex, UNDERLAY_INDEX);
         }
         Action::Attach(Attachment { ifindex, .. }) => assert!(ours.contains(ifindex), "{action:?}"),
@@ -104,7 +104,7 @@ fn respects_order(observed: &Observed, action: &Action) {
             );
         }
         Action::Attach(Attachment {
-            kind: ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host,
+            kind: ProgramKind::Underlay | ProgramKind::Overlay | ProgramKind::Host | ProgramKind::Egress,
             ..
         }) => {
             assert!(observed.programs.entries.contains_key(&MapKey::Config), "attached before CONFIG");
