@@ -11,9 +11,10 @@ use hickory_proto::{
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpStream, UdpSocket},
+    net::{TcpSocket, UdpSocket},
 };
 
+use crate::marked;
 use crate::message::{HEADER_SIZE, Transport, edns};
 
 /// A question as it is sent to resolvers. EDNS is between neighbours (RFC 6891, section 6.2.6), so the client's options
@@ -70,7 +71,10 @@ async fn ask_udp(
     };
     let socket = UdpSocket::bind(any).await?;
     // The kernel drops what others send, and tells when nobody listens there.
-    socket.connect(resolver).await?;
+    let mark = marked::towards(&socket, resolver.ip());
+    let connected = socket.connect(resolver).await;
+    marked::end(&socket, mark);
+    connected?;
     socket.send(message).await?;
     let mut buffer = vec![0; usize::from(u16::MAX)];
     loop {
@@ -87,7 +91,13 @@ async fn ask_tcp(
     message: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
 ) -> io::Result<Reply> {
-    let mut stream = TcpStream::connect(resolver).await?;
+    let socket = match resolver {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    let mark = marked::towards(&socket, resolver.ip());
+    let mut stream = socket.connect(resolver).await?;
+    marked::end(&stream, mark);
     // A question is some hundred octets at most.
     let length = u16::try_from(message.len()).map_err(io::Error::other)?;
     stream.write_all(&[&length.to_be_bytes(), message].concat()).await?;

@@ -36,6 +36,7 @@
 mod exchange;
 mod forward;
 mod lookup;
+mod marked;
 mod message;
 mod network;
 mod server;

@@ -188,7 +188,9 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             .iter()
             .filter(|(index, _)| !ours.contains(index))
             .map(|(_, address)| address.address)
-            .filter(|address| !address.is_loopback() && !is_link_local(*address));
+            .filter(|address| {
+                !address.is_loopback() && !is_link_local(*address) && !is_autoconfigured(*address)
+            });
         let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
         let observed = Observed {
             foreign_indexes: foreign_indexes.collect(),
@@ -236,6 +238,11 @@ fn underlay(
     let (index, _) = holders.next()?;
     let link = links.iter().find(|link| link.index == *index)?;
     Some(UnderlayLink { name: link.name.parse().ok()?, index: *index, mtu: link.mtu, mac: link.mac() })
+}
+
+/// An IPv4 link-local address (RFC 3927): of no use beyond its link, as those of IPv6.
+fn is_autoconfigured(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V4(address) if address.is_link_local())
 }
 
 /// An IPv6 link-local address (RFC 4291, section 2.5.6): the kernel makes those itself.

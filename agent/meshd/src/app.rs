@@ -121,7 +121,7 @@ pub fn config_problem(error: &ConfigError) -> Problem {
     let problem = Problem::new(ProblemKind::Usage, error.to_string());
     match error {
         ConfigError::Content { .. } => problem.hint(
-            "the keys are state_dir, run_dir, socket, bpffs_dir, encapsulation, xdp, wireguard_engine, wireguard_port, rotate_keys, resolv_conf, service_table_entries, connection_entries, metrics_addr and log; all may be left out",
+            "the keys are state_dir, run_dir, socket, bpffs_dir, encapsulation, xdp, wireguard_engine, wireguard_port, rotate_keys, resolv_conf, publish_interfaces, service_table_entries, connection_entries, metrics_addr and log; all may be left out",
         ),
         ConfigError::Log { .. } => problem.hint("use error, warn, info, debug or trace"),
         ConfigError::Read { .. } | ConfigError::Relative { .. } | ConfigError::Entries { .. } => problem,

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use clap::Parser;
 use mesh_kernel::programs::MapSizes;
+use mesh_model::InterfacePatterns;
 use serde::Deserialize;
 
 /// The file that is read when `--config` names none; it need not exist.
@@ -165,6 +166,7 @@ struct File {
     encapsulation: Option<EncapsulationChoice>,
     xdp: Option<XdpChoice>,
     resolv_conf: Option<PathBuf>,
+    publish_interfaces: Option<InterfacePatterns>,
     service_table_entries: Option<u32>,
     connection_entries: Option<u32>,
     wireguard_engine: Option<WireguardEngine>,
@@ -191,6 +193,8 @@ pub struct Config {
     pub xdp: XdpChoice,
     /// Names the resolvers of all names that are none of the mesh's (resolv.conf(5)).
     pub resolv_conf: PathBuf,
+    /// The host's interfaces that answer published ports; all of them unless set.
+    pub publish_interfaces: InterfacePatterns,
     /// Entries of all services' tables of backends, in all, of four bytes each, to begin with: there will be as many as
     /// services take.
     pub service_table_entries: u32,
@@ -284,6 +288,7 @@ impl Config {
             encapsulation: flags.encapsulation.or(file.encapsulation).unwrap_or_default(),
             xdp: flags.xdp.or(file.xdp).unwrap_or_default(),
             resolv_conf: pick(&flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf".into()),
+            publish_interfaces: file.publish_interfaces.unwrap_or_default(),
             service_table_entries: file.service_table_entries.unwrap_or(sizes.maglev),
             connection_entries: file.connection_entries,
             wireguard_engine: flags.wireguard_engine.or(file.wireguard_engine).unwrap_or_default(),
@@ -384,6 +389,19 @@ mod tests {
         assert_eq!(load("connection_entries = 4096", &[]).unwrap().connection_entries, Some(4096));
         let error = load("service_table_entries = 5", &[]).unwrap_err().to_string();
         assert!(error.contains("service_table_entries 5: must be 1024 to"), "{error}");
+    }
+
+    #[test]
+    fn interfaces_that_answer_published_ports_are_chosen_by_patterns() {
+        let includes = |text: &str, name: &str| {
+            load(text, &[]).unwrap().publish_interfaces.include(&name.parse().unwrap())
+        };
+        assert!(includes("", "eth1") && includes("publish_interfaces = ['!docker*']", "eth1"));
+        assert!(!includes("publish_interfaces = ['eth*', '!eth1']", "eth1"));
+        for (wrong, why) in [("[]", "empty"), ("['a b']", "matches no interface"), ("'eth0'", "sequence")] {
+            let error = load(&format!("publish_interfaces = {wrong}"), &[]).unwrap_err().to_string();
+            assert!(error.contains("line 1") && error.contains(why), "{error}");
+        }
     }
 
     #[test]

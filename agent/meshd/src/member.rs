@@ -11,9 +11,9 @@ use jiff::{SignedDuration, Timestamp};
 use mesh_control::{Manager, NodeIdentity, NodeKey};
 use mesh_ipam::Delays;
 use mesh_kernel::Event;
-use mesh_model::Node;
 use mesh_model::cluster::Cluster;
 use mesh_model::desired::Encapsulation;
+use mesh_model::{InterfacePatterns, Node};
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
 use serde::{Deserialize, Serialize};
@@ -79,6 +79,8 @@ pub struct Platform {
     pub encapsulation_reason: String,
     /// Whether the data-path device's driver sends on what only passes through.
     pub xdp: XdpChoice,
+    /// The host's interfaces that answer published ports.
+    pub publish_interfaces: InterfacePatterns,
     /// When addresses and blocks may be used again.
     pub delays: Delays,
     /// What a name server needs; without it there is none.
@@ -153,7 +155,7 @@ impl Member {
         let (node, encapsulation) = (membership.node.clone(), platform.encapsulation);
         let agent = Agent::load(node, fresh, encapsulation, paths, platform.delays)
             .map_err(|error| not_written(&error))?;
-        let agent = Arc::new(agent);
+        let agent = Arc::new(agent.publishing_on(platform.publish_interfaces.clone()));
         let (manager, listener) = match control_plane {
             Some(ControlPlane { manager, listener }) => (Some(manager), Some(listener)),
             None => (None, None),

@@ -38,6 +38,7 @@ pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
         encapsulation,
         encapsulation_reason,
         xdp: config.xdp,
+        publish_interfaces: config.publish_interfaces.clone(),
         delays: Delays::default(),
         name_server: Some(dns::Settings {
             run_dir: config.run_dir.clone(),

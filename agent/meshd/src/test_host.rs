@@ -13,7 +13,7 @@ use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, P
 use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
-use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix, PublishedPort};
+use mesh_model::{Action, Desired, IfName, InterfacePatterns, Mtu, Observed, Prefix, PublishedPort};
 use mesh_wireguard::{EngineConfig, EngineKind, EngineStatus, FakeEngine, WireguardEngine};
 use tokio::sync::mpsc;
 
@@ -238,6 +238,7 @@ pub(crate) fn platform(dir: &Path, host: Arc<TestHost>, kernel: &TestKernel) -> 
         encapsulation: Encapsulation::Direct,
         encapsulation_reason: "as the test wants it".to_owned(),
         xdp: XdpChoice::default(),
+        publish_interfaces: InterfacePatterns::default(),
         delays: Delays::default(),
         name_server: None,
         engines: Arc::new(TestEngines::default()),

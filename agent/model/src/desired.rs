@@ -6,7 +6,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Endpoint, EndpointId, Lease, Mtu, Network, NetworkId, NodeId};
+use crate::{Endpoint, EndpointId, InterfacePatterns, Lease, Mtu, Network, NetworkId, NodeId};
 
 /// How packets of clear networks are wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -49,6 +49,8 @@ pub struct Desired {
     pub node: NodeId,
     /// Its side of the underlay.
     pub underlay: Underlay,
+    /// The host's interfaces that answer published ports.
+    pub publish_interfaces: InterfacePatterns,
     /// All nodes of the cluster, this one included: the only addresses that VXLAN is taken from.
     pub nodes: BTreeMap<NodeId, Peer>,
     /// The networks that this node holds leases in.

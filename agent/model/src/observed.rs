@@ -25,7 +25,7 @@ pub struct Observed {
     pub underlay: Option<UnderlayLink>,
     /// Addresses of `mesh0`, link-local ones of IPv6 left out: the kernel gives and takes those itself.
     pub host_addresses: BTreeSet<InterfaceAddress>,
-    /// The host's own addresses, on any interface but ours: loopback and IPv6 link-local ones left out.
+    /// The host's own addresses, on any interface but ours: loopback and link-local ones left out.
     pub own_addresses: BTreeSet<IpAddr>,
     /// Routes out of `mesh0`, those that the kernel makes with an address left out.
     pub host_routes: BTreeSet<HostRoute>,

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv6Addr};
 
 use mesh_ebpf_types::{
     FROM_EVEN_KEY, FROM_ODD_KEY, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, MapEntry, MapKey, ProgramKind,
+    UNPUBLISHED,
 };
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
@@ -102,6 +103,7 @@ impl Wanted {
         wanted.attach(ProgramKind::Host, naming::HOST_LEG_PEER_INDEX);
         wanted.attach(ProgramKind::Overlay, naming::VXLAN_INDEX);
         wanted.underlay(desired, observed, host_mac);
+        wanted.publish(desired, observed);
         wanted.put(entries::members(desired));
         let foreign = desired.networks.values().filter(|network| !local.contains_key(&network.id));
         wanted.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
@@ -127,6 +129,9 @@ impl Wanted {
         if let Some(link) = &observed.underlay {
             config.underlay_ifindex = link.index;
             config.underlay_mtu = link.mtu;
+            if !desired.publish_interfaces.include(&link.name) {
+                config.flags |= UNPUBLISHED;
+            }
             self.attach(ProgramKind::Underlay, link.index);
             self.attach(ProgramKind::Egress, link.index);
             if desired.underlay.address.is_ipv4() {
@@ -161,6 +166,26 @@ impl Wanted {
             config.flags |= from_keys(desired, observed);
         }
         self.put([MapEntry::Config(config)]);
+    }
+
+    /// Published ports are answered on the host's other interfaces too: what the data-path interface receives, its own program
+    /// looks at. What leaves is looked at on every interface.
+    fn publish(&mut self, desired: &Desired, observed: &Observed) {
+        let attached = self.attachments.iter();
+        let underlay: BTreeSet<u32> = attached
+            .filter(|attachment| attachment.kind == ProgramKind::Underlay)
+            .map(|attachment| attachment.ifindex)
+            .collect();
+        for (index, interface) in &observed.host_interfaces {
+            if interface.ethernet {
+                self.attach(ProgramKind::Egress, *index);
+            }
+            if underlay.contains(index) || !desired.publish_interfaces.include(&interface.name) {
+                continue;
+            }
+            let kind = if interface.ethernet { ProgramKind::Published } else { ProgramKind::PublishedLayer3 };
+            self.attach(kind, *index);
+        }
     }
 
     /// What the host itself sends to published ports has to come to `host`.

@@ -7,6 +7,8 @@
 //! | `overlay` | the VXLAN device | what the underlay program left to it |
 //! | `host` | `mesh0p` | what the host sends to endpoints and to published ports |
 //! | `wireguard` | `meshwg0` | what the WireGuard engine decrypted |
+//! | `published` | the host's other interfaces | packets to published ports; everything else passes untouched |
+//! | `published_l3` | the same without Ethernet headers | the same |
 //!
 //! `egress` stands at the egress of the data-path device, and sees what leaves after the host's own NAT.
 //!

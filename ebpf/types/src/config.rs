@@ -15,6 +15,9 @@ pub const FROM_EVEN_KEY: u8 = 4;
 /// device's key is replaced nobody can tell which will encrypt a packet, and the other end takes what agrees with the key.
 pub const FROM_ODD_KEY: u8 = 8;
 
+/// [`Config::flags`]: what arrives at the data-path device is for no published port.
+pub const UNPUBLISHED: u8 = 16;
+
 /// How packets to other nodes get their outer headers.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -48,7 +51,7 @@ pub struct Config {
     pub vxlan_port: [u8; 2],
     /// An [`Encapsulation`], as its number.
     pub encapsulation: u8,
-    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`], [`FROM_EVEN_KEY`], [`FROM_ODD_KEY`].
+    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`], [`FROM_EVEN_KEY`], [`FROM_ODD_KEY`], [`UNPUBLISHED`].
     pub flags: u8,
     /// This node's own number in WireGuard; 0 while it has none.
     pub wireguard_peer: u16,

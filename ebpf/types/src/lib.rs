@@ -21,7 +21,9 @@ mod tag;
 mod wireguard;
 
 pub use address::{Address, Mac, Vni};
-pub use config::{Config, DIRECT_RETURN, EVENTS_WANTED, Encapsulation, FROM_EVEN_KEY, FROM_ODD_KEY};
+pub use config::{
+    Config, DIRECT_RETURN, EVENTS_WANTED, Encapsulation, FROM_EVEN_KEY, FROM_ODD_KEY, UNPUBLISHED,
+};
 pub use counters::{Counter, CounterKey, Event, Reason};
 pub use derived::{NextHop, derived_mac, next_hop};
 pub use entry::{MapEntry, MapKey};
@@ -60,6 +62,7 @@ pub const WIREGUARD_OVERHEAD_IPV4: u16 = 60;
 pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
 
 /// The mark (`skb->mark`) of what Mesh itself sends between nodes: by it the `egress` program tells Mesh's packets from others.
+/// A socket of the agent has it (`SO_MARK`) while it connects to a resolver on its own host: it reaches no published port.
 ///
 /// Marks are lost between network namespaces, and to set one takes `CAP_NET_ADMIN` or `CAP_NET_RAW` over the host's: who has
 /// that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so that a secret value would keep nobody out. The bits

@@ -14,14 +14,27 @@ pub enum ProgramKind {
     Host,
     /// `meshwg0`: what the WireGuard engine decrypted.
     Wireguard,
-    /// Data-path device: everything that leaves, after the host's NAT.
+    /// The host's interfaces with Ethernet headers, the data-path device among them: everything that leaves, after the host's
+    /// NAT.
     Egress,
+    /// The host's other interfaces with Ethernet headers: packets to published ports.
+    Published,
+    /// The host's layer-3 interfaces, whose packets begin with the IP header: packets to published ports.
+    PublishedLayer3,
 }
 
 impl ProgramKind {
     /// All programs.
-    pub const ALL: [Self; 6] =
-        [Self::Endpoint, Self::Underlay, Self::Overlay, Self::Host, Self::Wireguard, Self::Egress];
+    pub const ALL: [Self; 8] = [
+        Self::Endpoint,
+        Self::Underlay,
+        Self::Overlay,
+        Self::Host,
+        Self::Wireguard,
+        Self::Egress,
+        Self::Published,
+        Self::PublishedLayer3,
+    ];
 
     /// The program's name in the object, in pins and in messages.
     pub const fn name(self) -> &'static str {
@@ -32,6 +45,8 @@ impl ProgramKind {
             Self::Host => "host",
             Self::Wireguard => "wireguard",
             Self::Egress => "egress",
+            Self::Published => "published",
+            Self::PublishedLayer3 => "published_l3",
         }
     }
 }

@@ -212,7 +212,8 @@ pub enum ConnectionKind {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Connection {
-    /// Back: what becomes of the source address. Forward: none.
+    /// Back: what becomes of the source address. Forward: in the first word, native order, the interface index of the device that
+    /// the packets of a client outside arrive at; 0 where there is no such client.
     pub address: Address,
     /// The backend's number.
     pub backend: u32,

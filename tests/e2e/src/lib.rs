@@ -6,6 +6,7 @@
 pub mod encrypted;
 pub mod openmetrics;
 pub mod service;
+pub mod tunnel;
 
 use std::collections::BTreeSet;
 use std::net::Ipv4Addr;

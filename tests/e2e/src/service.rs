@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
-use mesh_harness::traffic::{Connection, LoadReport, WebServer, load};
+use mesh_harness::traffic::{Answer, Connection, LoadReport, UdpClient, WebServer, ask, load};
 use mesh_harness::{Container, Host, Lab, Netns, Output, Result, eventually};
 use serde_json::Value;
 
@@ -101,6 +101,16 @@ pub fn wait_for_health(host: &Host, service: &str, backend: &str, health: &str) 
 /// A source that the kernel chooses.
 pub fn any_port() -> SocketAddr {
     SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)
+}
+
+/// The answers over TCP and over UDP.
+pub fn both(netns: &Netns, target: SocketAddr) -> Result<[Answer; 2]> {
+    let any: IpAddr = if target.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
+    let socket = UdpClient::bind(netns, SocketAddr::new(any, 0))?;
+    let datagram = socket.ask(target, PATIENCE)?.ok_or_else(|| {
+        mesh_harness::Error::Traffic(format!("no answer over UDP from {target} to {}", netns.name()))
+    })?;
+    Ok([ask(netns, target)?, datagram])
 }
 
 /// Asserts that `count` connections from `client` are all answered, and by backends in these shares of the whole.

@@ -3,10 +3,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
 
-use mesh_e2e::service::{add_backend, any_port, change_backend, create_service, open_connections, web};
+use mesh_e2e::service::{add_backend, any_port, both, change_backend, create_service, open_connections, web};
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, json, refused};
-use mesh_harness::traffic::{Answer, Connection, TcpSink, UdpClient, ask, tcp_send};
-use mesh_harness::{Encapsulation, Host, Lab, Netns, Result, eventually};
+use mesh_harness::traffic::{Connection, TcpSink, UdpClient, ask, tcp_send};
+use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
 const GIB: u64 = 1 << 30;
 const PORTS: [&str; 4] = ["-p", "8080:80", "-p", "8080:80/udp"];
@@ -19,17 +19,6 @@ fn lab(hosts: u8, encapsulation: Encapsulation) -> Result<Lab> {
 
 fn published(host: &Host) -> SocketAddr {
     SocketAddr::new(host.address().into(), 8080)
-}
-
-/// The answers over TCP and over UDP.
-fn both(netns: &Netns, target: SocketAddr) -> Result<[Answer; 2]> {
-    let any: IpAddr = if target.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    let socket = UdpClient::bind(netns, SocketAddr::new(any, 0))?;
-    let datagram = socket.ask(target, PATIENCE)?;
-    let datagram = datagram.ok_or_else(|| {
-        mesh_harness::Error::Traffic(format!("no answer over UDP from {target} to {}", netns.name()))
-    })?;
-    Ok([ask(netns, target)?, datagram])
 }
 
 #[test]

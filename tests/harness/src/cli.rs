@@ -33,6 +33,9 @@ enum Command {
         /// Give the machines IPv6 addresses too: `fd77::11` and so on
         #[arg(long)]
         underlay_ipv6: bool,
+        /// Give hosts a second device on a network of its own, with an outside client: 10.99.0.1 and so on
+        #[arg(long)]
+        second_nic: bool,
         /// Force how every meshd encapsulates
         #[arg(long)]
         encapsulation: Option<Encapsulation>,
@@ -134,13 +137,21 @@ impl Cli {
     pub fn run(self) -> Result<u8> {
         let open = || Lab::open(&self.prefix);
         match self.command {
-            Command::Up { hosts, underlay_mtu, underlay_ipv6, encapsulation, wireguard_engine } => {
+            Command::Up {
+                hosts,
+                underlay_mtu,
+                underlay_ipv6,
+                second_nic,
+                encapsulation,
+                wireguard_engine,
+            } => {
                 let begin = Instant::now();
                 let mut builder = Lab::builder()
                     .prefix(&self.prefix)
                     .hosts(hosts)
                     .underlay_mtu(underlay_mtu)
                     .underlay_ipv6(underlay_ipv6)
+                    .second_nic(second_nic)
                     .wireguard_engine(wireguard_engine);
                 if let Some(encapsulation) = encapsulation {
                     builder = builder.encapsulation(encapsulation);

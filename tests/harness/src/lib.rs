@@ -32,8 +32,8 @@ pub use command::{Cmd, Output};
 pub use error::{Error, Result};
 pub use ip::{ip_batch, ip_batch_in};
 pub use lab::{
-    Binaries, Container, ContainerStatus, Encapsulation, GATEWAY, Host, HostStatus, Lab, LabBuilder,
-    OUTSIDE_V4, OUTSIDE_V6, Status, wireguard_engine,
+    BEHIND_SECOND_ROUTER, Binaries, Container, ContainerStatus, Encapsulation, GATEWAY, Host, HostStatus,
+    Lab, LabBuilder, OUTSIDE_V4, OUTSIDE_V6, SECOND_ROUTER, SECOND_ROUTER_V6, Status, wireguard_engine,
 };
 pub use netns::{Netns, OwnedNetns};
 pub use poll::{eventually, poll_until};

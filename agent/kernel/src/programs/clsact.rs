@@ -268,5 +268,7 @@ const fn number(kind: ProgramKind) -> u32 {
         ProgramKind::Host => 4,
         ProgramKind::Wireguard => 5,
         ProgramKind::Egress => 6,
+        ProgramKind::Published => 7,
+        ProgramKind::PublishedLayer3 => 8,
     }
 }

@@ -53,7 +53,9 @@ impl AttachMethod {
             | ProgramKind::Overlay
             | ProgramKind::Host
             | ProgramKind::Wireguard
-            | ProgramKind::Egress => self,
+            | ProgramKind::Egress
+            | ProgramKind::Published
+            | ProgramKind::PublishedLayer3 => self,
         }
     }
 }

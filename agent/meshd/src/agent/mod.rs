@@ -14,7 +14,9 @@ use std::time::{Duration, SystemTime};
 use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
 use mesh_model::wireguard::DEFAULT_PORT;
-use mesh_model::{BackendId, Desired, Endpoint, EndpointId, NetworkId, Node, NodeId, NodeState};
+use mesh_model::{
+    BackendId, Desired, Endpoint, EndpointId, InterfacePatterns, NetworkId, Node, NodeId, NodeState,
+};
 use mesh_proto::{Problem, v1};
 use tokio::sync::{Notify, watch};
 
@@ -113,6 +115,7 @@ pub struct State {
 pub struct Agent {
     node: Node,
     encapsulation: Encapsulation,
+    publish_interfaces: InterfacePatterns,
     paths: StatePaths,
     store: EndpointStore,
     state: Mutex<State>,
@@ -212,6 +215,7 @@ impl Agent {
         Ok(Self {
             node,
             encapsulation,
+            publish_interfaces: InterfacePatterns::default(),
             paths,
             store,
             state: Mutex::new(state),
@@ -228,6 +232,13 @@ impl Agent {
             pass: watch::Sender::new(Pass::default()),
             applied: watch::Sender::new(0),
         })
+    }
+
+    /// Has published ports answered on these of the host's interfaces only.
+    #[must_use]
+    pub fn publishing_on(mut self, interfaces: InterfacePatterns) -> Self {
+        self.publish_interfaces = interfaces;
+        self
     }
 
     /// This node's identity.
@@ -319,6 +330,7 @@ impl Agent {
                 encapsulation: self.encapsulation,
                 dsr: view.cluster.dsr,
             },
+            publish_interfaces: self.publish_interfaces.clone(),
             nodes,
             // Also those without a lease here: packets to them must not take the default route.
             networks: view.networks.clone(),

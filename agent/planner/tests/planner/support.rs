@@ -6,7 +6,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use jiff::Timestamp;
 use mesh_model::desired::{Desired, Encapsulation, Peer, Underlay};
 use mesh_model::endpoint::{Endpoint, EndpointPhase, NetnsRef};
-use mesh_model::{EndpointId, Lease, LeaseState, MacAddr, Network, NetworkId, NodeId, Subnet};
+use mesh_model::{
+    EndpointId, InterfacePatterns, Lease, LeaseState, MacAddr, Network, NetworkId, NodeId, Subnet,
+};
 use proptest::prelude::*;
 
 /// The address of this node on its underlay.
@@ -207,6 +209,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
             encapsulation: Encapsulation::Direct,
             dsr: false,
         },
+        publish_interfaces: InterfacePatterns::default(),
         nodes,
         networks,
         leases,

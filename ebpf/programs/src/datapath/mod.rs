@@ -6,6 +6,7 @@ mod encapsulate;
 mod encrypt;
 mod endpoint;
 mod host;
+mod interfaces;
 mod maps;
 mod neighbour;
 mod outside;
@@ -86,6 +87,20 @@ extern "C" fn wireguard(context: *mut __sk_buff) -> Verdict {
 #[unsafe(link_section = "classifier")]
 extern "C" fn egress(context: *mut __sk_buff) -> Verdict {
     egress::egress(Skb::new(context))
+}
+
+/// Ingress of the host's other interfaces that have Ethernet headers.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn published(context: *mut __sk_buff) -> Verdict {
+    interfaces::ethernet(Skb::new(context))
+}
+
+/// Ingress of the host's layer-3 interfaces.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn published_l3(context: *mut __sk_buff) -> Verdict {
+    interfaces::layer3(Skb::new(context))
 }
 
 /// Where the driver has what arrived at the data-path device.

@@ -1,9 +1,10 @@
 //! What the kernel's routing tables are asked.
 
-/// The address family of IPv4.
+/// The address families.
 pub(super) const AF_INET: u8 = 2;
+const AF_INET6: u8 = 10;
 
-/// `struct bpf_fib_lookup`, of IPv4. Addresses are words as they lie in a packet.
+/// `struct bpf_fib_lookup`. Addresses are words as they lie in a packet; one of IPv4 is the first.
 #[repr(C)]
 pub(super) struct Route {
     pub(super) family: u8,
@@ -20,7 +21,27 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// A question for a packet by that device, or from it, as the helper's flags say.
+    /// As [`Route::new`], between addresses of either family, as words of [`mesh_ebpf_types::Address`].
+    #[inline(always)]
+    pub(super) const fn between(
+        v6: bool,
+        ifindex: u32,
+        protocol: u8,
+        source: [u32; 4],
+        destination: [u32; 4],
+    ) -> Self {
+        let [.., source_v4] = source;
+        let [.., destination_v4] = destination;
+        let mut route = Self::new(ifindex, protocol, source_v4, destination_v4);
+        if v6 {
+            route.family = AF_INET6;
+            route.source = source;
+            route.destination = destination;
+        }
+        route
+    }
+
+    /// A question for a packet of IPv4 by that device, or from it, as the helper's flags say.
     #[inline(always)]
     pub(super) const fn new(ifindex: u32, protocol: u8, source: u32, destination: u32) -> Self {
         Self {

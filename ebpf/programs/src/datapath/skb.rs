@@ -6,8 +6,9 @@ use core::ptr;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_NOT_FWDED,
-    BPF_FIB_LOOKUP_OUTPUT, BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FWD_DISABLED,
+    BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
+    BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
 use aya_ebpf::helpers::generated as helpers;
 use mesh_ebpf::headers::ETHERTYPE_IPV6;
@@ -109,6 +110,12 @@ impl Skb {
     #[inline(always)]
     pub(super) fn gso_size(self) -> u32 {
         unsafe { (*self.0).gso_size }
+    }
+
+    /// Whether the frame's destination is this host's MAC: neither another host's nor a group's.
+    #[inline(always)]
+    pub(super) fn is_for_this_host(self) -> bool {
+        unsafe { (*self.0).pkt_type == PACKET_HOST }
     }
 
     /// Whether this is a super-packet.
@@ -467,6 +474,29 @@ impl Skb {
         answer == BPF_FIB_LKUP_RET_NOT_FWDED.into()
     }
 
+    /// Whether the kernel routes such a packet out of the route's device, if it has to leave by it. Where the kernel does not tell
+    /// (forwarding is off), it does.
+    #[inline(always)]
+    pub(super) fn leads(self, route: &mut Route) -> bool {
+        let ifindex = route.ifindex;
+        let answer = self.look_up(route, BPF_FIB_LOOKUP_OUTPUT);
+        answer == BPF_FIB_LKUP_RET_FWD_DISABLED.into() || is_route(answer) && route.ifindex == ifindex
+    }
+
+    /// The device that the kernel forwards such a packet to which arrived at the route's device; that device itself where it
+    /// tells none.
+    #[inline(always)]
+    pub(super) fn way(self, route: &mut Route) -> u32 {
+        let from = route.ifindex;
+        if is_route(self.look_up(route, 0)) { route.ifindex } else { from }
+    }
+
+    #[inline(always)]
+    fn look_up(self, route: &mut Route, flags: u32) -> i64 {
+        let length = const { size_of::<Route>() as i32 };
+        unsafe { helpers::bpf_fib_lookup(self.0.cast(), ptr::from_mut(route).cast(), length, flags) }
+    }
+
     /// Delivers the frame to a MAC at the other end of a veth pair, in the namespace there.
     #[inline(always)]
     pub(super) fn deliver(self, ifindex: u32, mac: Mac) -> Result<Verdict, Refused> {
@@ -485,6 +515,12 @@ impl Skb {
             Ok(verdict(helpers::bpf_redirect_peer(ifindex, 0)))
         }
     }
+}
+
+/// Whether a route was found: its neighbour need not be known yet.
+#[inline(always)]
+fn is_route(answer: i64) -> bool {
+    answer == BPF_FIB_LKUP_RET_SUCCESS.into() || answer == BPF_FIB_LKUP_RET_NO_NEIGH.into()
 }
 
 #[inline(always)]

@@ -1,11 +1,14 @@
-//! Sockets of the host itself: what they send to a published port, of `127.0.0.1` or of the host's own addresses, never
+//! Sockets of the host itself: what they send to a published port, of `127.0.0.1`, `::1` or the host's own addresses, never
 //! leaves the host's stack by itself. Their destination becomes an address that is routed to `mesh0`, where the `host`
 //! program takes it; they go on seeing the one that they asked for.
 
 use aya_ebpf::bindings::bpf_sock_addr;
-use aya_ebpf::helpers::generated::{bpf_get_netns_cookie, bpf_get_socket_cookie};
+use aya_ebpf::helpers::generated::{
+    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+};
+use mesh_ebpf::ip;
 use mesh_ebpf_types::{
-    Address, DIRECT_RETURN, HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4, SocketPeer, host_published,
+    Address, DIRECT_RETURN, HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4, MARK, SocketPeer, host_published,
     is_host_published,
 };
 
@@ -17,6 +20,11 @@ const ALLOW: i32 = 1;
 const ANY: u8 = HOST_PUBLISHED_IPV4[3];
 /// The number of what stands for the loopback address alone.
 const LOOPBACK: u8 = LOOPBACK_PUBLISHED_IPV4[3];
+/// The loopback addresses that published ports are answered on. All others of 127.0.0.0/8 are left to the host.
+const LOOPBACK_V4: [u8; 4] = [127, 0, 0, 1];
+const LOOPBACK_V6: [u32; 4] = [0, 0, 0, u32::from_be(1)];
+/// `BPF_F_CURRENT_NETNS`: the network namespace of the socket.
+const OWN_NAMESPACE: u64 = -1_i32 as u32 as u64;
 
 /// A socket's call, with the address that it is about.
 #[derive(Clone, Copy)]
@@ -30,6 +38,44 @@ impl Call {
     fn is_of_host(self) -> bool {
         let own = NETNS.get(0).copied().unwrap_or_default();
         own != 0 && unsafe { bpf_get_netns_cookie(self.0.cast()) } == own
+    }
+
+    /// Whether the agent opened the socket. What it asks the host's resolvers must not come back to it by a service.
+    #[inline(always)]
+    fn is_of_agent(self) -> bool {
+        unsafe {
+            let socket = (*self.0).__bindgen_anon_1.sk;
+            !socket.is_null() && (*socket).mark == MARK
+        }
+    }
+
+    /// Whether a socket of the host takes what is sent to an address and port. It goes before what is published there.
+    #[inline(always)]
+    fn is_listened(self, address: Address, port: [u8; 2], protocol: u8) -> bool {
+        // `struct bpf_sock_tuple`: addresses, then ports; the sender's are zero, so that no connected socket fits.
+        let [a, b, c, d] = address.words();
+        let [p0, p1] = port;
+        let port = u32::from_ne_bytes([0, 0, p0, p1]);
+        if address.to_v4().is_some() {
+            self.looks_up([0, d, port], protocol)
+        } else {
+            self.looks_up([0, 0, 0, 0, a, b, c, d, port], protocol)
+        }
+    }
+
+    #[inline(always)]
+    fn looks_up<const N: usize>(self, mut tuple: [u32; N], protocol: u8) -> bool {
+        let (pointer, length) = (tuple.as_mut_ptr().cast(), const { size_of::<[u32; N]>() as u32 });
+        let socket = match protocol {
+            ip::TCP => unsafe { bpf_sk_lookup_tcp(self.0.cast(), pointer, length, OWN_NAMESPACE, 0) },
+            ip::UDP => unsafe { bpf_sk_lookup_udp(self.0.cast(), pointer, length, OWN_NAMESPACE, 0) },
+            _ => return false,
+        };
+        if socket.is_null() {
+            return false;
+        }
+        unsafe { bpf_sk_release(socket.cast()) };
+        true
     }
 
     #[inline(always)]
@@ -89,21 +135,20 @@ impl Call {
     fn stand_in(self, address: Address, loopback: bool) -> Option<Address> {
         let v4 = address.to_v4().is_some();
         let (port, protocol) = (self.port(), self.protocol());
-        if loopback {
-            let only = host_published(LOOPBACK, v4);
-            if maps::published_on(only, port, protocol).is_some() {
-                self.remember(address);
-                return Some(only);
-            }
-        } else {
-            let number = maps::number_of_host_address(address)?;
-            if number != 0 && finds_back(v4) && maps::published_on(address, port, protocol).is_some() {
-                return Some(host_published(number, v4));
-            }
+        let number = if loopback { LOOPBACK } else { maps::number_of_host_address(address)? };
+        let only = if loopback { host_published(LOOPBACK, v4) } else { address };
+        let on_it =
+            (loopback || number != 0 && finds_back(v4)) && maps::published_on(only, port, protocol).is_some();
+        if !on_it {
+            maps::published_on(Address::NONE, port, protocol)?;
         }
-        maps::published_on(Address::NONE, port, protocol)?;
-        self.remember(address);
-        Some(host_published(ANY, v4))
+        if self.is_of_agent() || self.is_listened(address, port, protocol) {
+            return None;
+        }
+        if loopback || !on_it {
+            self.remember(address);
+        }
+        Some(host_published(if on_it { number } else { ANY }, v4))
     }
 
     #[inline(always)]
@@ -139,7 +184,7 @@ pub(super) fn to_v4(context: *mut bpf_sock_addr) -> i32 {
     let call = Call(context);
     if call.is_of_host() {
         let address = call.address_v4();
-        let loopback = address.0[12] == 127;
+        let loopback = address == Address::from_v4(LOOPBACK_V4);
         if let Some(other) = call.stand_in(address, loopback) {
             call.set_v4(other);
         }
@@ -150,11 +195,10 @@ pub(super) fn to_v4(context: *mut bpf_sock_addr) -> i32 {
 /// `connect` and `sendmsg` to an IPv6 address, or to an IPv4 one of an IPv6 socket.
 #[inline(always)]
 pub(super) fn to_v6(context: *mut bpf_sock_addr) -> i32 {
-    const LOOPBACK: [u32; 4] = [0, 0, 0, u32::from_be(1)];
     let call = Call(context);
     if call.is_of_host() {
         let address = call.address_v6();
-        let loopback = address.words() == LOOPBACK || address.to_v4().is_some_and(|[first, ..]| first == 127);
+        let loopback = address.words() == LOOPBACK_V6 || address == Address::from_v4(LOOPBACK_V4);
         if let Some(other) = call.stand_in(address, loopback) {
             call.set_v6(other);
         }

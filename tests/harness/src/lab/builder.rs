@@ -69,6 +69,7 @@ pub struct LabBuilder {
     hosts: u8,
     underlay_mtu: u32,
     underlay_ipv6: bool,
+    second_nic: bool,
     cabled: bool,
     encapsulation: Option<Encapsulation>,
     wireguard_engine: String,
@@ -85,6 +86,7 @@ impl LabBuilder {
             hosts: 3,
             underlay_mtu: 1500,
             underlay_ipv6: false,
+            second_nic: false,
             cabled: false,
             encapsulation: None,
             wireguard_engine: wireguard_engine(),
@@ -116,6 +118,13 @@ impl LabBuilder {
     /// Gives the machines IPv6 addresses too: `fd77::11` and so on.
     pub fn underlay_ipv6(mut self, ipv6: bool) -> Self {
         self.underlay_ipv6 = ipv6;
+        self
+    }
+
+    /// Gives hosts a second device, `eth1`, with the addresses 10.99.0.1 and so on (`fd99::1`, where the underlay has IPv6), on a
+    /// network with an outside client of its own.
+    pub fn second_nic(mut self, second_nic: bool) -> Self {
+        self.second_nic = second_nic;
         self
     }
 
@@ -205,6 +214,7 @@ impl LabBuilder {
             owner: ProcessId::current(),
             underlay_mtu: self.underlay_mtu,
             underlay_ipv6: self.underlay_ipv6,
+            second_nic: self.second_nic,
             cabled: self.cabled,
             encapsulation: self.encapsulation,
             wireguard_engine: self.wireguard_engine.clone(),

@@ -14,6 +14,7 @@ use serde::Deserialize;
 use super::{
     Binaries, Container, container,
     name::Names,
+    second_nic,
     state::{HostState, LabDir},
     underlay,
 };
@@ -56,6 +57,16 @@ impl Host {
     /// Its IPv6 address on the underlay, where that has IPv6.
     pub fn address6(&self) -> Option<Ipv6Addr> {
         self.state.address6
+    }
+
+    /// Its address on the second network, in a lab that has one.
+    pub fn second_address(&self) -> Ipv4Addr {
+        second_nic::address(self.state.number)
+    }
+
+    /// Its IPv6 address on the second network, in a lab that has one with IPv6.
+    pub fn second_address6(&self) -> Ipv6Addr {
+        second_nic::address6(self.state.number)
     }
 
     /// Its lab's directory.

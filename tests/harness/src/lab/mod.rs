@@ -7,6 +7,7 @@ mod docker;
 mod frames;
 mod host;
 mod name;
+mod second_nic;
 mod state;
 mod teardown;
 mod underlay;
@@ -17,6 +18,7 @@ pub use binaries::Binaries;
 pub use builder::{Encapsulation, LabBuilder, wireguard_engine};
 pub use container::Container;
 pub use host::Host;
+pub use second_nic::{BEHIND_SECOND_ROUTER, SECOND_ROUTER, SECOND_ROUTER_V6};
 pub use state::{ContainerStatus, HostStatus, Status};
 use underlay::CLIENT;
 pub use underlay::{GATEWAY, OUTSIDE_V4, OUTSIDE_V6};
@@ -105,6 +107,11 @@ impl Lab {
         self.state.names().client()
     }
 
+    /// The machine outside on the second network, at 10.99.0.200; in a lab with [`LabBuilder::second_nic`].
+    pub fn second_client(&self) -> Netns {
+        self.state.names().second_client()
+    }
+
     /// The namespace with the bridge. It is also the hosts' default gateway, and behind that the world: it has
     /// [`OUTSIDE_V4`] and, with an IPv6 underlay, [`OUTSIDE_V6`].
     pub fn underlay(&self) -> Netns {
@@ -137,6 +144,7 @@ impl Lab {
     pub fn cmd_in<S: Into<String>>(&self, name: &str, argv: impl IntoIterator<Item = S>) -> Result<Cmd> {
         match name {
             "client" => Ok(self.client().cmd(argv)),
+            "client2" => Ok(self.second_client().cmd(argv)),
             "underlay" => Ok(self.underlay().cmd(argv)),
             _ => match self.host_named(name) {
                 Ok(host) => Ok(host.netns().cmd(argv)),
@@ -200,6 +208,11 @@ impl Lab {
             }
             other => other,
         })
+    }
+
+    /// Address of the outside client on the second network.
+    pub fn second_client_address(&self) -> IpAddr {
+        second_nic::CLIENT.into()
     }
 
     /// Underlay address of the outside client.

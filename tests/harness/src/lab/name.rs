@@ -26,6 +26,11 @@ impl<'a> Names<'a> {
         self.namespace("client")
     }
 
+    /// Namespace of the machine outside on the second network.
+    pub(super) fn second_client(&self) -> Netns {
+        self.namespace("client2")
+    }
+
     /// Namespace of a host or container.
     pub(super) fn namespace(&self, name: &str) -> Netns {
         Netns::named(format!("{}-{name}", self.prefix))
@@ -44,7 +49,7 @@ pub(super) fn host(number: usize) -> String {
 
 /// Whether the lab itself uses this name for a host or machine, so that no container can have it.
 pub(super) fn is_reserved(name: &str) -> bool {
-    matches!(name, "underlay" | "client")
+    matches!(name, "underlay" | "client" | "client2")
         || name
             .strip_prefix('h')
             .is_some_and(|rest| !rest.is_empty() && rest.bytes().all(|byte| byte.is_ascii_digit()))

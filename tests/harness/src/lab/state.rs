@@ -27,6 +27,9 @@ pub(super) struct LabState {
     pub(super) owner: Option<ProcessId>,
     pub(super) underlay_mtu: u32,
     pub(super) underlay_ipv6: bool,
+    /// Whether hosts have a second device, on a network of its own.
+    #[serde(default)]
+    pub(super) second_nic: bool,
     /// Two hosts with a cable between them instead of ports on the bridge.
     pub(super) cabled: bool,
     pub(super) encapsulation: Option<Encapsulation>,
@@ -103,7 +106,8 @@ impl LabState {
         let names = self.names();
         let containers = self.containers.iter().map(|container| names.namespace(&container.name));
         let hosts = self.hosts.iter().map(|host| names.namespace(&host.name));
-        containers.chain(hosts).chain([names.client(), names.underlay()]).collect()
+        let second = self.second_nic.then(|| names.second_client());
+        containers.chain(hosts).chain(second).chain([names.client(), names.underlay()]).collect()
     }
 
     pub(super) fn status(&self) -> Status {

@@ -3,7 +3,7 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{
-    frames,
+    frames, second_nic,
     state::{HostState, LabState},
 };
 use crate::{Netns, Result, ip_batch_in, netns};
@@ -27,10 +27,13 @@ pub(super) fn address(number: u8) -> Ipv4Addr {
 
 /// IPv6 underlay address of host `number`: written as the IPv4 one ends, `fd77::11` for host 1.
 pub(super) fn address6(number: u8) -> Ipv6Addr {
-    let digits = 10 + u16::from(number);
-    // The decimal digits read as hexadecimal ones.
-    let host = ((digits / 100) << 8) | ((digits / 10 % 10) << 4) | (digits % 10);
-    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, host)
+    Ipv6Addr::new(0xfd77, 0, 0, 0, 0, 0, 0, digits(10 + number))
+}
+
+/// A number's decimal digits read as hexadecimal ones.
+pub(super) fn digits(number: u8) -> u16 {
+    let number = u16::from(number);
+    ((number / 100) << 8) | ((number / 10 % 10) << 4) | (number % 10)
 }
 
 /// One machine on the bridge.
@@ -118,7 +121,8 @@ pub(super) fn create(state: &LabState) -> Result<()> {
     lines.extend(plugged.iter().flat_map(|machine| machine.plug(mtu)));
     ip_batch_in(&underlay, &lines)?;
     plugged.iter().try_for_each(|machine| silence_port(&underlay, &machine.port))?;
-    machines.iter().try_for_each(Machine::configure)
+    machines.iter().try_for_each(Machine::configure)?;
+    if state.second_nic { second_nic::create(state) } else { Ok(()) }
 }
 
 /// Line that makes the one veth pair between two machines, inside the first.
@@ -146,7 +150,16 @@ pub(super) fn recreate_host(state: &LabState, host: &HostState) -> Result<()> {
     netns::create_all([&machine.netns])?;
     ip_batch_in(&underlay, &machine.plug(state.underlay_mtu))?;
     silence_port(&underlay, &machine.port)?;
-    machine.configure()
+    machine.configure()?;
+    if state.second_nic {
+        let port = second_nic::port(&host.name);
+        if device_exists(&underlay, &port)? {
+            // Like the first, it may be going already.
+            let _gone = ip_batch_in(&underlay, &[format!("link del {port}")]);
+        }
+        second_nic::plug_host(state, host)?;
+    }
+    Ok(())
 }
 
 /// Cuts a host off, or connects it again. Its own device keeps its carrier, as behind a switch that has failed.
@@ -174,7 +187,8 @@ fn silence_port(underlay: &Netns, port: &str) -> Result<()> {
 
 /// Sets the MTU of the bridge, its ports and the machines' devices.
 pub(super) fn set_mtu(state: &LabState, mtu: u32) -> Result<()> {
-    for (netns, device) in devices(state).chain([(state.names().underlay(), BRIDGE)]) {
+    let bridge = (state.names().underlay(), BRIDGE.to_owned());
+    for (netns, device) in devices(state).into_iter().chain([bridge]) {
         ip_batch_in(&netns, &[format!("link set {device} mtu {mtu}")])?;
     }
     Ok(())
@@ -185,7 +199,7 @@ pub(super) fn set_offloads(state: &LabState, on: bool) -> Result<()> {
     let value = if on { "on" } else { "off" };
     for (netns, device) in devices(state) {
         let features = ["tx", "sg", "tso", "gso", "gro"].into_iter().flat_map(|feature| [feature, value]);
-        netns.run(["ethtool", "-K", device].into_iter().chain(features))?.ok()?;
+        netns.run(["ethtool", "-K", &device].into_iter().chain(features))?.ok()?;
     }
     Ok(())
 }
@@ -196,14 +210,19 @@ pub(super) fn take_frames(state: &LabState) -> Result<()> {
     frames::attach(&state.names().underlay(), &ports, &state.names().bpffs("pass"))
 }
 
-/// Every veth device of the underlay: the bridge's ports, called as their machines, and the machines' own.
-fn devices(state: &LabState) -> impl Iterator<Item = (Netns, &str)> {
+/// Every veth device of the underlay: the bridge's ports, called as their machines, and the machines' own; then those of the
+/// hosts' second network.
+fn devices(state: &LabState) -> Vec<(Netns, String)> {
     let names = state.names();
     let hosts = state.hosts.iter().map(|host| host.name.as_str());
     let on_bridge = hosts.clone().filter(|_| !state.cabled).chain(["client"]);
-    let ports = on_bridge.map(|port| (names.underlay(), port)).collect::<Vec<_>>();
-    let ends = hosts.chain(["client"]).map(|machine| (names.namespace(machine), DEVICE)).collect::<Vec<_>>();
-    ports.into_iter().chain(ends)
+    let ports = on_bridge.map(|port| (names.underlay(), port.to_owned()));
+    let ends = hosts.clone().chain(["client"]).map(|name| (names.namespace(name), DEVICE.to_owned()));
+    let second = hosts.filter(|_| state.second_nic).flat_map(|host| {
+        let own = (names.namespace(host), second_nic::DEVICE.to_owned());
+        [(names.underlay(), second_nic::port(host)), own]
+    });
+    ports.chain(ends).chain(second).collect()
 }
 
 fn device_exists(netns: &Netns, device: &str) -> Result<bool> {

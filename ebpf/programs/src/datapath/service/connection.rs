@@ -64,8 +64,14 @@ fn keeps(backend: &Backend) -> bool {
 /// The entry of a flow towards that backend, of a network with that VNI.
 #[inline(always)]
 pub(super) fn forward(backend: u32, [v0, v1, v2]: [u8; 3]) -> Connection {
-    let kind = ConnectionKind::Forward as u8;
-    Connection { backend, node: [0, v0, v1, v2], kind, ..Connection::default() }
+    let arrived_at = packet().map_or(0, |packet| packet.arrived_at);
+    Connection {
+        address: Address::from_words([arrived_at, 0, 0, 0]),
+        backend,
+        node: [0, v0, v1, v2],
+        kind: ConnectionKind::Forward as u8,
+        ..Connection::default()
+    }
 }
 
 /// Makes the entry of a flow that begins with that backend.
@@ -99,6 +105,7 @@ pub(super) fn known() -> u32 {
         let value = unsafe { &mut *connection };
         packet.client_port = value.port;
         note_use(value);
+        note_arrival(value);
         return value.backend;
     }
     let Some(connection) = PENDING.get_ptr_mut(&packet.key) else { return NO_BACKEND };
@@ -109,12 +116,40 @@ pub(super) fn known() -> u32 {
     }
     let number = value.backend;
     packet.client_port = value.port;
+    note_arrival(value);
     // A SYN shows no interest in the answer: its sender may have forged its address.
     let goes_on = packet.starts == 0 && value.state & CLOSED == 0;
     if goes_on && (value.state & ANSWERED != 0 || is_answered_elsewhere()) {
         promote(&packet.key, value);
     }
     number
+}
+
+/// Notes the device that the flow's packets arrive at, in its entry.
+#[inline(always)]
+fn note_arrival(value: &mut Connection) {
+    let Some(packet) = packet() else { return };
+    let device = packet.arrived_at;
+    if device == 0 || packet.class == ERROR || value.address.words()[0] == device {
+        return;
+    }
+    value.address = Address::from_words([device, 0, 0, 0]);
+    packet.moved = 1;
+    opposite_key([0; 3]);
+    maps::renew(&packet.other);
+}
+
+/// The device that the packets of the client arrive at whose flow [`super::packet::Packet::other`] is the key of; 0 where that is
+/// not known.
+#[inline(never)]
+pub(super) fn arrived_at() -> u32 {
+    let Some(packet) = packet() else { return 0 };
+    let entry = CONNECTIONS.get_ptr_mut(&packet.other).or_else(|| PENDING.get_ptr_mut(&packet.other));
+    // SAFETY: as in `known`.
+    entry.map_or(0, |connection| {
+        let value = unsafe { &*connection };
+        if value.kind == ConnectionKind::Forward as u8 { value.address.words()[0] } else { 0 }
+    })
 }
 
 /// Whether the packet at hand goes on with a flow whose replies do not pass here: that its client goes on is all that tells

@@ -10,6 +10,7 @@
 //! | [`own`] | which packets to published ports are not the service's, but the host's own |
 //! | [`flows`] | what passed lately: the short way of all of these |
 //! | [`allowance`] | how many flows a network may have |
+//! | [`exit`] | by which device a reply leaves |
 //! | [`connection`] | which backend a flow has, and whether it is over |
 //! | [`replies`] | what replies become, and which are whose |
 //!
@@ -22,6 +23,7 @@
 
 mod allowance;
 pub(super) mod connection;
+mod exit;
 pub(super) mod flows;
 pub(super) mod inbound;
 pub(super) mod outbound;
@@ -52,6 +54,7 @@ pub(super) const REFUSE: Verdict = 0x30b;
 pub(super) const RESET: Verdict = 0x30c;
 pub(super) const INBOUND: Verdict = 0x30d;
 pub(super) const TUNNELLED: Verdict = 0x30e;
+pub(super) const TO_OUTSIDE: Verdict = 0x30f;
 
 /// What follows a part's verdict.
 #[inline(always)]
@@ -101,6 +104,9 @@ pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
     }
     if verdict == LEAVE {
         verdict = published::leave(skb);
+    }
+    if verdict == TO_OUTSIDE {
+        verdict = exit::to_outside(skb);
     }
     match verdict {
         REFUSE => refuse::refuse(skb, false),

@@ -50,6 +50,10 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) fits: u32,
     /// The device of the endpoint that it is for.
     pub(in crate::datapath) ifindex: u32,
+    /// The device that a client's packet outside arrived at, and 0 for all others; whether the flow's former ones arrived at
+    /// another one.
+    pub(in crate::datapath) arrived_at: u32,
+    pub(in crate::datapath) moved: u32,
     /// Where the upper layer's header is.
     pub(in crate::datapath) upper: u32,
     /// Where that of the packet is that an error quotes.
@@ -114,6 +118,8 @@ fn headers(skb: Skb, vni: u32) -> u32 {
     packet.tcp_flags = 0;
     packet.target = [0; 2];
     packet.client_port = [0; 2];
+    packet.arrived_at = 0;
+    packet.moved = 0;
     match u16::from_be_bytes(ethernet.half(12)) {
         ETHERTYPE_IPV4 => headers_v4(skb),
         ETHERTYPE_IPV6 => headers_v6(skb),

@@ -4,8 +4,9 @@
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
     Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
-    DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, Reason, VXLAN_OVERHEAD_IPV4, Vni,
-    WATCHED, WIREGUARD_OVERHEAD_IPV4, host_published, is_host_published, published_vni,
+    DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, Reason, UNPUBLISHED,
+    VXLAN_OVERHEAD_IPV4, Vni, WATCHED, WIREGUARD_OVERHEAD_IPV4, host_published, is_host_published,
+    published_vni,
 };
 
 use super::flows::{self, Becomes, NEITHER};
@@ -14,8 +15,8 @@ use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
 use super::{
-    FROM_OWN, LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_PUBLISHED, TUNNEL,
-    TUNNELLED, connection, outbound, replies,
+    FROM_OWN, LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_OUTSIDE,
+    TO_PUBLISHED, TUNNEL, TUNNELLED, connection, outbound, replies,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -25,13 +26,13 @@ use crate::datapath::{PASS, Verdict, too_big};
 /// Ethernet, IPv4 without options, and ports.
 const READ: usize = 38;
 const PLAIN_IPV4: u16 = u16::from_ne_bytes([0x08, 0]);
-const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
+pub(in crate::datapath) const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// What arrived at the data-path device and is no VXLAN. [`PASS`], and nothing changed, unless it is for a published port on
+/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device. [`PASS`], and nothing changed, unless it is for a published port on
 /// one of the host's addresses.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
-    if is_nothing(skb) || packet::read(skb, 0) == OTHER {
+    if is_nothing(skb) || is_unpublished(skb) || packet::read(skb, 0) == OTHER {
         return PASS;
     }
     let Some(packet) = maps::packet() else { return PASS };
@@ -42,6 +43,7 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
         Whose::Hosts => PASS,
         Whose::Nobodys => dropped(skb, Vni::NONE, Reason::ForeignTunnel),
         Whose::Service => {
+            packet.arrived_at = skb.ifindex();
             flows::begin(skb.ifindex(), 0, [0; 2], skb.known_hash());
             TO_PUBLISHED
         }
@@ -53,7 +55,17 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
 #[inline(always)]
 fn is_new_address(skb: Skb, source: Address, destination: Address) -> bool {
     let (Some(source), Some(destination)) = (source.to_v4(), destination.to_v4()) else { return false };
+    if matches!(destination, [127, ..] | [169, 254, ..]) {
+        return false;
+    }
     skb.stays_here(u32::from_ne_bytes(source), u32::from_ne_bytes(destination))
+}
+
+/// Whether the packet arrived at the data-path device, and that answers no published ports.
+#[inline(always)]
+fn is_unpublished(skb: Skb) -> bool {
+    maps::config()
+        .is_some_and(|config| config.flags & UNPUBLISHED != 0 && skb.ifindex() == config.underlay_ifindex)
 }
 
 /// Whether a glance tells that it is for no published port: most of what a host receives.
@@ -94,7 +106,8 @@ pub(super) fn receive() -> Verdict {
     let destination = packet.key.destination;
     let asked_for = maps::stood_for(destination).copied().unwrap_or(destination);
     let Some(published) = maps::published(asked_for, [p0, p1], packet.key.protocol) else {
-        return PASS;
+        // The host's own stack answers nobody at what stands for its addresses.
+        return if is_host_published(destination) { REFUSE } else { PASS };
     };
     if published.flags & WATCHED != 0 {
         return PASS;
@@ -182,6 +195,9 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
         (ConnectionKind::Published, node)
     };
     replies::expect_replies(number, kind as u32, node, u32::from(hairpin));
+    if packet.moved != 0 {
+        maps::renew(&packet.other);
+    }
     if packet.class == FLOW {
         connection::finish(CLIENT_FINISHED);
     }
@@ -269,7 +285,8 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     let port = packet.found.port;
     let becomes = Becomes { end: SOURCE, port, counted: vni, reason: Reason::PublishedReply };
     if node == 0 || returns_directly(number, node) {
-        remember_outside(becomes);
+        replies::forward_key();
+        flows::note(becomes);
         return LEAVE;
     }
     (packet.number, packet.node) = (number, node);
@@ -308,12 +325,13 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
     if maps::is_host_address(packet.client()) && !to_stand_in(skb) {
         return dropped(skb, Vni::NONE, Reason::TranslationFailed);
     }
+    connection::opposite_key([0; 3]);
     if packet.class == FLOW {
         connection::note_reply();
     }
     count(skb, Vni::NONE, Reason::PublishedReply);
     let reason = Reason::PublishedReply;
-    remember_outside(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason });
+    flows::note(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason });
     LEAVE
 }
 
@@ -329,21 +347,8 @@ fn to_stand_in(skb: Skb) -> bool {
     translated
 }
 
-/// Has the way of a reply remembered, if its client is neither a container nor this host.
-#[inline(always)]
-fn remember_outside(becomes: Becomes) {
-    let Some(packet) = maps::packet() else { return };
-    let client = packet.key.destination;
-    if !own::is_reply_to_tunnel()
-        && flows::wanted()
-        && maps::network_of(client).is_none()
-        && !maps::is_host_address(client)
-    {
-        flows::leaves(becomes);
-    }
-}
-
-/// Sends a reply to its client: a container here, the host itself, or somebody outside.
+/// Sends a reply to its client: a container here, the host itself, or somebody outside. Then
+/// [`super::packet::Packet::other`] is the key of the opposite direction.
 #[inline(never)]
 pub(super) fn leave(skb: Skb) -> Verdict {
     let (Some(packet), Some(config)) = (maps::packet(), maps::config()) else { return PASS };
@@ -363,7 +368,7 @@ pub(super) fn leave(skb: Skb) -> Verdict {
     if own::is_reply_to_tunnel() {
         return dropped(skb, Vni::NONE, Reason::ForeignTunnel);
     }
-    skb.route(config.underlay_ifindex)
+    TO_OUTSIDE
 }
 
 #[inline(always)]

@@ -319,7 +319,7 @@ fn is_superseded(connection: *mut Connection) -> bool {
 
 /// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand that was found.
 #[inline(always)]
-fn forward_key() {
+pub(super) fn forward_key() {
     let Some(packet) = packet() else { return };
     let [_, _, c0, c1] = packet.key.ports;
     let own = packet.client_port;

@@ -18,7 +18,7 @@ use mesh_ebpf_types::{PUBLISHED_BIT, Reason, Vni};
 
 pub(in crate::datapath) use early::early;
 pub(in crate::datapath) use remember::{
-    Becomes, Memo, begin, begin_received, begin_sent, forget, leaves, to_endpoint, to_node, unbalanced,
+    Becomes, Memo, begin, begin_received, begin_sent, forget, leaves, note, to_endpoint, to_node, unbalanced,
     wanted,
 };
 
@@ -46,7 +46,7 @@ const INNER_IP: usize = OUTER + ETHERNET;
 /// [`Flow::end`]: nothing of the packet changes; its source; its destination.
 pub(super) const NEITHER: u32 = 2;
 
-/// [`Flow::way`]: to another node; to an endpoint of this one; out of the data-path device; as if there were no services,
+/// [`Flow::way`]: to another node; to an endpoint of this one; to somebody outside; as if there were no services,
 /// though it comes from a backend.
 const TO_NODE: u32 = 0;
 const TO_ENDPOINT: u32 = 1;

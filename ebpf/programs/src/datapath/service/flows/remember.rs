@@ -109,13 +109,15 @@ pub(in crate::datapath) fn to_endpoint(becomes: Becomes, ifindex: u32, mac: Mac)
     remember(becomes, TO_ENDPOINT, ifindex);
 }
 
-/// Remembers that it leaves by the data-path device, as a reply to somebody outside.
+/// Remembers that it leaves by a device, as a reply to somebody outside.
+///
+/// What it becomes was said by [`note`].
 #[inline(always)]
-pub(in crate::datapath) fn leaves(becomes: Becomes) {
-    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
+pub(in crate::datapath) fn leaves(ifindex: u32) {
+    let Some(packet) = packet() else { return };
     packet.memo.destination_mac = packet.destination_mac;
     packet.memo.source_mac = packet.source_mac;
-    remember(becomes, LEAVES, config.underlay_ifindex);
+    goes(LEAVES, ifindex);
 }
 
 /// Remembers that it goes to the node and with the VNI that [`super::super::packet::Packet`] says, where packets of up to
@@ -146,12 +148,25 @@ fn remember(becomes: Becomes, way: u32, ifindex: u32) {
     if packet.memo.from == 0 {
         return;
     }
-    packet.memo.way = way;
+    note(becomes);
+    goes(way, ifindex);
+}
+
+/// Notes what the packet at hand becomes, for [`leaves`].
+#[inline(always)]
+pub(in crate::datapath) fn note(becomes: Becomes) {
+    let Some(packet) = packet() else { return };
     packet.memo.end = becomes.end;
     packet.memo.to_port = u16::from_ne_bytes(becomes.port).into();
-    packet.memo.to_ifindex = ifindex;
     packet.memo.counted = becomes.counted;
     packet.memo.reason = becomes.reason as u32;
+}
+
+#[inline(always)]
+fn goes(way: u32, ifindex: u32) {
+    let Some(packet) = packet() else { return };
+    packet.memo.way = way;
+    packet.memo.to_ifindex = ifindex;
     commit();
 }
 

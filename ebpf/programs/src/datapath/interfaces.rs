@@ -1,0 +1,78 @@
+//! Packets to published ports that arrive at the host's interfaces other than the data-path device.
+
+use mesh_ebpf::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use mesh_ebpf::ip;
+use mesh_ebpf_types::Address;
+
+use super::service::{flows, published, run_published};
+use super::skb::Skb;
+use super::{LONG_WAY, PASS, Verdict, maps};
+
+/// IPv4 without options, and ports.
+const READ: usize = 24;
+
+/// An interface whose packets have Ethernet headers.
+#[inline(always)]
+pub(super) fn ethernet(skb: Skb) -> Verdict {
+    let is_ip = matches!(skb.ethertype(), ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
+    if skb.has_vlan() || !skb.is_for_this_host() || !is_ip {
+        return PASS;
+    }
+    arrived(skb)
+}
+
+/// An interface whose packets begin with the IP header. What may be for a published port gets an Ethernet header of zeroes, so
+/// that all else finds it as it finds other packets. A packet that is passed on with that header is taken by the stack as it
+/// was: it starts at the network header in either case.
+#[inline(always)]
+pub(super) fn layer3(skb: Skb) -> Verdict {
+    if !is_for_host(skb) || is_nothing(skb) {
+        return PASS;
+    }
+    let ethertype = skb.ethertype().to_be_bytes();
+    if skb.add_ethernet().is_err() || skb.store(12, &ethertype).is_err() {
+        return PASS;
+    }
+    arrived(skb)
+}
+
+#[inline(always)]
+fn arrived(skb: Skb) -> Verdict {
+    if skb.ethertype() == ETHERTYPE_IPV4 {
+        let verdict = flows::arrived(skb);
+        if verdict != LONG_WAY {
+            return run_published(skb, verdict);
+        }
+    }
+    run_published(skb, published::arrived(skb))
+}
+
+/// Whether an IP packet's destination is one of the host's addresses.
+#[inline(never)]
+fn is_for_host(skb: Skb) -> bool {
+    let mut destination = Address::NONE;
+    match skb.ethertype() {
+        ETHERTYPE_IPV4 => match skb.load(16) {
+            Ok(address) => destination = Address::from_v4(address),
+            Err(_) => return false,
+        },
+        ETHERTYPE_IPV6 if skb.read(24, &mut destination.0).is_ok() => {}
+        _ => return false,
+    }
+    maps::is_host_address(destination)
+}
+
+/// As [`published::arrived`] tells at a glance, for a packet that begins with its IP header.
+#[inline(always)]
+fn is_nothing(skb: Skb) -> bool {
+    let Some(packet) = skb.start::<READ>() else { return false };
+    let protocol = packet.byte(9);
+    if packet.byte(0) != 0x45
+        || packet.half(6) & published::FRAGMENT != 0
+        || !matches!(protocol, ip::TCP | ip::UDP | ip::SCTP)
+    {
+        return false;
+    }
+    let destination = Address::from_v4(packet.word(16).to_ne_bytes());
+    maps::published(destination, packet.half(22).to_ne_bytes(), protocol).is_none()
+}
