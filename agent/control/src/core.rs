@@ -13,6 +13,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tracing::{info, warn};
 
+use crate::attempts::Attempts;
 use crate::endpoints::Endpoints;
 use crate::feed::{Feed, News};
 use crate::health::Health;
@@ -50,6 +51,8 @@ pub(crate) struct Core {
     routes: Mutex<BTreeMap<NodeId, Routes>>,
     /// What is wrong with the nodes' reports.
     pub(crate) faults: Faults,
+    /// Attempts to join with wrong tokens.
+    pub(crate) attempts: Attempts,
 }
 
 impl fmt::Debug for Core {
@@ -89,6 +92,7 @@ impl Core {
             begun: tokio::time::Instant::now(),
             routes: Mutex::default(),
             faults: Faults::default(),
+            attempts: Attempts::default(),
         });
         core.follow_members();
         core.derive_states();
@@ -251,7 +255,11 @@ impl Core {
         self.health.retain(&nodes);
         self.faults.retain(&nodes);
         self.routes.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| nodes.contains(node));
-        self.liveness(|liveness| liveness.set_nodes(nodes));
+        let view = self.feed.view();
+        let managers = view.nodes.values().filter(|node| node.role == Role::Manager);
+        let managers = managers.map(|node| node.id.clone()).collect();
+        drop(view);
+        self.liveness(|liveness| liveness.set_nodes(nodes, managers));
     }
 
     fn derive_states(&self) {

@@ -1,6 +1,7 @@
 //! The manager's side of joining.
 
 use std::net::{IpAddr, SocketAddr};
+use std::time::Instant;
 
 use jiff::Timestamp;
 use mesh_model::{Availability, Network, Node, NodeId, Role};
@@ -25,10 +26,22 @@ pub(crate) async fn join(
     core: &Core,
     request: JoinRequest,
     previous: Option<PeerIdentity>,
+    address: Option<IpAddr>,
 ) -> Result<JoinResponse, Problem> {
-    let token: JoinToken =
-        request.token.parse().map_err(|e| Problem::new(ProblemKind::Usage, format!("{e}")))?;
-    let role = role_of(core, &token).await?;
+    if let Some(address) = address {
+        core.attempts.check(address, Instant::now())?;
+    }
+    let token: Result<JoinToken, _> = request.token.parse();
+    let role = match token {
+        Ok(token) => role_of(core, &token).await,
+        Err(error) => Err(Problem::new(ProblemKind::Usage, error.to_string())),
+    };
+    if let (Some(address), Err(problem)) = (address, &role)
+        && matches!(problem.kind, ProblemKind::Denied | ProblemKind::Usage)
+    {
+        core.attempts.failed(address, Instant::now());
+    }
+    let role = role?;
     let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(|e| usage(&e))?;
     // A cluster within one host, whose manager has a loopback address, can have more of them.
     let own = core.records.node(core.node_id()).await?;

@@ -6,7 +6,9 @@
 #![forbid(unsafe_code)]
 
 mod access;
+mod attempts;
 pub mod clock;
+mod connections;
 mod core;
 mod endpoints;
 mod enroll;
@@ -37,7 +39,7 @@ mod view;
 pub use access::{Access, Method};
 pub use identity::{CertificateAuthority, Fingerprint, IdentityError, NodeIdentity, NodeKey, PeerIdentity};
 pub use join::{JoinParameters, Joined, join};
-pub use liveness::probe_targets;
+pub use liveness::{Standing, probe_targets};
 pub use manager::{ClusterParameters, Manager, ManagerError, ThisNode};
 pub use records::RecordError;
 pub use service::MemberService;

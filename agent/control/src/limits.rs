@@ -4,8 +4,15 @@ use std::time::Duration;
 
 /// A TLS handshake that takes longer is given up.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Handshakes under way at the same time; a connection past them is closed at once.
-pub(crate) const MAX_HANDSHAKES: usize = 512;
+/// Connections without a member's certificate, those in their handshake included: in all, and from one address.
+pub(crate) const MAX_ANONYMOUS: usize = 256;
+pub(crate) const MAX_ANONYMOUS_PER_ADDRESS: usize = 64;
+/// A connection without a certificate is closed after so long: joining takes less.
+pub(crate) const ANONYMOUS: Duration = Duration::from_secs(30);
+/// Connections of one node; the newest stay.
+pub(crate) const MAX_PER_NODE: usize = 8;
+/// Calls under way on one connection.
+pub(crate) const MAX_STREAMS: u32 = 512;
 /// Connecting to a manager, TCP and TLS together.
 pub(crate) const CONNECT: Duration = Duration::from_secs(5);
 /// A call that has not been answered by then is given up by its client.

@@ -12,21 +12,50 @@ const PROBED: usize = 3;
 /// So many probers without an answer, or all that there are, make a node down.
 const WITNESSES: usize = 2;
 
-/// The nodes that `prober` probes: the three that follow it in the ring of all nodes, which is sorted by id.
-pub fn probe_targets<'a>(
-    nodes: &'a BTreeSet<NodeId>,
-    prober: &'a NodeId,
-) -> impl Iterator<Item = &'a NodeId> {
-    use std::ops::Bound::{Excluded, Unbounded};
-    let after = nodes.range::<NodeId, _>((Excluded(prober), Unbounded));
-    after.chain(nodes.range(..prober)).take(PROBED)
+/// What the choice of probers depends on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Standing {
+    /// Its agent is in session: it can probe, and report.
+    pub is_live: bool,
+    /// It is a manager's host.
+    pub is_manager: bool,
 }
 
-/// The nodes that probe `target`.
-fn probers<'a>(nodes: &'a BTreeSet<NodeId>, target: &'a NodeId) -> impl Iterator<Item = &'a NodeId> {
+/// The nodes that `prober` probes: those that follow it in the ring of all nodes, sorted by id, up to the third whose agent
+/// is in session. So each node is probed by the three that precede it there and can report, however many between them
+/// cannot. A manager's host also probes every node whose agent is not in session.
+pub fn probe_targets(nodes: &BTreeMap<NodeId, Standing>, prober: &NodeId) -> BTreeSet<NodeId> {
+    use std::ops::Bound::{Excluded, Unbounded};
+    let after = nodes.range::<NodeId, _>((Excluded(prober), Unbounded));
+    let mut targets = BTreeSet::new();
+    let mut live = 0;
+    for (node, standing) in after.chain(nodes.range(..prober)) {
+        if live == PROBED {
+            break;
+        }
+        live += usize::from(standing.is_live);
+        targets.insert(node.clone());
+    }
+    if nodes.get(prober).is_some_and(|prober| prober.is_manager) {
+        let silent = nodes.iter().filter(|(node, standing)| !standing.is_live && *node != prober);
+        targets.extend(silent.map(|(node, _)| node.clone()));
+    }
+    targets
+}
+
+/// The nodes that can report about `target`, which is not in session: the three before it in the ring that are, and the
+/// managers that are.
+fn probers<'a>(
+    nodes: &'a BTreeSet<NodeId>,
+    managers: &'a BTreeSet<NodeId>,
+    target: &'a NodeId,
+    is_live: impl Fn(&NodeId) -> bool + Copy + 'a,
+) -> BTreeSet<&'a NodeId> {
     use std::ops::Bound::{Excluded, Unbounded};
     let after = nodes.range::<NodeId, _>((Excluded(target), Unbounded));
-    nodes.range(..target).rev().chain(after.rev()).take(PROBED)
+    let ring = nodes.range(..target).rev().chain(after.rev());
+    let managers = managers.iter().filter(|manager| *manager != target);
+    ring.filter(|node| is_live(node)).take(PROBED).chain(managers.filter(|node| is_live(node))).collect()
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -39,6 +68,8 @@ struct Report {
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     nodes: BTreeSet<NodeId>,
+    /// Those of them that are managers.
+    managers: BTreeSet<NodeId>,
     /// When the agent was last heard in its session, while it has one.
     sessions: BTreeMap<NodeId, Instant>,
     /// By target, then by prober.
@@ -46,8 +77,9 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// The members, now.
-    pub(crate) fn set_nodes(&mut self, nodes: BTreeSet<NodeId>) {
+    /// The members, now, and which of them are managers.
+    pub(crate) fn set_nodes(&mut self, nodes: BTreeSet<NodeId>, managers: BTreeSet<NodeId>) {
+        self.managers = managers;
         self.sessions.retain(|node, _| nodes.contains(node));
         self.reports.retain(|target, _| nodes.contains(target));
         for reports in self.reports.values_mut() {
@@ -85,8 +117,8 @@ impl Liveness {
         self.nodes.iter().map(|node| (node.clone(), self.state(node, now))).collect()
     }
 
-    /// *Ready*: its agent speaks. *Down*: its agent does not speak, and of the probers that do, two (or all, if fewer) get
-    /// no answer and none gets one. *Unknown*: its agent has no session, and nobody knows worse.
+    /// *Ready*: its agent speaks. *Down*: its agent does not speak, and most of the probers that do get no answer: two, or
+    /// all if there are fewer, and no manager's host gets one. *Unknown*: its agent has no session, and nobody knows worse.
     fn state(&self, node: &NodeId, now: Instant) -> NodeState {
         if self.silence(node, now).is_some_and(|silence| silence < SILENT) {
             NodeState::Ready
@@ -104,22 +136,22 @@ impl Liveness {
     }
 
     fn is_unanswered(&self, target: &NodeId, now: Instant) -> bool {
+        // A prober that is silent itself may be the one that is cut off.
+        let is_live = |node: &NodeId| self.silence(node, now).is_some_and(|silence| silence < SILENT);
+        let probers = probers(&self.nodes, &self.managers, target, is_live);
         let reports = self.reports.get(target);
-        let (mut eligible, mut unanswered) = (0, 0);
-        for prober in probers(&self.nodes, target) {
-            // A prober that is silent itself may be the one that is cut off.
-            if self.silence(prober, now).is_none_or(|silence| silence >= SILENT) {
-                continue;
-            }
-            eligible += 1;
-            match reports.and_then(|reports| reports.get(prober)) {
-                Some(report) if now.saturating_duration_since(report.at) >= PROBE_REPORT => {}
-                Some(Report { answering: true, .. }) => return false,
+        let (mut answered, mut unanswered) = (0, 0);
+        for prober in &probers {
+            let report = reports.and_then(|reports| reports.get(*prober));
+            match report.filter(|report| now.saturating_duration_since(report.at) < PROBE_REPORT) {
+                // What a worker reports may be a lie; a manager's host is believed.
+                Some(Report { answering: true, .. }) if self.managers.contains(*prober) => return false,
+                Some(Report { answering: true, .. }) => answered += 1,
                 Some(Report { answering: false, .. }) => unanswered += 1,
                 None => {}
             }
         }
-        eligible > 0 && unanswered >= WITNESSES.min(eligible)
+        unanswered > answered && unanswered >= WITNESSES.min(probers.len())
     }
 }
 
@@ -139,28 +171,112 @@ mod tests {
     fn all_ready(count: usize, now: Instant) -> (Vec<NodeId>, Liveness) {
         let nodes = nodes(count);
         let mut liveness = Liveness::default();
-        liveness.set_nodes(nodes.iter().cloned().collect());
+        liveness.set_nodes(nodes.iter().cloned().collect(), nodes.iter().take(1).cloned().collect());
         for node in &nodes {
             liveness.heard(node, now);
         }
         (nodes, liveness)
     }
 
-    #[test]
-    fn each_node_is_probed_by_those_whose_target_it_is() {
-        for count in 1..8 {
-            let nodes: BTreeSet<NodeId> = nodes(count).into_iter().collect();
-            for target in &nodes {
-                let by_target: BTreeSet<_> = probers(&nodes, target).collect();
-                let by_prober: BTreeSet<_> = nodes
+    fn standings(live: &[bool], manager: usize) -> BTreeMap<NodeId, Standing> {
+        let standing = |(index, &is_live): (usize, &bool)| Standing { is_live, is_manager: index == manager };
+        nodes(live.len()).into_iter().zip(live.iter().enumerate().map(standing)).collect()
+    }
+
+    proptest! {
+        /// Whoever is in session or not: each node has as many probers that can report as there can be, and they are those
+        /// that the manager expects reports from.
+        #[test]
+        fn each_node_is_probed_by_three_that_can_report(
+            live in prop::collection::vec(any::<bool>(), 1..80),
+            manager in 0usize..80,
+        ) {
+            let manager = manager % live.len();
+            let standings = standings(&live, manager);
+            let all: BTreeSet<NodeId> = standings.keys().cloned().collect();
+            let managers = BTreeSet::from([nodes(live.len())[manager].clone()]);
+            for target in &all {
+                let is_live = |node: &NodeId| standings[node].is_live;
+                let by_prober: BTreeSet<&NodeId> = all
                     .iter()
-                    .filter(|prober| probe_targets(&nodes, prober).any(|t| t == target))
+                    .filter(|prober| is_live(prober) && probe_targets(&standings, prober).contains(target))
                     .collect();
-                assert_eq!(by_target, by_prober);
-                assert_eq!(by_target.len(), PROBED.min(count - 1));
-                assert!(!by_target.contains(target));
+                let expected = probers(&all, &managers, target, is_live);
+                // A manager's host is not asked about a node that is in session.
+                let by_target = expected.iter().filter(|prober| by_prober.contains(*prober)).count();
+                prop_assert_eq!(by_target, by_prober.len());
+                let others = all.iter().filter(|node| *node != target && is_live(node)).count();
+                prop_assert!(by_prober.len() >= PROBED.min(others), "{:?} of {}", by_prober, others);
+                prop_assert!(!by_prober.contains(target));
+                if !is_live(target) {
+                    prop_assert_eq!(by_prober, expected);
+                }
             }
         }
+    }
+
+    #[test]
+    fn hosts_that_follow_each_other_and_are_all_unplugged_are_all_down() {
+        let start = Instant::now();
+        let (nodes, mut liveness) = all_ready(7, start);
+        let mut now = start;
+        // Each host that is left probes as its agent does, by the states that the manager sends; the manager is the first.
+        let is_gone = |index: usize| (2..6).contains(&index);
+        for _ in 0..40 {
+            now += Duration::from_millis(100);
+            let states = liveness.states(now);
+            let standing = |(node, state): (&NodeId, &NodeState)| {
+                let standing =
+                    Standing { is_live: *state == NodeState::Ready, is_manager: *node == nodes[0] };
+                (node.clone(), standing)
+            };
+            let standings: BTreeMap<NodeId, Standing> = states.iter().map(standing).collect();
+            for (_, node) in nodes.iter().enumerate().filter(|(index, _)| !is_gone(*index)) {
+                liveness.heard(node, now);
+                for target in probe_targets(&standings, node) {
+                    let target_index = nodes.iter().position(|other| *other == target).unwrap();
+                    liveness.probed(node, &target, !is_gone(target_index), now);
+                }
+            }
+        }
+        let states = liveness.states(now);
+        for (index, node) in nodes.iter().enumerate() {
+            let expected = if is_gone(index) { NodeState::Down } else { NodeState::Ready };
+            assert_eq!(states[node], expected, "host {index}");
+        }
+    }
+
+    #[test]
+    fn the_managers_own_host_is_enough_when_no_other_prober_is_left() {
+        let now = Instant::now();
+        let (nodes, mut liveness) = all_ready(5, now);
+        for node in &nodes[1..] {
+            liveness.closed(node);
+        }
+        liveness.probed(&nodes[0], &nodes[3], false, now);
+        assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Down);
+        assert_eq!(liveness.states(now)[&nodes[2]], NodeState::Unknown, "it has not been asked yet");
+    }
+
+    #[test]
+    fn one_liar_among_the_probers_decides_nothing() {
+        let now = Instant::now();
+        let (nodes, mut liveness) = all_ready(5, now);
+        liveness.closed(&nodes[3]);
+        // The host answers: no single worker can take it down.
+        liveness.probed(&nodes[1], &nodes[3], false, now);
+        liveness.probed(&nodes[2], &nodes[3], true, now);
+        liveness.probed(&nodes[0], &nodes[3], true, now);
+        assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Unknown);
+        // The host does not: no single worker can hold it up.
+        liveness.probed(&nodes[1], &nodes[3], true, now);
+        liveness.probed(&nodes[2], &nodes[3], false, now);
+        liveness.probed(&nodes[0], &nodes[3], false, now);
+        assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Down);
+        // Two that lie together are not believed against the manager's own host.
+        liveness.probed(&nodes[1], &nodes[3], false, now);
+        liveness.probed(&nodes[0], &nodes[3], true, now);
+        assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Unknown);
     }
 
     #[test]
@@ -249,7 +365,8 @@ mod tests {
             let nodes = nodes(count);
             let members: BTreeSet<NodeId> = nodes.iter().cloned().collect();
             let mut liveness = Liveness::default();
-            liveness.set_nodes(members.clone());
+            let managers = BTreeSet::from([nodes[0].clone()]);
+            liveness.set_nodes(members.clone(), managers.clone());
             let mut now = start;
             let mut heard: BTreeMap<usize, Instant> = BTreeMap::new();
             let mut said: BTreeMap<(usize, usize), (bool, Instant)> = BTreeMap::new();
@@ -275,10 +392,10 @@ mod tests {
                 prop_assert_eq!(states.len(), count);
                 let speaks = |node: usize| heard.get(&node).is_some_and(|&at| now - at < SILENT);
                 for (index, node) in nodes.iter().enumerate() {
-                    let witnesses: Vec<usize> = (0..count)
-                        .filter(|&prober| speaks(prober))
-                        .filter(|&prober| probe_targets(&members, &nodes[prober]).any(|target| target == node))
-                        .collect();
+                    let is_live = |node: &NodeId| speaks(nodes.iter().position(|other| other == node).unwrap());
+                    let chosen = probers(&members, &managers, node, is_live);
+                    let witnesses: Vec<usize> =
+                        (0..count).filter(|&prober| chosen.contains(&nodes[prober])).collect();
                     let fresh = |prober: usize| {
                         said.get(&(prober, index)).filter(|(_, at)| now - *at < PROBE_REPORT).map(|(answer, _)| *answer)
                     };
@@ -287,7 +404,10 @@ mod tests {
                     let has_session = heard.get(&index).is_some_and(|&at| now - at < SESSION_TIMEOUT);
                     let expected = if speaks(index) {
                         NodeState::Ready
-                    } else if answered == 0 && unanswered > 0 && (unanswered >= 2 || unanswered == witnesses.len()) {
+                    } else if unanswered > answered
+                        && (unanswered >= 2 || unanswered == witnesses.len())
+                        && !(witnesses.contains(&0) && fresh(0) == Some(true))
+                    {
                         NodeState::Down
                     } else if has_session {
                         NodeState::Ready

@@ -20,12 +20,16 @@ use tonic::transport::server::Router;
 use tonic::transport::{Channel, Server};
 use tracing::warn;
 
+use crate::connections::{Bounds, Connections};
 use crate::core::Core;
 use crate::identity::{CertificateAuthority, IdentityError, NODE_VALIDITY, NodeIdentity, NodeKey, tls};
 use crate::records::{RecordError, Records, put};
 use crate::service::{EnrollmentService, MemberService};
 use crate::token::TokenRecord;
 use crate::{clock, keys, limits, problems, transport};
+
+/// How many descriptors a process has where nobody says so.
+const DESCRIPTORS: u64 = 1024;
 
 /// What `cluster init` decides for the whole cluster.
 #[derive(Debug, Clone)]
@@ -218,11 +222,15 @@ impl Manager {
         let tls = self.tls.clone();
         let config = move || tls.read().unwrap_or_else(PoisonError::into_inner).clone();
         let mut accept = JoinSet::new();
-        accept.spawn(transport::accept(listener, config, connections));
+        let (descriptors, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+            .unwrap_or((DESCRIPTORS, DESCRIPTORS));
+        let places = Connections::new(Bounds::of_descriptors(descriptors));
+        accept.spawn(transport::accept(listener, config, connections, places));
         let (drain, drained) = tokio::sync::oneshot::channel::<()>();
         let builder = Server::builder()
             .http2_keepalive_interval(Some(limits::KEEPALIVE_INTERVAL))
-            .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT));
+            .http2_keepalive_timeout(Some(limits::KEEPALIVE_TIMEOUT))
+            .max_concurrent_streams(Some(limits::MAX_STREAMS));
         let server = router(builder, MemberService::remote(self.core.clone()))
             .add_service(EnrollmentService::new(self.core.clone()).server())
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async {
@@ -283,6 +291,11 @@ impl Manager {
         let mut clocks = self.core.sessions.clocks_ahead();
         clocks.remove(self.node_id());
         clock::median(clocks.into_values().collect())
+    }
+
+    /// How many attempts to join were refused for their tokens since this manager began.
+    pub fn refused_joins(&self) -> u64 {
+        self.core.attempts.refused()
     }
 
     /// Ends all sessions and every task of the manager.

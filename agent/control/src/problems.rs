@@ -24,6 +24,7 @@ pub(crate) fn all(core: &Core) -> Vec<String> {
         }
     }
     lines.extend(clocks(core));
+    lines.extend(core.attempts.problem(std::time::Instant::now()));
     lines
 }
 

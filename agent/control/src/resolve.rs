@@ -18,7 +18,7 @@ const SHORTEST_TO_REMOVE: usize = 4;
 /// Refuses the beginning of an id that is too short to remove by it what it names: `what`, called `name`.
 pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(), Problem> {
     // `NETWORK/NAME` ends with a whole name.
-    if text == name.as_str() || text.contains('/') || text.len() >= SHORTEST_TO_REMOVE {
+    if text.eq_ignore_ascii_case(name.as_str()) || text.contains('/') || text.len() >= SHORTEST_TO_REMOVE {
         return Ok(());
     }
     Err(Problem::new(
@@ -67,7 +67,8 @@ pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Servi
         core.catch_up().await?;
         let view = core.feed.view();
         let name = name.parse::<Name>().ok();
-        let found = name.and_then(|name| view.services.named(&name).find(|one| one.network == network.id));
+        let named = name.map(|name| view.services.best_named(&name)).unwrap_or_default();
+        let found = named.into_iter().find(|one| one.network == network.id);
         return found.cloned().ok_or_else(|| no_such_service(text));
     }
     core.catch_up().await?;
@@ -76,7 +77,7 @@ pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Servi
         return Ok(service.clone());
     }
     if let Ok(name) = text.parse::<Name>() {
-        let named: Vec<&Arc<Service>> = view.services.named(&name).collect();
+        let named: Vec<&Arc<Service>> = view.services.best_named(&name);
         match named.as_slice() {
             [] => {}
             [service] => return Ok(Arc::clone(service)),
@@ -149,7 +150,7 @@ pub(crate) fn resolve_endpoint(
 /// An endpoint that is not found by id or by name in the network: by the beginning of its id, or by name in another one.
 fn elsewhere(core: &Core, network: &Network, text: &str) -> Result<v1::Endpoint, Problem> {
     let all = core.endpoints.list(None);
-    if let Some(other) = all.iter().find(|endpoint| endpoint.name == text) {
+    if let Some(other) = all.iter().find(|endpoint| endpoint.name.eq_ignore_ascii_case(text)) {
         return Ok(other.clone());
     }
     let here = all.into_iter().filter(|endpoint| endpoint.network_id == network.id.as_str()).collect();
@@ -177,7 +178,12 @@ fn by_beginning<T>(
     if text.is_empty() {
         return Err(Problem::new(ProblemKind::Usage, format!("name a {what}")));
     }
-    let mut matches = all.into_iter().filter(|found| names(found).0.starts_with(text));
+    // A name that is spelled exactly so has been looked for already.
+    let is_spelled_otherwise = |found: &T| names(found).1.eq_ignore_ascii_case(text);
+    let has_name = all.iter().any(is_spelled_otherwise);
+    let mut matches = all.into_iter().filter(|found| {
+        if has_name { is_spelled_otherwise(found) } else { names(found).0.starts_with(text) }
+    });
     match (matches.next(), matches.next()) {
         (Some(found), None) => Ok(found),
         (Some(one), Some(other)) => {

@@ -11,8 +11,8 @@ use mesh_proto::{Problem, ProblemKind};
 use rustls::{ClientConfig, ServerConfig};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::sync::mpsc;
+use tokio::time::{Sleep, sleep, timeout};
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 use tonic::transport::server::Connected;
@@ -20,6 +20,7 @@ use tonic::transport::{Channel, Endpoint, Uri};
 use tower::service_fn;
 use tracing::{debug, warn};
 
+use crate::connections::{Connections, Place};
 use crate::identity::{PeerIdentity, tls};
 use crate::limits;
 
@@ -37,6 +38,22 @@ pub struct PeerInfo {
 pub(crate) struct TlsConnection {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
+    place: Place,
+    /// When one without a certificate is closed.
+    expires: Option<Pin<Box<Sleep>>>,
+}
+
+impl TlsConnection {
+    /// Whether the connection has to end: another one needs its place, or it has been without a certificate for too long.
+    fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
+        if Pin::new(self.place.closed()).poll(cx).is_ready() {
+            return Poll::Ready(());
+        }
+        match &mut self.expires {
+            Some(expires) => expires.as_mut().poll(cx),
+            None => Poll::Pending,
+        }
+    }
 }
 
 impl Connected for TlsConnection {
@@ -53,6 +70,9 @@ impl AsyncRead for TlsConnection {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        if self.poll_closed(cx).is_ready() {
+            return Poll::Ready(Err(io::ErrorKind::ConnectionAborted.into()));
+        }
         Pin::new(&mut self.stream).poll_read(cx, buf)
     }
 }
@@ -77,8 +97,8 @@ pub(crate) async fn accept(
     listener: TcpListener,
     config: impl Fn() -> Arc<ServerConfig>,
     connections: mpsc::Sender<io::Result<TlsConnection>>,
+    places: Arc<Connections>,
 ) {
-    let handshakes = Arc::new(Semaphore::new(limits::MAX_HANDSHAKES));
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -93,22 +113,27 @@ pub(crate) async fn accept(
                 continue;
             }
         };
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
-            warn!(%address, "too many handshakes are under way: closed a connection");
-            continue;
-        };
+        let mut place = places.admit(address.ip());
         let acceptor = TlsAcceptor::from(config());
         let connections = connections.clone();
         tokio::spawn(async move {
-            match timeout(limits::HANDSHAKE, handshake(&acceptor, stream, address)).await {
-                Ok(Ok(connection)) => {
+            let handshake = timeout(limits::HANDSHAKE, handshake(&acceptor, stream, address));
+            let done = tokio::select! {
+                done = handshake => done,
+                _ = place.closed() => return debug!(%address, "a handshake was cut off for newer connections"),
+            };
+            match done {
+                Ok(Ok((stream, peer))) => {
+                    if let Some(identity) = &peer.identity {
+                        place.belongs_to(&identity.node);
+                    }
+                    let expires = (!place.is_members()).then(|| Box::pin(sleep(limits::ANONYMOUS)));
                     // The receiver is gone only when the server ends.
-                    let _ = connections.send(Ok(connection)).await;
+                    let _ = connections.send(Ok(TlsConnection { stream, peer, place, expires })).await;
                 }
                 Ok(Err(error)) => debug!(%address, %error, "a handshake failed"),
                 Err(_) => debug!(%address, "a handshake took too long"),
             }
-            drop(permit);
         });
     }
 }
@@ -117,12 +142,12 @@ async fn handshake(
     acceptor: &TlsAcceptor,
     stream: TcpStream,
     address: SocketAddr,
-) -> io::Result<TlsConnection> {
+) -> io::Result<(TlsStream<TcpStream>, PeerInfo)> {
     stream.set_nodelay(true)?;
     let stream = acceptor.accept(stream).await?;
     let certificate = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
     let identity = certificate.map(PeerIdentity::from_certificate).transpose().map_err(io::Error::other)?;
-    Ok(TlsConnection { stream, peer: PeerInfo { identity, address } })
+    Ok((stream, PeerInfo { identity, address }))
 }
 
 /// Connects to a manager at `HOST:PORT`. The channel connects again by itself when the connection is lost.

@@ -37,6 +37,7 @@ pub async fn run(config: Config) -> Result<(), Problem> {
         .hint("run it with sudo, or as a systemd service"));
     }
     capabilities::check()?;
+    raise_descriptors();
     let claim = || Instance::claim(&config).map_err(|error| instance_problem(&error));
     let instance = after_predecessor(claim).await?;
     let _claim = after_predecessor(claim_namespace).await?;
@@ -75,6 +76,17 @@ pub async fn run(config: Config) -> Result<(), Problem> {
         tracing::debug!(%error, "the socket could not be removed");
     }
     Ok(())
+}
+
+/// Takes as many descriptors as this process may have: on a manager each member's connection needs one.
+fn raise_descriptors() {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) }
+    });
+    if let Err(error) = raised {
+        tracing::warn!(%error, "the limit of open files is not raised");
+    }
 }
 
 /// Claims what an agent that was killed a moment ago may still hold: it is gone only when its last thread has left the

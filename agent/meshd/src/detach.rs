@@ -33,10 +33,16 @@ impl Endpoints {
     fn find(&self, text: &str) -> Result<Endpoint, Problem> {
         let attached: Vec<Endpoint> = self.agent.read(|state| {
             let attached = state.endpoints.values().filter(|e| e.phase == EndpointPhase::Attached);
-            attached.filter(|e| e.name.as_str() == text || e.id.as_str().starts_with(text)).cloned().collect()
+            attached
+                .filter(|e| e.name.as_str().eq_ignore_ascii_case(text) || e.id.as_str().starts_with(text))
+                .cloned()
+                .collect()
         });
         let exact = attached.iter().find(|endpoint| endpoint.id.as_str() == text);
-        let named: Vec<&Endpoint> = attached.iter().filter(|e| e.name.as_str() == text).collect();
+        let mut named: Vec<&Endpoint> = attached.iter().filter(|e| e.name.as_str() == text).collect();
+        if named.is_empty() {
+            named = attached.iter().filter(|e| e.name.as_str().eq_ignore_ascii_case(text)).collect();
+        }
         let candidates = match (exact, named.is_empty()) {
             (Some(exact), _) => vec![exact],
             (None, false) => named,

@@ -9,14 +9,15 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_control::{Standing, probe_targets};
 use mesh_ebpf_types::{Address, MARK, PROBE_REQUEST_VNI};
-use mesh_model::NodeId;
+use mesh_model::{Node, NodeId, NodeState, Role};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::UdpSocket;
 use tokio::sync::watch;
 use tokio::time::{MissedTickBehavior, interval, sleep};
 
-use crate::agent::Agent;
+use crate::agent::{Agent, State};
 use crate::reconcile::SharedKernel;
 use crate::session::Probes;
 
@@ -26,8 +27,6 @@ pub const INTERVAL: Duration = Duration::from_millis(200);
 const GRACE: Duration = Duration::from_millis(50);
 /// So many probes in a row without an answer: the datapath is silent.
 const MISSES: u32 = 4;
-/// How many nodes each node probes: the next ones on the ring of all nodes by id.
-const SUCCESSORS: usize = 3;
 /// The I flag of VXLAN: the VNI is valid (RFC 7348, section 5).
 const VALID_VNI: u8 = 0x08;
 
@@ -76,11 +75,15 @@ impl Targets {
     }
 }
 
-/// The nodes that follow `own` on the ring of all, with their addresses.
-fn successors(nodes: &BTreeMap<NodeId, IpAddr>, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
-    let after = nodes.iter().filter(|(id, _)| *id > own);
-    let before = nodes.iter().filter(|(id, _)| *id < own);
-    after.chain(before).take(SUCCESSORS).map(|(id, address)| (id.clone(), *address)).collect()
+/// The nodes that this one probes, with their addresses. A node whose state is not known yet counts as in session.
+fn chosen(state: &State, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
+    let standing = |(id, node): (&NodeId, &Node)| {
+        let is_live = state.node_states.get(id).is_none_or(|state| *state == NodeState::Ready);
+        (id.clone(), Standing { is_live, is_manager: node.role == Role::Manager })
+    };
+    let standings = state.view.nodes.iter().map(standing).collect();
+    let address = |id: NodeId| Some((id.clone(), state.view.nodes.get(&id)?.data_path_addr));
+    probe_targets(&standings, own).into_iter().filter_map(address).collect()
 }
 
 /// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a capture.
@@ -103,12 +106,12 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, results: watch::Sender
     loop {
         ticks.tick().await;
         let own = agent.node();
-        let (nodes, port) = agent.read(|state| {
+        let (nodes, chosen, port) = agent.read(|state| {
             let address = |(id, node): (&NodeId, &mesh_model::Node)| (id.clone(), node.data_path_addr);
             let nodes: BTreeMap<_, _> = state.view.nodes.iter().map(address).collect();
-            (nodes, state.view.cluster.data_path_port)
+            (nodes, chosen(state, &own.id), state.view.cluster.data_path_port)
         });
-        targets.retarget(successors(&nodes, &own.id));
+        targets.retarget(chosen);
         if targets.0.is_empty() {
             results.send_if_modified(|before| !std::mem::take(before).is_empty());
             continue;
@@ -186,15 +189,6 @@ mod tests {
 
     fn nodes(numbers: &[u8]) -> BTreeMap<NodeId, IpAddr> {
         numbers.iter().map(|n| (id(*n), [192, 0, 2, *n].into())).collect()
-    }
-
-    #[test]
-    fn each_node_probes_the_next_three_on_the_ring() {
-        let all = nodes(&[1, 2, 3, 4, 5]);
-        assert_eq!(successors(&all, &id(1)), nodes(&[2, 3, 4]));
-        assert_eq!(successors(&all, &id(4)), nodes(&[5, 1, 2]));
-        assert_eq!(successors(&nodes(&[1, 2]), &id(2)), nodes(&[1]));
-        assert_eq!(successors(&nodes(&[1]), &id(1)), nodes(&[]));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::access::identity;
 use crate::core::Core;
 use crate::enroll;
+use crate::transport::PeerInfo;
 
 /// How hosts become members.
 #[derive(Debug, Clone)]
@@ -30,6 +31,8 @@ impl EnrollmentService {
 impl Enrollment for EnrollmentService {
     async fn join(&self, request: Request<JoinRequest>) -> Result<Response<JoinResponse>, Status> {
         let previous = identity(&request, None);
-        Ok(Response::new(enroll::join(&self.core, request.into_inner(), previous).await?))
+        // Every connection has an address.
+        let address = request.extensions().get::<PeerInfo>().map(|peer| peer.address.ip());
+        Ok(Response::new(enroll::join(&self.core, request.into_inner(), previous, address).await?))
     }
 }

@@ -154,6 +154,9 @@ async fn find(
     if found.is_empty() {
         found = backends.iter().filter(|backend| backend.name.as_str() == text).collect();
     }
+    if found.is_empty() {
+        found = backends.iter().filter(|backend| backend.name.as_str().eq_ignore_ascii_case(text)).collect();
+    }
     if found.is_empty() && !text.is_empty() {
         found = backends.iter().filter(|backend| backend.endpoint.as_str().starts_with(text)).collect();
     }

@@ -65,7 +65,7 @@ fn plan<'a>(
             ProblemKind::Conflict,
             format!(
                 "service {} exists on network {} already: {}",
-                wanted.name,
+                other.name,
                 network_name(&view, &network.id),
                 other.id
             ),
@@ -108,7 +108,8 @@ async fn write(core: &Core, service: &Service) -> Result<Option<u64>, Problem> {
     }
     let (mut compares, mut ops) = records.write();
     compares.push(Compare::mod_revision(network_key, network.revision));
-    let name = keys::service_name(&service.network, &service.name);
+    // All spellings of a name have one key.
+    let name = keys::service_name(&service.network, &service.name.folded());
     compares.push(Compare::absent(name.clone()));
     ops.extend([put(name, &service.id), put(keys::service(&service.id), service)]);
     for vip in service.vips() {

@@ -22,11 +22,14 @@ pub(crate) async fn remove(core: &Core, text: &str) -> Result<ServiceStatus, Pro
     loop {
         tries.next()?;
         core.catch_up().await?;
-        let reads = std::iter::once(Op::get(keys::service(&found.id)));
+        let key = keys::service_name(&found.network, &found.name.folded());
+        let reads = [Op::get(keys::service(&found.id)), Op::get(key.clone())].into_iter();
         let mut read = core.records.read(reads.chain(PortRecords::reads(&found.ports))).await?;
         let Some(Versioned { value: service, revision }) = read.one::<Service>()? else {
             return Err(Problem::new(ProblemKind::NotFound, format!("service {text} is gone")));
         };
+        // One that was created when spellings of a name were different names may have another one's folded name.
+        let folded = read.one::<mesh_model::ServiceId>()?.filter(|owner| owner.value == service.id);
         let mut records = if service.ports == found.ports {
             PortRecords::of(&found.ports, &mut read)?
         } else {
@@ -43,6 +46,7 @@ pub(crate) async fn remove(core: &Core, text: &str) -> Result<ServiceStatus, Pro
             Op::delete(keys::service_name(&service.network, &service.name)),
             Op::delete_range(keys::backends_of(&service.id)),
         ]);
+        ops.extend(folded.map(|_| Op::delete(key)));
         ops.extend(service.vips().map(|vip| Op::delete(keys::vip(&service.network, vip))));
         let interested = interested(core, &service);
         let last = status(core, &std::sync::Arc::new(service.clone()));

@@ -71,8 +71,8 @@ pub(super) fn ports(ports: Vec<v1::PublishedPort>) -> Result<Vec<PublishedPort>,
 pub(super) fn aliases(texts: &[String]) -> Result<Vec<Name>, InvalidMessage> {
     let mut aliases: Vec<Name> = Vec::new();
     for text in texts {
-        let alias = parse("aliases", text)?;
-        if !aliases.contains(&alias) {
+        let alias: Name = parse("aliases", text)?;
+        if !aliases.iter().any(|known| known.is_same(&alias)) {
             aliases.push(alias);
         }
     }

@@ -33,6 +33,7 @@ pub(crate) struct Services {
     backends: BTreeMap<ServiceId, BTreeMap<EndpointId, Arc<Backend>>>,
     by_network: BTreeMap<NetworkId, BTreeSet<ServiceId>>,
     published: BTreeMap<NetworkId, BTreeSet<ServiceId>>,
+    /// By their names' folded form.
     by_name: BTreeMap<Name, BTreeSet<ServiceId>>,
     by_endpoint: BTreeMap<EndpointId, BTreeSet<ServiceId>>,
     by_node: BTreeMap<NodeId, BTreeSet<(ServiceId, EndpointId)>>,
@@ -104,10 +105,18 @@ impl Services {
         self.published.get(network).into_iter().flatten()
     }
 
-    /// The services with a name, at most one per network.
+    /// The services with a name, however it is spelled: one per network, or more that were created before names that
+    /// differ in case only were the same.
     pub(crate) fn named(&self, name: &Name) -> impl Iterator<Item = &Arc<Service>> {
-        let ids = self.by_name.get(name).into_iter().flatten();
+        let ids = self.by_name.get(&name.folded()).into_iter().flatten();
         ids.filter_map(|id| self.records.get(id))
+    }
+
+    /// Of the services with a name, those that are spelled exactly so; all, if none is.
+    pub(crate) fn best_named(&self, name: &Name) -> Vec<&Arc<Service>> {
+        let all: Vec<_> = self.named(name).collect();
+        let exact: Vec<_> = all.iter().filter(|service| service.name == *name).copied().collect();
+        if exact.is_empty() { all } else { exact }
     }
 
     /// The virtual addresses of a network that are in use.
@@ -145,7 +154,7 @@ impl Services {
         self.remove_service(&service.id);
         let id = &service.id;
         insert(&mut self.by_network, service.network.clone(), id.clone());
-        insert(&mut self.by_name, service.name.clone(), id.clone());
+        insert(&mut self.by_name, service.name.folded(), id.clone());
         if !service.ports.is_empty() {
             insert(&mut self.published, service.network.clone(), id.clone());
         }
@@ -161,7 +170,7 @@ impl Services {
     pub(super) fn remove_service(&mut self, id: &ServiceId) -> Option<Arc<Service>> {
         let service = self.records.remove(id)?;
         remove(&mut self.by_network, &service.network, id);
-        remove(&mut self.by_name, &service.name, id);
+        remove(&mut self.by_name, &service.name.folded(), id);
         remove(&mut self.published, &service.network, id);
         for vip in service.vips() {
             remove(&mut self.vips, &service.network, &vip);

@@ -254,3 +254,59 @@ async fn a_node_whose_clock_is_wrong_is_named() {
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
+
+#[tokio::test]
+async fn a_thousand_idle_connections_without_a_certificate_keep_no_member_out() {
+    let cluster = Cluster::start().await;
+    let worker = cluster.join("h2").await;
+    let token = cluster.token(Role::Worker).await;
+    let ca = token.parse::<JoinToken>().unwrap().ca;
+    let config = mesh_control::identity::tls::join_client_config(ca, None).unwrap();
+    let connector = tokio_rustls::TlsConnector::from(config);
+    let mut idle = Vec::new();
+    for _ in 0..1000 {
+        let stream = TcpStream::connect(&cluster.address).await.unwrap();
+        let name = "mesh-manager".try_into().unwrap();
+        // One that is closed for a newer one may be closed in its handshake.
+        if let Ok(Ok(stream)) =
+            tokio::time::timeout(Duration::from_secs(20), connector.connect(name, stream)).await
+        {
+            idle.push(stream);
+        }
+    }
+    // A member goes on, by the connection that it has and by a new one, and a host joins.
+    assert!(worker.control().get_cluster(GetClusterRequest {}).await.is_ok());
+    let again = Member::connect(&cluster.address, worker.identity.clone()).await.unwrap();
+    assert!(again.control().get_cluster(GetClusterRequest {}).await.is_ok());
+    cluster.join("h3").await;
+    // The first ones have been closed long since.
+    let mut open = 0;
+    for stream in &mut idle {
+        let mut byte = [0];
+        let read = tokio::time::timeout(Duration::from_millis(1), async {
+            // HTTP/2 begins with the server's settings.
+            while matches!(stream.read(&mut byte).await, Ok(1..)) {}
+        });
+        open += usize::from(read.await.is_err());
+    }
+    assert!(open <= 64, "{open} connections of one address without a certificate are held");
+}
+
+#[tokio::test]
+async fn wrong_tokens_are_counted_shown_and_not_listened_to_for_ever() {
+    let cluster = Cluster::start().await;
+    let mut wrong: JoinToken = cluster.token(Role::Worker).await.parse().unwrap();
+    let other = Cluster::start().await;
+    wrong.secret = other.token(Role::Worker).await.parse::<JoinToken>().unwrap().secret;
+    let mut messages = Vec::new();
+    for _ in 0..14 {
+        let error = join(&cluster.address, &wrong.to_string(), cluster.parameters("h2")).await.unwrap_err();
+        assert_eq!(error.kind, ProblemKind::Denied);
+        messages.push(error.message);
+    }
+    assert_eq!(messages[0], "the token was rotated or mistyped");
+    assert!(messages[13].starts_with("too many attempts to join with a wrong token"), "{messages:?}");
+    assert_eq!(cluster.manager.refused_joins(), 14);
+    let problems = cluster.manager.problems();
+    assert!(problems.iter().any(|line| line.contains("127.0.0.1")), "{problems:?}");
+}

@@ -303,3 +303,35 @@ async fn prune_removes_what_nobody_uses() {
         (ProblemKind::NotFound, "network idle does not exist")
     );
 }
+
+#[tokio::test]
+async fn names_that_differ_in_case_only_are_the_same_name() {
+    use mesh_proto::v1::Role;
+    let cluster = Cluster::start().await;
+    let app = cluster.create(network("app")).await.unwrap();
+    let problem = cluster.create(network("APP")).await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Conflict, "{problem}");
+    assert!(problem.message.contains("network app exists"), "{problem}");
+    let request = InspectNetworkRequest { network: "App".into() };
+    let found = cluster.control().inspect_network(request).await.unwrap().into_inner().network.unwrap();
+    assert_eq!(found.id, app.id);
+    // Services and their aliases.
+    let aliases = vec!["www".into(), "WWW".into()];
+    let web = crate::cluster::service("Web", "app");
+    let web = mesh_proto::v1::CreateServiceRequest { aliases, ..web };
+    let made = cluster.create_service(web.clone()).await.unwrap().service.unwrap();
+    assert_eq!(made.aliases, ["www"]);
+    let (a, b) = tokio::join!(
+        cluster.create_service(crate::cluster::service("web", "app")),
+        cluster.create_service(crate::cluster::service("WEB", "app"))
+    );
+    assert!(a.is_err() && b.is_err());
+    let request = mesh_proto::v1::RemoveServiceRequest { service: "wEB".into() };
+    cluster.control().remove_service(request).await.unwrap();
+    cluster.create_service(crate::cluster::service("web", "app")).await.unwrap();
+    // Nodes.
+    cluster.join("h2").await;
+    let token = cluster.token(Role::Worker).await;
+    let problem = mesh_control::join(&cluster.address, &token, cluster.parameters("H2")).await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Conflict, "{problem}");
+}

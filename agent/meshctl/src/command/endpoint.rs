@@ -111,7 +111,8 @@ fn find<'a>(endpoints: &'a [v1::Endpoint], wanted: &str) -> Result<&'a v1::Endpo
     if let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.id == wanted) {
         return Ok(endpoint);
     }
-    let by_name: Vec<_> = endpoints.iter().filter(|endpoint| endpoint.name == wanted).collect();
+    let by_name: Vec<_> =
+        endpoints.iter().filter(|endpoint| endpoint.name.eq_ignore_ascii_case(wanted)).collect();
     let found = if by_name.is_empty() {
         endpoints.iter().filter(|endpoint| endpoint.id.starts_with(wanted)).collect()
     } else {

@@ -119,8 +119,12 @@ impl Endpoints {
     /// Finds a network by name, id or unambiguous id prefix: among those known here, else by asking a manager.
     async fn network(&self, text: &str) -> Result<Network, Problem> {
         let known = self.agent.read(|state| {
-            let mut networks = state.view.networks.values();
-            networks.find(|network| network.name.as_str() == text || network.id.as_str() == text).cloned()
+            let networks = state.view.networks.values();
+            let exact =
+                networks.clone().find(|network| [network.name.as_str(), network.id.as_str()].contains(&text));
+            exact
+                .or_else(|| networks.clone().find(|network| network.name.as_str().eq_ignore_ascii_case(text)))
+                .cloned()
         });
         if let Some(network) = known {
             return Ok(network);

@@ -105,7 +105,7 @@ fn default_mac(
 
 /// The endpoint of this node that has a name in a network.
 pub(super) fn namesake<'s>(state: &'s State, network: &Network, name: &Name) -> Option<&'s Endpoint> {
-    state.endpoints.values().find(|other| other.network == network.id && other.name == *name)
+    state.endpoints.values().find(|other| other.network == network.id && other.name.is_same(name))
 }
 
 fn unique_name(
@@ -123,7 +123,7 @@ fn unique_name(
         None => Ok(name),
         Some(other) => Err(Problem::new(
             ProblemKind::Conflict,
-            format!("endpoint {name} exists on network {} ({})", network.name, other.id),
+            format!("endpoint {} exists on network {} ({})", other.name, network.name, other.id),
         )
         .hint("choose another name with --name, or detach the other first")),
     }

@@ -62,7 +62,13 @@ fn member(to: &mut Writer<'_>, status: &v1::StatusResponse, node: &v1::Node) -> 
     ] {
         to.value(family, value)?;
     }
-    Ok(())
+    match status.refused_joins {
+        Some(refused) => {
+            let help = "Attempts to join that this manager refused for their tokens since it started.";
+            to.counter(family("mesh_refused_joins", help), [(Vec::new(), refused)])
+        }
+        None => Ok(()),
+    }
 }
 
 fn connections(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {

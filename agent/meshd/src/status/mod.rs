@@ -92,6 +92,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.services = u32::try_from(state.view.services.len()).unwrap_or(u32::MAX);
     });
     response.problems.extend(member.managers.own().map(Manager::problems).unwrap_or_default());
+    response.refused_joins = member.managers.own().map(Manager::refused_joins);
     let names = member.names.report();
     response.problems.extend(names.problems);
     let server = |(network, status): (String, mesh_dns::Status)| v1::NameServer {
