@@ -210,6 +210,17 @@ fn by_name(netlink: &mut Netlink, name: &IfName) -> Result<Option<RawLink>, Requ
     get(netlink, 0, Some(LinkAttribute::IfName(name.to_string())))
 }
 
+/// An interface for messages: by its name, as far as it has one.
+pub(crate) fn called(netlink: &mut Netlink, index: u32) -> String {
+    match by_index(netlink, index) {
+        Ok(Some(link)) => format!("interface {}", link.name),
+        _ => naming::name_of(index).map_or_else(
+            || format!("a removed interface (index {index})"),
+            |name| format!("interface {name}, which does not exist"),
+        ),
+    }
+}
+
 /// One device, by its index.
 pub(crate) fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<RawLink>, RequestError> {
     get(netlink, index, None)
@@ -480,12 +491,12 @@ pub(crate) fn set_endpoint_mtu(
 ) -> Result<(), KernelError> {
     let namespace = netns::open(netns)?;
     let mut inner = netns::netlink(netns, &namespace, || ())?;
-    let action = || format!("set the MTU of the interface {peer} in {} to {mtu}", netns.path.display());
+    let action = || format!("set the MTU of the container's interface in {} to {mtu}", netns.path.display());
     let attributes = [Some(LinkAttribute::Mtu(mtu)), burst.map(LinkAttribute::GsoMaxSize)];
     set(&mut inner, peer, LinkFlags::empty(), attributes.into_iter().flatten().collect())
         .map_err(|error| error.during(action()))?;
     set_mtu(netlink, index, outer_mtu(mtu))
-        .map_err(|error| error.during(format!("set the MTU of the interface {index} to {mtu}")))
+        .map_err(|error| error.during(format!("set the MTU of {} to {mtu}", called(netlink, index))))
 }
 
 fn veth(peer: LinkMessage) -> LinkAttribute {

@@ -95,15 +95,17 @@ impl<P: Programs + Send> LinuxKernel<P> {
             Action::CreateEndpoint(device) => links::create_endpoint(netlink, device)?,
             Action::SetUp { index } => {
                 links::set_up(netlink, *index)
-                    .map_err(|error| error.during(format!("set the interface {index} up")))?;
+                    .map_err(|error| error.during(format!("set {} up", links::called(netlink, *index))))?;
             }
             Action::SetNoArp { index } => {
-                links::set_no_arp(netlink, *index)
-                    .map_err(|error| error.during(format!("set the interface {index} to NOARP")))?;
+                links::set_no_arp(netlink, *index).map_err(|error| {
+                    error.during(format!("set {} to NOARP", links::called(netlink, *index)))
+                })?;
             }
             Action::SetMtu { index, mtu } => {
-                let action = || format!("set the MTU of the interface {index} to {mtu}");
-                links::set_mtu(netlink, *index, *mtu).map_err(|error| error.during(action()))?;
+                links::set_mtu(netlink, *index, *mtu).map_err(|error| {
+                    error.during(format!("set the MTU of {} to {mtu}", links::called(netlink, *index)))
+                })?;
             }
             Action::SetEndpointMtu { index, peer, netns, mtu, burst } => {
                 links::set_endpoint_mtu(netlink, *index, *peer, netns, *mtu, *burst)?;
@@ -113,20 +115,34 @@ impl<P: Programs + Send> LinuxKernel<P> {
                     .map_err(|error| error.during(format!("remove the device {name}")))?;
             }
             Action::AddAddress { index, address } => {
-                let action = || format!("give the interface {index} the address {}", address.address);
-                addresses::add(netlink, *index, *address).map_err(|error| error.during(action()))?;
+                addresses::add(netlink, *index, *address).map_err(|error| {
+                    error.during(format!(
+                        "add the address {} to {}",
+                        address.address,
+                        links::called(netlink, *index)
+                    ))
+                })?;
             }
             Action::RemoveAddress { index, address } => {
-                let action = || format!("take the address {} from the interface {index}", address.address);
-                addresses::remove(netlink, *index, *address).map_err(|error| error.during(action()))?;
+                addresses::remove(netlink, *index, *address).map_err(|error| {
+                    let device = links::called(netlink, *index);
+                    error.during(format!("remove the address {} from {device}", address.address))
+                })?;
             }
             Action::PutRoute { index, route } => {
-                let action = || format!("route {} out of the interface {index}", route.subnet);
-                routes::put(netlink, *index, *route).map_err(|error| error.during(action()))?;
+                routes::put(netlink, *index, *route).map_err(|error| {
+                    error.during(format!(
+                        "add the route to {} via {}",
+                        route.subnet,
+                        links::called(netlink, *index)
+                    ))
+                })?;
             }
             Action::RemoveRoute { index, route } => {
-                let action = || format!("remove the route to {} out of the interface {index}", route.subnet);
-                routes::remove(netlink, *index, *route).map_err(|error| error.during(action()))?;
+                routes::remove(netlink, *index, *route).map_err(|error| {
+                    let device = links::called(netlink, *index);
+                    error.during(format!("remove the route to {} via {device}", route.subnet))
+                })?;
             }
             Action::PutUnreachable { subnet } => {
                 let action = || format!("make {subnet} unreachable but by routes of its own");

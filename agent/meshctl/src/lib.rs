@@ -9,6 +9,7 @@ mod cli;
 mod client;
 mod command;
 mod filter;
+mod port_list;
 mod report;
 mod table;
 mod terminal;

@@ -80,6 +80,17 @@ pub fn preferred_index(name: &IfName) -> u32 {
     FIRST_ENDPOINT_INDEX | (hash & (LAST_INDEX - FIRST_ENDPOINT_INDEX))
 }
 
+/// The name of our device that always has this interface index.
+pub const fn name_of(index: u32) -> Option<&'static str> {
+    match index {
+        HOST_LEG_INDEX => Some(HOST_LEG),
+        HOST_LEG_PEER_INDEX => Some(HOST_LEG_PEER),
+        VXLAN_INDEX => Some(VXLAN),
+        WIREGUARD_USERSPACE_INDEX | WIREGUARD_KERNEL_INDEX => Some(WIREGUARD),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -201,6 +201,11 @@ fn from_colons(text: &str) -> Result<PublishedPort, InvalidPublishedPort> {
     let syntax = || InvalidPublishedPort::Syntax { text: text.to_owned() };
     let (ports, protocol) = match text.rsplit_once('/') {
         Some((_, "")) => return Err(syntax()),
+        // "10.0.0.0/24:80:80": what is before the ports is a subnet.
+        Some((_, behind)) if behind.contains(':') => {
+            let address = text.rsplitn(3, ':').last().unwrap_or(text);
+            return Err(InvalidPublishedPort::HostIp { text: address.to_owned() });
+        }
         Some(both) => both,
         None => (text, ""),
     };

@@ -391,15 +391,13 @@ async fn exhausted(
         .subnets
         .iter()
         .filter(|subnet| subnet.subnet.family() == family)
-        .map(|subnet| subnet.subnet.to_string())
+        .map(allocated_from)
         .collect();
+    let has_range =
+        network.subnets.iter().any(|subnet| subnet.subnet.family() == family && subnet.ip_range.is_some());
     let problem = Problem::new(
         ProblemKind::Exhausted,
-        format!(
-            "network {} has no free address left in {} that can be had",
-            network.name,
-            subnets.join(", ")
-        ),
+        format!("network {} has no free address left in {}", network.name, subnets.join(", ")),
     );
     let most = elsewhere.into_iter().max_by_key(|(_, free)| *free);
     Ok(match most {
@@ -409,6 +407,18 @@ async fn exhausted(
                 "node {name} does not answer and has {free} free ones: bring it back, or meshctl node rm --force {name}"
             ))
         }
-        None => problem.hint("detach endpoints that are not needed, or make a network with a larger subnet"),
+        None if has_range => problem.hint(
+            "detach endpoints that are not needed, choose an address outside the range with --ip, or create a \
+             network with a larger --ip-range",
+        ),
+        None => problem.hint("detach endpoints that are not needed, or create a network with a larger subnet"),
     })
+}
+
+/// The part of a subnet that addresses are allocated from, in words.
+fn allocated_from(subnet: &mesh_model::Subnet) -> String {
+    match subnet.ip_range {
+        Some(range) if range != subnet.subnet => format!("IP range {range} of subnet {}", subnet.subnet),
+        _ => subnet.subnet.to_string(),
+    }
 }

@@ -1,10 +1,12 @@
 //! The file as a whole: Compose's own keys where they mean something to a network or a service, and Mesh's own ones
 //! under `x-mesh`. What is not understood is noted, never guessed.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 
 use mesh_model::{Name, PublishedPort};
 
+use super::notes;
+use super::variables::Variables;
 use super::yaml::{self, Invalid, Item, Reason};
 use super::{Declared, Network, Service, network, service};
 
@@ -14,20 +16,48 @@ pub(super) const DEFAULT_NETWORK: &str = "default";
 /// The networks of a file by the names that they have inside it.
 pub(super) type Networks<'a> = BTreeMap<&'a str, Name>;
 
-/// Reads a file; `project` is the project's name unless the file tells one, and `variables` are what `$NAME` stands for.
-pub(crate) fn read(
-    text: &str,
-    project: &str,
-    variables: HashMap<String, String>,
-) -> Result<Declared, Invalid> {
-    let document = yaml::parse(text, variables)?;
-    let root = Item::root(&document);
+/// What is known about a file besides its text.
+#[derive(Debug, Clone, Default)]
+pub(crate) struct Given {
+    /// The project's name unless the file has one.
+    pub(crate) project: String,
+    /// What `$NAME` stands for.
+    pub(crate) variables: Variables,
+    /// The active profiles; `*` is all of them.
+    pub(crate) profiles: Vec<String>,
+}
+
+/// Reads a file.
+pub(crate) fn read(text: &str, mut given: Given) -> Result<Declared, Invalid> {
+    let mut document = yaml::parse(text)?;
+    yaml::check_own_places(&document)?;
+    // Compose lets a file use the name of its project, the file's own included.
+    let project = project(&document, &given)?;
+    given.variables.entry("COMPOSE_PROJECT_NAME".to_owned()).or_insert_with(|| project.clone());
+    let mut warnings = Vec::new();
+    yaml::fill(&mut document, &given.variables, &mut warnings)?;
+    let mut declared = understand(&document, project, &given.profiles)?;
+    warnings.extend(declared.ignored.iter().filter_map(notes::unknown));
+    warnings.sort_by(|a, b| (a.line, &a.message).cmp(&(b.line, &b.message)));
+    declared.warnings = warnings;
+    Ok(declared)
+}
+
+fn project(document: &yaml::Node, given: &Given) -> Result<String, Invalid> {
+    let mut document = document.clone();
+    document.keep_only("name");
+    yaml::fill(&mut document, &given.variables, &mut Vec::new())?;
+    match Item::root(&document).section()?.take("name") {
+        Some(name) => Ok(name.text()?.to_owned()),
+        None => Ok(given.project.clone()),
+    }
+}
+
+fn understand(document: &yaml::Node, project: String, profiles: &[String]) -> Result<Declared, Invalid> {
+    let root = Item::root(document);
     let mut ignored = Vec::new();
     let mut section = root.clone().section()?;
-    let project = match section.take("name") {
-        Some(name) => name.text()?.to_owned(),
-        None => project.to_owned(),
-    };
+    section.take("name");
     let default_name = format!("{project}_{DEFAULT_NETWORK}");
 
     let mut networks: Vec<Network> = Vec::new();
@@ -46,10 +76,15 @@ pub(crate) fn read(
         networks.push(network);
     }
 
-    let mut services: Vec<Service> = Vec::new();
+    let (mut services, mut inactive): (Vec<Service>, Vec<Service>) = (Vec::new(), Vec::new());
     let declared = section.take("services").map_or_else(|| Ok(Vec::new()), |services| services.entries())?;
     for (key, item) in declared {
         let Some(mut read) = service::read(key, item.clone(), &mut ignored)? else { continue };
+        if !read.is_active(profiles) {
+            ignored.push(item.inactive(read.profiles()));
+            inactive.extend(read.on(&item, &names).unwrap_or_default());
+            continue;
+        }
         if read.is_on(DEFAULT_NETWORK) && !names.contains_key(DEFAULT_NETWORK) {
             let name = default_name.parse::<Name>();
             let network = Network::named(name.map_err(|error| item.invalid_key(&default_name, error))?);
@@ -63,7 +98,7 @@ pub(crate) fn read(
     }
     section.finish(&mut ignored);
     ignored.sort_by(|a, b| (a.line, &a.key).cmp(&(b.line, &b.key)));
-    Ok(Declared { project, networks, services, ignored })
+    Ok(Declared { project, networks, services, inactive, ignored, warnings: Vec::new() })
 }
 
 /// A port that two services of the file, or one twice, have; those of ranges are chosen so that they do not.

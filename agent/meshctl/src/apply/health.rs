@@ -2,7 +2,8 @@
 
 use mesh_model::{HealthCheck, HealthKind};
 
-use super::yaml::{Ignored, Invalid, Item, Reason, Section};
+use super::notes::Ignored;
+use super::yaml::{Invalid, Item, Reason, Section};
 use crate::cli::value;
 
 /// Reads `healthcheck:`, and what `x-mesh:` says of it, which wins.

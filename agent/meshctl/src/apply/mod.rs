@@ -4,13 +4,17 @@
 //! follow are in `command::apply`.
 
 mod compare;
+mod dotenv;
 mod file;
 mod health;
 mod network;
+mod notes;
 mod plan;
 mod port;
 mod ports;
+mod schema;
 mod service;
+mod variables;
 mod yaml;
 
 use std::collections::BTreeMap;
@@ -23,9 +27,12 @@ use mesh_model::{
 };
 
 pub(crate) use compare::Conflict;
-pub(crate) use file::read;
+pub(crate) use dotenv::add as add_dotenv;
+pub(crate) use file::{Given, read};
+pub(crate) use notes::{Ignored, Warning, Why};
 pub(crate) use plan::{Change, Listed, NewHealth, Plan, Step, Update, plan};
-pub(crate) use yaml::{Ignored, Invalid};
+pub(crate) use variables::Variables;
+pub(crate) use yaml::Invalid;
 
 /// The label that says which project's file made something; its value is the project's name.
 pub(crate) const LABEL: &str = "mesh.apply";
@@ -39,8 +46,12 @@ pub(crate) struct Declared {
     pub(crate) networks: Vec<Network>,
     /// In the order of the file, each name once in a network.
     pub(crate) services: Vec<Service>,
+    /// Services whose profiles are not active: they are neither made nor removed.
+    pub(crate) inactive: Vec<Service>,
     /// What of the file is without effect, in the order of the file.
     pub(crate) ignored: Vec<Ignored>,
+    /// What is probably a mistake, in the order of the file.
+    pub(crate) warnings: Vec<Warning>,
 }
 
 /// A network as declared.

@@ -5,7 +5,9 @@ use std::net::IpAddr;
 
 use mesh_model::{Mtu, Name, Prefix};
 
-use super::yaml::{Ignored, Invalid, Item, Reason};
+use super::notes::Ignored;
+use super::schema::OWN;
+use super::yaml::{Invalid, Item, Reason, Section};
 use super::{LABEL, Network, Subnet};
 use crate::cli::value;
 
@@ -39,6 +41,8 @@ pub(super) fn read(
     };
     let mut network = Network { external, ..Network::named(name) };
     if external {
+        // Without effect, but not with mistakes in it.
+        read_own(&mut section, &mut network)?;
         section.finish(ignored);
         return Ok(network);
     }
@@ -67,21 +71,26 @@ pub(super) fn read(
     if let Some(ipam) = section.take("ipam") {
         network.subnets = read_ipam(ipam, ignored)?;
     }
-    if let Some(own) = section.take("x-mesh") {
-        let mut own = own.section()?;
-        if let Some(encrypted) = own.take("encrypted") {
-            network.encrypted = encrypted.boolean()?;
-        }
-        if let Some(mtu) = own.take("mtu") {
-            network.mtu = Some(mtu.read(value::mtu)?);
-        }
-        if let Some(vni) = own.take("vni") {
-            network.vni = Some(vni.read(value::vni)?);
-        }
-        own.finish(ignored);
-    }
+    read_own(&mut section, &mut network)?;
     section.finish(ignored);
     Ok(network)
+}
+
+/// What Compose has no word for.
+fn read_own(section: &mut Section<'_>, network: &mut Network) -> Result<(), Invalid> {
+    let Some(own) = section.take(OWN) else { return Ok(()) };
+    let mut own = own.section()?;
+    own.check_values()?;
+    if let Some(encrypted) = own.take("encrypted") {
+        network.encrypted = encrypted.boolean()?;
+    }
+    if let Some(mtu) = own.take("mtu") {
+        network.mtu = Some(mtu.read(value::mtu)?);
+    }
+    if let Some(vni) = own.take("vni") {
+        network.vni = Some(vni.read(value::vni)?);
+    }
+    own.finish_own()
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::compare::{self, Conflict};
 use super::ports::{self, Taken};
 use super::{Declared, LABEL, Network, Service};
+use crate::port_list::{ranges, shortened};
 
 /// What there is.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -178,8 +179,8 @@ impl<'a> Planning<'a> {
     /// What an earlier file of the project made and this one does not have.
     fn surplus(&self) -> (Vec<&'a mesh_model::Service>, Vec<&'a mesh_model::Network>) {
         let networks: BTreeSet<_> = self.declared.networks.iter().map(|network| &network.name).collect();
-        let services: BTreeSet<_> =
-            self.declared.services.iter().map(|service| (&service.network, &service.name)).collect();
+        let services = self.declared.services.iter().chain(&self.declared.inactive);
+        let services: BTreeSet<_> = services.map(|service| (&service.network, &service.name)).collect();
         let is_declared = |service: &mesh_model::Service| {
             let network = self.network_names.get(&service.network);
             network.is_some_and(|network| services.contains(&(*network, &service.name)))
@@ -329,8 +330,11 @@ impl Update {
     }
 
     fn details(&self) -> Vec<String> {
-        let mut details: Vec<_> = self.remove_ports.iter().map(|port| format!("-port {port}")).collect();
-        details.extend(self.add_ports.iter().map(|port| format!("+port {port}")));
+        let ports = |sign, ports: &[PublishedPort]| {
+            ranges(ports).into_iter().map(move |port| format!("{sign}port {port}"))
+        };
+        let mut details: Vec<_> = ports("-", &self.remove_ports).collect();
+        details.extend(ports("+", &self.add_ports));
         details.extend(self.affinity.map(|affinity| format!("affinity {}", affinity.as_str())));
         details.extend(self.health.as_ref().map(|health| match health {
             NewHealth::Unchecked => "no health check".to_owned(),
@@ -391,7 +395,7 @@ fn network_details(network: &Network) -> Vec<String> {
 }
 
 fn service_details(service: &Service, ports: &[PublishedPort]) -> Vec<String> {
-    let mut details: Vec<_> = ports.iter().map(|port| format!("port {port}")).collect();
+    let mut details: Vec<_> = ranges(ports).into_iter().map(|port| format!("port {port}")).collect();
     if service.endpoint_mode != mesh_model::EndpointMode::Vip {
         details.push(format!("endpoint mode {}", service.endpoint_mode.as_str()));
     }
@@ -410,7 +414,8 @@ fn service_details(service: &Service, ports: &[PublishedPort]) -> Vec<String> {
 impl Change {
     /// What it is about: `network NAME: DETAIL, ...` or `service NETWORK/NAME: DETAIL, ...`.
     pub(crate) fn object(&self) -> String {
-        let Self { kind, name, details, .. } = self;
+        let Self { kind, name, .. } = self;
+        let details = shortened(self.details.clone());
         let path =
             self.network.as_ref().map_or_else(|| name.to_string(), |network| format!("{network}/{name}"));
         let end = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };

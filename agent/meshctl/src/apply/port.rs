@@ -9,7 +9,8 @@ use mesh_model::service::InvalidWord;
 use mesh_model::{Protocol, PublishMode, PublishedPort};
 
 use super::Port;
-use super::yaml::{Ignored, Invalid, Item};
+use super::notes::Ignored;
+use super::yaml::{Invalid, Item};
 
 /// Why a text declares no published port.
 #[derive(Debug, thiserror::Error)]
@@ -55,6 +56,10 @@ pub(super) fn read(item: &Item<'_>, ignored: &mut Vec<Ignored>) -> Result<Vec<Po
 /// `[[IP:]PUBLISHED:]TARGET[/PROTOCOL]`, where `PUBLISHED` and `TARGET` may be ranges.
 fn short(text: &str) -> Result<Vec<Port>, InvalidPort> {
     let (ports, protocol) = match text.rsplit_once('/') {
+        // "10.0.0.0/24:80:80": what is before the ports is a subnet.
+        Some((_, behind)) if behind.contains(':') => {
+            return Err(InvalidPort::HostIp(text.rsplitn(3, ':').last().unwrap_or(text).to_owned()));
+        }
         Some((ports, protocol)) => (ports, protocol.parse()?),
         None => (text, Protocol::Tcp),
     };
@@ -146,6 +151,14 @@ mod tests {
             ("6060:6060/udp", &["6060:6060/udp"]),
         ] {
             assert_eq!(shown(text), ports, "{text}");
+        }
+    }
+
+    #[test]
+    fn a_subnet_as_host_address_is_named_as_the_mistake() {
+        for (text, address) in [("10.0.0.0/24:1222:2", "10.0.0.0/24"), ("fd00::/64:80:80/udp", "fd00::/64")] {
+            let error = short(text).unwrap_err().to_string();
+            assert_eq!(error, format!("{address:?} is no IP address of a host"), "{text}");
         }
     }
 

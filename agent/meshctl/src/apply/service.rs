@@ -5,7 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use mesh_model::{Affinity, EndpointMode, HealthCheck, Name};
 
 use super::file::{DEFAULT_NETWORK, Networks};
-use super::yaml::{Ignored, Invalid, Item, Reason, Section};
+use super::notes::Ignored;
+use super::schema::OWN;
+use super::yaml::{Invalid, Item, Reason, Section};
 use super::{Port, Service, health, port};
 
 /// A service as the file has it: in Mesh it is one on each of its networks.
@@ -20,6 +22,8 @@ pub(super) struct Read<'a> {
     health: Option<HealthCheck>,
     /// None: the default one.
     networks: Vec<Membership<'a>>,
+    /// None: it is always active.
+    profiles: Vec<String>,
 }
 
 /// That a service is in a network.
@@ -53,7 +57,12 @@ pub(super) fn read<'a>(
         affinity: Affinity::None,
         health: None,
         networks: Vec::new(),
+        profiles: Vec::new(),
     };
+    if let Some(profiles) = section.take("profiles") {
+        let texts = profiles.list()?.into_iter().map(|profile| profile.text().map(str::to_owned));
+        read.profiles = texts.collect::<Result<_, _>>()?;
+    }
     if let Some(networks) = section.take("networks") {
         read.networks = memberships(&networks, ignored)?;
     }
@@ -75,13 +84,14 @@ pub(super) fn read<'a>(
         deploy.finish(ignored);
     }
     let check = section.take("healthcheck");
-    let mut own = section.take("x-mesh").map(Item::section).transpose()?;
+    let mut own = section.take(OWN).map(Item::section).transpose()?;
     if let Some(own) = &mut own {
+        own.check_values()?;
         read.own(own)?;
     }
     read.health = health::read(check, own.as_mut(), ignored)?;
     if let Some(own) = own {
-        own.finish(ignored);
+        own.finish_own()?;
     }
     section.finish(ignored);
     Ok(Some(read))
@@ -112,6 +122,17 @@ impl Read<'_> {
     pub(super) fn is_on(&self, network: &str) -> bool {
         let mut named = self.networks.iter().map(|membership| membership.network);
         if self.networks.is_empty() { network == DEFAULT_NETWORK } else { named.any(|name| name == network) }
+    }
+
+    /// Whether one of its profiles is active, or it has none.
+    pub(super) fn is_active(&self, active: &[String]) -> bool {
+        let is_active = |profile: &String| active.iter().any(|active| active == profile || active == "*");
+        self.profiles.is_empty() || self.profiles.iter().any(is_active)
+    }
+
+    /// Its profiles.
+    pub(super) fn profiles(&self) -> &[String] {
+        &self.profiles
     }
 
     fn own(&mut self, own: &mut Section<'_>) -> Result<(), Invalid> {

@@ -1,14 +1,20 @@
 //! YAML as a tree in which everything knows its line, so that whatever is wrong or not understood can be pointed at.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::error::Error;
-use std::fmt::{self, Display};
+use std::fmt;
 use std::str::FromStr;
 
 use mesh_model::PublishedPort;
 use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
-use serde_saphyr::options::PropertySyntax;
-use serde_saphyr::{DuplicateKeyPolicy, Spanned};
+use serde_saphyr::{DuplicateKeyPolicy, Spanned, UserMessageFormatter};
+
+use super::notes::{Ignored, Warning, Why};
+use super::schema::{self, OWN, Schema};
+use super::variables::{Blank, InvalidVariable, Variables, fill_in};
+
+/// Most values of a file with all its aliases expanded, and most bytes of text in them.
+const LARGEST: (usize, usize) = (200_000, 64 << 20);
 
 /// A value and where it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -54,7 +60,42 @@ pub(crate) struct Invalid {
 pub(super) enum Reason {
     /// It is no YAML.
     #[error("{0}")]
-    Syntax(Box<serde_saphyr::Error>),
+    Syntax(String),
+    /// There are several documents.
+    #[error("the file has several YAML documents, separated by ---, and must have one")]
+    SeveralDocuments,
+    /// It is too large, or becomes so by its aliases.
+    #[error(
+        "the file is too large: with all its aliases expanded it has more than {} values or {} MiB of text",
+        LARGEST.0,
+        LARGEST.1 >> 20
+    )]
+    TooLarge,
+    /// A variable cannot be used.
+    #[error(transparent)]
+    Variable(#[from] InvalidVariable),
+    /// A published port hangs on a variable that has no value.
+    #[error("variable {name} is {}, and would leave a published port open", if *empty { "empty" } else { "not set" })]
+    BlankPort {
+        /// The variable.
+        name: String,
+        /// It is set, to nothing.
+        empty: bool,
+    },
+    /// A key of Mesh's own section that there is not.
+    #[error("there is no such key{}", nearest.map_or_else(String::new, |key| format!("; did you mean {key}?")))]
+    NoSuchKey {
+        /// What was probably meant.
+        nearest: Option<&'static str>,
+        /// All that there are.
+        known: Vec<&'static str>,
+    },
+    /// A key of Mesh's own section has no value.
+    #[error("it has no value")]
+    NoValue,
+    /// Mesh's own section stands where none is read.
+    #[error("{OWN} is read below a network and below a service only")]
+    OwnMisplaced,
     /// It is of another kind.
     #[error("it is {is}, and must be {must}")]
     Kind {
@@ -85,30 +126,117 @@ pub(super) enum Reason {
     Contradiction(&'static str),
 }
 
-/// A key that is not understood, and so without effect.
-#[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
-pub(crate) struct Ignored {
-    /// Where, counted from 1.
-    pub(crate) line: u64,
-    /// All keys that lead to it, with dots between them.
-    pub(crate) key: String,
+impl Node {
+    /// Leaves out all keys but one.
+    pub(super) fn keep_only(&mut self, wanted: &str) {
+        if let Value::Map(entries) = &mut self.value {
+            entries.retain(|(key, _)| key.text == wanted);
+        }
+    }
 }
 
-/// Reads one document; `variables` stand for `$NAME`, `${NAME}`, `${NAME:-default}` and so on, as with Compose.
-pub(super) fn parse(text: &str, variables: HashMap<String, String>) -> Result<Node, Invalid> {
-    let mut options = serde_saphyr::options! {
+impl Invalid {
+    /// What to do about it.
+    pub(crate) fn hint(&self) -> String {
+        match &self.reason {
+            Reason::BlankPort { name, .. } => {
+                format!(
+                    "set {name} in the environment or in .env beside the file, or write ${{{name}:-PORT}}"
+                )
+            }
+            Reason::NoSuchKey { known, .. } => format!("the keys are {}", known.join(", ")),
+            Reason::SeveralDocuments => "apply each document by itself".to_owned(),
+            _ => "see `meshctl apply --help`".to_owned(),
+        }
+    }
+}
+
+/// Reads one document.
+pub(super) fn parse(text: &str) -> Result<Node, Invalid> {
+    let options = serde_saphyr::options! {
+        budget: serde_saphyr::budget! {
+            // Counted with aliases expanded: how many aliases there are does not matter.
+            max_nodes: LARGEST.0,
+            max_events: 4 * LARGEST.0,
+            max_total_scalar_bytes: LARGEST.1,
+            max_aliases: LARGEST.0,
+            max_anchors: LARGEST.0,
+            max_merge_keys: LARGEST.0,
+            enforce_alias_anchor_ratio: false,
+        },
         duplicate_keys: DuplicateKeyPolicy::Error,
         leading_zero_numbers_as_strings: true,
-        property_syntax: PropertySyntax::DockerCompose,
         strict_booleans: true,
         with_snippet: false,
     };
-    options = options.with_properties(variables);
     serde_saphyr::from_str_with_options(text, options).map_err(|error| Invalid {
         line: error.location().map_or(0, |location| location.line()),
         path: String::new(),
-        reason: Reason::Syntax(Box::new(error)),
+        reason: unreadable(&error),
     })
+}
+
+fn unreadable(error: &serde_saphyr::Error) -> Reason {
+    use serde_saphyr::Error as Yaml;
+    match error.without_snippet() {
+        Yaml::AliasError { error, .. } => unreadable(error),
+        Yaml::MultipleDocuments { .. } => Reason::SeveralDocuments,
+        Yaml::Budget { .. }
+        | Yaml::AliasReplayLimitExceeded { .. }
+        | Yaml::AliasReplayCounterOverflow { .. }
+        | Yaml::AliasReplayStackDepthExceeded { .. } => Reason::TooLarge,
+        // The usual form speaks to programmers.
+        _ => Reason::Syntax(error.render_with_formatter(&UserMessageFormatter)),
+    }
+}
+
+/// Replaces the variables of all values. One without a value becomes nothing, with a warning; in `ports` it is an error.
+pub(super) fn fill(
+    document: &mut Node,
+    variables: &Variables,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), Invalid> {
+    fill_below(document, &mut Vec::new(), variables, warnings)
+}
+
+fn fill_below(
+    node: &mut Node,
+    path: &mut Vec<String>,
+    variables: &Variables,
+    warnings: &mut Vec<Warning>,
+) -> Result<(), Invalid> {
+    match &mut node.value {
+        Value::Text(text) if text.contains('$') => {
+            let invalid = |reason| Invalid { line: node.line, path: format!("{}: ", path.join(".")), reason };
+            let mut blank = BTreeMap::new();
+            *text = fill_in(text, variables, &mut blank).map_err(|error| invalid(error.into()))?;
+            let is_port =
+                matches!(path.as_slice(), [first, _, third, ..] if first == "services" && third == "ports");
+            for (name, blank) in blank {
+                if is_port {
+                    return Err(invalid(Reason::BlankPort { name, empty: blank == Blank::Empty }));
+                }
+                let message = format!("variable {name} is not set and counts as empty");
+                if blank == Blank::Unset && !warnings.iter().any(|warning| warning.message == message) {
+                    warnings.push(Warning { line: node.line, key: String::new(), message });
+                }
+            }
+        }
+        Value::List(nodes) => {
+            for node in nodes {
+                fill_below(node, path, variables, warnings)?;
+            }
+        }
+        Value::Map(entries) => {
+            for (key, node) in entries {
+                path.push(key.text.clone());
+                fill_below(node, path, variables, warnings)?;
+                path.pop();
+            }
+        }
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Text(_) => {}
+    }
+    Ok(())
 }
 
 /// A value and the keys that lead to it.
@@ -116,6 +244,8 @@ pub(super) fn parse(text: &str, variables: HashMap<String, String>) -> Result<No
 pub(super) struct Item<'a> {
     path: String,
     node: &'a Node,
+    /// What Compose allows there.
+    schema: &'static Schema,
 }
 
 /// A map of which what is understood is taken out; what is left is ignored.
@@ -128,7 +258,7 @@ pub(super) struct Section<'a> {
 impl<'a> Item<'a> {
     /// The whole document.
     pub(super) fn root(node: &'a Node) -> Self {
-        Self { path: String::new(), node }
+        Self { path: String::new(), node, schema: &schema::ROOT }
     }
 
     /// That something is wrong with it.
@@ -144,7 +274,12 @@ impl<'a> Item<'a> {
 
     /// That it is without effect.
     pub(super) fn ignored(&self) -> Ignored {
-        Ignored { line: self.node.line, key: self.path.clone() }
+        Ignored { line: self.node.line, key: self.path.clone(), why: Why::NoUse }
+    }
+
+    /// That it is without effect until one of its profiles is active.
+    pub(super) fn inactive(&self, profiles: &[String]) -> Ignored {
+        Ignored { why: Why::Inactive(profiles.join(" or ")), ..self.ignored() }
     }
 
     fn wrong_kind(&self, must: &'static str) -> Invalid {
@@ -220,7 +355,11 @@ impl<'a> Item<'a> {
         match &self.node.value {
             Value::Null => Ok(Vec::new()),
             Value::List(nodes) => {
-                let item = |(index, node)| Item { path: format!("{}[{index}]", self.path), node };
+                let item = |(index, node)| Item {
+                    path: format!("{}[{index}]", self.path),
+                    node,
+                    schema: self.schema,
+                };
                 Ok(nodes.iter().enumerate().map(item).collect())
             }
             _ => Err(self.wrong_kind("a list")),
@@ -251,7 +390,7 @@ impl<'a> Item<'a> {
     fn below(&self, key: &Key, node: &'a Node) -> Item<'a> {
         let path =
             if self.path.is_empty() { key.text.clone() } else { format!("{}.{}", self.path, key.text) };
-        Item { path, node }
+        Item { path, node, schema: self.schema.below(&key.text) }
     }
 }
 
@@ -283,17 +422,73 @@ impl<'a> Section<'a> {
 
     /// Notes what was not taken.
     pub(super) fn finish(self, ignored: &mut Vec<Ignored>) {
-        let item = self.item;
-        ignored.extend(
-            self.left.iter().map(|(key, node)| Ignored { line: key.line, key: item.below(key, node).path }),
-        );
+        for (key, node) in self.left {
+            let item = self.item.below(key, node);
+            let why = why(self.item.schema, key, node);
+            ignored.push(Ignored { line: key.line, key: item.path, why });
+        }
+    }
+
+    /// Refuses what was not taken: the keys are Mesh's own.
+    pub(super) fn finish_own(self) -> Result<(), Invalid> {
+        let Some((key, node)) = self.left.first() else { return Ok(()) };
+        let schema = self.item.schema;
+        let (nearest, known) = (schema.nearest(&key.text), schema.keys());
+        Err(self.item.below(key, node).invalid(Reason::NoSuchKey { nearest, known }))
+    }
+
+    /// Refuses keys without a value, which a file has by mistake only.
+    pub(super) fn check_values(&self) -> Result<(), Invalid> {
+        let empty = self
+            .left
+            .iter()
+            .find(|(key, node)| self.item.schema.knows(&key.text) && node.value == Value::Null);
+        empty.map_or(Ok(()), |(key, node)| Err(self.item.below(key, node).invalid(Reason::NoValue)))
     }
 }
 
-impl Display for Ignored {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "line {}: {}", self.line, self.key)
+/// Why a key has no effect where it stands.
+fn why(schema: &'static Schema, key: &Key, node: &Node) -> Why {
+    let known = schema.keys();
+    let text = key.text.as_str();
+    if known.is_empty() {
+        return Why::NoUse;
     }
+    if schema.knows(text) || (text.starts_with("x-") && schema.nearest(text) != Some(OWN)) {
+        return Why::Container(text.to_owned());
+    }
+    let looks_like_service = match &node.value {
+        Value::Map(entries) => schema::is_like_a_service(entries.iter().map(|(key, _)| key.text.as_str())),
+        _ => false,
+    };
+    let hint = match (schema.nearest(text), schema::home(text)) {
+        (Some(nearest), _) => Some(format!("did you mean {nearest}?")),
+        (None, Some(home)) => Some(format!("it is a key of {home}: check its indentation")),
+        (None, None) if looks_like_service => {
+            Some("it looks like a service: check its indentation".to_owned())
+        }
+        (None, None) => None,
+    };
+    Why::Unknown { hint }
+}
+
+/// Refuses Mesh's own section where none is read.
+pub(super) fn check_own_places(document: &Node) -> Result<(), Invalid> {
+    check_own_below(&Item::root(document))
+}
+
+fn check_own_below(item: &Item<'_>) -> Result<(), Invalid> {
+    let Value::Map(entries) = &item.node.value else { return Ok(()) };
+    for (key, node) in entries {
+        let below = item.below(key, node);
+        if key.text == OWN && !matches!(item.schema, Schema::Names(_)) && !item.schema.knows(OWN) {
+            return Err(below.invalid(Reason::OwnMisplaced));
+        }
+        if !matches!(below.schema, Schema::Free) {
+            check_own_below(&below)?;
+        }
+    }
+    Ok(())
 }
 
 impl<'de> Deserialize<'de> for Node {
@@ -365,60 +560,4 @@ impl<'de> Visitor<'de> for AnyValue {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parsed(text: &str) -> Result<Node, Invalid> {
-        parse(text, HashMap::from([("PORT".to_owned(), "8080".to_owned())]))
-    }
-
-    fn field<'a>(node: &'a Node, path: &[&str]) -> Item<'a> {
-        path.iter().fold(Item::root(node), |item, key| item.section().unwrap().take(key).unwrap())
-    }
-
-    #[test]
-    fn malformed_yaml_is_reported_with_its_line() {
-        for (text, line) in [
-            ("a: [1\nb: 2", 2),
-            ("a: 1\na: 2\n", 2),
-            ("a:\n\t- b\n", 2),
-            ("a: 1\n---\nb: 2\n", 3),
-            ("x: 1\na: *nope\n", 2),
-        ] {
-            assert_eq!(parsed(text).unwrap_err().line, line, "{text:?}");
-        }
-    }
-
-    #[test]
-    fn a_value_of_the_wrong_kind_is_named_with_its_path_and_line() {
-        let node = parsed("a:\n  b:\n    - [x]\n").unwrap();
-        let error = field(&node, &["a", "b"]).list().unwrap()[0].text().unwrap_err();
-        assert_eq!((error.line, error.to_string().as_str()), (3, "a.b[0]: it is a list, and must be text"));
-    }
-
-    #[test]
-    fn a_port_pair_is_text_and_not_a_number_to_base_sixty() {
-        let node = parsed("p: 22:22\nv: 010\nyes: on\n").unwrap();
-        assert_eq!(field(&node, &["p"]).text().unwrap(), "22:22");
-        assert_eq!(field(&node, &["v"]).text().unwrap(), "010");
-        assert_eq!(field(&node, &["yes"]).text().unwrap(), "on");
-    }
-
-    #[test]
-    fn variables_and_merged_maps_are_filled_in() {
-        let node = parsed("x: &x {p: \"${PORT}:80\", q: \"${NONE:-1}\"}\ny:\n  <<: *x\n  q: 2\n").unwrap();
-        assert_eq!(field(&node, &["y", "p"]).text().unwrap(), "8080:80");
-        assert_eq!(field(&node, &["y", "q"]).text().unwrap(), "2");
-        assert_eq!(field(&node, &["x", "q"]).text().unwrap(), "1");
-    }
-
-    #[test]
-    fn what_is_not_taken_is_ignored_with_all_its_keys() {
-        let node = parsed("a:\n  b: 1\n  c: {d: 2}\n").unwrap();
-        let mut section = field(&node, &["a"]).section().unwrap();
-        section.take("b").unwrap();
-        let mut ignored = Vec::new();
-        section.finish(&mut ignored);
-        assert_eq!(ignored, [Ignored { line: 3, key: "a.c".into() }]);
-    }
-}
+mod tests;

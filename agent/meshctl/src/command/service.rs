@@ -8,6 +8,7 @@ use crate::cli::Format;
 use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls, Ps, Update};
 use crate::client::Client;
 use crate::filter::{BackendKey, Filter, ServiceKey, passes};
+use crate::port_list::{ranges, shortened};
 use crate::report::Report;
 use crate::table::{columns, details, list, or_none, short};
 use crate::view::service::{Backend, Service};
@@ -169,7 +170,7 @@ fn row(service: &Service) -> [String; 7] {
         service.endpoint_mode.as_str().to_owned(),
         list(service.vip.iter().chain(&service.vip6)),
         in_use(&service.endpoints),
-        list(&service.ports),
+        list(shortened(ranges(&service.ports))),
     ]
 }
 
@@ -251,7 +252,7 @@ fn as_details(service: &Service) -> String {
         ("Network", service.network.clone()),
         ("Endpoint mode", service.endpoint_mode.as_str().to_owned()),
         ("VIP", list(service.vip.iter().chain(&service.vip6))),
-        ("Ports", list(&service.ports)),
+        ("Ports", list(ranges(&service.ports))),
         ("Affinity", service.affinity.as_str().to_owned()),
         ("Health check", or_none(health)),
         ("Aliases", list(&service.aliases)),

@@ -65,7 +65,7 @@ fn agent() -> Agent {
     Agent::start(State::default())
 }
 
-const IGNORED: &str = "ignored: line 13: services.web.image\nignored: line 22: services.db.image\n";
+const IGNORED: &str = "ignored: image\n";
 
 #[test]
 fn a_file_is_applied_once_and_then_nothing_changes() {
@@ -212,13 +212,13 @@ fn standard_input_and_json_serve_scripts() {
     child.stdin.take().unwrap().write_all(text.as_bytes()).unwrap();
     let done = Done::from(child.wait_with_output().unwrap());
     assert_eq!(done.code, 0, "{}", done.err);
-    assert_eq!(done.err, "{\"ignored\":{\"line\":2,\"key\":\"version\"}}\n");
+    assert_eq!(done.err, "{\"ignored_keys\":[\"version\"]}\n");
     let result: serde_json::Value = serde_json::from_str(&done.out).unwrap();
     assert_eq!(
         result,
         json!({
             "project": "shop", "dry_run": true, "ignored": [{"line": 2, "key": "version"}],
-            "changes": [
+            "warnings": [], "changes": [
                 {"action": "create", "kind": "network", "name": "app", "network": null, "details": []},
                 {"action": "create", "kind": "service", "name": "web", "network": "app", "details": []},
             ],

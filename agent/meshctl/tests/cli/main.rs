@@ -4,6 +4,7 @@
 
 mod agent;
 mod apply;
+mod compose;
 mod errors;
 mod objects;
 mod requests;

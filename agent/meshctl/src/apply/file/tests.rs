@@ -6,7 +6,8 @@ use proptest::prelude::*;
 use super::*;
 
 fn read_file(text: &str) -> Result<Declared, Invalid> {
-    read(text, "folder", HashMap::from([("TAG".to_owned(), "1".to_owned())]))
+    let variables = [("TAG".to_owned(), "1".to_owned())].into();
+    read(text, Given { project: "folder".into(), variables, profiles: Vec::new() })
 }
 
 fn networks_of(text: &str) -> Vec<String> {

@@ -39,7 +39,7 @@ fn declared(networks: &[Network], services: &[Service]) -> Declared {
         project: "shop".into(),
         networks: networks.to_vec(),
         services: services.to_vec(),
-        ignored: Vec::new(),
+        ..Declared::default()
     }
 }
 

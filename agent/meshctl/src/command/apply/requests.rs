@@ -1,0 +1,70 @@
+//! What is asked of the managers for what a file declares.
+
+use std::collections::{BTreeMap, HashMap};
+
+use mesh_proto::v1;
+
+use crate::apply::{LABEL, Network, NewHealth, Service, Update};
+
+/// To make a network.
+pub(super) fn network(project: &str, network: &Network) -> v1::CreateNetworkRequest {
+    let mut labels: HashMap<_, _> = network.labels.clone().into_iter().collect();
+    labels.insert(LABEL.to_owned(), project.to_owned());
+    let subnets = &network.subnets;
+    let aux: BTreeMap<_, _> = subnets.iter().flat_map(|subnet| &subnet.aux).collect();
+    v1::CreateNetworkRequest {
+        name: network.name.to_string(),
+        driver: crate::view::DRIVER.to_owned(),
+        subnets: subnets.iter().map(|subnet| subnet.subnet.to_string()).collect(),
+        gateways: subnets.iter().filter_map(|subnet| subnet.gateway).map(|ip| ip.to_string()).collect(),
+        ip_ranges: subnets.iter().filter_map(|subnet| subnet.ip_range).map(|ip| ip.to_string()).collect(),
+        aux: aux.into_iter().map(|(name, ip)| (name.clone(), ip.to_string())).collect(),
+        ipv6: network.ipv6,
+        internal: network.internal,
+        attachable: network.attachable,
+        encrypted: network.encrypted,
+        mtu: network.mtu.map(Into::into),
+        vni: network.vni.map(Into::into),
+        labels,
+        options: HashMap::new(),
+    }
+}
+
+/// To make a service with these ports.
+pub(super) fn service(
+    project: &str,
+    service: &Service,
+    ports: &[mesh_model::PublishedPort],
+) -> v1::CreateServiceRequest {
+    v1::CreateServiceRequest {
+        name: service.name.to_string(),
+        network: service.network.to_string(),
+        endpoint_mode: v1::EndpointMode::from(service.endpoint_mode).into(),
+        vip: service.vip.map(|vip| vip.to_string()).unwrap_or_default(),
+        vip6: service.vip6.map(|vip| vip.to_string()).unwrap_or_default(),
+        ports: ports.iter().map(Into::into).collect(),
+        affinity: v1::Affinity::from(service.affinity).into(),
+        health: service.health.as_ref().map(Into::into),
+        aliases: service.aliases.iter().map(ToString::to_string).collect(),
+        labels: HashMap::from([(LABEL.to_owned(), project.to_owned())]),
+    }
+}
+
+/// To change a service.
+pub(super) fn update(update: &Update) -> v1::UpdateServiceRequest {
+    let affinity = update.affinity.map_or(v1::Affinity::Unspecified, Into::into);
+    let health = match &update.health {
+        Some(NewHealth::Check(check)) => Some(check.into()),
+        Some(NewHealth::Unchecked) | None => None,
+    };
+    v1::UpdateServiceRequest {
+        service: update.id.to_string(),
+        add_ports: update.add_ports.iter().map(Into::into).collect(),
+        remove_ports: update.remove_ports.iter().map(Into::into).collect(),
+        affinity: affinity.into(),
+        health,
+        clear_health: update.health == Some(NewHealth::Unchecked),
+        replace_aliases: update.aliases.is_some(),
+        aliases: update.aliases.iter().flatten().map(ToString::to_string).collect(),
+    }
+}
