@@ -46,8 +46,11 @@ pub(crate) const FEED_BACKLOG: usize = 1024;
 /// How long a change waits until every agent that is concerned has it in its kernel: one that is alive, but busy. The
 /// session of one that is not ends before.
 pub const APPLIED: Duration = Duration::from_secs(15);
-/// How long the agents have to say whether sockets of their hosts have a port.
-pub(crate) const PORT_CHECK: Duration = Duration::from_secs(1);
+/// How long the agents have to answer whether sockets of their hosts have a port. A change that an agent in session did not
+/// answer about is refused.
+pub(crate) const PORT_CHECK: Duration = Duration::from_secs(10);
+/// An agent whose session ended while it was asked something has this long to begin another one.
+pub(crate) const RESUME: Duration = Duration::from_secs(1);
 /// Agents that had a session with a manager before it began anew report within: they try to reach it every 2 s at least,
 /// and a busy machine takes its time.
 pub(crate) const FIRST_REPORTS: Duration = Duration::from_secs(5);

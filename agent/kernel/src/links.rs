@@ -26,6 +26,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_CARRIER_CHANGES: u16 = 35;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
@@ -78,6 +79,7 @@ pub(crate) struct RawLink {
     /// The kernel's number of its hardware type (`ARPHRD_...`).
     hardware: u16,
     role: Role,
+    pub(crate) carrier_changes: u32,
     vxlan_port: u16,
     vxlan_external: bool,
 }
@@ -100,6 +102,7 @@ impl RawLink {
                 IFLA_MTU => link.mtu = native(value),
                 IFLA_ADDRESS => link.address = value.try_into().ok(),
                 IFLA_LINK => link.link = Some(native(value)),
+                IFLA_CARRIER_CHANGES => link.carrier_changes = native(value),
                 IFLA_LINK_NETNSID => link.link_elsewhere = true,
                 IFLA_MASTER => has_master = true,
                 IFLA_OPERSTATE => {

@@ -214,7 +214,11 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Res
 
 /// Routes a further subnet straight out of a container's device, beside another device of the same network.
 pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> Result<(), RequestError> {
-    netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
+    match netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
+    {
+        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        answer => answer,
+    }
 }
 
 /// The least metric of default routes through internal networks. It is above those of all other endpoints.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use mesh_proto::{Problem, ProblemKind};
 use serde::Serialize;
 
+use crate::cli::Format;
 use crate::terminal;
 
 /// A command's result: what goes to standard output, and what went wrong, in order.
@@ -24,6 +25,12 @@ impl From<Result<String, Problem>> for Report {
             Ok(text) => Self { text, ..Self::default() },
             Err(problem) => problem.into(),
         }
+    }
+}
+
+impl From<Result<Report, Problem>> for Report {
+    fn from(result: Result<Report, Problem>) -> Self {
+        result.unwrap_or_else(Self::from)
     }
 }
 
@@ -88,6 +95,19 @@ fn as_json(problem: &Problem) -> String {
     }
     let error = Error { kind: problem.kind, message: &problem.message, hint: problem.hint.as_deref() };
     line(&Envelope { error })
+}
+
+/// A warning: the command was carried out, but something may not be as expected.
+pub(crate) fn warning(text: &str, format: Option<Format>) -> String {
+    #[derive(Serialize)]
+    struct Envelope<'a> {
+        warning: &'a str,
+    }
+    if format == Some(Format::Json) {
+        line(&Envelope { warning: text })
+    } else {
+        format!("warning: {text}\n")
+    }
 }
 
 /// A value as indented JSON.

@@ -1,8 +1,8 @@
 //! Files that are whole or absent, whatever happens while they are written.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -114,6 +114,11 @@ pub fn remove(path: &Path) -> Result<(), FileError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         Err(error) => Err(FileError::io("remove", path)(error)),
     }
+}
+
+/// Creates a directory (mode 0700) with those above it; no error when it is there.
+pub fn create_dir(path: &Path) -> Result<(), FileError> {
+    DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create", path))
 }
 
 /// Removes what writes that never finished have left in a directory.

@@ -1,19 +1,22 @@
 //! What the agent asks the host beside the kernel loop: addresses, names, containers' namespaces.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use mesh_kernel::driver::Driver;
-use mesh_kernel::{Event, Events, KernelError, netns};
+use mesh_kernel::inside::{self, OuterEnd, Restored};
+use mesh_kernel::{Event, Events, KernelError, Listeners, netns};
 use mesh_model::endpoint::NetnsRef;
-use mesh_model::{IfName, Mtu, Prefix, PublishedPort};
+use mesh_model::plan::InnerEnd;
+use mesh_model::{IfName, Mtu, Prefix};
 use tokio::sync::mpsc;
 
 use crate::advertise::HostAddress;
 use crate::services::ports;
+use crate::services::taken::HostSockets;
 
 /// How a container's namespace is named.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -68,8 +71,14 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// A TCP socket that stands in a container's namespace: not connected, and non-blocking.
     fn tcp_socket(&self, netns: &NetnsRef, ipv6: bool) -> Result<TcpStream, KernelError>;
 
-    /// Whether a socket of the host has this port, where it is to be published.
-    fn port_is_taken(&self, port: &PublishedPort) -> bool;
+    /// The sockets that published ports may conflict with.
+    fn sockets(&self) -> Result<HostSockets, KernelError>;
+
+    /// The host's ends of all endpoints' pairs.
+    fn outer_ends(&self) -> Result<BTreeMap<IfName, OuterEnd>, KernelError>;
+
+    /// Gives the inner end of a pair what it has lost in its namespace.
+    fn restore_inside(&self, inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError>;
 
     /// The file with the ports that the host does not choose by itself, if it has one.
     fn reserved_ports(&self) -> Option<PathBuf>;
@@ -159,15 +168,19 @@ impl Host for ThisHost {
         netns::tcp_socket(netns, ipv6)
     }
 
-    fn port_is_taken(&self, port: &PublishedPort) -> bool {
-        let addresses = match mesh_kernel::host::host_addresses() {
-            Ok(addresses) => addresses.into_iter().map(|found| found.address).collect(),
-            Err(error) => {
-                tracing::warn!(%error, "only sockets of 127.0.0.1 are looked for");
-                BTreeSet::new()
-            }
-        };
-        ports::is_taken(port, &addresses)
+    fn sockets(&self) -> Result<HostSockets, KernelError> {
+        let failed = |source| KernelError::Netlink { action: "list the sockets".to_owned(), source };
+        let listeners = Listeners::read().map_err(failed)?;
+        let addresses = mesh_kernel::host::host_addresses()?;
+        Ok(HostSockets::new(listeners, addresses.into_iter().map(|found| found.address)))
+    }
+
+    fn outer_ends(&self) -> Result<BTreeMap<IfName, OuterEnd>, KernelError> {
+        inside::outer_ends()
+    }
+
+    fn restore_inside(&self, inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError> {
+        inside::restore(inner, outer)
     }
 
     fn reserved_ports(&self) -> Option<PathBuf> {

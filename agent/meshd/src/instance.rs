@@ -33,6 +33,7 @@ pub enum InstanceError {
 #[derive(Debug)]
 pub struct Instance {
     state_dir: PathBuf,
+    run_dir: PathBuf,
     // Held for its lock (flock(2)), which the kernel gives back when the process ends, however it ends.
     _lock: File,
 }
@@ -60,7 +61,9 @@ impl Instance {
             .open(config.state_dir.join("lock"))
             .map_err(directory)?;
         match lock.try_lock() {
-            Ok(()) => Ok(Self { state_dir: config.state_dir.clone(), _lock: lock }),
+            Ok(()) => {
+                Ok(Self { state_dir: config.state_dir.clone(), run_dir: config.run_dir.clone(), _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => Err(InstanceError::Running { path: config.state_dir.clone() }),
             Err(TryLockError::Error(source)) => Err(directory(source)),
         }
@@ -68,7 +71,7 @@ impl Instance {
 
     /// The paths in its state directory.
     pub fn paths(&self) -> StatePaths {
-        StatePaths::new(&self.state_dir)
+        StatePaths { run: self.run_dir.clone(), ..StatePaths::new(&self.state_dir) }
     }
 }
 
@@ -76,12 +79,14 @@ impl Instance {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct StatePaths {
     dir: PathBuf,
+    /// For what ends with the boot.
+    run: PathBuf,
 }
 
 impl StatePaths {
     /// The paths under `dir`.
     pub fn new(dir: &Path) -> Self {
-        Self { dir: dir.to_owned() }
+        Self { dir: dir.to_owned(), run: dir.join("run") }
     }
 
     /// The state directory itself.
@@ -125,6 +130,16 @@ impl StatePaths {
         self.dir.join("endpoints")
     }
 
+    /// Second copies of the endpoints' files.
+    pub fn endpoint_copies(&self) -> PathBuf {
+        self.run.join("endpoints")
+    }
+
+    /// The directory of second copies of small files: each has the name of its file.
+    pub fn copies(&self) -> PathBuf {
+        self.dir.join("copies")
+    }
+
     /// The order in which released addresses may be handed out again.
     pub fn released(&self) -> PathBuf {
         self.dir.join("released.json")
@@ -165,6 +180,8 @@ impl StatePaths {
             self.store(),
             self.view(),
             self.endpoints(),
+            self.endpoint_copies(),
+            self.copies(),
             self.released(),
             self.names(),
             self.reserved_ports(),

@@ -36,7 +36,7 @@ use crate::session::Probes;
 use crate::status::tables::Occupancy;
 use crate::view::ClusterView;
 use crate::xdp::Xdp;
-use crate::{dns, health, prober, reconcile, services, session};
+use crate::{copies, dns, health, inside, prober, reconcile, services, session};
 
 /// How often it is seen to it that blocks are leased ahead of need, and given back.
 const TEND: Duration = Duration::from_secs(1);
@@ -192,6 +192,8 @@ impl Member {
         let fairness = Arc::new(Fairness::default());
         tasks.spawn(fairness::run(agent.clone(), platform.kernel.clone(), fairness.clone()));
         tasks.spawn(health::run(agent.clone(), platform.host.clone()));
+        tasks.spawn(inside::run(agent.clone(), platform.host.clone()));
+        tasks.spawn(services::taken::watch(agent.clone(), platform.host.clone()));
         if let Some(reservation) = platform.reservation() {
             tasks.spawn(services::ports::reserve(agent.clone(), reservation));
         }
@@ -203,6 +205,7 @@ impl Member {
         }
         tasks.spawn(let_go(agent.clone(), endpoints.clone()));
         tasks.spawn(saving::run(agent.clone()));
+        tasks.spawn(copies::keep(platform.paths.clone()));
         tasks.spawn(tend(agent.clone(), managers.clone(), endpoints.clone()));
         tasks.spawn(renew(agent.clone(), managers.clone(), platform.paths.identity()));
         Ok(Self {

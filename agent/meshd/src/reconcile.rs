@@ -74,6 +74,7 @@ pub async fn run(
     xdp: Xdp,
     mut events: mpsc::Receiver<Event>,
 ) {
+    agent.view_known().await;
     let mut generations = agent.generations();
     let mut backoff = Backoff::new(FIRST_RETRY, LAST_RETRY);
     let mut depth = Depth::Full;

@@ -15,6 +15,7 @@ use mesh_proto::v1::session_client::SessionClient;
 use mesh_proto::v1::{agent_message, manager_message};
 use mesh_proto::{Problem, v1};
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -22,7 +23,9 @@ use crate::agent::{Agent, Refusal, State};
 use crate::dns;
 use crate::host::Host;
 use crate::managers::{Backoff, Managers};
+use crate::reconcile::explain;
 use crate::reported::Reported;
+use crate::services::taken::taken;
 use crate::unreadable::Unreadable;
 use crate::view::{ClusterView, ViewError};
 
@@ -52,6 +55,8 @@ enum SessionError {
     View(#[from] ViewError),
     #[error("the manager sent a change before a snapshot")]
     NoSnapshot,
+    #[error("the saved records of the cluster were lost, and what was said without them is said anew")]
+    ViewRegained,
     #[error("the MTU of the data path has changed, which is said in a new session")]
     MtuChanged,
 }
@@ -78,6 +83,8 @@ pub async fn run(
                     snapshot_seen: false,
                     said_applied: None,
                     said_health: None,
+                    answers: mpsc::channel(QUEUE),
+                    answering: JoinSet::new(),
                 };
                 let client = SessionClient::new(connected.channel.clone());
                 let error = session.run(client).await;
@@ -116,6 +123,10 @@ struct Session<'a> {
     said_applied: Option<u64>,
     /// What the manager has been told of this node's backends; nothing yet at first.
     said_health: Option<BTreeMap<BackendId, bool>>,
+    /// Answers that take time, from the tasks that find them: nothing may delay a heartbeat.
+    answers: (mpsc::Sender<agent_message::Kind>, mpsc::Receiver<agent_message::Kind>),
+    /// These tasks, which end with the session.
+    answering: JoinSet<()>,
 }
 
 impl Session<'_> {
@@ -166,12 +177,14 @@ impl Session<'_> {
                     let Some(message) = received else { return Ok(()) };
                     silent_at = Instant::now() + SESSION_TIMEOUT;
                     if let Some(kind) = message.kind {
-                        self.take(kind, &outgoing).await?;
+                        self.take(kind)?;
                     }
                     // A snapshot may be of a revision that the kernel has already, and then no pass will say so.
                     let revision = *applied.borrow_and_update();
                     self.say_applied(revision, &outgoing).await?;
                 }
+                Some(answer) = self.answers.1.recv() => say(&outgoing, answer).await?,
+                Some(_) = self.answering.join_next() => {}
                 changed = applied.changed() => {
                     changed.map_err(|_| SessionError::Ended)?;
                     let revision = *applied.borrow_and_update();
@@ -214,14 +227,11 @@ impl Session<'_> {
         }
     }
 
-    async fn take(
-        &mut self,
-        kind: manager_message::Kind,
-        outgoing: &mpsc::Sender<v1::AgentMessage>,
-    ) -> Result<(), SessionError> {
+    fn take(&mut self, kind: manager_message::Kind) -> Result<(), SessionError> {
         match kind {
             manager_message::Kind::Snapshot(snapshot) => {
                 let view = ClusterView::from_snapshot(snapshot)?;
+                let was_lost = self.agent.read(State::is_view_lost);
                 // First, since the view wakes those who then ask whether there is a manager.
                 self.agent.note(|state| {
                     self.address.clone_into(&mut state.manager);
@@ -242,6 +252,9 @@ impl Session<'_> {
                 }
                 self.snapshot_seen = true;
                 self.said_applied = None;
+                if was_lost {
+                    return Err(SessionError::ViewRegained);
+                }
             }
             manager_message::Kind::Delta(_) if !self.snapshot_seen => return Err(SessionError::NoSnapshot),
             manager_message::Kind::Delta(delta) => {
@@ -260,11 +273,7 @@ impl Session<'_> {
                     state.node_states = states.collect();
                 });
             }
-            manager_message::Kind::Cede(cede) => {
-                if let Some(answer) = self.answer(cede).await {
-                    say(outgoing, agent_message::Kind::Cede(answer)).await?;
-                }
-            }
+            manager_message::Kind::Cede(cede) => self.answer(cede),
             manager_message::Kind::RotateKeys(call) => self.agent.call_for_key(call.number),
             manager_message::Kind::EndpointsTaken(taken) => {
                 let refused = taken.refused.into_iter().filter_map(|refused| {
@@ -282,10 +291,7 @@ impl Session<'_> {
             manager_message::Kind::Endpoints(endpoints) => {
                 self.agent.learn_endpoints(&endpoints);
             }
-            manager_message::Kind::PortCheck(check) => {
-                let answer = self.check_ports(check).await;
-                say(outgoing, agent_message::Kind::PortCheck(answer)).await?;
-            }
+            manager_message::Kind::PortCheck(check) => self.check_ports(check),
             manager_message::Kind::ReportProblems(report) => {
                 self.agent.note(|state| state.report_problems = report.problems);
             }
@@ -300,41 +306,53 @@ impl Session<'_> {
 
     /// Decides about another node's borrow. What is accepted is durable before it is said: after a restart, this node
     /// must not hand out an address that is the other's by then.
-    async fn answer(&self, cede: v1::Cede) -> Option<v1::CedeAnswer> {
+    fn answer(&mut self, cede: v1::Cede) {
         let read = || -> Result<(NetworkId, IpAddr), InvalidMessage> {
             Ok((parse("network", &cede.network)?, parse("address", &cede.address)?))
         };
         let read = read();
-        let (network, address) =
-            self.agent.note(|state| state.unreadable.read("request for address", &cede.address, read))?;
-        let mut accepted = self.agent.note(|state| state.pools.cede(&network, address, cede.revision));
-        if accepted {
-            let agent = self.agent.clone();
-            let saved = tokio::task::spawn_blocking(move || agent.save_everything()).await;
-            if let Ok(Err(error)) = saved {
-                tracing::error!(%error, %address, "a borrow is refused, because it cannot be written down");
-                accepted = false;
+        let read = self.agent.note(|state| state.unreadable.read("request for address", &cede.address, read));
+        let Some((network, address)) = read else { return };
+        let accepted = self.agent.note(|state| state.pools.cede(&network, address, cede.revision));
+        let (agent, answers) = (self.agent.clone(), self.answers.0.clone());
+        self.answering.spawn(async move {
+            let mut answer = v1::CedeAnswer {
+                network: cede.network,
+                address: cede.address,
+                accepted,
+                revision: cede.revision,
+            };
+            if accepted {
+                let saved = tokio::task::spawn_blocking(move || agent.save_everything()).await;
+                if let Ok(Err(error)) = saved {
+                    tracing::error!(%error, %address, "a borrow is refused, because it cannot be written down");
+                    answer.accepted = false;
+                }
             }
-        }
-        Some(v1::CedeAnswer {
-            network: cede.network,
-            address: cede.address,
-            accepted,
-            revision: cede.revision,
-        })
+            // The session may have ended meanwhile.
+            let _ = answers.send(agent_message::Kind::Cede(answer)).await;
+        });
     }
 
-    /// Looks which ports sockets of this host have.
-    async fn check_ports(&self, check: v1::PortCheck) -> v1::PortCheckAnswer {
-        // One that cannot be read is of a later version, and of no socket that is known here.
-        let ports: Vec<_> =
-            check.ports.into_iter().filter_map(|port| PublishedPort::try_from(port).ok()).collect();
-        let host = self.host.clone();
-        let taken = move || ports.into_iter().filter(|port| host.port_is_taken(port)).collect::<Vec<_>>();
-        // Of a check that broke nothing is known, and so nothing is refused.
-        let taken = tokio::task::spawn_blocking(taken).await.unwrap_or_default();
-        let taken = taken.iter().map(v1::PublishedPort::from).collect();
-        v1::PortCheckAnswer { number: check.number, taken }
+    /// Answers which ports sockets of this host have. An answer that says nothing of that says why.
+    fn check_ports(&mut self, check: v1::PortCheck) {
+        let number = check.number;
+        let ports = check.ports.into_iter().map(PublishedPort::try_from);
+        let ports: Result<Vec<_>, _> = ports.collect();
+        let (host, answers) = (self.host.clone(), self.answers.0.clone());
+        self.answering.spawn(async move {
+            let found = match ports {
+                Ok(ports) => taken(host, ports).await.map_err(|error| explain(&error).message),
+                Err(error) => Err(format!("the question cannot be read: {error}")),
+            };
+            let (taken, failure) = match found {
+                Ok(taken) => (taken.iter().map(v1::PublishedPort::from).collect(), String::new()),
+                Err(failure) => (Vec::new(), failure),
+            };
+            let answer = v1::PortCheckAnswer { number, taken, failure };
+            // The session may have ended meanwhile.
+            let _ = answers.send(agent_message::Kind::PortCheck(answer)).await;
+        });
     }
 
     /// Tells what is known of this node's backends: all at first, then what has changed.

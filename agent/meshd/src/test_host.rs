@@ -1,6 +1,6 @@
 //! A host and a kernel in memory, for the tests of what runs on them.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io;
 use std::net::{IpAddr, TcpStream};
@@ -9,11 +9,13 @@ use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
 use mesh_kernel::driver::Driver;
-use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Programs};
+use mesh_kernel::inside::{OuterEnd, Restored};
+use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Listeners, Programs};
 use mesh_model::desired::Encapsulation;
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
-use mesh_model::{Action, Desired, IfName, InterfacePatterns, Mtu, Observed, Prefix, PublishedPort};
+use mesh_model::plan::InnerEnd;
+use mesh_model::{Action, Desired, IfName, InterfacePatterns, Mtu, Observed, Prefix};
 use mesh_wireguard::{EngineConfig, EngineKind, EngineStatus, FakeEngine, WireguardEngine};
 use tokio::sync::mpsc;
 
@@ -24,6 +26,7 @@ use crate::host::{FoundNetns, Host, NetnsName};
 use crate::instance::StatePaths;
 use crate::member::Platform;
 use crate::reconcile::SharedKernel;
+use crate::services::taken::HostSockets;
 
 /// A UDP port that somebody has on every [`TestHost`].
 pub(crate) const TAKEN_UDP_PORT: u16 = 4800;
@@ -35,6 +38,8 @@ pub(crate) struct TestHost {
     pub(crate) name: String,
     /// Of its one network device.
     pub(crate) driver: Mutex<Driver>,
+    /// The sockets of other processes.
+    pub(crate) listeners: Mutex<Listeners>,
     events: Mutex<Vec<mpsc::Sender<Event>>>,
 }
 
@@ -44,6 +49,7 @@ impl TestHost {
             address: address.parse().unwrap(),
             name: name.to_owned(),
             driver: Mutex::new(Driver { name: "veth".to_owned(), bus: String::new() }),
+            listeners: Mutex::default(),
             events: Mutex::default(),
         })
     }
@@ -108,8 +114,16 @@ impl Host for TestHost {
         Err(KernelError::NamespaceGone { path: netns.path.clone(), source: None })
     }
 
-    fn port_is_taken(&self, port: &PublishedPort) -> bool {
-        port.published == TAKEN_UDP_PORT
+    fn sockets(&self) -> Result<HostSockets, KernelError> {
+        Ok(HostSockets::new(self.listeners.lock().unwrap().clone(), [self.address]))
+    }
+
+    fn outer_ends(&self) -> Result<BTreeMap<IfName, OuterEnd>, KernelError> {
+        Ok(BTreeMap::new())
+    }
+
+    fn restore_inside(&self, _inner: &InnerEnd, _outer: OuterEnd) -> Result<Restored, KernelError> {
+        Ok(Restored::default())
     }
 
     fn reserved_ports(&self) -> Option<PathBuf> {

@@ -190,6 +190,23 @@ pub struct EndpointDevice {
     pub internal: bool,
 }
 
+/// What is configured on the container's end of an endpoint's pair, and may be lost there: as in [`EndpointDevice`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct InnerEnd {
+    /// The container's namespace.
+    pub netns: NetnsRef,
+    /// Name of the device when it was made.
+    pub ifname: IfName,
+    /// Its addresses, with the lengths of their subnets.
+    pub addresses: Vec<InterfaceAddress>,
+    /// Further subnets of the network.
+    pub on_link: Vec<Prefix>,
+    /// Next hops of the default routes.
+    pub gateways: Vec<IpAddr>,
+    /// The network is internal.
+    pub internal: bool,
+}
+
 /// The MTU of the host's end of an endpoint's pair whose inner end has `mtu`, in bytes.
 ///
 /// The kernel drops what is bigger than the receiving end's MTU before any program sees it. A container may raise its

@@ -14,7 +14,10 @@ mod stand_ins;
 mod steps;
 mod wanted;
 
-use mesh_model::{Desired, Network, Observed, Plan};
+use std::collections::BTreeMap;
+
+use mesh_model::plan::InnerEnd;
+use mesh_model::{Desired, Endpoint, EndpointId, Network, Observed, Plan};
 
 /// The steps from what is to what should be; with `None` as desired state, the steps that remove all of ours.
 ///
@@ -31,6 +34,15 @@ pub fn plan(desired: Option<&Desired>, observed: &Observed) -> Plan {
 /// Whether outgoing traffic of containers may come to have that source port.
 pub fn may_be_masqueraded(port: u16) -> bool {
     masquerade::is_candidate(port)
+}
+
+/// What is configured inside the namespaces of this node's endpoints.
+pub fn inner_ends(desired: &Desired) -> BTreeMap<EndpointId, InnerEnd> {
+    let inner = |endpoint: &Endpoint| {
+        let network = desired.networks.get(&endpoint.network)?;
+        Some((endpoint.id.clone(), wanted::inner_end(endpoint, network)))
+    };
+    desired.endpoints.values().filter_map(inner).collect()
 }
 
 /// The MTU of a network's endpoints on this node, in bytes.

@@ -9,7 +9,7 @@ use mesh_ebpf_types::{
 };
 use mesh_ipam::Family;
 use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
-use mesh_model::plan::{EndpointDevice, HostLeg, Problem, VxlanDevice};
+use mesh_model::plan::{EndpointDevice, HostLeg, InnerEnd, Problem, VxlanDevice};
 use mesh_model::{
     Desired, Endpoint, EndpointId, IfName, MacAddr, Mtu, Network, NetworkId, Observed, Prefix, naming,
 };
@@ -272,34 +272,46 @@ fn endpoints(
         let index =
             observed.links.get(&host_name).map_or_else(|| free_index(&host_name, &taken), |link| link.index);
         taken.insert(index);
-        let mut device = EndpointDevice {
+        let InnerEnd { netns, ifname, addresses, on_link, gateways, internal } = inner_end(endpoint, network);
+        let device = EndpointDevice {
             name: host_name,
             index,
-            netns: endpoint.netns.clone(),
-            ifname: endpoint.ifname.clone(),
+            netns,
+            ifname,
             mac: endpoint.mac,
             mtu: mtus.network(network),
             burst: mtus.burst(network),
-            addresses: Vec::new(),
-            on_link: Vec::new(),
-            gateways: Vec::new(),
-            internal: network.internal,
+            addresses,
+            on_link,
+            gateways,
+            internal,
         };
-        for address in endpoint.addresses() {
-            let own = network.subnets.iter().find(|subnet| subnet.subnet.contains(address));
-            let prefix = own.map_or_else(|| Prefix::single(address), |subnet| subnet.subnet);
-            device.addresses.push(InterfaceAddress { address, prefix_len: prefix.len() });
-            let others = network.subnets.iter().map(|subnet| subnet.subnet);
-            device
-                .on_link
-                .extend(others.filter(|other| other.family() == prefix.family() && *other != prefix));
-            device.gateways.extend(own.map(|subnet| subnet.gateway));
-        }
         let interface = entries::interface(endpoint, network, index);
         let addresses = entries::addresses(endpoint, network, index);
         wanted.insert(endpoint.id.clone(), WantedEndpoint { device, interface, addresses });
     }
     wanted
+}
+
+/// What is configured inside an endpoint's namespace.
+pub(crate) fn inner_end(endpoint: &Endpoint, network: &Network) -> InnerEnd {
+    let mut inner = InnerEnd {
+        netns: endpoint.netns.clone(),
+        ifname: endpoint.ifname.clone(),
+        addresses: Vec::new(),
+        on_link: Vec::new(),
+        gateways: Vec::new(),
+        internal: network.internal,
+    };
+    for address in endpoint.addresses() {
+        let own = network.subnets.iter().find(|subnet| subnet.subnet.contains(address));
+        let prefix = own.map_or_else(|| Prefix::single(address), |subnet| subnet.subnet);
+        inner.addresses.push(InterfaceAddress { address, prefix_len: prefix.len() });
+        let others = network.subnets.iter().map(|subnet| subnet.subnet);
+        inner.on_link.extend(others.filter(|other| other.family() == prefix.family() && *other != prefix));
+        inner.gateways.extend(own.map(|subnet| subnet.gateway));
+    }
+    inner
 }
 
 /// The first free index from the preferred one on, around the end of the endpoints' range.

@@ -523,6 +523,8 @@ fn a_damaged_key_file_and_a_taken_port_are_clear_errors_and_never_plaintext() ->
     let key_file = bad.state_dir().join("wireguard.keys");
     let keys = std::fs::read(&key_file).expect("the key file");
     std::fs::write(&key_file, "garbage").expect("written");
+    // And so is what it would be restored from.
+    std::fs::write(bad.state_dir().join("copies/wireguard.keys"), "garbage").expect("written");
     let talker = Talker::start(&b, a.ipv4()?)?;
     bad.start_meshd()?;
     eventually("the damage is told", SOON, || {

@@ -56,7 +56,7 @@ fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tun
             let packet = forged(&lab, network, victim.ipv4()?)?;
             // As root, as nobody, and out of a container behind another NAT than Mesh's; in fragments too.
             send(h1.netns(), 0, &packet, to)?;
-            let text: String = packet.iter().map(|byte| format!("\\x{byte:02x}")).collect();
+            let text = packet.iter().map(|byte| format!("\\x{byte:02x}")).collect::<Vec<_>>().concat();
             let script = format!("printf '{text}' > /dev/udp/{}/{}", to.ip(), to.port());
             h1.run(["setpriv", "--reuid=65534", "--clear-groups", "bash", "-c", &script])?.ok()?;
             for source in [0, 4789, 51820] {

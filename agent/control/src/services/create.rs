@@ -46,7 +46,8 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
             view.interested(&network, view.audience(&service.id))
         };
         wait_applied(core, &service, revision, interested).await;
-        return Ok(status(core, &Arc::new(service)));
+        let unchecked_nodes = checked.unchecked(core);
+        return Ok(ServiceStatus { unchecked_nodes, ..status(core, &Arc::new(service)) });
     }
 }
 

@@ -85,6 +85,7 @@ fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceStatus> {
         service: Some((&**service).into()),
         network_name: names.network(&service.network),
         backends: backends.iter().map(|found| backend(service, found)).collect(),
+        unchecked_nodes: Vec::new(),
     };
     records.iter().map(one).collect()
 }

@@ -2,15 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use mesh_model::{Protocol, PublishedPort, Service, ServiceId};
+use mesh_model::{NodeId, Protocol, PublishedPort, Service, ServiceId};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Revision};
-use tracing::warn;
 
 use super::desk::{Choice, Choosing};
 use super::{network_name, node_name};
 use crate::core::Core;
 use crate::records::{RecordError, Versioned, put};
+use crate::sessions::PortAnswer;
 use crate::view::View;
 use crate::{keys, limits};
 
@@ -20,6 +20,8 @@ pub(super) struct Checked {
     free: BTreeSet<PublishedPort>,
     /// Chosen ports that turned out to be taken.
     avoid: BTreeSet<(Protocol, u16)>,
+    /// Nodes that were away: they check by themselves when they return.
+    unchecked: BTreeSet<NodeId>,
 }
 
 /// The ports with those that are open chosen; `own`: the service whose they are to be, if there is one.
@@ -90,8 +92,9 @@ fn automatic(
 }
 
 impl Checked {
-    /// Asks all live agents about those ports that they were not asked about. False when a port that was chosen here is
-    /// taken, and another has to be; one that was asked for and is taken is an error.
+    /// Asks the agents of all nodes about those ports that they were not asked about. Returns false when a port that was
+    /// chosen here is taken, and another has to be; one that was asked for and is taken is an error. So is an agent in
+    /// session that does not answer: nobody knows then whether the port is free.
     pub(super) async fn check(
         &mut self,
         core: &Core,
@@ -103,30 +106,67 @@ impl Checked {
         if open.is_empty() {
             return Ok(true);
         }
-        let in_use = core.sessions.check_ports(&open, limits::PORT_CHECK).await;
-        if !in_use.silent.is_empty() {
-            warn!(nodes = ?in_use.silent, "nodes have not said in time whether ports are free");
+        // Right after this manager began, agents are about to return. Its own is in this process.
+        if core.unheard().iter().any(|node| node != core.node_id()) {
+            core.first_reports().await;
         }
+        let nodes: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
+        let answers = core.sessions.check_ports(nodes, &open, limits::PORT_CHECK).await;
+        let name = |node: &NodeId| node_name(&core.feed.view(), node);
+        let wanted: BTreeSet<&PublishedPort> = wanted.iter().collect();
         self.free.extend(&open);
         let mut is_fit = true;
-        for (node, port) in &in_use.taken {
+        for (node, port) in answers.iter().flat_map(taken) {
             self.free.remove(port);
             if wanted.contains(port) {
-                let node = node_name(&core.feed.view(), node);
-                return Err(Problem::new(
-                    ProblemKind::Conflict,
-                    format!(
-                        "port {}/{} is in use on node {node}: a socket of that host has it",
-                        port.published, port.protocol
-                    ),
-                )
-                .hint(format!("publish another port, or stop what has this one on {node}")));
+                return Err(in_use(port, &name(node)));
             }
             self.avoid.insert((port.protocol, port.published));
             is_fit = false;
         }
+        for (node, answer) in answers {
+            match answer {
+                PortAnswer::Taken(_) => {}
+                PortAnswer::Away => _ = self.unchecked.insert(node),
+                PortAnswer::Silent => {
+                    return Err(unanswered(&name(&node), "its agent has not answered in time"));
+                }
+                PortAnswer::Failed(why) => return Err(unanswered(&name(&node), &why)),
+            }
+        }
         Ok(is_fit)
     }
+
+    /// The names of the nodes that were away.
+    pub(super) fn unchecked(&self, core: &Core) -> Vec<String> {
+        let view = core.feed.view();
+        self.unchecked.iter().map(|node| node_name(&view, node)).collect()
+    }
+}
+
+fn taken((node, answer): &(NodeId, PortAnswer)) -> impl Iterator<Item = (&NodeId, &PublishedPort)> {
+    let ports = match answer {
+        PortAnswer::Taken(ports) => ports.as_slice(),
+        PortAnswer::Failed(_) | PortAnswer::Silent | PortAnswer::Away => &[],
+    };
+    ports.iter().map(move |port| (node, port))
+}
+
+fn in_use(port: &PublishedPort, node: &str) -> Problem {
+    let PublishedPort { published, protocol, .. } = port;
+    Problem::new(
+        ProblemKind::Conflict,
+        format!("port {published}/{protocol} is in use on node {node}: a socket of that host has it"),
+    )
+    .hint(format!("publish another port, or stop what has this one on {node}"))
+}
+
+fn unanswered(node: &str, why: &str) -> Problem {
+    Problem::new(
+        ProblemKind::Unreachable,
+        format!("node {node} cannot say whether sockets of its host have the ports: {why}"),
+    )
+    .hint(format!("try again; if it stays so, see `meshctl status` on {node}"))
 }
 
 /// The publishers of one port: by host address or `any`.

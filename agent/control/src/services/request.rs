@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, PublishedPort};
+use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, Protocol, PublishedPort};
 use mesh_proto::convert::{parse, parse_optional};
 use mesh_proto::v1::{self, CreateServiceRequest};
 use mesh_proto::{InvalidMessage, Problem, ProblemKind};
@@ -81,11 +81,28 @@ pub(super) fn aliases(texts: &[String]) -> Result<Vec<Name>, InvalidMessage> {
 
 /// No two ports of one service answer for the same packets. Those that are yet to be chosen will not.
 pub(super) fn check_distinct(ports: &[PublishedPort]) -> Result<(), Problem> {
-    for (index, port) in ports.iter().enumerate() {
-        let twin = ports[..index].iter().find(|other| other.published != 0 && other.conflicts_with(port));
-        if let Some(twin) = twin {
+    let mut before = ByNumber::default();
+    for port in ports.iter().filter(|port| port.published != 0) {
+        if let Some(twin) = before.conflict(port) {
             return Err(Problem::new(ProblemKind::Usage, format!("{port} and {twin} are the same port")));
         }
+        before.add(*port);
     }
     Ok(())
+}
+
+/// Published ports by their numbers: a service may have thousands.
+#[derive(Debug, Default)]
+pub(super) struct ByNumber(BTreeMap<(Protocol, u16), Vec<PublishedPort>>);
+
+impl ByNumber {
+    pub(super) fn add(&mut self, port: PublishedPort) {
+        self.0.entry((port.protocol, port.published)).or_default().push(port);
+    }
+
+    /// The one that answers for the same packets.
+    pub(super) fn conflict(&self, port: &PublishedPort) -> Option<&PublishedPort> {
+        let others = self.0.get(&(port.protocol, port.published)).into_iter().flatten();
+        others.into_iter().find(|other| other.conflicts_with(port))
+    }
 }

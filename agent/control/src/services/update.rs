@@ -12,7 +12,7 @@ use tracing::info;
 
 use super::desk::Choices;
 use super::ports::{Checked, PortRecords};
-use super::request::{aliases, check_distinct};
+use super::request::{ByNumber, aliases, check_distinct};
 use super::{ports, request, status, wait_applied};
 use crate::core::Core;
 use crate::keys;
@@ -42,8 +42,10 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
         if wanted == current {
             return Ok(status(core, &Arc::new(current)));
         }
+        let (had, has): (BTreeSet<_>, BTreeSet<_>) =
+            (current.ports.iter().copied().collect(), wanted.ports.iter().copied().collect());
         let new: Vec<PublishedPort> =
-            wanted.ports.iter().filter(|port| !current.ports.contains(port)).copied().collect();
+            wanted.ports.iter().filter(|port| !had.contains(port)).copied().collect();
         if !checked.check(core, &add, &new).await? {
             continue;
         }
@@ -51,7 +53,7 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
         let both: Vec<PublishedPort> = current.ports.iter().chain(&wanted.ports).copied().collect();
         let mut read = core.records.read(PortRecords::reads(&both)).await?;
         let mut records = PortRecords::of(&both, &mut read)?;
-        for port in current.ports.iter().filter(|port| !wanted.ports.contains(port)) {
+        for port in had.difference(&has) {
             records.remove(port, &id);
         }
         if !new.iter().all(|port| records.add(port, &id)) {
@@ -66,7 +68,8 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
         drop(choices);
         let concerned = before.into_iter().chain(interested(core, &wanted)).collect::<BTreeSet<_>>();
         wait_applied(core, &wanted, revision.0, concerned.into_iter().collect()).await;
-        return Ok(status(core, &Arc::new(wanted)));
+        let unchecked_nodes = checked.unchecked(core);
+        return Ok(ServiceStatus { unchecked_nodes, ..status(core, &Arc::new(wanted)) });
     }
 }
 
@@ -94,13 +97,16 @@ fn plan<'a>(
         Err(problem) if problem.kind == ProblemKind::Exhausted && choosing.is_contended() => return Ok(None),
         chosen => chosen?,
     };
+    let mut own = ByNumber::default();
+    wanted.ports.iter().for_each(|port| own.add(*port));
     for port in chosen {
-        if let Some(own) = wanted.ports.iter().find(|own| own.conflicts_with(&port)) {
+        if let Some(own) = own.conflict(&port) {
             return Err(Problem::new(
                 ProblemKind::Conflict,
                 format!("service {} publishes port {own} already", current.name),
             ));
         }
+        own.add(port);
         wanted.ports.push(port);
     }
     Ok(Some((wanted, choosing.done())))

@@ -23,7 +23,7 @@ use crate::endpoints::Taken;
 use crate::records::{RecordError, Tries, put};
 use crate::{keys, limits, reports, services};
 
-pub(crate) use registry::Sessions;
+pub(crate) use registry::{PortAnswer, Sessions};
 
 /// What an agent hears.
 pub(crate) type Outbound = ReceiverStream<Result<ManagerMessage, Status>>;

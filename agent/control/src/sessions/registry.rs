@@ -13,6 +13,8 @@ use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
+use crate::limits;
+
 /// One live session.
 #[derive(Debug)]
 pub(crate) struct Session {
@@ -26,7 +28,7 @@ pub(crate) struct Session {
     end: watch::Sender<Option<Problem>>,
     questions: mpsc::UnboundedSender<PortCheck>,
     /// The questions about ports that wait for their answers, by number.
-    asked: Mutex<BTreeMap<u64, oneshot::Sender<Vec<PublishedPort>>>>,
+    asked: Mutex<BTreeMap<u64, oneshot::Sender<PortCheckAnswer>>>,
 }
 
 impl Session {
@@ -57,13 +59,12 @@ impl Session {
     /// The agent said which ports its host's sockets have.
     pub(super) fn answered(&self, answer: PortCheckAnswer) {
         let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.number);
-        let taken = answer.taken.into_iter().filter_map(|port| port.try_into().ok()).collect();
         // Nobody may wait for it any more.
-        let _: Option<Result<_, _>> = asked.map(|asked| asked.send(taken));
+        let _: Option<Result<_, _>> = asked.map(|asked| asked.send(answer));
     }
 
-    /// Those of the ports that a socket of the host has; `None` when the session ends first.
-    async fn check_ports(&self, number: u64, ports: &[PublishedPort]) -> Option<Vec<PublishedPort>> {
+    /// The answer about these ports; `None` when the session ends first.
+    async fn check_ports(&self, number: u64, ports: &[PublishedPort]) -> Option<PortCheckAnswer> {
         let (answer, answered) = oneshot::channel();
         self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(number, answer);
         let ports = ports.iter().map(Into::into).collect();
@@ -72,6 +73,10 @@ impl Session {
             answer = answered => answer.ok(),
             _ = self.ended() => None,
         }
+    }
+
+    fn forget_question(&self, number: u64) {
+        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
     }
 
     /// Waits until somebody else ends the session.
@@ -93,25 +98,33 @@ pub(crate) struct Sessions {
     seen: Mutex<BTreeMap<NodeId, Timestamp>>,
     /// By how many milliseconds the clocks of nodes in session are ahead of this host's.
     clocks: Mutex<BTreeMap<NodeId, i64>>,
-    begun: AtomicU64,
+    /// Counts the sessions that have begun.
+    begun: watch::Sender<u64>,
+    numbers: AtomicU64,
     questions: AtomicU64,
 }
 
-/// What agents know of their hosts' sockets.
-#[derive(Debug, Default)]
-pub(crate) struct PortsInUse {
-    pub(crate) taken: Vec<(NodeId, PublishedPort)>,
-    /// Nodes that did not answer in time.
-    pub(crate) silent: Vec<NodeId>,
+/// What a node's agent says of its host's sockets.
+#[derive(Debug)]
+pub(crate) enum PortAnswer {
+    /// Those of the ports that they have.
+    Taken(Vec<PublishedPort>),
+    /// It cannot list them, and why.
+    Failed(String),
+    /// It has a session, and did not answer in time.
+    Silent,
+    /// It has no session.
+    Away,
 }
 
 impl Sessions {
     /// Begins the session of a node, whose agent is to be asked the questions that come; an older one of it ends.
     pub(super) fn begin(&self, node: &NodeId) -> (Arc<Session>, mpsc::UnboundedReceiver<PortCheck>) {
         let (ask, questions) = mpsc::unbounded_channel();
+        let number = self.numbers.fetch_add(1, Ordering::Relaxed);
         let session = Arc::new(Session {
             node: node.clone(),
-            number: self.begun.fetch_add(1, Ordering::Relaxed),
+            number,
             applied: watch::Sender::new(0),
             late: AtomicU64::new(0),
             reported: watch::Sender::new(0),
@@ -122,6 +135,7 @@ impl Sessions {
         if let Some(old) = self.live().insert(node.clone(), session.clone()) {
             old.finish(Problem::new(ProblemKind::Conflict, "a newer session of the same node began"));
         }
+        self.begun.send_modify(|begun| *begun += 1);
         (session, questions)
     }
 
@@ -147,27 +161,56 @@ impl Sessions {
         }
     }
 
-    /// Asks all agents in session whether sockets of their hosts have these ports.
-    pub(crate) async fn check_ports(&self, ports: &[PublishedPort], within: Duration) -> PortsInUse {
+    /// Asks the agents of these nodes whether sockets of their hosts have these ports.
+    pub(crate) async fn check_ports(
+        &self,
+        nodes: Vec<NodeId>,
+        ports: &[PublishedPort],
+        within: Duration,
+    ) -> Vec<(NodeId, PortAnswer)> {
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
-        let sessions: Vec<Arc<Session>> = self.live().values().cloned().collect();
         let deadline = Instant::now() + within;
-        let asks = sessions.iter().map(|session| async move {
-            (&session.node, timeout_at(deadline, session.check_ports(number, ports)).await)
+        let asks = nodes.into_iter().map(|node| async move {
+            let answer = self.ask_for_ports(&node, number, ports, deadline).await;
+            (node, answer)
         });
-        let mut in_use = PortsInUse::default();
-        for (node, answer) in join_all(asks).await {
-            match answer {
-                Ok(taken) => {
-                    in_use.taken.extend(taken.into_iter().flatten().map(|port| (node.clone(), port)));
+        join_all(asks).await
+    }
+
+    /// Asks one. A session that ends meanwhile does not make its node one that is away: its agent may begin another at once.
+    async fn ask_for_ports(
+        &self,
+        node: &NodeId,
+        number: u64,
+        ports: &[PublishedPort],
+        deadline: Instant,
+    ) -> PortAnswer {
+        let mut begun = self.begun.subscribe();
+        let mut away_at = None;
+        loop {
+            begun.mark_unchanged();
+            let session = self.live().get(node).cloned();
+            let Some(session) = session else {
+                match away_at {
+                    Some(at) if timeout_at(at, begun.changed()).await.is_ok() => continue,
+                    _ => return PortAnswer::Away,
                 }
-                Err(_) => in_use.silent.push(node.clone()),
+            };
+            let answer = timeout_at(deadline, session.check_ports(number, ports)).await;
+            session.forget_question(number);
+            match answer {
+                Err(_) => return PortAnswer::Silent,
+                Ok(None) => away_at = Some(deadline.min(Instant::now() + limits::RESUME)),
+                Ok(Some(answer)) if !answer.failure.is_empty() => return PortAnswer::Failed(answer.failure),
+                Ok(Some(answer)) => {
+                    let taken = answer.taken.into_iter().map(PublishedPort::try_from);
+                    return taken.collect::<Result<_, _>>().map_or_else(
+                        |error| PortAnswer::Failed(format!("its answer is not valid: {error}")),
+                        PortAnswer::Taken,
+                    );
+                }
             }
         }
-        for session in sessions {
-            session.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
-        }
-        in_use
     }
 
     /// Whether the node has a session.

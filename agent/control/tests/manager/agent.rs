@@ -19,6 +19,9 @@ use tonic::Status;
 
 use crate::cluster::{Member, PATIENCE};
 
+/// Among [`Behaviour::listens`]: the agent cannot list the sockets of its host.
+pub(crate) const CANNOT_LOOK: u32 = 0;
+
 /// How an agent behaves.
 #[derive(Debug, Clone)]
 pub(crate) struct Behaviour {
@@ -274,7 +277,9 @@ impl Agent {
                 if let (Hear::PortCheck(check), Some(listens)) = (&message, &now.listens) {
                     let taken = check.ports.iter().filter(|port| listens.contains(&port.published));
                     let taken = taken.cloned().collect();
-                    replies.push(Say::PortCheck(PortCheckAnswer { number: check.number, taken }));
+                    let fails = listens.contains(&CANNOT_LOOK);
+                    let failure = if fails { "the tables are unreadable".to_owned() } else { String::new() };
+                    replies.push(Say::PortCheck(PortCheckAnswer { number: check.number, taken, failure }));
                 }
                 // Known before it is said, so that a test never sees an answer to what the agent does not know.
                 tell.send_modify(|known| known.hear(message));

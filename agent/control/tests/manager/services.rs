@@ -1,7 +1,7 @@
 //! Making, changing, listing and removing services.
 
 use std::collections::BTreeSet;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_proto::v1::{
     self, Affinity, CreateNetworkRequest, CreateServiceRequest, EndpointMode, Service, ServiceStatus,
@@ -10,7 +10,7 @@ use mesh_proto::v1::{
 use mesh_proto::{Problem, ProblemKind};
 use tokio::task::JoinSet;
 
-use crate::agent::{Agent, Behaviour};
+use crate::agent::{Agent, Behaviour, CANNOT_LOOK};
 use crate::cluster::{Cluster, network, network_of, port, service};
 
 fn of(status: ServiceStatus) -> Service {
@@ -176,11 +176,36 @@ async fn a_port_that_a_hosts_socket_has_cannot_be_published() {
     let add_ports = vec![port("8080:80")];
     let request = UpdateServiceRequest { service: "web".into(), add_ports, ..Default::default() };
     assert!(update(&cluster, request).await.unwrap_err().message.contains("node h2"));
-    // An agent that says nothing does not keep anyone from publishing.
+    // An agent that is there and does not answer may have the port: that is no permission.
     h3.behave(|behaviour| behaviour.listens = None);
-    let begun = Instant::now();
-    cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap();
-    assert!(begun.elapsed() < Duration::from_secs(3));
+    let problem = cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap_err();
+    assert_eq!(problem.kind, ProblemKind::Unreachable, "{problem}");
+    assert!(problem.message.contains("node h3 cannot say"), "{problem}");
+    assert_eq!(inspect(&cluster, "api").await.unwrap_err().kind, ProblemKind::NotFound);
+    // Nor is one that cannot look.
+    h3.behave(|behaviour| behaviour.listens = Some(BTreeSet::from([CANNOT_LOOK])));
+    let problem = cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap_err();
+    assert!(problem.message.contains("the tables are unreadable"), "{problem}");
+    // One that is away is named, and keeps nobody from publishing.
+    drop(h3);
+    let status = cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap();
+    assert!(status.unchecked_nodes.contains(&"h3".to_owned()), "{:?}", status.unchecked_nodes);
+    assert!(!status.unchecked_nodes.contains(&"h2".to_owned()), "{:?}", status.unchecked_nodes);
+}
+
+#[tokio::test]
+async fn ten_thousand_ports_are_published_in_one_change() {
+    let cluster = Cluster::start().await;
+    cluster.create(network("app")).await.unwrap();
+    let h2 = Agent::start(&cluster.join("h2").await, Behaviour::default()).await;
+    let texts: Vec<String> = (20_000..30_000).map(|port| format!("{port}:80/udp")).collect();
+    let texts: Vec<&str> = texts.iter().map(String::as_str).collect();
+    let web = of(cluster.create_service(with_ports("web", &[])).await.unwrap());
+    let add_ports = texts.iter().map(|text| port(text)).collect();
+    let request = UpdateServiceRequest { service: "web".into(), add_ports, ..Default::default() };
+    update(&cluster, request).await.unwrap();
+    h2.until(|known| known.services.get(&web.id).is_some_and(|web| web.ports.len() == 10_000)).await;
+    assert_eq!(h2.known().checks.iter().map(|check| check.ports.len()).collect::<Vec<_>>(), [10_000]);
 }
 
 #[tokio::test]

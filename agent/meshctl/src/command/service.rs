@@ -9,7 +9,7 @@ use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls
 use crate::client::Client;
 use crate::filter::{BackendKey, Filter, ServiceKey, passes};
 use crate::port_list::{ranges, shortened};
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short};
 use crate::view::service::{Backend, Service};
 use crate::view::{self, Named};
@@ -42,12 +42,27 @@ pub(super) async fn one(client: &Client, service: String) -> Result<Service, Pro
     client.call(client.control().await?.inspect_service(request)).await?.try_into()
 }
 
-async fn create(client: &Client, create: Create, format: Option<Format>) -> Result<String, Problem> {
+async fn create(client: &Client, create: Create, format: Option<Format>) -> Result<Report, Problem> {
     let asked = create.publish.clone();
     let request = create_request(create)?;
     let answer = client.call(client.control().await?.create_service(request)).await?;
+    let notes = unchecked(&answer.unchecked_nodes, format);
     let service = Service::try_from(answer)?;
-    in_form(&service, format, |service| format!("{}\n{}", service.id, chosen(&asked, &[], &service.ports)))
+    let text = in_form(&service, format, |service| {
+        format!("{}\n{}", service.id, chosen(&asked, &[], &service.ports))
+    })?;
+    Ok(Report { text, notes, ..Report::default() })
+}
+
+/// Warns of nodes that were away when ports were published, a line each.
+pub(super) fn unchecked(nodes: &[String], format: Option<Format>) -> Vec<String> {
+    let warn = |node: &String| {
+        let text = format!(
+            "node {node} is away: if a socket of its host has a published port, `meshctl status` there reports it when the node returns"
+        );
+        report::warning(&text, format)
+    };
+    nodes.iter().map(warn).collect()
 }
 
 fn create_request(create: Create) -> Result<v1::CreateServiceRequest, Problem> {
@@ -102,7 +117,7 @@ fn chosen(asked: &[PublishedPort], before: &[PublishedPort], ports: &[PublishedP
     ports.iter().filter(open).flat_map(|port| [port.to_string(), "\n".to_owned()]).collect()
 }
 
-async fn update(client: &Client, update: Update, format: Option<Format>) -> Result<String, Problem> {
+async fn update(client: &Client, update: Update, format: Option<Format>) -> Result<Report, Problem> {
     let opens = update.publish_add.iter().any(|port| port.published == 0);
     let flags = &update.health;
     let checks = kind(flags).is_some() || flags.interval.is_some() || flags.retries.is_some();
@@ -139,11 +154,13 @@ async fn update(client: &Client, update: Update, format: Option<Format>) -> Resu
         aliases: Vec::new(),
     };
     let answer = client.call(client.control().await?.update_service(request)).await?;
+    let notes = unchecked(&answer.unchecked_nodes, format);
     let service = Service::try_from(answer)?;
     let before = before.map(|before| before.ports).unwrap_or_default();
-    in_form(&service, format, |service| {
+    let text = in_form(&service, format, |service| {
         format!("{}\n{}", service.name, chosen(&update.publish_add, &before, &service.ports))
-    })
+    })?;
+    Ok(Report { text, notes, ..Report::default() })
 }
 
 async fn ls(client: &Client, ls: Ls, format: Option<Format>) -> Result<String, Problem> {

@@ -248,7 +248,11 @@ pub(crate) fn service(
         aliases: request.aliases,
         labels: request.labels,
     };
-    v1::ServiceStatus { service: Some(made), network_name: network.name.clone(), backends: Vec::new() }
+    v1::ServiceStatus {
+        service: Some(made),
+        network_name: network.name.clone(),
+        ..v1::ServiceStatus::default()
+    }
 }
 
 pub(crate) fn backend(number: u32, name: &str, service: &v1::Service) -> v1::BackendStatus {

@@ -15,7 +15,8 @@ use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
 use mesh_model::wireguard::DEFAULT_PORT;
 use mesh_model::{
-    BackendId, Desired, Endpoint, EndpointId, InterfacePatterns, NetworkId, Node, NodeId, NodeState,
+    BackendId, Desired, Endpoint, EndpointId, EndpointPhase, InterfacePatterns, NetworkId, Node, NodeId,
+    NodeState,
 };
 use mesh_proto::{Problem, v1};
 use tokio::sync::{Notify, watch};
@@ -72,6 +73,8 @@ pub struct Refusal {
 pub struct State {
     /// The cluster's records.
     pub view: ClusterView,
+    /// The saved view is lost, and no manager has sent one yet.
+    lost_view: Option<LostView>,
     /// This node's endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,
     /// The addresses that may be handed out.
@@ -96,6 +99,10 @@ pub struct State {
     pub soft: Soft,
     /// What does not work with services, a line each.
     pub service_problems: Vec<String>,
+    /// Conflicts of published ports with this host's sockets, a line each.
+    pub port_conflicts: Vec<String>,
+    /// What is wrong inside the namespaces of this node's endpoints, a line each.
+    pub inside_problems: Vec<String>,
     /// How often the programs have been loaded.
     pub loads: u64,
     /// The last revision of which the kernel has all but services, and of which it has those.
@@ -108,6 +115,20 @@ pub struct State {
     view_number: u64,
     /// The count at which something of this node's own changed last: what an attach relies on.
     own_view_number: u64,
+}
+
+impl State {
+    /// Whether the saved view is lost, and no manager has sent one yet.
+    pub fn is_view_lost(&self) -> bool {
+        self.lost_view.is_some()
+    }
+}
+
+/// What waits for a view while the saved one is lost.
+#[derive(Debug)]
+struct LostView {
+    pools: SavedPools,
+    delays: Delays,
 }
 
 /// A member's state, its place on disk, and the signals between its tasks.
@@ -135,6 +156,8 @@ pub struct Agent {
     /// Counts the changes of what is found out about this node's backends.
     health_found: watch::Sender<u64>,
     revision: watch::Sender<u64>,
+    /// Whether `State::view` is what the cluster has or had.
+    view_known: watch::Sender<bool>,
     /// Of which generation the managers want this node's newest key to be.
     key_calls: watch::Sender<u32>,
     pass: watch::Sender<Pass>,
@@ -164,15 +187,19 @@ impl Agent {
         paths: StatePaths,
         delays: Delays,
     ) -> Result<Self, FileError> {
-        let store = EndpointStore::open(&paths.endpoints())?;
+        let store = EndpointStore::open(&paths.endpoints(), &paths.endpoint_copies())?;
         let loaded = store.load()?;
         let mut damage: Vec<String> = loaded.damaged.iter().map(ToString::to_string).collect();
         for id in &loaded.unfinished {
             tracing::info!(endpoint = %id, "undoing an attach that never finished");
             store.remove(id)?;
         }
+        let known_damage = damage.len();
         let saved_view = go_on_without(durable::read_json(&paths.view()), &mut damage)?;
+        let is_damaged = damage.len() > known_damage;
         let view_on_disk = if saved_view.is_some() { FIRST } else { 0 };
+        // A view that was lost says nothing of what this node has.
+        let is_lost = saved_view.is_none() && (is_damaged || !loaded.endpoints.is_empty());
         let view = saved_view.unwrap_or(fresh);
         let saved: SavedPools =
             go_on_without(durable::read_json(&paths.released()), &mut damage)?.unwrap_or_default();
@@ -182,6 +209,7 @@ impl Agent {
         // Those that ended with an earlier boot release their addresses now: nobody has counted their rest since.
         let mut in_use = endpoints.clone();
         in_use.extend(loaded.ended.iter().map(|(id, endpoint)| (id.clone(), endpoint.clone())));
+        let lost_view = is_lost.then(|| LostView { pools: saved.clone(), delays });
         let mut pools = AddressPools::restore(node.id.clone(), delays, &view, &in_use, saved, now());
         for endpoint in loaded.ended.values() {
             tracing::info!(endpoint = %endpoint.name, "ended with an earlier boot of this host");
@@ -190,8 +218,10 @@ impl Agent {
             }
         }
         let revision = view.revision;
+        let view_known = watch::Sender::new(lost_view.is_none());
         let state = State {
             view,
+            lost_view,
             endpoints,
             pools,
             node_states: BTreeMap::new(),
@@ -204,6 +234,8 @@ impl Agent {
             damage,
             soft: Soft::new(names.names),
             service_problems: Vec::new(),
+            port_conflicts: Vec::new(),
+            inside_problems: Vec::new(),
             loads: 0,
             passed_revision: 0,
             serviced_revision: 0,
@@ -228,6 +260,7 @@ impl Agent {
             services_changed: watch::Sender::new(1),
             health_found: watch::Sender::new(1),
             revision: watch::Sender::new(revision),
+            view_known,
             key_calls: watch::Sender::new(0),
             pass: watch::Sender::new(Pass::default()),
             applied: watch::Sender::new(0),
@@ -259,6 +292,12 @@ impl Agent {
     /// The endpoints' records on disk.
     pub fn endpoint_store(&self) -> &EndpointStore {
         &self.store
+    }
+
+    /// The endpoints whose attach is done.
+    pub fn attached(&self) -> BTreeSet<EndpointId> {
+        let is_attached = |endpoint: &&Endpoint| endpoint.phase == EndpointPhase::Attached;
+        self.read(|state| state.endpoints.values().filter(is_attached).map(|e| e.id.clone()).collect())
     }
 
     /// Looks at the state.
@@ -367,6 +406,13 @@ impl Agent {
     /// Waits for the first session with a manager; false when that takes longer than `timeout`.
     pub async fn is_in_session(&self, timeout: Duration) -> bool {
         self.sees(timeout, |_| self.read(|state| !state.manager.is_empty())).await
+    }
+
+    /// Waits until the cluster's records are known. What the kernel has must not follow from the lack of them: it stays as it
+    /// is until a manager has sent them.
+    pub async fn view_known(&self) {
+        // The sender lives as long as `self`.
+        let _ = self.view_known.subscribe().wait_for(|known| *known).await;
     }
 
     /// Wakes when there is a new generation.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use mesh_model::NetworkId;
 use tokio::sync::watch;
 
-use super::{Agent, Pass, State, now};
+use super::{Agent, LostView, Pass, State, now};
+use crate::addresses::AddressPools;
 use crate::encryption::Wish;
 use crate::view::ClusterView;
 
@@ -14,7 +15,7 @@ impl Agent {
     /// Takes a new view; `changed` are the networks that differ, `None` when all may.
     pub fn set_view(&self, view: ClusterView, changed: Option<&BTreeSet<NetworkId>>) {
         let revision = view.revision;
-        if !self.advance_revision(&view) {
+        if self.read(|state| state.lost_view.is_some()) || !self.advance_revision(&view) {
             self.change(|state| self.replace_view(state, view, changed));
         }
         self.revision.send_replace(revision);
@@ -72,8 +73,13 @@ impl Agent {
         if own {
             state.own_view_number = state.view_number;
         }
-        let State { view, pools, endpoints, .. } = state;
-        if rewound {
+        let State { view, pools, endpoints, lost_view, damage, .. } = state;
+        if let Some(LostView { pools: saved, delays }) = lost_view.take() {
+            *pools = AddressPools::restore(self.node.id.clone(), delays, view, endpoints, saved, now());
+            pools.touch();
+            damage.retain(|problem| !problem.contains(&*self.paths.view().to_string_lossy()));
+            self.view_known.send_replace(true);
+        } else if rewound {
             pools.rebuild(view, endpoints, now());
             (state.passed_revision, state.serviced_revision) = (0, 0);
             self.say_applied(state);

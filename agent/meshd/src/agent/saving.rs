@@ -7,7 +7,7 @@ use std::time::Duration;
 use nix::time::{ClockId, clock_gettime};
 use tokio::time::{sleep, timeout};
 
-use super::Agent;
+use super::{Agent, State};
 use crate::durable::{self, FileError, Survives};
 
 /// How often changes that may wait are written. Those of the view and of names do not: an agent that is killed and begins
@@ -97,7 +97,11 @@ impl Agent {
         if self.view_on_disk.load(Ordering::Acquire) >= wanted {
             return Ok(());
         }
-        let (number, view) = self.read(|state| (state.view_number, state.view.clone()));
+        let (number, view, is_lost) =
+            self.read(|state| (state.view_number, state.view.clone(), state.lost_view.is_some()));
+        if is_lost {
+            return Ok(());
+        }
         durable::write_json(&self.paths.view(), &view, survives)?;
         self.view_on_disk.store(number, Ordering::Release);
         Ok(())
@@ -105,7 +109,11 @@ impl Agent {
 
     fn save_pools(&self, survives: Survives) -> Result<(), FileError> {
         let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(pools) = self.note(|state| state.pools.take_changed()) else { return Ok(()) };
+        let changed = |state: &mut State| {
+            // Those that wait for a view are on the disk, and not among the pools.
+            if state.lost_view.is_some() { None } else { state.pools.take_changed() }
+        };
+        let Some(pools) = self.note(changed) else { return Ok(()) };
         let written = durable::write_json(&self.paths.released(), &pools, survives);
         if written.is_err() {
             self.note(|state| state.pools.touch());

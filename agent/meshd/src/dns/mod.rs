@@ -95,6 +95,7 @@ async fn run(
     server: Arc<DnsServer>,
     problems: watch::Sender<Vec<String>>,
 ) {
+    agent.view_known().await;
     let run_dir = settings.run_dir.clone();
     let opened = tokio::task::spawn_blocking(move || Keeper::open(&run_dir)).await;
     let (keeper, kept) = match opened {

@@ -40,6 +40,7 @@ enum Next {
 
 /// Keeps the announced keys true, for ever.
 pub async fn run(agent: Arc<Agent>, managers: Arc<Managers>, encryption: Arc<Encryption>) {
+    agent.view_known().await;
     let (mut revisions, mut calls) = (agent.revisions(), agent.key_calls());
     let mut changes = encryption.changes();
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);

@@ -14,6 +14,7 @@ use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{EmbeddedStore, OpenError, Store};
 
 use crate::attach::not_written;
+use crate::copies;
 use crate::durable::{self, FileError};
 use crate::member::{ControlPlane, Member, Membership, Platform, listen};
 
@@ -73,6 +74,7 @@ impl Memberships {
     /// At start: a member again when it was one; else nothing of an earlier membership may be left.
     pub async fn resume(&self) -> Result<(), Problem> {
         let paths = &self.platform.paths;
+        copies::restore(paths).map_err(|error| not_written(&error))?;
         let membership: Option<Membership> = durable::read_json(&paths.membership()).map_err(|error| {
             Problem::new(ProblemKind::Failed, error.to_string())
                 .hint("restore the state directory from a backup, or empty it and join again")
@@ -90,17 +92,32 @@ impl Memberships {
         };
         // An init or join that was interrupted at its very end, or a leave at its very beginning.
         paths.settle().map_err(|error| not_written(&error))?;
-        let identity = NodeIdentity::load(&paths.identity())
-            .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;
+        let identity = NodeIdentity::load(&paths.identity()).map_err(|error| {
+            Problem::new(ProblemKind::Failed, error.to_string()).hint(format!(
+                "restore {} from a backup; or empty the state directory and join again",
+                paths.identity().display()
+            ))
+        })?;
+        let mut damage = None;
         let control_plane = if membership.keeps_store {
             let listener = listen(membership.node.advertise_addr).await?;
-            let store = open_store(EmbeddedStore::open(paths.store()))?;
-            let manager = Manager::resume(store, &paths.authority(), &identity).await?;
-            Some(ControlPlane { manager, listener })
+            match EmbeddedStore::open(paths.store()) {
+                Err(error @ (OpenError::Damaged { .. } | OpenError::OtherFormat { .. })) => {
+                    damage = Some(format!("this host serves no control plane: {error}"));
+                    tracing::error!(%error, "this host serves no control plane");
+                    None
+                }
+                store => {
+                    let store = open_store(store)?;
+                    let manager = Manager::resume(store, &paths.authority(), &identity).await?;
+                    Some(ControlPlane { manager, listener })
+                }
+            }
         } else {
             None
         };
         let member = Member::start(&self.platform, membership, identity, control_plane)?;
+        member.agent.note(|state| state.damage.extend(damage));
         self.stand(Standing::Member(Arc::new(member)));
         Ok(())
     }

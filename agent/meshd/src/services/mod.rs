@@ -5,6 +5,7 @@ pub(crate) mod parts;
 pub mod ports;
 mod records;
 mod soft;
+pub mod taken;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -155,6 +156,7 @@ fn room(services: &ServiceRecords) -> u64 {
 
 /// Keeps the services' part of the kernel as it should be, for ever.
 pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
+    agent.view_known().await;
     let begun = Instant::now();
     let mut changes = agent.service_changes();
     let mut passes = agent.passes();

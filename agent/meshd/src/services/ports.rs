@@ -1,57 +1,19 @@
-//! Published ports and the host's own: whether a socket of the host has one, and keeping the host from choosing
-//! one for its outgoing connections.
+//! Keeps the host from choosing published ports for its outgoing connections.
 
 use std::collections::BTreeSet;
-use std::fs;
-use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr};
-use std::path::PathBuf;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use mesh_model::{Protocol, PublishedPort};
-use nix::errno::Errno;
-use nix::sys::socket::{
-    AddressFamily, SockFlag, SockProtocol, SockType, SockaddrStorage, bind, setsockopt, socket, sockopt,
-};
 use serde::{Deserialize, Serialize};
 
 use crate::agent::Agent;
+use crate::durable::{self, Survives};
+use crate::endpoint_store::BOOT_ID;
 
-/// Whether a socket of the calling thread's network namespace listens on a published port, on the address that it is
-/// published on or else on one of `addresses`, the host's own.
-///
-/// A trial socket is bound and closed: for TCP with `SO_REUSEADDR`, so that ended connections are in nobody's
-/// way; for UDP without. A protocol that the kernel does not have has no sockets.
-pub fn is_taken(port: &PublishedPort, addresses: &BTreeSet<IpAddr>) -> bool {
-    let loopback = IpAddr::V4(Ipv4Addr::LOCALHOST);
-    let addresses: Vec<IpAddr> = match port.host_ip {
-        Some(address) => vec![address],
-        // One by one and not the unspecified address: the mesh's own name server has port 53 on others.
-        None => addresses.iter().copied().chain([loopback]).collect(),
-    };
-    let taken = |address: IpAddr| {
-        let tried = try_bind(port.protocol, SocketAddr::new(address, port.published));
-        matches!(tried, Err(Errno::EADDRINUSE))
-    };
-    addresses.into_iter().any(taken)
-}
-
-fn try_bind(protocol: Protocol, address: SocketAddr) -> nix::Result<()> {
-    let (kind, protocol) = match protocol {
-        Protocol::Tcp => (SockType::Stream, SockProtocol::Tcp),
-        Protocol::Udp => (SockType::Datagram, SockProtocol::Udp),
-        Protocol::Sctp => (SockType::Stream, SockProtocol::Sctp),
-    };
-    let (family, address) = match address {
-        SocketAddr::V4(v4) => (AddressFamily::Inet, SockaddrStorage::from(v4)),
-        SocketAddr::V6(v6) => (AddressFamily::Inet6, SockaddrStorage::from(v6)),
-    };
-    let trial = socket(family, kind, SockFlag::SOCK_CLOEXEC, protocol)?;
-    if kind == SockType::Stream {
-        setsockopt(&trial, sockopt::ReuseAddr, &true)?;
-    }
-    bind(std::os::fd::AsRawFd::as_raw_fd(&trial), &address)
-}
+/// The kernel prints at most every second port, five digits and a comma each.
+const LONGEST: usize = 256 << 10;
 
 /// `net.ipv4.ip_local_reserved_ports` of the process's network namespace, for IPv6 too: ports that the kernel does not
 /// choose by itself.
@@ -63,47 +25,79 @@ pub const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 pub struct Reservation {
     sysctl: PathBuf,
     record: PathBuf,
-    /// The ports that were not reserved before we did it.
-    ours: BTreeSet<u16>,
+    boot: String,
+    /// The ports that were not reserved before we did it; `None` if the record of them is damaged.
+    ours: Option<BTreeSet<u16>>,
 }
 
 /// What is on the disk of it: so that an agent that was killed gives back what it took, and nothing else.
-#[derive(Debug, Default, Serialize, Deserialize)]
+#[derive(Debug, Serialize, Deserialize)]
 struct Record {
+    /// The reservations end with the boot, and are no longer ours after it.
+    #[serde(default)]
+    boot: String,
     ports: BTreeSet<u16>,
 }
 
 impl Reservation {
     /// Takes up what a former agent reserved in `sysctl` ([`RESERVED_PORTS`]), by the record that it left in `record`.
     pub fn open(sysctl: PathBuf, record: PathBuf) -> Self {
-        let ours = fs::read(&record).ok().and_then(|text| serde_json::from_slice::<Record>(&text).ok());
-        Self { sysctl, record, ours: ours.unwrap_or_default().ports }
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim_end().to_owned();
+        let ours = match durable::read_json::<Record>(&record) {
+            // One without a boot was written by an earlier version.
+            Ok(Some(found)) if found.boot == boot || found.boot.is_empty() => Some(found.ports),
+            Ok(_) => Some(BTreeSet::new()),
+            Err(error) => {
+                tracing::warn!(%error, "published ports that are reserved are taken for ours");
+                None
+            }
+        };
+        Self { sysctl, record, boot, ours }
     }
 
     /// Reserves these ports, and gives back those that we reserved and that are not among them.
     pub fn set(&mut self, ports: &BTreeSet<u16>) -> io::Result<()> {
-        let there = parse(&fs::read_to_string(&self.sysctl)?);
-        let foreign: BTreeSet<u16> = there.difference(&self.ours).copied().collect();
+        let there = parse(&read_whole(&self.sysctl)?);
+        // Without a record, a port that is published and reserved was reserved for that: it must not stay so for ever.
+        let before = self.ours.clone().unwrap_or_else(|| there.intersection(ports).copied().collect());
+        let foreign: BTreeSet<u16> = there.difference(&before).copied().collect();
         let wanted: BTreeSet<u16> = foreign.union(ports).copied().collect();
         let ours: BTreeSet<u16> = ports.difference(&foreign).copied().collect();
-        if ours != self.ours {
+        if Some(&ours) != self.ours.as_ref() {
             // The record first, and of both: what is ours must not look like somebody else's after a kill.
-            let both = Record { ports: ours.union(&self.ours).copied().collect() };
-            fs::write(&self.record, serde_json::to_vec(&both)?)?;
+            self.write(ours.union(&before).copied().collect())?;
         }
         if wanted != there {
             fs::write(&self.sysctl, print(&wanted))?;
         }
-        if ours != self.ours {
-            fs::write(&self.record, serde_json::to_vec(&Record { ports: ours.clone() })?)?;
-            self.ours = ours;
+        if Some(&ours) != self.ours.as_ref() {
+            self.write(ours.clone())?;
+            self.ours = Some(ours);
         }
         Ok(())
     }
+
+    fn write(&self, ports: BTreeSet<u16>) -> io::Result<()> {
+        let record = Record { boot: self.boot.clone(), ports };
+        durable::write_json(&self.record, &record, Survives::Kill).map_err(io::Error::other)
+    }
+}
+
+/// Reads a file of the kernel's with one call: `ip_local_reserved_ports` gives the whole to the first read, as far as there is
+/// room, and nothing to a second one.
+fn read_whole(path: &Path) -> io::Result<String> {
+    let mut buffer = vec![0; LONGEST];
+    let length = File::open(path)?.read(&mut buffer)?;
+    if length == buffer.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the list of reserved ports is too long"));
+    }
+    buffer.truncate(length);
+    String::from_utf8(buffer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
 /// Keeps the published ports reserved, and what leaves masqueraded off them, for ever.
 pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
+    agent.view_known().await;
     let mut changes = agent.service_changes();
     let mut said = String::new();
     let mut avoided = BTreeSet::new();
@@ -157,31 +151,7 @@ fn print(ports: &BTreeSet<u16>) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, UdpSocket};
-
     use super::*;
-
-    fn port(published: u16, protocol: Protocol, host_ip: Option<&str>) -> PublishedPort {
-        let host_ip = host_ip.map(|ip| ip.parse().unwrap());
-        PublishedPort { host_ip, ..PublishedPort::ingress(published, 80, protocol) }
-    }
-
-    #[test]
-    fn a_port_is_taken_while_a_socket_of_its_protocol_has_it() {
-        let addresses = BTreeSet::new();
-        let tcp = TcpListener::bind("127.0.0.1:0").unwrap();
-        let number = tcp.local_addr().unwrap().port();
-        assert!(is_taken(&port(number, Protocol::Tcp, None), &addresses));
-        assert!(is_taken(&port(number, Protocol::Tcp, Some("127.0.0.1")), &addresses));
-        assert!(!is_taken(&port(number, Protocol::Tcp, Some("127.0.0.2")), &addresses));
-        assert!(!is_taken(&port(number, Protocol::Udp, None), &addresses));
-        drop(tcp);
-        assert!(!is_taken(&port(number, Protocol::Tcp, None), &addresses));
-        let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
-        let number = udp.local_addr().unwrap().port();
-        assert!(is_taken(&port(number, Protocol::Udp, None), &addresses));
-        assert!(!is_taken(&port(number, Protocol::Tcp, None), &addresses));
-    }
 
     #[test]
     fn only_what_we_reserved_is_given_back_even_by_the_next_agent() {
@@ -203,5 +173,31 @@ mod tests {
         assert_eq!(text(), "65535\n");
         open().set(&BTreeSet::new()).unwrap();
         assert_eq!(text(), "\n");
+    }
+
+    #[test]
+    fn a_damaged_record_keeps_no_published_port_reserved_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
+        let open = || Reservation::open(sysctl.clone(), record.clone());
+        for damage in ["", "{\"ports\":[80", "\0\u{1}garbage"] {
+            fs::write(&sysctl, "9000\n").unwrap();
+            let _ = fs::remove_file(&record);
+            open().set(&[8080].into()).unwrap();
+            fs::write(&record, damage).unwrap();
+            open().set(&[8080].into()).unwrap();
+            open().set(&BTreeSet::new()).unwrap();
+            assert_eq!(fs::read_to_string(&sysctl).unwrap(), "9000\n", "{damage:?}");
+        }
+    }
+
+    #[test]
+    fn reservations_of_an_earlier_boot_are_somebody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
+        fs::write(&sysctl, "9000\n").unwrap();
+        fs::write(&record, "{\"boot\":\"another\",\"ports\":[9000]}").unwrap();
+        Reservation::open(sysctl.clone(), record).set(&BTreeSet::new()).unwrap();
+        assert_eq!(fs::read_to_string(&sysctl).unwrap(), "9000\n");
     }
 }

@@ -74,6 +74,9 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.endpoints = u32::try_from(state.endpoints.len()).unwrap_or(u32::MAX);
         response.networks = u32::try_from(state.view.networks.len()).unwrap_or(u32::MAX);
         response.problems.clone_from(&state.damage);
+        if state.is_view_lost() {
+            response.problems.push("the saved records of the cluster are lost: what this host has stays as it is until a manager is reached".to_owned());
+        }
         let refused = state.refused.iter().filter(|(id, _)| state.endpoints.contains_key(*id));
         response.problems.extend(refused.map(|(_, refusal)| refusal.why.clone()));
         let reported = state.report_problems.iter();
@@ -89,6 +92,8 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
             response.problems.push(format!("no session with a manager: {}", state.session_problem));
         }
         response.problems.extend(state.service_problems.iter().cloned());
+        response.problems.extend(state.port_conflicts.iter().cloned());
+        response.problems.extend(state.inside_problems.iter().cloned());
         response.services = u32::try_from(state.view.services.len()).unwrap_or(u32::MAX);
     });
     response.problems.extend(member.managers.own().map(Manager::problems).unwrap_or_default());

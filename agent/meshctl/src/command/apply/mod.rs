@@ -32,12 +32,15 @@ pub(super) async fn run(client: &Client, asked: Apply, format: Option<Format>) -
         Ok(declared) => declared,
         Err(problem) => return problem.into(),
     };
-    let notes = notes(&declared, format);
+    let mut notes = notes(&declared, format);
+    let mut unchecked = BTreeSet::new();
     let (changes, problems) = match planned(client, &asked, &declared).await {
         Err(problems) => return Report { notes, problems, ..Report::default() },
         Ok((plan, _)) if asked.dry_run => (plan.steps.iter().map(Step::change).collect(), Vec::new()),
-        Ok((plan, listed)) => execute(client, plan, &listed).await,
+        Ok((plan, listed)) => execute(client, plan, &listed, &mut unchecked).await,
     };
+    let unchecked: Vec<String> = unchecked.into_iter().collect();
+    notes.extend(super::service::unchecked(&unchecked, format));
     let Declared { project, ignored, warnings, .. } = declared;
     let applied = Applied { project, dry_run: asked.dry_run, changes, ignored, warnings };
     let untouched = problems.is_empty() && applied.changes.is_empty();
@@ -154,7 +157,12 @@ fn conflict(conflict: &Conflict) -> Problem {
 }
 
 /// Makes the calls, as many as can be: after a failure only what depends on it is left out.
-async fn execute(client: &Client, plan: Plan, listed: &Listed) -> (Vec<Change>, Vec<Problem>) {
+async fn execute(
+    client: &Client,
+    plan: Plan,
+    listed: &Listed,
+    unchecked: &mut BTreeSet<String>,
+) -> (Vec<Change>, Vec<Problem>) {
     let (mut done, mut problems) = (Vec::new(), Vec::new());
     let mut missing: BTreeSet<Name> = BTreeSet::new();
     for step in plan.steps {
@@ -163,7 +171,7 @@ async fn execute(client: &Client, plan: Plan, listed: &Listed) -> (Vec<Change>, 
         {
             continue;
         }
-        match one(client, &plan.project, &step, listed).await {
+        match one(client, &plan.project, &step, listed, unchecked).await {
             Ok(change) => done.push(change),
             Err(problem) => {
                 if let Step::CreateNetwork(network) = step {
@@ -177,7 +185,13 @@ async fn execute(client: &Client, plan: Plan, listed: &Listed) -> (Vec<Change>, 
 }
 
 /// Makes one call, and says what it did.
-async fn one(client: &Client, project: &str, step: &Step, listed: &Listed) -> Result<Change, Problem> {
+async fn one(
+    client: &Client,
+    project: &str,
+    step: &Step,
+    listed: &Listed,
+    unchecked: &mut BTreeSet<String>,
+) -> Result<Change, Problem> {
     let mut control = client.control().await?;
     match step {
         Step::RemoveService { id, .. } => {
@@ -194,11 +208,13 @@ async fn one(client: &Client, project: &str, step: &Step, listed: &Listed) -> Re
         Step::CreateService { service, ports } => {
             let answer =
                 client.call(control.create_service(requests::service(project, service, ports))).await?;
+            unchecked.extend(answer.unchecked_nodes.iter().cloned());
             let ports = ports_of(answer)?;
             return Ok(Step::CreateService { service: service.clone(), ports }.change());
         }
         Step::UpdateService(update) => {
             let answer = client.call(control.update_service(requests::update(update))).await?;
+            unchecked.extend(answer.unchecked_nodes.iter().cloned());
             let before = listed.services.iter().find(|service| service.id == update.id);
             let before = before.map_or(&[][..], |service| &service.ports);
             let mut add_ports = ports_of(answer)?;
