@@ -29,6 +29,12 @@ pub trait Kernel: Send {
     /// Takes one step of a plan, in full or not at all.
     fn apply(&mut self, action: &Action) -> Result<(), KernelError>;
 
+    /// A digest of what can change without an event of the kernel: pinned links, the programs that they
+    /// run, and the switches. Another digest than before is a reason to observe. Takes microseconds.
+    fn glance(&mut self) -> u64 {
+        0
+    }
+
     /// The eBPF half, for counters and probe replies.
     fn programs(&mut self) -> &mut dyn Programs;
 }

@@ -1,6 +1,7 @@
 //! The kernel that we run on.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
 use mesh_model::observed::{FirewallState, InterfaceAddress, Observed, UnderlayLink};
@@ -235,6 +236,14 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
         let taken = self.take(action);
         self.note(action, taken.is_ok());
         taken
+    }
+
+    fn glance(&mut self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        // What cannot be read differs from what could be.
+        sysctl::observe().ok().hash(&mut hasher);
+        self.programs.links_digest().hash(&mut hasher);
+        hasher.finish()
     }
 
     fn programs(&mut self) -> &mut dyn Programs {

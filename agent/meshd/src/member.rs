@@ -184,6 +184,7 @@ impl Member {
         tasks.spawn(reconcile::run(agent.clone(), platform.kernel.clone(), encryption.clone(), xdp, events));
         tasks.spawn(encryption::run(agent.clone(), managers.clone(), encryption.clone()));
         tasks.spawn(encryption::follow(encryption.clone()));
+        tasks.spawn(encryption::check(encryption.clone()));
         let probes = watch::Sender::new(Probes::new());
         let host = platform.host.clone();
         tasks.spawn(session::run(agent.clone(), managers.clone(), host, probes.subscribe()));

@@ -15,7 +15,7 @@ use mesh_model::observed::Attachment;
 use mesh_model::{Action, Desired, Endpoint, EndpointId, Observed, Plan, Vni};
 use mesh_proto::{Problem, ProblemKind};
 use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, Interval, MissedTickBehavior, interval, sleep_until};
 
 use crate::agent::{Agent, Pass};
 use crate::blocking::blocking;
@@ -25,6 +25,8 @@ use crate::xdp::Xdp;
 
 /// Everything is looked at this often, the firewall included, in case an event was missed.
 const RESYNC: Duration = Duration::from_secs(30);
+/// What changes without an event is looked for this often.
+const GLANCE: Duration = Duration::from_millis(500);
 /// Events of the kernel come in bursts: a pass begins so long after the first of one.
 const DEBOUNCE: Duration = Duration::from_millis(20);
 /// A packet has left the programs and is in the engine after this time, for a key to be chosen by which it is encrypted.
@@ -84,6 +86,8 @@ pub async fn run(
     let mut known_problems = Vec::new();
     let mut events_end = false;
     let mut counted = BTreeSet::new();
+    let mut failures = encryption.failures();
+    let mut glances = Glances::new();
     let xdp = Arc::new(xdp);
     loop {
         generations.mark_unchanged();
@@ -127,10 +131,43 @@ pub async fn run(
                     Some(Event::Network) => due = Some(after(due, Depth::Quick)),
                     None => events_end = true,
                 },
+                // Holds a sender itself.
+                _ = failures.changed() => break Depth::Quick,
+                () = glances.changed(&kernel) => {
+                    // The programs of the host's sockets are the services' part.
+                    agent.adjust(|_| ());
+                    break Depth::Quick;
+                }
                 () = sleep_until(retry_at.unwrap_or(resync_at)) => break Depth::Full,
                 () = sleep_until(look_at) => break look,
             }
         };
+    }
+}
+
+/// What of the kernel changes without an event, as it was at the last glance.
+#[derive(Debug)]
+struct Glances {
+    ticks: Interval,
+    last: Option<u64>,
+}
+
+impl Glances {
+    fn new() -> Self {
+        let mut ticks = interval(GLANCE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        Self { ticks, last: None }
+    }
+
+    /// Waits until it differs. May be dropped at any time.
+    async fn changed(&mut self, kernel: &SharedKernel) {
+        loop {
+            self.ticks.tick().await;
+            let now = kernel.call(|kernel| kernel.glance()).await;
+            if self.last.replace(now).is_some_and(|before| before != now) {
+                return;
+            }
+        }
     }
 }
 
@@ -174,6 +211,9 @@ async fn one_pass(
     let begun = Instant::now();
     let outcome = kernel
         .call(move |kernel| {
+            if depth == Depth::Full {
+                encryption.doubt();
+            }
             // The engine first: its device is part of what the kernel has, and it drops what it is given too early.
             let before = encryption
                 .mtu()
@@ -194,13 +234,14 @@ async fn one_pass(
                 outcome.report.failures.extend(after.report.failures);
             }
             let now = mesh_planner::encrypted_mtu(&desired, &outcome.observed);
-            if now != before && tunnels.is_ok() {
+            if now != before {
+                // Also after a failure: the former MTU may have been the reason.
                 tunnels = encryption.apply(wish.as_ref(), now);
             }
             let xdp = xdp.follow(kernel.programs(), &desired.underlay, &outcome.observed, depth);
             let mtu = |network| mesh_planner::network_mtu(&desired, network, &outcome.observed);
             let mtus = desired.networks.values().map(|network| (network.id.clone(), mtu(network))).collect();
-            Ok::<_, KernelError>((outcome, mtus, tunnels, xdp))
+            Ok::<_, KernelError>((outcome, mtus, tunnels, encryption.recent_failure(), xdp))
         })
         .await;
     let mut pass = Pass { generation, revision, ..Pass::default() };
@@ -210,7 +251,7 @@ async fn one_pass(
             pass.problems.push(problem.message.clone());
             pass.node_failure = Some(problem);
         }
-        Ok((outcome, mtus, tunnels, xdp)) => {
+        Ok((outcome, mtus, tunnels, replaced, xdp)) => {
             pass.mtus = mtus;
             pass.problems.extend(xdp.problem());
             pass.xdp = xdp;
@@ -239,6 +280,7 @@ async fn one_pass(
                     None => {}
                 }
             }
+            pass.problems.extend(replaced);
             if let Err(problem) = tunnels {
                 pass.problems.push(problem.message.clone());
                 failed.extend(encrypted.into_iter().map(|endpoint| (endpoint, problem.clone())));

@@ -191,6 +191,8 @@ pub(crate) struct TestEngines {
     pub(crate) refused: Arc<Mutex<Option<u16>>>,
     /// Whether they say that they are the kernel's.
     pub(crate) of_kernel: bool,
+    /// Why an engine does not respond at the next check.
+    pub(crate) silent: Arc<Mutex<Option<String>>>,
     /// How often they were asked which of its keys each node uses.
     pub(crate) looks: Arc<Mutex<u32>>,
 }
@@ -205,6 +207,13 @@ impl WireguardEngine for TestEngine {
 
     fn apply(&mut self, config: &EngineConfig) -> mesh_wireguard::Result<()> {
         self.0.inner.lock().unwrap().apply(config)
+    }
+
+    fn check(&mut self) -> mesh_wireguard::Result<()> {
+        match self.0.silent.lock().unwrap().take() {
+            Some(reason) => Err(mesh_wireguard::Error::Process(reason)),
+            None => Ok(()),
+        }
     }
 
     fn follow(&mut self) -> mesh_wireguard::Result<()> {
@@ -230,7 +239,7 @@ impl Engines for TestEngines {
         }
     }
 
-    fn has_device(&self, _name: &str) -> bool {
+    fn device_is_intact(&self, _kind: EngineKind, _config: &EngineConfig) -> bool {
         self.inner.lock().unwrap().config().is_some()
     }
 

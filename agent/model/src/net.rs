@@ -205,6 +205,8 @@ impl Mtu {
     pub const MAX: u32 = 65535;
     /// The least an IPv6 link may have (RFC 8200, section 5).
     pub const MIN_IPV6: u32 = 1280;
+    /// The smallest MTU of a data-path interface that networks are fitted to, in bytes.
+    pub const MIN_DATA_PATH: u32 = 1280;
 
     /// The MTU in bytes.
     pub const fn get(self) -> u32 {

@@ -236,6 +236,18 @@ pub enum Problem {
         /// The address.
         address: IpAddr,
     },
+    /// The data-path interface's MTU is below [`Mtu::MIN_DATA_PATH`].
+    #[error(
+        "the MTU of the data-path interface {name} is {mtu} bytes, Mesh needs {} or more: larger packets between \
+         hosts are lost; set it with: ip link set {name} mtu 1500",
+        Mtu::MIN_DATA_PATH
+    )]
+    SmallUnderlay {
+        /// The interface.
+        name: IfName,
+        /// Its MTU in bytes.
+        mtu: u32,
+    },
 }
 
 /// The steps, in the order to take them.

@@ -37,6 +37,9 @@ impl Largest {
     ///
     /// A packet must fit on both ends' underlay, and which end it goes to is not known where the MTU is told. For this
     /// node what is observed counts, not what its record says: the record follows later.
+    ///
+    /// An MTU below [`Mtu::MIN_DATA_PATH`] counts as that: one host's mistake, or a moment's, must not take IPv6
+    /// from containers or stop encrypted networks. Until it is corrected, larger packets of that host are lost.
     pub(crate) fn of(desired: &Desired, observed: &Observed) -> Self {
         let (vxlan, wireguard) = match desired.underlay.address {
             IpAddr::V4(_) => (VXLAN_OVERHEAD_IPV4, WIREGUARD_OVERHEAD_IPV4),
@@ -50,7 +53,8 @@ impl Largest {
             .map(|(_, peer)| peer.mtu.get())
             .chain(own)
             .min()
-            .unwrap_or(Mtu::MAX);
+            .unwrap_or(Mtu::MAX)
+            .max(Mtu::MIN_DATA_PATH);
         let less = |overhead: u16| least.saturating_sub(overhead.into()).max(Mtu::MIN);
         Self { clear: less(vxlan), encrypted: less(wireguard + VXLAN_OVERHEAD_IPV4) }
     }

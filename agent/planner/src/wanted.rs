@@ -132,6 +132,9 @@ impl Wanted {
             if !desired.publish_interfaces.include(&link.name) {
                 config.flags |= UNPUBLISHED;
             }
+            if link.mtu < Mtu::MIN_DATA_PATH {
+                self.problems.insert(Problem::SmallUnderlay { name: link.name.clone(), mtu: link.mtu });
+            }
             self.attach(ProgramKind::Underlay, link.index);
             self.attach(ProgramKind::Egress, link.index);
             if desired.underlay.address.is_ipv4() {

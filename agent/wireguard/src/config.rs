@@ -12,6 +12,8 @@ use crate::{Error, Generation, OwnKey, PublicKey, Result};
 
 /// Bytes that IPv4, UDP, VXLAN and the inner Ethernet header add to an inner packet inside the tunnel.
 pub const VXLAN_OVERHEAD: u16 = 50;
+/// The smallest [`EngineConfig::inner_mtu`] that an engine takes, in bytes.
+pub const MIN_INNER_MTU: u16 = 576;
 /// Bytes that WireGuard over IPv4 adds to a packet in the tunnel.
 pub const WIREGUARD_OVERHEAD_V4: u16 = 60;
 /// Bytes that WireGuard over IPv6 adds to a packet in the tunnel.
@@ -90,13 +92,27 @@ impl EngineConfig {
         self.peers.values().any(|peer| peer.keys.len() > 1)
     }
 
+    /// MTU of the device: the kernel's carries VXLAN packets, the other one the packets inside them.
+    pub(crate) const fn device_mtu(&self, kind: EngineKind) -> u16 {
+        match kind {
+            EngineKind::Kernel => self.inner_mtu.saturating_add(VXLAN_OVERHEAD),
+            EngineKind::Userspace => self.inner_mtu,
+        }
+    }
+
+    /// Whether the device of that engine is there as it was configured, in the calling thread's network
+    /// namespace: somebody may have deleted, renamed or changed it.
+    pub fn device_is_intact(&self, kind: EngineKind) -> bool {
+        crate::sys::device_is_configured(&self.device, self.device_index, self.device_mtu(kind))
+    }
+
     /// Whether it contradicts itself.
     pub fn validate(&self) -> Result<()> {
         let check = |ok: bool, what| if ok { Ok(()) } else { Err(Error::Config(what)) };
         check(matches!(self.keys.len(), 1 | 2), "a node has one or two key pairs")?;
         check(self.keys.is_sorted_by(|a, b| a.generation < b.generation), "key pairs are in order of age")?;
         check(self.keys.iter().any(|key| key.active), "one key pair is active")?;
-        check(self.inner_mtu >= 576, "the MTU is too small to be of use")?;
+        check(self.inner_mtu >= MIN_INNER_MTU, "the MTU is too small to be of use")?;
         check(self.inner_mtu <= u16::MAX - VXLAN_OVERHEAD, "the MTU is too large")?;
         check(self.listen_port != 0 && self.vxlan_port != 0, "a port is zero")?;
         let both = |mut generations: Vec<Generation>| {

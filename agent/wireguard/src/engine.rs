@@ -20,6 +20,12 @@ pub trait WireguardEngine: Send {
         Ok(())
     }
 
+    /// Checks that it still responds; for a caller that asks every second or so. An engine that does not
+    /// is ended, with its device, and the next [`WireguardEngine::apply`] starts another.
+    fn check(&mut self) -> Result<()> {
+        Ok(())
+    }
+
     /// What it reports; an engine that was given no configuration yet has no peers.
     fn status(&mut self) -> Result<EngineStatus>;
 

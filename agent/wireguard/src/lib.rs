@@ -46,7 +46,7 @@ mod sys;
 mod userspace;
 
 pub use config::{
-    DropReason, EngineConfig, EngineKind, EngineStatus, PeerConfig, PeerStatus, TunnelSources,
+    DropReason, EngineConfig, EngineKind, EngineStatus, MIN_INNER_MTU, PeerConfig, PeerStatus, TunnelSources,
     VXLAN_OVERHEAD, WIREGUARD_OVERHEAD_V4, WIREGUARD_OVERHEAD_V6, inner_mtu,
 };
 pub use engine::{EngineChoice, WireguardEngine};

@@ -5,8 +5,9 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::thread;
 use std::time::Duration;
 
+use mesh_e2e::service::{add_backend, create_service};
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, json, lab_with_app, refused};
-use mesh_harness::traffic::{LossMeter, tcp_transfer};
+use mesh_harness::traffic::{LossMeter, ask, tcp_transfer};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
 #[test]
@@ -196,6 +197,51 @@ fn what_someone_deletes_or_detaches_is_repaired() -> Result<()> {
         })?;
     }
     Ok(())
+}
+
+/// No event of the kernel says that these were removed.
+#[test]
+fn removed_links_and_switches_are_restored_at_once() -> Result<()> {
+    let (lab, c) = lab_with_app(2, Encapsulation::Direct, &[])?;
+    create_service(&lab, "web", &["-p", "8080:80"])?;
+    let _backend = add_backend(&lab, 2, "b1", "web")?;
+    let host = lab.host(1);
+    let published = SocketAddr::new(std::net::Ipv4Addr::LOCALHOST.into(), 8080);
+    let works = || {
+        c[0].ping(c[1].ipv4().expect("an address")).is_ok_and(|report| report.received > 0)
+            && c[0].ping(mesh_harness::OUTSIDE_V4).is_ok_and(|report| report.received > 0)
+            && ask(host.netns(), published).is_ok()
+    };
+    eventually("all is well", PATIENCE, works)?;
+    let links = host.bpffs_dir().join("links");
+    let pins = || -> Vec<String> {
+        let entries = std::fs::read_dir(&links).into_iter().flatten().flatten();
+        let names = entries.filter_map(|entry| entry.file_name().into_string().ok());
+        let mut names: Vec<_> = names.filter(|name| !name.starts_with("endpoint-")).collect();
+        names.sort();
+        names
+    };
+    let before = pins();
+    for round in ["all", "one by one"] {
+        for name in &before {
+            std::fs::remove_file(links.join(name)).expect("a pin");
+            if round == "one by one" {
+                eventually(&format!("{name} is back"), Duration::from_secs(5), || pins() == before)?;
+            }
+        }
+        eventually("the links are back", Duration::from_secs(5), || pins() == before)?;
+        eventually("traffic passes again", PATIENCE, works)?;
+    }
+    let forwarding = "net.ipv4.ip_forward";
+    host.run(["sysctl", "-qw", &format!("{forwarding}=0")])?.ok()?;
+    eventually("the host forwards again", Duration::from_secs(5), || {
+        host.run(["sysctl", "-n", forwarding]).is_ok_and(|output| output.stdout.trim() == "1")
+    })?;
+    let reserved = "net.ipv4.ip_local_reserved_ports";
+    host.run(["sysctl", "-qw", &format!("{reserved}=9999")])?.ok()?;
+    eventually("the published port is reserved again", Duration::from_secs(8), || {
+        host.run(["sysctl", "-n", reserved]).is_ok_and(|output| output.stdout.trim() == "8080,9999")
+    })
 }
 
 #[test]

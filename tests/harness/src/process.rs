@@ -78,6 +78,11 @@ impl ProcessId {
         }
     }
 
+    /// Suspends it (SIGSTOP): it keeps all that it has, and does nothing.
+    pub fn suspend(self) -> Result<()> {
+        self.signal(Signal::SIGSTOP)
+    }
+
     /// Kills it (SIGKILL) and waits until it is gone; one that is gone already is fine.
     pub fn kill(self) -> Result<()> {
         self.signal(Signal::SIGKILL)?;

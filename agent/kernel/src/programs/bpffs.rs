@@ -105,7 +105,7 @@ impl Pins {
     /// Makes the folders.
     pub(super) fn create(&self) -> Result<(), ProgramsError> {
         ensure_bpffs(&self.root)?;
-        for path in [self.maps(), self.version().join("programs"), self.root.join("links"), self.xdp()] {
+        for path in self.folders() {
             fs::create_dir_all(&path).map_err(|source| ProgramsError::Pin {
                 action: "create",
                 path,
@@ -119,6 +119,16 @@ impl Pins {
     pub(super) fn links(&self) -> Result<Vec<Attachment>, ProgramsError> {
         let names = names(&self.root.join("links"))?;
         Ok(names.iter().filter_map(|name| parse_link(name.to_str()?)).collect())
+    }
+
+    /// The folders with pins of this process's schema.
+    pub(super) fn folders(&self) -> [PathBuf; 4] {
+        [self.maps(), self.version().join("programs"), self.root.join("links"), self.xdp()]
+    }
+
+    /// Whether the pins in one of [`Self::folders`] are links.
+    pub(super) fn has_links(&self, folder: &Path) -> bool {
+        folder.parent() == Some(&self.root)
     }
 
     /// Folders of schemas, this one's among them.

@@ -18,7 +18,7 @@ use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use super::bpffs::{self, Pins};
 use super::maps::{self, Maps};
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, Take, Visit, attach, sockets, syscall, xdp};
+use super::{Counters, Programs, ProgramsError, Take, Visit, attach, digest, sockets, syscall, xdp};
 use crate::memory;
 
 /// The programs, as the build script made them.
@@ -419,6 +419,10 @@ impl Programs for Datapath {
 
     fn xdp(&mut self) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError> {
         xdp::attached(&self.pins)
+    }
+
+    fn links_digest(&mut self) -> u64 {
+        digest::of(&self.pins)
     }
 
     fn counters(&mut self) -> Result<Counters, ProgramsError> {

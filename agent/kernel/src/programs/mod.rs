@@ -8,6 +8,7 @@ mod attach;
 mod bpffs;
 mod clsact;
 mod datapath;
+mod digest;
 mod error;
 mod fake;
 mod maps;
@@ -136,6 +137,12 @@ pub trait Programs {
 
     /// Interface indexes of the devices to which it is attached. Works before [`Programs::load`] too.
     fn xdp(&mut self) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError>;
+
+    /// A digest of the pins of this instance and of what each link runs: it changes when somebody removes or
+    /// detaches any of them. Takes microseconds.
+    fn links_digest(&mut self) -> u64 {
+        0
+    }
 
     /// The counters since the maps were made.
     fn counters(&mut self) -> Result<Counters, ProgramsError>;

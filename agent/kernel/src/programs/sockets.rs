@@ -56,7 +56,12 @@ pub(super) fn attached(pins: &Pins) -> Result<Option<AttachedProgram>, ProgramsE
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let running = syscall::link_program(link.as_fd()).map_err(failed)?;
+        let (attached, running) = syscall::link_state(link.as_fd()).map_err(failed)?;
+        if !attached {
+            // Somebody detached it: it cannot be attached again.
+            bpffs::remove(&pins.socket_link(kind))?;
+            return Ok(None);
+        }
         let pinned = match syscall::open_pin(&pins.socket_program(kind)) {
             Ok(program) => Some(syscall::program_id(program.as_fd()).map_err(failed)?),
             Err(_) => None,

@@ -334,13 +334,17 @@ pub(super) fn cgroup_attach(
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
-/// The id of the program that a link runs.
-pub(super) fn link_program(link: BorrowedFd<'_>) -> io::Result<u32> {
+/// Whether a link to a device or a cgroup is attached, and the id of its program.
+pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<(bool, u32)> {
     let mut info = LinkInfo::default();
     let length = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
     let mut attributes = InfoRequest { fd: descriptor(link), length, buffer: (&raw mut info) as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    Ok(info.program)
+    // Here a device's index begins, or a cgroup's id of 64 bits: 0 once it is detached. What follows a
+    // device's index is 0 or, with an index of 0, means nothing.
+    let is_device = matches!(info.kind, BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP);
+    let attached = info.ifindex != 0 || (!is_device && info.attach_type != 0);
+    Ok((attached, info.program))
 }
 
 /// The id of a program.

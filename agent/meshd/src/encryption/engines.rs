@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use mesh_kernel::programs::direct_encapsulation;
 use mesh_model::naming;
 use mesh_wireguard::{
-    EngineChoice, EngineCommand, EngineKind, EngineProcess, Error, KernelEngine, Result, WireguardEngine,
-    try_kernel_wireguard,
+    EngineChoice, EngineCommand, EngineConfig, EngineKind, EngineProcess, Error, KernelEngine, Result,
+    WireguardEngine, try_kernel_wireguard,
 };
 
 /// The engine's program, beside this one.
@@ -19,8 +19,8 @@ pub trait Engines: Send + Sync + fmt::Debug {
     /// engine has left is gone then, and also when this fails because the one that is to be used is not to be had.
     fn open(&self) -> Result<(Box<dyn WireguardEngine>, String)>;
 
-    /// Whether there is a device of that name.
-    fn has_device(&self, name: &str) -> bool;
+    /// Whether the device of that engine is there as it was configured.
+    fn device_is_intact(&self, kind: EngineKind, config: &EngineConfig) -> bool;
 
     /// Ends what an earlier agent, or this one, left running.
     fn remove_left(&self) -> Result<()>;
@@ -92,8 +92,8 @@ impl Engines for HostEngines {
         }
     }
 
-    fn has_device(&self, name: &str) -> bool {
-        nix::net::if_::if_nametoindex(name).is_ok()
+    fn device_is_intact(&self, kind: EngineKind, config: &EngineConfig) -> bool {
+        config.device_is_intact(kind)
     }
 
     fn remove_left(&self) -> Result<()> {

@@ -3,6 +3,7 @@
 //! The engine is the kernel's, or a process that outlives this one. Each pass of the kernel loop gives it what the view
 //! asks for, before the datapath sends anything there; whatever goes wrong here, the datapath has no way around it.
 
+mod check;
 mod engines;
 mod follow;
 mod keys;
@@ -23,6 +24,7 @@ use mesh_wireguard::{
 };
 use tokio::sync::watch;
 
+pub use check::run as check;
 pub use engines::{Engines, HostEngines};
 pub use follow::run as follow;
 pub use keys::run;
@@ -30,6 +32,8 @@ pub use wish::Wish;
 
 /// How long this node waits at most for others whose turn it is before its own to use their new keys.
 const TURN: Duration = Duration::from_secs(30);
+/// How long an engine's failure is reported after it was replaced.
+const RECENT: Duration = Duration::from_secs(5);
 
 /// The node's keys and its engine, for one caller at a time. Calls may block.
 #[derive(Debug)]
@@ -39,6 +43,8 @@ pub struct Encryption {
     state: Mutex<State>,
     /// Counts the changes of what is to be announced.
     changed: watch::Sender<u64>,
+    /// Counts the engines that failed and have to be replaced.
+    failures: watch::Sender<u64>,
     /// Since when another node has two keys and the engine has to be asked which of them is in use, if one has.
     replacing: watch::Sender<Option<Instant>>,
 }
@@ -57,6 +63,10 @@ struct State {
     goes_over: bool,
     /// Since when it is not yet this node's turn.
     waits_since: Option<Instant>,
+    /// What the engine has may not be what it was given.
+    in_doubt: bool,
+    /// When an engine failed last, and why.
+    failure: Option<(Instant, String)>,
 }
 
 impl std::fmt::Debug for State {
@@ -93,7 +103,8 @@ impl Encryption {
     /// Nothing is opened or started yet.
     pub fn new(engines: Arc<dyn Engines>, key_file: PathBuf) -> Self {
         let (changed, replacing) = (watch::Sender::new(0), watch::Sender::new(None));
-        Self { engines, key_file, state: Mutex::default(), changed, replacing }
+        let failures = watch::Sender::new(0);
+        Self { engines, key_file, state: Mutex::default(), changed, failures, replacing }
     }
 
     /// What the cluster is to know of this node's keys; `None` for one that has no usable ones. With `newest_alone`, the
@@ -124,6 +135,36 @@ impl Encryption {
         }
     }
 
+    /// Counts the engines that failed and have to be replaced by the next call of [`Encryption::apply`].
+    pub fn failures(&self) -> watch::Receiver<u64> {
+        self.failures.subscribe()
+    }
+
+    /// Checks that the engine still responds, while one is needed.
+    fn check(&self) {
+        let mut state = self.lock();
+        let Some(engine) = &mut state.engine else { return };
+        let Err(error) = engine.check() else { return };
+        tracing::warn!(%error, "replacing the engine of encrypted networks");
+        state.failure = Some((Instant::now(), error.to_string()));
+        state.applied = None;
+        drop(state);
+        self.failures.send_modify(|count| *count += 1);
+    }
+
+    /// The last failure of an engine, while it is recent: the engine that replaced it may work already.
+    pub fn recent_failure(&self) -> Option<String> {
+        let state = self.lock();
+        let (_, reason) = state.failure.as_ref().filter(|(at, _)| at.elapsed() < RECENT)?;
+        Some(format!("encrypted networks were interrupted, the engine was replaced: {reason}"))
+    }
+
+    /// Has the engine compared with its configuration by the next call of [`Encryption::apply`], even if
+    /// nothing seems to have changed: peers and keys can change without an event.
+    pub fn doubt(&self) {
+        self.lock().in_doubt = true;
+    }
+
     /// Gives the engine what is wished for, starting it if there is none. `mtu` is the largest of an encrypted network on
     /// this node, in bytes. Without a wish nothing happens: an engine that runs goes on. Tells whether the engine was asked
     /// for anything, so that its device may be new.
@@ -134,9 +175,9 @@ impl Encryption {
         self.apply_wish(&mut state)
     }
 
-    /// The MTU that the engine was last given, in bytes.
+    /// The MTU that the engine has, in bytes.
     pub fn mtu(&self) -> Option<u32> {
-        self.lock().wish.as_ref().map(|(_, mtu)| (*mtu).into())
+        self.lock().applied.as_ref().map(|config| config.inner_mtu.into())
     }
 
     /// Of which generations the keys are that packets may be encrypted with from now on: with both of two, the datapath is
@@ -190,12 +231,15 @@ impl Encryption {
             peers: wish.peers_beside(&keys),
             keys,
         };
-        if state.applied.as_ref() == Some(&config) && self.engines.has_device(naming::WIREGUARD) {
+        let kind = engine.kind();
+        let in_doubt = std::mem::take(&mut state.in_doubt);
+        let same = state.applied.as_ref() == Some(&config);
+        if same && !in_doubt && self.engines.device_is_intact(kind, &config) {
             return Ok(false);
         }
         state.applied = None;
         engine.apply(&config).map_err(|error| explain(&error))?;
-        let asks = engine.kind() == EngineKind::Kernel && config.has_peers_with_two_keys();
+        let asks = kind == EngineKind::Kernel && config.has_peers_with_two_keys();
         self.replacing.send_replace(asks.then(Instant::now));
         state.applied = Some(config);
         Ok(true)

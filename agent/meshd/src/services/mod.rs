@@ -130,8 +130,6 @@ impl Seen {
 struct Known {
     tables: Tables,
     seen: Seen,
-    /// Whether the programs of the host's own sockets are attached.
-    sockets: bool,
     refusal: Option<Refusal>,
 }
 
@@ -218,7 +216,6 @@ fn bring_up_to_date(
     now: Duration,
 ) -> Result<(Known, Vec<String>), ProgramsError> {
     let facts = seen.facts(node);
-    let had_sockets = known.as_ref().map(|known| known.sockets);
     let (mut tables, mut update, mut refusal) =
         if let Some(Known { mut tables, seen: before, refusal, .. }) = known {
             let update = change(&mut tables, &seen, &before, &facts, now);
@@ -245,14 +242,10 @@ fn bring_up_to_date(
         format!("services want an array of {entries} entries for their tables, but there is none: {reason}")
     }));
     let wanted = seen.services.published().next().is_some();
-    let sockets = match kernel.call_here(|kernel| follow_sockets(kernel, had_sockets, wanted)) {
-        Ok(()) => wanted,
-        Err(error) => {
-            problems.push(format!("published ports do not answer programs of this host itself: {error}"));
-            !wanted
-        }
-    };
-    Ok((Known { tables, seen, sockets, refusal }, problems))
+    if let Err(error) = kernel.call_here(|kernel| follow_sockets(kernel, wanted)) {
+        problems.push(format!("published ports do not answer programs of this host itself: {error}"));
+    }
+    Ok((Known { tables, seen, refusal }, problems))
 }
 
 /// The steps that what has changed makes necessary.
@@ -311,10 +304,7 @@ fn lines(problems: &BTreeSet<Problem>) -> Vec<String> {
 }
 
 /// The programs of the host's own sockets stand only where ports are published: they are called for every socket.
-fn follow_sockets(kernel: &mut dyn Kernel, had: Option<bool>, wanted: bool) -> Result<(), ProgramsError> {
-    if had == Some(wanted) {
-        return Ok(());
-    }
+fn follow_sockets(kernel: &mut dyn Kernel, wanted: bool) -> Result<(), ProgramsError> {
     let programs = kernel.programs();
     match (programs.sockets()?, wanted) {
         (Some(AttachedProgram::Current), true) | (None, false) => Ok(()),

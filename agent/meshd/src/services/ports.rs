@@ -5,8 +5,10 @@ use std::fs::{self, File};
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
 
 use crate::agent::Agent;
 use crate::durable::{self, Survives};
@@ -95,6 +97,9 @@ fn read_whole(path: &Path) -> io::Result<String> {
     String::from_utf8(buffer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
 }
 
+/// Interval between checks whether the ports are still reserved.
+const LOOK: Duration = Duration::from_secs(2);
+
 /// Keeps the published ports reserved, and what leaves masqueraded off them, for ever.
 pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
     agent.view_known().await;
@@ -115,8 +120,10 @@ pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
         {
             tracing::warn!(%error, "published ports are not kept out of the host's own choice of ports");
         }
-        if changes.changed().await.is_err() {
-            return;
+        tokio::select! {
+            alive = changes.changed() => if alive.is_err() { return },
+            // Others write the whole list, too, and nothing says when.
+            () = sleep(LOOK) => {}
         }
     }
 }

@@ -8,9 +8,9 @@ use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::{AttachedProgram, FirewallState, Pins, Sysctl, UnderlayLink};
 use mesh_model::plan::{Problem, outer_mtu};
 use mesh_model::{Action, Desired, Observed, Plan};
-use mesh_planner::plan;
+use mesh_planner::{network_mtu, plan};
 
-use crate::support::{EndpointShape, NetworkShape, Shape, desired};
+use crate::support::{EndpointShape, NetworkShape, Shape, desired, network_id};
 
 fn network(number: u8) -> NetworkShape {
     NetworkShape { number, ipv6: false, second_subnet: false, internal: false, mtu: None }
@@ -280,6 +280,21 @@ fn the_mtu_follows_the_least_underlay_and_a_network_may_stay_below() {
         observed.apply(&step.action).unwrap();
     }
     assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (outer_mtu(1250), outer_mtu(1250)));
+}
+
+#[test]
+fn an_mtu_too_small_for_mesh_is_reported_by_its_own_node_and_bounds_no_network() {
+    let mut shape = shape(&[endpoint(0, 0, 0)]);
+    shape.others = vec![600];
+    let desired = state(&shape);
+    let mut observed = reached(&desired);
+    assert_eq!(plan(Some(&desired), &observed).problems, [].into(), "it is the other node's problem");
+    assert_eq!(network_mtu(&desired, &desired.networks[&network_id(0)], &observed), 1230);
+    observed.underlay.as_mut().unwrap().mtu = 600;
+    let plan = plan(Some(&desired), &observed);
+    let name = "eth0".parse().unwrap();
+    assert_eq!(plan.problems, [Problem::SmallUnderlay { name, mtu: 600 }].into());
+    assert_eq!(network_mtu(&desired, &desired.networks[&network_id(0)], &observed), 1230);
 }
 
 #[test]

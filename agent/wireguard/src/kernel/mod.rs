@@ -43,7 +43,7 @@ use nix::{
 use self::messages::{Device, Greeting, Replaced};
 use crate::{
     EngineConfig, EngineKind, EngineStatus, Error, OwnKey, PeerConfig, PrivateKey, PublicKey, Result,
-    TunnelSources, VXLAN_OVERHEAD, WireguardEngine, sys,
+    TunnelSources, WireguardEngine, sys,
 };
 
 /// The kernel's name for it.
@@ -203,7 +203,7 @@ impl WireguardEngine for KernelEngine {
             .flat_map(|peer| peer.keys.values().map(|key| (*key, peer.endpoint)))
             .collect();
         self.set(config, messages::changes(config, &configured, &device))?;
-        let up = sys::configure_device(name, config.inner_mtu + VXLAN_OVERHEAD, QUEUE);
+        let up = sys::configure_device(name, config.device_mtu(EngineKind::Kernel), QUEUE);
         up.map_err(|source| match source.kind() {
             // The kernel binds the port when the device comes up.
             io::ErrorKind::AddrInUse => Error::PortTaken { port: config.listen_port },

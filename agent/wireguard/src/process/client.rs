@@ -10,13 +10,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::protocol::{self, Request, Response, SOCKET};
+use super::{
+    protocol::{self, Request, Response, SOCKET},
+    stuck,
+};
 use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine};
 
 /// How long an engine process may take to start.
 const START: Duration = Duration::from_secs(15);
 /// How long it may take to answer.
-const ANSWER: Duration = Duration::from_secs(10);
+const ANSWER: Duration = Duration::from_secs(5);
+/// How long it may take to answer that it is alive.
+const LIFE_SIGN: Duration = Duration::from_secs(3);
 /// Time between two looks whether it has started.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -37,6 +42,8 @@ pub struct EngineProcess {
     run_dir: PathBuf,
     command: EngineCommand,
     connection: Option<Connection>,
+    /// The process was suspended (`SIGSTOP`) at the last check.
+    was_suspended: bool,
 }
 
 #[derive(Debug)]
@@ -51,7 +58,7 @@ impl EngineProcess {
     /// another version is replaced: the new process takes over its device and sockets, and packets wait in them
     /// until [`WireguardEngine::apply`] gives it the keys, which has to come at once.
     pub fn connect_or_spawn(run_dir: impl Into<PathBuf>, command: EngineCommand) -> Result<Self> {
-        let mut process = Self { run_dir: run_dir.into(), command, connection: None };
+        let mut process = Self { run_dir: run_dir.into(), command, connection: None, was_suspended: false };
         process.connect()?;
         Ok(process)
     }
@@ -62,15 +69,10 @@ impl EngineProcess {
             Ok(mut connection) => match connection.ask(&Request::Stop) {
                 Ok(Response::Failed(message)) => Err(Error::Remote(message)),
                 Ok(_) => Ok(()),
-                Err(error) => Err(Error::Process(format!("does not answer: {error}"))),
+                Err(_) => stuck::end(run_dir),
             },
-            // Nobody serves it.
-            Err(error)
-                if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::ConnectionRefused) =>
-            {
-                Ok(())
-            }
-            Err(error) => Err(Error::Process(format!("does not answer: {error}"))),
+            Err(error) if stuck::is_nobody(&error) => Ok(()),
+            Err(_) => stuck::end(run_dir),
         }
     }
 
@@ -89,7 +91,42 @@ impl EngineProcess {
                 drop(old);
                 self.spawn(true)
             }
-            Err(_) => self.spawn(false),
+            Err(error) if stuck::is_nobody(&error) => self.spawn(false),
+            Err(error) => {
+                tracing::warn!(%error, "the WireGuard engine process does not respond; replacing it");
+                stuck::end(&self.run_dir)?;
+                self.spawn(false)
+            }
+        }
+    }
+
+    /// Asks the process for a sign of life.
+    fn ask_for_life(&mut self) -> Result<()> {
+        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let suspended = stuck::is_suspended(connection.pid);
+        if suspended && self.was_suspended {
+            return Err(Error::Process("is suspended".to_owned()));
+        }
+        self.was_suspended = suspended;
+        if suspended {
+            // A debugger may have stopped it for a moment.
+            return Ok(());
+        }
+        let ask = |connection: &mut Connection| {
+            connection.stream.set_read_timeout(Some(LIFE_SIGN))?;
+            connection.ask(&Request::Hello)?;
+            connection.stream.set_read_timeout(Some(ANSWER))
+        };
+        match ask(connection) {
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
+                Err(Error::Process("does not respond".to_owned()))
+            }
+            // It has ended, and its device with it, which is an event of its own.
+            Err(_) => {
+                self.connection = None;
+                Ok(())
+            }
+            Ok(()) => Ok(()),
         }
     }
 
@@ -180,6 +217,15 @@ impl WireguardEngine for EngineProcess {
         }
         self.connect()?;
         self.ask(&request).map(drop)
+    }
+
+    fn check(&mut self) -> Result<()> {
+        let alive = self.ask_for_life();
+        if alive.is_err() {
+            (self.connection, self.was_suspended) = (None, false);
+            stuck::end(&self.run_dir)?;
+        }
+        alive
     }
 
     fn status(&mut self) -> Result<EngineStatus> {

@@ -5,6 +5,7 @@
 mod client;
 mod protocol;
 mod server;
+mod stuck;
 
 pub use client::{EngineCommand, EngineProcess};
 pub use server::engine_main;

@@ -99,6 +99,7 @@ fn take_over(run_dir: &Path) -> Result<Userspace> {
     let path = run_dir.join(SOCKET);
     let failed = || Error::file("take over from the engine at", &path);
     let mut stream = UnixStream::connect(&path).map_err(failed())?;
+    stream.set_read_timeout(Some(PREDECESSOR)).map_err(failed())?;
     protocol::write(&mut stream, &Request::HandOver).map_err(failed())?;
     match protocol::read(&mut stream).map_err(failed())? {
         Some(Response::HandedOver { device, port, queues, sockets }) => {

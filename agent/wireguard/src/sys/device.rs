@@ -10,6 +10,7 @@ nix::ioctl_write_ptr_bad!(set_mtu, libc::SIOCSIFMTU, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_queue_len, libc::SIOCSIFTXQLEN, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_flags, libc::SIOCSIFFLAGS, libc::ifreq);
 nix::ioctl_read_bad!(get_flags, libc::SIOCGIFFLAGS, libc::ifreq);
+nix::ioctl_read_bad!(get_mtu, libc::SIOCGIFMTU, libc::ifreq);
 nix::ioctl_write_ptr_bad!(set_feature, SIOCETHTOOL, libc::ifreq);
 
 /// `linux/sockios.h`
@@ -37,6 +38,27 @@ pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> 
         set_flags(fd, &raw const up)?;
     }
     Ok(())
+}
+
+/// Whether device `name` exists in the calling thread's network namespace, has that index if one is
+/// given, is up and has that MTU.
+pub(crate) fn is_configured(name: &str, index: Option<u32>, mtu: u16) -> bool {
+    let found = nix::net::if_::if_nametoindex(name);
+    if !found.is_ok_and(|found| index.is_none_or(|index| index == found)) {
+        return false;
+    }
+    let read = || -> io::Result<(libc::c_short, i32)> {
+        let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+        let (mut flags, mut size) = (request(name)?, request(name)?);
+        // SAFETY: each fills an `ifreq` that lives past the call, and of its union the member that is
+        // then read.
+        unsafe {
+            get_flags(any.as_raw_fd(), &raw mut flags)?;
+            get_mtu(any.as_raw_fd(), &raw mut size)?;
+            Ok((flags.ifr_ifru.ifru_flags, size.ifr_ifru.ifru_mtu))
+        }
+    };
+    read().is_ok_and(|(flags, found)| i32::from(flags) & libc::IFF_UP != 0 && found == i32::from(mtu))
 }
 
 /// The Ethernet address of devices: no frame tag, so that nothing which the host itself sends there is taken for one.

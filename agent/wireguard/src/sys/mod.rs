@@ -6,7 +6,8 @@ mod udp;
 mod wake;
 
 pub(crate) use device::{
-    configure as configure_device, isolate as isolate_device, silence as silence_device,
+    configure as configure_device, is_configured as device_is_configured, isolate as isolate_device,
+    silence as silence_device,
 };
 pub(crate) use tap::{Offload, Tap};
 pub(crate) use udp::{Datagram, Receiver, SendQueue, UdpSocket};

@@ -21,6 +21,7 @@ const USO4: libc::c_ulong = 0x20;
 const USO6: libc::c_ulong = 0x40;
 
 nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
+nix::ioctl_read_bad!(get_interface, 0x8004_54d2, libc::ifreq);
 nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
 nix::ioctl_write_ptr_bad!(set_index, 0x4004_54da, libc::c_uint);
 nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
@@ -75,6 +76,14 @@ impl Tap {
     /// A queue that another process opened.
     pub(crate) fn from_fd(fd: OwnedFd) -> Self {
         Self { file: File::from(fd) }
+    }
+
+    /// Whether the queue still belongs to a device. A device that is deleted loses its queues, whose
+    /// descriptors stay open.
+    pub(crate) fn is_attached(&self) -> bool {
+        let Ok(mut answer) = request("any") else { return false };
+        // SAFETY: TUNGETIFF fills an `ifreq` that lives past the call.
+        unsafe { get_interface(self.file.as_raw_fd(), &raw mut answer) }.is_ok()
     }
 
     /// Sets the offloads of the device; returns whether UDP super-packets are among them.

@@ -51,6 +51,8 @@ pub struct Userspace {
     device: Option<Device>,
     running: Option<Running>,
     config: Option<EngineConfig>,
+    /// Sessions of a device that was lost, for the next one.
+    former: Option<Arc<Table>>,
     counters: Arc<Counters>,
     offload: Offload,
 }
@@ -93,7 +95,14 @@ impl Userspace {
     /// An engine without a device yet. What it opens at its first configuration is in the network namespace of the
     /// thread that calls [`WireguardEngine::apply`].
     pub fn new() -> Self {
-        Self { device: None, running: None, config: None, counters: Arc::default(), offload: Offload::All }
+        Self {
+            device: None,
+            running: None,
+            config: None,
+            former: None,
+            counters: Arc::default(),
+            offload: Offload::All,
+        }
     }
 
     /// One whose device has no offloads: every packet passes singly. For tests and comparisons.
@@ -144,6 +153,26 @@ impl Userspace {
         })
     }
 
+    /// Whether device and threads still work, as far as there are any. Somebody may have deleted or
+    /// renamed the device, or moved it to another network namespace.
+    fn is_intact(&self, config: &EngineConfig) -> bool {
+        let is_there = |device: &Device| {
+            let index = nix::net::if_::if_nametoindex(device.name.as_str());
+            let expected = config.device_index;
+            index.is_ok_and(|index| expected.is_none_or(|expected| expected == index))
+                && device.queues.iter().all(|queue| queue.is_attached())
+        };
+        let works = |running: &Running| !running.threads.iter().any(JoinHandle::is_finished);
+        self.device.as_ref().is_none_or(is_there) && self.running.as_ref().is_none_or(works)
+    }
+
+    /// Closes the device and the sockets, but keeps the sessions with peers.
+    fn give_up_device(&mut self) {
+        tracing::warn!("the WireGuard device was changed by another program or failed; making it anew");
+        (self.device, self.config) = (None, None);
+        self.former = self.running.take().map(|running| running.shared.table());
+    }
+
     fn open_device(&mut self, config: &EngineConfig) -> Result<()> {
         if let Some(device) = &self.device {
             return if device.name == config.device {
@@ -170,13 +199,13 @@ impl Userspace {
     /// Starts the threads, on a new socket if the port has changed.
     fn run(&mut self, config: &EngineConfig) -> Result<()> {
         let Some(device) = &self.device else { return Err(Error::Config("there is no device")) };
-        let mut known = None;
+        let mut known = self.former.take();
         let changed = self.running.as_ref().is_none_or(|running| running.port != config.listen_port);
         if changed {
             let sockets = bind(config.listen_port, device.queues.len())?;
             let new = Running::idle(config.listen_port, sockets, &self.counters)?;
             // The old threads end before the new ones take their peers.
-            known = self.running.replace(new).map(|old| old.shared.table());
+            known = self.running.replace(new).map(|old| old.shared.table()).or(known);
         }
         let Some(running) = &mut self.running else { return Err(Error::Config("there is no socket")) };
         running.start(config, device, known.as_deref())
@@ -190,12 +219,14 @@ impl WireguardEngine for Userspace {
 
     fn apply(&mut self, config: &EngineConfig) -> Result<()> {
         config.validate()?;
-        if self.config.as_ref() == Some(config) {
+        if !self.is_intact(config) {
+            self.give_up_device();
+        } else if self.config.as_ref() == Some(config) && config.device_is_intact(self.kind()) {
             return Ok(());
         }
         let fresh = self.device.is_none();
         let result = self.open_device(config).and_then(|()| {
-            configure_device(&config.device, config.inner_mtu, QUEUE)
+            configure_device(&config.device, config.device_mtu(EngineKind::Userspace), QUEUE)
                 .map_err(Error::system(format!("set up the device {}", config.device)))?;
             self.run(config)
         });
@@ -218,7 +249,7 @@ impl WireguardEngine for Userspace {
     }
 
     fn remove(&mut self) -> Result<()> {
-        self.running = None;
+        (self.running, self.former) = (None, None);
         (self.device, self.config) = (None, None);
         Ok(())
     }

@@ -6,7 +6,7 @@ use mesh_harness::{
     Netns, ProcessId, eventually,
     traffic::{LossMeter, Ping, tcp_transfer},
 };
-use mesh_wireguard::{EngineCommand, EngineConfig, EngineProcess, Error, WireguardEngine};
+use mesh_wireguard::{EngineCommand, EngineConfig, EngineKind, EngineProcess, Error, WireguardEngine};
 
 use crate::pair::{Pair, SOON, Setup, address, inner};
 
@@ -111,6 +111,66 @@ fn a_killed_engine_takes_its_device_along_and_is_replaced_at_the_next_apply() {
     address(&pair.a.netns, 1);
     Ping::new(inner(2).into()).count(5).run(&pair.a.netns).unwrap();
     tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
+    engine.remove().unwrap();
+}
+
+#[test]
+fn a_suspended_engine_is_noticed_and_replaced_at_the_next_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pair, mut engine, config) = start(folder.path());
+    engine.check().unwrap();
+    let old = identity(&engine);
+    old.suspend().unwrap();
+    let mut noticed = String::new();
+    eventually("the engine is missed", SOON, || {
+        noticed = engine.check().err().map(|error| error.to_string()).unwrap_or_default();
+        !noticed.is_empty()
+    })
+    .unwrap();
+    assert!(noticed.contains("is suspended"), "{noticed}");
+    assert!(!old.is_alive() && device_index(&pair.a.netns).is_none(), "nothing of it is left");
+    pair.a.netns.enter(|| engine.apply(&config)).unwrap().unwrap();
+    address(&pair.a.netns, 1);
+    tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
+    engine.check().unwrap();
+    // A new daemon does not wait for it, and neither does one that needs no engine any more.
+    for end in [true, false] {
+        identity(&engine).suspend().unwrap();
+        if end {
+            engine = connect(&pair.a.netns, folder.path(), "1");
+        } else {
+            EngineProcess::stop_running(folder.path()).unwrap();
+        }
+        assert_eq!(device_index(&pair.a.netns), None);
+    }
+}
+
+#[test]
+fn a_device_that_somebody_deletes_renames_or_changes_is_restored_at_the_next_apply() {
+    let folder = tempfile::tempdir().unwrap();
+    let (pair, mut engine, config) = start(folder.path());
+    let process = identity(&engine);
+    for damage in [
+        &["del", "meshwg0"][..],
+        &["set", "meshwg0", "down"],
+        &["set", "meshwg0", "mtu", "1000"],
+        &["set", "meshwg0", "name", "theirs"],
+    ] {
+        if damage.contains(&"name") {
+            pair.a.netns.run(["ip", "link", "set", "meshwg0", "down"]).unwrap().ok().unwrap();
+        }
+        pair.a.netns.run([&["ip", "link"], damage].concat()).unwrap().ok().unwrap();
+        assert!(
+            !pair.a.netns.enter(|| config.device_is_intact(EngineKind::Userspace)).unwrap(),
+            "{damage:?}"
+        );
+        pair.a.netns.enter(|| engine.apply(&config)).unwrap().unwrap();
+        assert!(pair.a.netns.enter(|| config.device_is_intact(EngineKind::Userspace)).unwrap(), "{damage:?}");
+        let _ = pair.a.netns.run(["ip", "addr", "flush", "dev", "meshwg0"]).unwrap();
+        address(&pair.a.netns, 1);
+        tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
+    }
+    assert_eq!(identity(&engine), process, "the process went on");
     engine.remove().unwrap();
 }
 

@@ -1,0 +1,42 @@
+//! A digest of the pins of an instance and of what each link runs.
+//!
+//! No event of the kernel says that somebody removed a pin or detached a link.
+
+use std::ffi::OsString;
+use std::fs;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use super::bpffs::Pins;
+use super::syscall;
+
+/// The digest. What cannot be read has one of its own.
+pub(super) fn of(pins: &Pins) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    for folder in pins.folders() {
+        let names = names(&folder);
+        names.hash(&mut hasher);
+        if pins.has_links(&folder) {
+            for name in names.iter().flatten() {
+                link(&folder.join(name)).hash(&mut hasher);
+            }
+        }
+    }
+    hasher.finish()
+}
+
+/// The sorted names in a folder; `None` without it. Endpoints' programs are left out: they stand in filters,
+/// which have events.
+fn names(folder: &Path) -> Option<Vec<OsString>> {
+    let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
+    let mut names: Vec<_> = names.filter(|name| !name.as_encoded_bytes().starts_with(b"endpoint-")).collect();
+    names.sort();
+    Some(names)
+}
+
+/// Whether a link is attached, and the program that it runs; `None` without it.
+fn link(path: &Path) -> Option<(bool, u32)> {
+    let link = syscall::open_pin(path).ok()?;
+    syscall::link_state(link.as_fd()).ok()
+}
