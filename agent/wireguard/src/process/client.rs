@@ -102,7 +102,15 @@ impl EngineProcess {
 
     /// Asks the process for a sign of life.
     fn ask_for_life(&mut self) -> Result<()> {
-        let Some(connection) = &mut self.connection else { return Ok(()) };
+        let connection = match &mut self.connection {
+            Some(connection) => connection,
+            // A caller before has given up waiting for an answer.
+            none => match Connection::open(&self.run_dir) {
+                Ok(connection) => none.insert(connection),
+                Err(error) if stuck::is_nobody(&error) => return Ok(()),
+                Err(_) => return Err(Error::Process("does not respond".to_owned())),
+            },
+        };
         let suspended = stuck::is_suspended(connection.pid);
         if suspended && self.was_suspended {
             return Err(Error::Process("is suspended".to_owned()));
@@ -229,6 +237,9 @@ impl WireguardEngine for EngineProcess {
     }
 
     fn status(&mut self) -> Result<EngineStatus> {
+        if self.connection.as_ref().is_some_and(|connection| stuck::is_suspended(connection.pid)) {
+            return Err(Error::Process("is suspended".to_owned()));
+        }
         match self.ask(&Request::Status)? {
             Response::Status(status) => Ok(*status),
             _ => Err(Error::Process("gave a strange answer".to_owned())),
