@@ -1,7 +1,9 @@
 //! Words for scenarios with encrypted networks.
 
+use std::net::Ipv4Addr;
+
 use mesh_harness::capture::Captured;
-use mesh_harness::{Container, Encapsulation, Lab, Result};
+use mesh_harness::{Container, Encapsulation, Host, Lab, ProcessId, Result, wireguard_engine};
 
 use crate::lab_with_app;
 
@@ -28,4 +30,32 @@ pub fn is_only_wireguard(captured: &Captured) {
     let inside =
         captured.frames.iter().filter(|frame| frame.udp().is_some_and(|udp| udp.dst_port == WIREGUARD));
     assert!(inside.count() > 0, "and the rest went through WireGuard");
+}
+
+/// The engine processes of a host.
+pub fn engines(host: &Host) -> Vec<ProcessId> {
+    let run_dir = host.path().join("run");
+    let of_host = |pid: &i32| {
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let text = String::from_utf8_lossy(&arguments).into_owned();
+        text.contains("mesh-wireguard-engine") && text.contains(&*run_dir.to_string_lossy())
+    };
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
+    pids.filter(of_host).filter_map(ProcessId::of).filter(|process| process.is_alive()).collect()
+}
+
+/// Whether there is one engine on a host.
+pub fn runs_engine(host: &Host) -> bool {
+    match &*wireguard_engine() {
+        "kernel" => {
+            host.run(["ip", "link", "show", "type", "wireguard"]).is_ok_and(|o| o.stdout.contains("meshwg0"))
+        }
+        _ => engines(host).len() == 1,
+    }
+}
+
+/// Whether an address answers a container's pings.
+pub fn answers(from: &Container, to: Ipv4Addr) -> bool {
+    from.ping(to).is_ok_and(|report| report.received > 0)
 }

@@ -6,7 +6,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use mesh_e2e::encrypted::{CANARY, PROBES, WIREGUARD, encrypted_lab, is_only_wireguard};
+use mesh_e2e::encrypted::{
+    CANARY, PROBES, WIREGUARD, answers, encrypted_lab, engines, is_only_wireguard, runs_engine,
+};
 use mesh_e2e::service::{add_backend, any_port, assert_shares, create_service, vip, vip6};
 use mesh_e2e::{
     ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with_app, largest_unfragmented, refused,
@@ -57,39 +59,12 @@ impl Drop for Talker {
     }
 }
 
-/// The engine processes of a host.
-fn engines(host: &Host) -> Vec<ProcessId> {
-    let run_dir = host.path().join("run");
-    let of_host = |pid: &i32| {
-        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let text = String::from_utf8_lossy(&arguments).into_owned();
-        text.contains("mesh-wireguard-engine") && text.contains(&*run_dir.to_string_lossy())
-    };
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let pids = entries.filter_map(|entry| entry.file_name().to_str()?.parse::<i32>().ok());
-    pids.filter(of_host).filter_map(ProcessId::of).filter(|process| process.is_alive()).collect()
-}
-
-/// Whether there is one engine on a host.
-fn runs_engine(host: &Host) -> bool {
-    match &*wireguard_engine() {
-        "kernel" => {
-            host.run(["ip", "link", "show", "type", "wireguard"]).is_ok_and(|o| o.stdout.contains("meshwg0"))
-        }
-        _ => engines(host).len() == 1,
-    }
-}
-
 /// Takes a host's engine away, as a crash would.
 fn end_engine(host: &Host) -> Result<()> {
     if wireguard_engine() == "kernel" {
         return host.run(["ip", "link", "del", "meshwg0"])?.ok().map(drop);
     }
     engines(host).into_iter().try_for_each(ProcessId::kill)
-}
-
-fn answers(from: &Container, to: Ipv4Addr) -> bool {
-    from.ping(to).is_ok_and(|report| report.received > 0)
 }
 
 /// Generations of the keys that a host has.
@@ -365,61 +340,6 @@ fn killing_and_restarting_the_agents_loses_nothing_and_a_killed_engine_is_replac
     drop(talker);
     is_only_wireguard(&capture.stop()?);
     tcp_transfer(c[0].netns(), c[1].netns(), target.into(), 1 << 25)?;
-    Ok(())
-}
-
-/// What is there counts, not what was configured once.
-#[test]
-fn an_encrypted_network_recovers_from_what_others_do_to_its_device_its_mtu_and_its_engine() -> Result<()> {
-    let (lab, c) = encrypted_lab(2)?;
-    let (target, host) = (c[1].ipv4()?, lab.host(1));
-    c[0].ping(target)?.all_answered()?;
-    let recovers = |what: &str| {
-        eventually(&format!("{what} is repaired"), SOON, || {
-            answers(&c[0], target)
-                && runs_engine(&host)
-                && lab.hosts().all(|host| {
-                    json(&host, &["status"]).is_ok_and(|s| s["problems"] == serde_json::json!([]))
-                })
-        })
-    };
-    for damage in [
-        &["ip", "link", "del", "meshwg0"][..],
-        &["ip", "link", "set", "meshwg0", "down"],
-        &["ip", "link", "set", "meshwg0", "mtu", "700"],
-    ] {
-        host.run(damage.iter().copied())?.ok()?;
-        recovers(&format!("{damage:?}"))?;
-        host.restart_meshd()?;
-        recovers(&format!("{damage:?} and a restart"))?;
-    }
-
-    // Too small for a moment, and for longer: said where it is so, and harmless elsewhere.
-    host.run(["ip", "link", "set", "eth0", "mtu", "600"])?.ok()?;
-    eventually("the MTU is reported", SOON, || {
-        json(&host, &["status"]).is_ok_and(|s| s["problems"].to_string().contains("MTU"))
-    })?;
-    assert!(answers(&c[0], target), "small packets pass");
-    assert_eq!(json(&lab.host(2), &["status"])?["problems"], serde_json::json!([]));
-    lab.container(2, "later", ["--network", "app"])?.ping(target)?.all_answered()?;
-    host.run(["ip", "link", "set", "eth0", "mtu", "1500"])?.ok()?;
-    recovers("the MTU")?;
-    tcp_transfer(c[0].netns(), c[1].netns(), target.into(), 1 << 22)?;
-
-    if wireguard_engine() != "kernel" {
-        let suspended = engines(&host);
-        suspended.iter().try_for_each(|engine| engine.suspend())?;
-        eventually("the suspended engine is reported", SOON, || {
-            json(&host, &["status"]).is_ok_and(|s| s["problems"].to_string().contains("is suspended"))
-        })?;
-        recovers("the suspended engine")?;
-        assert_ne!(engines(&host), suspended);
-        // Also by an agent that finds it so.
-        host.kill_meshd()?;
-        engines(&host).iter().try_for_each(|engine| engine.suspend())?;
-        host.start_meshd()?;
-        recovers("the engine that was suspended while no agent ran")?;
-    }
     Ok(())
 }
 
