@@ -35,6 +35,8 @@
 
 mod exchange;
 mod forward;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod lookup;
 mod marked;
 mod message;

@@ -9,6 +9,8 @@ mod cli;
 mod client;
 mod command;
 mod filter;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod port_list;
 mod report;
 mod table;

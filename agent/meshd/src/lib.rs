@@ -12,7 +12,7 @@ pub mod api;
 pub mod app;
 pub mod attach;
 mod blocking;
-mod capabilities;
+pub mod capabilities;
 pub mod config;
 pub mod copies;
 mod detach;

@@ -4,9 +4,9 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use mesh_kernel::memory;
-use mesh_meshd::app;
 use mesh_meshd::config::{Config, ConfigError, Flags};
 use mesh_meshd::dns::holder;
+use mesh_meshd::{app, capabilities};
 use mesh_proto::{Problem, ProblemKind};
 use tracing_subscriber::EnvFilter;
 
@@ -52,6 +52,9 @@ fn start() -> Result<(), Problem> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()))
         .init();
+    if let Err(error) = capabilities::drop_unneeded() {
+        tracing::warn!(%error, "cannot give up the capabilities that meshd does not need");
+    }
     // Two threads are plenty for what is no more than bookkeeping, and each costs memory.
     tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -38,6 +38,8 @@ mod config;
 mod engine;
 mod error;
 mod fake;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod kernel;
 mod keys;
 mod packet;

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
-use crate::{attach, encrypted, lb, overlay};
+use crate::{attach, encrypted, fuzz, lb, overlay};
 
 /// Measurements with peers side by side: prints tables, writes JSON.
 #[derive(Debug, Parser)]
@@ -28,6 +28,8 @@ enum Command {
     Lb(lb::Options),
     /// Encryption between hosts: Mesh's engine in user space, wireguard-go, boringtun's own program
     Encrypted(encrypted::Options),
+    /// Random and mutated packets through every eBPF program; no peers, and only if named
+    Fuzz(fuzz::Options),
 }
 
 impl Cli {
@@ -38,6 +40,7 @@ impl Cli {
             Some(Command::Attach(options)) => attach::run(&options, &self.output),
             Some(Command::Lb(options)) => lb::run(&options, &self.output),
             Some(Command::Encrypted(options)) => encrypted::run(&options, &self.output),
+            Some(Command::Fuzz(options)) => fuzz::run(&options, &self.output),
             None => {
                 overlay::run(&overlay::Options::default(), &self.output)?;
                 println!();

@@ -8,6 +8,7 @@ mod bridge_vxlan;
 pub mod cli;
 mod cni;
 pub mod encrypted;
+pub mod fuzz;
 mod instruments;
 pub mod lb;
 pub mod overlay;

@@ -1,0 +1,29 @@
+//! Entry points for the fuzz targets in `tests/fuzz`.
+
+use mesh_model::NodeId;
+use mesh_proto::v1::{AgentMessage, agent_message::Kind};
+use prost::Message as _;
+
+use crate::reports::{self, Checker};
+use crate::view::View;
+
+/// Reads a message of a node's session, and checks what it reports.
+pub fn agent_message(bytes: &[u8]) {
+    let Ok(AgentMessage { kind: Some(kind) }) = AgentMessage::decode(bytes) else { return };
+    let (view, node) = (View::default(), NodeId::from_public_key(b"fuzz"));
+    let checker = Checker { view: &view, node: &node, is_trusted: false };
+    let endpoints = match kind {
+        Kind::Hello(hello) => {
+            let _ = (reports::data_path_mtu(hello.data_path_mtu), reports::version(&hello.version));
+            let _ = reports::routes(&hello.routes, &[], false);
+            hello.endpoints
+        }
+        Kind::Endpoints(report) => report.put,
+        _ => return,
+    };
+    for endpoint in &endpoints {
+        if let Err(why) = checker.endpoint(endpoint) {
+            assert!(why.chars().all(|c| !c.is_control()), "a reason has control characters: {why:?}");
+        }
+    }
+}

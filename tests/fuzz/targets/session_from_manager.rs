@@ -1,0 +1,24 @@
+//! Applies a message of a manager to an agent's view.
+#![no_main]
+
+use libfuzzer_sys::fuzz_target;
+use mesh_meshd::view::ClusterView;
+use mesh_proto::v1::{ManagerMessage, manager_message::Kind};
+use prost::Message;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Some((split, bytes)) = bytes.split_first() else { return };
+    // Two messages: the first gives the view that a delta needs.
+    let middle = bytes.len().min(usize::from(*split) * 4);
+    let (first, second) = bytes.split_at(middle);
+    let Ok(ManagerMessage { kind: Some(Kind::Snapshot(snapshot)) }) = ManagerMessage::decode(first) else {
+        return;
+    };
+    let Ok(view) = ClusterView::from_snapshot(snapshot) else { return };
+    let saved = serde_json::to_vec(&view).expect("a view can be saved");
+    let read: ClusterView = serde_json::from_slice(&saved).expect("a saved view can be read");
+    assert_eq!(read, view);
+    if let Ok(ManagerMessage { kind: Some(Kind::Delta(delta)) }) = ManagerMessage::decode(second) {
+        let _ = view.with_delta(delta);
+    }
+});
