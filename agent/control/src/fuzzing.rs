@@ -2,15 +2,17 @@
 
 use mesh_model::NodeId;
 use mesh_proto::v1::{AgentMessage, agent_message::Kind};
-use prost::Message as _;
 
 use crate::reports::{self, Checker};
 use crate::view::View;
 
-/// Reads a message of a node's session, and checks what it reports.
-pub fn agent_message(bytes: &[u8]) {
-    let Ok(AgentMessage { kind: Some(kind) }) = AgentMessage::decode(bytes) else { return };
-    let (view, node) = (View::default(), NodeId::from_public_key(b"fuzz"));
+/// Checks what a message of a node's session reports.
+pub fn agent_message(message: AgentMessage) {
+    let Some(kind) = message.kind else { return };
+    let (view, node) = (
+        View::default(),
+        "0123456789abcdef01234567".parse::<NodeId>().expect("an id of 24 hexadecimal digits"),
+    );
     let checker = Checker { view: &view, node: &node, is_trusted: false };
     let endpoints = match kind {
         Kind::Hello(hello) => {

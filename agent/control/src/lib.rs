@@ -13,6 +13,8 @@ mod core;
 mod endpoints;
 mod enroll;
 mod feed;
+#[cfg(fuzzing)]
+pub mod fuzzing;
 mod health;
 pub mod identity;
 mod join;

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use crate::packet::virtio::VnetHeader;
-use crate::packet::{Cut, FrameTag, Fragments, Joiner, flow_hash};
+use crate::packet::{Cut, Fragments, FrameTag, Joiner, flow_hash};
 
 const LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 64, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(169, 254, 64, 2);

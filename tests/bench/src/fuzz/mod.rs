@@ -108,14 +108,7 @@ fn print(outcomes: &[Outcome], seconds: f64) {
     for outcome in outcomes {
         let numbers = [outcome.packets, outcome.passed, outcome.dropped, outcome.redirected];
         let [packets, passed, dropped, redirected] = numbers.map(|number| number.to_string());
-        table.row([
-            outcome.program.clone(),
-            outcome.interface.clone(),
-            packets,
-            passed,
-            dropped,
-            redirected,
-        ]);
+        table.row([outcome.program.clone(), outcome.interface.clone(), packets, passed, dropped, redirected]);
     }
     print!("{}", table.render());
 }

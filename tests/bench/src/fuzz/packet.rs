@@ -31,8 +31,7 @@ impl Site {
     pub(super) fn new(lab: &Lab, containers: &[Container]) -> anyhow::Result<Self> {
         let host = lab.host(1);
         let vni = |network: &str| {
-            let network: Value =
-                host.meshctl(["network", "inspect", network, "--format", "json"])?.json()?;
+            let network: Value = host.meshctl(["network", "inspect", network, "--format", "json"])?.json()?;
             let vni = network["vni"].as_u64().context("a network has a VNI")?;
             anyhow::Ok(u32::try_from(vni)?)
         };
@@ -80,7 +79,8 @@ impl Site {
                 frame.extend([random.byte(); 40]);
             }
             _ => {
-                let ports = [random.pick(&[80_u16, 8080, 4789, 51820, 40_000]), random.pick(&[80, 8080, 4789])];
+                let ports =
+                    [random.pick(&[80_u16, 8080, 4789, 51820, 40_000]), random.pick(&[80, 8080, 4789])];
                 let [f0, f1] = fragment.to_be_bytes();
                 frame.extend([8, 0, 0x45, 0, 0, 60, 0, 1, f0, f1, 64, protocol, 0, 0]);
                 frame.extend(source);
@@ -154,7 +154,8 @@ impl Mutator {
             let length = SHORTEST + self.index(256);
             return (0..length).map(|_| self.byte()).collect();
         }
-        let mut packet = if from_wire && self.below(8) != 0 { site.tunnelled(self) } else { site.inner(self) };
+        let mut packet =
+            if from_wire && self.below(8) != 0 { site.tunnelled(self) } else { site.inner(self) };
         for _ in 0..self.below(8) {
             self.mutate(&mut packet, site);
         }

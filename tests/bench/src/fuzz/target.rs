@@ -188,7 +188,8 @@ fn options<'a>(packet: &'a [u8], context: &'a [u8], out: &'a mut [u8]) -> TestRu
 
 /// The VNI of a frame that is VXLAN over UDP over IPv4 without options.
 fn vni(frame: &[u8]) -> Option<u32> {
-    let is_vxlan = frame.get(12..15)? == [8, 0, 0x45] && frame[23] == 17 && frame.get(36..38)? == [0x12, 0xb5];
+    let is_vxlan =
+        frame.get(12..15)? == [8, 0, 0x45] && frame[23] == 17 && frame.get(36..38)? == [0x12, 0xb5];
     let vni = frame.get(46..49)?;
     is_vxlan.then(|| u32::from_be_bytes([0, vni[0], vni[1], vni[2]]))
 }
