@@ -3,13 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use mesh_model::{BackendId, NodeId};
+use mesh_model::{BackendId, Finding, NodeId};
 use tokio::sync::broadcast;
 
 use crate::limits;
 
-/// Backends that pass their checks or do not.
-pub(crate) type HealthNews = Arc<BTreeMap<BackendId, bool>>;
+/// Backends whose health has changed; `None`: it is unknown.
+pub(crate) type HealthNews = Arc<BTreeMap<BackendId, Option<bool>>>;
 
 /// The health of all backends whose nodes have reported since this manager began.
 #[derive(Debug)]
@@ -20,8 +20,8 @@ pub(crate) struct Health {
 
 #[derive(Debug, Default)]
 struct Known {
-    by_node: BTreeMap<NodeId, BTreeMap<BackendId, bool>>,
-    by_backend: BTreeMap<BackendId, bool>,
+    by_node: BTreeMap<NodeId, BTreeSet<BackendId>>,
+    by_backend: BTreeMap<BackendId, Finding>,
 }
 
 impl Default for Health {
@@ -32,24 +32,26 @@ impl Default for Health {
 
 impl Health {
     /// A node said something about its own backends; `all`: that is everything.
-    pub(crate) fn report(&self, node: &NodeId, put: BTreeMap<BackendId, bool>, all: bool) {
+    pub(crate) fn report(&self, node: &NodeId, put: BTreeMap<BackendId, Finding>, all: bool) {
         let mut known = self.lock();
         let of_node = known.by_node.entry(node.clone()).or_default();
         let mut gone: Vec<BackendId> = Vec::new();
         if all {
-            gone.extend(of_node.keys().filter(|id| !put.contains_key(id)));
-            of_node.retain(|id, _| put.contains_key(id));
+            gone.extend(of_node.iter().filter(|id| !put.contains_key(id)));
+            of_node.retain(|id| put.contains_key(id));
         }
-        of_node.extend(&put);
-        // One of which nothing is known counts as healthy.
-        let mut changed: BTreeMap<BackendId, bool> =
-            gone.iter().filter(|id| known.by_backend.get(id) == Some(&false)).map(|id| (*id, true)).collect();
-        for id in &gone {
-            known.by_backend.remove(id);
+        of_node.extend(put.keys());
+        let mut changed = BTreeMap::new();
+        for id in gone {
+            if known.by_backend.remove(&id).is_some_and(|finding| finding.healthy.is_some()) {
+                changed.insert(id, None);
+            }
         }
-        for (id, is_healthy) in put {
-            if known.by_backend.insert(id, is_healthy) != Some(is_healthy) {
-                changed.insert(id, is_healthy);
+        for (id, finding) in put {
+            let healthy = finding.healthy;
+            let before = known.by_backend.insert(id, finding).and_then(|finding| finding.healthy);
+            if before != healthy {
+                changed.insert(id, healthy);
             }
         }
         if !changed.is_empty() {
@@ -75,7 +77,7 @@ impl Health {
         let gone: Vec<NodeId> =
             known.by_node.keys().filter(|node| !members.contains(*node)).cloned().collect();
         for node in gone {
-            for backend in known.by_node.remove(&node).unwrap_or_default().into_keys() {
+            for backend in known.by_node.remove(&node).unwrap_or_default() {
                 known.by_backend.remove(&backend);
             }
         }
@@ -88,12 +90,17 @@ impl Health {
 
     /// What is known of a backend.
     pub(crate) fn get(&self, backend: BackendId) -> Option<bool> {
-        self.lock().by_backend.get(&backend).copied()
+        self.lock().by_backend.get(&backend)?.healthy
+    }
+
+    /// Why a backend's last check failed; empty after a success.
+    pub(crate) fn error(&self, backend: BackendId) -> String {
+        self.lock().by_backend.get(&backend).map(|finding| finding.error.clone()).unwrap_or_default()
     }
 
     /// What is known of all.
-    pub(crate) fn all(&self) -> BTreeMap<BackendId, bool> {
-        self.lock().by_backend.clone()
+    pub(crate) fn all(&self) -> BTreeMap<BackendId, Option<bool>> {
+        self.lock().by_backend.iter().map(|(id, finding)| (*id, finding.healthy)).collect()
     }
 
     /// Whether the node has reported since this manager began.

@@ -3,19 +3,24 @@
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    time::Duration,
 };
 
 use hickory_proto::{
-    op::{Message, MessageType, OpCode, Query},
-    serialize::binary::{BinEncodable, BinEncoder},
+    op::{Header, Message, MessageType, OpCode, Query},
+    serialize::binary::{BinDecodable, BinDecoder, BinEncodable, BinEncoder},
 };
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpSocket, UdpSocket},
+    time::{Instant, interval_at},
 };
 
 use crate::marked;
 use crate::message::{HEADER_SIZE, Transport, edns};
+
+/// When a datagram is sent again that was not answered.
+const AGAIN: Duration = Duration::from_secs(2);
 
 /// A question as it is sent to resolvers. EDNS is between neighbours (RFC 6891, section 6.2.6), so the client's options
 /// stay here; what changes the answer is kept.
@@ -29,10 +34,6 @@ pub(crate) struct Question {
     pub(crate) edns: Option<bool>,
     pub(crate) transport: Transport,
 }
-
-/// A resolver's answer, as it came.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Reply(pub(crate) Vec<u8>);
 
 impl Question {
     fn message(&self, id: u16) -> io::Result<Vec<u8>> {
@@ -48,23 +49,46 @@ impl Question {
     }
 
     /// Asks one resolver, with an id and a source port that cannot be guessed. Without a time-out of its own.
-    pub(crate) async fn ask(&self, resolver: SocketAddr) -> io::Result<Reply> {
+    pub(crate) async fn ask(&self, resolver: SocketAddr) -> io::Result<Message> {
         let id = rand::random();
         let message = self.message(id)?;
         let question = question_octets(&self.query)?;
         let is_answer = |reply: &[u8]| answers(reply, id, &question);
-        match self.transport {
+        let reply = match self.transport {
             Transport::Udp => ask_udp(resolver, &message, is_answer).await,
             Transport::Tcp => ask_tcp(resolver, &message, is_answer).await,
+        };
+        read(&reply?, &self.query)
+    }
+}
+
+/// Reads a resolver's answer whole: nothing that cannot be read is passed on, and what is passed on is written anew. Of
+/// an answer that is cut off, that is all that counts.
+fn read(reply: &[u8], query: &Query) -> io::Result<Message> {
+    match Message::from_vec(reply) {
+        Ok(message) => Ok(message),
+        Err(error) => {
+            let header = Header::read(&mut BinDecoder::new(reply)).map_err(malformed)?;
+            if !header.metadata.truncation {
+                return Err(malformed(error));
+            }
+            let mut message = Message::response(header.metadata.id, OpCode::Query);
+            message.metadata = header.metadata;
+            message.add_query(query.clone());
+            Ok(message)
         }
     }
+}
+
+fn malformed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
 async fn ask_udp(
     resolver: SocketAddr,
     message: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
-) -> io::Result<Reply> {
+) -> io::Result<Vec<u8>> {
     let any = match resolver {
         SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, 0)),
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
@@ -77,11 +101,19 @@ async fn ask_udp(
     connected?;
     socket.send(message).await?;
     let mut buffer = vec![0; usize::from(u16::MAX)];
+    let mut again = interval_at(Instant::now() + AGAIN, AGAIN);
     loop {
-        let length = socket.recv(&mut buffer).await?;
+        // Datagrams get lost, and an answer to either is one.
+        let length = tokio::select! {
+            length = socket.recv(&mut buffer) => length?,
+            _ = again.tick() => {
+                socket.send(message).await?;
+                continue;
+            }
+        };
         if is_answer(&buffer[..length]) {
             buffer.truncate(length);
-            return Ok(Reply(buffer));
+            return Ok(buffer);
         }
     }
 }
@@ -90,7 +122,7 @@ async fn ask_tcp(
     resolver: SocketAddr,
     message: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
-) -> io::Result<Reply> {
+) -> io::Result<Vec<u8>> {
     let socket = match resolver {
         SocketAddr::V4(_) => TcpSocket::new_v4()?,
         SocketAddr::V6(_) => TcpSocket::new_v6()?,
@@ -105,7 +137,7 @@ async fn ask_tcp(
     let mut buffer = vec![0; usize::from(length)];
     stream.read_exact(&mut buffer).await?;
     if is_answer(&buffer) {
-        Ok(Reply(buffer))
+        Ok(buffer)
     } else {
         Err(io::Error::new(io::ErrorKind::InvalidData, "the reply is not to the question"))
     }
@@ -130,22 +162,6 @@ fn answers(reply: &[u8], id: u16, question: &[u8]) -> bool {
         && reply[4..6] == [0, 1]
         && reply[HEADER_SIZE..][..name].eq_ignore_ascii_case(&question[..name])
         && reply[HEADER_SIZE..][name..question.len()] == question[name..]
-}
-
-impl Reply {
-    /// The response code's low four bits (RFC 1035, section 4.1.1).
-    pub(crate) fn code(&self) -> u8 {
-        self.0.get(3).map_or(0, |octet| octet & 0x0f)
-    }
-
-    /// The same answer to another who asked the same: with its id, and its name's letters in its case.
-    pub(crate) fn readdressed(&self, id: u16, query: &Query) -> Option<Vec<u8>> {
-        let question = question_octets(query).ok()?;
-        let mut bytes = self.0.clone();
-        bytes.get_mut(..2)?.copy_from_slice(&id.to_be_bytes());
-        bytes.get_mut(HEADER_SIZE..HEADER_SIZE + question.len())?.copy_from_slice(&question);
-        Some(bytes)
-    }
 }
 
 #[cfg(test)]
@@ -187,12 +203,17 @@ mod tests {
     }
 
     #[test]
-    fn an_answer_is_passed_on_with_the_askers_id_and_spelling() {
-        let shared = Reply(reply(7, query("www.example.com.")));
-        let mine = shared.readdressed(9, &query("WWW.Example.com.")).unwrap();
-        let read = Message::from_vec(&mine).unwrap();
-        assert_eq!((read.metadata.id, read.metadata.response_code), (9, ResponseCode::Refused));
-        assert!(read.queries[0].name().eq_case(&Name::from_ascii("WWW.Example.com.").unwrap()));
-        assert_eq!(shared.code(), 5);
+    fn an_answer_that_cannot_be_read_is_none_and_one_that_is_cut_off_says_that() {
+        let query = query("www.example.com.");
+        let mut bytes = reply(7, query.clone());
+        assert_eq!(read(&bytes, &query).unwrap().metadata.response_code, ResponseCode::Refused);
+        // One answer, whose name points to itself.
+        bytes[7] = 1;
+        let at = u8::try_from(bytes.len()).unwrap();
+        bytes.extend([0xc0, at, 0, 1, 0, 1, 0, 0, 0, 1, 0, 4, 192, 0, 2, 1]);
+        assert_eq!(read(&bytes, &query).unwrap_err().kind(), io::ErrorKind::InvalidData);
+        bytes[2] |= 0x02;
+        let cut = read(&bytes, &query).unwrap();
+        assert!(cut.metadata.truncation && cut.answers.is_empty());
     }
 }

@@ -2,103 +2,122 @@
 
 use std::{
     collections::HashMap,
+    io,
+    net::SocketAddr,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
-use futures::{
-    FutureExt,
-    future::{BoxFuture, Shared},
-};
-use tokio::time::timeout;
-
-use crate::{
-    exchange::{Question, Reply},
-    upstreams::Upstreams,
+use futures::{StreamExt, stream::FuturesUnordered};
+use hickory_proto::op::{Message, ResponseCode};
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep, sleep_until},
 };
 
-/// How long one resolver has to answer.
-const PATIENCE: Duration = Duration::from_secs(2);
+use crate::{exchange::Question, upstreams::Upstreams};
 
-/// How often resolvers are asked for one question; a single one is asked twice, since datagrams get lost.
-const MIN_ATTEMPTS: usize = 2;
-const MAX_ATTEMPTS: usize = 3;
+/// How long an answer may take. Resolvers that have to ask far away need some seconds.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(8);
 
-/// Most different questions of one network that wait for an answer, each of which holds a socket.
-const MAX_IN_FLIGHT: usize = 128;
+/// When the next resolver is asked as well. The former may still answer.
+const NEXT: Duration = Duration::from_secs(1);
 
-/// SERVFAIL, NOTIMP and REFUSED: another resolver may know better.
-const PASSED: [u8; 3] = [2, 4, 5];
+/// Most resolvers that are asked for one question (resolv.conf(5), `MAXNS`).
+const MAX_RESOLVERS: usize = 3;
 
-type Pending = Shared<BoxFuture<'static, Option<Arc<Reply>>>>;
+/// Another resolver may know better.
+const PASSED: [ResponseCode; 3] = [ResponseCode::ServFail, ResponseCode::NotImp, ResponseCode::Refused];
 
-/// What one network asks of the host's resolvers.
+/// What is asked: nothing while it has no answer yet, then the answer or that there is none.
+type Pending = watch::Receiver<Option<Option<Arc<Message>>>>;
+
+/// What is asked of the host's resolvers, for all networks.
 #[derive(Debug)]
 pub(crate) struct Forwarder {
     upstreams: Arc<Upstreams>,
-    in_flight: Mutex<HashMap<Question, Pending>>,
+    in_flight: Arc<Mutex<HashMap<Question, Pending>>>,
 }
 
 impl Forwarder {
     pub(crate) fn new(upstreams: Arc<Upstreams>) -> Self {
-        Self { upstreams, in_flight: Mutex::default() }
+        Self { upstreams, in_flight: Arc::default() }
     }
 
-    /// The answer to a question, or none: nobody answered, or too many questions are waiting.
+    /// The answer to a question, or none: nobody answered.
     ///
-    /// Who asks what is being asked already waits for that answer. So a question that comes back to us, because a resolver
-    /// forwards to us, goes out no second time.
-    pub(crate) async fn resolve(&self, question: &Question) -> Option<Arc<Reply>> {
-        let pending = {
-            let mut in_flight = self.in_flight();
-            match in_flight.get(question) {
-                Some(pending) => pending.clone(),
-                None if in_flight.len() >= MAX_IN_FLIGHT => return None,
-                None => {
-                    let pending = ask(Arc::clone(&self.upstreams), question.clone()).boxed().shared();
-                    in_flight.insert(question.clone(), pending.clone());
-                    pending
-                }
+    /// A question that is being asked already is not asked again. So one that comes back to us, because a resolver
+    /// forwards to us, goes out no second time. A task of its own asks, so that it goes on when who asked first is gone.
+    pub(crate) async fn resolve(&self, question: Question) -> Option<Arc<Message>> {
+        let mut pending = {
+            let mut in_flight = lock(&self.in_flight);
+            if let Some(pending) = in_flight.get(&question) {
+                pending.clone()
+            } else {
+                let (answer, pending) = watch::channel(None);
+                in_flight.insert(question.clone(), pending.clone());
+                let (upstreams, all) = (Arc::clone(&self.upstreams), Arc::clone(&self.in_flight));
+                tokio::spawn(async move {
+                    let reply = ask(&upstreams, &question).await;
+                    lock(&all).remove(&question);
+                    let _ = answer.send(Some(reply));
+                });
+                pending
             }
         };
-        let reply = pending.await;
-        let mut in_flight = self.in_flight();
-        // The first to see it done removes it; what is there by then may already be a later question.
-        if in_flight.get(question).is_some_and(|pending| pending.peek().is_some()) {
-            in_flight.remove(question);
-        }
-        reply
-    }
-
-    fn in_flight(&self) -> MutexGuard<'_, HashMap<Question, Pending>> {
-        // Nothing panics while it is held; whatever is in the map can be waited for.
-        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+        let reply = pending.wait_for(Option::is_some).await.ok()?;
+        reply.clone().flatten()
     }
 }
 
-/// Asks one resolver after the other until one knows. What one that does not know said is better than nothing.
-async fn ask(upstreams: Arc<Upstreams>, question: Question) -> Option<Arc<Reply>> {
-    let resolvers = upstreams.in_order().await;
-    let attempts = resolvers.len().clamp(MIN_ATTEMPTS, MAX_ATTEMPTS);
-    let mut passed = None;
-    for resolver in resolvers.iter().cycle().take(attempts).copied() {
-        match timeout(PATIENCE, question.ask(resolver)).await {
-            Ok(Ok(reply)) => {
-                upstreams.answered(resolver);
-                if !PASSED.contains(&reply.code()) {
-                    return Some(Arc::new(reply));
+fn lock(in_flight: &Mutex<HashMap<Question, Pending>>) -> MutexGuard<'_, HashMap<Question, Pending>> {
+    // Nothing panics while it is held; whatever is in the map can be waited for.
+    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Asks the first resolver, and the next ones as well when there is no answer after a while or when one does not know.
+/// The first answer is taken, also from one that is late. What a resolver that does not know said is better than
+/// nothing.
+async fn ask(upstreams: &Upstreams, question: &Question) -> Option<Arc<Message>> {
+    let resolvers: Vec<SocketAddr> = upstreams.in_order().await.into_iter().take(MAX_RESOLVERS).collect();
+    let ask = |resolver: SocketAddr| async move { (resolver, Instant::now(), question.ask(resolver).await) };
+    let mut asked = FuturesUnordered::new();
+    let (mut passed, mut begun, mut next_at) = (None, 0, Instant::now());
+    let end = sleep(PATIENCE);
+    tokio::pin!(end);
+    loop {
+        if let Some(resolver) = resolvers.get(begun).filter(|_| Instant::now() >= next_at) {
+            asked.push(ask(*resolver));
+            begun += 1;
+            next_at = Instant::now() + NEXT;
+        }
+        if asked.is_empty() {
+            return passed;
+        }
+        tokio::select! {
+            Some((resolver, asked_at, reply)) = asked.next() => {
+                match reply {
+                    Ok(reply) => {
+                        upstreams.answered(resolver);
+                        if !PASSED.contains(&reply.metadata.response_code) {
+                            return Some(Arc::new(reply));
+                        }
+                        passed.get_or_insert(Arc::new(reply));
+                    }
+                    Err(error) => {
+                        tracing::debug!(%resolver, %error, "the resolver gives no answer");
+                        // One whose answers are malformed is not silent.
+                        if error.kind() != io::ErrorKind::InvalidData {
+                            upstreams.silent(resolver, asked_at);
+                        }
+                    }
                 }
-                passed = Some(Arc::new(reply));
+                next_at = Instant::now();
             }
-            Ok(Err(error)) => {
-                tracing::debug!(%resolver, %error, "the resolver cannot be asked");
-                upstreams.silent(resolver);
+            () = sleep_until(next_at), if begun < resolvers.len() => {
+                upstreams.silent(resolvers[begun - 1], next_at - NEXT);
             }
-            Err(_) => {
-                tracing::debug!(%resolver, "the resolver does not answer");
-                upstreams.silent(resolver);
-            }
+            () = &mut end => return passed,
         }
     }
-    passed
 }

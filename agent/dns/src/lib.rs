@@ -13,23 +13,33 @@
 //! | `tasks.SERVICE`, `tasks.SERVICE.app` | its backends, shuffled |
 //! | `NAME`, `NAME.app`: an endpoint, or an alias of endpoints | its address; those of all that have the alias, shuffled |
 //! | an address in `in-addr.arpa` or `ip6.arpa` | the endpoint or the service that has it, as `NAME.app` |
-//! | any other single label, anything else under `app`, any other address of the network's subnets | NXDOMAIN |
-//! | everything else | what the host's own resolvers say; NXDOMAIN on an internal network |
+//! | any other single label, any other address of the network's subnets | NXDOMAIN |
+//! | everything else, also under `app` | what the host's own resolvers say; NXDOMAIN on an internal network |
 //!
+//! - A container in several networks ([`Client`]) is answered from all of them, whichever gateway address it asks. Names
+//!   under a network's own name go first, then bare names, the first network's first. It resolves public names unless all
+//!   of its networks are internal. Networks that it is not in do not affect its answers.
+//! - A network may be called like a public domain (`app`, `example.com`): what does not exist here is public. The network's
+//!   own name exists, whatever the resolvers answer.
 //! - Only healthy backends are given, and all of them when none is healthy.
 //! - A known name without a record of the asked type gets an empty answer (`NODATA`) with an SOA record.
-//! - Names under the network's own name are never forwarded: what was an endpoint a moment ago must not turn into
-//!   a stranger's host of the same name. A network called like a top-level domain therefore hides that domain.
+//! - A bare name that does not exist is never forwarded: what was an endpoint a moment ago must not turn into a
+//!   stranger's host. For the same reason containers need no search domain.
 //! - On an internal network the answer is NXDOMAIN rather than REFUSED, which musl's resolver ignores until it times out.
 //! - Time to live is [`TTL`], of negative answers too: a query costs its own host some microseconds, a
 //!   stale answer costs a connection.
 //!
 //! # Limits
 //!
-//! Answers over UDP have at most 1232 octets (or what the client takes, if less) and then say that they are truncated. At
-//! most 512 queries of a network and socket wait for an answer from outside, for at most 128 different questions; equal questions
-//! are asked once, which also ends loops between forwarders. A resolver has 2 s; one that did not answer is tried last for
-//! 10 s. At most 128 TCP connections per network socket, each closed after 10 s without a whole query.
+//! Answers over UDP have at most 1232 octets (or what the client takes, if less) and then say that they are truncated. An
+//! answer from outside is read and written anew; what cannot be read is dropped. It may take 8 s. After 1 s the next
+//! resolver is asked as well, and any answer is taken; a resolver that answered nothing meanwhile is tried last for 10 s.
+//! Equal questions are asked once, which also ends loops between forwarders.
+//!
+//! At most 64 questions of one container wait for an answer from outside, and 1024 of all; the last 256 places are for
+//! containers that wait for less than 4. At most 16 TCP connections of one container, and 512 of all; an idle one is closed
+//! for a new one, and each after 10 s without a whole query. A connection may have 32 unanswered queries, which
+//! are answered in any order.
 
 #![forbid(unsafe_code)]
 
@@ -37,9 +47,11 @@ mod exchange;
 mod forward;
 #[cfg(fuzzing)]
 pub mod fuzzing;
+mod limits;
 mod lookup;
 mod marked;
 mod message;
+mod names;
 mod network;
 mod server;
 mod sockets;
@@ -55,4 +67,4 @@ pub use message::TTL;
 pub use server::DnsServer;
 pub use sockets::Sockets;
 pub use status::Status;
-pub use zone::{Backend, Endpoint, EndpointMode, List, Service, Zone, Zones};
+pub use zone::{Backend, Client, Endpoint, EndpointMode, List, Service, Zone, Zones};

@@ -33,6 +33,8 @@ pub enum Answer {
     },
     /// The name is not ours to answer for.
     Foreign,
+    /// The name is a network's own, of several labels. It is public, too; but it exists, whatever others answer.
+    Apex(Name),
 }
 
 /// A zone, made ready to be asked.
@@ -98,37 +100,9 @@ impl Index {
         }
     }
 
-    /// Answers a question of class IN.
+    /// Answers a question of class IN from this network alone.
     pub fn lookup(&self, name: &Name, record_type: RecordType) -> Answer {
-        if let Some(answer) = self.reverse(name, record_type) {
-            return answer;
-        }
-        let asked = text(name);
-        let is_single_label = name.iter().count() == 1;
-        if let Some(addresses) = asked.as_ref().and_then(|asked| self.known(asked)) {
-            // What a single label is in is the root; an alias such as db.example.com is a zone of its own.
-            let apex = if is_single_label { Name::root() } else { name.clone() };
-            return addresses.answer(record_type, apex);
-        }
-        if self.is_under_suffix(name) {
-            let apex = self.apex.clone();
-            let known = asked
-                .as_deref()
-                .and_then(|asked| asked.strip_suffix(&self.suffix)?.strip_suffix('.'))
-                .and_then(|asked| self.known(asked));
-            return match known {
-                Some(addresses) => addresses.answer(record_type, apex),
-                None if *name == self.apex => Answer::NoData { apex },
-                None => Answer::NoName { apex },
-            };
-        }
-        // What resolvers that look for delegations ask of top-level domains is not about hosts.
-        let delegation =
-            matches!(record_type, RecordType::NS | RecordType::SOA | RecordType::DS | RecordType::DNSKEY);
-        if is_single_label && !delegation {
-            return Answer::NoName { apex: Name::root() };
-        }
-        Answer::Foreign
+        lookup(&[self], name, record_type)
     }
 
     /// What a name stands for, in lower case and without the suffix. Of those who claim it, the first kind has it.
@@ -139,44 +113,85 @@ impl Index {
         services().or_else(endpoints).or_else(aliases).map(|holders| Addresses::of(&holders))
     }
 
-    /// The name that has an address.
+    /// The name that has an address of the network's subnets.
     fn pointer(&self, address: &IpAddr) -> Option<&Name> {
+        if !self.subnets.iter().any(|subnet| subnet.contains(*address)) {
+            return None;
+        }
         let service = self.services.iter().find_map(|part| part.pointers.get(address));
         service.or_else(|| self.endpoints.iter().find_map(|part| part.pointers.get(address)))
     }
 
-    /// Whether the name ends in the network's, label by label.
-    fn is_under_suffix(&self, name: &Name) -> bool {
-        !self.apex.is_root() && self.apex.zone_of(name)
+    /// What stands before the network's own name.
+    fn below<'a>(&self, name: &'a str) -> Option<&'a str> {
+        name.strip_suffix(&self.suffix)?.strip_suffix('.')
     }
+}
 
-    /// The answer about a name that stands for an address, if that is ours.
-    fn reverse(&self, name: &Name, record_type: RecordType) -> Option<Answer> {
-        let asked = name.parse_arpa_name().ok()?;
-        let (apex, whole) = match asked.addr() {
-            IpAddr::V4(_) => ("in-addr.arpa", 32),
-            IpAddr::V6(_) => ("ip6.arpa", 128),
-        };
-        let apex = absolute(apex).unwrap_or_else(Name::root);
-        if asked.prefix_len() == whole
-            && let Some(pointer) = self.pointer(&asked.addr())
-        {
-            return Some(match record_type {
-                RecordType::PTR | RecordType::ANY => Answer::Pointer(pointer.clone()),
-                _ => Answer::NoData { apex },
-            });
+/// Answers a question of class IN from several networks. A name under a network's own name goes before a bare one, so
+/// that nobody in one network takes the names of another; of bare names the first network's goes first.
+///
+/// What is not known is public. Only names of one label, and addresses of the networks' subnets, are ours alone.
+pub(crate) fn lookup(indexes: &[&Index], name: &Name, record_type: RecordType) -> Answer {
+    if let Some(answer) = reverse(indexes, name, record_type) {
+        return answer;
+    }
+    let is_single_label = name.iter().count() == 1;
+    if let Some(asked) = text(name) {
+        let below = indexes.iter().filter_map(|index| Some((*index, index.below(&asked)?)));
+        let mut below: Vec<(&Index, &str)> = below.collect();
+        // The longest of the networks' names first.
+        below.sort_by_key(|(_, rest)| rest.len());
+        for (index, rest) in below {
+            if let Some(addresses) = index.known(rest) {
+                return addresses.answer(record_type, index.apex.clone());
+            }
         }
-        let ours = self
-            .subnets
-            .iter()
-            .any(|subnet| subnet.contains(asked.addr()) && subnet.prefix() <= asked.prefix_len());
-        match (ours, asked.prefix_len() == whole) {
-            (true, true) => Some(Answer::NoName { apex }),
-            // A part of an address: there may be names below it.
-            (true, false) => Some(Answer::NoData { apex }),
-            (false, _) => Some(Answer::Foreign),
+        if let Some(addresses) = indexes.iter().find_map(|index| index.known(&asked)) {
+            // What a single label is in is the root; an alias such as db.example.com is a zone of its own.
+            let apex = if is_single_label { Name::root() } else { name.clone() };
+            return addresses.answer(record_type, apex);
         }
     }
+    let is_apex = |index: &&&Index| !index.apex.is_root() && index.apex == *name;
+    let apex = indexes.iter().find(is_apex).map(|index| index.apex.clone());
+    // What resolvers that look for delegations ask of top-level domains is not about hosts.
+    let delegation =
+        matches!(record_type, RecordType::NS | RecordType::SOA | RecordType::DS | RecordType::DNSKEY);
+    match apex {
+        _ if is_single_label && delegation => Answer::Foreign,
+        Some(apex) if is_single_label => Answer::NoData { apex },
+        Some(apex) => Answer::Apex(apex),
+        None if is_single_label => Answer::NoName { apex: Name::root() },
+        None => Answer::Foreign,
+    }
+}
+
+/// The answer about a name that stands for an address, if it is one.
+fn reverse(indexes: &[&Index], name: &Name, record_type: RecordType) -> Option<Answer> {
+    let asked = name.parse_arpa_name().ok()?;
+    let (address, len) = (asked.addr(), asked.prefix_len());
+    let is_whole = len == if address.is_ipv4() { 32 } else { 128 };
+    let subnets = indexes.iter().flat_map(|index| &index.subnets);
+    let subnet = subnets.into_iter().find(|subnet| subnet.contains(address) && subnet.prefix() <= len);
+    let Some(subnet) = subnet else { return Some(Answer::Foreign) };
+    let apex = arpa(address, subnet.prefix());
+    let pointer = indexes.iter().find_map(|index| index.pointer(&address)).filter(|_| is_whole);
+    Some(match (pointer, record_type) {
+        (Some(pointer), RecordType::PTR | RecordType::ANY) => Answer::Pointer(pointer.clone()),
+        (None, _) if is_whole => Answer::NoName { apex },
+        // Also of a part of an address: there may be names below it.
+        _ => Answer::NoData { apex },
+    })
+}
+
+/// The name of the largest part of the address space that is wholly of a subnet and has a name.
+fn arpa(address: IpAddr, prefix: u8) -> Name {
+    let labels = if address.is_ipv4() { prefix.div_ceil(8) } else { prefix.div_ceil(4) };
+    // Behind them are `in-addr.arpa` or `ip6.arpa`.
+    let mut apex = Name::from(address).trim_to(usize::from(labels) + 2);
+    apex.set_fqdn(true);
+    apex
 }
 
 impl Addresses {

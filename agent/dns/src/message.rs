@@ -99,6 +99,23 @@ impl Request {
         message
     }
 
+    /// A resolver's answer to the same question, written as ours to this one: with its id, in its spelling.
+    pub(crate) fn passed_on(&self, mut reply: Message) -> Message {
+        reply.metadata.id = self.metadata.id;
+        reply.metadata.message_type = MessageType::Response;
+        reply.metadata.op_code = OpCode::Query;
+        reply.metadata.recursion_desired = self.metadata.recursion_desired;
+        let name = self.query.name();
+        for record in reply.answers.iter_mut().filter(|record| record.name == *name) {
+            record.name.clone_from(name);
+        }
+        reply.queries = vec![self.query.clone()];
+        // EDNS is between neighbours, and so are signatures of transactions.
+        reply.edns = self.edns.as_ref().map(|asked| edns(asked.flags().dnssec_ok));
+        reply.signature = None;
+        reply
+    }
+
     /// An answer of ours with records of the question's name.
     pub(crate) fn positive(&self, records: impl IntoIterator<Item = RData>) -> Message {
         let mut message = self.response(ResponseCode::NoError);
@@ -156,6 +173,7 @@ pub(crate) fn encode(mut message: Message, limit: usize, transport: Transport) -
     }
     message.metadata.truncation = transport == Transport::Udp;
     message.authorities.clear();
+    message.additionals.clear();
     let answers = std::mem::take(&mut message.answers);
     let mut best = None;
     // Fewer than `fitting` fit, `too_many` do not.

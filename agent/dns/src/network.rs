@@ -1,26 +1,22 @@
 //! One network's server: from the octets of a message to the octets of its answer.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::{net::IpAddr, sync::Arc};
 
 use hickory_proto::{
-    op::{Metadata, ResponseCode},
+    op::{Message, Metadata, ResponseCode},
     rr::{Name, RData, rdata},
 };
 use rand::seq::SliceRandom;
-use tokio::sync::{Semaphore, watch};
 
 use crate::{
     exchange::Question,
     forward::Forwarder,
-    lookup::{Answer, Index},
+    limits::{Connections, Permit, Place, Waiting},
+    lookup::Answer,
     message::{Request, Transport, Unreadable, address_record, bare, encode},
+    names::Names,
     status::Counters,
-    upstreams::Upstreams,
-    zone::{Zone, Zones},
 };
-
-/// Most TCP connections of one network.
-const MAX_CONNECTIONS: usize = 128;
 
 /// What is to be done with a message.
 pub(crate) enum Step {
@@ -29,40 +25,47 @@ pub(crate) enum Step {
     /// Send this.
     Reply(Vec<u8>),
     /// The answer is to be had from outside: [`Network::forward`].
-    Forward(Box<Request>),
+    Forward(Box<Forward>),
+}
+
+/// A question for the host's resolvers.
+#[derive(Debug)]
+pub(crate) struct Forward {
+    request: Request,
+    /// The name is a network's own, so that it exists.
+    apex: Option<Name>,
+    _permit: Permit,
+}
+
+/// What all networks' servers have together.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) names: Names,
+    pub(crate) forwarder: Forwarder,
+    pub(crate) waiting: Arc<Waiting>,
+    pub(crate) connections: Arc<Connections>,
 }
 
 /// One network's server, whatever sockets it has.
 #[derive(Debug)]
 pub(crate) struct Network {
     name: String,
-    zones: watch::Receiver<Zones>,
-    index: Mutex<Option<Indexed>>,
-    forwarder: Forwarder,
+    shared: Arc<Shared>,
     pub(crate) counters: Counters,
-    pub(crate) connections: Arc<Semaphore>,
-}
-
-#[derive(Debug)]
-struct Indexed {
-    zone: Arc<Zone>,
-    index: Arc<Index>,
 }
 
 impl Network {
-    pub(crate) fn new(name: &str, zones: watch::Receiver<Zones>, upstreams: Arc<Upstreams>) -> Self {
-        Self {
-            name: name.to_owned(),
-            zones,
-            index: Mutex::default(),
-            forwarder: Forwarder::new(upstreams),
-            counters: Counters::default(),
-            connections: Arc::new(Semaphore::new(MAX_CONNECTIONS)),
-        }
+    pub(crate) fn new(name: &str, shared: Arc<Shared>) -> Self {
+        Self { name: name.to_owned(), shared, counters: Counters::default() }
+    }
+
+    /// A place for a client's connection, if there is one.
+    pub(crate) fn place(&self, client: IpAddr) -> Option<Place> {
+        self.shared.connections.open(self.shared.names.client(client))
     }
 
     /// Handles one message as far as that needs no waiting.
-    pub(crate) fn handle(&self, bytes: &[u8], transport: Transport) -> Step {
+    pub(crate) fn handle(&self, bytes: &[u8], transport: Transport, client: IpAddr) -> Step {
         let request = match Request::read(bytes) {
             Ok(request) => request,
             Err(unreadable) => {
@@ -77,11 +80,11 @@ impl Network {
         if let Some(code) = request.refusal() {
             return Self::reply(&request, request.response(code), transport);
         }
-        let Some((zone, index)) = self.index() else {
+        let Some(view) = self.shared.names.view(&self.name, client) else {
             self.counters.failed.add_one();
             return Self::reply(&request, request.response(ResponseCode::ServFail), transport);
         };
-        let message = match index.lookup(request.query.name(), request.query.query_type()) {
+        let message = match view.lookup(request.query.name(), request.query.query_type()) {
             Answer::Addresses(mut addresses) => {
                 addresses.shuffle(&mut rand::rng());
                 request.positive(addresses.into_iter().map(address_record))
@@ -89,15 +92,26 @@ impl Network {
             Answer::Pointer(name) => request.positive([RData::PTR(rdata::PTR(name))]),
             Answer::NoData { apex } => request.negative(ResponseCode::NoError, apex),
             Answer::NoName { apex } => request.negative(ResponseCode::NXDomain, apex),
-            Answer::Foreign if zone.internal => request.negative(ResponseCode::NXDomain, Name::root()),
-            Answer::Foreign => return Step::Forward(Box::new(request)),
+            Answer::Foreign if view.internal => request.negative(ResponseCode::NXDomain, Name::root()),
+            Answer::Apex(apex) if view.internal => request.negative(ResponseCode::NoError, apex),
+            Answer::Foreign => return self.admit(request, None, transport, client),
+            Answer::Apex(apex) => return self.admit(request, Some(apex), transport, client),
         };
         Self::reply(&request, message, transport)
     }
 
+    /// A question for outside, if its client may ask one more.
+    fn admit(&self, request: Request, apex: Option<Name>, transport: Transport, client: IpAddr) -> Step {
+        match self.shared.waiting.admit(self.shared.names.client(client)) {
+            Some(permit) => Step::Forward(Box::new(Forward { request, apex, _permit: permit })),
+            None => self.failure(&request, transport).map_or(Step::Ignore, Step::Reply),
+        }
+    }
+
     /// The answer to a question that [`Step::Forward`] was said to; SERVFAIL when there is none to be had.
-    pub(crate) async fn forward(&self, request: &Request, transport: Transport) -> Option<Vec<u8>> {
+    pub(crate) async fn forward(&self, forward: &Forward, transport: Transport) -> Option<Vec<u8>> {
         self.counters.forwarded.add_one();
+        let request = &forward.request;
         let question = Question {
             query: request.query.clone(),
             recursion_desired: request.metadata.recursion_desired,
@@ -106,21 +120,20 @@ impl Network {
             edns: request.edns.as_ref().map(|edns| edns.flags().dnssec_ok),
             transport,
         };
-        let Some(reply) = self.forwarder.resolve(&question).await else {
+        let Some(reply) = self.shared.forwarder.resolve(question).await else {
             return self.failure(request, transport);
         };
         let limit = request.size_limit(transport);
-        let bytes = reply.readdressed(request.metadata.id, &request.query)?;
-        if bytes.len() <= limit {
-            return Some(bytes);
+        if let Some(apex) = &forward.apex
+            && reply.metadata.response_code == ResponseCode::NXDomain
+        {
+            return encode(request.negative(ResponseCode::NoError, apex.clone()), limit, transport);
         }
-        let mut truncated = request.response(ResponseCode::NoError);
-        truncated.metadata.truncation = true;
-        encode(truncated, limit, transport)
+        encode(request.passed_on(Message::clone(&reply)), limit, transport)
     }
 
     /// The answer to a question that cannot be answered now.
-    pub(crate) fn failure(&self, request: &Request, transport: Transport) -> Option<Vec<u8>> {
+    fn failure(&self, request: &Request, transport: Transport) -> Option<Vec<u8>> {
         self.counters.failed.add_one();
         encode(request.response(ResponseCode::ServFail), request.size_limit(transport), transport)
     }
@@ -130,24 +143,7 @@ impl Network {
         encode(bare(metadata, code), usize::from(u16::MAX), transport).map_or(Step::Ignore, Step::Reply)
     }
 
-    fn reply(request: &Request, message: hickory_proto::op::Message, transport: Transport) -> Step {
+    fn reply(request: &Request, message: Message, transport: Transport) -> Step {
         encode(message, request.size_limit(transport), transport).map_or(Step::Ignore, Step::Reply)
-    }
-
-    /// The network's zone as it is now, ready to be asked; `None` while there is none.
-    fn index(&self) -> Option<(Arc<Zone>, Arc<Index>)> {
-        let zone = self.zones.borrow().networks.get(&self.name).cloned()?;
-        // An index that a panic left there is whole: it is replaced by assignment only.
-        let mut indexed = self.index.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = match &*indexed {
-            Some(known) if Arc::ptr_eq(&known.zone, &zone) => Arc::clone(&known.index),
-            former => {
-                let former = former.as_ref().map(|former| &*former.index);
-                let index = Arc::new(Index::following(former, &self.name, &zone));
-                *indexed = Some(Indexed { zone: Arc::clone(&zone), index: Arc::clone(&index) });
-                index
-            }
-        };
-        Some((zone, index))
     }
 }

@@ -14,14 +14,20 @@ use tokio::{
 };
 
 use crate::{
-    network::Network, sockets::Sockets, status::Status, tcp, udp, upstreams::Upstreams, zone::Zones,
+    forward::Forwarder,
+    names::Names,
+    network::{Network, Shared},
+    sockets::Sockets,
+    status::Status,
+    tcp, udp,
+    upstreams::Upstreams,
+    zone::Zones,
 };
 
 /// Answers for each network on the sockets that it was given for it. Dropped, it closes them all.
 #[derive(Debug)]
 pub struct DnsServer {
-    zones: watch::Receiver<Zones>,
-    upstreams: Arc<Upstreams>,
+    shared: Arc<Shared>,
     served: Mutex<BTreeMap<String, Served>>,
 }
 
@@ -36,7 +42,13 @@ impl DnsServer {
     /// `resolv_conf` (resolv.conf(5)) names, from the network namespace of the runtime's threads.
     pub fn new(zones: watch::Receiver<Zones>, resolv_conf: impl Into<PathBuf>) -> Self {
         let upstreams = Arc::new(Upstreams::new(resolv_conf.into(), zones.clone()));
-        Self { zones, upstreams, served: Mutex::default() }
+        let shared = Arc::new(Shared {
+            names: Names::new(zones),
+            forwarder: Forwarder::new(upstreams),
+            waiting: Arc::default(),
+            connections: Arc::default(),
+        });
+        Self { shared, served: Mutex::default() }
     }
 
     /// Answers on `sockets` with the names of `network` from now on, besides the sockets it already has, e.g. one pair for each
@@ -51,7 +63,7 @@ impl DnsServer {
         let served = match served.entry(network.to_owned()) {
             Entry::Occupied(entry) => entry.into_mut(),
             Entry::Vacant(entry) => entry.insert(Served {
-                network: Arc::new(Network::new(network, self.zones.clone(), Arc::clone(&self.upstreams))),
+                network: Arc::new(Network::new(network, Arc::clone(&self.shared))),
                 tasks: JoinSet::new(),
             }),
         };

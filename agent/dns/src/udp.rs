@@ -10,10 +10,7 @@ use crate::{
 };
 
 /// Longest question that is read: one is some hundred octets with all its options.
-const MAX_QUERY: usize = 4096;
-
-/// Most questions of one socket that wait for an answer from outside.
-const MAX_WAITING: usize = 512;
+pub(crate) const MAX_QUERY: usize = 4096;
 
 /// Pause after an error of the socket itself, which might last.
 const PAUSE: Duration = Duration::from_millis(100);
@@ -36,16 +33,13 @@ pub(crate) async fn serve(network: Arc<Network>, socket: UdpSocket) {
                 continue;
             }
         };
-        let reply = match network.handle(&buffer[..length], Transport::Udp) {
+        let reply = match network.handle(&buffer[..length], Transport::Udp, client.ip()) {
             Step::Ignore => None,
             Step::Reply(reply) => Some(reply),
-            Step::Forward(request) if waiting.len() >= MAX_WAITING => {
-                network.failure(&request, Transport::Udp)
-            }
-            Step::Forward(request) => {
+            Step::Forward(forward) => {
                 let (network, socket) = (Arc::clone(&network), Arc::clone(&socket));
                 waiting.spawn(async move {
-                    if let Some(reply) = network.forward(&request, Transport::Udp).await {
+                    if let Some(reply) = network.forward(&forward, Transport::Udp).await {
                         sent(socket.send_to(&reply, client).await, client);
                     }
                 });

@@ -35,6 +35,7 @@ struct State {
     read_at: Option<Instant>,
     resolvers: Vec<SocketAddr>,
     silent_since: HashMap<SocketAddr, Instant>,
+    answered_at: HashMap<SocketAddr, Instant>,
 }
 
 impl Upstreams {
@@ -49,7 +50,11 @@ impl Upstreams {
             let mut state = self.state();
             state.read_at = Some(Instant::now());
             match read {
-                Ok(bytes) => state.resolvers = nameservers(&String::from_utf8_lossy(&bytes)),
+                Ok(bytes) => {
+                    state.resolvers = nameservers(&String::from_utf8_lossy(&bytes));
+                    let State { resolvers, answered_at, .. } = &mut *state;
+                    answered_at.retain(|resolver, _| resolvers.contains(resolver));
+                }
                 // What was known goes on to be used while the file is replaced.
                 Err(error) => tracing::debug!(
                     path = %self.resolv_conf.display(),
@@ -68,14 +73,20 @@ impl Upstreams {
         resolvers
     }
 
-    /// Notes that a resolver did not answer.
-    pub(crate) fn silent(&self, resolver: SocketAddr) {
-        self.state().silent_since.insert(resolver, Instant::now());
+    /// Notes that a resolver did not answer a question of then. One that has answered others since is not silent: some
+    /// names take their time.
+    pub(crate) fn silent(&self, resolver: SocketAddr, asked_at: Instant) {
+        let mut state = self.state();
+        if state.answered_at.get(&resolver).is_none_or(|answered_at| *answered_at < asked_at) {
+            state.silent_since.insert(resolver, Instant::now());
+        }
     }
 
     /// Notes that a resolver answered.
     pub(crate) fn answered(&self, resolver: SocketAddr) {
-        self.state().silent_since.remove(&resolver);
+        let mut state = self.state();
+        state.silent_since.remove(&resolver);
+        state.answered_at.insert(resolver, Instant::now());
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -123,7 +134,7 @@ mod tests {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, text).unwrap();
         let zone = Zone { gateways: vec![gateway.parse().unwrap()], ..Zone::default() };
-        let zones = Zones { networks: [("app".into(), Arc::new(zone))].into() };
+        let zones = Zones { networks: [("app".into(), Arc::new(zone))].into(), ..Zones::default() };
         let upstreams = Upstreams::new(file.path().into(), watch::channel(zones).1);
         (file, upstreams)
     }
@@ -156,9 +167,19 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_resolver_that_did_not_answer_is_tried_last_for_a_while() {
         let (_file, upstreams) = upstreams("nameserver 192.0.2.1\nnameserver 192.0.2.2", "10.64.0.1");
-        upstreams.silent("192.0.2.1:53".parse().unwrap());
+        upstreams.silent("192.0.2.1:53".parse().unwrap(), Instant::now());
         assert_eq!(texts(&upstreams.in_order().await), ["192.0.2.2", "192.0.2.1"]);
         tokio::time::advance(DISTRUST).await;
+        assert_eq!(texts(&upstreams.in_order().await), ["192.0.2.1", "192.0.2.2"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_resolver_that_answers_others_is_not_silent_for_one_slow_name() {
+        let (_file, upstreams) = upstreams("nameserver 192.0.2.1\nnameserver 192.0.2.2", "10.64.0.1");
+        let (first, asked_at) = ("192.0.2.1:53".parse().unwrap(), Instant::now());
+        tokio::time::advance(Duration::from_millis(100)).await;
+        upstreams.answered(first);
+        upstreams.silent(first, asked_at);
         assert_eq!(texts(&upstreams.in_order().await), ["192.0.2.1", "192.0.2.2"]);
     }
 

@@ -14,9 +14,29 @@ use ipnetwork::IpNetwork;
 pub struct Zones {
     /// Network name to what is in it.
     pub networks: BTreeMap<String, Arc<Zone>>,
+    /// The containers that ask, by each of their addresses. One that is missing here is taken to be on the network that
+    /// it asks, and on no other.
+    pub clients: Arc<BTreeMap<IpAddr, Arc<Client>>>,
+}
+
+/// One container, whose questions are answered from all of its networks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Client {
+    /// Its addresses in all networks.
+    pub addresses: Vec<IpAddr>,
+    /// Its networks in the order in which they are asked.
+    pub networks: Vec<String>,
 }
 
 impl Zones {
+    /// Containers by their addresses.
+    pub fn clients_of(clients: impl IntoIterator<Item = Client>) -> BTreeMap<IpAddr, Arc<Client>> {
+        let clients = clients.into_iter().map(Arc::new);
+        clients
+            .flat_map(|client| client.addresses.clone().into_iter().map(move |a| (a, client.clone())))
+            .collect()
+    }
+
     /// Every network's gateway addresses: those that the server itself answers on.
     pub fn gateways(&self) -> impl Iterator<Item = IpAddr> {
         self.networks.values().flat_map(|zone| zone.gateways.iter().copied())

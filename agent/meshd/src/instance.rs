@@ -150,6 +150,11 @@ impl StatePaths {
         self.dir.join("names.json")
     }
 
+    /// Whether backends passed their checks, as last known.
+    pub fn health(&self) -> PathBuf {
+        self.dir.join("health.json")
+    }
+
     /// The host's ports that were reserved because they are published.
     pub fn reserved_ports(&self) -> PathBuf {
         self.dir.join("reserved-ports.json")

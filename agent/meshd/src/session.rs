@@ -8,7 +8,7 @@ use std::time::Duration;
 use mesh_control::clock;
 use mesh_control::limits::{HEARTBEAT, SESSION_TIMEOUT};
 use mesh_model::{
-    BackendId, Endpoint, EndpointId, EndpointPhase, NetworkId, NodeId, NodeState, PublishedPort,
+    BackendId, Endpoint, EndpointId, EndpointPhase, Finding, NetworkId, NodeId, NodeState, PublishedPort,
 };
 use mesh_proto::convert::{InvalidMessage, parse};
 use mesh_proto::v1::session_client::SessionClient;
@@ -122,7 +122,7 @@ struct Session<'a> {
     snapshot_seen: bool,
     said_applied: Option<u64>,
     /// What the manager has been told of this node's backends; nothing yet at first.
-    said_health: Option<BTreeMap<BackendId, bool>>,
+    said_health: Option<BTreeMap<BackendId, Finding>>,
     /// Answers that take time, from the tasks that find them: nothing may delay a heartbeat.
     answers: (mpsc::Sender<agent_message::Kind>, mpsc::Receiver<agent_message::Kind>),
     /// These tasks, which end with the session.
@@ -357,15 +357,17 @@ impl Session<'_> {
 
     /// Tells what is known of this node's backends: all at first, then what has changed.
     async fn say_health(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
-        let now = self.agent.read(|state| state.soft.found());
-        let entry = |(id, healthy): (&BackendId, &bool)| v1::BackendHealthEntry {
+        let now = self.agent.read(|state| state.soft.found().clone());
+        let entry = |(id, finding): (&BackendId, &Finding)| v1::BackendHealthEntry {
             backend: id.get(),
-            healthy: *healthy,
+            healthy: finding.healthy == Some(true),
+            unknown: finding.healthy.is_none(),
+            error: finding.error.clone(),
         };
         let report = match &self.said_health {
             // A backend that is checked no more cannot be taken back but by saying all.
             Some(said) if said.keys().all(|id| now.contains_key(id)) => v1::HealthReport {
-                put: now.iter().filter(|(id, healthy)| said.get(id) != Some(healthy)).map(entry).collect(),
+                put: now.iter().filter(|(id, finding)| said.get(id) != Some(finding)).map(entry).collect(),
                 all: false,
             },
             _ => v1::HealthReport { put: now.iter().map(entry).collect(), all: true },
@@ -460,7 +462,7 @@ pub fn message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
         aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
         health: state.soft.health_of(&state.view, endpoint).to_owned(),
         created_at: endpoint.created_at.to_string(),
-        dns: dns::client_settings(state, &endpoint.network),
+        dns: dns::client_settings(state, endpoint),
     }
 }
 

@@ -1,6 +1,7 @@
 //! Health checks: how the node that owns a service's backend finds out whether it works.
 
 use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
 use std::time::Duration;
 
@@ -24,8 +25,28 @@ pub enum HealthKind {
     },
 }
 
+/// The result of a backend's checks.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Finding {
+    /// `None` until the first success, or until enough failures.
+    pub healthy: Option<bool>,
+    /// Why the last check failed; empty after a success.
+    pub error: String,
+}
+
+impl Finding {
+    /// Characters of the longest error.
+    pub const MAX_ERROR: usize = 200;
+
+    /// A finding whose error is one printable line of limited length, whatever the check's target sent.
+    pub fn new(healthy: Option<bool>, error: &str) -> Self {
+        let printable = |c: char| if c.is_control() { ' ' } else { c };
+        Self { healthy, error: error.chars().map(printable).take(Self::MAX_ERROR).collect() }
+    }
+}
+
 /// How a service's backends are checked. One that fails [`retries`](Self::retries) times in a row is unhealthy until
-/// the next success; a new one counts as healthy.
+/// the next success. A new one is unknown until its first success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct HealthCheck {
@@ -35,6 +56,55 @@ pub struct HealthCheck {
     pub interval: Duration,
     /// So many failures in a row make a backend unhealthy: 1 to 100.
     pub retries: u32,
+    /// How long a try may take, if not [as long as usual](Self::timeout): up to an hour.
+    pub timeout: Option<Duration>,
+    /// Failures in this time after the first try do not count, until the first success: up to a day.
+    pub start_period: Duration,
+    /// The loopback address of the endpoint's namespace that is asked, instead of the endpoint's own address.
+    pub loopback: Option<Loopback>,
+    /// The `Host` header of an HTTP check, if not the address and port that are asked.
+    pub host: Option<String>,
+}
+
+/// A host's name for itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Loopback {
+    /// Whichever of both answers.
+    #[serde(rename = "localhost")]
+    Localhost,
+    /// IPv4.
+    #[serde(rename = "127.0.0.1")]
+    Ipv4,
+    /// IPv6.
+    #[serde(rename = "::1")]
+    Ipv6,
+}
+
+impl Loopback {
+    /// As people write it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Localhost => "localhost",
+            Self::Ipv4 => "127.0.0.1",
+            Self::Ipv6 => "::1",
+        }
+    }
+
+    /// Reads what [`as_str`](Self::as_str) writes.
+    pub fn parse(text: &str) -> Option<Self> {
+        [Self::Localhost, Self::Ipv4, Self::Ipv6].into_iter().find(|known| known.as_str() == text)
+    }
+
+    /// The addresses to try, in order.
+    pub const fn addresses(self) -> &'static [IpAddr] {
+        const V4: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        const V6: IpAddr = IpAddr::V6(Ipv6Addr::LOCALHOST);
+        match self {
+            Self::Localhost => &[V4, V6],
+            Self::Ipv4 => &[V4],
+            Self::Ipv6 => &[V6],
+        }
+    }
 }
 
 /// Why a health check cannot be.
@@ -66,6 +136,30 @@ pub enum InvalidHealthCheck {
     Interval {
         /// The interval as given.
         interval: Duration,
+    },
+    /// Too short or too long.
+    #[error("health timeout {timeout:?} is out of range: 1ms to 1h")]
+    Timeout {
+        /// The timeout as given.
+        timeout: Duration,
+    },
+    /// Too long.
+    #[error("health start period {period:?} is out of range: up to 24h")]
+    StartPeriod {
+        /// The period as given.
+        period: Duration,
+    },
+    /// It cannot be in a header (RFC 9112, section 5), or is too long.
+    #[error("HTTP host {host:?} cannot be sent: 1 to 255 printable ASCII characters, no space")]
+    Host {
+        /// The host as given.
+        host: String,
+    },
+    /// Neither localhost nor its addresses.
+    #[error("{text:?} is no loopback address: localhost, 127.0.0.1 or ::1")]
+    Loopback {
+        /// What was given.
+        text: String,
     },
     /// Never, or hardly ever.
     #[error("health retries {retries} are out of range: 1 to {}", HealthCheck::MAX_RETRIES)]
@@ -122,8 +216,12 @@ impl HealthCheck {
     pub const MAX_PATH: usize = 1024;
     /// The most failures in a row.
     pub const MAX_RETRIES: u32 = 100;
-    /// The longest that a try may take.
-    const MAX_TIMEOUT: Duration = Duration::from_secs(1);
+    /// The longest that a try may take unless it is given.
+    const USUAL_TIMEOUT: Duration = Duration::from_secs(1);
+    /// The longest interval and timeout.
+    const MAX_INTERVAL: Duration = Duration::from_hours(1);
+    /// The longest start period.
+    const MAX_START_PERIOD: Duration = Duration::from_hours(24);
 
     /// A check whose values are all in their ranges.
     pub fn new(kind: HealthKind, interval: Duration, retries: u32) -> Result<Self, InvalidHealthCheck> {
@@ -138,18 +236,63 @@ impl HealthCheck {
                 return Err(InvalidHealthCheck::Path { path: path.clone() });
             }
         }
-        if !(Duration::from_millis(100)..=Duration::from_hours(1)).contains(&interval) {
+        if !(Duration::from_millis(100)..=Self::MAX_INTERVAL).contains(&interval) {
             return Err(InvalidHealthCheck::Interval { interval });
         }
         if !(1..=Self::MAX_RETRIES).contains(&retries) {
             return Err(InvalidHealthCheck::Retries { retries });
         }
-        Ok(Self { kind, interval, retries })
+        let (timeout, start_period) = (None, Duration::ZERO);
+        Ok(Self { kind, interval, retries, timeout, start_period, loopback: None, host: None })
     }
 
-    /// How long one try may take.
+    /// The same check with another time for one try.
+    pub fn with_timeout(self, timeout: Duration) -> Result<Self, InvalidHealthCheck> {
+        if !(Duration::from_millis(1)..=Self::MAX_INTERVAL).contains(&timeout) {
+            return Err(InvalidHealthCheck::Timeout { timeout });
+        }
+        Ok(Self { timeout: Some(timeout), ..self })
+    }
+
+    /// The same check with a start period.
+    pub fn with_start_period(self, period: Duration) -> Result<Self, InvalidHealthCheck> {
+        if period > Self::MAX_START_PERIOD {
+            return Err(InvalidHealthCheck::StartPeriod { period });
+        }
+        Ok(Self { start_period: period, ..self })
+    }
+
+    /// The same check at a loopback address of the endpoint's namespace.
+    #[must_use]
+    pub fn with_loopback(self, loopback: Loopback) -> Self {
+        Self { loopback: Some(loopback), ..self }
+    }
+
+    /// The same check with another `Host` header.
+    pub fn with_host(self, host: String) -> Result<Self, InvalidHealthCheck> {
+        if host.is_empty() || host.len() > 255 || !host.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(InvalidHealthCheck::Host { host });
+        }
+        Ok(Self { host: Some(host), ..self })
+    }
+
+    /// How long one try may take: the interval, and a second at most, unless it is given.
     pub fn timeout(&self) -> Duration {
-        self.interval.min(Self::MAX_TIMEOUT)
+        self.timeout.unwrap_or_else(|| self.interval.min(Self::USUAL_TIMEOUT))
+    }
+}
+
+impl fmt::Display for HealthCheck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.kind.fmt(f)?;
+        match (self.loopback, &self.host) {
+            (Some(loopback), Some(host)) if host.as_str() != loopback.as_str() => {
+                write!(f, " at {} as {host}", loopback.as_str())
+            }
+            (Some(loopback), _) => write!(f, " at {}", loopback.as_str()),
+            (None, Some(host)) => write!(f, " as {host}"),
+            (None, None) => Ok(()),
+        }
     }
 }
 
@@ -159,21 +302,51 @@ struct Unchecked {
     kind: HealthKind,
     interval_ms: u64,
     retries: u32,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    timeout_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "is_zero")]
+    start_period_ms: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    loopback: Option<Loopback>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    host: Option<String>,
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde passes a reference")]
+fn is_zero(number: &u64) -> bool {
+    *number == 0
 }
 
 impl TryFrom<Unchecked> for HealthCheck {
     type Error = InvalidHealthCheck;
 
     fn try_from(unchecked: Unchecked) -> Result<Self, InvalidHealthCheck> {
-        Self::new(unchecked.kind, Duration::from_millis(unchecked.interval_ms), unchecked.retries)
+        let interval = Duration::from_millis(unchecked.interval_ms);
+        let mut check = Self::new(unchecked.kind, interval, unchecked.retries)?
+            .with_start_period(Duration::from_millis(unchecked.start_period_ms))?;
+        if let Some(timeout) = unchecked.timeout_ms {
+            check = check.with_timeout(Duration::from_millis(timeout))?;
+        }
+        if let Some(host) = unchecked.host {
+            check = check.with_host(host)?;
+        }
+        Ok(Self { loopback: unchecked.loopback, ..check })
     }
 }
 
 impl From<HealthCheck> for Unchecked {
     fn from(check: HealthCheck) -> Self {
-        // At most an hour, as checked.
-        let interval_ms = u64::try_from(check.interval.as_millis()).unwrap_or(u64::MAX);
-        Self { kind: check.kind, interval_ms, retries: check.retries }
+        // At most a day, as checked.
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
+        Self {
+            kind: check.kind,
+            interval_ms: millis(check.interval),
+            retries: check.retries,
+            timeout_ms: check.timeout.map(millis),
+            start_period_ms: millis(check.start_period),
+            loopback: check.loopback,
+            host: check.host,
+        }
     }
 }
 
@@ -223,5 +396,16 @@ mod tests {
         let text = serde_json::to_string(&check).unwrap();
         assert_eq!(serde_json::from_str::<HealthCheck>(&text).unwrap(), check);
         assert_eq!(check.timeout(), Duration::from_secs(1));
+        let check = check
+            .with_timeout(Duration::from_secs(30))
+            .and_then(|check| check.with_start_period(Duration::from_secs(60)))
+            .and_then(|check| check.with_host("localhost:8000".into()))
+            .unwrap()
+            .with_loopback(Loopback::Localhost);
+        let text = serde_json::to_string(&check).unwrap();
+        assert_eq!(serde_json::from_str::<HealthCheck>(&text).unwrap(), check);
+        assert_eq!(check.timeout(), Duration::from_secs(30));
+        assert!(check.clone().with_host("a\r\nb".into()).is_err());
+        assert!(check.with_timeout(Duration::ZERO).is_err());
     }
 }

@@ -25,7 +25,7 @@ pub use backend::{Backend, BackendId, BackendState};
 pub use cluster::{Availability, Lease, LeaseState, Network, Node, NodeState, Role, Subnet, Wireguard};
 pub use desired::Desired;
 pub use endpoint::{Endpoint, EndpointPhase};
-pub use health::{HealthCheck, HealthKind};
+pub use health::{Finding, HealthCheck, HealthKind, Loopback};
 pub use id::{EndpointId, NetworkId, NodeId, ServiceId};
 pub use interfaces::InterfacePatterns;
 pub use mesh_ipam::Prefix;

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use mesh_model as model;
+use mesh_model::health::InvalidHealthCheck;
 
 use super::{InvalidMessage, checked, parse, parse_optional, port};
 use crate::v1;
@@ -85,6 +86,8 @@ impl TryFrom<v1::PublishedPort> for model::PublishedPort {
 impl From<&model::HealthCheck> for v1::HealthCheck {
     fn from(check: &model::HealthCheck) -> Self {
         use v1::health_check::Kind;
+        // At most a day, as the check's constructor has seen to.
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         let kind = match &check.kind {
             model::HealthKind::Tcp { port } => Kind::Tcp(v1::TcpCheck { port: (*port).into() }),
             model::HealthKind::Http { port, path } => {
@@ -93,9 +96,12 @@ impl From<&model::HealthCheck> for v1::HealthCheck {
         };
         Self {
             kind: Some(kind),
-            // At most an hour, as the check's constructor has seen to.
-            interval_ms: u64::try_from(check.interval.as_millis()).unwrap_or(u64::MAX),
+            interval_ms: millis(check.interval),
             retries: check.retries,
+            timeout_ms: check.timeout.map_or(0, millis),
+            start_period_ms: millis(check.start_period),
+            loopback: check.loopback.map(|loopback| loopback.as_str().to_owned()).unwrap_or_default(),
+            host: check.host.clone().unwrap_or_default(),
         }
     }
 }
@@ -114,8 +120,23 @@ impl TryFrom<v1::HealthCheck> for model::HealthCheck {
             millis => Duration::from_millis(millis),
         };
         let retries = if check.retries == 0 { Self::DEFAULT_RETRIES } else { check.retries };
-        Self::new(kind, interval, retries)
-            .map_err(|error| InvalidMessage { field: "health", reason: error.to_string() })
+        let invalid =
+            |error: InvalidHealthCheck| InvalidMessage { field: "health", reason: error.to_string() };
+        let mut made = Self::new(kind, interval, retries)
+            .and_then(|made| made.with_start_period(Duration::from_millis(check.start_period_ms)))
+            .map_err(invalid)?;
+        if check.timeout_ms != 0 {
+            made = made.with_timeout(Duration::from_millis(check.timeout_ms)).map_err(invalid)?;
+        }
+        if !check.host.is_empty() {
+            made = made.with_host(check.host).map_err(invalid)?;
+        }
+        if !check.loopback.is_empty() {
+            let loopback = model::Loopback::parse(&check.loopback)
+                .ok_or_else(|| invalid(InvalidHealthCheck::Loopback { text: check.loopback }))?;
+            made = made.with_loopback(loopback);
+        }
+        Ok(made)
     }
 }
 

@@ -1,9 +1,10 @@
 //! Backends are checked where they are, and used by that everywhere; with or without a manager.
 
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpListener};
 
 use mesh_e2e::service::{
-    add_backend, backends, change_backend, create_service, vip, wait_for_health, web, who_answers,
+    TARGET, add_backend, backends, change_backend, create_service, vip, wait_for_health, web, who_answers,
 };
 use mesh_e2e::{PATIENCE, create_network, json, refused};
 use mesh_harness::{Lab, Result, eventually};
@@ -45,6 +46,59 @@ fn an_unhealthy_backend_gets_no_new_connections_until_it_is_well_again() -> Resu
     eventually("both answer again", PATIENCE, only(&["b1", "b2"]))?;
     assert_eq!(who_answers(&client, target, 60)?, ["b1", "b2"]);
     Ok(())
+}
+
+#[test]
+fn a_new_backend_gets_no_connection_before_its_first_success() -> Result<()> {
+    let lab = lab(2)?;
+    // It never fails often enough to be unhealthy.
+    let checks = ["--health-http", "80/health", "--health-interval", "200ms", "--health-retries", "100"];
+    let _backends = web(&lab, &[1], &checks)?;
+    wait_for_health(&lab.host(1), "web", "b1", "healthy")?;
+    let client = lab.container(2, "caller", ["--network", "app"])?;
+    let target = vip(&lab, "web")?;
+    let container = lab.container(2, "b2", ["--network", "app"])?;
+    let server = container.serve(TARGET)?;
+    server.set_healthy(false);
+    change_backend(&lab.host(1), "add", "web", "b2")?.ok()?;
+    for _ in 0..5 {
+        assert_eq!(who_answers(&client, target, 60)?, ["b1"]);
+    }
+    wait_for_health(&lab.host(1), "web", "b2", "unknown")?;
+    server.set_healthy(true);
+    wait_for_health(&lab.host(1), "web", "b2", "healthy")?;
+    let both = || who_answers(&client, target, 60).is_ok_and(|who| who == ["b1", "b2"]);
+    eventually("b2 answers too", PATIENCE, both)?;
+    // A restart of its agent, and of the others', is no reason to lose it.
+    lab.host(2).restart_meshd()?;
+    assert_eq!(who_answers(&client, target, 60)?, ["b1", "b2"]);
+    Ok(())
+}
+
+#[test]
+fn a_check_of_a_compose_file_is_made_in_the_container_as_the_file_has_it() -> Result<()> {
+    let lab = lab(1)?;
+    let file = std::env::temp_dir().join(format!("mesh-check-{}.yaml", std::process::id()));
+    let text = "name: shop\nnetworks:\n  app: {external: true}\nservices:\n  web:\n    networks: [app]\n    \
+                healthcheck: {test: [CMD, curl, -f, 'http://localhost:8000/'], interval: 200ms}\n";
+    std::fs::write(&file, text).expect("it is written");
+    let applied = lab.host(1).meshctl(["apply", "-f", file.to_str().expect("a path in UTF-8")])?;
+    std::fs::remove_file(&file).expect("it is removed");
+    applied.ok()?;
+    let container = lab.container(1, "b1", ["--network", "app"])?;
+    // As applications do that know which hosts they are: from outside, or by another name, it is not to be had.
+    let listener = container.netns().enter(|| TcpListener::bind("127.0.0.1:8000"))?.expect("a listener");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().map_while(std::result::Result::ok) {
+            let mut request = [0; 1024];
+            let length = stream.read(&mut request).unwrap_or_default();
+            let known = String::from_utf8_lossy(&request[..length]).contains("\r\nHost: localhost:8000\r\n");
+            let answer = if known { "HTTP/1.1 200 OK\r\n\r\n" } else { "HTTP/1.1 400 Bad Request\r\n\r\n" };
+            let _ = stream.write_all(answer.as_bytes());
+        }
+    });
+    change_backend(&lab.host(1), "add", "web", "b1")?.ok()?;
+    wait_for_health(&lab.host(1), "web", "b1", "healthy")
 }
 
 #[test]

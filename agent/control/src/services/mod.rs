@@ -79,6 +79,7 @@ fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceStatus> {
             node_name: names.node(&backend.node),
             health: health_text(service, core.health.get(backend.id)).to_owned(),
             node_state: mesh_proto::v1::NodeState::from(state).into(),
+            health_error: health_error(core, service, backend),
         }
     };
     let one = |ServiceRecords { service, backends }: &ServiceRecords| ServiceStatus {
@@ -98,7 +99,13 @@ fn backend_status(core: &Core, service: &Service, backend: &Backend) -> BackendS
         node_name: node_name(&core.feed.view(), &backend.node),
         health: health_text(service, core.health.get(backend.id)).to_owned(),
         node_state: mesh_proto::v1::NodeState::from(state).into(),
+        health_error: health_error(core, service, backend),
     }
+}
+
+/// Why the backend's last check failed; empty without a check.
+fn health_error(core: &Core, service: &Service, backend: &Backend) -> String {
+    service.health.as_ref().map(|_| core.health.error(backend.id)).unwrap_or_default()
 }
 
 /// As people see it.

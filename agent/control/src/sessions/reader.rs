@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use mesh_model::BackendId;
+use mesh_model::{BackendId, Finding};
 use mesh_proto::v1::{AgentMessage, EndpointReport, HealthReport, ProbeReport, agent_message::Kind};
 use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::time::timeout;
@@ -72,7 +72,8 @@ fn checked(core: &Core, caller: &Caller, report: &HealthReport) {
     let own = report.put.iter().filter_map(|entry| {
         let id = BackendId::try_from(entry.backend).ok()?;
         let backend = view.services.backend_by_number(id)?;
-        (backend.node == *caller.id()).then_some((id, entry.healthy))
+        let healthy = (!entry.unknown).then_some(entry.healthy);
+        (backend.node == *caller.id()).then(|| (id, Finding::new(healthy, &entry.error)))
     });
     let own = own.collect();
     drop(view);

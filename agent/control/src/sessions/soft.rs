@@ -54,7 +54,7 @@ impl Writer<'_> {
             Some(change::Kind::PutBackend(backend)) => BackendId::try_from(backend.id).ok(),
             _ => None,
         });
-        let put = backends.filter_map(|id| Some(entry((id, self.core.health.get(id)?)))).collect();
+        let put = backends.filter_map(|id| Some(entry((id, Some(self.core.health.get(id)?))))).collect();
         self.tell_some_health(put).await
     }
 
@@ -124,8 +124,13 @@ impl Writer<'_> {
     }
 }
 
-fn entry((id, healthy): (BackendId, bool)) -> BackendHealthEntry {
-    BackendHealthEntry { backend: id.get(), healthy }
+fn entry((id, healthy): (BackendId, Option<bool>)) -> BackendHealthEntry {
+    BackendHealthEntry {
+        backend: id.get(),
+        healthy: healthy == Some(true),
+        unknown: healthy.is_none(),
+        error: String::new(),
+    }
 }
 
 fn ids<'a>(nodes: impl Iterator<Item = &'a NodeId>) -> Vec<String> {

@@ -120,7 +120,13 @@ impl Known {
                     self.health.retain(|id, _| nodes(id).is_some_and(|node| unheard.contains(node)));
                     self.unheard.0 = Some(unheard);
                 }
-                self.health.extend(put.into_iter().map(|entry| (entry.backend, entry.healthy)));
+                for entry in put {
+                    if entry.unknown {
+                        self.health.remove(&entry.backend);
+                    } else {
+                        self.health.insert(entry.backend, entry.healthy);
+                    }
+                }
             }
             Hear::Endpoints(Endpoints { put, removed, all, networks, unheard }) => {
                 if all {
@@ -324,7 +330,10 @@ impl Agent {
     }
 
     pub(crate) async fn healthy(&self, backends: &[(u32, bool)], all: bool) {
-        let entry = |&(backend, healthy): &(u32, bool)| BackendHealthEntry { backend, healthy };
+        let entry = |&(backend, healthy): &(u32, bool)| {
+            let error = if healthy { String::new() } else { "it answers 503".to_owned() };
+            BackendHealthEntry { backend, healthy, error, unknown: false }
+        };
         self.say(Say::Health(HealthReport { put: backends.iter().map(entry).collect(), all })).await;
     }
 

@@ -279,6 +279,8 @@ async fn an_endpoint_is_listed_with_its_services_and_their_health() {
             assert!(tokio::time::Instant::now() < deadline);
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
-        assert_eq!(backends(&cluster, "web").await[0].health, text);
+        let backend = backends(&cluster, "web").await.remove(0);
+        assert_eq!(backend.health, text);
+        assert_eq!(backend.health_error, if healthy { "" } else { "it answers 503" });
     }
 }

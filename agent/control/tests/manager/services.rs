@@ -28,7 +28,7 @@ fn with_ports(name: &str, ports: &[&str]) -> CreateServiceRequest {
 
 fn http(path: &str) -> v1::HealthCheck {
     let kind = v1::health_check::Kind::Http(v1::HttpCheck { port: 80, path: path.into() });
-    v1::HealthCheck { kind: Some(kind), interval_ms: 0, retries: 0 }
+    v1::HealthCheck { kind: Some(kind), ..Default::default() }
 }
 
 async fn inspect(cluster: &Cluster, name: &str) -> Result<ServiceStatus, Problem> {

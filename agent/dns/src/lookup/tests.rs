@@ -121,13 +121,16 @@ fn a_known_name_has_no_data_of_other_types_rather_than_not_existing() {
 fn unknown_names_that_would_be_ours_do_not_exist_and_all_others_are_foreign() {
     assert_eq!(ask("nobody", RecordType::A), Answer::NoName { apex: Name::root() });
     assert_eq!(ask("*", RecordType::A), Answer::NoName { apex: Name::root() });
-    for asked in ["nobody.app", "*.app", "example.com.app", "tasks.nobody.app", "db.app.app"] {
-        assert_eq!(ask(asked, RecordType::A), Answer::NoName { apex: name("app") }, "{asked}");
+    for asked in ["nobody.app", "*.app", "example.com.app", "tasks.nobody.app", "db.app.app", "vercel.app"] {
+        assert_eq!(ask(asked, RecordType::A), Answer::Foreign, "{asked}: public, as it does not exist here");
     }
     for asked in ["example.com", "app.example.com", "tasks.nobody", "db.other", "."] {
         assert_eq!(ask(asked, RecordType::A), Answer::Foreign, "{asked}");
     }
     assert_eq!(ask("com", RecordType::NS), Answer::Foreign, "delegations are the root's");
+    for delegation in [RecordType::NS, RecordType::DS] {
+        assert_eq!(ask("app", delegation), Answer::Foreign, "also that of the network's own name");
+    }
 }
 
 #[test]
@@ -135,7 +138,52 @@ fn a_dot_within_a_label_is_no_separator() {
     let asked = Name::from_labels([&b"db.app"[..]]).unwrap();
     assert_eq!(INDEX.lookup(&asked, RecordType::A), Answer::NoName { apex: Name::root() });
     let asked = Name::from_labels([&b"web.1"[..], b"app"]).unwrap();
-    assert_eq!(INDEX.lookup(&asked, RecordType::A), Answer::NoName { apex: name("app") });
+    assert_eq!(INDEX.lookup(&asked, RecordType::A), Answer::Foreign);
+}
+
+#[test]
+fn a_network_that_is_called_like_a_public_domain_hides_none_of_it() {
+    let zone = Zone { endpoints: vec![endpoint("db", &[], "10.64.0.5", true)].into(), ..Zone::default() };
+    let index = Index::new("example.com", &zone);
+    let ask = |asked| index.lookup(&name(asked), RecordType::A);
+    assert_eq!(ask("db.example.com"), addresses(&["10.64.0.5"]));
+    assert_eq!(ask("www.example.com"), Answer::Foreign);
+    assert_eq!(ask("example.com"), Answer::Apex(name("example.com")));
+    assert_eq!(ask("com"), Answer::NoName { apex: Name::root() });
+}
+
+#[test]
+fn of_several_networks_a_name_under_a_networks_own_goes_first_and_then_the_first_networks() {
+    let zone = |endpoints: Vec<Endpoint>, subnet: &str| Zone {
+        subnets: vec![subnet.parse().unwrap()],
+        endpoints: endpoints.into(),
+        ..Zone::default()
+    };
+    let front = vec![endpoint("web", &["redis.back"], "10.64.0.5", true)];
+    let back = vec![endpoint("web", &[], "10.65.0.5", true), endpoint("redis", &[], "10.65.0.6", true)];
+    let front = Index::new("front", &zone(front, "10.64.0.0/20"));
+    let back = Index::new("back", &zone(back, "10.65.0.0/20"));
+    let ask = |asked| lookup(&[&front, &back], &name(asked), RecordType::A);
+    assert_eq!(ask("web"), addresses(&["10.64.0.5"]));
+    assert_eq!(ask("web.back"), addresses(&["10.65.0.5"]));
+    assert_eq!(ask("redis"), addresses(&["10.65.0.6"]));
+    assert_eq!(ask("redis.back"), addresses(&["10.65.0.6"]), "not the alias in the other network");
+    let reverse = lookup(&[&front, &back], &Name::from(ip("10.65.0.6")), RecordType::PTR);
+    assert_eq!(reverse, Answer::Pointer(name("redis.back")));
+    assert_eq!(lookup(&[&back, &front], &name("web"), RecordType::A), addresses(&["10.65.0.5"]));
+}
+
+#[test]
+fn an_address_outside_of_the_networks_subnets_has_no_name_of_ours() {
+    let zone = Zone {
+        subnets: vec!["10.64.0.0/20".parse().unwrap()],
+        endpoints: vec![endpoint("liar", &[], "8.8.8.8", true)].into(),
+        ..Zone::default()
+    };
+    let index = Index::new("app", &zone);
+    assert_eq!(index.lookup(&Name::from(ip("8.8.8.8")), RecordType::PTR), Answer::Foreign);
+    let unknown = index.lookup(&Name::from(ip("10.64.3.4")), RecordType::PTR);
+    assert_eq!(unknown, Answer::NoName { apex: name("3.64.10.in-addr.arpa") }, "no more than is ours");
 }
 
 #[test]
@@ -268,7 +316,7 @@ proptest! {
                     prop_assert_eq!(address.is_ipv4(), record_type == RecordType::A);
                 }
             } else {
-                prop_assert!(!matches!(below, Answer::Addresses(_) | Answer::Foreign));
+                prop_assert!(!matches!(below, Answer::Addresses(_)));
             }
         }
     }
@@ -318,9 +366,8 @@ proptest! {
     fn any_labels_at_all_have_an_answer(labels in vec(vec(any::<u8>(), 1..20), 0..6), code in any::<u16>()) {
         if let Ok(asked) = Name::from_labels(labels.iter().map(Vec::as_slice)) {
             let answer = INDEX.lookup(&asked, RecordType::from(code));
-            let ours = labels.len() == 1 || labels.last().is_some_and(|label| label.eq_ignore_ascii_case(b"app"));
             let no_name = matches!(answer, Answer::NoName { .. });
-            prop_assert!(ours || !no_name);
+            prop_assert!(labels.len() == 1 || !no_name, "nothing public is denied");
         }
     }
 }

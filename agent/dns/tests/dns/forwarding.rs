@@ -1,10 +1,16 @@
 //! Names that are not ours.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv4Addr, UdpSocket},
+    time::{Duration, Instant},
+};
 
-use hickory_proto::op::ResponseCode;
+use hickory_proto::{
+    op::{Message, MessageType, ResponseCode},
+    rr::{RData, Record},
+};
 
-use crate::lab::{APP, INNER, Lab, OUTSIDE, query, receive};
+use crate::lab::{APP, INNER, Lab, OTHER, OUTSIDE, endpoint, query, receive};
 
 /// Bound, and silent: a resolver that is down behind a router that drops.
 const SILENT: &str = "127.0.2.2";
@@ -12,6 +18,8 @@ const SILENT: &str = "127.0.2.2";
 const CLOSED: &str = "127.0.2.3";
 /// Answers SERVFAIL.
 const FAILING: &str = "127.0.2.4";
+/// Answers strangely.
+const STRANGE: &str = "127.0.2.6";
 
 #[test]
 fn other_names_are_answered_by_the_hosts_resolvers_over_either_transport() {
@@ -63,7 +71,7 @@ fn dead_resolvers_are_passed_over_and_remembered() {
         start.elapsed()
     };
     let first = took("www.example.com");
-    assert!(first > Duration::from_secs(2) && first < Duration::from_secs(4), "{first:?}");
+    assert!(first > Duration::from_secs(1) && first < Duration::from_secs(4), "{first:?}");
     let second = took("www.example.com");
     assert!(second < Duration::from_secs(1), "{second:?}");
 }
@@ -135,8 +143,78 @@ fn questions_beyond_the_limit_fail_at_once_and_our_own_names_are_answered_meanwh
     }
     client.send(&query(1000, "web.")).unwrap();
     let start = Instant::now();
-    let answers: Vec<_> = (0..73).map(|_| receive(&client).unwrap()).collect();
-    assert!(start.elapsed() < Duration::from_secs(2));
+    let answers: Vec<_> = (0..137).map(|_| receive(&client).unwrap()).collect();
+    assert!(start.elapsed() < Duration::from_secs(4));
     assert!(answers.contains(&(1000, ResponseCode::NoError)));
-    assert_eq!(answers.iter().filter(|(_, code)| *code == ResponseCode::ServFail).count(), 72);
+    assert_eq!(answers.iter().filter(|(_, code)| *code == ResponseCode::ServFail).count(), 136);
+    // Another one's questions are asked meanwhile.
+    lab.resolvers(&[OUTSIDE]);
+    let other = lab.client_from(OTHER, APP);
+    other.send(&query(7, "www.example.com.")).unwrap();
+    assert_eq!(receive(&other).unwrap(), (7, ResponseCode::NoError));
+}
+
+#[test]
+fn what_is_under_a_networks_name_and_not_here_is_public() {
+    let lab = Lab::start();
+    // `app` is a top-level domain, too.
+    lab.change("outside", |zone| {
+        let public = ["vercel.app", "db.app", "secret.other"];
+        let public = public.iter().zip(1..).map(|(name, n)| endpoint(name, &format!("203.0.113.{n}")));
+        zone.endpoints = zone.endpoints.iter().cloned().chain(public).collect();
+    });
+    assert_eq!(lab.short(&format!("@{APP} vercel.app A")), ["203.0.113.1"]);
+    assert_eq!(lab.short(&format!("@{APP} db.app A")), ["10.64.0.5"], "it exists here");
+    assert_eq!(lab.dig(&format!("@{APP} nobody.app A")).status(), "NXDOMAIN");
+    assert_eq!(lab.short(&format!("@{APP} secret.other A")), ["203.0.113.3"], "a network that it is not in");
+    assert_eq!(lab.dig(&format!("@{INNER} vercel.inner A")).status(), "NXDOMAIN");
+    assert_eq!(lab.server.status()["inner"].forwarded, 0);
+}
+
+/// A resolver that takes its time for `slow`, answers nonsense to `loop`, and 203.0.113.9 to all else.
+fn strange_resolver(lab: &Lab) {
+    let socket = lab.netns.enter(|| UdpSocket::bind((STRANGE, 53))).unwrap().unwrap();
+    std::thread::spawn(move || {
+        let mut buffer = [0; 4096];
+        while let Ok((length, asker)) = socket.recv_from(&mut buffer) {
+            let mut reply = Message::from_vec(&buffer[..length]).unwrap();
+            reply.metadata.message_type = MessageType::Response;
+            let name = reply.queries[0].name().clone();
+            let data = RData::A(Ipv4Addr::new(203, 0, 113, 9).into());
+            let (is_slow, is_loop) =
+                (name.to_string().starts_with("slow"), name.to_string().starts_with("loop"));
+            reply.edns = None;
+            reply.add_answer(Record::from_rdata(name, 60, data));
+            let mut bytes = reply.to_vec().unwrap();
+            if is_loop {
+                // The answer's name is a pointer to itself.
+                let at = bytes.len() - 16;
+                assert_eq!(bytes[at..at + 2], [0xc0, 12]);
+                bytes[at + 1] = u8::try_from(at).unwrap();
+            }
+            let socket = socket.try_clone().unwrap();
+            std::thread::spawn(move || {
+                if is_slow {
+                    std::thread::sleep(Duration::from_secs(3));
+                }
+                let _ = socket.send_to(&bytes, asker);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_malformed_answer_is_dropped_and_a_late_one_is_taken() {
+    let lab = Lab::start();
+    strange_resolver(&lab);
+    lab.resolvers(&[STRANGE]);
+    let start = Instant::now();
+    let broken = lab.dig(&format!("@{APP} loop.example.com A"));
+    assert_eq!(broken.status(), "SERVFAIL", "{}", broken.text());
+    assert!(start.elapsed() < Duration::from_secs(2), "at once");
+    assert_eq!(lab.short(&format!("@{APP} slow.example.com A")), ["203.0.113.9"]);
+    // Another resolver is asked for what the first one answers in no way that can be read.
+    lab.resolvers(&[STRANGE, OUTSIDE]);
+    lab.change("outside", |zone| zone.endpoints = vec![endpoint("loop.example.com", "198.51.100.2")].into());
+    assert_eq!(lab.short(&format!("@{APP} loop.example.com A")), ["198.51.100.2"]);
 }

@@ -98,7 +98,7 @@ impl Lab {
 
     /// Runs `dig` with words such as `@10.64.0.1 web A`.
     pub(crate) fn dig(&self, words: &str) -> Dig {
-        let fixed = ["dig", "+tries=1", "+time=8", "+nocmd", "+nostats"];
+        let fixed = ["dig", "+tries=1", "+time=12", "+nocmd", "+nostats"];
         let argv = fixed.into_iter().chain(words.split(' '));
         Dig(self.netns.run(argv).unwrap().text().unwrap())
     }
@@ -121,17 +121,23 @@ impl Lab {
 
     /// A client's socket in the namespace, connected to a server.
     pub(crate) fn client(&self, server: &str) -> UdpSocket {
+        self.client_from(if server.contains(':') { "::" } else { "0.0.0.0" }, server)
+    }
+
+    /// The same from one of the namespace's addresses.
+    pub(crate) fn client_from(&self, own: &str, server: &str) -> UdpSocket {
+        let own = SocketAddr::new(own.parse().unwrap(), 0);
         let server = SocketAddr::new(server.parse().unwrap(), 53);
         let socket = self
             .netns
             .enter(|| {
-                let socket = UdpSocket::bind(if server.is_ipv4() { "0.0.0.0:0" } else { "[::]:0" })?;
+                let socket = UdpSocket::bind(own)?;
                 socket.connect(server)?;
                 Ok::<_, std::io::Error>(socket)
             })
             .unwrap()
             .unwrap();
-        socket.set_read_timeout(Some(Duration::from_secs(8))).unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(12))).unwrap();
         socket
     }
 }
@@ -305,5 +311,6 @@ fn zones() -> Zones {
         ..Zone::default()
     };
     let networks = [("app", app), ("other", other), ("inner", inner), ("outside", outside)];
-    Zones { networks: networks.into_iter().map(|(name, zone)| (name.into(), Arc::new(zone))).collect() }
+    let networks = networks.into_iter().map(|(name, zone)| (name.into(), Arc::new(zone))).collect();
+    Zones { networks, ..Zones::default() }
 }

@@ -1,8 +1,8 @@
 //! The networks' own names.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
 
-use mesh_dns::List;
+use mesh_dns::{Client, List, Zones};
 use mesh_harness::eventually;
 
 use crate::lab::{APP, APP_V6, INNER, Lab, OTHER, endpoint};
@@ -50,9 +50,8 @@ fn a_known_name_without_an_address_of_the_asked_family_is_empty_and_an_unknown_o
         ("web.app TXT", "NOERROR", "app."),
         ("web.app TYPE4711", "NOERROR", "app."),
         ("nobody A", "NXDOMAIN", "."),
-        ("nobody.app A", "NXDOMAIN", "app."),
-        ("www.example.com.app A", "NXDOMAIN", "app."),
-        ("-x 10.64.77.77", "NXDOMAIN", "in-addr.arpa."),
+        ("app A", "NOERROR", "app."),
+        ("-x 10.64.77.77", "NXDOMAIN", "64.10.in-addr.arpa."),
     ] {
         let answer = lab.dig(&format!("@{APP} {words}"));
         assert_eq!(answer.status(), status, "{words}: {}", answer.text());
@@ -96,6 +95,31 @@ fn names_are_visible_on_their_own_network_only() {
         let answer = lab.dig(&format!("@{APP} {unknown}"));
         assert_eq!((answer.status(), answer.data().len()), ("NXDOMAIN", 0), "{unknown}");
     }
+}
+
+#[test]
+fn a_container_in_several_networks_is_answered_from_all_by_whichever_server_it_asks() {
+    let lab = Lab::start();
+    // The namespace's own address is a container's in `inner` and then in `other`.
+    let both =
+        Client { addresses: vec![APP.parse().unwrap()], networks: vec!["inner".into(), "other".into()] };
+    lab.zones.send_modify(|zones| zones.clients = Arc::new(Zones::clients_of([both])));
+    for server in [OTHER, INNER] {
+        let ask = |words: &str| lab.short(&format!("@{server} -b {APP} {words}"));
+        assert_eq!(ask("db A"), ["10.66.0.5"], "the first network's");
+        assert_eq!(ask("db.other A"), ["10.65.0.5"]);
+        assert_eq!(ask("secret A"), ["10.65.0.6"]);
+        assert_eq!(ask("-x 10.66.0.5"), ["db.inner."]);
+        assert_eq!(ask("-x 10.65.0.6"), ["secret.other."]);
+        assert_eq!(ask("www.example.com A"), ["198.51.100.1"], "through the network with a way out");
+    }
+    // Names of theirs that exist, and bare names that do not, went nowhere.
+    assert_eq!(lab.server.status()["outside"].queries, 1 + 1);
+    assert_eq!(lab.dig(&format!("@{OTHER} -b {APP} nobody A")).status(), "NXDOMAIN");
+    assert_eq!(lab.server.status()["outside"].queries, 2);
+    // A server of a network that it is not in answers for that one alone, as do the others to strangers.
+    assert_eq!(lab.short(&format!("@{APP} -b {APP} db A")), ["10.64.0.5"]);
+    assert_eq!(lab.dig(&format!("@{OTHER} -b {OTHER} db.inner A")).status(), "NXDOMAIN");
 }
 
 #[test]

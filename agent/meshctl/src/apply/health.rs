@@ -1,10 +1,16 @@
 //! Compose's `healthcheck:` as far as it says what a check from outside of the container can find out.
 
-use mesh_model::{HealthCheck, HealthKind};
+use std::time::Duration;
+
+use mesh_model::health::InvalidHealthCheck;
+use mesh_model::{HealthCheck, HealthKind, Loopback};
 
 use super::notes::Ignored;
 use super::yaml::{Invalid, Item, Reason, Section};
 use crate::cli::value;
+
+/// How long one try of a container's own check may take unless the file says so, as Docker has it.
+const DOCKER_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Reads `healthcheck:`, and what `x-mesh:` says of it, which wins.
 pub(super) fn read<'a>(
@@ -19,24 +25,66 @@ pub(super) fn read<'a>(
     if let Some(own) = own {
         asked.read_own(own, ignored)?;
     }
-    let Some((kind, at)) = asked.kind else {
-        ignored.extend(asked.interval.into_iter().chain(asked.retries).map(|item| item.ignored()));
+    let Some((tried, at)) = asked.tried else {
+        let times = [asked.interval, asked.retries, asked.timeout, asked.start_period];
+        ignored.extend(times.into_iter().flatten().map(|item| item.ignored()));
         return Ok(None);
     };
     let interval = asked
         .interval
         .map_or(Ok(HealthCheck::DEFAULT_INTERVAL), |interval| interval.read(value::duration))?;
     let retries = asked.retries.map_or(Ok(HealthCheck::DEFAULT_RETRIES), |retries| retries.parse())?;
-    HealthCheck::new(kind, interval, retries).map(Some).map_err(|error| at.invalid_key("health check", error))
+    let usual = tried.loopback.map(|_| DOCKER_TIMEOUT);
+    let timeout = asked.timeout.map(|timeout| timeout.read(value::duration)).transpose()?.or(usual);
+    let start_period = asked.start_period.map(|period| period.read(value::duration)).transpose()?;
+    tried
+        .check(interval, retries, timeout, start_period.unwrap_or_default())
+        .map(Some)
+        .map_err(|error| at.invalid_key("health check", error))
+}
+
+/// What is tried, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+struct Tried {
+    kind: HealthKind,
+    loopback: Option<Loopback>,
+    host: Option<String>,
+}
+
+impl Tried {
+    fn check(
+        self,
+        interval: Duration,
+        retries: u32,
+        timeout: Option<Duration>,
+        start_period: Duration,
+    ) -> Result<HealthCheck, InvalidHealthCheck> {
+        let mut check = HealthCheck::new(self.kind, interval, retries)?.with_start_period(start_period)?;
+        if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
+            check = check.with_timeout(timeout)?;
+        }
+        if let Some(host) = self.host {
+            check = check.with_host(host)?;
+        }
+        Ok(HealthCheck { loopback: self.loopback, ..check })
+    }
+}
+
+impl From<HealthKind> for Tried {
+    fn from(kind: HealthKind) -> Self {
+        Self { kind, loopback: None, host: None }
+    }
 }
 
 /// What was asked for so far, and where.
 #[derive(Debug, Default)]
 struct Asked<'a> {
-    kind: Option<(HealthKind, Item<'a>)>,
+    tried: Option<(Tried, Item<'a>)>,
     test: Option<Item<'a>>,
     interval: Option<Item<'a>>,
     retries: Option<Item<'a>>,
+    timeout: Option<Item<'a>>,
+    start_period: Option<Item<'a>>,
 }
 
 impl<'a> Asked<'a> {
@@ -47,8 +95,8 @@ impl<'a> Asked<'a> {
             let words = words(&test)?;
             if disabled || words.first().is_some_and(|word| word == "NONE") {
                 // That there is no check is what has effect.
-            } else if let Some(kind) = kind(&words) {
-                self.kind = Some((kind, test.clone()));
+            } else if let Some(tried) = tried(&words) {
+                self.tried = Some((tried, test.clone()));
                 self.test = Some(test);
             } else {
                 ignored.push(test.ignored());
@@ -56,6 +104,8 @@ impl<'a> Asked<'a> {
         }
         self.interval = check.take("interval");
         self.retries = check.take("retries");
+        self.timeout = check.take("timeout");
+        self.start_period = check.take("start_period");
         check.finish(ignored);
         Ok(())
     }
@@ -71,8 +121,8 @@ impl<'a> Asked<'a> {
                 return Err(http.invalid(Reason::Contradiction("there is a health-tcp already")));
             }
         };
-        if kind.is_some() {
-            self.kind = kind;
+        if let Some((kind, at)) = kind {
+            self.tried = Some((kind.into(), at));
             ignored.extend(self.test.take().map(|test| test.ignored()));
         }
         self.interval = own.take("health-interval").or(self.interval.take());
@@ -99,17 +149,25 @@ fn shell_words(command: &str) -> Vec<String> {
     let command = command.trim();
     // The usual end, which only makes any failure a 1.
     let plain = ["|| exit 1", "||exit 1", "|| false"].iter().find_map(|end| command.strip_suffix(end));
-    let words = plain.unwrap_or(command).split_whitespace();
-    std::iter::once("CMD").chain(words).map(|word| unquoted(word).to_owned()).collect()
-}
-
-fn unquoted(word: &str) -> &str {
-    let inside = |quote| word.strip_prefix(quote).and_then(|word| word.strip_suffix(quote));
-    inside('"').or_else(|| inside('\'')).unwrap_or(word)
+    let mut words = vec!["CMD".to_owned()];
+    let (mut word, mut quote) = (None::<String>, None);
+    for c in plain.unwrap_or(command).chars() {
+        match quote {
+            Some(end) if c == end => quote = None,
+            None if c == '"' || c == '\'' => {
+                quote = Some(c);
+                word.get_or_insert_default();
+            }
+            None if c.is_whitespace() => words.extend(word.take()),
+            _ => word.get_or_insert_default().push(c),
+        }
+    }
+    words.extend(word);
+    words
 }
 
 /// The check that a command amounts to, if it is one without any doubt.
-fn kind(words: &[String]) -> Option<HealthKind> {
+fn tried(words: &[String]) -> Option<Tried> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let ["CMD", program, arguments @ ..] = words.as_slice() else { return None };
     match program.rsplit('/').next()? {
@@ -121,8 +179,8 @@ fn kind(words: &[String]) -> Option<HealthKind> {
 }
 
 /// Without `-f`, curl succeeds whatever the server answers, which is another check than Mesh's.
-fn curl(arguments: &[&str]) -> Option<HealthKind> {
-    let (mut fails, mut url) = (false, None);
+fn curl(arguments: &[&str]) -> Option<Tried> {
+    let (mut fails, mut url, mut host) = (false, None, None);
     let mut arguments = arguments.iter();
     while let Some(&argument) = arguments.next() {
         match argument {
@@ -131,6 +189,7 @@ fn curl(arguments: &[&str]) -> Option<HealthKind> {
             "-o" | "--output" => {
                 arguments.next()?;
             }
+            "-H" | "--header" if host.is_none() => host = Some(host_header(arguments.next()?)?),
             short if short.starts_with('-') && !short.starts_with("--") => {
                 let flags = &short[1..];
                 if flags.is_empty() || !flags.chars().all(|flag| matches!(flag, 'f' | 's' | 'S')) {
@@ -142,11 +201,12 @@ fn curl(arguments: &[&str]) -> Option<HealthKind> {
             _ => return None,
         }
     }
-    if fails { local_url(url?) } else { None }
+    let tried = if fails { local_url(url?)? } else { return None };
+    Some(Tried { host: host.or(tried.host), ..tried })
 }
 
-fn wget(arguments: &[&str]) -> Option<HealthKind> {
-    let mut url = None;
+fn wget(arguments: &[&str]) -> Option<Tried> {
+    let (mut url, mut host) = (None, None);
     let mut arguments = arguments.iter();
     while let Some(&argument) = arguments.next() {
         match argument {
@@ -156,25 +216,34 @@ fn wget(arguments: &[&str]) -> Option<HealthKind> {
                 arguments.next()?;
             }
             tries if tries.starts_with("--tries=") => {}
+            header if header.starts_with("--header=") && host.is_none() => {
+                host = Some(host_header(header.strip_prefix("--header=")?)?);
+            }
             other if !other.starts_with('-') && url.is_none() => url = Some(other),
             _ => return None,
         }
     }
-    local_url(url?)
+    let tried = local_url(url?)?;
+    Some(Tried { host: host.or(tried.host), ..tried })
+}
+
+/// `Host: NAME`; a check has no other header.
+fn host_header(header: &str) -> Option<String> {
+    let (name, value) = header.split_once(':')?;
+    let value = value.trim();
+    (name.eq_ignore_ascii_case("host") && !value.is_empty()).then(|| value.to_owned())
 }
 
 /// `nc -z HOST PORT`: whether somebody listens.
-fn netcat(arguments: &[&str]) -> Option<HealthKind> {
+fn netcat(arguments: &[&str]) -> Option<Tried> {
     let [flags, host, port] = arguments else { return None };
-    if matches!(*flags, "-z" | "-vz" | "-zv") && is_local(host) {
-        HealthKind::parse_tcp(port).ok()
-    } else {
-        None
-    }
+    let loopback = matches!(*flags, "-z" | "-vz" | "-zv").then(|| loopback(host)).flatten()?;
+    let kind = HealthKind::parse_tcp(port).ok()?;
+    Some(Tried { kind, loopback: Some(loopback), host: None })
 }
 
 /// `http://localhost[:PORT][/PATH]`.
-fn local_url(url: &str) -> Option<HealthKind> {
+fn local_url(url: &str) -> Option<Tried> {
     let rest = if url.contains("://") { url.strip_prefix("http://")? } else { url };
     let (authority, path) = match rest.find('/') {
         Some(at) => rest.split_at(at),
@@ -186,11 +255,20 @@ fn local_url(url: &str) -> Option<HealthKind> {
     };
     // A variable of the container's, or anything else that a shell would still change.
     let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-~?=&%+,:@".contains(&byte));
-    if is_local(host) && plain { HealthKind::parse_http(&format!("{port}{path}")).ok() } else { None }
+    let loopback = loopback(host).filter(|_| plain)?;
+    let kind = HealthKind::parse_http(&format!("{port}{path}")).ok()?;
+    // As clients send it: without the port that is usual.
+    let host = if port == "80" { host.to_owned() } else { format!("{host}:{port}") };
+    Some(Tried { kind, loopback: Some(loopback), host: Some(host) })
 }
 
-fn is_local(host: &str) -> bool {
-    matches!(host, "localhost" | "127.0.0.1" | "[::1]")
+/// The address that a container reaches itself by; any of its own answers to 0.0.0.0.
+fn loopback(host: &str) -> Option<Loopback> {
+    match host {
+        "0.0.0.0" => Some(Loopback::Ipv4),
+        "[::1]" => Some(Loopback::Ipv6),
+        other => Loopback::parse(other),
+    }
 }
 
 #[cfg(test)]
@@ -198,19 +276,29 @@ mod tests {
     use super::*;
 
     fn of_shell(command: &str) -> Option<String> {
-        kind(&shell_words(command)).map(|kind| kind.to_string())
+        let tried = tried(&shell_words(command))?;
+        let check = tried.check(Duration::from_secs(1), 1, None, Duration::ZERO).unwrap();
+        Some(check.to_string())
     }
 
     #[test]
     fn a_plain_request_to_itself_is_an_http_check() {
         for (command, check) in [
-            ("curl -f http://localhost", "http 80/"),
-            ("curl -fsS -o /dev/null http://127.0.0.1:8080/healthz || exit 1", "http 8080/healthz"),
-            ("curl --fail --silent 'http://[::1]:8080/x?full=1'", "http 8080/x?full=1"),
-            ("wget -q --spider http://localhost:3000/", "http 3000/"),
-            ("/usr/bin/wget --tries=1 --no-verbose --spider localhost:3000/up || exit 1", "http 3000/up"),
-            ("wget -qO- http://localhost/ping", "http 80/ping"),
-            ("nc -z localhost 5432", "tcp 5432"),
+            ("curl -f http://localhost", "http 80/ at localhost"),
+            (
+                "curl -fsS -o /dev/null http://127.0.0.1:8080/healthz || exit 1",
+                "http 8080/healthz at 127.0.0.1 as 127.0.0.1:8080",
+            ),
+            ("curl --fail --silent 'http://[::1]:8080/x?full=1'", "http 8080/x?full=1 at ::1 as [::1]:8080"),
+            ("wget -q --spider http://localhost:3000/", "http 3000/ at localhost as localhost:3000"),
+            (
+                "/usr/bin/wget --tries=1 --no-verbose --spider localhost:3000/up || exit 1",
+                "http 3000/up at localhost as localhost:3000",
+            ),
+            ("wget -qO- http://localhost/ping", "http 80/ping at localhost"),
+            ("curl -f -H 'Host: shop.example' http://localhost/", "http 80/ at localhost as shop.example"),
+            ("curl -f http://0.0.0.0:80/", "http 80/ at 127.0.0.1 as 0.0.0.0"),
+            ("nc -z localhost 5432", "tcp 5432 at localhost"),
         ] {
             assert_eq!(of_shell(command).as_deref(), Some(check), "{command}");
         }
@@ -230,6 +318,7 @@ mod tests {
             "curl -f http://localhost http://localhost/2",
             "curl -f",
             "wget --spider --header=X:1 http://localhost",
+            "curl -f -H X:1 http://localhost",
             "nc localhost 5432",
             "pg_isready -U postgres",
             "test -f /ready && curl -f http://localhost",

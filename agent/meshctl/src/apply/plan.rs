@@ -346,8 +346,8 @@ impl Update {
     }
 }
 
-fn shown_check(HealthCheck { kind, interval, retries }: &HealthCheck) -> String {
-    format!("health {kind} every {interval:?} with {retries} retries")
+fn shown_check(check: &HealthCheck) -> String {
+    format!("health {check} every {:?} with {} retries", check.interval, check.retries)
 }
 
 impl Step {

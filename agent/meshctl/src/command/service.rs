@@ -103,7 +103,14 @@ fn check(
 ) -> Result<HealthCheck, Problem> {
     let interval = flags.interval.or(was.map(|was| was.interval)).unwrap_or(HealthCheck::DEFAULT_INTERVAL);
     let retries = flags.retries.or(was.map(|was| was.retries)).unwrap_or(HealthCheck::DEFAULT_RETRIES);
-    HealthCheck::new(kind, interval, retries).map_err(|error| {
+    let made = HealthCheck::new(kind, interval, retries).map(|made| match was {
+        // What has no flag stays with the check that it belongs to.
+        Some(was) if was.kind == made.kind => {
+            HealthCheck { interval: made.interval, retries: made.retries, ..was.clone() }
+        }
+        _ => made,
+    });
+    made.map_err(|error| {
         Problem::new(ProblemKind::Usage, format!("{command}, health check, {error}"))
             .hint(format!("see `meshctl {command} --help`"))
     })

@@ -31,7 +31,7 @@ pub(crate) struct Service {
 /// How backends are checked.
 #[derive(Debug, Serialize)]
 pub(crate) struct Health {
-    /// `tcp PORT` or `http PORT/PATH`.
+    /// `tcp PORT` or `http PORT/PATH`, with ` at LOOPBACK` and ` as HOST` where the check has them.
     pub(crate) check: String,
     /// Milliseconds.
     pub(crate) interval_ms: u64,
@@ -87,7 +87,7 @@ impl TryFrom<v1::ServiceStatus> for Service {
 impl From<HealthCheck> for Health {
     fn from(check: HealthCheck) -> Self {
         Self {
-            check: check.kind.to_string(),
+            check: check.to_string(),
             // At most an hour.
             interval_ms: u64::try_from(check.interval.as_millis()).unwrap_or(u64::MAX),
             retries: check.retries,

@@ -273,6 +273,7 @@ pub(crate) fn backend(number: u32, name: &str, service: &v1::Service) -> v1::Bac
         node_name: "h1".into(),
         health: "healthy".into(),
         node_state: v1::NodeState::Ready.into(),
+        health_error: String::new(),
     }
 }
 

@@ -20,7 +20,7 @@ fn port(published: u32, target: u32) -> v1::PublishedPort {
 
 fn tcp_check(port: u32, interval_ms: u64, retries: u32) -> v1::HealthCheck {
     let kind = v1::health_check::Kind::Tcp(v1::TcpCheck { port });
-    v1::HealthCheck { kind: Some(kind), interval_ms, retries }
+    v1::HealthCheck { kind: Some(kind), interval_ms, retries, ..Default::default() }
 }
 
 fn agent() -> Agent {
@@ -83,6 +83,7 @@ fn service_create_passes_on_every_flag_and_prints_the_id_and_the_chosen_ports() 
             kind: Some(v1::health_check::Kind::Http(http)),
             interval_ms: 500,
             retries: 5,
+            ..Default::default()
         }),
         aliases: vec!["store".into()],
         labels: [("tier".into(), "front".into())].into(),

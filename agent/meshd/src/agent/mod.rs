@@ -15,7 +15,7 @@ use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
 use mesh_model::wireguard::DEFAULT_PORT;
 use mesh_model::{
-    BackendId, Desired, Endpoint, EndpointId, EndpointPhase, InterfacePatterns, NetworkId, Node, NodeId,
+    BackendId, Desired, Endpoint, EndpointId, EndpointPhase, Finding, InterfacePatterns, NetworkId, Node, NodeId,
     NodeState,
 };
 use mesh_proto::{Problem, v1};
@@ -27,7 +27,7 @@ use crate::durable::{self, FileError};
 use crate::encryption::Wish;
 use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
-use crate::services::{SavedNames, Soft};
+use crate::services::{SavedHealth, SavedNames, Soft};
 use crate::unreadable::Unreadable;
 use crate::view::ClusterView;
 use crate::xdp::XdpStatus;
@@ -205,6 +205,8 @@ impl Agent {
             go_on_without(durable::read_json(&paths.released()), &mut damage)?.unwrap_or_default();
         let names: SavedNames =
             go_on_without(durable::read_json(&paths.names()), &mut damage)?.unwrap_or_default();
+        let health: SavedHealth =
+            go_on_without(durable::read_json(&paths.health()), &mut damage)?.unwrap_or_default();
         let endpoints = loaded.endpoints;
         // Those that ended with an earlier boot release their addresses now: nobody has counted their rest since.
         let mut in_use = endpoints.clone();
@@ -232,7 +234,7 @@ impl Agent {
             manager_clock_ms: None,
             unreadable: Unreadable::default(),
             damage,
-            soft: Soft::new(names.names),
+            soft: Soft::new(names.names, health),
             service_problems: Vec::new(),
             port_conflicts: Vec::new(),
             inside_problems: Vec::new(),
@@ -467,8 +469,8 @@ impl Agent {
     }
 
     /// A check of one of this node's backends has another result than before.
-    pub(crate) fn set_health(&self, backend: BackendId, healthy: bool) {
-        self.adjust(|state| state.soft.set_found(backend, healthy));
+    pub(crate) fn set_health(&self, backend: BackendId, finding: Finding) {
+        self.adjust(|state| state.soft.set_found(backend, finding));
         self.health_found.send_modify(|count| *count += 1);
     }
 

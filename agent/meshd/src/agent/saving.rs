@@ -66,6 +66,7 @@ impl Agent {
         let wanted = self.read(|state| state.view_number);
         self.save_view(wanted, Survives::Kill)?;
         self.save_names()?;
+        self.save_health()?;
         self.save_pools(Survives::Kill)
     }
 
@@ -75,6 +76,16 @@ impl Agent {
         let written = durable::write_json(&self.paths.names(), &names, Survives::Kill);
         if written.is_err() {
             self.note(|state| state.soft.touch_names());
+        }
+        written
+    }
+
+    fn save_health(&self) -> Result<(), FileError> {
+        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(health) = self.note(|state| state.soft.take_changed_health()) else { return Ok(()) };
+        let written = durable::write_json(&self.paths.health(), &health, Survives::Kill);
+        if written.is_err() {
+            self.note(|state| state.soft.touch_health());
         }
         written
     }

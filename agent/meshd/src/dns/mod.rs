@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_dns::{DnsServer, Sockets, Status, Zones};
-use mesh_model::naming;
+use mesh_model::{Endpoint, naming};
 use mesh_proto::v1;
 use tokio::sync::watch;
 use tokio::time::sleep;
@@ -64,12 +64,17 @@ impl Reporter {
     }
 }
 
-/// What a container is to write into its resolv.conf: nothing of the network's own leaves it.
-pub fn client_settings(state: &State, network: &mesh_model::NetworkId) -> Option<v1::Dns> {
-    let network = state.view.networks.get(network)?;
+/// What an endpoint's container should write into its resolv.conf: one server, which answers for all of the container's
+/// networks. There is no search domain, since the server answers bare names; with one, a resolver would look for a
+/// bare name that does not exist in the public domain of the network's name.
+pub fn client_settings(state: &State, endpoint: &Endpoint) -> Option<v1::Dns> {
+    let server = zones::server_of(state, endpoint);
+    let network = state.view.networks.get(&server.network)?;
+    let gateways = || network.subnets.iter().map(|subnet| subnet.gateway);
+    let gateway = gateways().find(|gateway| server.addresses().any(|own| own.is_ipv4() == gateway.is_ipv4()));
     Some(v1::Dns {
-        nameservers: network.subnets.iter().map(|subnet| subnet.gateway.to_string()).collect(),
-        search: vec![network.name.to_string()],
+        nameservers: gateway.or_else(|| gateways().next()).iter().map(ToString::to_string).collect(),
+        search: Vec::new(),
         options: vec!["ndots:0".to_owned()],
     })
 }

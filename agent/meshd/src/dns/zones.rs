@@ -5,8 +5,9 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use ipnetwork::IpNetwork;
-use mesh_dns::{List, Zone, Zones};
-use mesh_model::{EndpointMode, EndpointPhase, Name, Network, NetworkId, NodeId, ServiceId};
+use mesh_dns::{Client, List, Zone, Zones};
+use mesh_model::endpoint::NetnsRef;
+use mesh_model::{Endpoint, EndpointMode, EndpointPhase, Name, Network, NetworkId, NodeId, ServiceId};
 use mesh_planner::services::{Facts, Records};
 use serde::{Deserialize, Serialize};
 
@@ -26,19 +27,59 @@ pub struct NamedEndpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// Whether it is known not to pass the checks of a service that it is a backend of.
+    /// Whether a service that it is a backend of has a check that it does not pass, or has not passed yet.
     pub unhealthy: bool,
 }
 
 /// What zones are made of, beside services.
-pub(super) struct Networks(BTreeMap<NetworkId, (Network, Vec<mesh_dns::Endpoint>)>);
+pub(super) struct Networks {
+    networks: BTreeMap<NetworkId, (Network, Vec<mesh_dns::Endpoint>)>,
+    clients: Vec<Client>,
+}
 
 impl Networks {
     /// The networks whose names are served here: those in which this node has a lease.
     pub(super) fn of(state: &State, node: &NodeId) -> Self {
         let local = state.view.local_networks(node).into_values();
-        Self(local.map(|n| (n.id.clone(), (n.clone(), endpoints(state, n).collect()))).collect())
+        let networks = local.map(|n| (n.id.clone(), (n.clone(), endpoints(state, n).collect())));
+        Self { networks: networks.collect(), clients: clients(state) }
     }
+}
+
+/// The containers of this node, each with its networks in the order in which it was attached to them.
+fn clients(state: &State) -> Vec<Client> {
+    let attached = state.endpoints.values().filter(|endpoint| endpoint.phase == EndpointPhase::Attached);
+    let mut containers: BTreeMap<(u64, u64), Vec<&Endpoint>> = BTreeMap::new();
+    for endpoint in attached {
+        containers.entry(identity(&endpoint.netns)).or_default().push(endpoint);
+    }
+    let client = |mut endpoints: Vec<&Endpoint>| {
+        endpoints.sort_by_key(|endpoint| (endpoint.created_at, &endpoint.id));
+        let mut networks: Vec<String> = Vec::new();
+        for network in endpoints.iter().filter_map(|endpoint| state.view.networks.get(&endpoint.network)) {
+            let name = network.name.to_string();
+            if !networks.contains(&name) {
+                networks.push(name);
+            }
+        }
+        Client { addresses: endpoints.iter().flat_map(|endpoint| endpoint.addresses()).collect(), networks }
+    };
+    containers.into_values().map(client).collect()
+}
+
+/// What tells containers apart (see [`NetnsRef::is_same`]).
+fn identity(netns: &NetnsRef) -> (u64, u64) {
+    (netns.inode, netns.cookie)
+}
+
+/// The endpoint by whose network the endpoint's container reaches its name server: the first that it was attached to. One
+/// server answers for all of a container's networks.
+pub(super) fn server_of<'a>(state: &'a State, endpoint: &'a Endpoint) -> &'a Endpoint {
+    let same = state
+        .endpoints
+        .values()
+        .filter(|other| other.phase == EndpointPhase::Attached && other.netns.is_same(&endpoint.netns));
+    same.chain([endpoint]).min_by_key(|one| (one.created_at, &one.id)).unwrap_or(endpoint)
 }
 
 fn endpoints(state: &State, network: &Network) -> impl Iterator<Item = mesh_dns::Endpoint> {
@@ -51,7 +92,7 @@ fn endpoints(state: &State, network: &Network) -> impl Iterator<Item = mesh_dns:
             aliases: endpoint.aliases.iter().map(ToString::to_string).collect(),
             ipv4: endpoint.ipv4,
             ipv6: endpoint.ipv6,
-            healthy: state.soft.health_of(&state.view, endpoint) != "unhealthy",
+            healthy: matches!(state.soft.health_of(&state.view, endpoint), "healthy" | "none"),
         });
     let others = state.soft.names.get(&network.id).into_iter().flat_map(BTreeMap::values);
     let others = others.map(|endpoint| mesh_dns::Endpoint {
@@ -95,7 +136,10 @@ impl Named {
             let zone = known.filter(|known| ***known == zone).cloned().unwrap_or_else(|| Arc::new(zone));
             (name, zone)
         };
-        Zones { networks: networks.0.into_iter().map(zone).collect() }
+        let clients = Zones::clients_of(networks.clients);
+        let clients =
+            if *before.clients == clients { Arc::clone(&before.clients) } else { Arc::new(clients) };
+        Zones { networks: networks.networks.into_iter().map(zone).collect(), clients }
     }
 
     fn services(&self, network: &NetworkId) -> List<mesh_dns::Service> {
@@ -224,8 +268,9 @@ mod tests {
             }
             Change::Remove(n) => services.remove_service(&service(n).id),
             Change::Health(b) => {
-                let healthy = state.soft.unhealthy().contains(&b.try_into().unwrap());
-                let put = vec![mesh_proto::v1::BackendHealthEntry { backend: b, healthy }];
+                let healthy = !state.soft.healthy().contains(&b.try_into().unwrap());
+                let entry = mesh_proto::v1::BackendHealthEntry { backend: b, healthy, ..Default::default() };
+                let put = vec![entry];
                 let told = mesh_proto::v1::BackendHealth { put, all: false, unheard: Vec::new() };
                 state.soft.tell_health(&state.view, &told);
             }

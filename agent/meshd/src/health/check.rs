@@ -2,8 +2,9 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
-use mesh_model::HealthKind;
+use mesh_model::{HealthCheck, HealthKind};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpSocket, TcpStream};
 
@@ -13,26 +14,56 @@ const MAX_STATUS_LINE: usize = 1024;
 /// Why a backend did not pass.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum CheckError {
-    #[error(transparent)]
+    /// Nothing took the connection.
+    #[error("cannot connect to {address}: {}", reason(error))]
+    Connect {
+        /// The address and port.
+        address: SocketAddr,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The connection broke.
+    #[error("the connection broke: {}", reason(.0))]
     Io(#[from] io::Error),
+    /// The socket could not be made in the namespace.
+    #[error("no socket in the container's namespace: {}", reason(.0))]
+    Socket(io::Error),
     #[error("it does not answer in HTTP")]
     NoHttp,
     #[error("it answers {0}")]
     Status(u16),
+    /// Nothing more came in time.
+    #[error("no answer within {0:?}")]
+    TimedOut(Duration),
 }
 
-/// Tries a backend once by a socket that stands in its namespace. Whoever calls it sees to it that it ends in time.
-pub(super) async fn attempt(kind: &HealthKind, address: IpAddr, socket: TcpSocket) -> Result<(), CheckError> {
-    let stream = socket.connect(SocketAddr::new(address, kind.port())).await?;
-    match kind {
+/// An error without the number that the kernel has for it.
+fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    let plain = text.split_once(" (os error").map_or(text.as_str(), |(plain, _)| plain);
+    plain.to_lowercase()
+}
+
+/// Tries a backend once by a socket of its namespace. The caller limits the time.
+pub(super) async fn attempt(
+    check: &HealthCheck,
+    address: IpAddr,
+    socket: TcpSocket,
+) -> Result<(), CheckError> {
+    let address = SocketAddr::new(address, check.kind.port());
+    let stream = socket.connect(address).await;
+    let stream = stream.map_err(|error| CheckError::Connect { address, error })?;
+    match &check.kind {
         HealthKind::Tcp { .. } => Ok(()),
-        HealthKind::Http { port, path } => ask(stream, address, *port, path).await,
+        HealthKind::Http { path, .. } => {
+            let own = address.to_string();
+            ask(stream, check.host.as_deref().unwrap_or(&own), path).await
+        }
     }
 }
 
 /// `GET` as HTTP/1.1 has it (RFC 9112): any status of 200 to 399 is good. Only the status line is read.
-async fn ask(mut stream: TcpStream, address: IpAddr, port: u16, path: &str) -> Result<(), CheckError> {
-    let host = SocketAddr::new(address, port);
+async fn ask(mut stream: TcpStream, host: &str, path: &str) -> Result<(), CheckError> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mesh-health/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",
         env!("CARGO_PKG_VERSION")
@@ -71,8 +102,17 @@ mod tests {
 
     use super::*;
 
+    fn check(kind: HealthKind) -> HealthCheck {
+        HealthCheck::new(kind, Duration::from_secs(2), 3).unwrap()
+    }
+
     /// A server that sends its answer in two parts to whoever asks, and returns what it was asked.
     async fn asked(answer: &'static [u8]) -> (Result<(), CheckError>, String) {
+        asked_as("", answer).await
+    }
+
+    /// The same with a `Host` header of its own.
+    async fn asked_as(host: &str, answer: &'static [u8]) -> (Result<(), CheckError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let server = tokio::spawn(async move {
@@ -86,9 +126,10 @@ mod tests {
             let _ = stream.write_all(second).await;
             String::from_utf8_lossy(&request[..length]).into_owned()
         });
-        let kind = HealthKind::Http { port, path: "/healthz?x=1".into() };
+        let check = check(HealthKind::Http { port, path: "/healthz?x=1".into() });
+        let check = if host.is_empty() { check } else { check.with_host(host.into()).unwrap() };
         let socket = TcpSocket::new_v4().unwrap();
-        let result = attempt(&kind, "127.0.0.1".parse().unwrap(), socket).await;
+        let result = attempt(&check, "127.0.0.1".parse().unwrap(), socket).await;
         (result, server.await.unwrap())
     }
 
@@ -110,9 +151,17 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = "127.0.0.1".parse().unwrap();
-        let kind = HealthKind::Tcp { port };
-        attempt(&kind, address, TcpSocket::new_v4().unwrap()).await.unwrap();
+        let check = check(HealthKind::Tcp { port });
+        attempt(&check, address, TcpSocket::new_v4().unwrap()).await.unwrap();
         drop(listener);
-        assert!(attempt(&kind, address, TcpSocket::new_v4().unwrap()).await.is_err());
+        let error = attempt(&check, address, TcpSocket::new_v4().unwrap()).await.unwrap_err().to_string();
+        assert_eq!(error, format!("cannot connect to 127.0.0.1:{port}: connection refused"));
+    }
+
+    #[tokio::test]
+    async fn the_host_header_is_the_checks_own_if_it_has_one() {
+        let (result, request) = asked_as("localhost:8000", b"HTTP/1.1 200 OK\r\n\r\n").await;
+        result.unwrap();
+        assert!(request.contains("\r\nHost: localhost:8000\r\n"), "{request}");
     }
 }

@@ -2,21 +2,32 @@
 //! its services are for.
 
 mod check;
+mod verdict;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use mesh_model::endpoint::NetnsRef;
-use mesh_model::{Backend, BackendId, Endpoint, EndpointId, EndpointPhase, HealthCheck, NodeId, ServiceId};
+use mesh_model::{
+    Backend, BackendId, Endpoint, EndpointId, EndpointPhase, Finding, HealthCheck, NodeId, ServiceId,
+};
 use mesh_planner::services::Records;
 use tokio::net::TcpSocket;
 use tokio::task::{AbortHandle, JoinSet};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, sleep_until, timeout};
 
+use self::check::CheckError;
+use self::verdict::Verdict;
 use crate::agent::Agent;
 use crate::host::Host;
 use crate::services::ServiceRecords;
+
+/// How often a backend is tried at least until its first verdict: it gets no traffic before.
+const START_INTERVAL: Duration = Duration::from_secs(1);
+/// Time between two reports that differ in the error alone.
+const SAME_VERDICT: Duration = Duration::from_secs(5);
 
 /// What is checked of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -24,27 +35,6 @@ struct Subject {
     check: HealthCheck,
     address: IpAddr,
     netns: NetnsRef,
-}
-
-/// What the last tries of a backend tell.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Verdict {
-    failures: u32,
-    healthy: Option<bool>,
-}
-
-impl Verdict {
-    /// Takes account of one more try. A new backend counts as healthy without having been found so.
-    fn judge(&mut self, passed: bool, retries: u32) {
-        if passed {
-            *self = Self { failures: 0, healthy: Some(true) };
-        } else {
-            self.failures = self.failures.saturating_add(1);
-            if self.failures >= retries {
-                self.healthy = Some(false);
-            }
-        }
-    }
 }
 
 /// The backends of this node that are to be checked, by service, and what that was found out from.
@@ -143,55 +133,64 @@ pub(crate) async fn run(agent: Arc<Agent>, host: Arc<dyn Host>) {
     }
 }
 
+/// Each backend has a task of its own, so that a slow one delays no other.
 async fn check_for_ever(agent: Arc<Agent>, host: Arc<dyn Host>, id: BackendId, subject: Subject) {
-    let mut verdict = Verdict::default();
-    let mut ticks = interval(subject.check.interval);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let check = &subject.check;
+    // What was found before goes on: another check, or an agent that restarts, is no reason to lose traffic.
+    let mut reported = agent.read(|state| state.soft.found().get(&id).cloned()).unwrap_or_default();
+    let mut verdict = Verdict::new(reported.healthy, Instant::now());
+    let mut reported_at = None::<Instant>;
     loop {
-        ticks.tick().await;
-        let passed = match timeout(subject.check.timeout(), attempt(&host, &subject)).await {
-            Ok(Ok(())) => true,
-            Ok(Err(error)) => {
-                tracing::debug!(backend = %id, address = %subject.address, %error, "a check failed");
-                false
-            }
-            Err(_) => {
-                tracing::debug!(backend = %id, address = %subject.address, "a check got no answer in time");
-                false
-            }
+        let begun = Instant::now();
+        let error = match attempt(&host, &subject).await {
+            Ok(()) => String::new(),
+            Err(error) => error.to_string(),
         };
-        let before = verdict.healthy;
-        verdict.judge(passed, subject.check.retries);
-        if let Some(healthy) = verdict.healthy.filter(|_| verdict.healthy != before) {
-            tracing::info!(backend = %id, address = %subject.address, healthy, "the backend's health has changed");
-            agent.set_health(id, healthy);
+        verdict.judge(error.is_empty(), check, Instant::now());
+        let finding = Finding::new(verdict.healthy(), &error);
+        let changed = finding.healthy != reported.healthy;
+        if changed {
+            let healthy = finding.healthy;
+            tracing::info!(backend = %id, address = %subject.address, ?healthy, error, "the backend's health has changed");
         }
+        let is_due = reported_at.is_none_or(|at| at.elapsed() >= SAME_VERDICT);
+        if changed || (finding != reported && is_due) {
+            agent.set_health(id, finding.clone());
+            (reported, reported_at) = (finding, Some(Instant::now()));
+        }
+        let pause =
+            if verdict.healthy().is_none() { check.interval.min(START_INTERVAL) } else { check.interval };
+        sleep_until((begun + pause).max(Instant::now())).await;
     }
 }
 
-async fn attempt(host: &Arc<dyn Host>, subject: &Subject) -> Result<(), check::CheckError> {
-    let (host, netns, is_v6) = (host.clone(), subject.netns.clone(), subject.address.is_ipv6());
+/// Tries all addresses that the check may mean until one takes the connection.
+async fn attempt(host: &Arc<dyn Host>, subject: &Subject) -> Result<(), CheckError> {
+    let own = [subject.address];
+    let addresses = subject.check.loopback.map_or(&own[..], |loopback| loopback.addresses());
+    let mut refused = None;
+    for &address in addresses {
+        let socket = socket(host, subject, address.is_ipv6()).await;
+        // The check's time begins when it can: other work of the agent is not the backend's fault.
+        let limit = subject.check.timeout();
+        let tried = match socket {
+            Ok(socket) => timeout(limit, check::attempt(&subject.check, address, socket)).await,
+            Err(error) => Ok(Err(error)),
+        };
+        match tried.unwrap_or(Err(CheckError::TimedOut(limit))) {
+            // The first one is what people look for.
+            Err(error @ (CheckError::Connect { .. } | CheckError::Socket(_))) => {
+                refused.get_or_insert(error);
+            }
+            other => return other,
+        }
+    }
+    refused.map_or(Ok(()), Err)
+}
+
+async fn socket(host: &Arc<dyn Host>, subject: &Subject, is_v6: bool) -> Result<TcpSocket, CheckError> {
+    let (host, netns) = (host.clone(), subject.netns.clone());
     let socket = tokio::task::spawn_blocking(move || host.tcp_socket(&netns, is_v6)).await;
-    let socket = socket.map_err(std::io::Error::other)?.map_err(std::io::Error::other)?;
-    check::attempt(&subject.check.kind, subject.address, TcpSocket::from_std_stream(socket)).await
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_backend_is_unhealthy_after_its_retries_and_healthy_again_at_the_first_success() {
-        let mut verdict = Verdict::default();
-        for expected in [None, None, Some(false), Some(false)] {
-            verdict.judge(false, 3);
-            assert_eq!(verdict.healthy, expected);
-        }
-        verdict.judge(true, 3);
-        assert_eq!(verdict.healthy, Some(true));
-        verdict.judge(false, 3);
-        assert_eq!(verdict.healthy, Some(true));
-        verdict.judge(false, 1);
-        assert_eq!(verdict.healthy, Some(false));
-    }
+    let socket = socket.map_err(std::io::Error::other).and_then(|made| made.map_err(std::io::Error::other));
+    socket.map(TcpSocket::from_std_stream).map_err(CheckError::Socket)
 }

@@ -20,8 +20,8 @@ use mesh_planner::services::{
 use tokio::time::{Instant, sleep_until};
 
 pub use self::records::ServiceRecords;
-pub(crate) use self::soft::SavedNames;
 pub use self::soft::Soft;
+pub(crate) use self::soft::{SavedHealth, SavedNames};
 use crate::agent::{Agent, State};
 use crate::blocking::blocking;
 use crate::encryption::Wish;
@@ -60,7 +60,7 @@ pub(crate) struct Seen {
     nodes: BTreeMap<NodeId, Node>,
     networks: BTreeMap<NetworkId, Network>,
     down: BTreeSet<NodeId>,
-    unhealthy: BTreeSet<BackendId>,
+    healthy: Arc<BTreeSet<BackendId>>,
     peers: BTreeMap<NodeId, u16>,
 }
 
@@ -79,7 +79,7 @@ impl Seen {
             nodes: state.view.nodes.clone(),
             networks: state.view.networks.clone(),
             down: down(state),
-            unhealthy: state.soft.unhealthy(),
+            healthy: state.soft.healthy(),
             peers: peers(state, own),
         }
     }
@@ -90,7 +90,7 @@ impl Seen {
             nodes: &self.nodes,
             down: &self.down,
             networks: &self.networks,
-            unhealthy: &self.unhealthy,
+            healthy: &self.healthy,
             peers: &self.peers,
         }
     }
@@ -102,7 +102,11 @@ impl Seen {
         }
         let mut changed = self.services.changed_since(&before.services);
         let nodes: BTreeSet<&NodeId> = self.down.symmetric_difference(&before.down).collect();
-        let backends: BTreeSet<&BackendId> = self.unhealthy.symmetric_difference(&before.unhealthy).collect();
+        let backends: BTreeSet<&BackendId> = if Arc::ptr_eq(&self.healthy, &before.healthy) {
+            BTreeSet::new()
+        } else {
+            self.healthy.symmetric_difference(&before.healthy).collect()
+        };
         // Every network of the cluster is told, and most have no services here.
         let networks: BTreeSet<&NetworkId> = self
             .networks

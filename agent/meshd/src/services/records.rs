@@ -261,11 +261,8 @@ mod tests {
     }
 
     fn service(n: u32, port: bool, check: bool) -> Service {
-        let check = check.then(|| HealthCheck {
-            kind: HealthKind::Tcp { port: 80 },
-            interval: std::time::Duration::from_secs(2),
-            retries: 3,
-        });
+        let kind = HealthKind::Tcp { port: 80 };
+        let check = check.then(|| HealthCheck::new(kind, std::time::Duration::from_secs(2), 3).unwrap());
         Service {
             ports: port.then(|| PublishedPort::ingress(80, 80, Protocol::Tcp)).into_iter().collect(),
             health: check,

@@ -1,8 +1,9 @@
 //! What nobody stores about services: backends' health, and other nodes' endpoints for their names.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
-use mesh_model::{BackendId, Endpoint, EndpointId, NetworkId, NodeId};
+use mesh_model::{BackendId, Endpoint, EndpointId, Finding, NetworkId, NodeId};
 use mesh_proto::convert::{InvalidMessage, parse};
 use mesh_proto::v1;
 use serde::{Deserialize, Serialize};
@@ -17,10 +18,14 @@ pub(crate) type Names = BTreeMap<NetworkId, BTreeMap<EndpointId, NamedEndpoint>>
 /// Soft state: it is told anew at the start of each session.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Soft {
-    /// The backends of other nodes that do not pass, as a manager said.
-    told: BTreeSet<BackendId>,
-    /// What this node found out about its own; nothing yet about some.
-    found: BTreeMap<BackendId, Option<bool>>,
+    /// Whether backends of other nodes pass, as a manager reported.
+    told: BTreeMap<BackendId, bool>,
+    /// The results of this node's own checks.
+    found: BTreeMap<BackendId, Finding>,
+    /// All that pass, of both. Shared with readers, since there may be tens of thousands.
+    healthy: Arc<BTreeSet<BackendId>>,
+    /// Whether the disk has other results.
+    health_changed: bool,
     /// Other nodes' endpoints.
     pub(crate) names: Names,
     /// Whether the disk has other names.
@@ -34,62 +39,110 @@ const UNKNOWN: &str = "unknown";
 const NONE: &str = "none";
 
 impl Soft {
-    /// Begins with the names that were saved.
-    pub(crate) fn new(names: Names) -> Self {
-        Self { names, ..Self::default() }
+    /// Begins with the names and the health that were saved.
+    pub(crate) fn new(names: Names, health: SavedHealth) -> Self {
+        let healthy = health.backends.iter().filter(|(_, healthy)| **healthy).map(|(id, _)| *id).collect();
+        Self { names, told: health.backends, healthy: Arc::new(healthy), ..Self::default() }
     }
 
-    /// The backends that are known not to pass. What this node found out itself goes before what it was told.
-    pub fn unhealthy(&self) -> BTreeSet<BackendId> {
-        let told = self.told.iter().filter(|id| !self.found.contains_key(id));
-        let found = self.found.iter().filter(|(_, healthy)| **healthy == Some(false));
-        told.copied().chain(found.map(|(id, _)| *id)).collect()
+    /// The backends that are known to pass. This node's own results go before what managers report.
+    pub fn healthy(&self) -> Arc<BTreeSet<BackendId>> {
+        Arc::clone(&self.healthy)
     }
 
-    /// What there is to tell a manager of this node's backends.
-    pub fn found(&self) -> BTreeMap<BackendId, bool> {
-        self.found.iter().filter_map(|(id, healthy)| Some((*id, (*healthy)?))).collect()
+    /// The results of this node's checks, as managers get them.
+    pub fn found(&self) -> &BTreeMap<BackendId, Finding> {
+        &self.found
     }
 
-    /// These backends are checked here from now on, and no others. Whether that changes anything.
+    /// Sets which backends this node checks. A backend that it has checked before, perhaps before a restart, keeps
+    /// its result. Returns whether a result is gone.
     pub(crate) fn set_checked(&mut self, backends: &BTreeSet<BackendId>) -> bool {
-        let before = self.found.len();
-        self.found.retain(|id, _| backends.contains(id));
-        let removed = self.found.len() != before;
-        for id in backends {
-            self.found.entry(*id).or_insert(None);
+        let gone: Vec<BackendId> = self.found.keys().filter(|id| !backends.contains(id)).copied().collect();
+        for id in &gone {
+            self.found.remove(id);
+            self.told.remove(id);
+            self.settle(*id);
         }
-        removed
+        for id in backends {
+            let healthy = self.told.get(id).copied();
+            self.found.entry(*id).or_insert(Finding { healthy, error: String::new() });
+        }
+        !gone.is_empty()
     }
 
-    /// A check of one of this node's backends has another result than before.
-    pub(crate) fn set_found(&mut self, backend: BackendId, healthy: bool) {
+    /// Takes the result of a check of one of this node's backends.
+    pub(crate) fn set_found(&mut self, backend: BackendId, finding: Finding) {
         if let Some(found) = self.found.get_mut(&backend) {
-            *found = Some(healthy);
+            let before = std::mem::replace(found, finding);
+            if before.healthy != found.healthy {
+                self.settle(backend);
+            }
         }
+    }
+
+    /// Brings the set of those that pass up to date.
+    fn settle(&mut self, id: BackendId) {
+        let known = match self.found.get(&id) {
+            Some(finding) => finding.healthy,
+            None => self.told.get(&id).copied(),
+        };
+        let passes = known == Some(true);
+        if passes != self.healthy.contains(&id) {
+            let healthy = Arc::make_mut(&mut self.healthy);
+            if passes {
+                healthy.insert(id)
+            } else {
+                healthy.remove(&id)
+            };
+        }
+        self.health_changed = true;
+    }
+
+    /// The health of all backends, if it has changed since it was last taken.
+    pub(crate) fn take_changed_health(&mut self) -> Option<SavedHealth> {
+        std::mem::take(&mut self.health_changed).then(|| {
+            let mut backends = self.told.clone();
+            backends.retain(|id, _| !self.found.contains_key(id));
+            backends.extend(self.found.iter().filter_map(|(id, finding)| Some((*id, finding.healthy?))));
+            SavedHealth { backends }
+        })
+    }
+
+    /// The health is not on the disk after all.
+    pub(crate) fn touch_health(&mut self) {
+        self.health_changed = true;
     }
 
     /// Takes what a manager says of backends. One that has begun a moment ago names the nodes that it has not heard yet:
     /// what is known of those stays.
     pub(crate) fn tell_health(&mut self, view: &ClusterView, message: &v1::BackendHealth) {
         // A number that is none is that of no backend.
-        let entries = message.put.iter();
-        let put: BTreeMap<BackendId, bool> =
-            entries.filter_map(|entry| Some((entry.backend.try_into().ok()?, entry.healthy))).collect();
+        let entry = |entry: &v1::BackendHealthEntry| {
+            Some((BackendId::try_from(entry.backend).ok()?, (!entry.unknown).then_some(entry.healthy)))
+        };
+        let put: BTreeMap<BackendId, Option<bool>> = message.put.iter().filter_map(entry).collect();
         let unheard = nodes(&message.unheard);
+        let mut touched: BTreeSet<BackendId> = put.keys().copied().collect();
         if message.all {
-            let stays = |id: &BackendId| {
+            let void = |id: &BackendId| {
                 let backend = view.services.backend(*id);
-                backend.is_some_and(|(_, backend)| unheard.contains(&backend.node))
+                backend.is_none_or(|(_, backend)| !unheard.contains(&backend.node))
             };
-            self.told.retain(stays);
+            let void: Vec<BackendId> = self.told.keys().filter(|id| void(id)).copied().collect();
+            for id in void {
+                self.told.remove(&id);
+                touched.insert(id);
+            }
         }
         for (id, healthy) in put {
-            if healthy {
-                self.told.remove(&id);
-            } else {
-                self.told.insert(id);
+            match healthy {
+                Some(healthy) => drop(self.told.insert(id, healthy)),
+                None => drop(self.told.remove(&id)),
             }
+        }
+        for id in touched {
+            self.settle(id);
         }
     }
 
@@ -141,7 +194,8 @@ impl Soft {
         let of_endpoint = backends.filter(|backend| backend.endpoint == endpoint.id);
         let mut health = NONE;
         for backend in of_endpoint {
-            health = match (self.found.get(&backend.id).copied().flatten(), health) {
+            let found = self.found.get(&backend.id).and_then(|finding| finding.healthy);
+            health = match (found, health) {
                 (Some(false), _) | (_, UNHEALTHY) => UNHEALTHY,
                 (None, _) | (_, UNKNOWN) => UNKNOWN,
                 (Some(true), _) => HEALTHY,
@@ -163,7 +217,7 @@ fn named(endpoint: &v1::Endpoint) -> Result<NamedEndpoint, InvalidMessage> {
         aliases: aliases.collect::<Result<_, _>>()?,
         ipv4: optional("ipv4", &endpoint.ipv4)?,
         ipv6: optional("ipv6", &endpoint.ipv6)?,
-        unhealthy: endpoint.health == UNHEALTHY,
+        unhealthy: !matches!(endpoint.health.as_str(), HEALTHY | NONE),
     })
 }
 
@@ -178,6 +232,12 @@ fn optional<T: std::str::FromStr<Err: std::fmt::Display>>(
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SavedNames {
     pub(crate) names: Names,
+}
+
+/// What is on the disk of backends' health: after a restart, those that passed get traffic without a break.
+#[derive(Debug, Default, Serialize, Deserialize)]
+pub(crate) struct SavedHealth {
+    backends: BTreeMap<BackendId, bool>,
 }
 
 #[cfg(test)]
@@ -257,30 +317,53 @@ mod tests {
         ClusterView::from_snapshot(snapshot).unwrap()
     }
 
+    fn told(put: &[(u32, bool)], all: bool) -> v1::BackendHealth {
+        let entry = |(backend, healthy): &(u32, bool)| v1::BackendHealthEntry {
+            backend: *backend,
+            healthy: *healthy,
+            ..v1::BackendHealthEntry::default()
+        };
+        v1::BackendHealth { put: put.iter().map(entry).collect(), all, unheard: Vec::new() }
+    }
+
+    fn backend(n: u32) -> BackendId {
+        BackendId::try_from(n).unwrap()
+    }
+
+    fn found(healthy: bool) -> Finding {
+        Finding { healthy: Some(healthy), error: String::new() }
+    }
+
     #[test]
     fn what_this_node_found_out_goes_before_what_it_was_told() {
-        let backend = |n: u32| BackendId::try_from(n).unwrap();
         let view = view();
-        let told = |put: &[(u32, bool)], all| v1::BackendHealth {
-            put: put
-                .iter()
-                .map(|(backend, healthy)| v1::BackendHealthEntry { backend: *backend, healthy: *healthy })
-                .collect(),
-            all,
-            unheard: Vec::new(),
-        };
         let mut soft = Soft::default();
-        soft.tell_health(&view, &told(&[(1, false), (2, false), (3, true)], true));
-        assert_eq!(soft.unhealthy(), [backend(1), backend(2)].into());
-        soft.set_checked(&[backend(2)].into());
-        assert_eq!(soft.unhealthy(), [backend(1)].into());
-        assert!(soft.found().is_empty());
-        soft.set_found(backend(2), false);
-        assert_eq!(
-            (soft.unhealthy(), soft.found()),
-            ([backend(1), backend(2)].into(), [(backend(2), false)].into())
-        );
-        soft.tell_health(&view, &told(&[(4, false)], true));
-        assert_eq!(soft.unhealthy(), [backend(2), backend(4)].into());
+        soft.tell_health(&view, &told(&[(1, true), (2, true), (3, false)], true));
+        assert_eq!(*soft.healthy(), [backend(1), backend(2)].into());
+        soft.set_checked(&[backend(2), backend(4)].into());
+        assert_eq!(*soft.healthy(), [backend(1), backend(2)].into());
+        assert_eq!(soft.found()[&backend(4)], Finding::default());
+        soft.set_found(backend(2), found(false));
+        soft.set_found(backend(4), found(true));
+        soft.tell_health(&view, &told(&[(2, true), (3, true), (4, false)], true));
+        assert_eq!(*soft.healthy(), [backend(3), backend(4)].into());
+        soft.tell_health(&view, &told(&[], true));
+        assert_eq!(*soft.healthy(), [backend(4)].into());
+    }
+
+    #[test]
+    fn what_passed_before_a_restart_passes_after_it_until_a_check_fails() {
+        let mut soft = Soft::default();
+        soft.set_checked(&[backend(1)].into());
+        soft.set_found(backend(1), found(true));
+        soft.tell_health(&view(), &told(&[(2, true), (3, false)], false));
+        let saved = soft.take_changed_health().unwrap();
+        assert!(soft.take_changed_health().is_none());
+        let mut soft = Soft::new(Names::new(), saved);
+        assert_eq!(*soft.healthy(), [backend(1), backend(2)].into());
+        soft.set_checked(&[backend(1)].into());
+        assert_eq!(soft.found()[&backend(1)], found(true));
+        soft.set_found(backend(1), found(false));
+        assert_eq!(*soft.healthy(), [backend(2)].into());
     }
 }

@@ -20,7 +20,7 @@ fn seen(services: u32, backends: u32) -> Seen {
         nodes: (1..4).map(|n| (numbered_node(n).id, numbered_node(n))).collect(),
         networks: BTreeMap::from([(network().id, network())]),
         down: BTreeSet::new(),
-        unhealthy: BTreeSet::new(),
+        healthy: Arc::default(),
         peers: BTreeMap::new(),
     }
 }

@@ -35,8 +35,8 @@ pub struct Facts<'a> {
     pub down: &'a BTreeSet<NodeId>,
     /// The networks that services are in.
     pub networks: &'a BTreeMap<NetworkId, Network>,
-    /// Backends that do not pass their service's check. Of the others nothing is known, or that they do.
-    pub unhealthy: &'a BTreeSet<BackendId>,
+    /// Backends that pass their service's check.
+    pub healthy: &'a BTreeSet<BackendId>,
     /// The nodes' numbers in WireGuard, as far as they have any.
     pub peers: &'a BTreeMap<NodeId, u16>,
 }
@@ -44,8 +44,9 @@ pub struct Facts<'a> {
 impl Records {
     /// The backends that get new connections, the same on every node.
     ///
-    /// Candidates are those that are active and on a node that is neither down nor being drained. The healthy ones of
-    /// them are usable, and all of them when none is healthy.
+    /// Candidates are those that are active and on a node that is neither down nor being drained. Without a check all
+    /// of them are usable. With a check, those that pass it are; a new backend passes by its first success. If none
+    /// passes, all candidates are usable, whether they fail or are still unknown.
     pub fn usable(&self, facts: &Facts<'_>) -> BTreeSet<BackendId> {
         self.usable_where(facts, |_| true)
     }
@@ -66,7 +67,10 @@ impl Records {
             .filter(|backend| takes_more(backend) && matches(backend))
             .map(|backend| backend.id)
             .collect();
-        let healthy: BTreeSet<BackendId> = candidates.difference(facts.unhealthy).copied().collect();
+        if self.service.health.is_none() {
+            return candidates;
+        }
+        let healthy: BTreeSet<BackendId> = candidates.intersection(facts.healthy).copied().collect();
         if healthy.is_empty() { candidates } else { healthy }
     }
 }

@@ -6,8 +6,8 @@ use mesh_ebpf_types::{
     AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, HOST_MODE, LOCAL, TableEntry, TableKey,
 };
 use mesh_model::{
-    Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, Network, NetworkId, Node, NodeId,
-    Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
+    Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, HealthCheck, HealthKind, Network,
+    NetworkId, Node, NodeId, Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
 };
 use mesh_planner::services::{Digest, Dump, Facts, Records, Tables, Update, capacity_for, named_table};
 use proptest::prelude::*;
@@ -25,7 +25,7 @@ struct World {
     nodes: BTreeMap<NodeId, Node>,
     networks: BTreeMap<NetworkId, Network>,
     down: BTreeSet<NodeId>,
-    unhealthy: BTreeSet<BackendId>,
+    healthy: BTreeSet<BackendId>,
     peers: BTreeMap<NodeId, u16>,
     services: BTreeMap<ServiceId, Records>,
 }
@@ -51,6 +51,10 @@ fn node(n: u32) -> Node {
         wireguard: None,
         created_at: Timestamp::UNIX_EPOCH,
     }
+}
+
+fn check() -> HealthCheck {
+    HealthCheck::new(HealthKind::Tcp { port: 80 }, Duration::from_secs(2), 3).unwrap()
 }
 
 fn network() -> Network {
@@ -82,7 +86,7 @@ impl World {
             nodes: (1..=3).map(|n| (node_id(n), node(n))).collect(),
             networks: BTreeMap::from([(network().id, network())]),
             down: BTreeSet::new(),
-            unhealthy: BTreeSet::new(),
+            healthy: BTreeSet::new(),
             peers: BTreeMap::from([(node_id(2), 7)]),
             services: BTreeMap::new(),
         }
@@ -94,12 +98,21 @@ impl World {
             nodes: &self.nodes,
             down: &self.down,
             networks: &self.networks,
-            unhealthy: &self.unhealthy,
+            healthy: &self.healthy,
             peers: &self.peers,
         }
     }
 
+    /// These backends and no others fail their checks.
+    fn fail(&mut self, backends: impl IntoIterator<Item = BackendId>) {
+        self.healthy = self.services.values().flat_map(|records| records.backends.keys().copied()).collect();
+        for id in backends {
+            self.healthy.remove(&id);
+        }
+    }
+
     /// Service `n` with a VIP, a published port, and backends of these numbers, each on the node of its number modulo 3.
+    /// All of them pass their checks.
     fn serve(&mut self, n: u32, backends: impl IntoIterator<Item = u32>) {
         let [_, _, high, low] = n.to_be_bytes();
         let service = Service {
@@ -115,7 +128,7 @@ impl World {
                 Protocol::Tcp,
             )],
             affinity: Affinity::None,
-            health: None,
+            health: Some(check()),
             aliases: Vec::new(),
             labels: BTreeMap::new(),
             created_at: Timestamp::UNIX_EPOCH,
@@ -136,7 +149,8 @@ impl World {
             };
             (backend.id, backend)
         };
-        let backends = backends.into_iter().map(backend).collect();
+        let backends: BTreeMap<_, _> = backends.into_iter().map(backend).collect();
+        self.healthy.extend(backends.keys());
         self.services.insert(service_id(n), Records { service, backends });
     }
 
@@ -224,11 +238,23 @@ const fn ms(ms: u64) -> Duration {
 }
 
 #[test]
+fn a_backend_that_has_not_passed_a_check_yet_is_used_only_while_none_passes() {
+    let mut world = World::new();
+    world.serve(1, 1..=3);
+    world.healthy = BTreeSet::new();
+    assert_eq!(world.usable(1), [1, 2, 3], "fail open");
+    world.healthy = [id(2)].into();
+    assert_eq!(world.usable(1), [2]);
+    world.services.get_mut(&service_id(1)).unwrap().service.health = None;
+    assert_eq!(world.usable(1), [1, 2, 3], "without a check at once");
+}
+
+#[test]
 fn only_healthy_backends_that_take_more_are_usable_and_all_of_those_when_none_is_healthy() {
     let mut world = World::new();
     world.serve(1, 1..=6);
     assert_eq!(world.usable(1), [1, 2, 3, 4, 5, 6]);
-    world.unhealthy = [id(1), id(2)].into();
+    world.fail([id(1), id(2)]);
     assert_eq!(world.usable(1), [3, 4, 5, 6]);
     // Backends 2 and 5 are on node 3.
     world.down = [node_id(3)].into();
@@ -236,7 +262,7 @@ fn only_healthy_backends_that_take_more_are_usable_and_all_of_those_when_none_is
     world.services.get_mut(&service_id(1)).unwrap().backends.get_mut(&id(3)).unwrap().state =
         BackendState::Draining;
     assert_eq!(world.usable(1), [4, 6]);
-    world.unhealthy = (1..=6).map(id).collect();
+    world.fail((1..=6).map(id));
     assert_eq!(world.usable(1), [1, 4, 6]);
     world.nodes.get_mut(&node_id(2)).unwrap().availability = Availability::Drain;
     assert_eq!(world.usable(1), [6]);
@@ -303,7 +329,7 @@ fn a_change_touches_nothing_but_what_it_is_about() {
     let (mut maps, mut tables) = (Maps::default(), Tables::new(CAPACITY));
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(0)));
     assert!(tables.update_all(&world.services, &world.facts(), ms(1)).is_empty());
-    world.unhealthy = [id(50)].into();
+    world.fail([id(50)]);
     let service = service_id(5);
     let update = tables.update([(&service, world.services.get(&service))], &world.facts(), ms(2));
     assert_eq!(
@@ -416,7 +442,7 @@ fn without_room_a_service_goes_on_as_before_says_so_and_is_tried_again_when_ther
     assert!(problem.contains("s2") && problem.contains("no room in the array"), "{problem}");
     assert_eq!(maps.picked(&vip(2)), [11].into());
     // A host that dies is out of a table even so.
-    world.unhealthy = [id(5)].into();
+    world.fail([id(5)]);
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(2)));
     assert_eq!(maps.picked(&vip(1)), [1, 2, 3, 4].into());
     world.services.remove(&service_id(1));
@@ -473,7 +499,7 @@ fn a_change_takes_as_many_steps_among_ten_thousand_services_as_it_does_alone() {
         let all = [update.tables.len(), update.entries.len(), update.backends.len(), update.gone.len()];
         assert_eq!(all, [services, 2 * services, 20 * services, 0]);
         assert_eq!(update.problems, BTreeSet::new());
-        world.unhealthy = [id(17)].into();
+        world.fail([id(17)]);
         let service = service_id(1);
         let update = tables.update([(&service, world.services.get(&service))], &world.facts(), ms(1));
         [update.tables.len(), update.entries.len(), update.backends.len(), update.gone.len()]
@@ -519,7 +545,7 @@ proptest! {
             match change {
                 Change::Serve(n, backends) => world.serve(n, backends.into_iter().map(|b| n * 10 + b)),
                 Change::Remove(n) => drop(world.services.remove(&service_id(n))),
-                Change::Health(n) => if !world.unhealthy.remove(&id(n)) { world.unhealthy.insert(id(n)); },
+                Change::Health(n) => if !world.healthy.remove(&id(n)) { world.healthy.insert(id(n)); },
                 Change::Down(n) => if !world.down.remove(&node_id(n)) { world.down.insert(node_id(n)); },
                 Change::Pass(time) => now += time,
                 Change::Restart { same } => {

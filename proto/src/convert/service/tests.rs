@@ -22,7 +22,12 @@ fn port(published: u16) -> model::PublishedPort {
 
 fn check() -> model::HealthCheck {
     let kind = model::HealthKind::Http { port: 8080, path: "/healthz".into() };
-    model::HealthCheck::new(kind, Duration::from_millis(1500), 5).unwrap()
+    model::HealthCheck::new(kind, Duration::from_millis(1500), 5)
+        .and_then(|check| check.with_timeout(Duration::from_secs(30)))
+        .and_then(|check| check.with_start_period(Duration::from_secs(40)))
+        .and_then(|check| check.with_host("localhost:8080".into()))
+        .unwrap()
+        .with_loopback(model::Loopback::Localhost)
 }
 
 fn service() -> model::Service {
@@ -81,8 +86,12 @@ fn a_request_that_leaves_things_open_gets_their_defaults() {
     let expected = model::PublishedPort::ingress(0, 80, model::Protocol::Tcp);
     assert_eq!(model::PublishedPort::try_from(port).unwrap(), expected);
     let kind = v1::health_check::Kind::Tcp(v1::TcpCheck { port: 80 });
-    let check =
-        model::HealthCheck::try_from(v1::HealthCheck { kind: Some(kind), interval_ms: 0, retries: 0 });
+    let check = model::HealthCheck::try_from(v1::HealthCheck {
+        kind: Some(kind),
+        interval_ms: 0,
+        retries: 0,
+        ..Default::default()
+    });
     let check = check.unwrap();
     assert_eq!((check.interval, check.retries), (Duration::from_secs(2), 3));
 }
@@ -104,6 +113,7 @@ fn a_message_with_an_impossible_value_is_refused_by_the_name_of_its_field() {
         kind: Some(v1::health_check::Kind::Http(v1::HttpCheck { port: 80, path: path.into() })),
         interval_ms: 0,
         retries: 0,
+        ..Default::default()
     };
     assert!(model::HealthCheck::try_from(http("/")).is_ok());
     let error = model::HealthCheck::try_from(http("healthz")).unwrap_err();

@@ -170,8 +170,7 @@ struct Dns {
     options: Vec<String>,
 }
 
-/// Adds what the new endpoint says about names to the container's resolv.conf. A container of several networks asks the
-/// first one's server first.
+/// Adds what the new endpoint says about names to the container's resolv.conf, if it is not there already.
 fn learn_name_servers(dir: &LabDir, container: &Container, attached: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct Endpoint {
@@ -186,8 +185,10 @@ fn learn_name_servers(dir: &LabDir, container: &Container, attached: &str) -> Re
     }
     let path = dir.resolv_conf(&container.name);
     let mut text = fs::read_to_string(&path).unwrap_or_default();
-    for server in dns.nameserver {
-        let _ = writeln!(text, "nameserver {server}");
+    for line in dns.nameserver.iter().map(|server| format!("nameserver {server}")) {
+        if !text.lines().any(|known| known == line) {
+            let _ = writeln!(text, "{line}");
+        }
     }
     for (keyword, words) in [("search", dns.search), ("options", dns.options)] {
         if !words.is_empty() && !text.contains(keyword) {

@@ -16,7 +16,7 @@ use super::{
     name::Names,
     second_nic,
     state::{HostState, LabDir},
-    underlay,
+    underlay::{self, CLIENT},
 };
 use crate::{Cmd, Error, Netns, Output, ProcessId, Result, ip_batch_in, poll_until};
 
@@ -253,13 +253,19 @@ impl Host {
         let path = self.path();
         fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
         let config = path.join("meshd.toml");
+        // The machine's own resolvers are not to be reached from here; the outside machine may serve names.
+        let resolv_conf = path.join("resolv.conf");
+        fs::write(&resolv_conf, format!("nameserver {CLIENT}\n"))
+            .map_err(Error::file("write", &resolv_conf))?;
         // No path here needs escaping: prefixes and host names hold neither quotes nor backslashes.
         let text = format!(
-            "state_dir = \"{}\"\nrun_dir = \"{}\"\nsocket = \"{}\"\nbpffs_dir = \"{}\"\n{more}\n",
+            "state_dir = \"{}\"\nrun_dir = \"{}\"\nsocket = \"{}\"\nbpffs_dir = \"{}\"\n\
+             resolv_conf = \"{}\"\n{more}\n",
             self.state_dir().display(),
             path.join("run").display(),
             self.socket().display(),
             self.bpffs_dir().display(),
+            resolv_conf.display(),
         );
         fs::write(&config, text).map_err(Error::file("write", &config))?;
         Ok(config.to_string_lossy().into_owned())

@@ -115,21 +115,21 @@ fn meshs_own_check_wins_over_a_test_that_is_then_ignored() {
         let declared = read_file(&format!("services:\n  web:\n{text}")).unwrap();
         let keys = declared.ignored.iter().map(|ignored| ignored.key.replace("services.web.", "")).collect();
         (
-            declared.services[0].health.as_ref().map(|check| format!("{} {:?}", check.kind, check.interval)),
+            declared.services[0].health.as_ref().map(|check| {
+                format!("{check} {:?} {:?} {:?}", check.interval, check.timeout(), check.start_period)
+            }),
             keys,
         )
     };
     let none: Vec<String> = Vec::new();
-    let http = "    healthcheck: {test: [CMD, curl, -f, \"http://localhost:8080/\"], interval: 1m30s, timeout: 3s}\n";
-    assert_eq!(check(http), (Some("http 8080/ 90s".into()), vec!["healthcheck.timeout".to_owned()]));
+    let http = "    healthcheck: {test: [CMD, curl, -f, \"http://localhost:8080/\"], interval: 1m30s, timeout: 3s, start_period: 40s}\n";
+    let wanted = "http 8080/ at localhost as localhost:8080 90s 3s 40s";
+    assert_eq!(check(http), (Some(wanted.into()), none.clone()));
+    let plain = "    healthcheck: {test: nc -z 127.0.0.1 80}\n";
+    let wanted = "tcp 80 at 127.0.0.1 2s 30s 0ns";
+    assert_eq!(check(plain), (Some(wanted.into()), none.clone()), "with Docker's usual timeout");
     let own = format!("{http}    x-mesh: {{health-tcp: 5432, health-interval: 500ms}}\n");
-    assert_eq!(
-        check(&own),
-        (
-            Some("tcp 5432 500ms".into()),
-            vec!["healthcheck.test".to_owned(), "healthcheck.timeout".to_owned()]
-        )
-    );
+    assert_eq!(check(&own), (Some("tcp 5432 500ms 3s 40s".into()), vec!["healthcheck.test".to_owned()]));
     assert_eq!(
         check("    healthcheck: {test: pg_isready, interval: 5s}\n"),
         (None, vec!["healthcheck.interval".to_owned(), "healthcheck.test".to_owned()])
