@@ -43,6 +43,7 @@
 
 #![forbid(unsafe_code)]
 
+mod change;
 mod exchange;
 mod forward;
 #[cfg(fuzzing)]
@@ -61,6 +62,7 @@ mod udp;
 mod upstreams;
 mod zone;
 
+pub use change::Change;
 pub use hickory_proto::rr::{Name, RecordType};
 pub use lookup::{Answer, Index};
 pub use message::TTL;

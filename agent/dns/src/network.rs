@@ -7,6 +7,7 @@ use hickory_proto::{
     rr::{Name, RData, rdata},
 };
 use rand::seq::SliceRandom;
+use tokio::sync::watch;
 
 use crate::{
     exchange::Question,
@@ -44,6 +45,7 @@ pub(crate) struct Shared {
     pub(crate) forwarder: Forwarder,
     pub(crate) waiting: Arc<Waiting>,
     pub(crate) connections: Arc<Connections>,
+    pub(crate) retired: watch::Sender<bool>,
 }
 
 /// One network's server, whatever sockets it has.
@@ -57,6 +59,12 @@ pub(crate) struct Network {
 impl Network {
     pub(crate) fn new(name: &str, shared: Arc<Shared>) -> Self {
         Self { name: name.to_owned(), shared, counters: Counters::default() }
+    }
+
+    /// Waits until nothing more is to be taken.
+    pub(crate) async fn retired(&self) {
+        // The sender lives as long as this.
+        let _ = self.shared.retired.subscribe().wait_for(|retired| *retired).await;
     }
 
     /// A place for a client's connection, if there is one.

@@ -47,6 +47,7 @@ impl DnsServer {
             forwarder: Forwarder::new(upstreams),
             waiting: Arc::default(),
             connections: Arc::default(),
+            retired: watch::Sender::new(false),
         });
         Self { shared, served: Mutex::default() }
     }
@@ -78,6 +79,11 @@ impl DnsServer {
         if let Some(mut served) = served {
             served.tasks.shutdown().await;
         }
+    }
+
+    /// Takes no more questions, and answers those that it has. Whoever has copies of the sockets may serve them.
+    pub fn retire(&self) {
+        self.shared.retired.send_replace(true);
     }
 
     /// What was done for each network that is served.

@@ -36,10 +36,13 @@ const LENGTH: usize = 2;
 /// Answers on connections to `listener` for good. They end with this future.
 pub(crate) async fn serve(network: Arc<Network>, listener: TcpListener) {
     let mut connections = JoinSet::new();
+    let retired = network.retired();
+    tokio::pin!(retired);
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             Some(_) = connections.join_next() => continue,
+            () = &mut retired => break,
         };
         match accepted {
             Ok((stream, client)) => {
@@ -63,6 +66,7 @@ pub(crate) async fn serve(network: Arc<Network>, listener: TcpListener) {
             }
         }
     }
+    while connections.join_next().await.is_some() {}
 }
 
 /// Answers questions until the client has no more.

@@ -20,10 +20,13 @@ pub(crate) async fn serve(network: Arc<Network>, socket: UdpSocket) {
     let socket = Arc::new(socket);
     let mut waiting = JoinSet::new();
     let mut buffer = vec![0; MAX_QUERY];
+    let retired = network.retired();
+    tokio::pin!(retired);
     loop {
         let received = tokio::select! {
             received = socket.recv_from(&mut buffer) => received,
             Some(_) = waiting.join_next() => continue,
+            () = &mut retired => break,
         };
         let (length, client) = match received {
             Ok(received) => received,
@@ -50,6 +53,7 @@ pub(crate) async fn serve(network: Arc<Network>, socket: UdpSocket) {
             sent(socket.send_to(&reply, client).await, client);
         }
     }
+    while waiting.join_next().await.is_some() {}
 }
 
 fn sent(result: io::Result<usize>, client: SocketAddr) {

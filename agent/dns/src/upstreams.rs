@@ -39,8 +39,11 @@ struct State {
 }
 
 impl Upstreams {
+    /// Reads the file once: by the time of the first question the process may have no right to.
     pub(crate) fn new(resolv_conf: PathBuf, zones: watch::Receiver<Zones>) -> Self {
-        Self { resolv_conf, zones, state: Mutex::default() }
+        let first = std::fs::read(&resolv_conf).unwrap_or_default();
+        let resolvers = nameservers(&String::from_utf8_lossy(&first));
+        Self { resolv_conf, zones, state: Mutex::new(State { resolvers, ..State::default() }) }
     }
 
     /// The resolvers in the file's order, those last that did not answer lately.

@@ -7,6 +7,7 @@ use std::{
 };
 
 use ipnetwork::IpNetwork;
+use serde::{Deserialize, Serialize};
 
 /// All networks whose names are served here, by name. Zones that did not change should be passed on as the same `Arc`, and
 /// so should the parts of their lists: their index is then kept.
@@ -20,7 +21,7 @@ pub struct Zones {
 }
 
 /// One container, whose questions are answered from all of its networks.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Client {
     /// Its addresses in all networks.
     pub addresses: Vec<IpAddr>,
@@ -100,7 +101,7 @@ impl<T> From<Vec<T>> for List<T> {
 }
 
 /// One endpoint.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Endpoint {
     /// Its name. A service of the same name hides it.
     pub name: String,
@@ -115,7 +116,7 @@ pub struct Endpoint {
 }
 
 /// One service.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// Its name.
     pub name: String,
@@ -128,7 +129,7 @@ pub struct Service {
 }
 
 /// What a service's name stands for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndpointMode {
     /// A virtual IP.
     Vip {
@@ -149,7 +150,7 @@ impl Default for EndpointMode {
 }
 
 /// One backend of a service.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
     /// IPv4 address.
     pub ipv4: Option<Ipv4Addr>,

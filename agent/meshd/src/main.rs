@@ -5,17 +5,19 @@ use std::process::ExitCode;
 use clap::Parser;
 use mesh_kernel::memory;
 use mesh_meshd::config::{Config, ConfigError, Flags};
-use mesh_meshd::dns::holder;
+use mesh_meshd::dns::process;
 use mesh_meshd::{app, capabilities};
 use mesh_proto::{Problem, ProblemKind};
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {
     let mut args = std::env::args_os().skip(1);
-    if let (Some(command), Some(run_dir)) = (args.next(), args.next())
-        && command == holder::COMMAND
+    if let (Some(command), Some(run_dir), Some(resolv_conf)) = (args.next(), args.next(), args.next())
+        && command == process::COMMAND
     {
-        return holder::main(run_dir.as_ref());
+        abort_on_panic();
+        memory::keep_little();
+        return process::main(run_dir.as_ref(), resolv_conf.as_ref());
     }
     abort_on_panic();
     memory::keep_little();

@@ -398,7 +398,7 @@ mod tests {
         assert_eq!(check.timeout(), Duration::from_secs(1));
         let check = check
             .with_timeout(Duration::from_secs(30))
-            .and_then(|check| check.with_start_period(Duration::from_secs(60)))
+            .and_then(|check| check.with_start_period(Duration::from_mins(1)))
             .and_then(|check| check.with_host("localhost:8000".into()))
             .unwrap()
             .with_loopback(Loopback::Localhost);

@@ -1,7 +1,8 @@
 //! Names: what containers resolve by the name server on their network's gateway address, asked by dig and by libc.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use mesh_e2e::service::{add_backend, change_backend, create_service, vip, vip6, web};
 use mesh_e2e::{PATIENCE, create_network};
@@ -195,8 +196,95 @@ fn an_endpoint_says_what_its_container_should_use() -> Result<()> {
     assert_eq!(dns["nameserver"], serde_json::json!(["10.64.0.1"]));
     assert_eq!(dns["search"], serde_json::json!([]), "the server knows bare names");
     let seen = c1.exec(["cat", "/etc/resolv.conf"])?.text()?;
-    assert_eq!(seen, "nameserver 10.64.0.1\noptions ndots:0\n");
+    assert_eq!(seen, "nameserver 10.64.0.1\noptions ndots:0");
     let target = SocketAddr::new([10, 64, 0, 1].into(), 53);
     assert!(c1.netns().enter(|| std::net::TcpStream::connect(target)).is_ok_and(|stream| stream.is_ok()));
     Ok(())
+}
+
+/// The name server's process on the lab's only host: what its status in /proc says.
+fn server_process(lab: &Lab) -> Option<String> {
+    let is_server = |pid: &mesh_harness::ProcessId| {
+        std::fs::read(format!("/proc/{}/cmdline", pid.pid))
+            .is_ok_and(|argv| argv.split(|byte| *byte == 0).any(|word| word == b"dns-server"))
+    };
+    let found = lab.host(1).netns().processes().into_iter().find(is_server)?;
+    std::fs::read_to_string(format!("/proc/{}/status", found.pid)).ok()
+}
+
+/// Its process number.
+fn server_pid(lab: &Lab) -> Option<String> {
+    let status = server_process(lab)?;
+    status.lines().find_map(|line| line.strip_prefix("Pid:")).map(|pid| pid.trim().to_owned())
+}
+
+#[test]
+fn names_are_answered_while_the_agent_is_dead_by_a_process_without_rights() -> Result<()> {
+    let lab = lab(1, &[])?;
+    let public = Ipv4Addr::new(203, 0, 113, 7);
+    let _outside = NameServer::start(&lab.client(), &[("www.example.com", public)])?;
+    let c1 = lab.container(1, "c1", ["--network", "app"])?;
+    let answered = || -> Result<()> {
+        assert_eq!(dig(&c1, &["c1"])?, set([c1.ipv4()?]));
+        assert_eq!(dig(&c1, &["+tcp", "c1.app"])?, set([c1.ipv4()?]));
+        assert_eq!(dig(&c1, &["www.example.com"])?, set([public]));
+        Ok(())
+    };
+    answered()?;
+    let status = server_process(&lab).expect("the process");
+    for line in ["Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534\t65534\t65534", "NoNewPrivs:\t1"] {
+        assert!(status.contains(line), "{line}: {status}");
+    }
+    for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+        assert!(status.contains(&format!("{set}:\t0000000000000000")), "{set}: {status}");
+    }
+    let (address, pid) = (c1.ipv4()?, server_pid(&lab));
+    lab.host(1).kill_meshd()?;
+    let without = |name: &str| c1.cmd(["dig", "+short", "+tries=1", "+time=5", name]).output()?.text();
+    for _ in 0..3 {
+        assert_eq!(without("c1")?.trim(), address.to_string());
+        assert_eq!(without("www.example.com")?.trim(), public.to_string());
+    }
+    lab.host(1).start_meshd()?;
+    assert_eq!(server_pid(&lab), pid, "it is adopted");
+    // It is told what changes from then on.
+    let c2 = lab.container(1, "c2", ["--network", "app"])?;
+    let new = set([c2.ipv4()?]);
+    eventually("the new name", PATIENCE, || dig(&c1, &["c2"]).is_ok_and(|found| found == new))?;
+    // Killed, it is replaced.
+    lab.host(1).run(["kill", "-9", &pid.expect("its number")])?.ok()?;
+    eventually("another process answers", PATIENCE, || answered().is_ok())?;
+    lab.host(1).meshctl(["cluster", "leave", "--force"])?.ok()?;
+    eventually("the process is gone", PATIENCE, || server_process(&lab).is_none())
+}
+
+#[test]
+fn a_name_server_that_is_replaced_loses_no_question() -> Result<()> {
+    let lab = lab(1, &[])?;
+    let c1 = lab.container(1, "c1", ["--network", "app"])?;
+    let wanted = set([c1.ipv4()?]);
+    assert_eq!(dig(&c1, &["c1"])?, wanted);
+    let before = server_pid(&lab);
+    // As after an upgrade: the agent wants a process that runs something else.
+    lab.set_meshd_config("resolv_conf = \"/etc/hosts\"")?;
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let asking = scope.spawn(|| {
+            let mut answers = 0;
+            while !done.load(Ordering::Relaxed) || answers == 0 {
+                let argv = ["dig", "+short", "+tries=1", "+time=10", "c1"];
+                assert_eq!(set(c1.cmd(argv).output()?.text()?.lines()), wanted, "after {answers} answers");
+                answers += 1;
+            }
+            Ok::<_, mesh_harness::Error>(())
+        });
+        let restarted = lab.host(1).restart_meshd().and_then(|()| {
+            eventually("another process serves", PATIENCE, || {
+                server_pid(&lab).is_some_and(|now| Some(now) != before)
+            })
+        });
+        done.store(true, Ordering::Relaxed);
+        asking.join().expect("no panic")?;
+        restarted
+    })
 }

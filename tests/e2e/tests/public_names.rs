@@ -6,8 +6,8 @@ use mesh_e2e::create_network;
 use mesh_harness::traffic::NameServer;
 use mesh_harness::{Container, Lab, Result};
 
-const VERCEL: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
-const EXAMPLE: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 2);
+const VERCEL: &str = "203.0.113.1";
+const EXAMPLE: &str = "203.0.113.2";
 
 /// The first address that the C library finds.
 fn getent(container: &Container, name: &str) -> Result<Option<String>> {
@@ -15,8 +15,12 @@ fn getent(container: &Container, name: &str) -> Result<Option<String>> {
     Ok(output.success().then(|| output.stdout.split_whitespace().next().unwrap_or_default().to_owned()))
 }
 
-fn found(container: &Container, name: &str, address: impl ToString) -> Result<()> {
-    assert_eq!(getent(container, name)?, Some(address.to_string()), "{name}");
+fn record((name, address): (&'static str, &str)) -> (&'static str, Ipv4Addr) {
+    (name, address.parse().expect("an address"))
+}
+
+fn found(container: &Container, name: &str, address: &str) -> Result<()> {
+    assert_eq!(getent(container, name)?, Some(address.to_owned()), "{name}");
     Ok(())
 }
 
@@ -24,7 +28,7 @@ fn found(container: &Container, name: &str, address: impl ToString) -> Result<()
 fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_host() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     let public = [("vercel.app", VERCEL), ("www.example.com", EXAMPLE), ("example.com", EXAMPLE)];
-    let public = NameServer::start(&lab.client(), &public)?;
+    let public = NameServer::start(&lab.client(), &public.map(record))?;
     for (name, options) in [("app", &[][..]), ("back", &["--internal"]), ("example.com", &[])] {
         create_network(&lab, name, options)?;
     }
@@ -37,10 +41,10 @@ fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_
     let seen = both.exec(["cat", "/etc/resolv.conf"])?.text()?;
     assert_eq!(seen.matches("nameserver").count(), 1, "{seen}");
     for name in ["redis", "redis.back"] {
-        found(&both, name, redis.ipv4()?)?;
+        found(&both, name, &redis.ipv4()?.to_string())?;
     }
     for name in ["web", "web.app"] {
-        found(&both, name, web.ipv4()?)?;
+        found(&both, name, &web.ipv4()?.to_string())?;
     }
     // Whichever server it asks.
     for server in ["10.64.0.1", "10.64.16.1"] {
@@ -59,7 +63,7 @@ fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_
     for (name, address) in [("www.example.com", EXAMPLE), ("example.com", EXAMPLE)] {
         found(&shop, name, address)?;
     }
-    found(&shop, "db.example.com", shop.ipv4()?)?;
+    found(&shop, "db.example.com", &shop.ipv4()?.to_string())?;
     assert_eq!(getent(&web, "nobody.app")?, None);
     let asked = public.asked();
     assert!(asked.iter().all(|name| name.contains('.')), "{asked:?}");
@@ -70,7 +74,7 @@ fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_
 #[test]
 fn slow_and_broken_names_of_one_container_are_its_own_trouble() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
-    let _public = NameServer::start(&lab.client(), &[("www.example.com", EXAMPLE)])?;
+    let _public = NameServer::start(&lab.client(), &[record(("www.example.com", EXAMPLE))])?;
     create_network(&lab, "app", &[])?;
     let (busy, other) =
         (lab.container(1, "busy", ["--network", "app"])?, lab.container(1, "other", ["--network", "app"])?);

@@ -72,8 +72,9 @@ fn dead_resolvers_are_passed_over_and_remembered() {
     };
     let first = took("www.example.com");
     assert!(first > Duration::from_secs(1) && first < Duration::from_secs(4), "{first:?}");
-    let second = took("www.example.com");
-    assert!(second < Duration::from_secs(1), "{second:?}");
+    // One of some, since a busy machine takes its time for dig itself.
+    let fastest = (0..5).map(|_| took("www.example.com")).min().unwrap();
+    assert!(fastest < Duration::from_secs(1), "{fastest:?}");
 }
 
 #[test]

@@ -76,7 +76,7 @@ fn a_file_is_applied_once_and_then_nothing_changes() {
         (
             0,
             "created network front: subnet 10.80.0.0/16, internal, mtu 1300\n\
-             created service front/web: port 8080:80/tcp, port 30000:443/tcp, health http 80/up every 10s with 3 \
+             created service front/web: port 8080:80/tcp, port 30000:443/tcp, health http 80/up at localhost every 10s with 3 \
              retries, aliases www\n\
              created service front/db: endpoint mode dnsrr\n",
             IGNORED,
@@ -111,7 +111,7 @@ fn a_dry_run_prints_the_difference_and_changes_nothing() {
         (
             0,
             "would remove service front/db\n\
-             would update service front/web: -port 8080:80/tcp, +port 8081:80/tcp, health http 80/up every 5s with 3 \
+             would update service front/web: -port 8080:80/tcp, +port 8081:80/tcp, health http 80/up at localhost every 5s with 3 \
              retries\n\
              would create service front/cache: endpoint mode dnsrr\n"
         ),

@@ -15,8 +15,8 @@ use mesh_ipam::Delays;
 use mesh_model::desired::{Encapsulation, Peer, Underlay};
 use mesh_model::wireguard::DEFAULT_PORT;
 use mesh_model::{
-    BackendId, Desired, Endpoint, EndpointId, EndpointPhase, Finding, InterfacePatterns, NetworkId, Node, NodeId,
-    NodeState,
+    BackendId, Desired, Endpoint, EndpointId, EndpointPhase, Finding, InterfacePatterns, NetworkId, Node,
+    NodeId, NodeState,
 };
 use mesh_proto::{Problem, v1};
 use tokio::sync::{Notify, watch};
@@ -471,6 +471,7 @@ impl Agent {
     /// A check of one of this node's backends has another result than before.
     pub(crate) fn set_health(&self, backend: BackendId, finding: Finding) {
         self.adjust(|state| state.soft.set_found(backend, finding));
+        self.unsaved.notify_one();
         self.health_found.send_modify(|count| *count += 1);
     }
 

@@ -103,7 +103,7 @@ mod tests {
             verdict.judge(false, &check(30, 3), begun + Duration::from_secs(second));
         }
         assert_eq!(verdict.healthy(), None, "two counted in a minute");
-        verdict.judge(false, &check(30, 3), begun + Duration::from_secs(60));
+        verdict.judge(false, &check(30, 3), begun + Duration::from_mins(1));
         assert_eq!(verdict.healthy(), Some(false));
     }
 }

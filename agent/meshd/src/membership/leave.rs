@@ -52,7 +52,7 @@ impl Memberships {
         member.stop().await;
         drop(member);
         if let Some(names) = &self.platform.name_server {
-            dns::end_keeping(&names.run_dir);
+            dns::end(&names.run_dir);
         }
         let reservation = self.platform.reservation();
         if let Some(Err(error)) = reservation.map(|mut reservation| reservation.set(&BTreeSet::new())) {

@@ -178,7 +178,7 @@ impl Entries {
         let mut entries = Self { name: service.name.to_string(), ..Self::default() };
         let usable = records.usable(facts);
         for backend in records.backends.values() {
-            let failing = !usable.contains(&backend.id) && is_failing(backend, facts);
+            let failing = !usable.contains(&backend.id) && is_failing(service, backend, facts);
             entries.backend(backend, network, vni, facts, failing);
         }
         let size = rendezvous::size(records.backends.len());
@@ -267,8 +267,9 @@ fn key_address(address: IpAddr) -> Address {
 }
 
 /// Whether something is wrong with a backend or its node.
-fn is_failing(backend: &Backend, facts: &Facts<'_>) -> bool {
-    facts.unhealthy.contains(&backend.id) || facts.down.contains(&backend.node)
+fn is_failing(service: &Service, backend: &Backend, facts: &Facts<'_>) -> bool {
+    let passes = service.health.is_none() || facts.healthy.contains(&backend.id);
+    !passes || facts.down.contains(&backend.node)
 }
 
 /// Whether a backend is to get new connections, as far as people decide it.

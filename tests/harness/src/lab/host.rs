@@ -257,15 +257,19 @@ impl Host {
         let resolv_conf = path.join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {CLIENT}\n"))
             .map_err(Error::file("write", &resolv_conf))?;
+        let resolvers = if more.contains("resolv_conf") {
+            String::new()
+        } else {
+            format!("resolv_conf = \"{}\"\n", resolv_conf.display())
+        };
         // No path here needs escaping: prefixes and host names hold neither quotes nor backslashes.
         let text = format!(
             "state_dir = \"{}\"\nrun_dir = \"{}\"\nsocket = \"{}\"\nbpffs_dir = \"{}\"\n\
-             resolv_conf = \"{}\"\n{more}\n",
+             {resolvers}{more}\n",
             self.state_dir().display(),
             path.join("run").display(),
             self.socket().display(),
             self.bpffs_dir().display(),
-            resolv_conf.display(),
         );
         fs::write(&config, text).map_err(Error::file("write", &config))?;
         Ok(config.to_string_lossy().into_owned())

@@ -1,0 +1,207 @@
+//! What an agent and its name server's process say to each other: requests and answers in JSON, each after its length,
+//! some with descriptors.
+
+use std::collections::BTreeMap;
+use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::mem::MaybeUninit;
+use std::net::{IpAddr, TcpListener, UdpSocket};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use mesh_dns::{Change, Sockets};
+use rustix::net::{
+    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
+    SendFlags, recvmsg, sendmsg,
+};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+
+/// Descriptors of one message: a pair of sockets.
+const PAIR: usize = 2;
+/// Octets of a message's length.
+const LENGTH: usize = 4;
+/// Octets of the longest message: a hundred thousand names.
+const MAX_MESSAGE: usize = 256 << 20;
+
+/// What an agent asks of the process.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Request {
+    /// What runs there, and what it serves: [`Answer::Hello`].
+    Hello,
+    /// These are the names from now on; `from_nothing`: what was known before does not count.
+    Zones { change: Change, from_nothing: bool },
+    /// Serve a network on the address of the sockets that come with this.
+    Serve { network: String },
+    /// Serve a network no more.
+    Stop { network: String },
+    /// A copy of each address' sockets: one [`Answer::Sockets`] for each, then [`Answer::Done`].
+    Give,
+    /// What was done for each network: [`Answer::Status`].
+    Status,
+    /// Answer what has been asked, take nothing more, and end: another process serves the sockets.
+    Retire,
+    /// End.
+    End,
+}
+
+/// What the process answers.
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) enum Answer {
+    Hello {
+        program: Program,
+        served: Vec<(String, IpAddr)>,
+    },
+    /// They come with this.
+    Sockets {
+        network: String,
+    },
+    Status(BTreeMap<String, Counts>),
+    Done,
+    Failed(String),
+}
+
+/// What a process runs: which file (another one, or one that was written over, is another version), with what setting.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Program {
+    device: u64,
+    inode: u64,
+    modified: (i64, i64),
+    resolv_conf: PathBuf,
+}
+
+impl Program {
+    /// The file that this process runs.
+    pub(super) fn own(resolv_conf: &Path) -> io::Result<Self> {
+        use std::os::unix::fs::MetadataExt;
+        let file = std::fs::metadata("/proc/self/exe")?;
+        Ok(Self {
+            device: file.dev(),
+            inode: file.ino(),
+            modified: (file.mtime(), file.mtime_nsec()),
+            resolv_conf: resolv_conf.to_owned(),
+        })
+    }
+}
+
+/// [`mesh_dns::Status`] on its way.
+#[derive(Debug, Clone, Copy, Serialize, Deserialize)]
+pub(super) struct Counts {
+    queries: u64,
+    forwarded: u64,
+    failed: u64,
+    malformed: u64,
+}
+
+impl From<mesh_dns::Status> for Counts {
+    fn from(status: mesh_dns::Status) -> Self {
+        let mesh_dns::Status { queries, forwarded, failed, malformed } = status;
+        Self { queries, forwarded, failed, malformed }
+    }
+}
+
+impl From<Counts> for mesh_dns::Status {
+    fn from(counts: Counts) -> Self {
+        let Counts { queries, forwarded, failed, malformed } = counts;
+        Self { queries, forwarded, failed, malformed }
+    }
+}
+
+/// Sends one message, with the sockets that belong to it.
+pub(super) fn send<T: Serialize>(
+    stream: &UnixStream,
+    message: &T,
+    sockets: Option<&Sockets>,
+) -> io::Result<()> {
+    let payload = serde_json::to_vec(message)?;
+    let length = u32::try_from(payload.len()).map_err(io::Error::other)?.to_be_bytes();
+    let fds: Vec<BorrowedFd<'_>> =
+        sockets.iter().flat_map(|sockets| [sockets.udp.as_fd(), sockets.tcp.as_fd()]).collect();
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PAIR))];
+    let mut control = SendAncillaryBuffer::new(&mut space);
+    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let sent = sendmsg(stream, &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL)?;
+    let mut stream = stream;
+    stream.write_all(&length[sent..])?;
+    stream.write_all(&payload)
+}
+
+/// Receives one message; `None` at the end of the connection.
+pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Option<(T, Option<Sockets>)>> {
+    let mut length = [0; LENGTH];
+    let (mut filled, mut fds) = (0, Vec::new());
+    while filled < LENGTH {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PAIR))];
+        let mut control = RecvAncillaryBuffer::new(&mut space);
+        let rest = &mut [IoSliceMut::new(&mut length[filled..])];
+        let received = match recvmsg(stream, rest, &mut control, RecvFlags::CMSG_CLOEXEC) {
+            Err(rustix::io::Errno::INTR) => continue,
+            received => received?,
+        };
+        for message in control.drain() {
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                fds.extend(received);
+            }
+        }
+        match (received.bytes, filled) {
+            (0, 0) => return Ok(None),
+            (0, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            (bytes, _) => filled += bytes,
+        }
+    }
+    let length = usize::try_from(u32::from_be_bytes(length)).unwrap_or(usize::MAX);
+    if length > MAX_MESSAGE {
+        return Err(strange());
+    }
+    let (mut payload, mut stream) = (Vec::new(), stream);
+    Read::by_ref(&mut stream).take(length as u64).read_to_end(&mut payload)?;
+    if payload.len() < length {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(Some((serde_json::from_slice(&payload)?, pair(fds)?)))
+}
+
+fn pair(fds: Vec<OwnedFd>) -> io::Result<Option<Sockets>> {
+    if fds.is_empty() {
+        return Ok(None);
+    }
+    let [udp, tcp]: [OwnedFd; PAIR] = fds.try_into().map_err(|_| strange())?;
+    Ok(Some(Sockets { udp: UdpSocket::from(udp), tcp: TcpListener::from(tcp) }))
+}
+
+/// The other side does not keep to this.
+pub(super) fn strange() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, "the name server's process gave a strange message")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sockets_travel_with_the_message_that_they_belong_to() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        let address = sockets.udp.local_addr().unwrap();
+        send(&one, &Request::Hello, None).unwrap();
+        send(&one, &Request::Serve { network: "app".into() }, Some(&sockets)).unwrap();
+        drop((one, sockets));
+        assert!(matches!(receive(&other).unwrap(), Some((Request::Hello, None))));
+        let Some((Request::Serve { network }, Some(sockets))) = receive(&other).unwrap() else { panic!() };
+        assert_eq!((network.as_str(), sockets.udp.local_addr().unwrap()), ("app", address));
+        assert!(receive::<Request>(&other).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_is_cut_off_or_too_long_is_an_error() {
+        let (mut one, other) = UnixStream::pair().unwrap();
+        one.write_all(&[0, 0, 0, 9, b'"']).unwrap();
+        drop(one);
+        assert!(receive::<Request>(&other).is_err());
+        let (mut one, other) = UnixStream::pair().unwrap();
+        one.write_all(&[0xff; 4]).unwrap();
+        assert!(receive::<Request>(&other).is_err());
+    }
+}
