@@ -37,11 +37,12 @@ pub(crate) fn ports(desired: &Desired, observed: &Observed) -> MasqueradePorts {
 
 /// Those that are in use, as long as none of them is to be avoided: another choice rewrites the firewall.
 fn choose(avoided: &BTreeSet<u16>, current: Option<&MasqueradePorts>) -> MasqueradePorts {
+    // Traffic that collides is better than none: where no port is left, all are used.
     let high = || {
-        let gap = largest_gap(&EPHEMERAL, avoided);
-        if gap.len() >= ENOUGH { gap } else { largest_gap(&HIGH, avoided) }
+        let usual = largest_gap(&EPHEMERAL, avoided).filter(|gap| gap.len() >= ENOUGH);
+        usual.or_else(|| largest_gap(&HIGH, avoided)).unwrap_or(HIGH)
     };
-    let low = || largest_gap(&LOW, avoided);
+    let low = || largest_gap(&LOW, avoided).unwrap_or(LOW);
     MasqueradePorts {
         low: kept(current.map(|ports| &ports.low), &LOW, ENOUGH_LOW, avoided).unwrap_or_else(low),
         high: kept(current.map(|ports| &ports.high), &HIGH, ENOUGH, avoided).unwrap_or_else(high),
@@ -61,9 +62,8 @@ fn kept(
     serves.then(|| range.clone())
 }
 
-/// The largest range of ports without any to be avoided; the first of those that are alike. The whole where none is left:
-/// traffic that collides is better than none.
-fn largest_gap(within: &RangeInclusive<u16>, avoided: &BTreeSet<u16>) -> RangeInclusive<u16> {
+/// The largest range of ports without any to be avoided; the first of those that are alike.
+fn largest_gap(within: &RangeInclusive<u16>, avoided: &BTreeSet<u16>) -> Option<RangeInclusive<u16>> {
     let mut largest: Option<RangeInclusive<u16>> = None;
     let mut start = Some(*within.start());
     let ends = avoided.range(within.clone()).map(|port| (port.checked_sub(1), port.checked_add(1)));
@@ -76,7 +76,7 @@ fn largest_gap(within: &RangeInclusive<u16>, avoided: &BTreeSet<u16>) -> RangeIn
         }
         start = next;
     }
-    largest.unwrap_or_else(|| within.clone())
+    largest
 }
 
 #[cfg(test)]
