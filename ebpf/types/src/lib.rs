@@ -62,12 +62,15 @@ pub const WIREGUARD_OVERHEAD_IPV4: u16 = 60;
 pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
 
 /// The mark (`skb->mark`) of what Mesh itself sends between nodes: by it the `egress` program tells Mesh's packets from others.
-/// A socket of the agent has it (`SO_MARK`) while it connects to a resolver on its own host: it reaches no published port.
 ///
 /// Marks are lost between network namespaces, and to set one takes `CAP_NET_ADMIN` or `CAP_NET_RAW` over the host's: who has
 /// that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so that a secret value would keep nobody out. The bits
 /// are none of those that kube-proxy, Calico, Cilium, Tailscale and Docker test.
 pub const MARK: u32 = 0x3050;
+
+/// The group of the name server's process, which has no capability to set a mark with. What it asks the host's resolvers enters
+/// no service. The number is outside the ranges that systemd and distributions allocate (systemd's `UIDS-GIDS.md`).
+pub const NAME_SERVER_GROUP: u32 = 0x706d_6573;
 
 /// VNI of a liveness probe: answered by the receiving node's underlay program, for members only.
 pub const PROBE_REQUEST_VNI: Vni = Vni::new(0x00FF_FFFE);

@@ -232,7 +232,11 @@ fn names_are_answered_while_the_agent_is_dead_by_a_process_without_rights() -> R
     };
     answered()?;
     let status = server_process(&lab).expect("the process");
-    for line in ["Uid:\t65534\t65534\t65534\t65534", "Gid:\t65534\t65534\t65534\t65534", "NoNewPrivs:\t1"] {
+    for line in [
+        "Uid:\t65534\t65534\t65534\t65534",
+        "Gid:\t1886217587\t1886217587\t1886217587\t1886217587",
+        "NoNewPrivs:\t1",
+    ] {
         assert!(status.contains(line), "{line}: {status}");
     }
     for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {

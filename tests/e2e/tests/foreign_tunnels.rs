@@ -102,6 +102,8 @@ fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
         let capture = Capture::start(blue.netns())?;
         let target = SocketAddr::new(h2.address().into(), 8080);
         let before = counted(&h2, "foreign_tunnel")?;
+        // A node may probe another before that one knows of it.
+        let strangers = counted(&h1, "not_member")?;
         for source in TUNNELS {
             // Mesh's own NAT gives it another port.
             let answer = udp_request(red.netns(), any(source), target, &packet, PATIENCE)?;
@@ -117,7 +119,7 @@ fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
         let answer = udp_request(docker.netns(), any(0), target, b"plain", PATIENCE)?;
         assert_eq!(answer.as_deref(), Some(&b"plain"[..]));
         assert_eq!(capture.stop()?.containing(CANARY).count(), 0, "{encapsulation:?}");
-        assert_eq!(counted(&h1, "not_member")?, 0);
+        assert_eq!(counted(&h1, "not_member")?, strangers);
     }
     Ok(())
 }

@@ -137,9 +137,9 @@ fn vxlan_from_an_address_that_is_no_members_is_dropped_and_counted() -> Result<(
         let vni = json(&lab.host(1), &["network", "inspect", "app"])?["vni"].as_u64().expect("a number");
         let packet = forged(u32::try_from(vni).expect("24 bits"), c[1].ipv4()?, &c[0])?;
         let target = SocketAddr::new(lab.host(1).address().into(), 4789);
-        let send = |netns: &mesh_harness::Netns| -> Result<()> {
+        let send = |netns: &mesh_harness::Netns, from: Ipv4Addr| -> Result<()> {
             let sent = netns.enter(|| {
-                let socket = UdpSocket::bind("0.0.0.0:0")?;
+                let socket = UdpSocket::bind((from, 0))?;
                 (0..5).try_for_each(|_| socket.send_to(&packet, target).map(drop))
             })?;
             sent.expect("the datagrams leave");
@@ -147,14 +147,17 @@ fn vxlan_from_an_address_that_is_no_members_is_dropped_and_counted() -> Result<(
         };
         let capture = Capture::start(c[0].netns())?;
         let before = counted(&lab.host(1), "not_member")?;
-        send(&lab.client())?;
+        send(&lab.client(), Ipv4Addr::UNSPECIFIED)?;
         eventually("five are counted", PATIENCE, || {
             counted(&lab.host(1), "not_member").is_ok_and(|now| now >= before + 5)
         })?;
         capture.with_frames(|frames| assert!(!frames.iter().any(|frame| frame.contains(b"canary-xyz"))));
 
-        // The same bytes from a member arrive: it was the sender that was refused, not the packet.
-        send(lab.host(2).netns())?;
+        // The same bytes from a member's address arrive: it was the sender that was refused, not the packet. A process of
+        // the member itself cannot send them.
+        let member = lab.host(2).address();
+        lab.client().run(["ip", "addr", "add", &format!("{member}/32"), "dev", "eth0"])?.ok()?;
+        send(&lab.client(), member)?;
         let arrived = capture.wait_for(PATIENCE, |frames| {
             frames.iter().any(|frame| frame.contains(b"canary-xyz")).then_some(())
         });

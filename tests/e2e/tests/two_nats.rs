@@ -189,9 +189,14 @@ fn flows_that_began_before_their_port_was_published_go_on() -> Result<()> {
         drop(begun);
         let _web = WebServer::start(&client, "outside", 9991)?;
         let target = SocketAddr::new(lab.client_address(), 9991);
-        eventually("the NAT avoids the published port", PATIENCE, || {
-            ask_from(container.netns(), any(40000), target).is_ok_and(|answer| answer.client.port() != 40000)
+        eventually("the NAT's ports exclude the published one", PATIENCE, || {
+            let table = host.run(["nft", "list", "table", "inet", "mesh"]);
+            table.is_ok_and(|table| table.stdout.contains(":40001-"))
         })?;
+        // Of another container, since the first one's port is in TIME-WAIT.
+        let other = lab.container(1, "c2", ["--network", "app"])?;
+        let answer = ask_from(other.netns(), any(40000), target)?;
+        assert_ne!(answer.client.port(), 40000, "{encapsulation:?}");
     }
     Ok(())
 }

@@ -18,6 +18,7 @@ use std::thread;
 use std::time::Duration;
 
 use mesh_dns::{DnsServer, Sockets, Zones};
+use mesh_ebpf_types::NAME_SERVER_GROUP;
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -36,7 +37,7 @@ pub(super) const SOCKET: &str = "dns.sock";
 const LOOK: Duration = Duration::from_secs(1);
 /// How long a process that is replaced goes on: as long as an answer from outside may take.
 const RETIREMENT: Duration = Duration::from_secs(10);
-/// Neither of them owns anything, by convention: `nobody` and `nogroup`.
+/// Owns nothing, by convention: `nobody`.
 const NOBODY: u32 = 65534;
 
 /// Runs the process until it has nothing more to do.
@@ -105,7 +106,7 @@ fn run(run_dir: &Path, resolv_conf: &Path) -> io::Result<()> {
 
 /// Becomes nobody, for good. What parses foreign bytes from now on can touch nothing.
 fn drop_rights() -> io::Result<()> {
-    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NOBODY));
+    let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NAME_SERVER_GROUP));
     setgroups(&[])?;
     setresgid(group, group, group)?;
     // This takes all capabilities as well (capabilities(7)).

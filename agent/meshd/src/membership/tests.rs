@@ -92,7 +92,8 @@ impl TestAgent {
     fn state_files(&self) -> Vec<String> {
         let entries = fs::read_dir(&self.dir).unwrap();
         let names = entries.map(|entry| entry.unwrap().file_name().into_string().unwrap());
-        names.filter(|name| name != "meshd.sock").collect()
+        // The run directory is the agent's, not the member's.
+        names.filter(|name| !["meshd.sock", "run"].contains(&name.as_str())).collect()
     }
 }
 

@@ -46,6 +46,13 @@ impl Writer<'_> {
         self.0.encode_descriptor(name, help, unit, MetricType::Gauge)?.encode_gauge(&value)
     }
 
+    /// A count that only goes up, of the agent as a whole.
+    pub(super) fn total(&mut self, family: Family, value: u64) -> fmt::Result {
+        let Family { name, unit, help } = family;
+        let mut metric = self.0.encode_descriptor(name, help, unit, MetricType::Counter)?;
+        metric.encode_counter::<NoLabelSet, u64, u64>(&value, None)
+    }
+
     /// Values that go up and down.
     pub(super) fn gauge(
         &mut self,

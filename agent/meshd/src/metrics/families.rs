@@ -65,7 +65,7 @@ fn member(to: &mut Writer<'_>, status: &v1::StatusResponse, node: &v1::Node) -> 
     match status.refused_joins {
         Some(refused) => {
             let help = "Attempts to join that this manager refused for their tokens since it started.";
-            to.counter(family("mesh_refused_joins", help), [(Vec::new(), refused)])
+            to.total(family("mesh_refused_joins", help), refused)
         }
         None => Ok(()),
     }

@@ -127,7 +127,8 @@ fn a_suspended_engine_is_noticed_and_replaced_at_the_next_apply() {
         !noticed.is_empty()
     })
     .unwrap();
-    assert!(noticed.contains("is suspended"), "{noticed}");
+    // A busy machine may see first that it does not answer.
+    assert!(["is suspended", "does not respond"].iter().any(|why| noticed.contains(why)), "{noticed}");
     assert!(!old.is_alive() && device_index(&pair.a.netns).is_none(), "nothing of it is left");
     pair.a.netns.enter(|| engine.apply(&config)).unwrap().unwrap();
     address(&pair.a.netns, 1);

@@ -4,12 +4,13 @@
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{
-    bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_lookup_tcp, bpf_sk_lookup_udp, bpf_sk_release,
+    bpf_get_current_uid_gid, bpf_get_netns_cookie, bpf_get_socket_cookie, bpf_sk_lookup_tcp,
+    bpf_sk_lookup_udp, bpf_sk_release,
 };
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
-    Address, DIRECT_RETURN, HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4, MARK, SocketPeer, host_published,
-    is_host_published,
+    Address, DIRECT_RETURN, HOST_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV4, MARK, NAME_SERVER_GROUP,
+    SocketPeer, host_published, is_host_published,
 };
 
 use super::maps::{self, NETNS, SOCKET_PEERS};
@@ -43,6 +44,10 @@ impl Call {
     /// Whether the agent opened the socket. What it asks the host's resolvers must not come back to it by a service.
     #[inline(always)]
     fn is_of_agent(self) -> bool {
+        // SAFETY: takes nothing, returns the group in the upper half.
+        if (unsafe { bpf_get_current_uid_gid() } >> 32) as u32 == NAME_SERVER_GROUP {
+            return true;
+        }
         unsafe {
             let socket = (*self.0).__bindgen_anon_1.sk;
             !socket.is_null() && (*socket).mark == MARK
