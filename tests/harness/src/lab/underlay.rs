@@ -89,7 +89,10 @@ impl Machine {
             lines.push(format!("addr add {address6}/64 dev {DEVICE} nodad"));
             lines.push("route add default via fd77::1".to_owned());
         }
-        ip_batch_in(&self.netns, &lines)
+        ip_batch_in(&self.netns, &lines)?;
+        // The kernel sends one destination six ICMP errors at once and then one a second. Tests ask more often.
+        self.netns.sysctl("net.ipv4.icmp_ratelimit", "0")?;
+        self.netns.sysctl("net.ipv6.icmp.ratelimit", "0")
     }
 }
 
