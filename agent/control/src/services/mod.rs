@@ -2,6 +2,7 @@
 
 mod backends;
 mod create;
+mod decoys;
 mod desk;
 mod ports;
 mod removals;

@@ -7,12 +7,15 @@ use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Revision};
 
 use super::desk::{Choice, Choosing};
-use super::{network_name, node_name};
+use super::{decoys, network_name, node_name};
 use crate::core::Core;
 use crate::records::{RecordError, Versioned, put};
 use crate::sessions::PortAnswer;
 use crate::view::View;
 use crate::{keys, limits};
+
+/// What is shown of a node that claims ports of which it cannot use all.
+const DOUBTFUL: &str = "it claims to use nearly every port: its answers about ports are not believed";
 
 /// What the agents said about their hosts' sockets.
 #[derive(Debug, Default)]
@@ -111,7 +114,12 @@ impl Checked {
             core.first_reports().await;
         }
         let nodes: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
-        let answers = core.sessions.check_ports(nodes, &open, limits::PORT_CHECK).await;
+        let decoys = decoys::of(&open);
+        let question: Vec<PublishedPort> = open.iter().chain(&decoys).copied().collect();
+        let mut answers = core.sessions.check_ports(nodes, &question, limits::PORT_CHECK).await;
+        for node in decoys::take_out(&mut answers, &decoys) {
+            core.faults.set(&node, "ports", Some(DOUBTFUL.to_owned()));
+        }
         let name = |node: &NodeId| node_name(&core.feed.view(), node);
         let wanted: BTreeSet<&PublishedPort> = wanted.iter().collect();
         self.free.extend(&open);
@@ -158,7 +166,10 @@ fn in_use(port: &PublishedPort, node: &str) -> Problem {
         ProblemKind::Conflict,
         format!("port {published}/{protocol} is in use on node {node}: a socket of that host has it"),
     )
-    .hint(format!("publish another port, or stop what has this one on {node}"))
+    .hint(format!(
+        "publish another port, or stop what has this one on {node} (`ss -lntup` shows it); a node that objects without \
+         a reason can be removed: meshctl node rm --force {node}"
+    ))
 }
 
 fn unanswered(node: &str, why: &str) -> Problem {

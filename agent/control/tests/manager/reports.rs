@@ -323,3 +323,25 @@ async fn a_worker_that_claims_others_are_down_is_not_believed() {
     liar.until(|known| known.states[honest.id.as_str()] == NodeState::Ready).await;
     assert!(agent.known().ended.is_none());
 }
+
+#[tokio::test]
+async fn ports_that_a_liar_claims_do_not_keep_services_from_being_published() {
+    let Scene { thief, honest, cluster, .. } = scene().await;
+    let _honest = Agent::start(&honest, Behaviour::default()).await;
+    let everything = Some((1..=65_535).collect());
+    let liar = Agent::start(&thief, Behaviour { listens: everything, ..Behaviour::default() }).await;
+    let ports = vec![
+        v1::PublishedPort { published: 8080, target: 80, ..v1::PublishedPort::default() },
+        v1::PublishedPort { target: 81, ..v1::PublishedPort::default() },
+    ];
+    let request = v1::CreateServiceRequest { ports, ..service("web", "app") };
+    cluster.create_service(request).await.unwrap();
+    let problems = liar.until(|known| !known.problems.is_empty()).await.problems;
+    assert!(problems[0].contains("port"), "{problems:?}");
+    // One port that it claims is believed, with the node's name.
+    liar.behave(|behaviour| behaviour.listens = Some([9090].into()));
+    let ports = vec![v1::PublishedPort { published: 9090, target: 80, ..v1::PublishedPort::default() }];
+    let request = v1::CreateServiceRequest { ports, ..service("api", "app") };
+    let problem = cluster.create_service(request).await.unwrap_err();
+    assert!(problem.message.contains("h3"), "{problem}");
+}
