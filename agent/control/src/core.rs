@@ -20,6 +20,7 @@ use crate::health::Health;
 use crate::identity::{CertificateAuthority, PeerIdentity};
 use crate::leases::LeaseDesk;
 use crate::liveness::Liveness;
+use crate::paths::PathReports;
 use crate::records::{RecordError, Records, Versioned, put};
 use crate::reports::{Checker, Faults, Routes};
 use crate::services::ServiceDesk;
@@ -38,6 +39,7 @@ pub(crate) struct Core {
     pub(crate) endpoints: Endpoints,
     pub(crate) health: Health,
     pub(crate) leases: LeaseDesk,
+    pub(crate) paths: PathReports,
     pub(crate) services: ServiceDesk,
     /// One creation at a time on this manager: they would all overtake one another.
     pub(crate) creating: tokio::sync::Mutex<()>,
@@ -82,6 +84,7 @@ impl Core {
             endpoints: Endpoints::default(),
             health: Health::default(),
             leases: LeaseDesk::default(),
+            paths: PathReports::default(),
             services: ServiceDesk::default(),
             creating: tokio::sync::Mutex::default(),
             cluster,
@@ -169,6 +172,7 @@ impl Core {
 
     /// An agent has no session any more.
     pub(crate) fn silent(&self, node: &NodeId) {
+        self.paths.forget(node);
         self.liveness(|liveness| liveness.closed(node));
         self.liveness_changed.notify_one();
     }

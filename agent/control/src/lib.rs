@@ -25,6 +25,7 @@ mod liveness;
 mod manager;
 mod networks;
 mod nodes;
+mod paths;
 mod problems;
 mod records;
 mod reports;

@@ -28,6 +28,7 @@ pub(crate) fn status(core: &Core, node: &Node) -> NodeStatus {
         // The only manager that there is decides.
         leader: node.id == *core.node_id(),
         last_seen: core.sessions.last_seen(&node.id).map(|at| at.to_string()).unwrap_or_default(),
+        unreachable_from: core.paths.of(&node.id, &core.feed.view().nodes),
     }
 }
 

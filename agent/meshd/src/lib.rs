@@ -31,6 +31,7 @@ pub mod membership;
 pub mod metrics;
 pub mod platform;
 pub mod prober;
+pub mod reachability;
 pub mod reconcile;
 pub mod reported;
 pub mod services;

@@ -36,7 +36,7 @@ use crate::session::Probes;
 use crate::status::tables::Occupancy;
 use crate::view::ClusterView;
 use crate::xdp::Xdp;
-use crate::{copies, dns, health, inside, prober, reconcile, services, session};
+use crate::{copies, dns, health, inside, prober, reachability, reconcile, services, session};
 
 /// How often it is seen to it that blocks are leased ahead of need, and given back.
 const TEND: Duration = Duration::from_secs(1);
@@ -189,6 +189,7 @@ impl Member {
         let host = platform.host.clone();
         tasks.spawn(session::run(agent.clone(), managers.clone(), host, probes.subscribe()));
         tasks.spawn(prober::run(agent.clone(), platform.kernel.clone(), probes));
+        tasks.spawn(reachability::run(agent.clone(), platform.kernel.clone()));
         tasks.spawn(services::run(agent.clone(), platform.kernel.clone()));
         let fairness = Arc::new(Fairness::default());
         tasks.spawn(fairness::run(agent.clone(), platform.kernel.clone(), fairness.clone()));

@@ -87,7 +87,7 @@ fn chosen(state: &State, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
 }
 
 /// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a capture.
-fn packet(nonce: u64) -> [u8; 24] {
+pub(crate) fn packet(nonce: u64) -> [u8; 24] {
     let mut packet = [0; 24];
     packet[0] = VALID_VNI;
     packet[4..7].copy_from_slice(&PROBE_REQUEST_VNI.0[1..]);
@@ -143,7 +143,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, results: watch::Sender
 }
 
 /// The socket that probes leave by, marked as Mesh's own: its datapath lets no other to tunnels' ports.
-async fn open(address: IpAddr) -> io::Result<UdpSocket> {
+pub(crate) async fn open(address: IpAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((address, 0)).await?;
     setsockopt(&socket, sockopt::Mark, &MARK)?;
     Ok(socket)

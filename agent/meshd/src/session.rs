@@ -414,7 +414,16 @@ impl Session<'_> {
             .iter()
             .map(|(node, answering)| v1::Probe { node: node.to_string(), answering: *answering })
             .collect();
-        say(outgoing, agent_message::Kind::Probes(v1::ProbeReport { probes })).await
+        let unreachable = self.agent.read(|state| {
+            let broken = state.paths.all().filter(|(_, works)| !works);
+            broken
+                .map(|(path, _)| v1::UnreachablePeer {
+                    node: path.node.to_string(),
+                    encrypted: path.encrypted,
+                })
+                .collect()
+        });
+        say(outgoing, agent_message::Kind::Probes(v1::ProbeReport { probes, unreachable })).await
     }
 }
 

@@ -23,6 +23,7 @@ pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
         vxlan_port: desired.underlay.port.to_be_bytes(),
         encapsulation: encapsulation as u8,
         flags: if desired.underlay.dsr { DIRECT_RETURN } else { 0 },
+        wireguard_port: desired.nodes.get(&desired.node).map_or(0, |own| own.wireguard_port).to_be_bytes(),
         ..Config::default()
     }
 }

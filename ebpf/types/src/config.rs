@@ -57,4 +57,8 @@ pub struct Config {
     pub wireguard_peer: u16,
     /// Interface index of `meshwg0`, the WireGuard engine's device, which tells the engine as well; 0 while there is none.
     pub wireguard_ifindex: u32,
+    /// UDP port of this node's WireGuard, network order; 0 while it has announced none.
+    pub wireguard_port: [u8; 2],
+    /// Zero.
+    pub padding: [u8; 2],
 }

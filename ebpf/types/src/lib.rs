@@ -13,6 +13,7 @@ mod counters;
 mod derived;
 mod entry;
 mod maps;
+mod paths;
 #[cfg(feature = "aya")]
 mod pod;
 mod program;
@@ -31,6 +32,7 @@ pub use maps::{
     ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostFlow, HostRouteKey,
     INTERNAL, Interface, Member, Network,
 };
+pub use paths::{PROBE_ASKED, PROBED_BY_WIREGUARD, PathKey};
 pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, Allowance, BACKEND_ENCRYPTED, BACKEND_FINISHED, BEGINS, Backend,
@@ -46,7 +48,7 @@ pub use wireguard::{
 };
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
-pub const SCHEMA: u32 = 6;
+pub const SCHEMA: u32 = 7;
 
 /// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
 /// The outer Ethernet header is not among them: a device's MTU does not count it.

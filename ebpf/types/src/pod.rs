@@ -4,7 +4,7 @@
 
 use crate::{
     Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, Event, HostFlow, Interface, Mac, Member, Network, Published, PublishedKey, Service,
+    EndpointKey, Event, HostFlow, Interface, Mac, Member, Network, PathKey, Published, PublishedKey, Service,
     SocketPeer, Vni,
 };
 
@@ -34,6 +34,7 @@ pod!(
     Mac,
     Member,
     Network,
+    PathKey,
     Published,
     PublishedKey,
     Service,

@@ -4,8 +4,8 @@ use std::mem::{offset_of, size_of};
 
 use mesh_ebpf_types::{
     Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, Event, Interface, Mac, Member, Network, Published, PublishedKey, Service, ServiceKey,
-    SocketPeer, Vni,
+    EndpointKey, Event, Interface, Mac, Member, Network, PathKey, Published, PublishedKey, Service,
+    ServiceKey, SocketPeer, Vni,
 };
 
 #[test]
@@ -32,8 +32,9 @@ fn sizes_are_those_of_the_schema() {
         size_of::<ConnectionKey>(),
         size_of::<Connection>(),
         size_of::<SocketPeer>(),
+        size_of::<PathKey>(),
     ];
-    assert_eq!(sizes, [16, 6, 4, 48, 20, 32, 20, 12, 24, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32, 16]);
+    assert_eq!(sizes, [16, 6, 4, 52, 20, 32, 20, 12, 24, 4, 8, 16, 88, 20, 12, 20, 20, 44, 40, 32, 16, 20]);
 }
 
 #[test]
@@ -46,6 +47,8 @@ fn no_type_has_a_gap_between_its_fields() {
     assert_eq!(offset_of!(Config, flags), 41);
     assert_eq!(offset_of!(Config, wireguard_peer), 42);
     assert_eq!(offset_of!(Config, wireguard_ifindex), 44);
+    assert_eq!(offset_of!(Config, padding), 50);
+    assert_eq!(offset_of!(PathKey, kind), 16);
     assert_eq!(offset_of!(Network, mtu), 4);
     assert_eq!(offset_of!(Network, prefix6), 8);
     assert_eq!(offset_of!(Interface, ipv4), 4);

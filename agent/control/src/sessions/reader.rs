@@ -83,4 +83,5 @@ fn checked(core: &Core, caller: &Caller, report: &HealthReport) {
 fn probed(core: &Core, caller: &Caller, report: &ProbeReport) {
     let probes = report.probes.iter().filter_map(|probe| Some((probe.node.parse().ok()?, probe.answering)));
     core.probed(caller.id(), probes);
+    core.paths.report(caller.id(), &report.unreachable, &core.feed.view().nodes);
 }

@@ -339,7 +339,7 @@ impl Agent {
 
     pub(crate) async fn probed(&self, node: &Member, answering: bool) {
         let probes = vec![Probe { node: node.id.to_string(), answering }];
-        self.say(Say::Probes(ProbeReport { probes })).await;
+        self.say(Say::Probes(ProbeReport { probes, ..ProbeReport::default() })).await;
     }
 
     pub(crate) async fn answer(&self, cede: &Cede, accepted: bool) {

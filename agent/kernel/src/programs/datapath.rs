@@ -10,7 +10,8 @@ use aya::programs::{Program, ProgramError, SchedClassifier};
 use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf_types::{
-    Address, Allowance, EARLY, MapEntry, MapKey, ProgramKind, SocketProgram, TableEntry, TableKey, Vni,
+    Address, Allowance, EARLY, MapEntry, MapKey, PathKey, ProgramKind, SocketProgram, TableEntry, TableKey,
+    Vni,
 };
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
@@ -178,6 +179,7 @@ impl Datapath {
             .map_max_entries(maps::HOST_ROUTES, networks * 4)
             .map_max_entries(maps::MEMBERS, nodes)
             .map_max_entries(maps::PROBES, nodes)
+            .map_max_entries(maps::PATHS, nodes * 4)
             .map_max_entries(maps::SERVICES, services)
             .map_max_entries(maps::PUBLISHED, services)
             .map_max_entries(maps::BACKENDS, backends)
@@ -435,6 +437,10 @@ impl Programs for Datapath {
 
     fn probe_replies(&mut self) -> Result<BTreeMap<Address, Duration>, ProgramsError> {
         self.loaded()?.maps.probe_replies()
+    }
+
+    fn paths(&mut self) -> Result<BTreeMap<PathKey, Duration>, ProgramsError> {
+        self.loaded()?.maps.paths()
     }
 
     fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {

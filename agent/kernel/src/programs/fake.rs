@@ -5,7 +5,7 @@ use std::io;
 use std::time::Duration;
 
 use mesh_ebpf_types::{
-    Address, Allowance, Connection, ConnectionKey, MapEntry, MapKey, TableEntry, TableKey, Vni,
+    Address, Allowance, Connection, ConnectionKey, MapEntry, MapKey, PathKey, TableEntry, TableKey, Vni,
 };
 
 use super::{
@@ -22,6 +22,8 @@ pub struct FakePrograms {
     pub counters: Counters,
     /// What [`Programs::probe_replies`] answers.
     pub probe_replies: BTreeMap<Address, Duration>,
+    /// What [`Programs::paths`] answers.
+    pub paths: BTreeMap<PathKey, Duration>,
     /// What is in the service tables.
     pub tables: BTreeMap<TableKey, TableEntry>,
     /// The entries of `MAGLEV` that have been written.
@@ -230,6 +232,10 @@ impl Programs for FakePrograms {
 
     fn probe_replies(&mut self) -> Result<BTreeMap<Address, Duration>, ProgramsError> {
         Ok(self.probe_replies.clone())
+    }
+
+    fn paths(&mut self) -> Result<BTreeMap<PathKey, Duration>, ProgramsError> {
+        Ok(self.paths.clone())
     }
 
     fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError> {

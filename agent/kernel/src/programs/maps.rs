@@ -9,7 +9,7 @@ use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpu
 use mesh_ebpf_types::{
     Address, Allowance, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey,
     Endpoint, EndpointKey, HostFlow, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network,
-    Published, PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
+    PathKey, Published, PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
 };
 use nix::libc;
 
@@ -21,7 +21,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 26] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 27] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -32,6 +32,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 26] = [
     (COUNTERS, MapType::PerCpuHash, size_of::<CounterKey>(), size_of::<Counter>()),
     (EARLY, MapType::PerCpuArray, 4, size_of::<Counter>()),
     (PROBES, MapType::Hash, size_of::<Address>(), 8),
+    (PATHS, MapType::Hash, size_of::<PathKey>(), 8),
     (EVENTS, MapType::RingBuf, 0, 0),
     (GENERATION, MapType::Array, 4, 8),
     (HOST_ADDRESSES, MapType::Hash, size_of::<Address>(), 4),
@@ -60,6 +61,7 @@ pub(super) const MEMBERS: &str = "MEMBERS";
 pub(super) const COUNTERS: &str = "COUNTERS";
 pub(super) const EARLY: &str = "EARLY";
 pub(super) const PROBES: &str = "PROBES";
+pub(super) const PATHS: &str = "PATHS";
 pub(super) const EVENTS: &str = "EVENTS";
 pub(super) const GENERATION: &str = "GENERATION";
 pub(super) const HOST_ADDRESSES: &str = "HOST_ADDRESSES";
@@ -103,6 +105,7 @@ pub(super) struct Maps {
     counters: PerCpuHashMap<MapData, CounterKey, Counter>,
     early: PerCpuArray<MapData, Counter>,
     probes: HashMap<MapData, Address, u64>,
+    paths: HashMap<MapData, PathKey, u64>,
     generation: Array<MapData, u64>,
     host_addresses: HashMap<MapData, Address, u32>,
     stand_ins: HashMap<MapData, u32, Address>,
@@ -130,6 +133,7 @@ impl Maps {
             counters: open(pins, COUNTERS, Map::PerCpuHashMap)?,
             early: open(pins, EARLY, Map::PerCpuArray)?,
             probes: open(pins, PROBES, Map::HashMap)?,
+            paths: open(pins, PATHS, Map::HashMap)?,
             generation: open(pins, GENERATION, Map::Array)?,
             host_addresses: open(pins, HOST_ADDRESSES, Map::HashMap)?,
             stand_ins: open(pins, STAND_INS, Map::HashMap)?,
@@ -271,7 +275,19 @@ impl Maps {
         for member in self.probe_replies()?.keys().filter(|member| !members.contains(member)) {
             ignore_absent(self.probes.remove(member)).map_err(failed("delete from", PROBES))?;
         }
+        for path in self.paths()?.keys().filter(|path| !members.contains(&path.member)) {
+            ignore_absent(self.paths.remove(path)).map_err(failed("delete from", PATHS))?;
+        }
         Ok(())
+    }
+
+    /// When probes and answers last came from each member, by either path.
+    pub(super) fn paths(&self) -> Result<BTreeMap<PathKey, Duration>, ProgramsError> {
+        let mut paths = BTreeMap::new();
+        dump(PATHS, self.paths.iter(), |path, time| {
+            paths.insert(path, Duration::from_nanos(time));
+        })?;
+        Ok(paths)
     }
 }
 

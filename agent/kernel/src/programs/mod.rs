@@ -27,7 +27,7 @@ pub use datapath::{AttachMethod, Datapath, MapSizes, Options};
 pub use error::ProgramsError;
 pub use fake::FakePrograms;
 pub use mesh_ebpf_types::{
-    Address, Counter, MapEntry, MapKey, ProgramKind, Reason, TableEntry, TableKey, Vni,
+    Address, Counter, MapEntry, MapKey, PathKey, ProgramKind, Reason, TableEntry, TableKey, Vni,
 };
 use mesh_ebpf_types::{Allowance, Connection, ConnectionKey};
 pub use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins};
@@ -153,6 +153,10 @@ pub trait Programs {
     /// When each member last answered a probe, as time of `CLOCK_MONOTONIC`.
     fn probe_replies(&mut self) -> Result<BTreeMap<Address, Duration>, ProgramsError>;
 
-    /// Forgets the probe replies of all but these.
+    /// When probes and answers to probes last came from each member, by either path, as time of
+    /// `CLOCK_MONOTONIC`.
+    fn paths(&mut self) -> Result<BTreeMap<PathKey, Duration>, ProgramsError>;
+
+    /// Forgets the probe replies, and what is known of the paths, of all but these.
     fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError>;
 }

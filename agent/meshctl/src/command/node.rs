@@ -33,17 +33,37 @@ async fn ls(client: &Client, ls: &Ls, format: Option<Format>) -> Result<String, 
         return ids(nodes.iter().map(|node| node.id.as_str()), format);
     }
     in_form(&nodes, format, |nodes| {
-        let headers = ["ID", "NAME", "STATE", "AVAILABILITY", "ROLE", "ADDRESS", "DATA PATH", "VERSION"];
+        let headers = [
+            "ID",
+            "NAME",
+            "STATE",
+            "UNREACHABLE FROM",
+            "AVAILABILITY",
+            "ROLE",
+            "ADDRESS",
+            "DATA PATH",
+            "VERSION",
+        ];
         columns(headers, nodes.iter().map(row))
     })
 }
 
-fn row(node: &Node) -> [String; 8] {
+/// The nodes that cannot reach it: `h1, h2 (encrypted)`, or nothing.
+fn unreachable_from(node: &Node) -> Option<String> {
+    let name = |from: &view::UnreachableFrom| {
+        format!("{}{}", from.node, if from.encrypted { " (encrypted)" } else { "" })
+    };
+    let names: Vec<String> = node.unreachable_from.iter().map(name).collect();
+    (!names.is_empty()).then(|| names.join(", "))
+}
+
+fn row(node: &Node) -> [String; 9] {
     let role = view::role(node.role);
     [
         short(&node.id),
         node.name.clone(),
         view::state(node.state).to_owned(),
+        or_none(unreachable_from(node)),
         view::availability(node.availability).to_owned(),
         if node.leader { format!("{role} (leader)") } else { role.to_owned() },
         node.advertise_addr.clone(),
@@ -150,6 +170,7 @@ fn as_details(inspected: &Inspected) -> String {
         ("Leader", yes_no(node.leader)),
         ("Availability", view::availability(node.availability).to_owned()),
         ("State", view::state(node.state).to_owned()),
+        ("Unreachable from", or_none(unreachable_from(node))),
         ("Last seen", or_none(node.last_seen.as_ref())),
         ("Advertised address", node.advertise_addr.clone()),
         ("Data-path address", node.data_path_addr.clone()),

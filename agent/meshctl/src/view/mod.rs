@@ -94,6 +94,16 @@ pub(crate) struct Node {
     pub(crate) version: String,
     pub(crate) leader: bool,
     pub(crate) last_seen: Option<String>,
+    /// The nodes that cannot reach it.
+    pub(crate) unreachable_from: Vec<UnreachableFrom>,
+}
+
+/// A node that cannot reach another.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub(crate) struct UnreachableFrom {
+    pub(crate) node: String,
+    /// By WireGuard; else by VXLAN.
+    pub(crate) encrypted: bool,
 }
 
 /// This host as a node: its record, without what only a manager knows of it.
@@ -223,6 +233,11 @@ impl TryFrom<v1::NodeStatus> for Node {
             version: node.version,
             leader: status.leader,
             last_seen: present(status.last_seen),
+            unreachable_from: status
+                .unreachable_from
+                .into_iter()
+                .map(|from| UnreachableFrom { node: from.node, encrypted: from.encrypted })
+                .collect(),
         })
     }
 }

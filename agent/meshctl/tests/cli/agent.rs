@@ -300,6 +300,7 @@ pub(crate) fn node_status() -> v1::NodeStatus {
         state: v1::NodeState::Ready.into(),
         leader: true,
         last_seen: "2026-11-21T10:00:02Z".into(),
+        unreachable_from: vec![v1::UnreachableFrom { node: "h2".into(), encrypted: true }],
     }
 }
 

@@ -111,7 +111,7 @@ fn tables_have_upper_case_headers_and_no_borders() {
     );
     let nodes = agent().run("node ls").text();
     assert_eq!(nodes.lines().next().unwrap().split_whitespace().next(), Some("ID"));
-    assert!(nodes.contains("manager (leader)"), "{nodes}");
+    assert!(nodes.contains("manager (leader)") && nodes.contains("h2 (encrypted)"), "{nodes}");
     let inspected = agent().run("network inspect app --format table").text();
     assert!(inspected.contains("MTU:          1450\n") && inspected.contains("spoofed"), "{inspected}");
 }
@@ -122,7 +122,7 @@ fn nodes_have_their_state_and_null_for_never_seen() {
     let first = json!({
         "id": NODE, "name": "h1", "role": "manager", "availability": "active", "state": "ready",
         "advertise_addr": "192.0.2.11:7377", "data_path_addr": "192.0.2.11", "version": "0.1.0", "leader": true,
-        "last_seen": "2026-11-21T10:00:02Z",
+        "last_seen": "2026-11-21T10:00:02Z", "unreachable_from": [{"node": "h2", "encrypted": true}],
     });
     assert_eq!(listed[0], first);
     assert_eq!((&listed[1]["state"], &listed[1]["last_seen"]), (&json!("down"), &Value::Null));

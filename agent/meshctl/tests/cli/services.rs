@@ -140,6 +140,7 @@ impl Control for Services {
             state: v1::NodeState::Down.into(),
             leader: false,
             last_seen: String::new(),
+            unreachable_from: Vec::new(),
         };
         answer(v1::ListNodesResponse { nodes: vec![second, node_status()] })
     }

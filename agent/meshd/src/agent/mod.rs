@@ -27,6 +27,7 @@ use crate::durable::{self, FileError};
 use crate::encryption::Wish;
 use crate::endpoint_store::EndpointStore;
 use crate::instance::StatePaths;
+use crate::reachability::Paths;
 use crate::services::{SavedHealth, SavedNames, Soft};
 use crate::unreadable::Unreadable;
 use crate::view::ClusterView;
@@ -97,6 +98,8 @@ pub struct State {
     pub damage: Vec<String>,
     /// What nobody stores about services.
     pub soft: Soft,
+    /// What this node finds out about its paths to other nodes.
+    pub paths: Paths,
     /// What does not work with services, a line each.
     pub service_problems: Vec<String>,
     /// Conflicts of published ports with this host's sockets, a line each.
@@ -235,6 +238,7 @@ impl Agent {
             unreadable: Unreadable::default(),
             damage,
             soft: Soft::new(names.names, health),
+            paths: Paths::default(),
             service_problems: Vec::new(),
             port_conflicts: Vec::new(),
             inside_problems: Vec::new(),

@@ -16,6 +16,7 @@ pub(super) fn write(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Re
     if let Some(node) = &status.node {
         member(to, status, node)?;
     }
+    paths(to, &status.paths)?;
     connections(to, status)?;
     packets(to, &status.counters)?;
     names(to, &status.name_servers)?;
@@ -69,6 +70,15 @@ fn member(to: &mut Writer<'_>, status: &v1::StatusResponse, node: &v1::Node) -> 
         }
         None => Ok(()),
     }
+}
+
+fn paths(to: &mut Writer<'_>, paths: &[v1::PeerPath]) -> fmt::Result {
+    let each = paths.iter().map(|path| {
+        let by = if path.encrypted { "wireguard" } else { "vxlan" };
+        (vec![("peer", path.node.clone()), ("path", by.to_owned())], u64::from(path.reachable))
+    });
+    let help = "Whether probes of the path to another node are answered.";
+    to.gauge(family("mesh_path_reachable", help), each)
 }
 
 fn connections(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {

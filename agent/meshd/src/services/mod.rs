@@ -15,7 +15,7 @@ use mesh_kernel::Kernel;
 use mesh_kernel::programs::{AttachedProgram, ProgramsError};
 use mesh_model::{BackendId, Network, NetworkId, Node, NodeId, NodeState};
 use mesh_planner::services::{
-    Digest, Dump, Facts, Problem, Records, Tables, Update, capacity_for, named_table,
+    Digest, Dump, Facts, Problem, Records, Tables, Unreachable, Update, capacity_for, named_table,
 };
 use tokio::time::{Instant, sleep_until};
 
@@ -62,6 +62,7 @@ pub(crate) struct Seen {
     down: BTreeSet<NodeId>,
     healthy: Arc<BTreeSet<BackendId>>,
     peers: BTreeMap<NodeId, u16>,
+    unreachable: Unreachable,
 }
 
 /// The services that have to be looked at.
@@ -81,6 +82,7 @@ impl Seen {
             down: down(state),
             healthy: state.soft.healthy(),
             peers: peers(state, own),
+            unreachable: state.paths.unreachable(),
         }
     }
 
@@ -92,6 +94,7 @@ impl Seen {
             networks: &self.networks,
             healthy: &self.healthy,
             peers: &self.peers,
+            unreachable: &self.unreachable,
         }
     }
 
@@ -101,7 +104,10 @@ impl Seen {
             return Scope::All;
         }
         let mut changed = self.services.changed_since(&before.services);
-        let nodes: BTreeSet<&NodeId> = self.down.symmetric_difference(&before.down).collect();
+        let mut nodes: BTreeSet<&NodeId> = self.down.symmetric_difference(&before.down).collect();
+        let (now, then) = (&self.unreachable, &before.unreachable);
+        nodes.extend(now.clear.symmetric_difference(&then.clear));
+        nodes.extend(now.encrypted.symmetric_difference(&then.encrypted));
         let backends: BTreeSet<&BackendId> = if Arc::ptr_eq(&self.healthy, &before.healthy) {
             BTreeSet::new()
         } else {

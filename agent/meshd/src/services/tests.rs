@@ -22,6 +22,7 @@ fn seen(services: u32, backends: u32) -> Seen {
         down: BTreeSet::new(),
         healthy: Arc::default(),
         peers: BTreeMap::new(),
+        unreachable: Unreachable::default(),
     }
 }
 

@@ -10,13 +10,14 @@ use std::sync::Arc;
 use mesh_control::Manager;
 use mesh_ebpf_types::{Counter, Reason, VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
 use mesh_kernel::ProgramsError;
-use mesh_model::Vni;
 use mesh_model::desired::Encapsulation;
+use mesh_model::{NodeId, NodeState, Vni};
 use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::sync::watch;
 
 use crate::member::{Member, Platform};
 use crate::membership::{Memberships, Standing};
+use crate::reachability::Path;
 use crate::reconcile::explain;
 
 /// Tells how this agent is doing: the one source of the status and of the metrics.
@@ -94,6 +95,17 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.problems.extend(state.service_problems.iter().cloned());
         response.problems.extend(state.port_conflicts.iter().cloned());
         response.problems.extend(state.inside_problems.iter().cloned());
+        let name = |id: &NodeId| {
+            state.view.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string())
+        };
+        let is_down = |id: &NodeId| state.node_states.get(id) == Some(&NodeState::Down);
+        response.problems.extend(state.paths.problems(is_down, name));
+        let path = |(path, reachable): (&Path, bool)| v1::PeerPath {
+            node: name(&path.node),
+            encrypted: path.encrypted,
+            reachable,
+        };
+        response.paths = state.paths.all().map(path).collect();
         response.services = u32::try_from(state.view.services.len()).unwrap_or(u32::MAX);
     });
     response.problems.extend(member.managers.own().map(Manager::problems).unwrap_or_default());

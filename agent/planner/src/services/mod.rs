@@ -13,4 +13,4 @@ mod wanted;
 pub use digest::Digest;
 pub use space::{ALIGNMENT, capacity_for};
 pub use tables::{Dump, NewTable, Problem, Tables, Update};
-pub use wanted::{Facts, Records, named_table};
+pub use wanted::{Facts, Records, Unreachable, named_table};

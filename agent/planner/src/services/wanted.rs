@@ -39,14 +39,26 @@ pub struct Facts<'a> {
     pub healthy: &'a BTreeSet<BackendId>,
     /// The nodes' numbers in WireGuard, as far as they have any.
     pub peers: &'a BTreeMap<NodeId, u16>,
+    /// Nodes that this node itself cannot reach.
+    pub unreachable: &'a Unreachable,
+}
+
+/// Nodes that this node cannot reach, whatever others can.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Unreachable {
+    /// By VXLAN: backends of clear networks there.
+    pub clear: BTreeSet<NodeId>,
+    /// By WireGuard: backends of encrypted networks there.
+    pub encrypted: BTreeSet<NodeId>,
 }
 
 impl Records {
-    /// The backends that get new connections, the same on every node.
+    /// The backends that get new connections, the same on every node that reaches them all.
     ///
-    /// Candidates are those that are active and on a node that is neither down nor being drained. Without a check all
-    /// of them are usable. With a check, those that pass it are; a new backend passes by its first success. If none
-    /// passes, all candidates are usable, whether they fail or are still unknown.
+    /// Candidates are those that are active and on a node that is neither down nor being drained. Those that this
+    /// node cannot reach are left out, unless it can reach none. Without a check all of them are usable. With a
+    /// check, those that pass it are; a new backend passes by its first success. If none passes, all candidates
+    /// are usable, whether they fail or are still unknown.
     pub fn usable(&self, facts: &Facts<'_>) -> BTreeSet<BackendId> {
         self.usable_where(facts, |_| true)
     }
@@ -55,6 +67,21 @@ impl Records {
     pub fn room(&self) -> u64 {
         let each = super::space::padded(rendezvous::size(self.backends.len()));
         u64::from(each) * scopes(&self.service).len() as u64
+    }
+
+    /// Those of the candidates that this node can reach; all of them when there are none.
+    fn reachable(&self, candidates: BTreeSet<BackendId>, facts: &Facts<'_>) -> BTreeSet<BackendId> {
+        let encrypted = facts.networks.get(&self.service.network).is_some_and(|network| network.encrypted);
+        let Unreachable { clear, encrypted: by_wireguard } = facts.unreachable;
+        let unreachable = if encrypted { by_wireguard } else { clear };
+        if unreachable.is_empty() {
+            return candidates;
+        }
+        let is_reachable = |id: &&BackendId| {
+            self.backends.get(*id).is_some_and(|backend| !unreachable.contains(&backend.node))
+        };
+        let reachable: BTreeSet<BackendId> = candidates.iter().filter(is_reachable).copied().collect();
+        if reachable.is_empty() { candidates } else { reachable }
     }
 
     fn usable_where(&self, facts: &Facts<'_>, matches: impl Fn(&Backend) -> bool) -> BTreeSet<BackendId> {
@@ -67,6 +94,7 @@ impl Records {
             .filter(|backend| takes_more(backend) && matches(backend))
             .map(|backend| backend.id)
             .collect();
+        let candidates = self.reachable(candidates, facts);
         if self.service.health.is_none() {
             return candidates;
         }

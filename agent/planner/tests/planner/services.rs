@@ -9,7 +9,9 @@ use mesh_model::{
     Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, HealthCheck, HealthKind, Network,
     NetworkId, Node, NodeId, Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
 };
-use mesh_planner::services::{Digest, Dump, Facts, Records, Tables, Update, capacity_for, named_table};
+use mesh_planner::services::{
+    Digest, Dump, Facts, Records, Tables, Unreachable, Update, capacity_for, named_table,
+};
 use proptest::prelude::*;
 
 const CAPACITY: u32 = 1 << 16;
@@ -27,6 +29,7 @@ struct World {
     down: BTreeSet<NodeId>,
     healthy: BTreeSet<BackendId>,
     peers: BTreeMap<NodeId, u16>,
+    unreachable: Unreachable,
     services: BTreeMap<ServiceId, Records>,
 }
 
@@ -88,6 +91,7 @@ impl World {
             down: BTreeSet::new(),
             healthy: BTreeSet::new(),
             peers: BTreeMap::from([(node_id(2), 7)]),
+            unreachable: Unreachable::default(),
             services: BTreeMap::new(),
         }
     }
@@ -100,6 +104,7 @@ impl World {
             networks: &self.networks,
             healthy: &self.healthy,
             peers: &self.peers,
+            unreachable: &self.unreachable,
         }
     }
 
@@ -268,6 +273,21 @@ fn only_healthy_backends_that_take_more_are_usable_and_all_of_those_when_none_is
     assert_eq!(world.usable(1), [6]);
     world.down = [node_id(1), node_id(3)].into();
     assert_eq!(world.usable(1), [0; 0]);
+}
+
+#[test]
+fn backends_that_this_node_cannot_reach_are_left_out_while_it_reaches_others() {
+    let mut world = World::new();
+    world.serve(1, 1..=6);
+    let beyond = |nodes: &[u32]| nodes.iter().map(|n| node_id(*n)).collect::<BTreeSet<_>>();
+    world.unreachable.encrypted = beyond(&[2]);
+    assert_eq!(world.usable(1), [1, 2, 3, 4, 5, 6], "the network is not encrypted");
+    world.unreachable.clear = beyond(&[2]);
+    assert_eq!(world.usable(1), [2, 3, 5, 6]);
+    world.unreachable.clear = beyond(&[1, 2, 3]);
+    assert_eq!(world.usable(1), [1, 2, 3, 4, 5, 6], "none is left");
+    world.networks.values_mut().for_each(|network| network.encrypted = true);
+    assert_eq!(world.usable(1), [2, 3, 5, 6]);
 }
 
 #[test]

@@ -8,7 +8,7 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
     Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, HostFlow, Interface, MAGLEV_ROW, Member, Network, Published, PublishedKey, Service,
+    EndpointKey, HostFlow, Interface, MAGLEV_ROW, Member, Network, PathKey, Published, PublishedKey, Service,
     ServiceKey, SocketPeer, Vni, host_published_number,
 };
 
@@ -36,6 +36,7 @@ map!(COUNTERS: PerCpuHashMap<CounterKey, Counter> = PerCpuHashMap::pinned(16384,
 // What the XDP program sent on: each packet is counted in `COUNTERS` too, for what it is.
 map!(EARLY: PerCpuArray<Counter> = PerCpuArray::pinned(1, 0));
 map!(PROBES: HashMap<Address, u64> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
+map!(PATHS: HashMap<PathKey, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC));
 map!(EVENTS: RingBuf = RingBuf::pinned(65536, 0));
 map!(GENERATION: Array<u64> = Array::pinned(1, 0));
 map!(HOST_ADDRESSES: HashMap<Address, u32> = HashMap::pinned(1024, BPF_F_NO_PREALLOC));
@@ -276,4 +277,10 @@ pub(super) fn packet() -> Option<&'static mut Packet> {
 pub(super) fn record_probe(member: Address, now: u64) {
     // A full map keeps the members that it has; the agent removes those that are gone.
     let _ = PROBES.insert(member, now, 0);
+}
+
+/// Remembers when a probe of this kind, or an answer, last came from a member.
+#[inline(always)]
+pub(super) fn record_path(member: Address, kind: u32, now: u64) {
+    let _ = PATHS.insert(PathKey { member, kind }, now, 0);
 }

@@ -5,8 +5,8 @@ use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Heade
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, Config, ENCRYPTED, Encapsulation, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI,
-    PUBLISHED_BIT, REPLY_BIT, Reason, Vni,
+    ALLOW_FORWARDING, Address, Config, ENCRYPTED, Encapsulation, Network, PROBE_ASKED, PROBE_REPLY_VNI,
+    PROBE_REQUEST_VNI, PROBED_BY_WIREGUARD, PUBLISHED_BIT, REPLY_BIT, Reason, Vni,
 };
 
 use super::count::{count, dropped};
@@ -49,20 +49,22 @@ fn decide(skb: Skb) -> Verdict {
     if skb.read(0, frame).is_err() {
         return PASS;
     }
-    let Some(outer) = Outer::parse(frame, local, config.vxlan_port, skb.length(), skb.is_gso()) else {
+    // A probe of WireGuard's path looks like one of VXLAN's but for its port. Messages of WireGuard begin
+    // with another byte.
+    let by_wireguard = [frame[36], frame[37]] == config.wireguard_port && frame[42] == 0x08;
+    let port = if by_wireguard { config.wireguard_port } else { config.vxlan_port };
+    let Some(outer) = Outer::parse(frame, local, port, skb.length(), skb.is_gso()) else {
         return PASS;
     };
+    if by_wireguard && outer.vni != PROBE_REQUEST_VNI && outer.vni != PROBE_REPLY_VNI {
+        return PASS;
+    }
     let sender = Address::from_v4(outer.source);
     if !maps::is_member(sender) {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
-    if outer.vni == PROBE_REQUEST_VNI {
-        return answer_probe(skb, frame);
-    }
-    if outer.vni == PROBE_REPLY_VNI {
-        // SAFETY: takes nothing, returns the time.
-        maps::record_probe(sender, unsafe { bpf_ktime_get_ns() });
-        return DROP;
+    if outer.vni == PROBE_REQUEST_VNI || outer.vni == PROBE_REPLY_VNI {
+        return probe(skb, frame, &outer, sender, by_wireguard);
     }
     let vni = outer.vni;
     if vni.number() & PUBLISHED_BIT != 0 {
@@ -131,6 +133,23 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
         return Ok(inbound::from_backend(vni, endpoint.ifindex, u32::from_ne_bytes(outer.source), mac));
     }
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
+}
+
+/// A probe of another node, or its answer to one of ours.
+#[inline(always)]
+fn probe(skb: Skb, frame: &[u8; OUTER], outer: &Outer, sender: Address, by_wireguard: bool) -> Verdict {
+    // SAFETY: takes nothing, returns the time.
+    let now = unsafe { bpf_ktime_get_ns() };
+    let path = if by_wireguard { PROBED_BY_WIREGUARD } else { 0 };
+    if outer.vni == PROBE_REQUEST_VNI {
+        maps::record_path(sender, path | PROBE_ASKED, now);
+        return answer_probe(skb, frame);
+    }
+    if !by_wireguard {
+        maps::record_probe(sender, now);
+    }
+    maps::record_path(sender, path, now);
+    DROP
 }
 
 /// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program records the answer.

@@ -180,6 +180,16 @@ impl Lab {
         underlay::forget_neighbour(&self.state, address)
     }
 
+    /// Drops UDP packets to `port` that one host sends to another, as a firewall between them does.
+    pub fn block_udp(&self, port: u16, from: &Host, to: &Host) -> Result<()> {
+        underlay::block_udp(&self.underlay(), port, from.address(), to.address())
+    }
+
+    /// Ends all that [`Lab::block_udp`] began.
+    pub fn unblock(&self) -> Result<()> {
+        underlay::unblock(&self.underlay())
+    }
+
     /// Turns checksum, segmentation and receive offloads of every underlay device on or off. With them off, what
     /// crosses the underlay is as on a real wire: whole checksums, packets of MTU size.
     pub fn set_underlay_offloads(&self, on: bool) -> Result<()> {

@@ -172,6 +172,23 @@ pub(super) fn set_plugged(underlay: &Netns, host: &str, plugged: bool) -> Result
     ip_batch_in(underlay, &[format!("link set {host} {master}")])
 }
 
+/// The table with the rules of [`block_udp`].
+const BLOCKS: &str = "bridge blocks";
+
+/// Drops UDP packets to `port` that one host sends to another, as a firewall between them does.
+pub(super) fn block_udp(underlay: &Netns, port: u16, from: Ipv4Addr, to: Ipv4Addr) -> Result<()> {
+    let rules = format!(
+        "add table {BLOCKS}; add chain {BLOCKS} forward {{ type filter hook forward priority 0; }}; \
+         add rule {BLOCKS} forward ip saddr {from} ip daddr {to} udp dport {port} drop"
+    );
+    underlay.run(["nft", &rules])?.ok().map(drop)
+}
+
+/// Ends what [`block_udp`] began.
+pub(super) fn unblock(underlay: &Netns) -> Result<()> {
+    underlay.run(["nft", &format!("delete table {BLOCKS}")])?.ok().map(drop)
+}
+
 /// Has every machine forget where `address` was, as the announcement of its new owner does.
 pub(super) fn forget_neighbour(state: &LabState, address: Ipv4Addr) -> Result<()> {
     let names = state.names();

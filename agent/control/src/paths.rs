@@ -1,0 +1,53 @@
+//! Which nodes cannot reach which others, as they report.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use mesh_model::{Node, NodeId};
+use mesh_proto::v1::{UnreachableFrom, UnreachablePeer};
+
+/// By the node that reports: whom it cannot reach, and whether by WireGuard.
+type Reports = BTreeMap<NodeId, BTreeSet<(NodeId, bool)>>;
+
+/// The last report of each node in session.
+#[derive(Debug, Default)]
+pub(crate) struct PathReports(Mutex<Reports>);
+
+impl PathReports {
+    /// Takes a node's report. Nodes that are not members are left out, so that its size is bounded.
+    pub(crate) fn report(&self, from: &NodeId, peers: &[UnreachablePeer], members: &BTreeMap<NodeId, Node>) {
+        let known = peers.iter().filter_map(|peer| Some((peer.node.parse().ok()?, peer.encrypted)));
+        let known: BTreeSet<(NodeId, bool)> = known.filter(|(node, _)| members.contains_key(node)).collect();
+        let mut reports = self.lock();
+        if known.is_empty() {
+            reports.remove(from);
+        } else {
+            reports.insert(from.clone(), known);
+        }
+    }
+
+    /// Forgets a node's report: its session has ended.
+    pub(crate) fn forget(&self, from: &NodeId) {
+        self.lock().remove(from);
+    }
+
+    /// Who cannot reach a node, sorted by name.
+    pub(crate) fn of(&self, target: &NodeId, members: &BTreeMap<NodeId, Node>) -> Vec<UnreachableFrom> {
+        let reports = self.lock();
+        let from = reports.iter().flat_map(|(from, peers)| {
+            let about = peers.iter().filter(|(peer, _)| peer == target);
+            about.filter_map(move |(_, encrypted)| {
+                let node = members.get(from)?.name.to_string();
+                Some(UnreachableFrom { node, encrypted: *encrypted })
+            })
+        });
+        let mut from: Vec<_> = from.collect();
+        from.sort_by(|a, b| (&a.node, a.encrypted).cmp(&(&b.node, b.encrypted)));
+        from
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Reports> {
+        // Each change leaves it whole.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
