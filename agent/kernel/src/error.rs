@@ -96,6 +96,16 @@ pub enum KernelError {
         /// What it said.
         message: String,
     },
+    /// `iptables` failed.
+    #[error("iptables cannot {action}: {message}; its chain {chain} drops packets of containers")]
+    Iptables {
+        /// What was tried.
+        action: &'static str,
+        /// In which chain.
+        chain: &'static str,
+        /// The command's output.
+        message: String,
+    },
     /// A file below `/proc/sys` could not be read or written.
     #[error("cannot {action} {path}")]
     Sysctl {
@@ -130,6 +140,14 @@ impl KernelError {
                 "give the path of a namespace such as /run/netns/NAME or /proc/PID/ns/net".to_owned()
             }
             Self::IfnameTaken { .. } => "choose another name with --ifname, or leave it out".to_owned(),
+            Self::Iptables { chain: "FORWARD", .. } => {
+                "accept them: iptables -I FORWARD -i mesh0 -j ACCEPT; iptables -I FORWARD -o mesh0 -m conntrack \
+                 --ctstate RELATED,ESTABLISHED -j ACCEPT"
+                    .to_owned()
+            }
+            Self::Iptables { .. } => {
+                "accept their DNS queries: iptables -I INPUT -i mesh0 -p udp --dport 53 -j ACCEPT".to_owned()
+            }
             Self::NftMissing => "install nftables".to_owned(),
             _ => return None,
         })

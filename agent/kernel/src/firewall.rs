@@ -142,7 +142,7 @@ fn failed(action: &'static str, message: &str) -> KernelError {
 }
 
 /// Runs `nft` in the calling thread's namespace.
-fn nft(arguments: &[&str], input: &str) -> Result<Output, KernelError> {
+pub(crate) fn nft(arguments: &[&str], input: &str) -> Result<Output, KernelError> {
     let failed = |error: io::Error| match error.kind() {
         io::ErrorKind::NotFound => KernelError::NftMissing,
         _ => KernelError::Nft { action: "run", message: error.to_string() },

@@ -7,6 +7,7 @@ pub mod error;
 pub mod events;
 pub mod execute;
 pub mod fake;
+mod filters;
 mod firewall;
 pub mod host;
 pub mod inside;

@@ -4,12 +4,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
 
-use mesh_model::observed::{FirewallState, InterfaceAddress, Observed, UnderlayLink};
+use mesh_model::observed::{FirewallState, ForeignFilters, InterfaceAddress, Observed, UnderlayLink};
 use mesh_model::{Action, Desired, naming};
 
 use crate::links::RawLink;
 use crate::netlink::Netlink;
-use crate::{Depth, Kernel, KernelError, Programs, addresses, firewall, links, netns, routes, sysctl};
+use crate::{
+    Depth, Kernel, KernelError, Programs, addresses, filters, firewall, links, netns, routes, sysctl,
+};
 
 /// [`Kernel`] of the network namespace in which it was opened.
 ///
@@ -19,6 +21,8 @@ pub struct LinuxKernel<P> {
     programs: P,
     /// As last seen or made.
     firewall: Option<FirewallState>,
+    /// As last seen or made.
+    filters: Option<ForeignFilters>,
     /// Everything as last seen, and as the steps since then have made it; for [`Depth::Remembered`].
     remembered: Option<Remembered>,
 }
@@ -34,7 +38,7 @@ impl<P: Programs + Send> LinuxKernel<P> {
     pub fn open(programs: P) -> Result<Self, KernelError> {
         let netlink = Netlink::open()
             .map_err(|source| KernelError::Netlink { action: "speak to the kernel".to_owned(), source })?;
-        Ok(Self { netlink, programs, firewall: None, remembered: None })
+        Ok(Self { netlink, programs, firewall: None, filters: None, remembered: None })
     }
 
     fn observe_firewall(&mut self, depth: Depth) -> Result<FirewallState, KernelError> {
@@ -43,6 +47,17 @@ impl<P: Programs + Send> LinuxKernel<P> {
             _ => {
                 let found = firewall::observe()?;
                 self.firewall = Some(found.clone());
+                Ok(found)
+            }
+        }
+    }
+
+    fn observe_filters(&mut self, depth: Depth) -> Result<ForeignFilters, KernelError> {
+        match &self.filters {
+            Some(known) if depth < Depth::Full => Ok(known.clone()),
+            _ => {
+                let found = filters::observe()?;
+                self.filters = Some(found.clone());
                 Ok(found)
             }
         }
@@ -165,6 +180,14 @@ impl<P: Programs + Send> LinuxKernel<P> {
                 firewall::remove()?;
                 self.firewall = Some(FirewallState::Absent);
             }
+            Action::OpenFilter(iptables) => {
+                self.filters = None;
+                filters::open(*iptables)?;
+            }
+            Action::CloseFilter(iptables) => {
+                self.filters = None;
+                filters::close(*iptables)?;
+            }
         }
         Ok(())
     }
@@ -225,6 +248,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             programs: self.programs.observe()?,
             sysctls: sysctl::observe()?,
             firewall: self.observe_firewall(depth)?,
+            filters: self.observe_filters(depth)?,
             links,
         };
         self.remembered = desired
@@ -242,6 +266,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
         let mut hasher = DefaultHasher::new();
         // What cannot be read differs from what could be.
         sysctl::observe().ok().hash(&mut hasher);
+        filters::legacy_tables().hash(&mut hasher);
         self.programs.links_digest().hash(&mut hasher);
         hasher.finish()
     }

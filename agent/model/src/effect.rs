@@ -3,7 +3,9 @@
 use mesh_ipam::Family;
 
 use crate::naming::is_endpoint;
-use crate::observed::{AttachedProgram, FirewallState, Link, LinkKind, Observed, ObservedPrograms, Pins};
+use crate::observed::{
+    AttachedProgram, FirewallState, Iptables, Link, LinkKind, Observed, ObservedPrograms, OwnRules, Pins,
+};
 use crate::plan::{Action, EndpointDevice, HostLeg, VxlanDevice, outer_mtu};
 use crate::{IfName, MacAddr};
 
@@ -93,8 +95,16 @@ impl Observed {
             }
             Action::SetFirewall(firewall) => self.firewall = FirewallState::Intact(firewall.clone()),
             Action::RemoveFirewall => self.firewall = FirewallState::Absent,
+            Action::OpenFilter(iptables) => self.set_rules(*iptables, OwnRules::All),
+            Action::CloseFilter(iptables) => self.set_rules(*iptables, OwnRules::None),
         }
         Ok(())
+    }
+
+    fn set_rules(&mut self, iptables: Iptables, rules: OwnRules) {
+        if let Some(state) = self.filters.iptables.get_mut(&iptables) {
+            state.rules = rules;
+        }
     }
 
     fn loaded(&self) -> Result<(), Impossible> {

@@ -8,6 +8,7 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 
 use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
+use mesh_ipam::Family;
 
 use crate::{EndpointId, IfName, MacAddr, Prefix};
 
@@ -39,6 +40,8 @@ pub struct Observed {
     pub sysctls: BTreeSet<Sysctl>,
     /// The table `inet mesh`.
     pub firewall: FirewallState,
+    /// Filters of other programs for what containers send.
+    pub filters: ForeignFilters,
 }
 
 /// One of our devices.
@@ -194,6 +197,64 @@ impl Default for MasqueradePorts {
     fn default() -> Self {
         Self { low: 600..=1023, high: 32768..=60999 }
     }
+}
+
+/// Filters of other programs for what containers send through the host, or to it.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct ForeignFilters {
+    /// Chains of iptables.
+    pub iptables: BTreeMap<Iptables, IptablesState>,
+    /// Other chains that drop what they do not accept, in tables without a rule for `mesh0`.
+    pub closed: BTreeSet<ClosedChain>,
+}
+
+/// A hook of the kernel for filters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum FilterHook {
+    /// For packets to the host itself.
+    Input,
+    /// For packets through the host.
+    Forward,
+}
+
+/// A chain of nftables that drops what it does not accept.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ClosedChain {
+    /// Its hook.
+    pub hook: FilterHook,
+    /// Family, table, and chain.
+    pub chain: String,
+}
+
+/// One chain of iptables' table `filter`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Iptables {
+    /// Of IPv4 or IPv6.
+    pub family: Family,
+    /// The chain is the one of this hook.
+    pub hook: FilterHook,
+    /// Kept by the old interface of the kernel, not by nftables.
+    pub legacy: bool,
+}
+
+/// What a chain of iptables does.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct IptablesState {
+    /// It drops what no rule accepts.
+    pub closed: bool,
+    /// Our rules in it.
+    pub rules: OwnRules,
+}
+
+/// How many of our rules there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum OwnRules {
+    /// None.
+    None,
+    /// Some are missing, or there are too many, or they come too late.
+    Some,
+    /// Exactly those that should be there.
+    All,
 }
 
 /// What there is of the table `inet mesh`.

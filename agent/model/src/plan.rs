@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use mesh_ebpf_types::{MapEntry, MapKey};
 
 use crate::endpoint::NetnsRef;
-use crate::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
+use crate::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Iptables, Sysctl};
 use crate::{EndpointId, IfName, MacAddr, Mtu, Prefix};
 
 /// One step. Each is one attempt that is done in full or not at all.
@@ -111,6 +111,10 @@ pub enum Action {
     SetFirewall(Firewall),
     /// Remove the table `inet mesh`.
     RemoveFirewall,
+    /// Insert rules into a chain of iptables that accept what containers send.
+    OpenFilter(Iptables),
+    /// Remove these rules.
+    CloseFilter(Iptables),
 }
 
 impl Action {
@@ -126,6 +130,7 @@ impl Action {
                 | Self::RemoveRoute { .. }
                 | Self::RemoveUnreachable { .. }
                 | Self::RemoveFirewall
+                | Self::CloseFilter(_)
         )
     }
 }
@@ -235,6 +240,24 @@ pub enum Problem {
     NoUnderlay {
         /// The address.
         address: IpAddr,
+    },
+    /// A chain of another program drops what containers send outside.
+    #[error(
+        "the nftables chain `{chain}` drops what containers send outside; accept it: nft insert rule {chain} iifname \
+         mesh0 accept; nft insert rule {chain} oifname mesh0 ct state established,related accept"
+    )]
+    ForwardClosed {
+        /// Family, table, and chain.
+        chain: String,
+    },
+    /// A chain of another program drops what containers ask the name server.
+    #[error(
+        "the nftables chain `{chain}` drops the DNS queries of containers; accept them: nft insert rule {chain} iifname \
+         mesh0 meta l4proto {{ tcp, udp }} th dport 53 accept"
+    )]
+    InputClosed {
+        /// Family, table, and chain.
+        chain: String,
     },
     /// The data-path interface's MTU is below [`Mtu::MIN_DATA_PATH`].
     #[error(

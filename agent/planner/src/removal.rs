@@ -1,6 +1,6 @@
 //! The steps that remove all of ours.
 
-use mesh_model::observed::{FirewallState, LinkKind, Observed, Pins};
+use mesh_model::observed::{FirewallState, LinkKind, Observed, OwnRules, Pins};
 use mesh_model::plan::{Plan, Step};
 use mesh_model::{Action, naming};
 
@@ -27,6 +27,8 @@ pub(crate) fn plan(observed: &Observed) -> Plan {
     if observed.firewall != FirewallState::Absent {
         actions.push(Action::RemoveFirewall);
     }
+    let ours = observed.filters.iptables.iter().filter(|(_, state)| state.rules != OwnRules::None);
+    actions.extend(ours.map(|(iptables, _)| Action::CloseFilter(*iptables)));
     let steps = actions.into_iter().map(|action| Step { action, endpoint: None }).collect();
     Plan { steps, ..Plan::default() }
 }

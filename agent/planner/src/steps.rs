@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use mesh_ebpf_types::{MapEntry, MapKey, ProgramKind};
 use mesh_ipam::Family;
-use mesh_model::observed::{AttachedProgram, Attachment, FirewallState, InterfaceAddress, LinkKind, Pins};
+use mesh_model::observed::{
+    AttachedProgram, Attachment, FirewallState, InterfaceAddress, LinkKind, OwnRules, Pins,
+};
 use mesh_model::plan::{Step, outer_mtu};
 use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan, naming};
 
@@ -106,6 +108,15 @@ impl Planner<'_> {
         }
         if self.observed.firewall != FirewallState::Intact(self.wanted.firewall.clone()) {
             self.push(Action::SetFirewall(self.wanted.firewall.clone()));
+        }
+        for (iptables, state) in &self.observed.filters.iptables {
+            match (self.wanted.passes(iptables.hook), state.rules) {
+                (true, OwnRules::None | OwnRules::Some) if state.closed => {
+                    self.push(Action::OpenFilter(*iptables));
+                }
+                (false, OwnRules::Some | OwnRules::All) => self.push(Action::CloseFilter(*iptables)),
+                _ => {}
+            }
         }
     }
 

@@ -8,7 +8,9 @@ use mesh_ebpf_types::{
     UNPUBLISHED,
 };
 use mesh_ipam::Family;
-use mesh_model::observed::{Attachment, Firewall, HostRoute, InterfaceAddress, Sysctl};
+use mesh_model::observed::{
+    Attachment, ClosedChain, FilterHook, Firewall, HostRoute, InterfaceAddress, Sysctl,
+};
 use mesh_model::plan::{EndpointDevice, HostLeg, InnerEnd, Problem, VxlanDevice};
 use mesh_model::{
     Desired, Endpoint, EndpointId, IfName, MacAddr, Mtu, Network, NetworkId, Observed, Prefix, naming,
@@ -111,7 +113,26 @@ impl Wanted {
         for network in local.into_values() {
             wanted.network(desired, network, mtus.network(network));
         }
+        let closed: Vec<_> = observed.filters.closed.iter().filter_map(|c| wanted.closed(c)).collect();
+        wanted.problems.extend(closed);
         wanted
+    }
+
+    /// Whether containers send packets through a hook for filters.
+    pub(crate) fn passes(&self, hook: FilterHook) -> bool {
+        match hook {
+            FilterHook::Input => !self.host_addresses.is_empty(),
+            FilterHook::Forward => !self.firewall.masquerade.is_empty(),
+        }
+    }
+
+    /// The problem that a chain of another program makes, if any.
+    fn closed(&self, closed: &ClosedChain) -> Option<Problem> {
+        let chain = closed.chain.clone();
+        self.passes(closed.hook).then_some(match closed.hook {
+            FilterHook::Input => Problem::InputClosed { chain },
+            FilterHook::Forward => Problem::ForwardClosed { chain },
+        })
     }
 
     fn put(&mut self, entries: impl IntoIterator<Item = MapEntry>) {
