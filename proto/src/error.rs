@@ -23,6 +23,8 @@ pub enum ProblemKind {
     Denied,
     /// Nothing of what was asked for is left.
     Exhausted,
+    /// It removes much, and nobody has confirmed it.
+    Unconfirmed,
 }
 
 impl ProblemKind {
@@ -31,7 +33,7 @@ impl ProblemKind {
             Self::Failed => Code::Internal,
             Self::Usage => Code::InvalidArgument,
             Self::NotFound => Code::NotFound,
-            Self::Conflict => Code::FailedPrecondition,
+            Self::Conflict | Self::Unconfirmed => Code::FailedPrecondition,
             Self::Unreachable => Code::Unavailable,
             Self::Denied => Code::PermissionDenied,
             Self::Exhausted => Code::ResourceExhausted,
@@ -51,6 +53,25 @@ impl ProblemKind {
         }
     }
 
+    /// Its name in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Failed => "failed",
+            Self::Usage => "usage",
+            Self::NotFound => "not_found",
+            Self::Conflict => "conflict",
+            Self::Unreachable => "unreachable",
+            Self::Denied => "denied",
+            Self::Exhausted => "exhausted",
+            Self::Unconfirmed => "unconfirmed",
+        }
+    }
+
+    /// The kind of this name; [`ProblemKind::Failed`] for one that is not known.
+    pub fn named(name: &str) -> Self {
+        serde_json::from_value(serde_json::Value::String(name.to_owned())).unwrap_or(Self::Failed)
+    }
+
     /// `meshctl`'s exit code for it.
     pub const fn exit_code(self) -> u8 {
         match self {
@@ -59,6 +80,7 @@ impl ProblemKind {
             Self::NotFound => 3,
             Self::Conflict => 4,
             Self::Unreachable => 5,
+            Self::Unconfirmed => 7,
         }
     }
 }
@@ -112,6 +134,24 @@ mod tests {
     fn a_problem_survives_the_wire_with_its_hint() {
         let problem = Problem::new(ProblemKind::Conflict, "network app exists").hint("choose another name");
         assert_eq!(Problem::from(Status::from(problem.clone())), problem);
+    }
+
+    #[test]
+    fn each_kind_has_the_name_that_json_gives_it() {
+        for kind in [
+            ProblemKind::Failed,
+            ProblemKind::Usage,
+            ProblemKind::NotFound,
+            ProblemKind::Conflict,
+            ProblemKind::Unreachable,
+            ProblemKind::Denied,
+            ProblemKind::Exhausted,
+            ProblemKind::Unconfirmed,
+        ] {
+            assert_eq!(ProblemKind::named(kind.as_str()), kind);
+            assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
+        }
+        assert_eq!(ProblemKind::named("later"), ProblemKind::Failed);
     }
 
     #[test]

@@ -30,6 +30,7 @@ pub enum Method {
     DrainBackend,
     ActivateBackend,
     RotateKeys,
+    CheckChanges,
     ListServices,
     InspectService,
     AddBackend,
@@ -70,6 +71,7 @@ impl Method {
             | Self::RemoveService
             | Self::DrainBackend
             | Self::ActivateBackend
+            | Self::CheckChanges
             | Self::RotateKeys => Access::Administration,
             Self::ListNetworks
             | Self::InspectNetwork

@@ -7,6 +7,7 @@
 
 mod access;
 mod attempts;
+mod changes;
 pub mod clock;
 mod connections;
 mod core;

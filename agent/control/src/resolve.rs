@@ -10,6 +10,7 @@ use serde::de::DeserializeOwned;
 use crate::core::Core;
 use crate::keys;
 use crate::records::Versioned;
+use crate::view::View;
 
 /// So much of an id has to be given, at least, to name what is to be removed: fewer characters are easily those of
 /// something else.
@@ -62,17 +63,31 @@ pub(crate) async fn resolve_node(core: &Core, text: &str) -> Result<Versioned<No
 
 /// The service that `text` names: also as `NETWORK/NAME`, since a name is unique in its network only.
 pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Service>, Problem> {
+    core.catch_up().await?;
+    service_in(&core.feed.view(), text)
+}
+
+/// The network of a view that `text` names.
+pub(crate) fn network_in<'a>(view: &'a View, text: &str) -> Result<&'a Network, Problem> {
+    let named = view.networks.values().filter(|network| network.name.as_str() == text);
+    let by_id = text.parse::<NetworkId>().ok().and_then(|id| view.networks.get(&id));
+    match by_id.into_iter().chain(named).next() {
+        Some(network) => Ok(network),
+        None => by_beginning("network", text, view.networks.values().collect(), |network| {
+            (network.id.as_str(), network.name.as_str())
+        }),
+    }
+}
+
+/// The service of a view that `text` names.
+pub(crate) fn service_in(view: &View, text: &str) -> Result<Arc<Service>, Problem> {
     if let Some((network, name)) = text.split_once('/') {
-        let network = resolve_network(core, network).await?.value;
-        core.catch_up().await?;
-        let view = core.feed.view();
+        let network = network_in(view, network)?;
         let name = name.parse::<Name>().ok();
         let named = name.map(|name| view.services.best_named(&name)).unwrap_or_default();
         let found = named.into_iter().find(|one| one.network == network.id);
         return found.cloned().ok_or_else(|| no_such_service(text));
     }
-    core.catch_up().await?;
-    let view = core.feed.view();
     if let Some(service) = text.parse::<ServiceId>().ok().and_then(|id| view.services.get(&id)) {
         return Ok(service.clone());
     }
@@ -81,23 +96,22 @@ pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Servi
         match named.as_slice() {
             [] => {}
             [service] => return Ok(Arc::clone(service)),
-            several => {
-                let network = |service: &&Arc<Service>| view.networks.get(&service.network).map(|n| &n.name);
-                let mut paths: Vec<String> =
-                    several.iter().filter_map(network).map(|network| format!("{network}/{name}")).collect();
-                paths.sort();
-                return Err(Problem::new(
-                    ProblemKind::Usage,
-                    format!("service {text} is on several networks: {}", paths.join(", ")),
-                )
-                .hint("name it as NETWORK/NAME"));
-            }
+            several => return Err(on_several_networks(view, text, &name, several)),
         }
     }
     by_beginning("service", text, view.services.all().collect(), |service| {
         (service.id.as_str(), service.name.as_str())
     })
     .cloned()
+}
+
+fn on_several_networks(view: &View, text: &str, name: &Name, services: &[&Arc<Service>]) -> Problem {
+    let network = |service: &&Arc<Service>| view.networks.get(&service.network).map(|n| &n.name);
+    let mut paths: Vec<String> =
+        services.iter().filter_map(network).map(|network| format!("{network}/{name}")).collect();
+    paths.sort();
+    Problem::new(ProblemKind::Usage, format!("service {text} is on several networks: {}", paths.join(", ")))
+        .hint("name it as NETWORK/NAME")
 }
 
 fn no_such_service(text: &str) -> Problem {

@@ -11,7 +11,6 @@ mod command;
 mod filter;
 #[cfg(fuzzing)]
 pub mod fuzzing;
-mod port_list;
 mod report;
 mod table;
 mod terminal;
@@ -25,7 +24,7 @@ use crate::cli::{Cli, Command, Format, usage};
 use crate::report::Report;
 
 /// Runs the command line `args` (the program's name first), prints its result, and returns the exit code: 0 done,
-/// 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is unreachable.
+/// 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is unreachable, 7 a removal was not confirmed.
 pub fn run(args: &[OsString]) -> u8 {
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,

@@ -17,6 +17,7 @@ pub mod naming;
 pub mod net;
 pub mod observed;
 pub mod plan;
+pub mod port_list;
 pub mod published;
 pub mod service;
 pub mod wireguard;

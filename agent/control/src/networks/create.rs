@@ -45,11 +45,20 @@ pub(crate) async fn create(core: &Core, request: CreateNetworkRequest) -> Result
     }
 }
 
+/// The network that a request would create, beside what is taken.
+pub(crate) fn proposed(
+    core: &Core,
+    taken: &Taken,
+    request: CreateNetworkRequest,
+) -> Result<Network, Problem> {
+    taken.fit(core, &Wanted::parse(request)?)
+}
+
 /// What is taken already.
-struct Taken {
-    networks: Vec<Network>,
-    /// With whose each is, for messages.
-    prefixes: Vec<(Prefix, String)>,
+pub(crate) struct Taken {
+    pub(crate) networks: Vec<Network>,
+    /// Nodes' addresses, with whose each is, for messages.
+    addresses: Vec<(Prefix, String)>,
     /// Those of hosts' routes that automatic subnets keep clear of, and all of them.
     automatic_routes: Vec<(Prefix, String)>,
     routes: Vec<(Prefix, String)>,
@@ -57,7 +66,7 @@ struct Taken {
 }
 
 impl Taken {
-    async fn read(core: &Core) -> Result<Self, RecordError> {
+    pub(crate) async fn read(core: &Core) -> Result<Self, RecordError> {
         let fence = keys::address_fence();
         let mut read = core
             .records
@@ -65,19 +74,13 @@ impl Taken {
             .await?;
         let networks: Vec<Versioned<Network>> = read.all()?;
         let nodes: Vec<Versioned<Node>> = read.all()?;
-        let mut prefixes = Vec::new();
-        for Versioned { value: network, .. } in &networks {
-            let subnets = network.subnets.iter();
-            prefixes.extend(
-                subnets.map(|s| (s.subnet, format!("subnet {} of network {}", s.subnet, network.name))),
-            );
-        }
+        let mut addresses = Vec::new();
         let routes = core.routes();
         let (mut all_routes, mut automatic_routes) = (Vec::new(), Vec::new());
         for Versioned { value: node, .. } in &nodes {
             let (name, address, advertised) = (&node.name, node.data_path_addr, node.advertise_addr.ip());
-            prefixes.push((address.into(), format!("data-path address {address} of node {name}")));
-            prefixes.push((advertised.into(), format!("address {advertised} of node {name}")));
+            addresses.push((address.into(), format!("data-path address {address} of node {name}")));
+            addresses.push((advertised.into(), format!("address {advertised} of node {name}")));
             if let Some(of_node) = routes.get(&node.id) {
                 let named = |route: &Prefix| (*route, format!("route {route} of node {name}"));
                 all_routes.extend(of_node.all.iter().map(named));
@@ -86,15 +89,21 @@ impl Taken {
         }
         let networks = networks.into_iter().map(|network| network.value).collect();
         let fence = read.fence(fence);
-        Ok(Self { networks, prefixes, automatic_routes, routes: all_routes, fence })
+        Ok(Self { networks, addresses, automatic_routes, routes: all_routes, fence })
     }
 
     /// The network as it can be made, or what is in its way.
-    fn fit(&self, core: &Core, wanted: &Wanted) -> Result<Network, Problem> {
+    pub(super) fn fit(&self, core: &Core, wanted: &Wanted) -> Result<Network, Problem> {
         if let Some(other) = self.networks.iter().find(|other| other.name.is_same(&wanted.name)) {
             return Err(conflict(format!("network {} exists already: {}", other.name, other.id)));
         }
-        let mut taken = self.prefixes.clone();
+        let mut taken = self.addresses.clone();
+        for network in &self.networks {
+            let subnets = network.subnets.iter();
+            taken.extend(
+                subnets.map(|s| (s.subnet, format!("subnet {} of network {}", s.subnet, network.name))),
+            );
+        }
         for spec in &wanted.subnets {
             let overlap =
                 find_overlap(&spec.subnet, &taken).or_else(|| find_overlap(&spec.subnet, &self.routes));

@@ -15,8 +15,8 @@ use crate::resolve::{resolve_network, resolve_node};
 use crate::services::health_text;
 use crate::view::View;
 
-pub(crate) use create::create;
-pub(crate) use remove::{prune, remove};
+pub(crate) use create::{Taken, create, proposed};
+pub(crate) use remove::{check_removal, prune, remove};
 
 /// Every network, sorted by name.
 pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Network>, Problem> {

@@ -6,7 +6,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_model::{Network, NodeId};
+use mesh_model::{Name, Network, NodeId};
 use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_store::{Compare, KeyValue, Op, Revision, Txn};
 use tracing::{info, warn};
@@ -52,7 +52,7 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
     let Versioned { value: network, revision } = network;
     let name = &network.name;
     if network.removing {
-        return Err(Problem::new(ProblemKind::Conflict, format!("network {name} is being removed already")));
+        return Err(being_removed(name));
     }
     // Most refusals need nobody's help.
     check_unused(core, &network)?;
@@ -69,6 +69,24 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
         warn!(network = %name, %error, "cannot take back the mark of a removal");
     }
     removed.map(|()| network)
+}
+
+/// Checks whether the network could be removed once its services are; `services`: those that it would still have.
+pub(crate) async fn check_removal(
+    core: &Core,
+    network: &Network,
+    services: Vec<String>,
+) -> Result<(), Problem> {
+    if network.removing {
+        return Err(being_removed(&network.name));
+    }
+    check_unused(core, network)?;
+    check_unnamed(network, services)?;
+    check_holders_live(core, network, &holders(core, network).await?)
+}
+
+fn being_removed(name: &Name) -> Problem {
+    Problem::new(ProblemKind::Conflict, format!("network {name} is being removed already"))
 }
 
 /// Marks the network, so that it takes no new endpoints and leases.
@@ -150,7 +168,11 @@ async fn check_no_services(core: &Core, network: &Network) -> Result<(), Problem
     let found = core.records.store().range(keys::service_names(&network.id), None, Some(LOOKED_AT)).await;
     let found = found.map_err(RecordError::from)?.kvs;
     let name = |kv: &KeyValue| kv.key.as_str()?.rsplit('/').next().map(str::to_owned);
-    let names: Vec<String> = found.iter().filter_map(name).collect();
+    check_unnamed(network, found.iter().filter_map(name).collect())
+}
+
+/// The network has none of these services.
+fn check_unnamed(network: &Network, names: Vec<String>) -> Result<(), Problem> {
     if names.is_empty() {
         return Ok(());
     }

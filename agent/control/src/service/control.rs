@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::MemberService;
 use crate::access::Method;
 use crate::resolve::resolve_node;
-use crate::{leases, networks, nodes, rotation, services};
+use crate::{changes, leases, networks, nodes, rotation, services};
 
 /// Each call: authorized by its method's entry in the access table, then done by a function on the shared state. There is
 /// no other way to the message than through the authorization.
@@ -95,6 +95,8 @@ calls! {
             let state = BackendState::Active;
             services::set_state(core, caller, &message.service, &message.endpoint, state).await?
         };
+    check_changes: CheckChanges(v1::CheckChangesRequest) -> v1::CheckChangesResponse,
+        |core, _, message| changes::check(core, message).await?;
     rotate_keys: RotateKeys(v1::RotateKeysRequest) -> v1::RotateKeysResponse,
         |core, _, _| rotation::rotate(core).await?;
     set_wireguard: SetWireguard(v1::SetWireguardRequest) -> v1::SetWireguardResponse,

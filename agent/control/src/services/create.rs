@@ -3,20 +3,21 @@
 use std::sync::Arc;
 
 use jiff::Timestamp;
-use mesh_model::{Network, NetworkId, Service, ServiceId};
+use mesh_model::{Network, NetworkId, PublishedPort, Service, ServiceId};
 use mesh_proto::v1::{CreateServiceRequest, ServiceStatus};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Txn};
 use tracing::info;
 
-use super::desk::Choices;
+use super::desk::{Choices, Choosing};
 use super::ports::{Checked, PortRecords};
 use super::request::Wanted;
-use super::{network_name, ports, status, vips, wait_applied};
+use super::{ServiceDesk, contended, network_name, ports, status, vips, wait_applied};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::resolve_network;
+use crate::view::View;
 
 /// Makes a service, and answers once every live agent that is concerned has it in its kernel.
 pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result<ServiceStatus, Problem> {
@@ -29,7 +30,8 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
         tries.next()?;
         core.catch_up().await?;
         let freed = core.services.freed();
-        let Some((service, choices)) = plan(core, &network, &wanted, &checked)? else {
+        let planned = plan(&core.feed.view(), core.services.choose(), &network, &wanted, &checked)?;
+        let Some((service, choices)) = planned else {
             freed.await;
             continue;
         };
@@ -51,14 +53,30 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
     }
 }
 
+/// The service that a request would create on a network of the view, and which of its ports it names.
+pub(crate) fn proposed(
+    view: &View,
+    network: &NetworkId,
+    request: CreateServiceRequest,
+) -> Result<(Service, Vec<PublishedPort>), Problem> {
+    let wanted = Wanted::parse(request)?;
+    // Nobody else chooses at this desk, so there is nothing to wait for.
+    let desk = ServiceDesk::default();
+    let planned = plan(view, desk.choose(), network, &wanted, &Checked::default())?;
+    let (service, _choices) = planned.ok_or_else(contended)?;
+    let named = service.ports.iter().zip(&wanted.ports).filter(|(_, wanted)| wanted.published != 0);
+    let named = named.map(|(port, _)| *port).collect();
+    Ok((service, named))
+}
+
 /// The service as it can be made, or what is in its way; `None` when that may be other calls which come to nothing.
 fn plan<'a>(
-    core: &'a Core,
+    view: &View,
+    mut choosing: Choosing<'a>,
     network: &NetworkId,
     wanted: &Wanted,
     checked: &Checked,
 ) -> Result<Option<(Service, Choices<'a>)>, Problem> {
-    let view = core.feed.view();
     let network = view.networks.get(network).ok_or_else(|| gone(network))?;
     check_network(network)?;
     if let Some(other) = view.services.named(&wanted.name).find(|other| other.network == network.id) {
@@ -67,14 +85,13 @@ fn plan<'a>(
             format!(
                 "service {} exists on network {} already: {}",
                 other.name,
-                network_name(&view, &network.id),
+                network_name(view, &network.id),
                 other.id
             ),
         ));
     }
-    let mut choosing = core.services.choose();
-    let chosen = vips::choose(&view, network, wanted, &mut choosing)
-        .and_then(|vips| Ok((vips, ports::choose(&view, &wanted.ports, None, checked, &mut choosing)?)));
+    let chosen = vips::choose(view, network, wanted, &mut choosing)
+        .and_then(|vips| Ok((vips, ports::choose(view, &wanted.ports, None, checked, &mut choosing)?)));
     let ((vip, vip6), ports) = match chosen {
         Err(problem) if problem.kind == ProblemKind::Exhausted && choosing.is_contended() => return Ok(None),
         chosen => chosen?,

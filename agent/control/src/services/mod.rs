@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_model::{Backend, NetworkId, NodeId, NodeState, Service};
-use mesh_proto::Problem;
 use mesh_proto::v1::{BackendStatus, ListServicesRequest, ServiceStatus};
+use mesh_proto::{Problem, ProblemKind};
 use tracing::warn;
 
 use crate::core::Core;
@@ -25,11 +25,12 @@ use crate::resolve::{resolve_network, resolve_service};
 use crate::view::{ServiceRecords, View};
 
 pub(crate) use backends::{add, remove as remove_backend, set_state};
-pub(crate) use create::create;
+pub(crate) use create::{create, proposed as proposed_service};
 pub(crate) use desk::ServiceDesk;
+pub(crate) use ports::ask_hosts;
 pub(crate) use removals::{follow_hello, follow_removals, forget_node, sweep};
 pub(crate) use remove::remove;
-pub(crate) use update::update;
+pub(crate) use update::{proposed as proposed_update, update};
 
 /// The services of a network, or all, in order of network and name.
 pub(crate) async fn list(core: &Core, request: &ListServicesRequest) -> Result<Vec<ServiceStatus>, Problem> {
@@ -153,6 +154,11 @@ impl Names {
     fn network(&self, id: &NetworkId) -> String {
         self.networks.get(id).cloned().unwrap_or_default()
     }
+}
+
+/// Other calls have chosen all that is free.
+fn contended() -> Problem {
+    Problem::new(ProblemKind::Exhausted, "all that is free is being taken by other calls").hint("try again")
 }
 
 fn node_name(view: &View, node: &NodeId) -> String {

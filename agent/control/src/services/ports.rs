@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_model::port_list::{numbers, ranges, shortened};
 use mesh_model::{NodeId, Protocol, PublishedPort, Service, ServiceId};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Revision};
@@ -36,6 +37,7 @@ pub(super) fn choose(
     choosing: &mut Choosing<'_>,
 ) -> Result<Vec<PublishedPort>, Problem> {
     let mut ports = Vec::new();
+    let mut published_by: BTreeMap<ServiceId, Vec<PublishedPort>> = BTreeMap::new();
     for port in wanted {
         let published = match (port.protocol, port.published) {
             // The kernel's helpers cannot mend SCTP's checksum, so only addresses can be translated.
@@ -46,19 +48,34 @@ pub(super) fn choose(
         };
         let port = PublishedPort { published, ..*port };
         if let Some((other, _)) = view.services.publisher(&port, own) {
-            return Err(Problem::new(
-                ProblemKind::Conflict,
-                format!(
-                    "port {published}/{} is published by service {} of network {} already",
-                    port.protocol,
-                    other.name,
-                    network_name(view, &other.network)
-                ),
-            ));
+            published_by.entry(other.id.clone()).or_default().push(port);
         }
         ports.push(port);
     }
-    Ok(ports)
+    if published_by.is_empty() { Ok(ports) } else { Err(published_already(view, &published_by)) }
+}
+
+/// All ports of a request that other services publish, in one line.
+fn published_already(view: &View, by: &BTreeMap<ServiceId, Vec<PublishedPort>>) -> Problem {
+    let each = by.iter().filter_map(|(id, ports)| {
+        let service = view.services.get(id)?;
+        let network = network_name(view, &service.network);
+        Some(format!("{} published by service {} of network {network} already", are(ports), service.name))
+    });
+    Problem::new(ProblemKind::Conflict, each.collect::<Vec<_>>().join("; "))
+        .hint("publish other ports, or take these from the other service")
+}
+
+/// `port 80/tcp is` or `ports 80-82/tcp are`.
+fn are(ports: &[PublishedPort]) -> String {
+    let verb = if ports.len() == 1 { "is" } else { "are" };
+    format!("{} {verb}", called(ports))
+}
+
+/// `port 80/tcp` or `ports 80-82/tcp, 90/udp`.
+fn called(ports: &[PublishedPort]) -> String {
+    let plural = if ports.len() == 1 { "" } else { "s" };
+    format!("port{plural} {}", shortened(numbers(ports)).join(", "))
 }
 
 fn renumbered_sctp(port: &PublishedPort) -> Problem {
@@ -109,39 +126,21 @@ impl Checked {
         if open.is_empty() {
             return Ok(true);
         }
-        // Right after this manager began, agents are about to return. Its own is in this process.
-        if core.unheard().iter().any(|node| node != core.node_id()) {
-            core.first_reports().await;
-        }
-        let nodes: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
-        let decoys = decoys::of(&open);
-        let question: Vec<PublishedPort> = open.iter().chain(&decoys).copied().collect();
-        let mut answers = core.sessions.check_ports(nodes, &question, limits::PORT_CHECK).await;
-        for node in decoys::take_out(&mut answers, &decoys) {
-            core.faults.set(&node, "ports", Some(DOUBTFUL.to_owned()));
-        }
-        let name = |node: &NodeId| node_name(&core.feed.view(), node);
+        let answers = ask_hosts(core, &open).await?;
         let wanted: BTreeSet<&PublishedPort> = wanted.iter().collect();
         self.free.extend(&open);
         let mut is_fit = true;
-        for (node, port) in answers.iter().flat_map(taken) {
+        for port in answers.taken.values().flatten() {
             self.free.remove(port);
-            if wanted.contains(port) {
-                return Err(in_use(port, &name(node)));
-            }
-            self.avoid.insert((port.protocol, port.published));
-            is_fit = false;
-        }
-        for (node, answer) in answers {
-            match answer {
-                PortAnswer::Taken(_) => {}
-                PortAnswer::Away => _ = self.unchecked.insert(node),
-                PortAnswer::Silent => {
-                    return Err(unanswered(&name(&node), "its agent has not answered in time"));
-                }
-                PortAnswer::Failed(why) => return Err(unanswered(&name(&node), &why)),
+            if !wanted.contains(port) {
+                self.avoid.insert((port.protocol, port.published));
+                is_fit = false;
             }
         }
+        if let Some(problem) = answers.in_use(core, |port| wanted.contains(port)) {
+            return Err(problem);
+        }
+        self.unchecked.extend(answers.away);
         Ok(is_fit)
     }
 
@@ -152,24 +151,84 @@ impl Checked {
     }
 }
 
-fn taken((node, answer): &(NodeId, PortAnswer)) -> impl Iterator<Item = (&NodeId, &PublishedPort)> {
-    let ports = match answer {
-        PortAnswer::Taken(ports) => ports.as_slice(),
-        PortAnswer::Failed(_) | PortAnswer::Silent | PortAnswer::Away => &[],
-    };
-    ports.iter().map(move |port| (node, port))
+/// What the hosts' agents say about ports.
+#[derive(Debug, Default)]
+pub(crate) struct HostAnswers {
+    /// Those of the ports that sockets of a host have.
+    taken: BTreeMap<NodeId, Vec<PublishedPort>>,
+    /// Nodes without a session.
+    away: BTreeSet<NodeId>,
 }
 
-fn in_use(port: &PublishedPort, node: &str) -> Problem {
-    let PublishedPort { published, protocol, .. } = port;
-    Problem::new(
-        ProblemKind::Conflict,
-        format!("port {published}/{protocol} is in use on node {node}: a socket of that host has it"),
-    )
-    .hint(format!(
-        "publish another port, or stop what has this one on {node} (`ss -lntup` shows it); a node that objects without \
-         a reason can be removed: meshctl node rm --force {node}"
-    ))
+/// Asks the agents of all nodes about ports. An agent in session that does not answer is an error.
+pub(crate) async fn ask_hosts(core: &Core, ports: &[PublishedPort]) -> Result<HostAnswers, Problem> {
+    // Right after this manager began, agents are about to return. Its own is in this process.
+    if core.unheard().iter().any(|node| node != core.node_id()) {
+        core.first_reports().await;
+    }
+    let nodes: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
+    let decoys = decoys::of(ports);
+    let question: Vec<PublishedPort> = ports.iter().chain(&decoys).copied().collect();
+    let mut answers = core.sessions.check_ports(nodes, &question, limits::PORT_CHECK).await;
+    for node in decoys::take_out(&mut answers, &decoys) {
+        core.faults.set(&node, "ports", Some(DOUBTFUL.to_owned()));
+    }
+    let mut found = HostAnswers::default();
+    let mut failure = None;
+    for (node, answer) in answers {
+        let name = || node_name(&core.feed.view(), &node);
+        match answer {
+            PortAnswer::Silent => failure = Some(unanswered(&name(), "its agent has not answered in time")),
+            PortAnswer::Failed(why) => failure = Some(unanswered(&name(), &why)),
+            PortAnswer::Away => _ = found.away.insert(node),
+            PortAnswer::Taken(taken) if taken.is_empty() => {}
+            PortAnswer::Taken(taken) => _ = found.taken.insert(node, taken),
+        }
+    }
+    // A port that is known to be taken is the better answer.
+    match failure {
+        Some(failure) if found.taken.is_empty() => Err(failure),
+        _ => Ok(found),
+    }
+}
+
+impl HostAnswers {
+    /// The conflict of those ports that sockets have, in one line.
+    pub(crate) fn in_use(&self, core: &Core, is_wanted: impl Fn(&PublishedPort) -> bool) -> Option<Problem> {
+        let mut nodes = BTreeMap::<Vec<PublishedPort>, Vec<String>>::new();
+        for (node, taken) in &self.taken {
+            let taken: Vec<PublishedPort> = taken.iter().filter(|port| is_wanted(port)).copied().collect();
+            if !taken.is_empty() {
+                nodes.entry(taken).or_default().push(node_name(&core.feed.view(), node));
+            }
+        }
+        let each = nodes.iter().map(|(ports, nodes)| {
+            let node = if nodes.len() == 1 { "node" } else { "nodes" };
+            let sockets = match (ports.len(), nodes.len()) {
+                (1, 1) => "a socket of that host has it",
+                (1, _) => "sockets of those hosts have it",
+                (_, 1) => "sockets of that host have them",
+                (_, _) => "sockets of those hosts have them",
+            };
+            format!("{} in use on {node} {}: {sockets}", are(ports), nodes.join(", "))
+        });
+        let each: Vec<String> = each.collect();
+        let nodes: BTreeSet<&str> = nodes.values().flatten().map(String::as_str).collect();
+        let nodes: Vec<&str> = nodes.into_iter().collect();
+        let first = nodes.first().copied().unwrap_or_default();
+        let hint = format!(
+            "publish another port, or stop what has this one on {} (`ss -lntup` shows it); a node that objects without a \
+             reason can be removed: meshctl node rm --force {first}",
+            nodes.join(", ")
+        );
+        (!each.is_empty()).then(|| Problem::new(ProblemKind::Conflict, each.join("; ")).hint(hint))
+    }
+
+    /// The names of the nodes that were away.
+    pub(crate) fn unchecked(&self, core: &Core) -> Vec<String> {
+        let view = core.feed.view();
+        self.away.iter().map(|node| node_name(&view, node)).collect()
+    }
 }
 
 fn unanswered(node: &str, why: &str) -> Problem {
@@ -242,8 +301,7 @@ fn address_key(port: &PublishedPort) -> String {
 
 /// The published ports of a service, for messages.
 pub(super) fn named(service: &Service) -> String {
-    let ports: Vec<String> = service.ports.iter().map(ToString::to_string).collect();
-    ports.join(", ")
+    shortened(ranges(&service.ports)).join(", ")
 }
 
 #[cfg(test)]

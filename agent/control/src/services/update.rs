@@ -10,15 +10,16 @@ use mesh_proto::{InvalidMessage, Problem, ProblemKind};
 use mesh_store::{Compare, Txn};
 use tracing::info;
 
-use super::desk::Choices;
+use super::desk::{Choices, Choosing};
 use super::ports::{Checked, PortRecords};
 use super::request::{ByNumber, aliases, check_distinct};
-use super::{ports, request, status, wait_applied};
+use super::{ServiceDesk, contended, ports, request, status, wait_applied};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{Tries, Versioned, put};
 use crate::resolve::resolve_service;
 use crate::service::usage;
+use crate::view::View;
 
 /// Changes a service, and answers once every live agent that is concerned has it so in its kernel.
 pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result<ServiceStatus, Problem> {
@@ -35,7 +36,8 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
             return Err(Problem::new(ProblemKind::NotFound, format!("service {} is gone", request.service)));
         };
         let freed = core.services.freed();
-        let Some((wanted, choices)) = plan(core, &current, &request, &add, &checked)? else {
+        let planned = plan(&core.feed.view(), core.services.choose(), &current, &request, &add, &checked)?;
+        let Some((wanted, choices)) = planned else {
             freed.await;
             continue;
         };
@@ -73,6 +75,23 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
     }
 }
 
+/// The service as an update would leave it, and which ports it gains that the request names.
+pub(crate) fn proposed(
+    view: &View,
+    current: &Service,
+    request: &UpdateServiceRequest,
+) -> Result<(Service, Vec<PublishedPort>), Problem> {
+    let add = request::ports(request.add_ports.clone()).map_err(|error| usage(&error))?;
+    check_distinct(&add)?;
+    // Nobody else chooses at this desk, so there is nothing to wait for.
+    let desk = ServiceDesk::default();
+    let planned = plan(view, desk.choose(), current, request, &add, &Checked::default())?;
+    let (wanted, _choices) = planned.ok_or_else(contended)?;
+    let is_named = |port: &&PublishedPort| add.contains(port) && !current.ports.contains(port);
+    let named = wanted.ports.iter().filter(is_named).copied().collect();
+    Ok((wanted, named))
+}
+
 /// The nodes that are told about the service as it is in the view.
 pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
     let view = core.feed.view();
@@ -81,7 +100,8 @@ pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
 
 /// The service as it is to be; `None` when other calls, which may come to nothing, have chosen all the ports that are free.
 fn plan<'a>(
-    core: &'a Core,
+    view: &View,
+    mut choosing: Choosing<'a>,
     current: &Service,
     request: &UpdateServiceRequest,
     add: &[PublishedPort],
@@ -91,9 +111,7 @@ fn plan<'a>(
     for remove in &request.remove_ports {
         remove_port(&mut wanted, remove)?;
     }
-    let view = core.feed.view();
-    let mut choosing = core.services.choose();
-    let chosen = match ports::choose(&view, add, Some(&current.id), checked, &mut choosing) {
+    let chosen = match ports::choose(view, add, Some(&current.id), checked, &mut choosing) {
         Err(problem) if problem.kind == ProblemKind::Exhausted && choosing.is_contended() => return Ok(None),
         chosen => chosen?,
     };

@@ -150,7 +150,7 @@ impl Services {
         }
     }
 
-    pub(super) fn put_service(&mut self, service: Arc<Service>) {
+    pub(crate) fn put_service(&mut self, service: Arc<Service>) {
         self.remove_service(&service.id);
         let id = &service.id;
         insert(&mut self.by_network, service.network.clone(), id.clone());
@@ -167,7 +167,7 @@ impl Services {
         self.records.insert(id.clone(), service);
     }
 
-    pub(super) fn remove_service(&mut self, id: &ServiceId) -> Option<Arc<Service>> {
+    pub(crate) fn remove_service(&mut self, id: &ServiceId) -> Option<Arc<Service>> {
         let service = self.records.remove(id)?;
         remove(&mut self.by_network, &service.network, id);
         remove(&mut self.by_name, &service.name.folded(), id);

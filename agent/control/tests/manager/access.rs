@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, endpoint, network, service};
 
-const METHODS: [Method; 28] = [
+const METHODS: [Method; 29] = [
     Method::CreateNetwork,
     Method::RemoveNetwork,
     Method::PruneNetworks,
@@ -30,6 +30,7 @@ const METHODS: [Method; 28] = [
     Method::DrainBackend,
     Method::ActivateBackend,
     Method::RotateKeys,
+    Method::CheckChanges,
     Method::ListServices,
     Method::InspectService,
     Method::AddBackend,
@@ -106,6 +107,7 @@ async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
             let request = v1::ActivateBackendRequest { service: web, endpoint: foreign };
             control.activate_backend(request).await.map(drop)
         }
+        Method::CheckChanges => control.check_changes(v1::CheckChangesRequest::default()).await.map(drop),
         Method::RotateKeys => control.rotate_keys(v1::RotateKeysRequest {}).await.map(drop),
         Method::SetWireguard => {
             let keys = [(1, "GSbxL3oHmgXcZmSPPmrpIYMcdcA7/YEP4zSJ0jZ2nBM=".to_owned())].into();

@@ -4,6 +4,7 @@
 mod access;
 mod agent;
 mod backends;
+mod changes;
 mod cluster;
 mod counting;
 mod joining;

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use mesh_model::port_list::{ranges, shortened};
 use mesh_model::{Affinity, HealthCheck, Name, NetworkId, PublishedPort, ServiceId};
 use serde::Serialize;
 
 use super::compare::{self, Conflict};
 use super::ports::{self, Taken};
 use super::{Declared, LABEL, Network, Service};
-use crate::port_list::{ranges, shortened};
 
 /// What there is.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -23,6 +23,8 @@ pub(crate) struct Plan {
     /// The project that what is made belongs to.
     pub(crate) project: String,
     pub(crate) steps: Vec<Step>,
+    /// All services or all networks of the project are removed.
+    pub(crate) removes_all: bool,
 }
 
 /// One call.
@@ -117,6 +119,7 @@ impl<'a> Planning<'a> {
         if !self.conflicts.is_empty() {
             return Err(self.conflicts);
         }
+        let removes_all = self.removes_all(gone_services.len(), gone_networks.len());
         let mut steps = Vec::new();
         for service in gone_services {
             let Some(network) = self.network_names.get(&service.network) else { continue };
@@ -136,7 +139,16 @@ impl<'a> Planning<'a> {
         steps.extend(released);
         steps.extend(networks);
         steps.extend(services);
-        Ok(Plan { project: self.declared.project.clone(), steps })
+        Ok(Plan { project: self.declared.project.clone(), steps, removes_all })
+    }
+
+    /// Whether so many removals leave the project without a service, or without a network, that it has now.
+    fn removes_all(&self, services: usize, networks: usize) -> bool {
+        let had_services =
+            self.listed.services.iter().filter(|service| self.is_ours(&service.labels)).count();
+        let had_networks =
+            self.listed.networks.iter().filter(|network| self.is_ours(&network.labels)).count();
+        (services > 0 && services == had_services) || (networks > 0 && networks == had_networks)
     }
 
     fn is_ours(&self, labels: &BTreeMap<String, String>) -> bool {
@@ -414,12 +426,18 @@ fn service_details(service: &Service, ports: &[PublishedPort]) -> Vec<String> {
 impl Change {
     /// What it is about: `network NAME: DETAIL, ...` or `service NETWORK/NAME: DETAIL, ...`.
     pub(crate) fn object(&self) -> String {
-        let Self { kind, name, .. } = self;
         let details = shortened(self.details.clone());
-        let path =
-            self.network.as_ref().map_or_else(|| name.to_string(), |network| format!("{network}/{name}"));
         let end = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };
-        format!("{kind} {path}{end}")
+        format!("{}{end}", self.path())
+    }
+
+    /// `network NAME` or `service NETWORK/NAME`.
+    pub(crate) fn path(&self) -> String {
+        let Self { kind, name, .. } = self;
+        match &self.network {
+            None => format!("{kind} {name}"),
+            Some(network) => format!("{kind} {network}/{name}"),
+        }
     }
 }
 

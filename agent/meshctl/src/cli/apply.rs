@@ -24,7 +24,11 @@ pub(crate) struct Apply {
     #[arg(long)]
     pub(crate) prune: bool,
 
-    /// Say what would change, and change nothing
+    /// With `--prune`, remove all that the project has without asking
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+
+    /// Check the whole file and print what would change; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
 }

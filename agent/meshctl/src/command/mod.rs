@@ -2,6 +2,7 @@
 
 mod apply;
 mod cluster;
+mod confirm;
 mod endpoint;
 mod metrics;
 mod network;

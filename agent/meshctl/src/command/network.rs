@@ -1,10 +1,10 @@
 //! `meshctl network ...`
 
 use std::collections::{BTreeMap, HashMap};
-use std::io::{self, IsTerminal, Write};
 
 use mesh_proto::{Problem, ProblemKind, v1};
 
+use super::confirm::confirm;
 use super::{each, ids, inspect, list_of};
 use crate::cli::Format;
 use crate::cli::network::{Command, Create, Ls, Prune};
@@ -222,29 +222,11 @@ async fn prune(client: &Client, prune: &Prune, format: Option<Format>) -> Report
 
 async fn pruned(client: &Client, prune: &Prune) -> Result<Vec<Named>, Problem> {
     if !prune.force {
-        confirm()?;
+        let question = "This removes all networks that nothing is attached to.";
+        confirm("network prune", question, "use -f to remove without a question")?;
     }
     let answer = client.call(client.control().await?.prune_networks(v1::PruneNetworksRequest {})).await?;
     Ok(answer.removed.into_iter().map(|gone| Named { id: gone.id, name: gone.name }).collect())
-}
-
-/// Asks at the terminal; the question goes to standard error, since standard output is the result's.
-fn confirm() -> Result<(), Problem> {
-    if !io::stdin().is_terminal() {
-        let message = "network prune, needs a yes, standard input is no terminal to ask at";
-        return Err(Problem::new(ProblemKind::Usage, message).hint("use -f to remove without a question"));
-    }
-    let asked = |error: io::Error| report::failed(format!("network prune, cannot ask: {error}"));
-    let question = "This removes all networks that nothing is attached to. Are you sure? [y/N] ";
-    let mut stderr = io::stderr().lock();
-    stderr.write_all(question.as_bytes()).and_then(|()| stderr.flush()).map_err(asked)?;
-    let mut answer = String::new();
-    io::stdin().read_line(&mut answer).map_err(asked)?;
-    if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
-        Ok(())
-    } else {
-        Err(report::failed("network prune, nothing was removed: the answer was not yes".to_owned()))
-    }
 }
 
 #[cfg(test)]

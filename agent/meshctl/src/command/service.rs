@@ -1,5 +1,6 @@
 //! `meshctl service ...`
 
+use mesh_model::port_list::{ranges, shortened};
 use mesh_model::{HealthCheck, HealthKind, PublishedPort};
 use mesh_proto::{Problem, ProblemKind, v1};
 
@@ -8,7 +9,6 @@ use crate::cli::Format;
 use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls, Ps, Update};
 use crate::client::Client;
 use crate::filter::{BackendKey, Filter, ServiceKey, passes};
-use crate::port_list::{ranges, shortened};
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short};
 use crate::view::service::{Backend, Service};

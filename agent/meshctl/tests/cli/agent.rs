@@ -40,6 +40,10 @@ pub(crate) struct State {
     pub(crate) wireguard: Option<v1::Wireguard>,
     /// All services.
     pub(crate) services: Vec<v1::ServiceStatus>,
+    /// What a check of changes finds.
+    pub(crate) faults: Vec<v1::ChangeFault>,
+    /// The last changes that were checked.
+    pub(crate) checked: Vec<v1::ProposedChange>,
     /// What was asked about services, in order.
     pub(crate) asked: Vec<Asked>,
 }

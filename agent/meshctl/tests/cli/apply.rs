@@ -141,7 +141,7 @@ fn prune_removes_only_what_the_project_made() {
     });
     assert_eq!(apply(&agent, "name: shop\n", &[]).out, "nothing changes\n", "nothing goes without --prune");
     assert_eq!(
-        apply(&agent, "name: shop\n", &["--prune"]).out,
+        apply(&agent, "name: shop\n", &["--prune", "--yes"]).out,
         "removed service front/web\nremoved service front/db\nremoved network front\n"
     );
     assert_eq!(agent.run("network ls -q").text(), "aaa000000000000000000001\n");
@@ -227,11 +227,89 @@ fn standard_input_and_json_serve_scripts() {
 }
 
 #[test]
-fn a_failure_leaves_out_only_what_depends_on_it() {
+fn what_the_managers_would_refuse_fails_the_dry_run_and_the_run_alike() {
     let agent = agent();
-    let text = "name: shop\nnetworks:\n  full:\n  app:\nservices:\n  web: {networks: [full, app]}\n  busy: {networks: [app]}\n";
+    apply(&agent, "name: shop\nnetworks: {front: }\n", &[]);
+    let fault = |change: u32, message: &str, hint: &str| v1::ChangeFault {
+        change,
+        kind: "conflict".into(),
+        message: message.into(),
+        hint: hint.into(),
+    };
+    let faults = vec![
+        fault(0, "subnet 10.80.0.0/16 overlaps route 10.0.0.0/8 of node h2", "choose another subnet"),
+        fault(1, "port 8080/tcp is in use on node h2", ""),
+    ];
+    agent.services.with(|state| (state.faults, state.created) = (faults, None));
+    let text = "name: shop\nnetworks: {front: , back: }\nservices: {web: {networks: [front], ports: [\"8080:80\"]}}\n";
+    for flags in [&["--dry-run"][..], &[]] {
+        let done = apply(&agent, text, flags);
+        assert_eq!((done.code, done.out.as_str()), (4, ""), "{}", done.err);
+        assert_eq!(
+            done.err,
+            "error: apply, network back, subnet 10.80.0.0/16 overlaps route 10.0.0.0/8 of node h2\n\
+             hint: nothing was changed; choose another subnet\n\
+             error: apply, service front/web, port 8080/tcp is in use on node h2\n\
+             hint: nothing was changed\n"
+        );
+    }
+    agent.services.with(|state| {
+        assert!(state.asked.is_empty() && state.created.is_none());
+        assert_eq!(state.checked.len(), 2, "{:?}", state.checked);
+    });
+}
+
+#[test]
+fn a_run_that_fails_half_way_takes_back_what_it_did() {
+    let agent = agent();
+    let before = "name: shop\nnetworks: {app: }\nservices: {web: {networks: [app], ports: [\"8080:80\"]}}\n";
+    apply(&agent, before, &[]);
+    let state = |agent: &Agent| agent.services.with(|state| (state.networks.clone(), state.services.clone()));
+    let untouched = state(&agent);
+    let text = "name: shop\nnetworks: {app: , more: }\nservices:\n  web: {networks: [app], ports: [\"8081:80\"]}\n  \
+                new: {networks: [more]}\n  busy: {networks: [app]}\n  after: {networks: [app]}\n";
     let done = apply(&agent, text, &[]);
-    assert_eq!((done.code, done.out.as_str()), (1, "created network app\ncreated service app/web\n"));
-    assert_eq!(done.err.matches("error: ").count(), 2, "{}", done.err);
+    assert_eq!((done.code, done.out.as_str()), (4, ""), "{}", done.err);
+    assert!(done.err.contains("hint: nothing was changed; apply it again"), "{}", done.err);
+    assert_eq!(done.err.matches("error: ").count(), 1, "{}", done.err);
+    assert_eq!(state(&agent), untouched);
+
+    // What was removed is listed, since it cannot be taken back.
+    let text = "name: shop\nnetworks: {app: , full: }\n";
+    let done = apply(&agent, text, &["--prune", "--yes"]);
+    assert_eq!((done.code, done.out.as_str()), (1, "removed service app/web\n"), "{}", done.err);
+    assert!(done.err.contains("hint: only what is listed was changed"), "{}", done.err);
     assert_eq!(apply(&agent, "networks: {gone: {external: true}}\n", &[]).code, 3);
+}
+
+#[test]
+fn a_prune_that_removes_everything_needs_a_yes() {
+    let agent = agent();
+    apply(&agent, SHOP, &[]);
+    let without_services = SHOP.split_once("services:").unwrap().0.to_owned() + "services: {}\n";
+    for text in [without_services.as_str(), "name: shop\n"] {
+        let refused = apply(&agent, text, &["--prune"]);
+        assert_eq!((refused.code, refused.out.as_str()), (7, ""), "{}", refused.err);
+        assert!(refused.err.contains("error: apply, needs a yes"), "{}", refused.err);
+        assert!(
+            refused
+                .err
+                .contains("hint: nothing was changed; see what it removes with --dry-run, then use --yes")
+        );
+    }
+    let dry = apply(&agent, &without_services, &["--prune", "--dry-run"]);
+    assert_eq!((dry.code, dry.out.lines().count()), (0, 2), "{}", dry.err);
+    assert!(
+        dry.err.contains("warning: This removes all services or all networks of project shop."),
+        "{}",
+        dry.err
+    );
+    let json = apply(&agent, "name: shop\n", &["--prune", "--format", "json"]);
+    assert!(json.err.contains("\"kind\":\"unconfirmed\""), "{}", json.err);
+    assert_eq!(agent.run("service ls -q").text().lines().count(), 2);
+    // Some go, some stay: nothing is asked.
+    let only_web = SHOP.split_once("  db:").unwrap().0;
+    assert_eq!(apply(&agent, only_web, &["--prune"]).out, "removed service front/db\n");
+    let all = apply(&agent, "name: shop\n", &["--prune", "-y"]);
+    assert_eq!(all.out, "removed service front/web\nremoved network front\n", "{}", all.err);
 }

@@ -116,7 +116,6 @@ fn wrong_command_lines_are_found_without_an_agent() {
         "network create -app",
         "network create _app",
         "network inspect",
-        "network prune",
         "node update h1",
         "node update --availability asleep h1",
         "endpoint attach --network app",

@@ -174,7 +174,7 @@ fn prune_asks_at_a_terminal_and_takes_only_a_yes() {
 fn prune_without_a_terminal_needs_force() {
     let agent = agent();
     let refused = agent.run("network prune");
-    assert_eq!(refused.code, 2);
+    assert_eq!(refused.code, 7);
     assert!(refused.err.ends_with("hint: use -f to remove without a question\n"), "{}", refused.err);
     assert!(!agent.services.with(|state| state.pruned));
     assert_eq!(agent.run("network prune -f").text(), "");

@@ -249,6 +249,17 @@ impl Control for Services {
         self.backend("activate", &request.service, &request.endpoint)
     }
 
+    async fn check_changes(
+        &self,
+        request: Request<v1::CheckChangesRequest>,
+    ) -> Answer<v1::CheckChangesResponse> {
+        let faults = self.with(|state| {
+            state.checked = request.into_inner().changes;
+            state.faults.clone()
+        });
+        answer(v1::CheckChangesResponse { faults, unchecked_nodes: Vec::new() })
+    }
+
     async fn rotate_keys(&self, _: Request<v1::RotateKeysRequest>) -> Answer<v1::RotateKeysResponse> {
         answer(v1::RotateKeysResponse { generation: 2, pending: vec!["h3".into()] })
     }

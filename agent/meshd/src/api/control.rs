@@ -132,6 +132,7 @@ control! {
         remove_backend(RemoveBackendRequest) -> BackendStatus;
         drain_backend(DrainBackendRequest) -> BackendStatus;
         activate_backend(ActivateBackendRequest) -> BackendStatus;
+        check_changes(CheckChangesRequest) -> CheckChangesResponse;
         rotate_keys(RotateKeysRequest) -> RotateKeysResponse;
     }
     refuse {

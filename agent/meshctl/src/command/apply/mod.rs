@@ -1,16 +1,17 @@
 //! `meshctl apply`
 
+mod execute;
 mod requests;
 mod source;
 
 use std::collections::BTreeSet;
 
-use mesh_model::Name;
 use mesh_proto::{Problem, ProblemKind, v1};
 use serde::Serialize;
 
+use super::confirm::confirm;
 use super::in_form;
-use crate::apply::{self, Change, Conflict, Declared, Ignored, Listed, Plan, Step, Update, Warning, Why};
+use crate::apply::{self, Change, Conflict, Declared, Ignored, Listed, Plan, Step, Warning, Why};
 use crate::cli::Format;
 use crate::cli::apply::Apply;
 use crate::client::{Client, incomplete};
@@ -33,26 +34,39 @@ pub(super) async fn run(client: &Client, asked: Apply, format: Option<Format>) -
         Err(problem) => return problem.into(),
     };
     let mut notes = notes(&declared, format);
-    let mut unchecked = BTreeSet::new();
-    let (changes, problems) = match planned(client, &asked, &declared).await {
+    let (plan, listed, mut unchecked) = match planned(client, &asked, &declared).await {
         Err(problems) => return Report { notes, problems, ..Report::default() },
-        Ok((plan, _)) if asked.dry_run => (plan.steps.iter().map(Step::change).collect(), Vec::new()),
-        Ok((plan, listed)) => execute(client, plan, &listed, &mut unchecked).await,
+        Ok(planned) => planned,
+    };
+    let everything = format!("This removes all services or all networks of project {}.", plan.project);
+    if plan.removes_all && !asked.yes {
+        if asked.dry_run {
+            notes.push(report::warning(&format!("{everything} Applying it needs --yes."), format));
+        } else if let Err(problem) = confirm("apply", &everything, NEEDS_YES) {
+            return Report { notes, problems: vec![problem], ..Report::default() };
+        }
+    }
+    let (changes, problems) = if asked.dry_run {
+        (plan.steps.iter().map(Step::change).collect(), Vec::new())
+    } else {
+        execute::all(client, plan, &listed, &mut unchecked).await
     };
     let unchecked: Vec<String> = unchecked.into_iter().collect();
     notes.extend(super::service::unchecked(&unchecked, format));
     let Declared { project, ignored, warnings, .. } = declared;
     let applied = Applied { project, dry_run: asked.dry_run, changes, ignored, warnings };
-    let untouched = problems.is_empty() && applied.changes.is_empty();
-    let text = in_form(&applied, format, |applied| as_text(applied, untouched));
+    let failed = !problems.is_empty();
+    let text = in_form(&applied, format, |applied| as_text(applied, failed));
     let mut report = Report::from(text);
     report.notes = notes;
     report.problems.splice(0..0, problems);
     report
 }
 
-fn as_text(applied: &Applied, untouched: bool) -> String {
-    if untouched {
+const NEEDS_YES: &str = "nothing was changed; see what it removes with --dry-run, then use --yes";
+
+fn as_text(applied: &Applied, failed: bool) -> String {
+    if !failed && applied.changes.is_empty() {
         return "nothing changes\n".to_owned();
     }
     let line = |change: &Change| {
@@ -108,16 +122,39 @@ fn containers(ignored: &[Ignored], format: Option<Format>) -> Option<String> {
     })
 }
 
+/// Plans the changes and has the managers check them all. Also returns what there is, and the nodes that were away.
 async fn planned(
     client: &Client,
     asked: &Apply,
     declared: &Declared,
-) -> Result<(Plan, Listed), Vec<Problem>> {
+) -> Result<(Plan, Listed, BTreeSet<String>), Vec<Problem>> {
     let listed = listed(client).await.map_err(|problem| vec![problem])?;
-    match apply::plan(declared, &listed, asked.prune) {
-        Ok(plan) => Ok((plan, listed)),
-        Err(conflicts) => Err(conflicts.iter().map(conflict).collect()),
+    let plan = apply::plan(declared, &listed, asked.prune)
+        .map_err(|conflicts| conflicts.iter().map(conflict).collect::<Vec<_>>())?;
+    let unchecked = check(client, &plan).await?;
+    Ok((plan, listed, unchecked))
+}
+
+/// Has the managers check all changes. Returns the names of nodes whose ports nobody could check.
+async fn check(client: &Client, plan: &Plan) -> Result<BTreeSet<String>, Vec<Problem>> {
+    if plan.steps.is_empty() {
+        return Ok(BTreeSet::new());
     }
+    let request = requests::check(plan);
+    let call = async { client.call(client.control().await?.check_changes(request)).await };
+    let answer = call.await.map_err(|problem| vec![problem])?;
+    if answer.faults.is_empty() {
+        return Ok(answer.unchecked_nodes.into_iter().collect());
+    }
+    let problem = |fault: v1::ChangeFault| {
+        let step = usize::try_from(fault.change).ok().and_then(|index| plan.steps.get(index));
+        let what = step.map_or_else(String::new, |step| format!("{}, ", step.change().path()));
+        let hint = if fault.hint.is_empty() { String::new() } else { format!("; {}", fault.hint) };
+        let kind = ProblemKind::named(&fault.kind);
+        Problem::new(kind, format!("apply, {what}{}", fault.message))
+            .hint(format!("nothing was changed{hint}"))
+    };
+    Err(answer.faults.into_iter().map(problem).collect())
 }
 
 async fn listed(client: &Client) -> Result<Listed, Problem> {
@@ -154,79 +191,4 @@ fn conflict(conflict: &Conflict) -> Problem {
         }
     };
     Problem::new(kind, format!("apply, {conflict}")).hint(hint)
-}
-
-/// Makes the calls, as many as can be: after a failure only what depends on it is left out.
-async fn execute(
-    client: &Client,
-    plan: Plan,
-    listed: &Listed,
-    unchecked: &mut BTreeSet<String>,
-) -> (Vec<Change>, Vec<Problem>) {
-    let (mut done, mut problems) = (Vec::new(), Vec::new());
-    let mut missing: BTreeSet<Name> = BTreeSet::new();
-    for step in plan.steps {
-        if let Step::CreateService { service, .. } = &step
-            && missing.contains(&service.network)
-        {
-            continue;
-        }
-        match one(client, &plan.project, &step, listed, unchecked).await {
-            Ok(change) => done.push(change),
-            Err(problem) => {
-                if let Step::CreateNetwork(network) = step {
-                    missing.insert(network.name);
-                }
-                problems.push(problem);
-            }
-        }
-    }
-    (done, problems)
-}
-
-/// Makes one call, and says what it did.
-async fn one(
-    client: &Client,
-    project: &str,
-    step: &Step,
-    listed: &Listed,
-    unchecked: &mut BTreeSet<String>,
-) -> Result<Change, Problem> {
-    let mut control = client.control().await?;
-    match step {
-        Step::RemoveService { id, .. } => {
-            let request = v1::RemoveServiceRequest { service: id.to_string() };
-            client.call(control.remove_service(request)).await?;
-        }
-        Step::RemoveNetwork { id, .. } => {
-            let request = v1::RemoveNetworkRequest { network: id.to_string() };
-            client.call(control.remove_network(request)).await?;
-        }
-        Step::CreateNetwork(network) => {
-            client.call(control.create_network(requests::network(project, network))).await?;
-        }
-        Step::CreateService { service, ports } => {
-            let answer =
-                client.call(control.create_service(requests::service(project, service, ports))).await?;
-            unchecked.extend(answer.unchecked_nodes.iter().cloned());
-            let ports = ports_of(answer)?;
-            return Ok(Step::CreateService { service: service.clone(), ports }.change());
-        }
-        Step::UpdateService(update) => {
-            let answer = client.call(control.update_service(requests::update(update))).await?;
-            unchecked.extend(answer.unchecked_nodes.iter().cloned());
-            let before = listed.services.iter().find(|service| service.id == update.id);
-            let before = before.map_or(&[][..], |service| &service.ports);
-            let mut add_ports = ports_of(answer)?;
-            add_ports.retain(|port| !before.contains(port));
-            return Ok(Step::UpdateService(Update { add_ports, ..update.clone() }).change());
-        }
-    }
-    Ok(step.change())
-}
-
-/// A service's ports, with those that the cluster chose.
-fn ports_of(answer: v1::ServiceStatus) -> Result<Vec<mesh_model::PublishedPort>, Problem> {
-    let ports = answer.service.ok_or_else(|| incomplete("service"))?.ports;
-    ports.into_iter().map(|port| port.try_into().map_err(|e| unusable(&e))).collect()
 }

@@ -2,11 +2,39 @@
 
 use std::collections::{BTreeMap, HashMap};
 
+use mesh_model::{NetworkId, ServiceId};
 use mesh_proto::v1;
 
-use crate::apply::{LABEL, Network, NewHealth, Service, Update};
+use crate::apply::{LABEL, Network, NewHealth, Plan, Service, Step, Update};
 
-/// To make a network.
+/// To check all changes of a plan.
+pub(super) fn check(plan: &Plan) -> v1::CheckChangesRequest {
+    use v1::proposed_change::Kind;
+    let project = &plan.project;
+    let kind = |step: &Step| match step {
+        Step::RemoveService { id, .. } => Kind::RemoveService(remove_service(id)),
+        Step::RemoveNetwork { id, .. } => Kind::RemoveNetwork(remove_network(id)),
+        Step::CreateNetwork(declared) => Kind::CreateNetwork(network(project, declared)),
+        Step::CreateService { service: declared, ports } => {
+            Kind::CreateService(service(project, declared, ports))
+        }
+        Step::UpdateService(changes) => Kind::UpdateService(update(changes)),
+    };
+    let changes = plan.steps.iter().map(|step| v1::ProposedChange { kind: Some(kind(step)) });
+    v1::CheckChangesRequest { changes: changes.collect() }
+}
+
+/// To remove a service.
+pub(super) fn remove_service(id: &ServiceId) -> v1::RemoveServiceRequest {
+    v1::RemoveServiceRequest { service: id.to_string() }
+}
+
+/// To remove a network.
+pub(super) fn remove_network(id: &NetworkId) -> v1::RemoveNetworkRequest {
+    v1::RemoveNetworkRequest { network: id.to_string() }
+}
+
+/// To create a network.
 pub(super) fn network(project: &str, network: &Network) -> v1::CreateNetworkRequest {
     let mut labels: HashMap<_, _> = network.labels.clone().into_iter().collect();
     labels.insert(LABEL.to_owned(), project.to_owned());
@@ -67,4 +95,21 @@ pub(super) fn update(update: &Update) -> v1::UpdateServiceRequest {
         replace_aliases: update.aliases.is_some(),
         aliases: update.aliases.iter().flatten().map(ToString::to_string).collect(),
     }
+}
+
+/// To change a service back to what it was before an update.
+pub(super) fn undo_update(made: &Update, before: &mesh_model::Service) -> v1::UpdateServiceRequest {
+    update(&Update {
+        id: made.id.clone(),
+        network: made.network.clone(),
+        name: made.name.clone(),
+        add_ports: made.remove_ports.clone(),
+        remove_ports: made.add_ports.clone(),
+        affinity: made.affinity.map(|_| before.affinity),
+        health: made
+            .health
+            .as_ref()
+            .map(|_| before.health.clone().map_or(NewHealth::Unchecked, NewHealth::Check)),
+        aliases: made.aliases.as_ref().map(|_| before.aliases.clone()),
+    })
 }

@@ -1,12 +1,14 @@
 //! Published ports for people: neighbours as a range, and of very many the first few.
 
-use mesh_model::{PublishMode, PublishedPort};
+use std::collections::BTreeSet;
+
+use crate::{Protocol, PublishMode, PublishedPort};
 
 /// So many ranges stand on one line.
 const SHOWN: usize = 8;
 
 /// Ports whose published and target ports both go up by one are one range, as in `8000-8010:80-90/tcp`.
-pub(crate) fn ranges(ports: &[PublishedPort]) -> Vec<String> {
+pub fn ranges(ports: &[PublishedPort]) -> Vec<String> {
     let mut ranges: Vec<(PublishedPort, PublishedPort)> = Vec::new();
     for port in ports {
         match ranges.last_mut() {
@@ -17,8 +19,25 @@ pub(crate) fn ranges(ports: &[PublishedPort]) -> Vec<String> {
     ranges.iter().map(|(first, last)| range(first, last)).collect()
 }
 
+/// The published numbers alone, in order, where neighbours are one range, as in `80/tcp` or `8000-8010/udp`.
+pub fn numbers(ports: &[PublishedPort]) -> Vec<String> {
+    let numbers: BTreeSet<(Protocol, u16)> =
+        ports.iter().map(|port| (port.protocol, port.published)).collect();
+    let mut ranges: Vec<(Protocol, u16, u16)> = Vec::new();
+    for (protocol, number) in numbers {
+        match ranges.last_mut() {
+            Some((of, _, last)) if *of == protocol && last.checked_add(1) == Some(number) => *last = number,
+            _ => ranges.push((protocol, number, number)),
+        }
+    }
+    let text = |(protocol, first, last): &(Protocol, u16, u16)| {
+        if first == last { format!("{first}/{protocol}") } else { format!("{first}-{last}/{protocol}") }
+    };
+    ranges.iter().map(text).collect()
+}
+
 /// The first texts of a list, and how many more there are.
-pub(crate) fn shortened(mut texts: Vec<String>) -> Vec<String> {
+pub fn shortened(mut texts: Vec<String>) -> Vec<String> {
     if texts.len() > SHOWN {
         let more = texts.len() - (SHOWN - 1);
         texts.truncate(SHOWN - 1);
@@ -77,6 +96,15 @@ mod tests {
         ] {
             assert_eq!(shown(texts), expected);
         }
+    }
+
+    #[test]
+    fn published_numbers_are_folded_whatever_they_lead_to() {
+        let ports: Vec<PublishedPort> = ["82:1", "80:1", "81:1", "9:1/udp", "192.0.2.1:90:9"]
+            .iter()
+            .map(|text| text.parse().unwrap())
+            .collect();
+        assert_eq!(numbers(&ports), ["80-82/tcp", "90/tcp", "9/udp"]);
     }
 
     #[test]

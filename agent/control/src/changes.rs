@@ -1,0 +1,131 @@
+//! Checks a list of changes without making any, so that a file is applied as a whole or not at all.
+//!
+//! Each change is checked against the records as they would be after the changes before it, by the functions that decide
+//! about the change itself.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use mesh_model::{Name, PublishedPort, Service};
+use mesh_proto::v1::proposed_change::Kind;
+use mesh_proto::v1::{self, ChangeFault, CheckChangesRequest, CheckChangesResponse};
+use mesh_proto::{Problem, ProblemKind};
+
+use crate::core::Core;
+use crate::networks::{self, Taken};
+use crate::resolve::{network_in, service_in};
+use crate::services::{self, ask_hosts};
+use crate::view::View;
+
+/// Finds which of the changes cannot be made, and why.
+pub(crate) async fn check(
+    core: &Core,
+    request: CheckChangesRequest,
+) -> Result<CheckChangesResponse, Problem> {
+    core.first_reports().await;
+    core.catch_up().await?;
+    let taken = Taken::read(core).await?;
+    let view = core.feed.view().clone();
+    let mut rehearsal = Rehearsal { core, taken, view, missing: BTreeSet::new(), named: BTreeMap::new() };
+    let mut faults = Vec::new();
+    for (index, change) in request.changes.into_iter().enumerate() {
+        let kind = change.kind.ok_or_else(|| Problem::new(ProblemKind::Usage, "a change is empty"))?;
+        if let Err(problem) = rehearsal.make(index, kind).await {
+            faults.push(fault(index, problem));
+        }
+    }
+    let ports: BTreeSet<PublishedPort> = rehearsal.named.values().flatten().copied().collect();
+    let mut unchecked_nodes = Vec::new();
+    if !ports.is_empty() {
+        let ports: Vec<PublishedPort> = ports.into_iter().collect();
+        let answers = ask_hosts(core, &ports).await?;
+        for (index, named) in &rehearsal.named {
+            let in_use = answers.in_use(core, |port| named.contains(port));
+            faults.extend(in_use.map(|problem| fault(*index, problem)));
+        }
+        unchecked_nodes = answers.unchecked(core);
+    }
+    faults.sort_by_key(|fault| fault.change);
+    Ok(CheckChangesResponse { faults, unchecked_nodes })
+}
+
+fn fault(index: usize, problem: Problem) -> ChangeFault {
+    ChangeFault {
+        change: u32::try_from(index).unwrap_or(u32::MAX),
+        kind: problem.kind.as_str().to_owned(),
+        message: problem.message,
+        hint: problem.hint.unwrap_or_default(),
+    }
+}
+
+/// The records as the changes so far would leave them.
+struct Rehearsal<'a> {
+    core: &'a Core,
+    taken: Taken,
+    view: View,
+    /// Networks that cannot be created, folded: what is to be on them is not reported as well.
+    missing: BTreeSet<Name>,
+    /// The ports that each change names and would publish.
+    named: BTreeMap<usize, BTreeSet<PublishedPort>>,
+}
+
+impl Rehearsal<'_> {
+    async fn make(&mut self, index: usize, change: Kind) -> Result<(), Problem> {
+        match change {
+            Kind::CreateNetwork(request) => self.create_network(request),
+            Kind::RemoveNetwork(request) => self.remove_network(&request.network).await,
+            Kind::CreateService(request) => self.create_service(index, request),
+            Kind::UpdateService(request) => self.update_service(index, &request),
+            Kind::RemoveService(request) => {
+                let service = service_in(&self.view, &request.service)?;
+                self.view.services.remove_service(&service.id);
+                Ok(())
+            }
+        }
+    }
+
+    fn create_network(&mut self, request: v1::CreateNetworkRequest) -> Result<(), Problem> {
+        let name = request.name.parse::<Name>().ok();
+        let network = networks::proposed(self.core, &self.taken, request).inspect_err(|_| {
+            self.missing.extend(name.map(|name| name.folded()));
+        })?;
+        self.view.networks.insert(network.id.clone(), network.clone());
+        self.taken.networks.push(network);
+        Ok(())
+    }
+
+    async fn remove_network(&mut self, text: &str) -> Result<(), Problem> {
+        let network = network_in(&self.view, text)?.clone();
+        let services = self.view.services.in_network(&network.id);
+        let services = services.filter_map(|id| self.view.services.get(id));
+        let services = services.map(|service| service.name.to_string()).collect();
+        networks::check_removal(self.core, &network, services).await?;
+        self.view.networks.remove(&network.id);
+        self.taken.networks.retain(|other| other.id != network.id);
+        Ok(())
+    }
+
+    fn create_service(&mut self, index: usize, request: v1::CreateServiceRequest) -> Result<(), Problem> {
+        let exists = |name: &Name| self.view.networks.values().any(|network| network.name.is_same(name));
+        let is_missing = |name: Name| self.missing.contains(&name.folded()) && !exists(&name);
+        if request.network.parse().is_ok_and(is_missing) {
+            return Ok(());
+        }
+        let network = network_in(&self.view, &request.network)?.id.clone();
+        let (service, named) = services::proposed_service(&self.view, &network, request)?;
+        self.put(index, service, named);
+        Ok(())
+    }
+
+    fn update_service(&mut self, index: usize, request: &v1::UpdateServiceRequest) -> Result<(), Problem> {
+        let current = service_in(&self.view, &request.service)?;
+        let (wanted, named) = services::proposed_update(&self.view, &current, request)?;
+        self.put(index, wanted, named);
+        Ok(())
+    }
+
+    fn put(&mut self, index: usize, service: Service, named: Vec<PublishedPort>) {
+        self.view.services.put_service(Arc::new(service));
+        self.named.insert(index, named.into_iter().collect());
+    }
+}
