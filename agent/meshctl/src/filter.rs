@@ -150,6 +150,8 @@ pub(crate) enum BackendKey {
     Node,
     /// `active` or `draining`.
     State,
+    /// Whether it gets new connections: `yes` or `no`.
+    Traffic,
 }
 
 impl Key for BackendKey {}

@@ -108,6 +108,7 @@ pub(crate) fn service(number: u32) -> Service {
         ports: Vec::new(),
         affinity: Affinity::None,
         health: None,
+        when_all_unhealthy: mesh_model::WhenAllUnhealthy::All,
         aliases: Vec::new(),
         labels: BTreeMap::new(),
         created_at: jiff::Timestamp::UNIX_EPOCH,

@@ -20,6 +20,7 @@ pub mod plan;
 pub mod port_list;
 pub mod published;
 pub mod service;
+pub mod traffic;
 pub mod wireguard;
 
 pub use backend::{Backend, BackendId, BackendState};
@@ -35,4 +36,4 @@ pub use net::{IfName, MacAddr, Mtu, Vni};
 pub use observed::Observed;
 pub use plan::{Action, Plan};
 pub use published::{Protocol, PublishMode, PublishedPort};
-pub use service::{Affinity, EndpointMode, Service};
+pub use service::{Affinity, EndpointMode, Service, WhenAllUnhealthy};

@@ -30,6 +30,17 @@ pub enum Affinity {
     ClientIp,
 }
 
+/// What becomes of new connections to a service while none of its backends passes its check.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum WhenAllUnhealthy {
+    /// All backends get them: the check may be wrong.
+    #[default]
+    All,
+    /// None gets them: they are refused.
+    None,
+}
+
 /// A text that is not one of the words it may be.
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is no {what}: {words}")]
@@ -74,6 +85,7 @@ macro_rules! words {
 pub(crate) use words;
 
 words!(EndpointMode, "endpoint mode", "vip or dnsrr", Vip = "vip", Dnsrr = "dnsrr");
+words!(WhenAllUnhealthy, "choice for when all are unhealthy", "all or none", All = "all", None = "none");
 words!(Affinity, "affinity", "none or client-ip", None = "none", ClientIp = "client-ip");
 
 /// A named set of endpoints of one network.
@@ -97,6 +109,9 @@ pub struct Service {
     pub affinity: Affinity,
     /// How its backends are checked; `None`: they are not.
     pub health: Option<HealthCheck>,
+    /// What becomes of new connections while no backend passes the check.
+    #[serde(default)]
+    pub when_all_unhealthy: WhenAllUnhealthy,
     /// Further names that resolve to what its name does.
     #[serde(default)]
     pub aliases: Vec<Name>,

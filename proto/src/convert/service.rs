@@ -34,6 +34,7 @@ macro_rules! enumeration {
 
 enumeration!(EndpointMode { Vip, Dnsrr }, unspecified: Ok(Self::Vip));
 enumeration!(Affinity { None, ClientIp }, unspecified: Ok(Self::None));
+enumeration!(WhenAllUnhealthy { All, None }, unspecified: Ok(Self::All));
 enumeration!(Protocol { Tcp, Udp, Sctp }, unspecified: Ok(Self::Tcp));
 enumeration!(PublishMode { Ingress, Host }, unspecified: Ok(Self::Ingress));
 enumeration!(
@@ -155,6 +156,7 @@ impl From<&model::Service> for v1::Service {
             created_at: service.created_at.to_string(),
             aliases: service.aliases.iter().map(ToString::to_string).collect(),
             labels: service.labels.clone().into_iter().collect(),
+            when_all_unhealthy: v1::WhenAllUnhealthy::from(service.when_all_unhealthy).into(),
         }
     }
 }
@@ -173,6 +175,11 @@ impl TryFrom<v1::Service> for model::Service {
             ports: service.ports.into_iter().map(TryInto::try_into).collect::<Result<_, _>>()?,
             affinity: known::<v1::Affinity>("affinity", service.affinity)?.try_into()?,
             health: service.health.map(TryInto::try_into).transpose()?,
+            when_all_unhealthy: known::<v1::WhenAllUnhealthy>(
+                "when_all_unhealthy",
+                service.when_all_unhealthy,
+            )?
+            .try_into()?,
             aliases: service.aliases.iter().map(|alias| parse("aliases", alias)).collect::<Result<_, _>>()?,
             labels: service.labels.into_iter().collect(),
             created_at: parse("created_at", &service.created_at)?,

@@ -87,7 +87,9 @@ fn serve(core: &Core, view: &View, id: &EndpointId, endpoint: &mut v1::Endpoint)
     for backend in view.services.backends_at(id).filter(|backend| backend.node.as_str() == endpoint.node_id) {
         if let Some(service) = view.services.get(&backend.service) {
             services.push(service.name.as_str());
-            healths.insert(health_text(service, core.health.get(backend.id)));
+            // Of a host that is down, the last thing that it said is no news.
+            let health = core.health.get(backend.id).filter(|_| !core.is_down(&backend.node));
+            healths.insert(health_text(service, health));
         }
     }
     services.sort_unstable();

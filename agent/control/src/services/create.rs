@@ -106,6 +106,7 @@ fn plan<'a>(
         ports,
         affinity: wanted.affinity,
         health: wanted.health.clone(),
+        when_all_unhealthy: wanted.when_all_unhealthy,
         aliases: wanted.aliases.clone(),
         labels: wanted.labels.clone(),
         created_at: Timestamp::now(),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, Protocol, PublishedPort};
+use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, Protocol, PublishedPort, WhenAllUnhealthy};
 use mesh_proto::convert::{parse, parse_optional};
 use mesh_proto::v1::{self, CreateServiceRequest};
 use mesh_proto::{InvalidMessage, Problem, ProblemKind};
@@ -20,6 +20,7 @@ pub(super) struct Wanted {
     pub(super) ports: Vec<PublishedPort>,
     pub(super) affinity: Affinity,
     pub(super) health: Option<HealthCheck>,
+    pub(super) when_all_unhealthy: WhenAllUnhealthy,
     pub(super) aliases: Vec<Name>,
     pub(super) labels: BTreeMap<String, String>,
 }
@@ -49,12 +50,15 @@ impl Wanted {
         };
         known("endpoint_mode", v1::EndpointMode::try_from(request.endpoint_mode).ok().map(drop))?;
         known("affinity", v1::Affinity::try_from(request.affinity).ok().map(drop))?;
+        let when = v1::WhenAllUnhealthy::try_from(request.when_all_unhealthy).ok();
+        known("when_all_unhealthy", when.map(drop))?;
         Ok(Self {
             name: parse("name", &request.name)?,
             endpoint_mode: request.endpoint_mode().try_into()?,
             vip: parse_optional("vip", &request.vip)?,
             vip6: parse_optional("vip6", &request.vip6)?,
             affinity: request.affinity().try_into()?,
+            when_all_unhealthy: request.when_all_unhealthy().try_into()?,
             ports: ports(request.ports)?,
             health: request.health.map(TryInto::try_into).transpose()?,
             aliases: aliases(&request.aliases)?,

@@ -138,6 +138,11 @@ fn change(current: &Service, request: &UpdateServiceRequest) -> Result<Service, 
         v1::Affinity::Unspecified => {}
         affinity => wanted.affinity = affinity.try_into()?,
     }
+    let unknown = |_| InvalidMessage { field: "when_all_unhealthy", reason: "is not known".into() };
+    match v1::WhenAllUnhealthy::try_from(request.when_all_unhealthy).map_err(unknown)? {
+        v1::WhenAllUnhealthy::Unspecified => {}
+        choice => wanted.when_all_unhealthy = choice.try_into()?,
+    }
     match (&request.health, request.clear_health) {
         (Some(_), true) => {
             return Err(InvalidMessage { field: "health", reason: "is both given and cleared".into() });

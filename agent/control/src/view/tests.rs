@@ -70,6 +70,7 @@ fn service(n: usize, is_published: bool, affinity: Affinity) -> Service {
         ports: is_published.then_some(port).into_iter().collect(),
         affinity,
         health: None,
+        when_all_unhealthy: mesh_model::WhenAllUnhealthy::All,
         aliases: Vec::new(),
         labels: BTreeMap::new(),
         created_at: jiff::Timestamp::UNIX_EPOCH,

@@ -17,3 +17,4 @@ mod scale;
 mod services;
 mod sessions;
 mod soft_state;
+mod traffic;

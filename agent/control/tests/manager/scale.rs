@@ -31,6 +31,7 @@ async fn fill(cluster: &Cluster, network: &str, services: u32) {
             vip6: None,
             ports: Vec::new(),
             affinity: Affinity::None,
+            when_all_unhealthy: mesh_model::WhenAllUnhealthy::All,
             health: None,
             aliases: Vec::new(),
             labels: std::collections::BTreeMap::new(),

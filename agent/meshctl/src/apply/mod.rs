@@ -24,6 +24,7 @@ use std::ops::RangeInclusive;
 
 use mesh_model::{
     Affinity, EndpointMode, HealthCheck, Mtu, Name, Prefix, Protocol, PublishMode, PublishedPort, Vni,
+    WhenAllUnhealthy,
 };
 
 pub(crate) use compare::Conflict;
@@ -115,6 +116,7 @@ pub(crate) struct Service {
     pub(crate) ports: Vec<Port>,
     pub(crate) affinity: Affinity,
     pub(crate) health: Option<HealthCheck>,
+    pub(crate) when_all_unhealthy: WhenAllUnhealthy,
     /// Further names that resolve to it.
     pub(crate) aliases: Vec<Name>,
 }

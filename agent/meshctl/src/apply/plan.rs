@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_model::port_list::{ranges, shortened};
-use mesh_model::{Affinity, HealthCheck, Name, NetworkId, PublishedPort, ServiceId};
+use mesh_model::{Affinity, HealthCheck, Name, NetworkId, PublishedPort, ServiceId, WhenAllUnhealthy};
 use serde::Serialize;
 
 use super::compare::{self, Conflict};
@@ -58,6 +58,7 @@ pub(crate) struct Update {
     pub(crate) remove_ports: Vec<PublishedPort>,
     pub(crate) affinity: Option<Affinity>,
     pub(crate) health: Option<NewHealth>,
+    pub(crate) when_all_unhealthy: Option<WhenAllUnhealthy>,
     pub(crate) aliases: Option<Vec<Name>>,
 }
 
@@ -284,6 +285,8 @@ impl<'a> Planning<'a> {
             affinity: (declared.affinity != there.affinity).then_some(declared.affinity),
             health: (declared.health != there.health)
                 .then(|| declared.health.clone().map_or(NewHealth::Unchecked, NewHealth::Check)),
+            when_all_unhealthy: (declared.when_all_unhealthy != there.when_all_unhealthy)
+                .then_some(declared.when_all_unhealthy),
             aliases: (!same_aliases).then(|| declared.aliases.clone()),
         };
         let mut settings = compare::fixed(declared, there);
@@ -319,6 +322,7 @@ fn release_first(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
                     remove_ports,
                     affinity: None,
                     health: None,
+                    when_all_unhealthy: None,
                     aliases: None,
                     ..update.clone()
                 }));
@@ -338,6 +342,7 @@ impl Update {
             && self.remove_ports.is_empty()
             && self.affinity.is_none()
             && self.health.is_none()
+            && self.when_all_unhealthy.is_none()
             && self.aliases.is_none()
     }
 
@@ -352,6 +357,7 @@ impl Update {
             NewHealth::Unchecked => "no health check".to_owned(),
             NewHealth::Check(check) => shown_check(check),
         }));
+        details.extend(self.when_all_unhealthy.map(|choice| format!("when all unhealthy {choice}")));
         details
             .extend(self.aliases.as_ref().map(|aliases| format!("aliases {}", crate::table::list(aliases))));
         details
@@ -417,6 +423,9 @@ fn service_details(service: &Service, ports: &[PublishedPort]) -> Vec<String> {
         details.push(format!("affinity {}", service.affinity.as_str()));
     }
     details.extend(service.health.as_ref().map(shown_check));
+    if service.when_all_unhealthy != WhenAllUnhealthy::All {
+        details.push(format!("when all unhealthy {}", service.when_all_unhealthy));
+    }
     if !service.aliases.is_empty() {
         details.push(format!("aliases {}", crate::table::list(&service.aliases)));
     }

@@ -153,6 +153,7 @@ static SERVICE_OWN: Schema = Schema::Keys(&[
     ("health-interval", FREE),
     ("health-retries", FREE),
     ("health-tcp", FREE),
+    ("when-all-unhealthy", FREE),
     ("vip", FREE),
     ("vip6", FREE),
 ]);

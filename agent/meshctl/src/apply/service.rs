@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use mesh_model::{Affinity, EndpointMode, HealthCheck, Name};
+use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, WhenAllUnhealthy};
 
 use super::file::{DEFAULT_NETWORK, Networks};
 use super::notes::Ignored;
@@ -20,6 +20,7 @@ pub(super) struct Read<'a> {
     ports: Vec<Port>,
     affinity: Affinity,
     health: Option<HealthCheck>,
+    when_all_unhealthy: WhenAllUnhealthy,
     /// None: the default one.
     networks: Vec<Membership<'a>>,
     /// None: it is always active.
@@ -56,6 +57,7 @@ pub(super) fn read<'a>(
         ports: Vec::new(),
         affinity: Affinity::None,
         health: None,
+        when_all_unhealthy: WhenAllUnhealthy::All,
         networks: Vec::new(),
         profiles: Vec::new(),
     };
@@ -139,6 +141,9 @@ impl Read<'_> {
         if let Some(affinity) = own.take("affinity") {
             self.affinity = affinity.parse()?;
         }
+        if let Some(choice) = own.take("when-all-unhealthy") {
+            self.when_all_unhealthy = choice.parse()?;
+        }
         if let Some(vip) = own.take("vip") {
             self.vip = Some(vip.parse()?);
         }
@@ -170,6 +175,7 @@ impl Read<'_> {
                 ports: std::mem::take(&mut self.ports),
                 affinity: self.affinity,
                 health: self.health.clone(),
+                when_all_unhealthy: self.when_all_unhealthy,
                 aliases: membership.aliases.clone(),
             });
         }

@@ -36,7 +36,8 @@ pub(crate) struct Apply {
 const EXAMPLE: &str = "\
 Compose files are understood as far as they are about networks and services; what is without effect, and what is probably
 a mistake, is named on standard error. Variables come from the environment and from `.env` beside the file. The project is the file's `name:`, or the name of its folder. `x-mesh:` has what Compose has no word for: for a
-network encrypted, mtu, vni; for a service vip, vip6, affinity, health-tcp, health-http, health-interval, health-retries.
+network encrypted, mtu, vni; for a service vip, vip6, affinity, health-tcp, health-http, health-interval, health-retries,
+when-all-unhealthy.
 
 Example:
   meshctl apply -f compose.yaml --prune --dry-run";

@@ -35,6 +35,24 @@ pub(crate) enum Command {
     },
 }
 
+/// What becomes of new connections while no endpoint passes its check.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum WhenAllUnhealthy {
+    /// All endpoints get them: the check may be wrong.
+    All,
+    /// None gets them: they are refused.
+    None,
+}
+
+impl From<WhenAllUnhealthy> for mesh_model::WhenAllUnhealthy {
+    fn from(choice: WhenAllUnhealthy) -> Self {
+        match choice {
+            WhenAllUnhealthy::All => Self::All,
+            WhenAllUnhealthy::None => Self::None,
+        }
+    }
+}
+
 /// How a service's backends are checked.
 #[derive(Debug, Args)]
 #[command(group = ArgGroup::new("check").args(["health_tcp", "health_http"]))]
@@ -93,6 +111,10 @@ pub(crate) struct Create {
     #[command(flatten)]
     pub(crate) health: Health,
 
+    /// Which endpoints get new connections while none passes its check
+    #[arg(long, value_enum, default_value_t = WhenAllUnhealthy::All)]
+    pub(crate) when_all_unhealthy: WhenAllUnhealthy,
+
     /// A further name that resolves to it; may be repeated
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<Name>,
@@ -136,7 +158,7 @@ pub(crate) struct Ps {
     pub(crate) quiet: bool,
 
     /// Only those with: health=healthy|unhealthy|unknown|none, id=PREFIX, name=PART, node=NAME,
-    /// state=active|draining; repeated, one of the values of each key must hold
+    /// state=active|draining, traffic=yes|no; repeated, one of the values of each key must hold
     #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<BackendKey>)]
     pub(crate) filter: Vec<Filter<BackendKey>>,
 
@@ -159,7 +181,7 @@ pub(crate) struct Inspect {
 #[command(
     group = ArgGroup::new("change").required(true).multiple(true).args([
         "publish_add", "publish_rm", "affinity", "health_tcp", "health_http", "health_interval", "health_retries",
-        "no_health",
+        "no_health", "when_all_unhealthy",
     ]),
     after_help = "Example:\n  meshctl service update --publish-rm 8080:80 --publish-add 9090:80 --affinity client-ip web"
 )]
@@ -183,6 +205,10 @@ pub(crate) struct Update {
     /// Do not check its endpoints any more
     #[arg(long, conflicts_with_all = ["health_tcp", "health_http", "health_interval", "health_retries"])]
     pub(crate) no_health: bool,
+
+    /// Which endpoints get new connections while none passes its check
+    #[arg(long, value_enum)]
+    pub(crate) when_all_unhealthy: Option<WhenAllUnhealthy>,
 
     /// Name, NETWORK/NAME, id or beginning of an id
     #[arg(value_parser = value::not_empty)]

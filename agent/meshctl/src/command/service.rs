@@ -1,5 +1,7 @@
 //! `meshctl service ...`
 
+use std::collections::BTreeMap;
+
 use mesh_model::port_list::{ranges, shortened};
 use mesh_model::{HealthCheck, HealthKind, PublishedPort};
 use mesh_proto::{Problem, ProblemKind, v1};
@@ -10,7 +12,7 @@ use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls
 use crate::client::Client;
 use crate::filter::{BackendKey, Filter, ServiceKey, passes};
 use crate::report::{self, Report};
-use crate::table::{columns, details, list, or_none, short};
+use crate::table::{columns, details, list, or_none, short, yes_no};
 use crate::view::service::{Backend, Service};
 use crate::view::{self, Named};
 
@@ -85,6 +87,10 @@ fn create_request(create: Create) -> Result<v1::CreateServiceRequest, Problem> {
         affinity: v1::Affinity::from(mesh_model::Affinity::from(create.affinity)).into(),
         health: health.as_ref().map(Into::into),
         aliases: create.alias.into_iter().map(Into::into).collect(),
+        when_all_unhealthy: v1::WhenAllUnhealthy::from(mesh_model::WhenAllUnhealthy::from(
+            create.when_all_unhealthy,
+        ))
+        .into(),
         labels: create.label.into_iter().map(|label| (label.key, label.value)).collect(),
     })
 }
@@ -150,6 +156,9 @@ async fn update(client: &Client, update: Update, format: Option<Format>) -> Resu
     let affinity = update
         .affinity
         .map_or(v1::Affinity::Unspecified, |affinity| mesh_model::Affinity::from(affinity).into());
+    let when_all_unhealthy = update.when_all_unhealthy.map_or(v1::WhenAllUnhealthy::Unspecified, |choice| {
+        mesh_model::WhenAllUnhealthy::from(choice).into()
+    });
     let request = v1::UpdateServiceRequest {
         service: update.service,
         add_ports: update.publish_add.iter().map(Into::into).collect(),
@@ -159,6 +168,7 @@ async fn update(client: &Client, update: Update, format: Option<Format>) -> Resu
         clear_health: update.no_health,
         replace_aliases: false,
         aliases: Vec::new(),
+        when_all_unhealthy: when_all_unhealthy.into(),
     };
     let answer = client.call(client.control().await?.update_service(request)).await?;
     let notes = unchecked(&answer.unchecked_nodes, format);
@@ -181,12 +191,12 @@ async fn ls(client: &Client, ls: Ls, format: Option<Format>) -> Result<String, P
         return ids(services.iter().map(|service| service.id.as_str()), format);
     }
     in_form(&services, format, |services| {
-        let headers = ["SERVICE ID", "NAME", "NETWORK", "MODE", "VIP", "BACKENDS", "PORTS"];
+        let headers = ["SERVICE ID", "NAME", "NETWORK", "MODE", "VIP", "BACKENDS", "PORTS", "NOT IN USE"];
         columns(headers, services.iter().map(row))
     })
 }
 
-fn row(service: &Service) -> [String; 7] {
+fn row(service: &Service) -> [String; 8] {
     [
         short(&service.id),
         service.name.clone(),
@@ -195,17 +205,26 @@ fn row(service: &Service) -> [String; 7] {
         list(service.vip.iter().chain(&service.vip6)),
         in_use(&service.endpoints),
         list(shortened(ranges(&service.ports))),
+        reasons(&service.endpoints),
     ]
 }
 
-/// `2/3`: so many of them take new connections.
+/// `2/3`: so many of them get new connections.
 fn in_use(backends: &[Backend]) -> String {
-    let takes = |backend: &&Backend| {
-        backend.state == mesh_model::BackendState::Active
-            && backend.health != "unhealthy"
-            && backend.node_state != mesh_model::NodeState::Down
-    };
-    format!("{}/{}", backends.iter().filter(takes).count(), backends.len())
+    let count = backends.iter().filter(|backend| backend.receives_traffic).count();
+    format!("{count}/{}", backends.len())
+}
+
+/// Why backends get no new connections, as in `1 draining, 2 unhealthy`; or that all are used although none passes.
+fn reasons(backends: &[Backend]) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    for backend in backends.iter().filter(|backend| !backend.receives_traffic) {
+        *counts.entry(backend.traffic_reason.as_deref().unwrap_or("unknown")).or_default() += 1;
+    }
+    let counted = counts.into_iter().map(|(reason, count)| format!("{count} {reason}"));
+    let fallback = backends.iter().filter(|backend| backend.receives_traffic);
+    let fallback = fallback.filter_map(|backend| backend.traffic_reason.clone()).take(1);
+    list(counted.chain(fallback))
 }
 
 fn matches(filters: &[Filter<ServiceKey>], service: &Service) -> bool {
@@ -226,12 +245,13 @@ async fn ps(client: &Client, ps: Ps, format: Option<Format>) -> Report {
     if services.is_empty() && !problems.is_empty() {
         return Report { problems, ..Report::default() };
     }
+    let several = services.len() > 1;
     let mut backends: Vec<Backend> = services.into_iter().flat_map(|service| service.endpoints).collect();
     backends.retain(|backend| matches_backend(&ps.filter, backend));
     let text = if ps.quiet {
         ids(backends.iter().map(|backend| backend.id.as_str()), format)
     } else {
-        in_form(&backends, format, |backends| backend_columns(backends))
+        in_form(&backends, format, |backends| backend_columns(backends, several))
     };
     let text = text.unwrap_or_else(|problem| {
         problems.push(problem);
@@ -247,11 +267,17 @@ fn matches_backend(filters: &[Filter<BackendKey>], backend: &Backend) -> bool {
         BackendKey::Name => backend.name.contains(value),
         BackendKey::Node => backend.node == value,
         BackendKey::State => backend.state.as_str() == value,
+        BackendKey::Traffic => yes_no(backend.receives_traffic) == value,
     })
 }
 
-fn backend_columns(backends: &[Backend]) -> String {
-    let rows = backends.iter().map(|backend| {
+/// One line for each backend; with the service's name where there are several.
+fn backend_columns(backends: &[Backend], several: bool) -> String {
+    let row = |backend: &Backend| {
+        let traffic = match &backend.traffic_reason {
+            None => yes_no(backend.receives_traffic),
+            Some(reason) => format!("{}: {reason}", yes_no(backend.receives_traffic)),
+        };
         [
             short(&backend.id),
             backend.name.clone(),
@@ -260,10 +286,37 @@ fn backend_columns(backends: &[Backend]) -> String {
             list(backend.ipv4.iter().chain(&backend.ipv6)),
             backend.state.as_str().to_owned(),
             backend.health.clone(),
+            backend.node_availability.map_or("removed", view::availability).to_owned(),
+            traffic,
+            or_none(backend.health_error.as_ref()),
         ]
-    });
-    columns(["ENDPOINT ID", "NAME", "NODE", "NODE STATE", "ADDRESSES", "STATE", "HEALTH"], rows)
+    };
+    if !several {
+        return columns(BACKEND_HEADERS, backends.iter().map(row));
+    }
+    let mut headers = ["SERVICE"; BACKEND_HEADERS.len() + 1];
+    headers[1..].copy_from_slice(&BACKEND_HEADERS);
+    let with_service = |backend: &Backend| {
+        let mut cells = [const { String::new() }; BACKEND_HEADERS.len() + 1];
+        cells[0] = format!("{}/{}", backend.network, backend.service);
+        cells[1..].clone_from_slice(&row(backend));
+        cells
+    };
+    columns(headers, backends.iter().map(with_service))
 }
+
+const BACKEND_HEADERS: [&str; 10] = [
+    "ENDPOINT ID",
+    "NAME",
+    "NODE",
+    "NODE STATE",
+    "ADDRESSES",
+    "STATE",
+    "HEALTH",
+    "AVAILABILITY",
+    "TRAFFIC",
+    "LAST CHECK ERROR",
+];
 
 fn as_details(service: &Service) -> String {
     let health = service.health.as_ref().map(|health| {
@@ -279,13 +332,14 @@ fn as_details(service: &Service) -> String {
         ("Ports", list(ranges(&service.ports))),
         ("Affinity", service.affinity.as_str().to_owned()),
         ("Health check", or_none(health)),
+        ("When all are unhealthy", service.when_all_unhealthy.as_str().to_owned()),
         ("Aliases", list(&service.aliases)),
         ("Labels", list(service.labels.iter().map(pair))),
         ("Created", service.created_at.clone()),
     ]);
     if !service.endpoints.is_empty() {
         text += "\n";
-        text += &backend_columns(&service.endpoints);
+        text += &backend_columns(&service.endpoints, false);
     }
     text
 }

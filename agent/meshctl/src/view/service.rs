@@ -2,7 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use mesh_model::{Affinity, BackendState, EndpointMode, HealthCheck, NodeState, PublishedPort};
+use mesh_model::{
+    Affinity, Availability, BackendState, EndpointMode, HealthCheck, NodeState, PublishedPort,
+    WhenAllUnhealthy,
+};
 use mesh_proto::convert::required;
 use mesh_proto::{Problem, v1};
 use serde::Serialize;
@@ -21,6 +24,7 @@ pub(crate) struct Service {
     pub(crate) ports: Vec<PublishedPort>,
     pub(crate) affinity: Affinity,
     pub(crate) health: Option<Health>,
+    pub(crate) when_all_unhealthy: WhenAllUnhealthy,
     pub(crate) aliases: Vec<String>,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) created_at: String,
@@ -52,6 +56,17 @@ pub(crate) struct Backend {
     /// `healthy`, `unhealthy`, `unknown`, or `none` without a check.
     pub(crate) health: String,
     pub(crate) node_state: NodeState,
+    /// None: the node is no member any more.
+    pub(crate) node_availability: Option<Availability>,
+    /// Whether it gets new connections.
+    pub(crate) receives_traffic: bool,
+    /// Why it gets none, or why it gets them although it does not pass its check.
+    pub(crate) traffic_reason: Option<String>,
+    /// Why its last check failed; none after a success.
+    pub(crate) health_error: Option<String>,
+    /// The service's name, and its network's; none in the answer to `service backend`.
+    pub(crate) service: String,
+    pub(crate) network: String,
     /// Its number in the cluster.
     #[serde(rename = "backend")]
     pub(crate) number: u32,
@@ -65,6 +80,10 @@ impl TryFrom<v1::ServiceStatus> for Service {
         let service = mesh_model::Service::try_from(service).map_err(|e| unusable(&e))?;
         let mut endpoints: Vec<Backend> =
             status.backends.into_iter().map(Backend::try_from).collect::<Result<_, _>>()?;
+        for endpoint in &mut endpoints {
+            endpoint.service = service.name.to_string();
+            endpoint.network.clone_from(&status.network_name);
+        }
         endpoints.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
         Ok(Self {
             id: service.id.to_string(),
@@ -76,6 +95,7 @@ impl TryFrom<v1::ServiceStatus> for Service {
             ports: service.ports,
             affinity: service.affinity,
             health: service.health.map(Into::into),
+            when_all_unhealthy: service.when_all_unhealthy,
             aliases: service.aliases.into_iter().map(Into::into).collect(),
             labels: service.labels,
             created_at: service.created_at.to_string(),
@@ -100,6 +120,7 @@ impl TryFrom<v1::BackendStatus> for Backend {
 
     fn try_from(status: v1::BackendStatus) -> Result<Self, Problem> {
         let node_state = status.node_state().try_into().map_err(|e| unusable(&e))?;
+        let node_availability = status.node_availability().try_into().ok();
         let backend = required("backend", status.backend).map_err(|e| unusable(&e))?;
         Ok(Self {
             state: backend.state().try_into().map_err(|e| unusable(&e))?,
@@ -110,6 +131,12 @@ impl TryFrom<v1::BackendStatus> for Backend {
             ipv6: present(backend.ipv6),
             health: status.health,
             node_state,
+            node_availability,
+            receives_traffic: status.receives_traffic,
+            traffic_reason: present(status.traffic_reason),
+            health_error: present(status.health_error),
+            service: String::new(),
+            network: String::new(),
             number: backend.id,
         })
     }

@@ -247,6 +247,7 @@ pub(crate) fn service(
         vip6: request.vip6,
         ports: request.ports.into_iter().map(open_port).collect(),
         affinity: request.affinity,
+        when_all_unhealthy: request.when_all_unhealthy,
         health: request.health,
         created_at: "2026-11-21T10:00:02Z".into(),
         aliases: request.aliases,
@@ -278,6 +279,9 @@ pub(crate) fn backend(number: u32, name: &str, service: &v1::Service) -> v1::Bac
         health: "healthy".into(),
         node_state: v1::NodeState::Ready.into(),
         health_error: String::new(),
+        node_availability: v1::Availability::Active.into(),
+        receives_traffic: true,
+        traffic_reason: String::new(),
     }
 }
 

@@ -37,6 +37,8 @@ fn agent() -> Agent {
     let made = web.service.clone().unwrap();
     let mut second = backend(3, "c2", &made);
     second.health = "unhealthy".into();
+    second.health_error = "it answers 503".into();
+    (second.receives_traffic, second.traffic_reason) = (false, "draining".into());
     second.backend.as_mut().unwrap().state = v1::BackendState::Draining.into();
     web.backends = vec![second, backend(2, "c1", &made)];
     let dnsrr = v1::CreateServiceRequest {
@@ -58,7 +60,7 @@ fn service_create_passes_on_every_flag_and_prints_the_id_and_the_chosen_ports() 
     let line = "service create --name shop --network app --endpoint-mode vip -p 8081:80 --publish :443 \
                 -p published=53,target=5353,protocol=udp,mode=host,host-ip=192.0.2.11 --vip 10.64.15.250 \
                 --vip6 fd00::f000 --affinity client-ip --health-http 8080/up --health-interval 500ms \
-                --health-retries 5 --alias store --label tier=front";
+                --health-retries 5 --alias store --label tier=front --when-all-unhealthy none";
     assert_eq!(agent.run(line).text(), format!("{:024x}\n30000:443/tcp\n", 0x5e02));
     let http = v1::HttpCheck { port: 8080, path: "/up".into() };
     let expected = v1::CreateServiceRequest {
@@ -87,6 +89,7 @@ fn service_create_passes_on_every_flag_and_prints_the_id_and_the_chosen_ports() 
         }),
         aliases: vec!["store".into()],
         labels: [("tier".into(), "front".into())].into(),
+        when_all_unhealthy: v1::WhenAllUnhealthy::None.into(),
     };
     assert_eq!(asked(&agent), Asked::Create(expected));
     let made = agent.run("service create --name x --network app -p 80 --format json").json();
@@ -99,13 +102,16 @@ fn services_have_the_documented_shape() {
         json!({
             "id": format!("{:024x}", 0x00ee_0000 + id), "name": name, "node": "h1",
             "ipv4": format!("10.64.0.{id}"), "ipv6": null, "state": state, "health": health,
-            "node_state": "ready", "backend": id,
+            "node_state": "ready", "backend": id, "node_availability": "active", "service": "web", "network": "app",
+            "receives_traffic": state == "active", "traffic_reason": (state != "active").then_some("draining"),
+            "health_error": (state != "active").then_some("it answers 503"),
         })
     };
     let web = json!({
         "id": WEB, "name": "web", "network": "app", "vip": "10.64.15.240", "vip6": null, "endpoint_mode": "vip",
         "ports": [{"published": 8080, "target": 80, "protocol": "tcp", "mode": "ingress", "host_ip": null}],
         "affinity": "none", "health": {"check": "tcp 80", "interval_ms": 2000, "retries": 3},
+        "when_all_unhealthy": "all",
         "aliases": ["www"], "labels": {"tier": "front"}, "created_at": "2026-11-21T10:00:02Z",
         "endpoints": [backend(2, "c1", "active", "healthy"), backend(3, "c2", "draining", "unhealthy")],
     });
@@ -121,18 +127,23 @@ fn services_and_backends_are_tables_for_people() {
     let agent = agent();
     assert_eq!(
         agent.run("service ls").text(),
-        "SERVICE ID     NAME   NETWORK   MODE    VIP            BACKENDS   PORTS\n\
-         bbb000000000   api    app       dnsrr   10.64.15.240   0/0        -\n\
-         bbb000000000   web    app       vip     10.64.15.240   1/2        8080:80/tcp\n"
+        "SERVICE ID     NAME   NETWORK   MODE    VIP            BACKENDS   PORTS         NOT IN USE\n\
+         bbb000000000   api    app       dnsrr   10.64.15.240   0/0        -             -\n\
+         bbb000000000   web    app       vip     10.64.15.240   1/2        8080:80/tcp   1 draining\n"
     );
     assert_eq!(
         agent.run("service ps web").text(),
-        "ENDPOINT ID    NAME   NODE   NODE STATE   ADDRESSES   STATE      HEALTH\n\
-         000000000000   c1     h1     ready        10.64.0.2   active     healthy\n\
-         000000000000   c2     h1     ready        10.64.0.3   draining   unhealthy\n"
+        "ENDPOINT ID    NAME   NODE   NODE STATE   ADDRESSES   STATE      HEALTH      AVAILABILITY   TRAFFIC        \
+         LAST CHECK ERROR\n\
+         000000000000   c1     h1     ready        10.64.0.2   active     healthy     active         yes            -\n\
+         000000000000   c2     h1     ready        10.64.0.3   draining   unhealthy   active         no: draining   \
+         it answers 503\n"
     );
+    let several = agent.run("service ps api web").text();
+    let rows: Vec<Vec<&str>> = several.lines().map(|line| line.split_whitespace().collect()).collect();
+    assert_eq!((rows[0][0], rows[1][0], rows[2][0]), ("SERVICE", "app/web", "app/web"), "{several}");
     let inspected = agent.run("service inspect web --format table").text();
-    assert!(inspected.contains("Health check:    tcp 80 every 2000 ms, 3 retries\n"), "{inspected}");
+    assert!(inspected.contains("Health check:             tcp 80 every 2000 ms, 3 retries\n"), "{inspected}");
 }
 
 #[test]
@@ -156,6 +167,7 @@ fn services_and_backends_are_filtered_by_every_documented_key() {
         ("service ls -q --network db", ""),
         ("service ps -q --filter state=draining web", "000000000000000000ee0003\n"),
         ("service ps -q --filter health=healthy --filter node=h1 web", "000000000000000000ee0002\n"),
+        ("service ps -q --filter traffic=no web", "000000000000000000ee0003\n"),
         ("service ps -q --filter name=c2 --filter id=0000 web", "000000000000000000ee0003\n"),
     ] {
         assert_eq!(agent.run(line).text(), found, "{line}");

@@ -8,6 +8,7 @@ use mesh_ebpf_types::{
     LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, Published, PublishedKey, ServiceKey, TableEntry,
     TableKey, Vni,
 };
+use mesh_model::traffic::{excluded, usable};
 use mesh_model::{
     Affinity, Availability, Backend, BackendId, BackendState, Network, NetworkId, Node, NodeId, PublishMode,
     PublishedPort, Service,
@@ -56,9 +57,7 @@ impl Records {
     /// The backends that get new connections, the same on every node that reaches them all.
     ///
     /// Candidates are those that are active and on a node that is neither down nor being drained. Those that this
-    /// node cannot reach are left out, unless it can reach none. Without a check all of them are usable. With a
-    /// check, those that pass it are; a new backend passes by its first success. If none passes, all candidates
-    /// are usable, whether they fail or are still unknown.
+    /// node cannot reach are left out, unless it can reach none. Of the rest, [`usable`] decides.
     pub fn usable(&self, facts: &Facts<'_>) -> BTreeSet<BackendId> {
         self.usable_where(facts, |_| true)
     }
@@ -86,7 +85,8 @@ impl Records {
 
     fn usable_where(&self, facts: &Facts<'_>, matches: impl Fn(&Backend) -> bool) -> BTreeSet<BackendId> {
         let takes_more = |backend: &Backend| {
-            takes_new(backend, facts.nodes.get(&backend.node)) && !facts.down.contains(&backend.node)
+            let availability = facts.nodes.get(&backend.node).map(|node| node.availability);
+            excluded(backend, availability, facts.down.contains(&backend.node)).is_none()
         };
         let candidates: BTreeSet<BackendId> = self
             .backends
@@ -94,12 +94,7 @@ impl Records {
             .filter(|backend| takes_more(backend) && matches(backend))
             .map(|backend| backend.id)
             .collect();
-        let candidates = self.reachable(candidates, facts);
-        if self.service.health.is_none() {
-            return candidates;
-        }
-        let healthy: BTreeSet<BackendId> = candidates.intersection(facts.healthy).copied().collect();
-        if healthy.is_empty() { candidates } else { healthy }
+        usable(&self.service, self.reachable(candidates, facts), facts.healthy)
     }
 }
 

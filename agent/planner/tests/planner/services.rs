@@ -8,6 +8,7 @@ use mesh_ebpf_types::{
 use mesh_model::{
     Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, HealthCheck, HealthKind, Network,
     NetworkId, Node, NodeId, Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
+    WhenAllUnhealthy,
 };
 use mesh_planner::services::{
     Digest, Dump, Facts, Records, Tables, Unreachable, Update, capacity_for, named_table,
@@ -134,6 +135,7 @@ impl World {
             )],
             affinity: Affinity::None,
             health: Some(check()),
+            when_all_unhealthy: WhenAllUnhealthy::All,
             aliases: Vec::new(),
             labels: BTreeMap::new(),
             created_at: Timestamp::UNIX_EPOCH,
@@ -255,7 +257,7 @@ fn a_backend_that_has_not_passed_a_check_yet_is_used_only_while_none_passes() {
 }
 
 #[test]
-fn only_healthy_backends_that_take_more_are_usable_and_all_of_those_when_none_is_healthy() {
+fn only_healthy_backends_that_take_more_are_usable_and_all_or_none_of_those_when_none_is() {
     let mut world = World::new();
     world.serve(1, 1..=6);
     assert_eq!(world.usable(1), [1, 2, 3, 4, 5, 6]);
@@ -268,6 +270,10 @@ fn only_healthy_backends_that_take_more_are_usable_and_all_of_those_when_none_is
         BackendState::Draining;
     assert_eq!(world.usable(1), [4, 6]);
     world.fail((1..=6).map(id));
+    // The service says whether none is then as good as all.
+    world.services.get_mut(&service_id(1)).unwrap().service.when_all_unhealthy = WhenAllUnhealthy::None;
+    assert_eq!(world.usable(1), [0; 0]);
+    world.services.get_mut(&service_id(1)).unwrap().service.when_all_unhealthy = WhenAllUnhealthy::All;
     assert_eq!(world.usable(1), [1, 4, 6]);
     world.nodes.get_mut(&node_id(2)).unwrap().availability = Availability::Drain;
     assert_eq!(world.usable(1), [6]);

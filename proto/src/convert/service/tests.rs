@@ -40,6 +40,7 @@ fn service() -> model::Service {
         vip6: Some("fd00::f000".parse().unwrap()),
         ports: vec![port(8080), model::PublishedPort::ingress(53, 5353, model::Protocol::Udp)],
         affinity: model::Affinity::ClientIp,
+        when_all_unhealthy: model::WhenAllUnhealthy::None,
         health: Some(check()),
         aliases: vec!["www".parse().unwrap()],
         labels: [("tier".to_owned(), "web".to_owned())].into(),
@@ -72,6 +73,7 @@ fn services_and_backends_survive_the_wire() {
         vip6: None,
         ports: Vec::new(),
         affinity: model::Affinity::None,
+        when_all_unhealthy: model::WhenAllUnhealthy::All,
         health: Some(tcp),
         ..service()
     });

@@ -85,7 +85,7 @@ services:
       back:
     ports: [\"8080:80\"]
     deploy: {endpoint_mode: dnsrr, replicas: 3}
-    x-mesh: {affinity: client-ip, vip: 10.80.255.1, health-tcp: 80, health-retries: 5}
+    x-mesh: {affinity: client-ip, vip: 10.80.255.1, health-tcp: 80, health-retries: 5, when-all-unhealthy: none}
 ",
     )
     .unwrap();
@@ -96,6 +96,7 @@ services:
     assert_eq!((front.vip.is_some(), back.vip.is_some()), (true, false));
     for service in [front, back] {
         assert_eq!((service.endpoint_mode, service.affinity), (EndpointMode::Dnsrr, Affinity::ClientIp));
+        assert_eq!(service.when_all_unhealthy, mesh_model::WhenAllUnhealthy::None);
         assert_eq!(service.health.as_ref().unwrap().retries, 5);
     }
     let ignored: Vec<_> = declared.ignored.iter().map(|ignored| ignored.key.as_str()).collect();

@@ -24,6 +24,7 @@ fn service(network: &str, text: &str, ports: &[Port]) -> Service {
         vip6: None,
         ports: ports.to_vec(),
         affinity: Affinity::None,
+        when_all_unhealthy: mesh_model::WhenAllUnhealthy::All,
         health: None,
         aliases: Vec::new(),
     }
@@ -92,6 +93,7 @@ impl Cluster {
                     vip6: service.vip6,
                     ports,
                     affinity: service.affinity,
+                    when_all_unhealthy: service.when_all_unhealthy,
                     health: service.health.clone(),
                     aliases: service.aliases.clone(),
                     labels,
@@ -152,6 +154,9 @@ impl Cluster {
         for gone in &update.remove_ports {
             let at = service.ports.iter().position(|port| port == gone).ok_or("no port to remove")?;
             service.ports.remove(at);
+        }
+        if let Some(choice) = update.when_all_unhealthy {
+            service.when_all_unhealthy = choice;
         }
         if let Some(affinity) = update.affinity {
             service.affinity = affinity;

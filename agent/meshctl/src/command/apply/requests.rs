@@ -75,6 +75,7 @@ pub(super) fn service(
         health: service.health.as_ref().map(Into::into),
         aliases: service.aliases.iter().map(ToString::to_string).collect(),
         labels: HashMap::from([(LABEL.to_owned(), project.to_owned())]),
+        when_all_unhealthy: v1::WhenAllUnhealthy::from(service.when_all_unhealthy).into(),
     }
 }
 
@@ -93,6 +94,10 @@ pub(super) fn update(update: &Update) -> v1::UpdateServiceRequest {
         health,
         clear_health: update.health == Some(NewHealth::Unchecked),
         replace_aliases: update.aliases.is_some(),
+        when_all_unhealthy: update
+            .when_all_unhealthy
+            .map_or(v1::WhenAllUnhealthy::Unspecified, Into::into)
+            .into(),
         aliases: update.aliases.iter().flatten().map(ToString::to_string).collect(),
     }
 }
@@ -110,6 +115,7 @@ pub(super) fn undo_update(made: &Update, before: &mesh_model::Service) -> v1::Up
             .health
             .as_ref()
             .map(|_| before.health.clone().map_or(NewHealth::Unchecked, NewHealth::Check)),
+        when_all_unhealthy: made.when_all_unhealthy.map(|_| before.when_all_unhealthy),
         aliases: made.aliases.as_ref().map(|_| before.aliases.clone()),
     })
 }
