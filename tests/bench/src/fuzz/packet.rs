@@ -8,8 +8,8 @@ use serde_json::Value;
 
 /// Longest packet, bytes.
 const LONGEST: usize = 1800;
-/// Shortest packet that `BPF_PROG_TEST_RUN` takes, bytes: an Ethernet header.
-const SHORTEST: usize = 14;
+/// Shortest packet that `BPF_PROG_TEST_RUN` takes, bytes: an Ethernet header and a byte more.
+const SHORTEST: usize = 15;
 /// Values at which parsers' bounds lie.
 const INTERESTING: [u8; 12] = [0, 1, 4, 5, 6, 17, 44, 58, 0x45, 0x7f, 0x80, 0xff];
 
@@ -23,7 +23,8 @@ pub(super) struct Site {
     secret_vni: u32,
     addresses: Vec<[u8; 4]>,
     host_mac: [u8; 6],
-    local: [u8; 4],
+    /// The fuzzed host's address.
+    pub(super) local: [u8; 4],
     peer: [u8; 4],
 }
 
@@ -152,14 +153,14 @@ impl Mutator {
     pub(super) fn packet(&mut self, site: &Site, from_wire: bool) -> Vec<u8> {
         if self.below(64) == 0 {
             let length = SHORTEST + self.index(256);
-            return (0..length).map(|_| self.byte()).collect();
+            return runnable((0..length).map(|_| self.byte()).collect());
         }
         let mut packet =
             if from_wire && self.below(8) != 0 { site.tunnelled(self) } else { site.inner(self) };
         for _ in 0..self.below(8) {
             self.mutate(&mut packet, site);
         }
-        packet
+        runnable(packet)
     }
 
     fn mutate(&mut self, packet: &mut Vec<u8>, site: &Site) {
@@ -182,6 +183,18 @@ impl Mutator {
             }
         }
     }
+}
+
+/// The packet, as long as the kernel demands of one that is to be run: it refuses one that says IP and is too short for
+/// an IP header (`bpf_prog_test_run_skb`).
+fn runnable(mut packet: Vec<u8>) -> Vec<u8> {
+    let header = match packet[12..14] {
+        [0x08, 0x00] => 20,
+        [0x86, 0xdd] => 40,
+        _ => 0,
+    };
+    packet.resize(packet.len().max(14 + header), 0);
+    packet
 }
 
 /// MAC address of `eth0` in a namespace.

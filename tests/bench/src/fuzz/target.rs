@@ -1,10 +1,11 @@
 //! The programs of the fuzzed host, and what must hold for each packet.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
-use aya::programs::{SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya::programs::{ProgramInfo, SchedClassifier, TestRun, TestRunOptions, Xdp};
+use aya_obj::generated::bpf_prog_type;
 use aya_obj::programs::XdpAttachType;
 use mesh_harness::{Container, Host, Lab, Netns};
 use serde_json::Value;
@@ -68,8 +69,7 @@ pub(super) fn all(lab: &Lab, containers: &[Container], _site: &Site) -> anyhow::
             _ => vec![device(&host, "eth0", Origin::Wire)?],
         };
         for (interface, ifindex, origin) in at {
-            // What cannot be run on a packet is a program of sockets.
-            let Some(loaded) = open(&path, &program) else { continue };
+            let Some(loaded) = open(&path)? else { continue };
             let (program, netns) = (program.clone(), host.netns().clone());
             targets.push(Target { program, interface, origin, netns, ifindex, loaded });
         }
@@ -87,11 +87,13 @@ fn pinned(host: &Host) -> anyhow::Result<Vec<PathBuf>> {
     Ok(paths)
 }
 
-fn open(path: &PathBuf, program: &str) -> Option<Loaded> {
-    if program == "early" {
-        return Xdp::from_pin(path, XdpAttachType::Interface).ok().map(Loaded::Xdp);
-    }
-    SchedClassifier::from_pin(path).ok().map(Loaded::Classifier)
+/// The program, unless it is one of sockets, which cannot be run on a packet.
+fn open(path: &Path) -> anyhow::Result<Option<Loaded>> {
+    Ok(match ProgramInfo::from_pin(path)?.program_type() {
+        bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS => Some(Loaded::Classifier(SchedClassifier::from_pin(path)?)),
+        bpf_prog_type::BPF_PROG_TYPE_XDP => Some(Loaded::Xdp(Xdp::from_pin(path, XdpAttachType::Interface)?)),
+        _ => None,
+    })
 }
 
 fn device(host: &Host, name: &str, origin: Origin) -> anyhow::Result<(String, u32, Origin)> {
@@ -160,7 +162,9 @@ impl Target {
     fn check(&self, packet: &[u8], sent: &[u8], site: &Site) -> anyhow::Result<()> {
         let leaves = match self.origin {
             Origin::Red => {
-                let vni = vni(sent).filter(|vni| vni & PUBLISHED_BIT == 0);
+                // What the container itself fashioned as VXLAN has not the host's address.
+                let is_tunnelled = sent.get(26..30) == Some(&site.local[..]);
+                let vni = vni(sent).filter(|vni| is_tunnelled && vni & PUBLISHED_BIT == 0);
                 sent.starts_with(&site.blue_mac) && !packet.starts_with(&site.blue_mac)
                     || vni.is_some_and(|vni| vni != site.red_vni)
             }
