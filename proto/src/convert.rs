@@ -1,5 +1,6 @@
 //! Conversions between messages and the model's records: total in one direction, checked in the other.
 
+pub mod host_policy;
 mod service;
 
 use std::fmt::Display;
@@ -207,6 +208,8 @@ impl From<&model::Network> for v1::Network {
             labels: network.labels.clone().into_iter().collect(),
             options: network.options.clone().into_iter().collect(),
             created_at: network.created_at.to_string(),
+            host_access: v1::HostAccess::from(network.host_policy.access).into(),
+            metadata: v1::MetadataAccess::from(network.host_policy.metadata).into(),
         }
     }
 }
@@ -215,7 +218,9 @@ impl TryFrom<v1::Network> for model::Network {
     type Error = InvalidMessage;
 
     fn try_from(network: v1::Network) -> Result<Self, InvalidMessage> {
+        let host_policy = host_policy::read(network.host_access, network.metadata)?;
         Ok(Self {
+            host_policy,
             id: parse("id", &network.id)?,
             name: parse("name", &network.name)?,
             vni: checked("vni", network.vni)?,

@@ -13,6 +13,7 @@ use crate::transport::PeerInfo;
 #[expect(missing_docs, reason = "each is the call of its name in control.proto or session.proto")]
 pub enum Method {
     CreateNetwork,
+    UpdateNetwork,
     RemoveNetwork,
     PruneNetworks,
     UpdateNode,
@@ -61,6 +62,7 @@ impl Method {
     pub const fn access(self) -> Access {
         match self {
             Self::CreateNetwork
+            | Self::UpdateNetwork
             | Self::RemoveNetwork
             | Self::PruneNetworks
             | Self::UpdateNode

@@ -73,6 +73,9 @@ impl Rehearsal<'_> {
     async fn make(&mut self, index: usize, change: Kind) -> Result<(), Problem> {
         match change {
             Kind::CreateNetwork(request) => self.create_network(request),
+            Kind::UpdateNetwork(request) => {
+                networks::check_update(network_in(&self.view, &request.network)?, &request).map(drop)
+            }
             Kind::RemoveNetwork(request) => self.remove_network(&request.network).await,
             Kind::CreateService(request) => self.create_service(index, request),
             Kind::UpdateService(request) => self.update_service(index, &request),

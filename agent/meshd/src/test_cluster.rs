@@ -55,6 +55,7 @@ pub(crate) fn network() -> Network {
         encrypted: false,
         internal: false,
         attachable: true,
+        host_policy: mesh_model::HostPolicy::default(),
         removing: false,
         labels: BTreeMap::new(),
         options: BTreeMap::new(),

@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{Mtu, Name, NetworkId, NodeId, Prefix, Vni};
+use crate::{HostPolicy, Mtu, Name, NetworkId, NodeId, Prefix, Vni};
 
 /// What is true for the whole cluster: written once by `cluster init`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -134,6 +134,9 @@ pub struct Network {
     pub internal: bool,
     /// May be attached to by hand.
     pub attachable: bool,
+    /// What its containers may reach of the hosts.
+    #[serde(default)]
+    pub host_policy: HostPolicy,
     /// Being removed: takes no new endpoints. Set for the moment in which a removal asks every node.
     #[serde(default)]
     pub removing: bool,

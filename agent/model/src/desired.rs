@@ -36,6 +36,8 @@ pub struct Underlay {
 pub struct Peer {
     /// The outer address of its tunnels.
     pub address: IpAddr,
+    /// Where its control plane is reached, if that is another address.
+    pub control_address: Option<IpAddr>,
     /// MTU of its data-path interface.
     pub mtu: Mtu,
     /// UDP port of its WireGuard engine; 0 while it has announced none.

@@ -10,6 +10,7 @@ pub mod desired;
 pub mod effect;
 pub mod endpoint;
 pub mod health;
+pub mod host_policy;
 pub mod id;
 pub mod interfaces;
 pub mod name;
@@ -28,6 +29,7 @@ pub use cluster::{Availability, Lease, LeaseState, Network, Node, NodeState, Rol
 pub use desired::Desired;
 pub use endpoint::{Endpoint, EndpointPhase};
 pub use health::{Finding, HealthCheck, HealthKind, Loopback};
+pub use host_policy::{HostAccess, HostPolicy, MetadataAccess};
 pub use id::{EndpointId, NetworkId, NodeId, ServiceId};
 pub use interfaces::InterfacePatterns;
 pub use mesh_ipam::Prefix;

@@ -3,11 +3,14 @@
 use std::net::IpAddr;
 
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, Config, DIRECT_RETURN, ENCRYPTED, EndpointKey,
-    HostRouteKey, INTERNAL, Interface, Mac, MapEntry, Member, Vni,
+    ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, CONTROL_ADDRESS, Config, DIRECT_RETURN, ENCRYPTED,
+    EndpointKey, HOST_ALL, HOST_DNS, HostRouteKey, INTERNAL, Interface, METADATA, Mac, MapEntry, Member, Vni,
 };
 use mesh_model::desired::Encapsulation;
-use mesh_model::{Desired, Endpoint, Lease, LeaseState, MacAddr, Network, Prefix, naming};
+use mesh_model::{
+    Desired, Endpoint, HostAccess, HostPolicy, Lease, LeaseState, MacAddr, MetadataAccess, Network, Prefix,
+    naming,
+};
 
 /// The entry of `CONFIG`; the underlay's part is zero, for the caller to fill.
 pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
@@ -28,13 +31,20 @@ pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
     }
 }
 
-/// The other nodes. This node itself is not among them: what claims to come from it is forged.
+/// The other nodes. This node's data-path address is not among them: what claims to come from it is forged.
 pub(crate) fn members(desired: &Desired) -> impl Iterator<Item = MapEntry> {
+    let control = desired.nodes.values().filter_map(|peer| {
+        let address = peer.control_address?;
+        let tunnels = desired.nodes.values().any(|other| other.address == address);
+        let member = Member { kind: CONTROL_ADDRESS, ..Member::default() };
+        (!tunnels).then(|| MapEntry::Member(address.into(), member))
+    });
     let others = desired.nodes.iter().filter(|(node, _)| **node != desired.node);
-    others.map(|(_, peer)| {
+    let others = others.map(|(_, peer)| {
         let member = Member { wireguard_port: peer.wireguard_port.to_be_bytes(), ..Member::default() };
         MapEntry::Member(peer.address.into(), member)
-    })
+    });
+    control.chain(others)
 }
 
 /// A network that has endpoints here: itself, its subnets, gateways and leases.
@@ -47,6 +57,7 @@ pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<Map
     if network.encrypted {
         flags |= ENCRYPTED;
     }
+    flags |= host_policy(network.host_policy);
     let value = mesh_ebpf_types::Network { flags, mtu, prefix6: network.prefix6() };
     let mut entries = vec![MapEntry::Network(vni, value)];
     for subnet in &network.subnets {
@@ -63,6 +74,18 @@ pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<Map
     let block = |lease: &Lease| Block { peer: peer(desired, network, lease), ..block(desired, lease) };
     entries.extend(leases.map(|lease| MapEntry::Block(block_key(vni, lease.prefix), block(lease))));
     entries
+}
+
+const fn host_policy(HostPolicy { access, metadata }: HostPolicy) -> u32 {
+    let access = match access {
+        HostAccess::None => 0,
+        HostAccess::Dns => HOST_DNS,
+        HostAccess::All => HOST_ALL,
+    };
+    match metadata {
+        MetadataAccess::Block => access,
+        MetadataAccess::Allow => access | METADATA,
+    }
 }
 
 /// Whose the addresses of a network's subnets are: also without endpoints here, so that other networks' containers are kept

@@ -115,6 +115,8 @@ reasons! {
     SpoofedPeer = 32, "spoofed_peer", true;
     /// Not sent by Mesh, and to or from the VXLAN or WireGuard port of a node: it would pass for a tunnel's packet.
     ForeignTunnel = 33, "foreign_tunnel", true;
+    /// To a socket of a host, or to a cloud's metadata service, and the network's policy forbids it.
+    HostAccess = 34, "host_access", true;
     /// The service has no backend that could take it, and the sender could not be told.
     NoBackend = 40, "no_backend", true;
     /// A later fragment whose first one has not been seen: its flow cannot be told.

@@ -29,8 +29,9 @@ pub use counters::{Counter, CounterKey, Event, Reason};
 pub use derived::{NextHop, derived_mac, next_hop};
 pub use entry::{MapEntry, MapKey};
 pub use maps::{
-    ALLOW_FORWARDING, Block, BlockKey, BlockKind, ENCRYPTED, Endpoint, EndpointKey, HostFlow, HostRouteKey,
-    INTERNAL, Interface, Member, Network,
+    ALLOW_FORWARDING, BY_ENDPOINT, BY_HOST, Block, BlockKey, BlockKind, CONTROL_ADDRESS, ENCRYPTED, Endpoint,
+    EndpointKey, HOST_ALL, HOST_DNS, HostCall, HostFlow, HostRouteKey, INTERNAL, Interface, METADATA, Member,
+    Network,
 };
 pub use paths::{PROBE_ASKED, PROBED_BY_WIREGUARD, PathKey};
 pub use program::{EARLY, ProgramKind, SocketProgram};
@@ -48,7 +49,7 @@ pub use wireguard::{
 };
 
 /// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
-pub const SCHEMA: u32 = 7;
+pub const SCHEMA: u32 = 8;
 
 /// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
 /// The outer Ethernet header is not among them: a device's MTU does not count it.
@@ -69,6 +70,9 @@ pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
 /// that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so that a secret value would keep nobody out. The bits
 /// are none of those that kube-proxy, Calico, Cilium, Tailscale and Docker test.
 pub const MARK: u32 = 0x3050;
+
+/// Interface index of `mesh0`, by which the host gets what endpoints send to it.
+pub const HOST_LEG_IFINDEX: u32 = 0x3FFF_FF00;
 
 /// The group of the name server's process, which has no capability to set a mark with. What it asks the host's resolvers enters
 /// no service. The number is outside the ranges that systemd and distributions allocate (systemd's `UIDS-GIDS.md`).

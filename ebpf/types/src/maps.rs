@@ -8,6 +8,15 @@ pub const INTERNAL: u32 = 1;
 /// [`Network::flags`]: packets leave a node inside WireGuard or not at all.
 pub const ENCRYPTED: u32 = 2;
 
+/// [`Network::flags`]: endpoints may ask the name server at the gateway address, and ping hosts.
+pub const HOST_DNS: u32 = 4;
+
+/// [`Network::flags`]: endpoints may send to every socket of the hosts. Without it and [`HOST_DNS`] they reach none.
+pub const HOST_ALL: u32 = 8;
+
+/// [`Network::flags`]: endpoints may send to the addresses of cloud metadata services.
+pub const METADATA: u32 = 16;
+
 /// [`Interface::flags`] and [`Endpoint::flags`]: the endpoint routes for others, so it may send from IP addresses
 /// that are not its own.
 pub const ALLOW_FORWARDING: u16 = 1;
@@ -16,7 +25,7 @@ pub const ALLOW_FORWARDING: u16 = 1;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Network {
-    /// Bits: [`INTERNAL`], [`ENCRYPTED`].
+    /// Bits: [`INTERNAL`], [`ENCRYPTED`], [`HOST_DNS`], [`HOST_ALL`], [`METADATA`].
     pub flags: u32,
     /// Largest inner IP packet that may leave this node, in bytes.
     pub mtu: u32,
@@ -116,14 +125,38 @@ pub struct HostRouteKey {
     pub address: Address,
 }
 
-/// Value of `MEMBERS`, a hash by data-path [`Address`]: a node of the cluster, from which VXLAN is taken.
+/// [`Member::kind`]: the address is not the node's data-path address: no tunnel's packet comes from it.
+pub const CONTROL_ADDRESS: u8 = 1;
+
+/// Value of `MEMBERS`, a hash by [`Address`]: an address of a node of the cluster. VXLAN is taken from data-path addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
     /// UDP port of the node's WireGuard engine, network order; 0 while it has announced none.
     pub wireguard_port: [u8; 2],
+    /// 0, or [`CONTROL_ADDRESS`].
+    pub kind: u8,
     /// Zero.
-    pub padding: [u8; 2],
+    pub padding: u8,
+}
+
+/// [`HostCall::opener`]: the host.
+pub const BY_HOST: u32 = 1;
+
+/// [`HostCall::opener`]: an endpoint.
+pub const BY_ENDPOINT: u32 = 2;
+
+/// Value of `HOST_CALLS`, a hash by [`crate::ConnectionKey`] (in the direction of what an endpoint sends): who began a flow
+/// between an endpoint and a socket of its host.
+#[repr(C)]
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostCall {
+    /// When who began it last sent a packet (of TCP: began), in nanoseconds of `CLOCK_MONOTONIC`.
+    pub time: u64,
+    /// [`BY_HOST`] or [`BY_ENDPOINT`].
+    pub opener: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// Value of `HOST_FLOWS`, a hash by [`crate::ConnectionKey`] (in the direction of what arrives): a flow that the host, or

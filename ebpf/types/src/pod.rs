@@ -4,8 +4,8 @@
 
 use crate::{
     Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, Event, HostFlow, Interface, Mac, Member, Network, PathKey, Published, PublishedKey, Service,
-    SocketPeer, Vni,
+    EndpointKey, Event, HostCall, HostFlow, Interface, Mac, Member, Network, PathKey, Published,
+    PublishedKey, Service, SocketPeer, Vni,
 };
 
 macro_rules! pod {
@@ -29,6 +29,7 @@ pod!(
     Endpoint,
     EndpointKey,
     Event,
+    HostCall,
     HostFlow,
     Interface,
     Mac,

@@ -31,6 +31,7 @@ macro_rules! enumeration {
         }
     };
 }
+pub(super) use enumeration;
 
 enumeration!(EndpointMode { Vip, Dnsrr }, unspecified: Ok(Self::Vip));
 enumeration!(Affinity { None, ClientIp }, unspecified: Ok(Self::None));
@@ -43,7 +44,7 @@ enumeration!(
 );
 
 /// Reads an enum's number; one that this version does not know is an error, not the default.
-fn known<V: TryFrom<i32>>(field: &'static str, number: i32) -> Result<V, InvalidMessage> {
+pub(super) fn known<V: TryFrom<i32>>(field: &'static str, number: i32) -> Result<V, InvalidMessage> {
     V::try_from(number).map_err(|_| InvalidMessage { field, reason: format!("{number} is not known") })
 }
 

@@ -131,6 +131,7 @@ impl Taken {
             encrypted: wanted.encrypted,
             internal: wanted.internal,
             attachable: wanted.attachable,
+            host_policy: wanted.host_policy,
             removing: false,
             labels: wanted.labels.clone(),
             options: wanted.options.clone(),

@@ -3,6 +3,7 @@
 mod create;
 mod remove;
 mod request;
+mod update;
 
 use std::collections::BTreeSet;
 
@@ -17,6 +18,7 @@ use crate::view::View;
 
 pub(crate) use create::{Taken, create, proposed};
 pub(crate) use remove::{check_removal, prune, remove};
+pub(crate) use update::{check as check_update, update};
 
 /// Every network, sorted by name.
 pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Network>, Problem> {

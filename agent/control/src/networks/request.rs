@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use mesh_ipam::{Family, SubnetLayout, SubnetSpec};
-use mesh_model::{Mtu, Name, Prefix, Subnet, Vni};
+use mesh_model::{HostPolicy, Mtu, Name, Prefix, Subnet, Vni};
+use mesh_proto::convert::host_policy::read as read_host_policy;
 use mesh_proto::v1::CreateNetworkRequest;
 use mesh_proto::{Problem, ProblemKind};
 
@@ -24,6 +25,7 @@ pub(super) struct Wanted {
     pub(super) encrypted: bool,
     pub(super) internal: bool,
     pub(super) attachable: bool,
+    pub(super) host_policy: HostPolicy,
     pub(super) labels: BTreeMap<String, String>,
     pub(super) options: BTreeMap<String, String>,
 }
@@ -60,6 +62,7 @@ impl Wanted {
                 Mtu::MIN_IPV6
             )));
         }
+        let host_policy = read_host_policy(request.host_access, request.metadata).map_err(|e| usage(&e))?;
         let vni = request.vni.map(TryInto::try_into).transpose().map_err(|e| usage(&e))?;
         if let Some(what) = [("label", &request.labels), ("option", &request.options)]
             .into_iter()
@@ -76,6 +79,7 @@ impl Wanted {
             encrypted,
             internal: request.internal,
             attachable: request.attachable,
+            host_policy,
             labels: request.labels.into_iter().collect(),
             options: request.options.into_iter().collect(),
         })

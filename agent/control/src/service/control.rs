@@ -32,6 +32,8 @@ macro_rules! calls {
 calls! {
     create_network: CreateNetwork(v1::CreateNetworkRequest) -> v1::Network,
         |core, _, message| (&networks::create(core, message).await?).into();
+    update_network: UpdateNetwork(v1::UpdateNetworkRequest) -> v1::Network,
+        |core, _, message| (&networks::update(core, message).await?).into();
     remove_network: RemoveNetwork(v1::RemoveNetworkRequest) -> v1::RemoveNetworkResponse,
         |core, _, message| v1::RemoveNetworkResponse {
             network: Some((&networks::remove(core, &message.network).await?).into()),

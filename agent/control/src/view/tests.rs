@@ -45,6 +45,7 @@ fn network(n: usize, internal: bool) -> Network {
         encrypted: false,
         internal,
         attachable: true,
+        host_policy: mesh_model::HostPolicy::default(),
         removing: false,
         labels: BTreeMap::new(),
         options: BTreeMap::new(),

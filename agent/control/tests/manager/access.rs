@@ -11,8 +11,9 @@ use tonic::{Code, Status};
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, endpoint, network, service};
 
-const METHODS: [Method; 29] = [
+const METHODS: [Method; 30] = [
     Method::CreateNetwork,
+    Method::UpdateNetwork,
     Method::RemoveNetwork,
     Method::PruneNetworks,
     Method::UpdateNode,
@@ -60,6 +61,11 @@ async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
         Method::UpdateNode => {
             let availability = Availability::Drain.into();
             control.update_node(v1::UpdateNodeRequest { node: h1, availability }).await.map(drop)
+        }
+        Method::UpdateNetwork => {
+            let host_access = v1::HostAccess::All.into();
+            let request = v1::UpdateNetworkRequest { network: app, host_access, ..Default::default() };
+            control.update_network(request).await.map(drop)
         }
         Method::RemoveNode => {
             control.remove_node(v1::RemoveNodeRequest { node: h1, force: true }).await.map(drop)

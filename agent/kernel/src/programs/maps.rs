@@ -8,8 +8,9 @@ use aya::maps::lpm_trie::Key;
 use aya::maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, MapType, PerCpuArray, PerCpuHashMap};
 use mesh_ebpf_types::{
     Address, Allowance, Backend, Block, BlockKey, Config, Connection, ConnectionKey, Counter, CounterKey,
-    Endpoint, EndpointKey, HostFlow, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member, Network,
-    PathKey, Published, PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey, Vni,
+    Endpoint, EndpointKey, HostCall, HostFlow, HostRouteKey, Interface, MAGLEV_ROW, MapEntry, MapKey, Member,
+    Network, PathKey, Published, PublishedKey, Reason, Service, ServiceKey, SocketPeer, TableEntry, TableKey,
+    Vni,
 };
 use nix::libc;
 
@@ -21,7 +22,7 @@ use super::{Counters, ProgramsError};
 const VNI_BITS: u32 = 32;
 
 /// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
-const LAYOUTS: [(&str, MapType, usize, usize); 27] = [
+const LAYOUTS: [(&str, MapType, usize, usize); 28] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
     (INTERFACES, MapType::Hash, 4, size_of::<Interface>()),
@@ -48,6 +49,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 27] = [
     (FRAGMENTS, MapType::LruHash, size_of::<ConnectionKey>(), 4),
     (SOCKET_PEERS, MapType::LruHash, size_of::<SocketPeer>(), size_of::<Address>()),
     (HOST_FLOWS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<HostFlow>()),
+    (HOST_CALLS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<HostCall>()),
     (NETNS, MapType::Array, 4, 8),
 ];
 
@@ -77,6 +79,7 @@ pub(super) const ALLOWANCES: &str = "ALLOWANCES";
 pub(super) const FRAGMENTS: &str = "FRAGMENTS";
 pub(super) const SOCKET_PEERS: &str = "SOCKET_PEERS";
 pub(super) const HOST_FLOWS: &str = "HOST_FLOWS";
+pub(super) const HOST_CALLS: &str = "HOST_CALLS";
 pub(super) const NETNS: &str = "NETNS";
 
 /// Whether the pinned maps, as far as there are any, have the layouts of this schema.

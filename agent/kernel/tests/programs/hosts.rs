@@ -164,7 +164,10 @@ impl Host {
                 encapsulation: setup.encapsulation as u8,
                 ..Config::default()
             }),
-            MapEntry::Network(VNI, Network { flags: 0, mtu: setup.underlay_mtu - 50, prefix6: PREFIX6 }),
+            MapEntry::Network(
+                VNI,
+                Network { flags: mesh_ebpf_types::HOST_ALL, mtu: setup.underlay_mtu - 50, prefix6: PREFIX6 },
+            ),
             MapEntry::Interface(
                 ep,
                 Interface { vni: VNI, ipv4: [10, 64, 0, last], ipv6: v6(last), mac: mac(last), flags: 0 },

@@ -7,4 +7,5 @@ mod encrypted;
 mod endpoint;
 mod flows;
 mod host;
+mod host_access;
 mod tunnel;

@@ -211,7 +211,7 @@ pub(crate) fn entries() -> Vec<MapEntry> {
     v6_base.0[15] = 0;
     vec![
         MapEntry::Config(config()),
-        MapEntry::Network(VNI, Network { flags: 0, mtu: MTU, prefix6: PREFIX6 }),
+        MapEntry::Network(VNI, Network { flags: mesh_ebpf_types::HOST_DNS, mtu: MTU, prefix6: PREFIX6 }),
         MapEntry::Network(OTHER_VNI, Network { flags: 0, mtu: MTU, prefix6: [0; 12] }),
         MapEntry::Network(
             ENCRYPTED_VNI,

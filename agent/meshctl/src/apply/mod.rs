@@ -23,8 +23,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::RangeInclusive;
 
 use mesh_model::{
-    Affinity, EndpointMode, HealthCheck, Mtu, Name, Prefix, Protocol, PublishMode, PublishedPort, Vni,
-    WhenAllUnhealthy,
+    Affinity, EndpointMode, HealthCheck, HostPolicy, Mtu, Name, Prefix, Protocol, PublishMode, PublishedPort,
+    Vni, WhenAllUnhealthy,
 };
 
 pub(crate) use compare::Conflict;
@@ -67,6 +67,7 @@ pub(crate) struct Network {
     pub(crate) ipv6: bool,
     pub(crate) encrypted: bool,
     pub(crate) attachable: bool,
+    pub(crate) host_policy: HostPolicy,
     pub(crate) mtu: Option<Mtu>,
     pub(crate) vni: Option<Vni>,
     /// None: chosen by the cluster.
@@ -84,6 +85,7 @@ impl Network {
             ipv6: false,
             encrypted: false,
             attachable: true,
+            host_policy: HostPolicy::default(),
             mtu: None,
             vni: None,
             subnets: Vec::new(),

@@ -84,6 +84,12 @@ fn read_own(section: &mut Section<'_>, network: &mut Network) -> Result<(), Inva
     if let Some(encrypted) = own.take("encrypted") {
         network.encrypted = encrypted.boolean()?;
     }
+    if let Some(access) = own.take("host-access") {
+        network.host_policy.access = access.parse()?;
+    }
+    if let Some(metadata) = own.take("metadata") {
+        network.host_policy.metadata = metadata.parse()?;
+    }
     if let Some(mtu) = own.take("mtu") {
         network.mtu = Some(mtu.read(value::mtu)?);
     }

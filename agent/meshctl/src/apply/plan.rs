@@ -3,7 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_model::port_list::{ranges, shortened};
-use mesh_model::{Affinity, HealthCheck, Name, NetworkId, PublishedPort, ServiceId, WhenAllUnhealthy};
+use mesh_model::{
+    Affinity, HealthCheck, HostPolicy, Name, NetworkId, PublishedPort, ServiceId, WhenAllUnhealthy,
+};
 use serde::Serialize;
 
 use super::compare::{self, Conflict};
@@ -40,6 +42,13 @@ pub(crate) enum Step {
         name: Name,
     },
     CreateNetwork(Network),
+    UpdateNetwork {
+        id: NetworkId,
+        name: Name,
+        /// As it is to be, and as it is.
+        policy: HostPolicy,
+        before: HostPolicy,
+    },
     CreateService {
         service: Service,
         /// Its ports with those of ranges chosen; 0: by the cluster.
@@ -181,7 +190,18 @@ impl<'a> Planning<'a> {
                 None => steps.push(Step::CreateNetwork(declared.clone())),
                 Some(there) => {
                     let is_ours = self.is_ours(&there.labels);
-                    let settings = compare::network(declared, there, is_ours);
+                    let mut settings = compare::network(declared, there, is_ours);
+                    let (policy, before) = (declared.host_policy, there.host_policy);
+                    if policy != before && is_ours {
+                        steps.push(Step::UpdateNetwork {
+                            id: there.id.clone(),
+                            name: there.name.clone(),
+                            policy,
+                            before,
+                        });
+                    } else {
+                        settings.extend(policy_details(policy, before));
+                    }
                     self.differs(format!("network {}", declared.name), &settings, is_ours);
                 }
             }
@@ -389,6 +409,9 @@ impl Step {
             Self::RemoveService { network, name, .. } => service("remove", network, name, Vec::new()),
             Self::RemoveNetwork { name, .. } => network("remove", name, Vec::new()),
             Self::CreateNetwork(declared) => network("create", &declared.name, network_details(declared)),
+            Self::UpdateNetwork { name, policy, before, .. } => {
+                network("update", name, policy_details(*policy, *before))
+            }
             Self::CreateService { service: declared, ports } => {
                 service("create", &declared.network, &declared.name, service_details(declared, ports))
             }
@@ -407,8 +430,21 @@ fn network_details(network: &Network) -> Vec<String> {
         (!network.attachable, "not attachable"),
     ];
     details.extend(flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()));
+    details.extend(policy_details(network.host_policy, HostPolicy::default()));
     details.extend(network.mtu.map(|mtu| format!("mtu {mtu}")));
     details.extend(network.vni.map(|vni| format!("vni {vni}")));
+    details
+}
+
+/// What of a policy is not as in another.
+fn policy_details(policy: HostPolicy, other: HostPolicy) -> Vec<String> {
+    let mut details = Vec::new();
+    if policy.access != other.access {
+        details.push(format!("host access {}", policy.access));
+    }
+    if policy.metadata != other.metadata {
+        details.push(format!("metadata {}", policy.metadata));
+    }
     details
 }
 

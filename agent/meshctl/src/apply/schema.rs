@@ -40,7 +40,15 @@ static NETWORK: Schema = Schema::Keys(&[
     ("ipam", &IPAM),
     ("labels", FREE),
     ("name", FREE),
-    (OWN, &Schema::Keys(&[("encrypted", FREE), ("mtu", FREE), ("vni", FREE)])),
+    (OWN, &NETWORK_OWN),
+]);
+
+static NETWORK_OWN: Schema = Schema::Keys(&[
+    ("encrypted", FREE),
+    ("host-access", FREE),
+    ("metadata", FREE),
+    ("mtu", FREE),
+    ("vni", FREE),
 ]);
 
 static IPAM: Schema = Schema::Keys(&[

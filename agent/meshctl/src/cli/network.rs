@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use clap::{ArgAction, Args, Subcommand};
+use clap::{ArgAction, ArgGroup, Args, Subcommand, ValueEnum};
 use mesh_model::{Mtu, Name, Prefix, Vni};
 
 use super::value::{self, AuxAddress, KeyValue};
@@ -13,6 +13,9 @@ use crate::filter::{self, Filter, NetworkKey};
 pub(crate) enum Command {
     /// Make a network
     Create(Box<Create>),
+    /// Change what the containers of a network may reach of the hosts
+    #[command(arg_required_else_help = true)]
+    Update(Update),
     /// List networks
     #[command(visible_alias = "list")]
     Ls(Ls),
@@ -74,6 +77,16 @@ pub(crate) struct Create {
     )]
     pub(crate) attachable: bool,
 
+    /// Which sockets of the hosts its containers may reach, published ports aside: `none`, not even the name server, so that
+    /// its containers resolve no names; `dns`, the name server at the gateway address, and pings are answered; `all`, every one of every node
+    #[arg(long, value_name = "ACCESS", value_enum, default_value_t = HostAccess::Dns, hide_possible_values = true)]
+    pub(crate) host_access: HostAccess,
+
+    /// Whether its containers may reach cloud metadata services, 169.254.0.0/16 and `fd00:ec2::254` among them: `block` or
+    /// `allow`
+    #[arg(long, value_name = "ACCESS", value_enum, default_value_t = Metadata::Block, hide_possible_values = true)]
+    pub(crate) metadata: Metadata,
+
     /// Upper bound of its MTU in bytes [default: what the underlay leaves]
     #[arg(long, value_name = "BYTES", value_parser = value::mtu)]
     pub(crate) mtu: Option<Mtu>,
@@ -100,6 +113,71 @@ Subnets, gateways, ranges and auxiliary addresses belong together by where they 
 Example:
   meshctl network create app
   meshctl network create --subnet 10.80.0.0/16 --gateway 10.80.0.1 --ip-range 10.80.4.0/22 --internal db";
+
+/// `network update`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = UPDATE_EXAMPLE,
+    group = ArgGroup::new("change").args(["host_access", "metadata"]).multiple(true).required(true)
+)]
+pub(crate) struct Update {
+    /// Which sockets of the hosts its containers may reach: `none`, `dns` or `all`; see `network create --help`
+    #[arg(long, value_name = "ACCESS", value_enum, hide_possible_values = true)]
+    pub(crate) host_access: Option<HostAccess>,
+
+    /// Whether its containers may reach cloud metadata services: `block` or `allow`
+    #[arg(long, value_name = "ACCESS", value_enum, hide_possible_values = true)]
+    pub(crate) metadata: Option<Metadata>,
+
+    /// Its name, id or beginning of its id
+    #[arg(value_name = "NETWORK", value_parser = value::not_empty)]
+    pub(crate) network: String,
+}
+
+const UPDATE_EXAMPLE: &str = "\
+The change takes effect at once, for open connections too.
+
+Example:
+  meshctl network update --host-access all app";
+
+/// Which sockets of the hosts containers may reach.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum HostAccess {
+    /// None, not even the name server.
+    None,
+    /// The name server at the gateway address.
+    Dns,
+    /// Every one.
+    All,
+}
+
+impl From<HostAccess> for mesh_proto::v1::HostAccess {
+    fn from(access: HostAccess) -> Self {
+        match access {
+            HostAccess::None => Self::None,
+            HostAccess::Dns => Self::Dns,
+            HostAccess::All => Self::All,
+        }
+    }
+}
+
+/// Whether containers may reach cloud metadata services.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Metadata {
+    /// They may not.
+    Block,
+    /// They may.
+    Allow,
+}
+
+impl From<Metadata> for mesh_proto::v1::MetadataAccess {
+    fn from(metadata: Metadata) -> Self {
+        match metadata {
+            Metadata::Block => Self::Block,
+            Metadata::Allow => Self::Allow,
+        }
+    }
+}
 
 /// `network ls`.
 #[derive(Debug, Args)]

@@ -7,7 +7,7 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use super::confirm::confirm;
 use super::{each, ids, inspect, list_of};
 use crate::cli::Format;
-use crate::cli::network::{Command, Create, Ls, Prune};
+use crate::cli::network::{Command, Create, Ls, Prune, Update};
 use crate::cli::value::{AuxAddress, KeyValue};
 use crate::client::{Client, incomplete};
 use crate::filter::{Filter, NetworkKey, passes};
@@ -21,6 +21,7 @@ const ENCRYPTED_OPTION: &str = "encrypted";
 pub(super) async fn run(client: &Client, command: Command, format: Option<Format>) -> Report {
     match command {
         Command::Create(create) => self::create(client, *create, format).await.into(),
+        Command::Update(update) => self::update(client, update, format).await.into(),
         Command::Ls(ls) => self::ls(client, &ls, format).await.into(),
         Command::Inspect(names) => {
             inspect(names.networks, format, async |name| one(client, name).await, as_details).await
@@ -48,6 +49,20 @@ async fn create(client: &Client, create: Create, format: Option<Format>) -> Resu
     report::json(&Network::new(network, Vec::new(), mtu))
 }
 
+async fn update(client: &Client, update: Update, format: Option<Format>) -> Result<String, Problem> {
+    let request = v1::UpdateNetworkRequest {
+        network: update.network,
+        host_access: update.host_access.map_or(v1::HostAccess::Unspecified, Into::into).into(),
+        metadata: update.metadata.map_or(v1::MetadataAccess::Unspecified, Into::into).into(),
+    };
+    let network = client.call(client.control().await?.update_network(request)).await?;
+    if format != Some(Format::Json) {
+        return Ok(format!("{}\n", network.name));
+    }
+    let mtu = counters(client, network.vni).await?.1;
+    report::json(&Network::new(network, Vec::new(), mtu))
+}
+
 fn create_request(create: Create) -> Result<v1::CreateNetworkRequest, Problem> {
     let mut options = key_values(create.opt);
     let encrypted = create.encrypted | encrypted_option(&mut options)?;
@@ -61,6 +76,8 @@ fn create_request(create: Create) -> Result<v1::CreateNetworkRequest, Problem> {
         ipv6: create.ipv6,
         internal: create.internal,
         attachable: create.attachable,
+        host_access: v1::HostAccess::from(create.host_access).into(),
+        metadata: v1::MetadataAccess::from(create.metadata).into(),
         encrypted,
         mtu: create.mtu.map(Into::into),
         vni: create.vni.map(Into::into),
@@ -130,6 +147,9 @@ fn row(network: &v1::Network) -> [String; 6] {
         (network.encrypted, "encrypted"),
         (network.internal, "internal"),
         (!network.attachable, "not attachable"),
+        (network.host_access() == v1::HostAccess::None, "host access none"),
+        (network.host_access() == v1::HostAccess::All, "host access all"),
+        (network.metadata() == v1::MetadataAccess::Allow, "metadata allow"),
         (network.removing, "being removed"),
     ];
     [
@@ -188,6 +208,8 @@ fn as_details(network: &Network) -> String {
         ("Encrypted", yes_no(network.encrypted)),
         ("Internal", yes_no(network.internal)),
         ("Attachable", yes_no(network.attachable)),
+        ("Hosts", network.host_access.to_owned()),
+        ("Metadata", network.metadata.to_owned()),
         ("Labels", list(network.labels.iter().map(pair))),
         ("Options", list(network.options.iter().map(pair))),
         ("Created", network.created_at.clone()),

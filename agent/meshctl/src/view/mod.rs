@@ -4,8 +4,8 @@ pub(crate) mod service;
 
 use std::collections::BTreeMap;
 
-use mesh_model::{Availability, NodeState, Role};
-use mesh_proto::convert::required;
+use mesh_model::{Availability, HostPolicy, NodeState, Role};
+use mesh_proto::convert::{host_policy, required};
 use mesh_proto::{InvalidMessage, Problem, v1};
 use serde::Serialize;
 
@@ -27,6 +27,10 @@ pub(crate) struct Network {
     pub(crate) encrypted: bool,
     pub(crate) internal: bool,
     pub(crate) attachable: bool,
+    /// `none`, `dns` or `all`.
+    pub(crate) host_access: &'static str,
+    /// `block` or `allow`.
+    pub(crate) metadata: &'static str,
     pub(crate) labels: BTreeMap<String, String>,
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) created_at: String,
@@ -154,7 +158,11 @@ impl Network {
     pub(crate) fn new(network: v1::Network, endpoints: Vec<v1::Endpoint>, mtu: Option<u32>) -> Self {
         let mut endpoints: Vec<Endpoint> = endpoints.into_iter().map(Into::into).collect();
         endpoints.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));
+        let HostPolicy { access, metadata } =
+            host_policy::read(network.host_access, network.metadata).unwrap_or_default();
         Self {
+            host_access: access.as_str(),
+            metadata: metadata.as_str(),
             id: network.id,
             name: network.name,
             driver: DRIVER,

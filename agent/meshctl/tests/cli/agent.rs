@@ -28,6 +28,7 @@ pub(crate) struct State {
     pub(crate) unheard: Vec<String>,
     /// The last requests.
     pub(crate) created: Option<v1::CreateNetworkRequest>,
+    pub(crate) network_update: Option<v1::UpdateNetworkRequest>,
     pub(crate) attached: Option<v1::AttachRequest>,
     pub(crate) initialised: Option<v1::InitClusterRequest>,
     pub(crate) joined: Option<v1::JoinClusterRequest>,

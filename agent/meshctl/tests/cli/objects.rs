@@ -30,8 +30,8 @@ fn app_json() -> Value {
         "subnets": [{
             "subnet": "10.64.0.0/20", "gateway": "10.64.0.1", "ip_range": null, "aux": {"printer": "10.64.0.9"},
         }],
-        "mtu": 1450, "encrypted": false, "internal": false, "attachable": true, "labels": {"tier": "web"},
-        "options": {}, "created_at": "2026-11-21T10:00:00Z", "endpoints": [web_json()],
+        "mtu": 1450, "encrypted": false, "internal": false, "attachable": true, "host_access": "dns",
+        "metadata": "block", "labels": {"tier": "web"}, "options": {}, "created_at": "2026-11-21T10:00:00Z", "endpoints": [web_json()],
     })
 }
 

@@ -33,9 +33,31 @@ fn network_create_passes_on_every_flag_and_prints_the_id() {
         vni: Some(77),
         labels: [("tier".into(), "web".into())].into(),
         options: [("colour".into(), "red".into())].into(),
+        host_access: v1::HostAccess::Dns.into(),
+        metadata: v1::MetadataAccess::Block.into(),
     };
     assert_eq!(agent.services.with(|state| state.created.take()), Some(expected));
     assert_eq!(agent.run("network create app --format json").json()["mtu"], 1450);
+}
+
+#[test]
+fn network_update_changes_what_it_names_and_nothing_else() {
+    let app = network("aaa000000000000000000001", "app", 4096);
+    let agent = Agent::start(State { networks: vec![app], ..State::default() });
+    assert_eq!(agent.run("network update app --host-access all").text(), "app\n");
+    let expected = v1::UpdateNetworkRequest {
+        network: "app".into(),
+        host_access: v1::HostAccess::All.into(),
+        metadata: v1::MetadataAccess::Unspecified.into(),
+    };
+    assert_eq!(agent.services.with(|state| state.network_update.take()), Some(expected));
+    let changed = agent.run("network update app --metadata allow --host-access none --format json").json();
+    assert_eq!((&changed["host_access"], &changed["metadata"]), (&"none".into(), &"block".into()));
+    for usage in
+        ["network update app", "network update app --host-access some", "network update --metadata allow"]
+    {
+        assert_eq!(agent.run(usage).code, 2, "{usage}");
+    }
 }
 
 #[test]

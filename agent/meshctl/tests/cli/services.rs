@@ -78,6 +78,14 @@ impl Control for Services {
         }))
     }
 
+    async fn update_network(&self, request: Request<v1::UpdateNetworkRequest>) -> Answer<v1::Network> {
+        let request = request.into_inner();
+        let mut network = self.network(&request.network)?;
+        network.host_access = request.host_access;
+        self.with(|state| state.network_update = Some(request));
+        answer(network)
+    }
+
     async fn remove_network(
         &self,
         request: Request<v1::RemoveNetworkRequest>,

@@ -359,6 +359,7 @@ impl Agent {
         let own = view.nodes.get(&self.node.id).unwrap_or(&self.node);
         let peer = |node: &Node| Peer {
             address: node.data_path_addr,
+            control_address: Some(node.advertise_addr.ip()).filter(|ip| *ip != node.data_path_addr),
             mtu: node.data_path_mtu,
             wireguard_port: node.wireguard.as_ref().map_or(0, |wireguard| wireguard.port),
         };

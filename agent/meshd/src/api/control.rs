@@ -113,6 +113,7 @@ macro_rules! control {
 control! {
     forward {
         create_network(CreateNetworkRequest) -> Network;
+        update_network(UpdateNetworkRequest) -> Network;
         remove_network(RemoveNetworkRequest) -> RemoveNetworkResponse;
         prune_networks(PruneNetworksRequest) -> PruneNetworksResponse;
         update_node(UpdateNodeRequest) -> NodeStatus;

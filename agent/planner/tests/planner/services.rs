@@ -6,9 +6,9 @@ use mesh_ebpf_types::{
     AFFINITY_CLIENT_IP, Address, BACKEND_ENCRYPTED, DRAINING, HOST_MODE, LOCAL, TableEntry, TableKey,
 };
 use mesh_model::{
-    Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, HealthCheck, HealthKind, Network,
-    NetworkId, Node, NodeId, Protocol, PublishMode, PublishedPort, Role, Service, ServiceId, Subnet,
-    WhenAllUnhealthy,
+    Affinity, Availability, Backend, BackendId, BackendState, EndpointMode, HealthCheck, HealthKind,
+    HostPolicy, Network, NetworkId, Node, NodeId, Protocol, PublishMode, PublishedPort, Role, Service,
+    ServiceId, Subnet, WhenAllUnhealthy,
 };
 use mesh_planner::services::{
     Digest, Dump, Facts, Records, Tables, Unreachable, Update, capacity_for, named_table,
@@ -62,20 +62,17 @@ fn check() -> HealthCheck {
 }
 
 fn network() -> Network {
+    let (subnet, gateway) = ("10.0.0.0/8".parse().unwrap(), "10.0.0.1".parse().unwrap());
     Network {
         id: text(1).parse().unwrap(),
         name: "app".parse().unwrap(),
         vni: 4096.try_into().unwrap(),
-        subnets: vec![Subnet {
-            subnet: "10.0.0.0/8".parse().unwrap(),
-            gateway: "10.0.0.1".parse().unwrap(),
-            ip_range: None,
-            aux: BTreeMap::new(),
-        }],
+        subnets: vec![Subnet { subnet, gateway, ip_range: None, aux: BTreeMap::new() }],
         mtu: None,
         encrypted: false,
         internal: false,
         attachable: true,
+        host_policy: HostPolicy::default(),
         removing: false,
         labels: BTreeMap::new(),
         options: BTreeMap::new(),

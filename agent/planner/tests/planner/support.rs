@@ -137,6 +137,7 @@ pub(crate) fn network(shape: NetworkShape) -> Network {
         encrypted: false,
         internal: shape.internal,
         attachable: true,
+        host_policy: mesh_model::HostPolicy::default(),
         removing: false,
         labels: BTreeMap::new(),
         options: BTreeMap::new(),
@@ -154,14 +155,19 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         .collect();
     let mut nodes = BTreeMap::from([(
         node_id(0),
-        Peer { address: UNDERLAY.into(), mtu: 1500.try_into().unwrap(), wireguard_port: 0 },
+        Peer {
+            address: UNDERLAY.into(),
+            control_address: None,
+            mtu: 1500.try_into().unwrap(),
+            wireguard_port: 0,
+        },
     )]);
     for (number, mtu) in shape.others.iter().enumerate() {
         let last = u8::try_from(12 + number).unwrap();
         let address = IpAddr::V4(Ipv4Addr::new(192, 168, 77, last));
         nodes.insert(
             node_id(1 + number),
-            Peer { address, mtu: (*mtu).try_into().unwrap(), wireguard_port: 51820 },
+            Peer { address, control_address: None, mtu: (*mtu).try_into().unwrap(), wireguard_port: 51820 },
         );
     }
     let mut leases = BTreeSet::new();

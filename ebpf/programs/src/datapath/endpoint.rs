@@ -9,8 +9,8 @@ use mesh_ebpf_types::{
 use super::count::{count, dropped};
 use super::skb::Skb;
 use super::{
-    GO_ON, LONG_WAY, PASS, TO_KERNEL_WIREGUARD, TRANSLATED, Verdict, encapsulate, maps, neighbour, outside,
-    sent, service, wireguard_kernel,
+    GO_ON, LONG_WAY, PASS, TO_KERNEL_WIREGUARD, TRANSLATED, Verdict, encapsulate, host_access, maps,
+    neighbour, outside, sent, service, wireguard_kernel,
 };
 
 /// What one packet's way is decided from.
@@ -61,8 +61,9 @@ fn way(skb: Skb) -> Verdict {
     match forwarded(skb) {
         ANSWER_ARP => neighbour::answer_arp(skb),
         ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
-        TO_HOST => outside::to_host(skb),
-        STAYS_INSIDE => service::refuse::stays_inside(skb),
+        TO_HOST if host_access::allows(skb) => outside::to_host(skb),
+        TO_HOST => service::refuse::unreachable_for(skb, Reason::HostAccess as u32),
+        STAYS_INSIDE => service::refuse::unreachable_for(skb, Reason::Internal as u32),
         verdict => verdict,
     }
 }

@@ -6,7 +6,7 @@ use mesh_ebpf_types::{EndpointKey, Reason, Vni, is_host_published};
 use super::count::{count, dropped};
 use super::service::{published, run_published};
 use super::skb::Skb;
-use super::{PASS, Verdict, maps, receive};
+use super::{DROP, PASS, Verdict, host_access, maps, receive};
 
 /// [`deliver`]: to a published port.
 const FROM_HOST: Verdict = 0x400;
@@ -15,6 +15,9 @@ const FROM_HOST: Verdict = 0x400;
 pub(super) fn host(skb: Skb) -> Verdict {
     let verdict = deliver(skb);
     if verdict != FROM_HOST {
+        if verdict != DROP {
+            host_access::note(skb);
+        }
         return verdict;
     }
     match run_published(skb, published::from_host(skb)) {

@@ -8,8 +8,8 @@ use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
     Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, HostFlow, Interface, MAGLEV_ROW, Member, Network, PathKey, Published, PublishedKey, Service,
-    ServiceKey, SocketPeer, Vni, host_published_number,
+    EndpointKey, HostCall, HostFlow, Interface, MAGLEV_ROW, Member, Network, PathKey, Published,
+    PublishedKey, Service, ServiceKey, SocketPeer, Vni, host_published_number,
 };
 
 use super::received::{Received, ReceivedKey};
@@ -51,6 +51,8 @@ map!(CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(655
 map!(PENDING: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(16384, 0));
 // What the host, or something behind its NAT, began from a port that is published.
 map!(HOST_FLOWS: LruHashMap<ConnectionKey, HostFlow> = LruHashMap::pinned(8192, 0));
+// Who began flows between endpoints and sockets of this host.
+map!(HOST_CALLS: LruHashMap<ConnectionKey, HostCall> = LruHashMap::pinned(16384, 0));
 map!(ALLOWANCES: HashMap<Vni, Allowance> = HashMap::pinned(8192, BPF_F_NO_PREALLOC));
 map!(SOCKET_PEERS: LruHashMap<SocketPeer, Address> = LruHashMap::pinned(16384, 0));
 // The cookie of the network namespace whose sockets may use published ports; 0 for none.
@@ -186,9 +188,16 @@ pub(super) fn network_of(address: Address) -> Option<Vni> {
     HOST_ROUTES.get(Key::new(128, address)).copied()
 }
 
-/// Whether an address is a node's.
+/// Whether an address is a node's data-path address.
 #[inline(always)]
 pub(super) fn is_member(address: Address) -> bool {
+    // SAFETY: as in `network`.
+    unsafe { MEMBERS.get(address) }.is_some_and(|member| member.kind == 0)
+}
+
+/// Whether an address is known to be another node's.
+#[inline(always)]
+pub(super) fn is_node(address: Address) -> bool {
     MEMBERS.get_ptr(address).is_some()
 }
 

@@ -6,6 +6,7 @@ mod encapsulate;
 mod encrypt;
 mod endpoint;
 mod host;
+mod host_access;
 mod interfaces;
 mod maps;
 mod neighbour;

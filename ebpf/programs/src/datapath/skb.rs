@@ -491,6 +491,13 @@ impl Skb {
         if is_route(self.look_up(route, 0)) { route.ifindex } else { from }
     }
 
+    /// Whether the kernel would keep a packet that arrives by the route's device on this host (as its own, or a broadcast), or has
+    /// no way for it.
+    #[inline(always)]
+    pub(super) fn stays(self, route: &mut Route) -> bool {
+        self.look_up(route, 0) == BPF_FIB_LKUP_RET_NOT_FWDED.into()
+    }
+
     #[inline(always)]
     fn look_up(self, route: &mut Route, flags: u32) -> i64 {
         let length = const { size_of::<Route>() as i32 };

@@ -448,7 +448,10 @@ fn entries(addresses: Addresses, node: usize) -> Vec<MapEntry> {
     let vni = addresses.vni();
     let route = |address, prefix_bits| MapEntry::HostRoute(HostRouteKey { prefix_bits, address }, vni);
     let mut entries = vec![
-        MapEntry::Network(vni, Network { flags: 0, mtu: 1450, prefix6: addresses.prefix6() }),
+        MapEntry::Network(
+            vni,
+            Network { flags: mesh_ebpf_types::HOST_ALL, mtu: 1450, prefix6: addresses.prefix6() },
+        ),
         route(addresses.v4(0), 96 + 24),
         route(addresses.v6(0), 96),
     ];

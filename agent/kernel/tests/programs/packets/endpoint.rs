@@ -1,8 +1,8 @@
 //! What containers send.
 
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, BlockKind, Config, Encapsulation, EndpointKey, INTERNAL, Interface, Mac,
-    MapEntry, MapKey, Network, ProgramKind, Reason,
+    ALLOW_FORWARDING, Address, BlockKind, Config, Encapsulation, EndpointKey, HOST_DNS, INTERNAL, Interface,
+    Mac, MapEntry, MapKey, Network, ProgramKind, Reason,
 };
 use mesh_kernel::programs::Programs;
 
@@ -139,8 +139,8 @@ fn a_mac_that_names_nobody_leaves_the_choice_to_the_destination() {
 #[test]
 fn the_gateway_and_the_outside_are_reached_through_the_host_leg() {
     let mut node = Instance::configured();
-    for destination in [[10, 64, 0, 1], [8, 8, 8, 8]] {
-        let packet = ipv4([10, 64, 0, 5], destination, 17, &udp(1, 2, b""));
+    for (destination, port) in [([10, 64, 0, 1], 53), ([8, 8, 8, 8], 2)] {
+        let packet = ipv4([10, 64, 0, 5], destination, 17, &udp(1, port, b""));
         let outcome = node.run(ENDPOINT, &frame(mac(1), mac(5), 0x0800, &packet));
         outcome.is(REDIRECT, VNI, Reason::ToHost);
         assert_eq!(outcome.frame[..6], HOST_MAC.0);
@@ -153,9 +153,9 @@ fn the_gateway_and_the_outside_are_reached_through_the_host_leg() {
 #[test]
 fn an_internal_network_reaches_its_gateway_and_nothing_outside() {
     let mut node = Instance::configured();
-    node.put(MapEntry::Network(VNI, Network { flags: INTERNAL, mtu: MTU, prefix6: PREFIX6 }));
+    node.put(MapEntry::Network(VNI, Network { flags: INTERNAL | HOST_DNS, mtu: MTU, prefix6: PREFIX6 }));
     let to =
-        |destination| frame(mac(1), mac(5), 0x0800, &ipv4([10, 64, 0, 5], destination, 17, &udp(1, 2, b"")));
+        |destination| frame(mac(1), mac(5), 0x0800, &ipv4([10, 64, 0, 5], destination, 17, &udp(1, 53, b"")));
     node.run(ENDPOINT, &to([10, 64, 0, 1])).is(REDIRECT, VNI, Reason::ToHost);
     let told = node.run(ENDPOINT, &to([8, 8, 8, 8]));
     told.is(REDIRECT, VNI, Reason::Internal);

@@ -100,6 +100,10 @@ impl Cluster {
                     created_at: jiff_epoch(),
                 });
             }
+            Step::UpdateNetwork { id, policy, .. } => {
+                let network = self.listed.networks.iter_mut().find(|network| network.id == *id);
+                network.ok_or_else(|| "no such network".to_owned())?.host_policy = *policy;
+            }
             Step::UpdateService(update) => self.update(update)?,
         }
         Ok(())
@@ -138,6 +142,7 @@ impl Cluster {
             encrypted: declared.encrypted,
             internal: declared.internal,
             attachable: declared.attachable,
+            host_policy: declared.host_policy,
             removing: false,
             labels,
             options: BTreeMap::new(),

@@ -13,6 +13,7 @@ use crate::view::unusable;
 #[derive(Debug)]
 enum Undo {
     RemoveNetwork(String),
+    UpdateNetwork(v1::UpdateNetworkRequest),
     RemoveService(String),
     Update(Box<v1::UpdateServiceRequest>),
     /// What was removed had connections and backends: they do not come back.
@@ -84,6 +85,10 @@ async fn one(
             let made = client.call(control.create_network(requests::network(project, network))).await?;
             Undo::RemoveNetwork(made.id)
         }
+        Step::UpdateNetwork { id, policy, before, .. } => {
+            client.call(control.update_network(requests::host_policy(id, *policy))).await?;
+            Undo::UpdateNetwork(requests::host_policy(id, *before))
+        }
         Step::CreateService { service, ports } => {
             let answer =
                 client.call(control.create_service(requests::service(project, service, ports))).await?;
@@ -113,6 +118,9 @@ async fn take_back(client: &Client, undo: Undo) -> Result<bool, Problem> {
     match undo {
         Undo::RemoveNetwork(network) => {
             client.call(control.remove_network(v1::RemoveNetworkRequest { network })).await?;
+        }
+        Undo::UpdateNetwork(request) => {
+            client.call(control.update_network(request)).await?;
         }
         Undo::RemoveService(service) => {
             client.call(control.remove_service(v1::RemoveServiceRequest { service })).await?;

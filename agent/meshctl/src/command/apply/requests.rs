@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use mesh_model::{NetworkId, ServiceId};
+use mesh_model::{HostPolicy, NetworkId, ServiceId};
 use mesh_proto::v1;
 
 use crate::apply::{LABEL, Network, NewHealth, Plan, Service, Step, Update};
@@ -18,6 +18,7 @@ pub(super) fn check(plan: &Plan) -> v1::CheckChangesRequest {
         Step::CreateService { service: declared, ports } => {
             Kind::CreateService(service(project, declared, ports))
         }
+        Step::UpdateNetwork { id, policy, .. } => Kind::UpdateNetwork(host_policy(id, *policy)),
         Step::UpdateService(changes) => Kind::UpdateService(update(changes)),
     };
     let changes = plan.steps.iter().map(|step| v1::ProposedChange { kind: Some(kind(step)) });
@@ -50,11 +51,22 @@ pub(super) fn network(project: &str, network: &Network) -> v1::CreateNetworkRequ
         ipv6: network.ipv6,
         internal: network.internal,
         attachable: network.attachable,
+        host_access: v1::HostAccess::from(network.host_policy.access).into(),
+        metadata: v1::MetadataAccess::from(network.host_policy.metadata).into(),
         encrypted: network.encrypted,
         mtu: network.mtu.map(Into::into),
         vni: network.vni.map(Into::into),
         labels,
         options: HashMap::new(),
+    }
+}
+
+/// To change what a network's containers may reach of the hosts.
+pub(super) fn host_policy(id: &NetworkId, policy: HostPolicy) -> v1::UpdateNetworkRequest {
+    v1::UpdateNetworkRequest {
+        network: id.to_string(),
+        host_access: v1::HostAccess::from(policy.access).into(),
+        metadata: v1::MetadataAccess::from(policy.metadata).into(),
     }
 }
 

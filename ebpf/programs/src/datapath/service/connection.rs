@@ -192,7 +192,7 @@ pub(super) fn mark_answered() -> bool {
 
 /// Makes [`super::packet::Packet::other`] the key of the opposite direction, in a network or (zero) towards published ports.
 #[inline(always)]
-pub(super) fn opposite_key(vni: [u8; 3]) {
+pub(in crate::datapath) fn opposite_key(vni: [u8; 3]) {
     let Some(packet) = packet() else { return };
     packet.other.source = packet.key.destination;
     packet.other.destination = packet.key.source;

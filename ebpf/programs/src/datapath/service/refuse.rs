@@ -32,13 +32,15 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
     skb.send(skb.ifindex())
 }
 
-/// Drops what an endpoint of an internal network sends to the outside. The endpoint has a default route, for the replies of
-/// published ports: it is answered as its own kernel would without one, so that programs do not wait for a time-out.
+/// Drops what an endpoint may not send: to the outside from an internal network ([`Reason::Internal`]), or to a host. `why` is
+/// the reason, as its number. The endpoint has a default route: it is answered as its own kernel would without one, so that
+/// programs do not wait for a time-out.
 #[inline(never)]
-pub(in crate::datapath) fn stays_inside(skb: Skb) -> Verdict {
+pub(in crate::datapath) fn unreachable_for(skb: Skb, why: u32) -> Verdict {
     let Some(interface) = maps::interface(skb.ifindex()) else { return DROP };
     let vni = u32::from_ne_bytes(interface.vni.0);
-    let verdict = dropped(skb, interface.vni, Reason::Internal);
+    let why = if why == Reason::Internal as u32 { Reason::Internal } else { Reason::HostAccess };
+    let verdict = dropped(skb, interface.vni, why);
     if packet::read(skb, vni) != FLOW {
         return verdict;
     }

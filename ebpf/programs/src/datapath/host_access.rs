@@ -1,0 +1,278 @@
+//! What endpoints may send to the hosts themselves: a network's policy.
+//!
+//! Packets that answer a flow of the host's own pass whatever the policy is. So it is noted in `HOST_CALLS` who began a flow:
+//! by [`note`] for what the host sends, and here for what endpoints send to it. Of TCP, the host's sockets are asked as well: a
+//! connection may be older than the notes, or idle for so long that its note is gone.
+
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use mesh_ebpf::ip;
+use mesh_ebpf::transport::{ACK, SYN};
+use mesh_ebpf_types::{
+    Address, BY_ENDPOINT, BY_HOST, BlockKind, HOST_ALL, HOST_DNS, HOST_LEG_IFINDEX, HostCall, METADATA,
+    is_host_published,
+};
+
+use super::maps::{self, HOST_CALLS, packet};
+use super::route::Route;
+use super::service::connection::opposite_key;
+use super::service::packet::{self, ERROR, FLOW, LATER, LOST, OTHER};
+use super::skb::Skb;
+
+/// What [`whom`] returns: nobody's socket that is known to be a host's.
+const OUTSIDE: u32 = 0;
+/// The gateway address of the endpoint's own network.
+const GATEWAY: u32 = 1;
+/// Another address of this host.
+const OWN: u32 = 2;
+/// An address of another node.
+const NODE: u32 = 3;
+
+/// How long after its last packet a flow without connections is one, in nanoseconds: as long as the kernel tracks it.
+const DATAGRAMS: u64 = 180_000_000_000;
+const DNS: [u8; 2] = 53_u16.to_be_bytes();
+/// States of TCP sockets: `TCP_SYN_RECV`, `TCP_LISTEN`, `TCP_NEW_SYN_RECV`.
+const ACCEPTING: [u32; 3] = [3, 10, 12];
+
+/// The services that tell a cloud's machines their credentials.
+const METADATA_V4: [[u8; 4]; 2] = [[100, 100, 100, 200], [168, 63, 129, 16]];
+const METADATA_V6: [Address; 2] = [
+    Address([0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54]),
+    Address([0xfd, 0x20, 0, 0xce, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54]),
+];
+/// The well-known prefix of NAT64 (RFC 6052): the last four bytes are an IPv4 address.
+const NAT64: [u32; 3] = [u32::from_ne_bytes([0, 0x64, 0xff, 0x9b]), 0, 0];
+
+/// Whether the network's policy lets a packet to the host, or through it to the outside, pass.
+#[inline(never)]
+pub(super) fn allows(skb: Skb) -> bool {
+    let Some(interface) = maps::interface(skb.ifindex()) else { return false };
+    let Some(network) = maps::network(interface.vni) else { return false };
+    let Some(packet) = packet() else { return false };
+    packet.key.protocol = 0;
+    if packet::read(skb, u32::from_ne_bytes(interface.vni.0)) == OTHER {
+        packet.key.ports = [0; 4];
+    }
+    decide(skb, network.flags)
+}
+
+#[inline(never)]
+fn decide(skb: Skb, flags: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    if is_metadata() {
+        return flags & METADATA != 0 && !is_host_published(packet.destination);
+    }
+    let whom = whom(skb);
+    if whom == OUTSIDE || is_to_tunnel() {
+        return true;
+    }
+    if flags & HOST_ALL != 0 {
+        if whom != NODE && packet.class == FLOW {
+            packet.other = packet.key;
+            note_as(BY_ENDPOINT);
+        }
+        return true;
+    }
+    // They have no ports, and come to nothing without the first.
+    if matches!(packet.class, LATER | LOST) {
+        return true;
+    }
+    if flags & HOST_DNS != 0 && is_harmless(whom) {
+        return true;
+    }
+    if whom == NODE { is_for_published() } else { is_answer(skb) }
+}
+
+/// Whose the packet's destination is.
+#[inline(never)]
+fn whom(skb: Skb) -> u32 {
+    let Some(packet) = packet() else { return OWN };
+    let block = maps::block(&maps::BlockLookup::new(packet.vni(), packet.destination));
+    if block.is_some_and(|block| block.kind == BlockKind::Gateway as u32) {
+        return GATEWAY;
+    }
+    let loopback = packet.destination.to_v4().is_some_and(|[first, ..]| first == 127);
+    if loopback || maps::is_host_address(packet.destination) {
+        return OWN;
+    }
+    if maps::is_node(packet.destination) {
+        return NODE;
+    }
+    // What begins nothing reaches no socket at an address that became the host's a moment ago.
+    if packet.class == FLOW && packet.key.protocol == ip::TCP && packet.starts == 0 {
+        return OUTSIDE;
+    }
+    if stays_here(skb) { OWN } else { OUTSIDE }
+}
+
+/// Whether the kernel keeps the packet, by addresses that user space tells the programs nothing of: broadcast, new ones.
+#[inline(never)]
+fn stays_here(skb: Skb) -> bool {
+    let Some(packet) = packet() else { return true };
+    let (source, destination) = (packet.source.words(), packet.destination.words());
+    let protocol = packet.key.protocol;
+    let mut route = Route::between(packet.v6 != 0, HOST_LEG_IFINDEX, protocol, source, destination);
+    skb.stays(&mut route)
+}
+
+#[inline(never)]
+fn is_metadata() -> bool {
+    let Some(packet) = packet() else { return true };
+    let [a, b, c, last] = packet.destination.words();
+    if packet.v6 == 0 || [a, b, c] == NAT64 {
+        let v4 = last.to_ne_bytes();
+        return v4[0] == 169 && v4[1] == 254 || METADATA_V4.contains(&v4);
+    }
+    let [one, other] = METADATA_V6;
+    packet.destination == one || packet.destination == other
+}
+
+/// Whether it is for a port that services publish on every node, or an error about such a flow.
+#[inline(never)]
+fn is_for_published() -> bool {
+    let Some(packet) = packet() else { return false };
+    let [.., p0, p1] = packet.key.ports;
+    packet.class == ERROR
+        || packet.class == FLOW
+            && maps::published(packet.key.destination, [p0, p1], packet.key.protocol).is_some()
+}
+
+/// Whether [`super::outside::to_host`] or [`super::egress`] drops it, for a reason of its own.
+#[inline(never)]
+fn is_to_tunnel() -> bool {
+    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return false };
+    let [.., p0, p1] = packet.key.ports;
+    packet.class == FLOW
+        && packet.key.protocol == ip::UDP
+        && ([p0, p1] == config.vxlan_port
+            || maps::is_tunnel(&packet.key.destination, u16::from_ne_bytes([p0, p1])))
+}
+
+/// Whether it is a question to the name server, or an echo request.
+#[inline(never)]
+fn is_harmless(whom: u32) -> bool {
+    let Some(packet) = packet() else { return false };
+    let [s0, s1, p0, p1] = packet.key.ports;
+    packet.class == FLOW
+        && match packet.key.protocol {
+            ip::UDP | ip::TCP => whom == GATEWAY && [p0, p1] == DNS,
+            ip::ICMP | ip::ICMPV6 => is_echo_request([s0, s1], [p0, p1]),
+            _ => false,
+        }
+}
+
+/// Whether an echo is a request: its identifier is the source, of a reply the destination.
+#[inline(always)]
+fn is_echo_request(source: [u8; 2], destination: [u8; 2]) -> bool {
+    source != [0; 2] || destination == [0; 2]
+}
+
+/// Whether it answers a flow that the host began.
+#[inline(never)]
+fn is_answer(skb: Skb) -> bool {
+    let Some(packet) = packet() else { return false };
+    let tcp = packet.key.protocol == ip::TCP;
+    if !matches!(packet.class, FLOW | ERROR) || tcp && packet.starts != 0 {
+        return false;
+    }
+    // SAFETY: copied at once; should the entry become another flow's meanwhile, one packet goes astray.
+    if let Some(HostCall { time, opener, .. }) = unsafe { HOST_CALLS.get(&packet.key) }.copied() {
+        return opener == BY_HOST && (tcp || age(time) <= DATAGRAMS);
+    }
+    tcp && is_hosts_connection(skb)
+}
+
+#[inline(always)]
+fn age(time: u64) -> u64 {
+    // SAFETY: takes nothing, returns the time.
+    unsafe { bpf_ktime_get_ns() }.saturating_sub(time)
+}
+
+/// Whether a socket of the host has the connection, at a port that no socket listens on: connections that endpoints began have
+/// the port of their listener.
+#[inline(never)]
+fn is_hosts_connection(skb: Skb) -> bool {
+    let Some(packet) = packet() else { return false };
+    let [s0, s1, d0, d1] = packet.key.ports;
+    let (whole, listener) = (u32::from_ne_bytes([s0, s1, d0, d1]), u32::from_ne_bytes([0, 0, d0, d1]));
+    let state = tcp_state(skb, whole);
+    state != 0 && !ACCEPTING.contains(&state) && tcp_state(skb, listener) == 0
+}
+
+/// The state of the host's socket that a TCP segment with these ports is for; 0 where there is none.
+#[inline(never)]
+fn tcp_state(skb: Skb, ports: u32) -> u32 {
+    let Some(packet) = packet() else { return 0 };
+    let ([a, b, c, source], [e, f, g, destination]) =
+        (packet.key.source.words(), packet.key.destination.words());
+    if packet.v6 == 0 {
+        return skb.tcp_socket(&mut [source, destination, ports]);
+    }
+    skb.tcp_socket(&mut [a, b, c, source, e, f, g, destination, ports])
+}
+
+/// Notes who began the flow of a packet that goes from the host to an endpoint, if the host did.
+#[inline(always)]
+pub(super) fn note(skb: Skb) {
+    if !is_segment(skb) {
+        note_call(skb);
+    }
+}
+
+/// Whether it is of an IPv4 TCP connection that it does not begin: most of what goes to endpoints.
+#[inline(always)]
+fn is_segment(skb: Skb) -> bool {
+    skb.start::<48>().is_some_and(|frame| {
+        frame.half(12) == u16::from_ne_bytes([0x08, 0])
+            && frame.byte(14) == 0x45
+            && frame.byte(23) == ip::TCP
+            && frame.byte(47) & (SYN | ACK) != SYN
+    })
+}
+
+#[inline(never)]
+fn note_call(skb: Skb) {
+    if packet::read(skb, 0) != FLOW {
+        return;
+    }
+    let Some(packet) = packet() else { return };
+    let Some(vni) = maps::network_of(packet.destination) else { return };
+    if !maps::is_host_address(packet.source) && maps::network_of(packet.source) != Some(vni) {
+        return;
+    }
+    let [s0, s1, p0, p1] = packet.key.ports;
+    let begins = match packet.key.protocol {
+        ip::TCP => packet.starts != 0,
+        // Answers of the name server.
+        ip::UDP => [s0, s1] != DNS,
+        ip::ICMP | ip::ICMPV6 => is_echo_request([s0, s1], [p0, p1]),
+        _ => true,
+    };
+    if begins {
+        let [_, v0, v1, v2] = vni.0;
+        opposite_key([v0, v1, v2]);
+        note_as(BY_HOST);
+    }
+}
+
+/// Notes who sent the packet at hand, as the one that began the flow [`super::service::packet::Packet::other`], unless the other
+/// side did. A TCP connection is begun by a SYN.
+#[inline(never)]
+fn note_as(opener: u32) {
+    let Some(packet) = packet() else { return };
+    let tcp = packet.key.protocol == ip::TCP;
+    if tcp && packet.starts == 0 {
+        return;
+    }
+    // SAFETY: takes nothing, returns the time.
+    let time = unsafe { bpf_ktime_get_ns() };
+    if let Some(call) = HOST_CALLS.get_ptr_mut(&packet.other) {
+        // SAFETY: entries of preallocated maps always are memory of the map, as in `own::is_noted`.
+        let call = unsafe { &mut *call };
+        if tcp || call.opener == opener || time.saturating_sub(call.time) > DATAGRAMS {
+            call.time = time;
+            call.opener = opener;
+        }
+        return;
+    }
+    let _ = HOST_CALLS.insert(&packet.other, &HostCall { time, opener, padding: 0 }, 0);
+}
