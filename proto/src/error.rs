@@ -23,6 +23,8 @@ pub enum ProblemKind {
     Denied,
     /// Nothing of what was asked for is left.
     Exhausted,
+    /// It is for managers, and this node is none.
+    NotManager,
     /// It removes much, and nobody has confirmed it.
     Unconfirmed,
 }
@@ -35,7 +37,7 @@ impl ProblemKind {
             Self::NotFound => Code::NotFound,
             Self::Conflict | Self::Unconfirmed => Code::FailedPrecondition,
             Self::Unreachable => Code::Unavailable,
-            Self::Denied => Code::PermissionDenied,
+            Self::Denied | Self::NotManager => Code::PermissionDenied,
             Self::Exhausted => Code::ResourceExhausted,
         }
     }
@@ -63,6 +65,7 @@ impl ProblemKind {
             Self::Unreachable => "unreachable",
             Self::Denied => "denied",
             Self::Exhausted => "exhausted",
+            Self::NotManager => "not_manager",
             Self::Unconfirmed => "unconfirmed",
         }
     }
@@ -80,6 +83,7 @@ impl ProblemKind {
             Self::NotFound => 3,
             Self::Conflict => 4,
             Self::Unreachable => 5,
+            Self::NotManager => 6,
             Self::Unconfirmed => 7,
         }
     }
@@ -146,6 +150,7 @@ mod tests {
             ProblemKind::Unreachable,
             ProblemKind::Denied,
             ProblemKind::Exhausted,
+            ProblemKind::NotManager,
             ProblemKind::Unconfirmed,
         ] {
             assert_eq!(ProblemKind::named(kind.as_str()), kind);

@@ -58,6 +58,40 @@ pub enum Access {
 }
 
 impl Method {
+    /// The command of `meshctl` that makes this call, or what agents do with it.
+    pub const fn command(self) -> &'static str {
+        match self {
+            Self::CreateNetwork => "network create",
+            Self::RemoveNetwork => "network rm",
+            Self::PruneNetworks => "network prune",
+            Self::UpdateNode => "node update",
+            Self::RemoveNode => "node rm",
+            Self::JoinToken => "cluster join-token",
+            Self::CreateService => "service create",
+            Self::UpdateService => "service update",
+            Self::RemoveService => "service rm",
+            Self::DrainBackend => "service backend drain",
+            Self::ActivateBackend => "service backend activate",
+            Self::AddBackend => "service backend add",
+            Self::RemoveBackend => "service backend rm",
+            Self::RotateKeys => "cluster rotate-keys",
+            Self::CheckChanges => "apply",
+            Self::ListNetworks => "network ls",
+            Self::InspectNetwork => "network inspect",
+            Self::ListNodes => "node ls",
+            Self::InspectNode => "node inspect",
+            Self::ListEndpoints => "endpoint ls",
+            Self::GetCluster => "cluster status",
+            Self::ListServices => "service ls",
+            Self::InspectService => "service inspect",
+            Self::Lease | Self::ReleaseLease => "endpoint attach",
+            Self::Leave => "cluster leave",
+            Self::RenewCertificate => "a certificate's renewal",
+            Self::SetWireguard => "an announcement of keys",
+            Self::OpenSession => "a session",
+        }
+    }
+
     /// Who may make this call.
     pub const fn access(self) -> Access {
         match self {
@@ -135,16 +169,26 @@ pub(crate) async fn authorize(
     let denied = |message: String| Problem::new(ProblemKind::Denied, message);
     let identity = identity
         .filter(|identity| identity.cluster == cluster)
-        .ok_or_else(|| denied(format!("{method:?} needs a certificate of this cluster")))?;
+        .ok_or_else(|| denied(format!("{} needs a certificate of this cluster", method.command())))?;
     let node = records.node(&identity.node).await?.ok_or_else(|| removed(&identity.node))?;
     let node = node.value;
     let is_manager = identity.role == Role::Manager && node.role == Role::Manager;
     if method.access() == Access::Administration && !is_manager {
-        return Err(denied(format!("{method:?} is for managers, and node {} is a worker", node.name))
-            .hint("run it on a manager; meshctl node ls shows which nodes are"));
+        return Err(not_manager(records, method, &node).await?);
     }
     let role = if is_manager { Role::Manager } else { Role::Worker };
     Ok(Caller { node, role })
+}
+
+/// What a worker is told that asks for what managers do.
+async fn not_manager(records: &Records, method: Method, worker: &Node) -> Result<Problem, Problem> {
+    let nodes = records.nodes().await?;
+    let managers = nodes.iter().filter(|node| node.value.role == Role::Manager);
+    let managers: Vec<&str> = managers.map(|node| node.value.name.as_str()).collect();
+    let message =
+        format!("meshctl {}, needs a manager, and node {} is a worker", method.command(), worker.name);
+    Ok(Problem::new(ProblemKind::NotManager, message)
+        .hint(format!("run it on a manager: {}", managers.join(", "))))
 }
 
 /// What a node hears that is no member any more.

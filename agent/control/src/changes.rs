@@ -26,7 +26,14 @@ pub(crate) async fn check(
     core.catch_up().await?;
     let taken = Taken::read(core).await?;
     let view = core.feed.view().clone();
-    let mut rehearsal = Rehearsal { core, taken, view, missing: BTreeSet::new(), named: BTreeMap::new() };
+    let mut rehearsal = Rehearsal {
+        core,
+        taken,
+        view,
+        missing: BTreeSet::new(),
+        named: BTreeMap::new(),
+        warnings: Vec::new(),
+    };
     let mut faults = Vec::new();
     for (index, change) in request.changes.into_iter().enumerate() {
         let kind = change.kind.ok_or_else(|| Problem::new(ProblemKind::Usage, "a change is empty"))?;
@@ -46,7 +53,7 @@ pub(crate) async fn check(
         unchecked_nodes = answers.unchecked(core);
     }
     faults.sort_by_key(|fault| fault.change);
-    Ok(CheckChangesResponse { faults, unchecked_nodes })
+    Ok(CheckChangesResponse { faults, unchecked_nodes, warnings: rehearsal.warnings })
 }
 
 fn fault(index: usize, problem: Problem) -> ChangeFault {
@@ -67,6 +74,7 @@ struct Rehearsal<'a> {
     missing: BTreeSet<Name>,
     /// The ports that each change names and would publish.
     named: BTreeMap<usize, BTreeSet<PublishedPort>>,
+    warnings: Vec<String>,
 }
 
 impl Rehearsal<'_> {
@@ -116,6 +124,7 @@ impl Rehearsal<'_> {
         }
         let network = network_in(&self.view, &request.network)?.id.clone();
         let (service, named) = services::proposed_service(&self.view, &network, request)?;
+        self.warnings.extend(services::shared_names(self.core, &self.view, &service));
         self.put(index, service, named);
         Ok(())
     }
@@ -123,6 +132,9 @@ impl Rehearsal<'_> {
     fn update_service(&mut self, index: usize, request: &v1::UpdateServiceRequest) -> Result<(), Problem> {
         let current = service_in(&self.view, &request.service)?;
         let (wanted, named) = services::proposed_update(&self.view, &current, request)?;
+        if wanted.aliases != current.aliases {
+            self.warnings.extend(services::shared_names(self.core, &self.view, &wanted));
+        }
         self.put(index, wanted, named);
         Ok(())
     }

@@ -16,7 +16,7 @@ use crate::identity::{IdentityError, NODE_VALIDITY, PeerIdentity};
 use crate::records::{RecordError, Tries, Versioned, put};
 use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
-use crate::{keys, reports};
+use crate::{keys, nodes, reports};
 
 /// Makes who has a token a member: checks the token, writes the node's record, issues the certificate.
 ///
@@ -42,6 +42,7 @@ pub(crate) async fn join(
         core.attempts.failed(address, Instant::now());
     }
     let role = role?;
+    nodes::check_role(core, role)?;
     let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(|e| usage(&e))?;
     // A cluster within one host, whose manager has a loopback address, can have more of them.
     let own = core.records.node(core.node_id()).await?;

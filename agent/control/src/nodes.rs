@@ -110,12 +110,22 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
     }
 }
 
+/// Refuses a further manager where the store is one manager's own.
+pub(crate) fn check_role(core: &Core, role: Role) -> Result<(), Problem> {
+    if role == Role::Worker || core.records.store().is_shared() {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemKind::Failed, "a cluster has one manager only so far: another one cannot join")
+        .hint("join the host as a worker: meshctl cluster join-token worker"))
+}
+
 /// The join token of a role, after drawing a new one if asked to.
 pub(crate) async fn join_token(
     core: &Core,
     request: &JoinTokenRequest,
 ) -> Result<JoinTokenResponse, Problem> {
     let role: Role = request.role().try_into().map_err(|e| usage(&e))?;
+    check_role(core, role)?;
     let key = keys::token(role);
     let record = if request.rotate {
         let record = TokenRecord::random().map_err(RecordError::from)?;

@@ -119,6 +119,16 @@ fn no_such_service(text: &str) -> Problem {
         .hint("meshctl service ls shows those that do")
 }
 
+/// What stands after `NETWORK/`, where that is given; it has to be this network.
+pub(crate) fn within<'a>(view: &View, network: &Network, text: &'a str) -> Result<&'a str, Problem> {
+    let Some((named, rest)) = text.split_once('/') else { return Ok(text) };
+    if network_in(view, named)?.id == network.id {
+        return Ok(rest);
+    }
+    Err(Problem::new(ProblemKind::Conflict, format!("endpoint {text} is not on network {}", network.name))
+        .hint("a service's backends are endpoints of its own network"))
+}
+
 /// The endpoint of a network that `text` names: by id, name, or an unambiguous beginning of an id. Of several with one
 /// name, that of the `preferred` node.
 pub(crate) fn resolve_endpoint(
@@ -127,6 +137,7 @@ pub(crate) fn resolve_endpoint(
     text: &str,
     preferred: &NodeId,
 ) -> Result<v1::Endpoint, Problem> {
+    let text = within(&core.feed.view(), network, text)?;
     let mut found = match text.parse::<EndpointId>() {
         Ok(id) => core.endpoints.with_id(&id),
         Err(_) => text.parse().map(|name| core.endpoints.with_name(&network.id, &name)).unwrap_or_default(),

@@ -155,6 +155,7 @@ async fn handshake(
 /// Fails with [`ProblemKind::Unreachable`] when nobody answers there, and with [`ProblemKind::Denied`] when who
 /// answers is no manager that the configuration trusts.
 pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, Problem> {
+    resolve(address).await?;
     let target: Arc<str> = address.into();
     let connector = service_fn(move |_: Uri| {
         let (target, config) = (target.clone(), config.clone());
@@ -170,6 +171,26 @@ pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel
         .connect_with_connector(connector)
         .await
         .map_err(|error| connect_problem(address, &error))
+}
+
+/// Finds out whether a name can be connected to at all: this says at once what is wrong with one that cannot.
+async fn resolve(address: &str) -> Result<(), Problem> {
+    let unknown = |why: &str| {
+        let host = host_and_port(address).0;
+        Problem::new(ProblemKind::Unreachable, format!("the manager's name {host} cannot be resolved: {why}"))
+            .hint(format!("check the name {host}, or give the manager's IP address"))
+    };
+    match timeout(limits::CONNECT, tokio::net::lookup_host(address)).await {
+        Err(_) => {
+            Err(unknown(&format!("no name server has answered within {} s", limits::CONNECT.as_secs())))
+        }
+        Ok(Err(error)) => Err(unknown(&error.to_string())),
+        Ok(Ok(mut found)) => found.next().map(drop).ok_or_else(|| unknown("it has no address")),
+    }
+}
+
+fn host_and_port(address: &str) -> (&str, &str) {
+    address.rsplit_once(':').unwrap_or((address, ""))
 }
 
 /// What a client's channel has in common, whatever it runs over.
@@ -200,17 +221,22 @@ fn connect_problem(address: &str, error: &tonic::transport::Error) -> Problem {
             ProblemKind::Unreachable,
             format!("cannot connect to the manager at {address}: {}", root_cause(error)),
         )
-        .hint("check the address, that meshd runs there, and that TCP port 7377 is open"),
+        .hint(format!(
+            "check the address, that meshd runs there as a manager, and that TCP port {} is open",
+            host_and_port(address).1
+        )),
     }
 }
 
 /// The innermost reason: the outer ones only say that there is one.
-fn root_cause(error: &dyn std::error::Error) -> String {
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut reason = error;
     while let Some(source) = reason.source() {
         reason = source;
     }
-    reason.to_string()
+    let timed_out = reason.is::<tokio::time::error::Elapsed>()
+        || reason.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::TimedOut);
+    if timed_out { format!("no answer within {} s", limits::CONNECT.as_secs()) } else { reason.to_string() }
 }
 
 /// Size of the pipe's buffer in bytes.

@@ -521,3 +521,17 @@ fn exists(error: RequestError, name: &IfName, action: String) -> KernelError {
 fn undo(netlink: &mut Netlink, index: u32) {
     let _unobserved_until_next_pass = delete(netlink, index);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_call_interfaces_by_their_names_also_when_they_are_gone() {
+        let mut netlink = Netlink::open().unwrap();
+        assert_eq!(called(&mut netlink, 1), "interface lo");
+        assert_eq!(called(&mut netlink, 999_999), "a removed interface (index 999999)");
+        let vxlan = called(&mut netlink, naming::VXLAN_INDEX);
+        assert!(vxlan.starts_with("interface meshvx0"), "{vxlan}");
+    }
+}

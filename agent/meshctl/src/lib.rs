@@ -8,6 +8,7 @@ mod apply;
 mod cli;
 mod client;
 mod command;
+mod complete;
 mod filter;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -24,8 +25,11 @@ use crate::cli::{Cli, Command, Format, usage};
 use crate::report::Report;
 
 /// Runs the command line `args` (the program's name first), prints its result, and returns the exit code: 0 done,
-/// 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is unreachable, 7 a removal was not confirmed.
+/// 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is unreachable, 6 only a manager can do it, 7 a removal was not confirmed.
 pub fn run(args: &[OsString]) -> u8 {
+    if complete::answer(args) {
+        return 0;
+    }
     let cli = match Cli::try_parse_from(args) {
         Ok(cli) => cli,
         Err(error) => return usage::report(&error, args),
@@ -36,7 +40,7 @@ pub fn run(args: &[OsString]) -> u8 {
 
 fn execute(cli: Cli) -> Report {
     if let Command::Completion { shell } = cli.command {
-        return cli::completion(shell).into();
+        return complete::script(shell).into();
     }
     // One thread is enough for a few calls in turn, and quicker to start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();

@@ -14,7 +14,8 @@ use crate::session;
 const SHORTEST_PREFIX: usize = 4;
 
 impl Endpoints {
-    /// Detaches an endpoint of this node, named by id, unambiguous id prefix, or name. Done when this returns: no device,
+    /// Detaches an endpoint of this node, named by id, unambiguous id prefix, name or NETWORK/NAME. Done
+    /// when this returns: no device,
     /// no entry, no record. It goes on to its end, whether or not its caller still waits.
     pub async fn detach(self: &Arc<Self>, text: &str) -> Result<v1::Endpoint, Problem> {
         let endpoint = self.find(text)?;
@@ -30,9 +31,19 @@ impl Endpoints {
         Ok(answer)
     }
 
-    fn find(&self, text: &str) -> Result<Endpoint, Problem> {
+    fn find(&self, asked: &str) -> Result<Endpoint, Problem> {
+        let (within, text) =
+            asked.split_once('/').map_or((None, asked), |(within, text)| (Some(within), text));
         let attached: Vec<Endpoint> = self.agent.read(|state| {
+            let is_within = |endpoint: &&Endpoint| {
+                let network = state.view.networks.get(&endpoint.network);
+                within.is_none_or(|within| {
+                    endpoint.network.as_str() == within
+                        || network.is_some_and(|network| network.name.as_str().eq_ignore_ascii_case(within))
+                })
+            };
             let attached = state.endpoints.values().filter(|e| e.phase == EndpointPhase::Attached);
+            let attached = attached.filter(is_within);
             attached
                 .filter(|e| e.name.as_str().eq_ignore_ascii_case(text) || e.id.as_str().starts_with(text))
                 .cloned()
@@ -51,7 +62,7 @@ impl Endpoints {
         match candidates.as_slice() {
             [] => Err(Problem::new(
                 ProblemKind::NotFound,
-                format!("no endpoint {text} is attached on this node"),
+                format!("no endpoint {asked} is attached on this node"),
             )
             .hint("meshctl endpoint ls shows where it is; detach it there")),
             _ if text.is_empty() => Err(Problem::new(ProblemKind::Usage, "no endpoint is given")),
@@ -66,7 +77,7 @@ impl Endpoints {
             several => {
                 let ids: Vec<&str> = several.iter().map(|endpoint| endpoint.id.as_str()).collect();
                 let message = format!("{text} is ambiguous: it may be {}", ids.join(", "));
-                Err(Problem::new(ProblemKind::Conflict, message).hint("give the id"))
+                Err(Problem::new(ProblemKind::Usage, message).hint("name it as NETWORK/NAME, or by its id"))
             }
         }
     }

@@ -472,6 +472,7 @@ pub fn message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
         health: state.soft.health_of(&state.view, endpoint).to_owned(),
         created_at: endpoint.created_at.to_string(),
         dns: dns::client_settings(state, endpoint),
+        warnings: Vec::new(),
     }
 }
 

@@ -96,6 +96,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn devices_of_fixed_index_have_their_names_in_messages() {
+        assert_eq!(name_of(HOST_LEG_INDEX), Some("mesh0"));
+        assert_eq!(name_of(VXLAN_INDEX), Some("meshvx0"));
+        assert_eq!(name_of(WIREGUARD_KERNEL_INDEX), Some("meshwg0"));
+        assert_eq!(name_of(1), None);
+    }
+
+    #[test]
     fn a_device_is_ours_by_name_and_kind_together() {
         assert!(
             is_ours("mesh0", Kind::Veth)

@@ -47,6 +47,11 @@ impl Default for MemoryStore {
 }
 
 impl Store for MemoryStore {
+    /// Within one process.
+    fn is_shared(&self) -> bool {
+        true
+    }
+
     fn range(
         &self,
         range: KeyRange,

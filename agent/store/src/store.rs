@@ -17,6 +17,9 @@ pub type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchBatch, StoreError>>
 ///
 /// Each transaction that changes something makes the next revision. The history is kept until [`compact`](Store::compact).
 pub trait Store: Send + Sync + 'static {
+    /// Whether several managers can work on it at once.
+    fn is_shared(&self) -> bool;
+
     /// Reads the live keys of `range` in order, at most `limit` of them.
     ///
     /// `at: None` reads the latest state, which has every transaction acknowledged before the call. A revision that is

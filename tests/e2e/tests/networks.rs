@@ -30,7 +30,7 @@ fn a_network_has_what_it_was_given_and_what_it_was_not_it_gets() -> Result<()> {
             "--label",
             "team=a",
             "-o",
-            "k=v",
+            "mtu=1300",
         ],
     )?;
     create_network(&lab, "dual", &["--ipv6"])?;
@@ -50,7 +50,7 @@ fn a_network_has_what_it_was_given_and_what_it_was_not_it_gets() -> Result<()> {
     assert_eq!(full["subnets"][0]["gateway"], "10.9.0.254");
     assert_eq!(full["subnets"][0]["ip_range"], "10.9.0.128/25");
     assert_eq!(full["subnets"][0]["aux"]["printer"], "10.9.0.130");
-    assert_eq!((&full["labels"]["team"], &full["options"]["k"]), (&"a".into(), &"v".into()));
+    assert_eq!((&full["labels"]["team"], &full["options"]["mtu"]), (&"a".into(), &"1300".into()));
 
     let dual = json(&host, &["network", "inspect", "dual"])?;
     let families: Vec<bool> = dual["subnets"]

@@ -43,7 +43,7 @@ impl Wanted {
                 .hint("the only one is overlay, which is the default"));
         }
         // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be the worst answer.
-        let encrypted = request.encrypted || request.options.contains_key("encrypted");
+        let encrypted = request.encrypted || request.options.contains_key(ENCRYPTED);
         let subnets = subnets(&request)?;
         let has = |family| subnets.iter().any(|spec: &SubnetSpec| spec.subnet.family() == family);
         let mut automatic = Vec::new();
@@ -54,6 +54,7 @@ impl Wanted {
             automatic.push(Family::Ipv6);
         }
         let mtu: Option<Mtu> = request.mtu.map(TryInto::try_into).transpose().map_err(|e| usage(&e))?;
+        let mtu = with_options(mtu, &request)?;
         if let Some(mtu) = mtu.filter(|mtu| mtu.get() < Mtu::MIN_IPV6)
             && (request.ipv6 || has(Family::Ipv6))
         {
@@ -84,6 +85,32 @@ impl Wanted {
             options: request.options.into_iter().collect(),
         })
     }
+}
+
+/// Docker's options that mean something here.
+const OPTIONS: [&str; 3] = [ENCRYPTED, MTU_OPTIONS[0], MTU_OPTIONS[1]];
+const ENCRYPTED: &str = "encrypted";
+const MTU_OPTIONS: [&str; 2] = ["mtu", "com.docker.network.driver.mtu"];
+
+/// The MTU with what the options say of it. An option that means nothing here is refused: it would not do what it says.
+fn with_options(mut mtu: Option<Mtu>, request: &CreateNetworkRequest) -> Result<Option<Mtu>, Problem> {
+    for (key, value) in request.options.iter().collect::<BTreeMap<_, _>>() {
+        if !OPTIONS.contains(&key.as_str()) && !key.trim().is_empty() {
+            return Err(usage(&format!("there is no network option {key:?}"))
+                .hint(format!("the options are {}", OPTIONS.join(", "))));
+        }
+        if !MTU_OPTIONS.contains(&key.as_str()) {
+            continue;
+        }
+        let invalid = |why: String| usage(&format!("option {key}={value}: {why}"));
+        let bytes = value.parse::<u32>().map_err(|error| invalid(error.to_string()))?;
+        let given = Mtu::try_from(bytes).map_err(|error| invalid(error.to_string()))?;
+        if let Some(other) = mtu.filter(|other| *other != given) {
+            return Err(invalid(format!("the MTU is given as {other}, too")));
+        }
+        mtu = Some(given);
+    }
+    Ok(mtu)
 }
 
 /// The subnets with the gateways, ranges and auxiliary addresses that are in them.

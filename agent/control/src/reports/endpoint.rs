@@ -89,6 +89,7 @@ impl Checker<'_> {
             health: health(&reported.health)?,
             created_at: text(created_at),
             dns: reported.dns.as_ref().map(dns).transpose()?,
+            warnings: Vec::new(),
         };
         let (told, withheld) = self.told(&listed, &name, &aliases);
         let addresses = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6)).collect();

@@ -16,7 +16,7 @@ use crate::access::Caller;
 use crate::core::Core;
 use crate::keys;
 use crate::records::{Tries, Versioned, put};
-use crate::resolve::{resolve_endpoint, resolve_network, resolve_service};
+use crate::resolve::{resolve_endpoint, resolve_network, resolve_service, within};
 use crate::service::usage;
 
 /// Makes an endpoint a backend; one that is one already stays as it is.
@@ -148,7 +148,14 @@ async fn find(
     text: &str,
 ) -> Result<Versioned<Backend>, Problem> {
     core.catch_up().await?;
-    let backends = core.feed.view().services.backends_of(&service.id);
+    let (text, backends) = {
+        let view = core.feed.view();
+        let text = match view.networks.get(&service.network) {
+            Some(network) => within(&view, network, text)?,
+            None => text,
+        };
+        (text, view.services.backends_of(&service.id))
+    };
     let by_id = backends.iter().filter(|backend| backend.endpoint.as_str() == text);
     let mut found: Vec<&Arc<Backend>> = by_id.collect();
     if found.is_empty() {

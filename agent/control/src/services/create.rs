@@ -12,7 +12,7 @@ use tracing::info;
 use super::desk::{Choices, Choosing};
 use super::ports::{Checked, PortRecords};
 use super::request::Wanted;
-use super::{ServiceDesk, contended, network_name, ports, status, vips, wait_applied};
+use super::{ServiceDesk, contended, network_name, ports, shared_names, status, vips, wait_applied};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{RecordError, Tries, Versioned, put};
@@ -49,7 +49,8 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
         };
         wait_applied(core, &service, revision, interested).await;
         let unchecked_nodes = checked.unchecked(core);
-        return Ok(ServiceStatus { unchecked_nodes, ..status(core, &Arc::new(service)) });
+        let warnings = shared_names(core, &core.feed.view(), &service);
+        return Ok(ServiceStatus { unchecked_nodes, warnings, ..status(core, &Arc::new(service)) });
     }
 }
 

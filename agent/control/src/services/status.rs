@@ -38,6 +38,7 @@ pub(super) fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceSt
         network_name: facts.networks.get(&service.network).cloned().unwrap_or_default(),
         backends: facts.backends(core, service, backends),
         unchecked_nodes: Vec::new(),
+        warnings: Vec::new(),
     };
     records.iter().map(one).collect()
 }

@@ -13,7 +13,7 @@ use tracing::info;
 use super::desk::{Choices, Choosing};
 use super::ports::{Checked, PortRecords};
 use super::request::{ByNumber, aliases, check_distinct};
-use super::{ServiceDesk, contended, ports, request, status, wait_applied};
+use super::{ServiceDesk, contended, ports, request, shared_names, status, wait_applied};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{Tries, Versioned, put};
@@ -71,7 +71,9 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
         let concerned = before.into_iter().chain(interested(core, &wanted)).collect::<BTreeSet<_>>();
         wait_applied(core, &wanted, revision.0, concerned.into_iter().collect()).await;
         let unchecked_nodes = checked.unchecked(core);
-        return Ok(ServiceStatus { unchecked_nodes, ..status(core, &Arc::new(wanted)) });
+        let is_renamed = wanted.aliases != current.aliases;
+        let warnings = if is_renamed { shared_names(core, &core.feed.view(), &wanted) } else { Vec::new() };
+        return Ok(ServiceStatus { unchecked_nodes, warnings, ..status(core, &Arc::new(wanted)) });
     }
 }
 

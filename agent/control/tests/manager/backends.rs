@@ -154,7 +154,7 @@ async fn a_worker_makes_backends_of_its_own_endpoints_only() {
         assert_eq!(problem.kind, ProblemKind::Denied, "{problem}");
     }
     assert_eq!(h3.remove("web", "c1").await.unwrap_err().kind, ProblemKind::Denied);
-    assert_eq!(set_state(&h2, true, "c1").await.unwrap_err().kind, ProblemKind::Denied);
+    assert_eq!(set_state(&h2, true, "c1").await.unwrap_err().kind, ProblemKind::NotManager);
     assert_eq!(names(&backends(&cluster, "web").await), ["c1"]);
     h2.remove("web", "c1").await.unwrap();
     cluster.own().add("web", "c2").await.unwrap();

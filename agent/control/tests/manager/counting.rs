@@ -42,6 +42,10 @@ impl Counting {
 }
 
 impl Store for Counting {
+    fn is_shared(&self) -> bool {
+        self.inner.is_shared()
+    }
+
     fn range(
         &self,
         range: KeyRange,

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use mesh_ipam::Prefix;
 use mesh_proto::ProblemKind;
-use mesh_proto::v1::{InspectNetworkRequest, Lease, LeaseRequest, Network};
+use mesh_proto::v1::{CreateNetworkRequest, InspectNetworkRequest, Lease, LeaseRequest, Network};
 use tokio::task::JoinSet;
 
 use crate::agent::{Agent, Behaviour};
@@ -247,4 +247,26 @@ async fn leases_of_two_managers_at_once_never_overlap() {
     let granted: BTreeSet<String> = tasks.join_all().await.into_iter().collect();
     assert_eq!(granted.len(), 200);
     assert_eq!(leases(&cluster, &app).await.len(), 200);
+}
+
+#[tokio::test]
+async fn a_used_up_range_is_named_as_the_range_and_not_as_the_subnet() {
+    let cluster = Cluster::start().await;
+    let request =
+        CreateNetworkRequest { ip_ranges: vec!["10.1.0.128/30".into()], ..network_of("app", "10.1.0.0/24") };
+    let app = cluster.create(request).await.unwrap();
+    let h2 = cluster.join("h2").await;
+    let _agent = Agent::start(&h2, Behaviour { cedes: Some(false), ..Behaviour::default() }).await;
+    let h3 = cluster.join("h3").await;
+    let _other = Agent::start(&h3, Behaviour { cedes: Some(false), ..Behaviour::default() }).await;
+    let problem = loop {
+        match h2.lease(&app, "").await {
+            Ok(_) => {}
+            // What one node holds and does not use is no more to be had for the other.
+            Err(_) => break h3.lease(&app, "").await.unwrap_err(),
+        }
+    };
+    assert_eq!(problem.kind, ProblemKind::Exhausted, "{problem}");
+    assert!(problem.message.contains("IP range 10.1.0.128/30 of subnet 10.1.0.0/24"), "{problem}");
+    assert!(problem.hint.as_deref().unwrap().contains("--ip-range"), "{problem:?}");
 }

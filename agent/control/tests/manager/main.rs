@@ -10,6 +10,7 @@ mod counting;
 mod joining;
 mod keys;
 mod leases;
+mod names;
 mod networks;
 mod nodes;
 mod reports;

@@ -107,6 +107,9 @@ async fn bad_requests_are_usage_errors_that_name_the_value() {
         (with(&|r| (r.mtu, r.ipv6) = (Some(1279), true)), "1280"),
         (with(&|r| r.vni = Some(0)), "0"),
         (with(&|r| r.vni = Some(0x80_0000)), "8388608"),
+        (with(&|r| r.options = [("foo".into(), "bar".into())].into()), "no network option \"foo\""),
+        (with(&|r| r.options = [("mtu".into(), "x".into())].into()), "option mtu=x"),
+        (with(&|r| (r.mtu, r.options) = (Some(1400), [("mtu".into(), "1300".into())].into())), "1400"),
         (with(&|r| r.labels = [(String::new(), "x".into())].into()), "label"),
     ];
     for (request, expected) in cases {

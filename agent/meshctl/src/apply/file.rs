@@ -69,7 +69,7 @@ fn understand(document: &yaml::Node, project: String, profiles: &[String]) -> Re
         let called = if key == DEFAULT_NETWORK { default_name.as_str() } else { key };
         let name = |item: &Item<'_>| called.parse::<Name>().map_err(|error| item.invalid_key(called, error));
         let network = network::read(item.clone(), name, &mut ignored)?;
-        if networks.iter().any(|other| other.name == network.name) {
+        if networks.iter().any(|other| other.name.is_same(&network.name)) {
             return Err(item.invalid(Reason::Contradiction("another network of the file has this name")));
         }
         names.insert(key, network.name.clone());
@@ -91,7 +91,14 @@ fn understand(document: &yaml::Node, project: String, profiles: &[String]) -> Re
             names.insert(DEFAULT_NETWORK, network.name.clone());
             networks.push(network);
         }
-        services.extend(read.on(&item, &names)?);
+        let read = read.on(&item, &names)?;
+        let is_twin = |one: &Service| {
+            services.iter().any(|other| other.network == one.network && other.name.is_same(&one.name))
+        };
+        if read.iter().any(is_twin) {
+            return Err(item.invalid(Reason::Contradiction("another service of the file has this name")));
+        }
+        services.extend(read);
     }
     if let Some(port) = published_twice(&services) {
         return Err(root.invalid(Reason::PublishedTwice(port)));

@@ -27,6 +27,8 @@ pub(crate) struct Plan {
     pub(crate) steps: Vec<Step>,
     /// All services or all networks of the project are removed.
     pub(crate) removes_all: bool,
+    /// What the managers say of it.
+    pub(crate) warnings: Vec<String>,
 }
 
 /// One call.
@@ -149,7 +151,7 @@ impl<'a> Planning<'a> {
         steps.extend(released);
         steps.extend(networks);
         steps.extend(services);
-        Ok(Plan { project: self.declared.project.clone(), steps, removes_all })
+        Ok(Plan { project: self.declared.project.clone(), steps, removes_all, warnings: Vec::new() })
     }
 
     /// Whether so many removals leave the project without a service, or without a network, that it has now.
@@ -181,7 +183,7 @@ impl<'a> Planning<'a> {
     fn networks(&mut self) -> Vec<Step> {
         let mut steps = Vec::new();
         for declared in &self.declared.networks {
-            let there = self.listed.networks.iter().find(|network| network.name == declared.name);
+            let there = self.listed.networks.iter().find(|network| network.name.is_same(&declared.name));
             match there {
                 Some(_) if declared.external => {}
                 None if declared.external => {
@@ -211,25 +213,28 @@ impl<'a> Planning<'a> {
 
     /// What an earlier file of the project made and this one does not have.
     fn surplus(&self) -> (Vec<&'a mesh_model::Service>, Vec<&'a mesh_model::Network>) {
-        let networks: BTreeSet<_> = self.declared.networks.iter().map(|network| &network.name).collect();
+        let networks: BTreeSet<_> =
+            self.declared.networks.iter().map(|network| network.name.folded()).collect();
         let services = self.declared.services.iter().chain(&self.declared.inactive);
-        let services: BTreeSet<_> = services.map(|service| (&service.network, &service.name)).collect();
+        let services: BTreeSet<_> =
+            services.map(|service| (service.network.folded(), service.name.folded())).collect();
         let is_declared = |service: &mesh_model::Service| {
             let network = self.network_names.get(&service.network);
-            network.is_some_and(|network| services.contains(&(*network, &service.name)))
+            network.is_some_and(|network| services.contains(&(network.folded(), service.name.folded())))
         };
         let gone_services = self.listed.services.iter();
         let gone_services =
             gone_services.filter(|service| self.is_ours(&service.labels) && !is_declared(service));
         let gone_networks = self.listed.networks.iter();
         let gone_networks = gone_networks
-            .filter(|network| self.is_ours(&network.labels) && !networks.contains(&network.name));
+            .filter(|network| self.is_ours(&network.labels) && !networks.contains(&network.name.folded()));
         (gone_services.collect(), gone_networks.collect())
     }
 
     fn services(&mut self, gone: &[&mesh_model::Service]) -> Vec<Step> {
-        let by_path: BTreeMap<&str, &'a mesh_model::Service> =
-            self.paths.iter().map(String::as_str).zip(&self.listed.services).collect();
+        // Names that differ in case only are the same name.
+        let by_path: BTreeMap<String, &'a mesh_model::Service> =
+            self.paths.iter().map(|path| path.to_ascii_lowercase()).zip(&self.listed.services).collect();
         let gone: BTreeSet<_> = gone.iter().map(|service| &service.id).collect();
         let paths = self.paths.clone();
         let mut taken = Taken::default();
@@ -241,7 +246,8 @@ impl<'a> Planning<'a> {
         let declared = &self.declared.services;
         let declared_paths: Vec<String> =
             declared.iter().map(|service| format!("{}/{}", service.network, service.name)).collect();
-        let there: Vec<_> = declared_paths.iter().map(|path| by_path.get(path.as_str()).copied()).collect();
+        let there: Vec<_> =
+            declared_paths.iter().map(|path| by_path.get(&path.to_ascii_lowercase()).copied()).collect();
         let differences: Vec<_> = declared
             .iter()
             .zip(&there)

@@ -14,7 +14,9 @@ use super::schema::{self, OWN, Schema};
 use super::variables::{Blank, InvalidVariable, Variables, fill_in};
 
 /// Most values of a file with all its aliases expanded, and most bytes of text in them.
-const LARGEST: (usize, usize) = (200_000, 64 << 20);
+const LARGEST: (usize, usize) = (500_000, 64 << 20);
+/// Most events inside anchored values, those of aliases in them included: what is kept to be repeated.
+const ANCHORED: usize = 50_000;
 
 /// A value and where it is.
 #[derive(Debug, Clone, PartialEq)]
@@ -66,9 +68,11 @@ pub(super) enum Reason {
     SeveralDocuments,
     /// It is too large, or becomes so by its aliases.
     #[error(
-        "the file is too large: with all its aliases expanded it has more than {} values or {} MiB of text",
+        "the file is too large: with all its aliases expanded it has more than {} values, {} MiB of text, or {} values \
+         inside anchors",
         LARGEST.0,
-        LARGEST.1 >> 20
+        LARGEST.1 >> 20,
+        ANCHORED
     )]
     TooLarge,
     /// A variable cannot be used.
@@ -161,6 +165,7 @@ pub(super) fn parse(text: &str) -> Result<Node, Invalid> {
             max_total_scalar_bytes: LARGEST.1,
             max_aliases: LARGEST.0,
             max_anchors: LARGEST.0,
+            max_recorded_anchor_events: ANCHORED,
             max_merge_keys: LARGEST.0,
             enforce_alias_anchor_ratio: false,
         },

@@ -88,7 +88,7 @@ pub(crate) struct Join {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl cluster join-token worker")]
 pub(crate) struct JoinToken {
-    /// What the host is to be
+    /// The role of the host; a cluster has one manager only so far
     #[arg(value_enum)]
     pub(crate) role: Role,
 

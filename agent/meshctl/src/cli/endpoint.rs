@@ -6,6 +6,7 @@ use clap::{ArgGroup, Args, Subcommand};
 use mesh_model::{IfName, MacAddr, Name};
 
 use super::value;
+use crate::complete;
 use crate::filter::{self, EndpointKey, Filter};
 
 /// The commands.
@@ -31,7 +32,7 @@ pub(crate) enum Command {
 )]
 pub(crate) struct Attach {
     /// The network: name, id or beginning of its id
-    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) network: String,
 
     /// The namespace: a path, or a name under /run/netns
@@ -66,8 +67,8 @@ pub(crate) struct Attach {
     #[arg(long, value_name = "NAME")]
     pub(crate) alias: Vec<Name>,
 
-    /// The service that it is to answer for: name, id or beginning of its id
-    #[arg(long, value_name = "SERVICE", value_parser = value::not_empty)]
+    /// The service that it is to answer for: name, NETWORK/NAME, id or beginning of its id
+    #[arg(long, value_name = "SERVICE", value_parser = value::not_empty, add = complete::services())]
     pub(crate) service: Option<String>,
 
     /// Let it send from addresses that are not its own, as a router does
@@ -80,11 +81,11 @@ pub(crate) struct Attach {
 #[command(after_help = "Example:\n  meshctl endpoint ls --network app --node h1")]
 pub(crate) struct Ls {
     /// Only those of a network: name, id or beginning of its id
-    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) network: Option<String>,
 
     /// Only those on a host: name, id or beginning of its id
-    #[arg(long, value_name = "NODE", value_parser = value::not_empty)]
+    #[arg(long, value_name = "NODE", value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) node: Option<String>,
 
     /// Print ids only
@@ -101,8 +102,8 @@ pub(crate) struct Ls {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl endpoint inspect web")]
 pub(crate) struct Inspect {
-    /// Names, ids or beginnings of ids
-    #[arg(required = true, value_name = "ENDPOINT", value_parser = value::not_empty)]
+    /// Names, NETWORK/NAME, ids or beginnings of ids
+    #[arg(required = true, value_name = "ENDPOINT", value_parser = value::not_empty, add = complete::endpoints())]
     pub(crate) endpoints: Vec<String>,
 }
 
@@ -110,7 +111,7 @@ pub(crate) struct Inspect {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl endpoint detach web")]
 pub(crate) struct Detach {
-    /// Names, ids or beginnings of ids
-    #[arg(required = true, value_name = "ENDPOINT", value_parser = value::not_empty)]
+    /// Names, NETWORK/NAME, ids or beginnings of ids
+    #[arg(required = true, value_name = "ENDPOINT", value_parser = value::not_empty, add = complete::endpoints())]
     pub(crate) endpoints: Vec<String>,
 }

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod cluster;
+mod docker;
 pub(crate) mod endpoint;
 pub(crate) mod network;
 pub(crate) mod node;
@@ -11,11 +12,8 @@ pub(crate) mod value;
 
 use std::path::PathBuf;
 
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
-use mesh_proto::Problem;
-
-use crate::report;
 
 /// Joins the containers of many hosts into private networks
 #[derive(Debug, Parser)]
@@ -32,7 +30,7 @@ pub(crate) struct Cli {
         help_heading = GLOBAL,
         env = "MESH_SOCKET",
         value_name = "PATH",
-        default_value = "/run/mesh/meshd.sock"
+        default_value = DEFAULT_SOCKET
     )]
     pub(crate) socket: PathBuf,
 
@@ -47,6 +45,9 @@ pub(crate) struct Cli {
     )]
     pub(crate) format: Option<Format>,
 }
+
+/// The agent's socket where none is named.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
 
 /// Where options that every command takes stand in its help.
 const GLOBAL: &str = "Options of every command";
@@ -113,7 +114,7 @@ pub(crate) enum Command {
     /// Print this host's figures as monitoring systems read them (OpenMetrics)
     #[command(after_help = "Example:\n  meshctl metrics")]
     Metrics,
-    /// Print a completion script for a shell
+    /// Print a completion script for a shell; it completes names by asking the local agent
     #[command(after_help = "Example:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
     Completion {
         /// Which shell.
@@ -121,16 +122,10 @@ pub(crate) enum Command {
     },
 }
 
-/// The completion script for a shell.
-pub(crate) fn completion(shell: Shell) -> Result<String, Problem> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "meshctl", &mut script);
-    String::from_utf8(script)
-        .map_err(|error| report::failed(format!("completion script for {shell}: {error}")))
-}
-
 #[cfg(test)]
 mod tests {
+    use clap::CommandFactory;
+
     use super::*;
 
     fn leaves(command: &clap::Command, path: &str, found: &mut Vec<(String, clap::Command)>) {
@@ -167,7 +162,7 @@ mod tests {
     #[test]
     fn there_is_a_completion_script_for_every_shell() {
         for shell in Shell::value_variants() {
-            assert!(completion(*shell).unwrap().contains("join-token"), "{shell}");
+            assert!(crate::complete::script(*shell).unwrap().contains("MESHCTL_COMPLETE"), "{shell}");
         }
     }
 }

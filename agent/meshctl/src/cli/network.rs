@@ -6,6 +6,7 @@ use clap::{ArgAction, ArgGroup, Args, Subcommand, ValueEnum};
 use mesh_model::{Mtu, Name, Prefix, Vni};
 
 use super::value::{self, AuxAddress, KeyValue};
+use crate::complete;
 use crate::filter::{self, Filter, NetworkKey};
 
 /// The commands.
@@ -99,7 +100,7 @@ pub(crate) struct Create {
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
     pub(crate) label: Vec<KeyValue>,
 
-    /// A driver option; may be repeated. `-o encrypted` is --encrypted
+    /// An option in Docker's spelling: encrypted, mtu or com.docker.network.driver.mtu; may be repeated
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
     pub(crate) opt: Vec<KeyValue>,
 
@@ -198,7 +199,7 @@ pub(crate) struct Ls {
 #[command(after_help = "Example:\n  meshctl network inspect app")]
 pub(crate) struct Inspect {
     /// Names, ids or beginnings of ids
-    #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) networks: Vec<String>,
 }
 
@@ -207,7 +208,7 @@ pub(crate) struct Inspect {
 #[command(after_help = "Example:\n  meshctl network rm app db")]
 pub(crate) struct Rm {
     /// Names, ids or beginnings of ids
-    #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) networks: Vec<String>,
 }
 

@@ -3,6 +3,7 @@
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::value;
+use crate::complete;
 use crate::filter::{self, Filter, NodeKey};
 
 /// The commands.
@@ -39,7 +40,7 @@ pub(crate) struct Ls {
 #[command(after_help = "Example:\n  meshctl node inspect h2")]
 pub(crate) struct Inspect {
     /// Names, ids or beginnings of ids
-    #[arg(required = true, value_name = "NODE", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "NODE", value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) nodes: Vec<String>,
 }
 
@@ -52,7 +53,7 @@ pub(crate) struct Update {
     pub(crate) availability: Availability,
 
     /// Name, id or beginning of an id
-    #[arg(value_parser = value::not_empty)]
+    #[arg(value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) node: String,
 }
 
@@ -65,7 +66,7 @@ pub(crate) struct Rm {
     pub(crate) force: bool,
 
     /// Names, ids or beginnings of ids
-    #[arg(required = true, value_name = "NODE", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "NODE", value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) nodes: Vec<String>,
 }
 

@@ -7,6 +7,7 @@ use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 use mesh_model::{HealthKind, Name, PublishedPort};
 
 use super::value;
+use crate::complete;
 use crate::filter::{self, BackendKey, Filter, ServiceKey};
 
 /// The commands.
@@ -83,7 +84,7 @@ pub(crate) struct Create {
     pub(crate) name: Name,
 
     /// The network of its endpoints: name, id or beginning of its id
-    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) network: String,
 
     /// What its name resolves to: a virtual address, or the addresses of its endpoints
@@ -136,7 +137,7 @@ Example:
 #[command(after_help = "Example:\n  meshctl service ls --network app --filter mode=vip")]
 pub(crate) struct Ls {
     /// Only those of a network: name, id or beginning of its id
-    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(long, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) network: Option<String>,
 
     /// Print ids only
@@ -163,7 +164,7 @@ pub(crate) struct Ps {
     pub(crate) filter: Vec<Filter<BackendKey>>,
 
     /// Names, NETWORK/NAME, ids or beginnings of ids
-    #[arg(required = true, value_name = "SERVICE", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "SERVICE", value_parser = value::not_empty, add = complete::services())]
     pub(crate) services: Vec<String>,
 }
 
@@ -172,7 +173,7 @@ pub(crate) struct Ps {
 #[command(after_help = "Example:\n  meshctl service inspect web")]
 pub(crate) struct Inspect {
     /// Names, NETWORK/NAME, ids or beginnings of ids
-    #[arg(required = true, value_name = "SERVICE", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "SERVICE", value_parser = value::not_empty, add = complete::services())]
     pub(crate) services: Vec<String>,
 }
 
@@ -211,7 +212,7 @@ pub(crate) struct Update {
     pub(crate) when_all_unhealthy: Option<WhenAllUnhealthy>,
 
     /// Name, NETWORK/NAME, id or beginning of an id
-    #[arg(value_parser = value::not_empty)]
+    #[arg(value_parser = value::not_empty, add = complete::services())]
     pub(crate) service: String,
 }
 
@@ -220,7 +221,7 @@ pub(crate) struct Update {
 #[command(after_help = "Example:\n  meshctl service rm web db")]
 pub(crate) struct Rm {
     /// Names, NETWORK/NAME, ids or beginnings of ids
-    #[arg(required = true, value_name = "SERVICE", value_parser = value::not_empty)]
+    #[arg(required = true, value_name = "SERVICE", value_parser = value::not_empty, add = complete::services())]
     pub(crate) services: Vec<String>,
 }
 
@@ -245,11 +246,11 @@ pub(crate) enum Backend {
 #[derive(Debug, Args)]
 pub(crate) struct Member {
     /// The service: name, NETWORK/NAME, id or beginning of its id
-    #[arg(value_parser = value::not_empty)]
+    #[arg(value_parser = value::not_empty, add = complete::services())]
     pub(crate) service: String,
 
-    /// The endpoint, one of the service's network: name, id or beginning of its id
-    #[arg(value_parser = value::not_empty)]
+    /// The endpoint, one of the service's network: name, NETWORK/NAME, id or beginning of its id
+    #[arg(value_parser = value::not_empty, add = complete::endpoints())]
     pub(crate) endpoint: String,
 }
 

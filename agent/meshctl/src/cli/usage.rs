@@ -2,11 +2,11 @@
 
 use std::ffi::OsString;
 
-use clap::error::ErrorKind;
+use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{CommandFactory, Error};
 use mesh_proto::{Problem, ProblemKind};
 
-use super::Cli;
+use super::{Cli, docker};
 use crate::report::Report;
 
 /// Prints what clap has to say (help and versions are no errors) and returns the exit code.
@@ -21,20 +21,51 @@ pub(crate) fn report(error: &Error, args: &[OsString]) -> u8 {
             let _ = error.print();
             ProblemKind::Usage.exit_code()
         }
-        _ => Report::from(problem(&text, args)).print(wants_json(args)),
+        _ => Report::from(problem(error, &text, args)).print(wants_json(args)),
     }
 }
 
 /// clap's several paragraphs in one line and a hint.
-fn problem(text: &str, args: &[OsString]) -> Problem {
+fn problem(error: &Error, text: &str, args: &[OsString]) -> Problem {
     let mut paragraphs = text.split("\n\n");
     let what = paragraphs.next().unwrap_or_default();
     let what: Vec<_> = what.lines().map(str::trim).collect();
     let what = what.join(" ");
     let tip = paragraphs.find_map(|paragraph| paragraph.trim_start().strip_prefix("tip: "));
     let help = format!("see `{} --help`", command_path(args));
-    Problem::new(ProblemKind::Usage, what.strip_prefix("error: ").unwrap_or(&what))
-        .hint(tip.map_or(help, |tip| tip.trim().to_owned()))
+    let what = what.strip_prefix("error: ").unwrap_or(&what).to_owned();
+    if let Some(hint) = of_docker(error, args) {
+        return Problem::new(ProblemKind::Usage, what).hint(hint);
+    }
+    Problem::new(ProblemKind::Usage, what).hint(tip.map_or(help, |tip| tip.trim().to_owned()))
+}
+
+/// What Docker's word that was typed is called here.
+fn of_docker(error: &Error, args: &[OsString]) -> Option<&'static str> {
+    let typed = |kind| match error.get(kind) {
+        Some(ContextValue::String(text)) => Some(text.as_str()),
+        _ => None,
+    };
+    match error.kind() {
+        ErrorKind::UnknownArgument => docker::instead_of_flag(typed(ContextKind::InvalidArg)?),
+        ErrorKind::InvalidSubcommand => {
+            let wrong = typed(ContextKind::InvalidSubcommand)?;
+            let args = args.iter().skip(1).filter_map(|arg| arg.to_str());
+            let words: Vec<&str> = args.skip_while(|arg| arg.starts_with('-')).collect();
+            // From the command's first word on, wherever options stand.
+            let first = words.iter().position(|word| *word == wrong)?;
+            let before = first.checked_sub(1).and_then(|index| words.get(index)).copied();
+            let next = words.get(first + 1).copied();
+            let known = |words: &[Option<&str>]| {
+                let words: Vec<&str> = words.iter().copied().flatten().collect();
+                docker::instead_of(&words)
+            };
+            known(&[before, Some(wrong)])
+                .filter(|_| before.is_some_and(|word| Cli::command().find_subcommand(word).is_some()))
+                .or_else(|| known(&[Some(wrong), next]))
+        }
+        _ => None,
+    }
 }
 
 /// The command that was meant, as far as it can be followed.
@@ -66,7 +97,7 @@ mod tests {
     fn problem_of(line: &str) -> Problem {
         let args: Vec<OsString> = line.split_whitespace().map(Into::into).collect();
         let error = Cli::try_parse_from(&args).unwrap_err();
-        problem(&error.render().to_string(), &args)
+        problem(&error, &error.render().to_string(), &args)
     }
 
     #[test]
@@ -83,6 +114,31 @@ mod tests {
             problem.message,
             "invalid value '20' for '--mtu <BYTES>': MTU 20 is out of range: 68 to 65535"
         );
+    }
+
+    #[test]
+    fn words_of_docker_get_the_command_that_is_meant() {
+        for (line, hint) in [
+            ("meshctl network connect app web", "meshctl endpoint attach"),
+            ("meshctl network disconnect app web", "meshctl endpoint detach"),
+            ("meshctl stack deploy -c compose.yaml shop", "meshctl apply -f"),
+            ("meshctl --format json stack ls", "meshctl apply -f"),
+            ("meshctl node promote h2", "one manager"),
+            ("meshctl service scale web=3", "meshctl endpoint attach --service"),
+            ("meshctl swarm init", "meshctl cluster init"),
+            ("meshctl swarm join --token T 192.0.2.1:2377", "meshctl cluster join --token"),
+            ("meshctl swarm join-token worker", "meshctl cluster join-token"),
+            ("meshctl ps", "meshctl endpoint ls"),
+            ("meshctl run -d nginx", "meshctl endpoint attach"),
+            (
+                "meshctl service create --name web --network app --replicas 3",
+                "meshctl endpoint attach --service",
+            ),
+        ] {
+            let problem = problem_of(line);
+            assert!(problem.hint.as_ref().is_some_and(|text| text.contains(hint)), "{line}: {problem:?}");
+        }
+        assert_eq!(problem_of("meshctl network xyz").hint.as_deref(), Some("see `meshctl network --help`"));
     }
 
     #[test]

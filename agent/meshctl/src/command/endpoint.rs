@@ -7,7 +7,7 @@ use crate::cli::Format;
 use crate::cli::endpoint::{Attach, Command, Ls};
 use crate::client::Client;
 use crate::filter::{EndpointKey, Filter, passes};
-use crate::report::Report;
+use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short};
 use crate::view::{Dns, Endpoint, Named};
 
@@ -43,7 +43,7 @@ pub(super) async fn run(client: &Client, command: Command, format: Option<Format
     }
 }
 
-async fn attach(client: &Client, attach: Attach, format: Option<Format>) -> Result<String, Problem> {
+async fn attach(client: &Client, attach: Attach, format: Option<Format>) -> Result<Report, Problem> {
     let request = v1::AttachRequest {
         network: attach.network,
         netns: attach.netns.unwrap_or_default(),
@@ -57,12 +57,15 @@ async fn attach(client: &Client, attach: Attach, format: Option<Format>) -> Resu
         service: text(attach.service),
         allow_forwarding: attach.allow_forwarding,
     };
-    let endpoint = Endpoint::from(client.call(client.local().await?.attach(request)).await?);
-    in_form(&endpoint, format, |endpoint| {
+    let attached = client.call(client.local().await?.attach(request)).await?;
+    let notes = attached.warnings.iter().map(|warning| report::warning(warning, format)).collect();
+    let endpoint = Endpoint::from(attached);
+    let text = in_form(&endpoint, format, |endpoint| {
         let words = [Some(&endpoint.id), endpoint.ipv4.as_ref(), endpoint.ipv6.as_ref()];
         let line = words.into_iter().flatten().map(String::as_str).collect::<Vec<_>>().join(" ");
         format!("{line}\n{}", endpoint.dns.as_ref().map(resolv_conf).unwrap_or_default())
-    })
+    })?;
+    Ok(Report { text, notes, ..Report::default() })
 }
 
 /// What goes to the container's resolv.conf(5).
@@ -106,29 +109,37 @@ fn perhaps_elsewhere(problem: Problem, unheard: &[String]) -> Problem {
         .hint(format!("since it began, the manager has not heard of the endpoints on {}", unheard.join(", ")))
 }
 
-/// The endpoint meant by an id, a name, or the beginning of an id, in this order.
-fn find<'a>(endpoints: &'a [v1::Endpoint], wanted: &str) -> Result<&'a v1::Endpoint, Problem> {
-    if let Some(endpoint) = endpoints.iter().find(|endpoint| endpoint.id == wanted) {
+/// The endpoint meant by an id, a name, or the beginning of an id, in this order; each may be preceded by `NETWORK/`.
+fn find<'a>(endpoints: &'a [v1::Endpoint], asked: &str) -> Result<&'a v1::Endpoint, Problem> {
+    let (within, wanted) = asked.split_once('/').map_or((None, asked), |(within, name)| (Some(within), name));
+    let is_within = |endpoint: &&v1::Endpoint| {
+        within.is_none_or(|network| {
+            endpoint.network_name.eq_ignore_ascii_case(network) || endpoint.network_id == network
+        })
+    };
+    let endpoints: Vec<&'a v1::Endpoint> = endpoints.iter().filter(is_within).collect();
+    if let Some(endpoint) = endpoints.iter().copied().find(|endpoint| endpoint.id == wanted) {
         return Ok(endpoint);
     }
     let by_name: Vec<_> =
-        endpoints.iter().filter(|endpoint| endpoint.name.eq_ignore_ascii_case(wanted)).collect();
+        endpoints.iter().copied().filter(|endpoint| endpoint.name.eq_ignore_ascii_case(wanted)).collect();
     let found = if by_name.is_empty() {
-        endpoints.iter().filter(|endpoint| endpoint.id.starts_with(wanted)).collect()
+        endpoints.iter().copied().filter(|endpoint| endpoint.id.starts_with(wanted)).collect()
     } else {
         by_name
     };
     match found.as_slice() {
         [one] => Ok(one),
         [] => {
-            let message = format!("endpoint inspect, {wanted}, no endpoint has this name or id");
+            let message = format!("endpoint inspect, {asked}, no endpoint has this name or id");
             Err(Problem::new(ProblemKind::NotFound, message).hint("list them with `meshctl endpoint ls`"))
         }
         several => {
             let which = several.iter().map(|e| format!("{} on network {}", e.id, e.network_name));
-            let message = format!("endpoint inspect, {wanted}, could be any of {}", several.len());
-            let hint = format!("name one by its id: {}", which.collect::<Vec<_>>().join(", "));
-            Err(Problem::new(ProblemKind::Conflict, message).hint(hint))
+            let message = format!("endpoint inspect, {asked}, could be any of {}", several.len());
+            let hint =
+                format!("name one as NETWORK/NAME, or by its id: {}", which.collect::<Vec<_>>().join(", "));
+            Err(Problem::new(ProblemKind::Usage, message).hint(hint))
         }
     }
 }
@@ -137,10 +148,18 @@ fn matches(filters: &[Filter<EndpointKey>], endpoint: &Endpoint) -> bool {
     passes(filters, |key, value| match key {
         EndpointKey::Id => endpoint.id.starts_with(value),
         EndpointKey::Name => endpoint.name.contains(value),
-        EndpointKey::Network => endpoint.network == value,
-        EndpointKey::Node => endpoint.node == value,
-        EndpointKey::Service => endpoint.service.as_deref() == Some(value),
+        EndpointKey::Network => endpoint.network.eq_ignore_ascii_case(value),
+        EndpointKey::Node => endpoint.node.eq_ignore_ascii_case(value),
+        EndpointKey::Service => serves(endpoint, value),
     })
+}
+
+/// Whether it is a backend of the service, called by its name or as `NETWORK/NAME`.
+fn serves(endpoint: &Endpoint, wanted: &str) -> bool {
+    let (network, name) = wanted.split_once('/').unwrap_or((&endpoint.network, wanted));
+    let services = endpoint.service.as_deref().unwrap_or_default();
+    endpoint.network.eq_ignore_ascii_case(network)
+        && services.split(',').any(|service| !service.is_empty() && service.eq_ignore_ascii_case(name))
 }
 
 /// Endpoints as a table.
@@ -194,14 +213,14 @@ mod tests {
             assert_eq!(find(&endpoints, wanted).unwrap().id, id, "{wanted}");
         }
         assert_eq!(find(&endpoints, "zz").unwrap_err().kind, ProblemKind::NotFound);
-        assert_eq!(find(&endpoints, "a").unwrap_err().kind, ProblemKind::Conflict);
+        assert_eq!(find(&endpoints, "a").unwrap_err().kind, ProblemKind::Usage);
     }
 
     #[test]
     fn a_name_on_two_networks_is_ambiguous() {
         let endpoints = [endpoint("aa11", "web"), endpoint("ab22", "web")];
         let problem = find(&endpoints, "web").unwrap_err();
-        assert_eq!(problem.kind, ProblemKind::Conflict);
+        assert_eq!(problem.kind, ProblemKind::Usage);
         assert!(problem.hint.unwrap().contains("aa11"));
     }
 }

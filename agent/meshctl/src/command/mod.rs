@@ -30,7 +30,7 @@ pub(crate) async fn run(cli: Cli) -> Report {
         Command::Apply(apply) => apply::run(&client, apply, format).await,
         Command::Status => status::run(&client, format).await.into(),
         Command::Metrics => metrics::run(&client).await.into(),
-        Command::Completion { shell } => crate::cli::completion(shell).into(),
+        Command::Completion { shell } => crate::complete::script(shell).into(),
     }
 }
 

@@ -48,12 +48,19 @@ async fn create(client: &Client, create: Create, format: Option<Format>) -> Resu
     let asked = create.publish.clone();
     let request = create_request(create)?;
     let answer = client.call(client.control().await?.create_service(request)).await?;
-    let notes = unchecked(&answer.unchecked_nodes, format);
+    let notes = notes(&answer, format);
     let service = Service::try_from(answer)?;
     let text = in_form(&service, format, |service| {
         format!("{}\n{}", service.id, chosen(&asked, &[], &service.ports))
     })?;
     Ok(Report { text, notes, ..Report::default() })
+}
+
+/// What a person should know of a service that was created or changed.
+fn notes(answer: &v1::ServiceStatus, format: Option<Format>) -> Vec<String> {
+    let mut notes = unchecked(&answer.unchecked_nodes, format);
+    notes.extend(answer.warnings.iter().map(|warning| report::warning(warning, format)));
+    notes
 }
 
 /// Warns of nodes that were away when ports were published, a line each.
@@ -171,7 +178,7 @@ async fn update(client: &Client, update: Update, format: Option<Format>) -> Resu
         when_all_unhealthy: when_all_unhealthy.into(),
     };
     let answer = client.call(client.control().await?.update_service(request)).await?;
-    let notes = unchecked(&answer.unchecked_nodes, format);
+    let notes = notes(&answer, format);
     let service = Service::try_from(answer)?;
     let before = before.map(|before| before.ports).unwrap_or_default();
     let text = in_form(&service, format, |service| {
@@ -236,7 +243,7 @@ fn matches(filters: &[Filter<ServiceKey>], service: &Service) -> bool {
         },
         ServiceKey::Mode => service.endpoint_mode.as_str() == value,
         ServiceKey::Name => service.name.contains(value),
-        ServiceKey::Network => service.network == value,
+        ServiceKey::Network => service.network.eq_ignore_ascii_case(value),
     })
 }
 
@@ -265,7 +272,7 @@ fn matches_backend(filters: &[Filter<BackendKey>], backend: &Backend) -> bool {
         BackendKey::Health => backend.health == value,
         BackendKey::Id => backend.id.starts_with(value),
         BackendKey::Name => backend.name.contains(value),
-        BackendKey::Node => backend.node == value,
+        BackendKey::Node => backend.node.eq_ignore_ascii_case(value),
         BackendKey::State => backend.state.as_str() == value,
         BackendKey::Traffic => yes_no(backend.receives_traffic) == value,
     })

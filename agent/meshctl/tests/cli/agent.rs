@@ -43,6 +43,8 @@ pub(crate) struct State {
     pub(crate) services: Vec<v1::ServiceStatus>,
     /// What a check of changes finds.
     pub(crate) faults: Vec<v1::ChangeFault>,
+    /// What an answer to a change warns of.
+    pub(crate) warnings: Vec<String>,
     /// The last changes that were checked.
     pub(crate) checked: Vec<v1::ProposedChange>,
     /// What was asked about services, in order.
@@ -160,6 +162,8 @@ pub(crate) fn provoked(name: &str) -> Option<Problem> {
         "away" => ProblemKind::Unreachable,
         "forbidden" => ProblemKind::Denied,
         "full" => ProblemKind::Exhausted,
+        "worker" => ProblemKind::NotManager,
+        "unsure" => ProblemKind::Unconfirmed,
         _ => return None,
     };
     Some(Problem::new(kind, format!("network inspect, {name}, it is so")).hint(format!("avoid {name}")))

@@ -313,3 +313,36 @@ fn a_prune_that_removes_everything_needs_a_yes() {
     let all = apply(&agent, "name: shop\n", &["--prune", "-y"]);
     assert_eq!(all.out, "removed service front/web\nremoved network front\n", "{}", all.err);
 }
+
+#[test]
+fn names_that_differ_in_case_only_are_the_same_to_apply() {
+    let agent = agent();
+    apply(&agent, "name: shop\nnetworks: {app: }\nservices: {web: {networks: [app]}}\n", &[]);
+    let again = "name: shop\nnetworks: {APP: }\nservices: {Web: {networks: [APP]}}\n";
+    let done = apply(&agent, again, &["--prune"]);
+    assert_eq!((done.code, done.out.as_str()), (0, "nothing changes\n"), "{}", done.err);
+    for (text, line) in [
+        ("networks: {app: , APP: }\n", "another network of the file has this name"),
+        (
+            "networks: {app: }\nservices:\n  web: {networks: [app]}\n  WEB: {networks: [app]}\n",
+            "another service of the file",
+        ),
+    ] {
+        let done = apply(&agent, text, &["--dry-run"]);
+        assert_eq!(done.code, 2, "{text}: {}", done.err);
+        assert!(done.err.contains(line), "{text}: {}", done.err);
+    }
+}
+
+#[test]
+fn prune_keeps_the_services_of_profiles_that_are_not_active() {
+    let agent = agent();
+    let text = "name: shop\nnetworks: {app: }\nservices:\n  web: {networks: [app]}\n  \
+                debug: {networks: [app], profiles: [debug]}\n";
+    apply(&agent, text, &["--profile", "debug"]);
+    let done = apply(&agent, text, &["--prune"]);
+    assert_eq!((done.code, done.out.as_str()), (0, "nothing changes\n"), "{}", done.err);
+    assert!(done.err.contains("services.debug"), "{}", done.err);
+    let without = text.split_once("  debug:").unwrap().0;
+    assert_eq!(apply(&agent, without, &["--prune"]).out, "removed service app/debug\n");
+}

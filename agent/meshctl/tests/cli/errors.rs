@@ -28,6 +28,8 @@ fn each_kind_of_error_has_its_exit_code() {
         ("missing", "not_found", 3),
         ("busy", "conflict", 4),
         ("away", "unreachable", 5),
+        ("worker", "not_manager", 6),
+        ("unsure", "unconfirmed", 7),
     ] {
         let done = agent.run(&format!("network inspect {name}"));
         assert_eq!((done.code, done.out.as_str()), (code, ""), "{name}");

@@ -6,6 +6,7 @@ mod agent;
 mod apply;
 mod compose;
 mod errors;
+mod names;
 mod objects;
 mod requests;
 mod service;

@@ -16,7 +16,7 @@ fn network_create_passes_on_every_flag_and_prints_the_id() {
     let agent = agent();
     let line = "network create -d overlay --subnet 10.80.0.0/16 --subnet fd00:80::/64 --gateway 10.80.0.1 \
                 --ip-range 10.80.4.0/22 --aux-address printer=10.80.0.9 --ipv6 --internal --attachable=false \
-                --mtu 1400 --vni 77 --label tier=web -o colour=red --encrypted app";
+                --mtu 1400 --vni 77 --label tier=web -o mtu=1400 --encrypted app";
     assert_eq!(agent.run(line).text(), "ccc000000000000000000001\n");
     let expected = v1::CreateNetworkRequest {
         name: "app".into(),
@@ -32,7 +32,7 @@ fn network_create_passes_on_every_flag_and_prints_the_id() {
         mtu: Some(1400),
         vni: Some(77),
         labels: [("tier".into(), "web".into())].into(),
-        options: [("colour".into(), "red".into())].into(),
+        options: [("mtu".into(), "1400".into())].into(),
         host_access: v1::HostAccess::Dns.into(),
         metadata: v1::MetadataAccess::Block.into(),
     };

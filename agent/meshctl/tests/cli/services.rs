@@ -184,7 +184,7 @@ impl Control for Services {
             let id = format!("{:024x}", 0x5e00 + state.services.len());
             let made = service(&id, &network, request);
             state.services.push(made.clone());
-            made
+            v1::ServiceStatus { warnings: state.warnings.clone(), ..made }
         }))
     }
 
@@ -265,7 +265,7 @@ impl Control for Services {
             state.checked = request.into_inner().changes;
             state.faults.clone()
         });
-        answer(v1::CheckChangesResponse { faults, unchecked_nodes: Vec::new() })
+        answer(v1::CheckChangesResponse { faults, ..Default::default() })
     }
 
     async fn rotate_keys(&self, _: Request<v1::RotateKeysRequest>) -> Answer<v1::RotateKeysResponse> {
@@ -344,7 +344,8 @@ impl Local for Services {
         let network = network("aaa000000000000000000001", &request.network, 4096);
         let made = endpoint("eee000000000000000000001", &request.name, &network);
         let dns = self.with(|state| state.dns.clone());
-        let made = v1::Endpoint { ipv6: request.ip6.clone(), dns, ..made };
+        let warnings = self.with(|state| state.warnings.clone());
+        let made = v1::Endpoint { ipv6: request.ip6.clone(), dns, warnings, ..made };
         self.with(|state| state.attached = Some(request));
         answer(made)
     }

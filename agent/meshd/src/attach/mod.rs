@@ -1,6 +1,7 @@
 //! Attaching a container to a network: addresses, a durable record, a pass of the kernel loop, and only then an answer.
 
 mod addresses;
+mod names;
 mod record;
 mod request;
 
@@ -93,7 +94,10 @@ impl Endpoints {
             Ok(endpoint)
         };
         match established.await {
-            Ok(endpoint) => Ok(self.agent.read(|state| session::message(state, &endpoint))),
+            Ok(endpoint) => Ok(self.agent.read(|state| v1::Endpoint {
+                warnings: names::shared(state, &endpoint),
+                ..session::message(state, &endpoint)
+            })),
             Err(problem) => {
                 self.undo(&id).await;
                 Err(problem)

@@ -52,6 +52,7 @@ impl TryFrom<v1::AttachRequest> for Request {
                 return Err(usage("both a namespace and a process are given").hint("use --netns or --pid"));
             }
         };
+        let service = optional("service", name_in(&request.network, &request.service)?)?;
         Ok(Self {
             network: request.network,
             netns,
@@ -65,9 +66,21 @@ impl TryFrom<v1::AttachRequest> for Request {
                 .iter()
                 .map(|alias| required("alias", alias))
                 .collect::<Result<_, Problem>>()?,
-            service: optional("service", &request.service)?,
+            service,
             allow_forwarding: request.allow_forwarding,
         })
+    }
+}
+
+/// A service's name, of which the network may stand in front.
+fn name_in<'a>(network: &str, service: &'a str) -> Result<&'a str, Problem> {
+    match service.split_once('/') {
+        None => Ok(service),
+        Some((named, name)) if named.eq_ignore_ascii_case(network) => Ok(name),
+        Some(_) => {
+            Err(Problem::new(ProblemKind::Usage, format!("service {service} is not on network {network}"))
+                .hint("an endpoint answers for services of its own network"))
+        }
     }
 }
 

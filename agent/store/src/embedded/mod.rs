@@ -86,6 +86,11 @@ impl EmbeddedStore {
 }
 
 impl Store for EmbeddedStore {
+    /// One process has the file open.
+    fn is_shared(&self) -> bool {
+        false
+    }
+
     fn range(
         &self,
         range: KeyRange,

@@ -64,6 +64,10 @@ fn any_number_of_aliases_is_read_as_long_as_the_whole_stays_of_a_sensible_size()
     let mut many = "x: &x {a: 1}\nlist:\n".to_owned();
     many.push_str(&"  - *x\n".repeat(5000));
     assert!(parsed(&many).is_ok());
+    // A large file without aliases is no attack, and is read.
+    assert!(parsed(&format!("list:\n{}", "  - a\n".repeat(450_000))).is_ok());
+    let anchored = format!("x: &x\n{}y: *x\n", "  - a\n".repeat(60_000));
+    assert!(matches!(parsed(&anchored).unwrap_err().reason, Reason::TooLarge));
     let mut laughs = "a0: &a0 [lol, lol, lol, lol, lol, lol, lol, lol, lol, lol]\n".to_owned();
     for n in 1..12 {
         let aliases = vec![format!("*a{}", n - 1); 10].join(", ");

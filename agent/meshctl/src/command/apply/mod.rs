@@ -38,6 +38,7 @@ pub(super) async fn run(client: &Client, asked: Apply, format: Option<Format>) -
         Err(problems) => return Report { notes, problems, ..Report::default() },
         Ok(planned) => planned,
     };
+    notes.extend(plan.warnings.iter().map(|warning| report::warning(warning, format)));
     let everything = format!("This removes all services or all networks of project {}.", plan.project);
     if plan.removes_all && !asked.yes {
         if asked.dry_run {
@@ -131,20 +132,21 @@ async fn planned(
     let listed = listed(client).await.map_err(|problem| vec![problem])?;
     let plan = apply::plan(declared, &listed, asked.prune)
         .map_err(|conflicts| conflicts.iter().map(conflict).collect::<Vec<_>>())?;
-    let unchecked = check(client, &plan).await?;
-    Ok((plan, listed, unchecked))
+    let checked = check(client, &plan).await?;
+    let unchecked = checked.unchecked_nodes.into_iter().collect();
+    Ok((Plan { warnings: checked.warnings, ..plan }, listed, unchecked))
 }
 
-/// Has the managers check all changes. Returns the names of nodes whose ports nobody could check.
-async fn check(client: &Client, plan: &Plan) -> Result<BTreeSet<String>, Vec<Problem>> {
+/// Has the managers check all changes.
+async fn check(client: &Client, plan: &Plan) -> Result<v1::CheckChangesResponse, Vec<Problem>> {
     if plan.steps.is_empty() {
-        return Ok(BTreeSet::new());
+        return Ok(v1::CheckChangesResponse::default());
     }
     let request = requests::check(plan);
     let call = async { client.call(client.control().await?.check_changes(request)).await };
     let answer = call.await.map_err(|problem| vec![problem])?;
     if answer.faults.is_empty() {
-        return Ok(answer.unchecked_nodes.into_iter().collect());
+        return Ok(answer);
     }
     let problem = |fault: v1::ChangeFault| {
         let step = usize::try_from(fault.change).ok().and_then(|index| plan.steps.get(index));
