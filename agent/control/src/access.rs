@@ -62,6 +62,7 @@ impl Method {
     pub const fn command(self) -> &'static str {
         match self {
             Self::CreateNetwork => "network create",
+            Self::UpdateNetwork => "network update",
             Self::RemoveNetwork => "network rm",
             Self::PruneNetworks => "network prune",
             Self::UpdateNode => "node update",

@@ -131,7 +131,7 @@ pub(crate) struct Update {
     pub(crate) metadata: Option<Metadata>,
 
     /// Its name, id or beginning of its id
-    #[arg(value_name = "NETWORK", value_parser = value::not_empty)]
+    #[arg(value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) network: String,
 }
 
