@@ -21,9 +21,10 @@ fn a_dry_run_fails_where_the_run_fails_and_neither_changes_anything() -> Result<
     let lab = Lab::builder().hosts(2).start()?;
     let (manager, worker) = (lab.host(1), lab.host(2));
     let file = lab.path().join("compose.yaml");
-    worker.run(["ip", "link", "add", "dummy7", "type", "dummy"])?.ok()?;
-    worker.run(["ip", "addr", "add", "10.99.0.1/16", "dev", "dummy7"])?.ok()?;
-    worker.run(["ip", "link", "set", "dummy7", "up"])?.ok()?;
+    let gateway = manager.address().to_string();
+    worker.run(["ip", "route", "add", "10.99.0.0/16", "via", &gateway])?.ok()?;
+    // An agent reports its host's routes when its session begins.
+    worker.restart_meshd()?;
     let listen = "import socket,time; s=socket.socket(); s.bind(('', 8085)); s.listen(); print('up', flush=True); time.sleep(600)";
     let _listener = worker.cmd(["python3", "-c", listen]).spawn(&lab.path().join("listener.log"))?;
     let text = "name: shop\nnetworks:\n  fine:\n  bad: {ipam: {config: [{subnet: 10.99.4.0/24}]}}\nservices:\n  \
