@@ -15,10 +15,15 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     let Ok(view) = ClusterView::from_snapshot(snapshot) else { return };
-    let saved = serde_json::to_vec(&view).expect("a view can be saved");
-    let read: ClusterView = serde_json::from_slice(&saved).expect("a saved view can be read");
-    assert_eq!(read, view);
+    // Which records were unreadable is not saved: the next session reports them again.
+    let kept = saved_and_read(&view);
+    assert_eq!(saved_and_read(&kept), kept);
     if let Ok(ManagerMessage { kind: Some(Kind::Delta(delta)) }) = ManagerMessage::decode(second) {
         let _ = view.with_delta(delta);
     }
 });
+
+fn saved_and_read(view: &ClusterView) -> ClusterView {
+    let saved = serde_json::to_vec(view).expect("a view can be saved");
+    serde_json::from_slice(&saved).expect("a saved view can be read")
+}
