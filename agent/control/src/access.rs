@@ -186,8 +186,11 @@ async fn not_manager(records: &Records, method: Method, worker: &Node) -> Result
     let nodes = records.nodes().await?;
     let managers = nodes.iter().filter(|node| node.value.role == Role::Manager);
     let managers: Vec<&str> = managers.map(|node| node.value.name.as_str()).collect();
-    let message =
-        format!("meshctl {}, needs a manager, and node {} is a worker", method.command(), worker.name);
+    let message = format!(
+        "meshctl {}, on node {}, needs a manager: the node is a worker",
+        method.command(),
+        worker.name
+    );
     Ok(Problem::new(ProblemKind::NotManager, message)
         .hint(format!("run it on a manager: {}", managers.join(", "))))
 }

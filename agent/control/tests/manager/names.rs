@@ -72,7 +72,7 @@ async fn a_worker_is_told_which_command_needs_which_node() {
     let h2 = cluster.join("h2").await;
     let refused: Problem = h2.control().create_network(network("app")).await.unwrap_err().into();
     assert_eq!((refused.kind, refused.kind.exit_code()), (ProblemKind::NotManager, 6));
-    assert_eq!(refused.message, "meshctl network create, needs a manager, and node h2 is a worker");
+    assert_eq!(refused.message, "meshctl network create, on node h2, needs a manager: the node is a worker");
     assert_eq!(refused.hint.as_deref(), Some("run it on a manager: h1"));
     let request = v1::CheckChangesRequest::default();
     let refused: Problem = h2.control().check_changes(request).await.unwrap_err().into();
