@@ -99,9 +99,7 @@ mod tests {
     #[test]
     fn every_command_that_a_hint_names_exists() {
         let root = Cli::command();
-        for (_, hint) in
-            WORDS.iter().map(|(_, hint)| ((), hint)).chain(FLAGS.iter().map(|(_, hint)| ((), hint)))
-        {
+        for hint in WORDS.iter().map(|(_, hint)| hint).chain(FLAGS.iter().map(|(_, hint)| hint)) {
             for named in hint.split("meshctl ").skip(1) {
                 let mut command = &root;
                 for word in named
