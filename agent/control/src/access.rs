@@ -37,6 +37,7 @@ pub enum Method {
     AddBackend,
     RemoveBackend,
     SetWireguard,
+    SetAddresses,
     Lease,
     ReleaseLease,
     Leave,
@@ -89,6 +90,7 @@ impl Method {
             Self::Leave => "cluster leave",
             Self::RenewCertificate => "a certificate's renewal",
             Self::SetWireguard => "an announcement of keys",
+            Self::SetAddresses => "an announcement of addresses",
             Self::OpenSession => "a session",
         }
     }
@@ -124,6 +126,7 @@ impl Method {
             | Self::Leave
             | Self::RenewCertificate
             | Self::SetWireguard
+            | Self::SetAddresses
             | Self::OpenSession => Access::OwnRecords,
         }
     }

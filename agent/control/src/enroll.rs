@@ -192,7 +192,7 @@ async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
 }
 
 /// Two nodes differ in name and in data-path address.
-fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
+pub(crate) fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
     if node.name.is_same(&other.name) {
         return Err(Problem::new(
             ProblemKind::Conflict,
@@ -221,7 +221,10 @@ fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
 }
 
 /// No network has the node's own addresses.
-fn check_underlay<'a>(node: &Node, networks: impl Iterator<Item = &'a Network>) -> Result<(), Problem> {
+pub(crate) fn check_underlay<'a>(
+    node: &Node,
+    networks: impl Iterator<Item = &'a Network>,
+) -> Result<(), Problem> {
     let addresses: [(&str, IpAddr); 2] =
         [("data-path", node.data_path_addr), ("advertised", node.advertise_addr.ip())];
     for network in networks {

@@ -28,6 +28,7 @@ mod networks;
 mod nodes;
 mod paths;
 mod problems;
+mod readdress;
 mod records;
 mod reports;
 mod resolve;

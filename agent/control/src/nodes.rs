@@ -5,7 +5,7 @@ use mesh_proto::v1::{
     JoinTokenRequest, JoinTokenResponse, NodeStatus, RemoveNodeRequest, RemoveNodeResponse,
     RenewCertificateRequest, RenewCertificateResponse, UpdateNodeRequest,
 };
-use mesh_proto::{Problem, ProblemKind};
+use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_store::{Compare, Op, Txn};
 use tracing::{info, warn};
 
@@ -17,7 +17,7 @@ use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::{check_removable, resolve_node};
 use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
-use crate::{keys, leases, limits, services};
+use crate::{keys, leases, limits, readdress, services};
 
 /// A node with what is known of it now.
 pub(crate) fn status(core: &Core, node: &Node) -> NodeStatus {
@@ -39,8 +39,16 @@ pub(crate) async fn list(core: &Core) -> Result<Vec<NodeStatus>, Problem> {
     Ok(nodes.iter().map(|node| status(core, node)).collect())
 }
 
-/// Changes a node's availability.
+/// Changes a node's addresses and its availability.
 pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<NodeStatus, Problem> {
+    let addresses = readdress::Wanted::parse(&request.advertise_addr, &request.data_path_addr)?;
+    if !addresses.is_empty() {
+        let node = resolve_node(core, &request.node).await?.value;
+        let status = readdress::set(core, &node.id, &addresses).await?;
+        if request.availability() == v1::Availability::Unspecified {
+            return Ok(status);
+        }
+    }
     let availability = request.availability().try_into().map_err(|e| usage(&e))?;
     let mut tries = Tries::default();
     loop {

@@ -32,6 +32,7 @@ pub mod metrics;
 pub mod platform;
 pub mod prober;
 pub mod reachability;
+pub mod readdress;
 pub mod reconcile;
 pub mod reported;
 pub mod services;

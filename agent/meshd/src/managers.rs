@@ -1,11 +1,14 @@
 //! The way to a manager: the one within this process, or the first of the cluster's that answers.
 
+use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use mesh_control::identity::tls;
 use mesh_control::{Manager, NodeIdentity};
+use mesh_model::Role;
 use mesh_proto::{Problem, ProblemKind};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 
 use crate::agent::Agent;
@@ -29,19 +32,30 @@ pub struct Managers {
     /// The manager that runs in this process.
     manager: Option<Manager>,
     identity: Mutex<NodeIdentity>,
+    /// The managers as this node knew them when it joined.
+    joined_by: Vec<String>,
     current: Mutex<Option<Connected>>,
+    /// How often the connection was given up because its address is gone.
+    reconnects: watch::Sender<u64>,
     /// One attempt at a time, which all who wait for it share.
     connecting: tokio::sync::Mutex<()>,
 }
 
 impl Managers {
     /// The way to a manager for this node.
-    pub fn new(agent: Arc<Agent>, manager: Option<Manager>, identity: NodeIdentity) -> Self {
+    pub fn new(
+        agent: Arc<Agent>,
+        manager: Option<Manager>,
+        identity: NodeIdentity,
+        joined_by: Vec<String>,
+    ) -> Self {
         Self {
             agent,
             manager,
+            joined_by,
             identity: Mutex::new(identity),
             current: Mutex::new(None),
+            reconnects: watch::Sender::new(0),
             connecting: tokio::sync::Mutex::new(()),
         }
     }
@@ -58,13 +72,20 @@ impl Managers {
         if let Some(current) = self.current() {
             return Ok(current);
         }
-        let managers = self.agent.read(|state| state.view.managers.clone());
+        let mut reconnects = self.reconnects.subscribe();
         let mut problem = Problem::new(ProblemKind::Unreachable, "no manager of the cluster is known");
-        for address in managers {
+        for address in self.addresses() {
             let config = tls::client_config(&self.identity()).map_err(|error| {
                 Problem::new(ProblemKind::Failed, format!("this node's certificate cannot be used: {error}"))
             })?;
-            match mesh_control::connect(&address, config).await {
+            let attempt = tokio::select! {
+                attempt = mesh_control::connect(&address, config) => attempt,
+                // The attempt may have begun from that address.
+                Ok(()) = reconnects.changed() => {
+                    Err(Problem::new(ProblemKind::Unreachable, "an address of this host is gone"))
+                }
+            };
+            match attempt {
                 Ok(channel) => {
                     let connected = Connected { address, channel };
                     *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
@@ -76,12 +97,37 @@ impl Managers {
         Err(problem)
     }
 
+    /// Where managers are: by their records, as of the session's beginning, and as this node knew them when it joined. A manager
+    /// may have moved to another address that a name leads to.
+    fn addresses(&self) -> Vec<String> {
+        let mut addresses = self.agent.read(|state| {
+            let managers = state.view.nodes.values().filter(|node| node.role == Role::Manager);
+            let records = managers.map(|node| node.advertise_addr.to_string());
+            records.chain(state.view.managers.iter().cloned()).collect::<Vec<_>>()
+        });
+        addresses.extend(self.joined_by.iter().cloned());
+        let mut seen = BTreeSet::new();
+        addresses.retain(|address| seen.insert(address.clone()));
+        addresses
+    }
+
     /// Gives a connection up, so that the next call makes a new one.
     pub fn forget(&self, address: &str) {
         let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
         if current.as_ref().is_some_and(|connected| connected.address == address) {
             *current = None;
         }
+    }
+
+    /// Gives the connection up, and ends the session that uses it: the address that it was made from is gone.
+    pub fn reconnect(&self) {
+        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        self.reconnects.send_modify(|count| *count += 1);
+    }
+
+    /// Follows [`Managers::reconnect`].
+    pub fn reconnects(&self) -> watch::Receiver<u64> {
+        self.reconnects.subscribe()
     }
 
     /// Whether a manager can be asked now, as far as is known without trying.

@@ -30,6 +30,7 @@ use crate::fairness::{self, Fairness};
 use crate::host::Host;
 use crate::instance::StatePaths;
 use crate::managers::{Backoff, Managers};
+use crate::readdress::{Named, Readdress};
 use crate::reconcile::SharedKernel;
 use crate::services::ports::Reservation;
 use crate::session::Probes;
@@ -62,6 +63,9 @@ pub struct Membership {
     pub managers: Vec<String>,
     /// Whether the cluster's store is on this node.
     pub keeps_store: bool,
+    /// How the node's addresses were named.
+    #[serde(default)]
+    pub named: Named,
 }
 
 /// What a member stands on, whatever cluster it is a member of.
@@ -134,6 +138,8 @@ pub struct Member {
     pub occupancy: Occupancy,
     /// How its flows' table is shared out.
     pub fairness: Arc<Fairness>,
+    /// What follows the host's addresses.
+    pub readdress: Arc<Readdress>,
     tasks: std::sync::Mutex<JoinSet<()>>,
     stop_serving: std::sync::Mutex<Option<oneshot::Sender<()>>>,
 }
@@ -160,7 +166,8 @@ impl Member {
             Some(ControlPlane { manager, listener }) => (Some(manager), Some(listener)),
             None => (None, None),
         };
-        let managers = Arc::new(Managers::new(agent.clone(), manager.clone(), identity));
+        let managers =
+            Arc::new(Managers::new(agent.clone(), manager.clone(), identity, membership.managers.clone()));
         let endpoints = Arc::new(Endpoints::new(agent.clone(), managers.clone(), platform.host.clone()));
         let mut tasks = JoinSet::new();
         let (stop_serving, stopped) = oneshot::channel();
@@ -194,6 +201,14 @@ impl Member {
         let fairness = Arc::new(Fairness::default());
         tasks.spawn(fairness::run(agent.clone(), platform.kernel.clone(), fairness.clone()));
         tasks.spawn(health::run(agent.clone(), platform.host.clone()));
+        let readdress = Arc::new(Readdress::new(
+            agent.clone(),
+            managers.clone(),
+            platform.host.clone(),
+            platform.paths.clone(),
+            membership.named.clone(),
+        ));
+        tasks.spawn(readdress.clone().run());
         tasks.spawn(inside::run(agent.clone(), platform.host.clone()));
         tasks.spawn(services::taken::watch(agent.clone(), platform.host.clone()));
         if let Some(reservation) = platform.reservation() {
@@ -219,6 +234,7 @@ impl Member {
             encryption,
             occupancy: Occupancy::default(),
             fairness,
+            readdress,
             tasks: std::sync::Mutex::new(tasks),
             stop_serving: std::sync::Mutex::new(Some(stop_serving)),
         })

@@ -33,7 +33,7 @@ impl Rig {
         let agent = Arc::new(agent);
         let identity =
             NodeIdentity { cert_pem: String::new(), key_pem: String::new(), ca_pem: String::new() };
-        let managers = Arc::new(Managers::new(agent.clone(), None, identity));
+        let managers = Arc::new(Managers::new(agent.clone(), None, identity, Vec::new()));
         let endpoints = Arc::new(Endpoints::new(agent.clone(), managers, host.clone()));
         let mut tasks = JoinSet::new();
         let events = crate::host::Host::watch_kernel(&*host).unwrap();

@@ -59,6 +59,8 @@ enum SessionError {
     ViewRegained,
     #[error("the MTU of the data path has changed, which is said in a new session")]
     MtuChanged,
+    #[error("the address that the session was made from is gone")]
+    AddressChanged,
 }
 
 /// Keeps a session with a manager, for ever.
@@ -71,6 +73,7 @@ pub async fn run(
     let mut backoff = Backoff::new(FIRST_PAUSE, LAST_PAUSE);
     let mut last_reason = String::new();
     loop {
+        let reconnects = managers.reconnects();
         let error = match managers.connected().await {
             Ok(connected) => {
                 let mut session = Session {
@@ -78,6 +81,7 @@ pub async fn run(
                     host: &host,
                     address: &connected.address,
                     probes: probes.clone(),
+                    reconnects,
                     reported: Reported::default(),
                     hello_count: 0,
                     snapshot_seen: false,
@@ -115,6 +119,7 @@ struct Session<'a> {
     host: &'a Arc<dyn Host>,
     address: &'a str,
     probes: watch::Receiver<Probes>,
+    reconnects: watch::Receiver<u64>,
     /// What the manager has been told of the endpoints.
     reported: Reported,
     /// How many changes of endpoints the session began with.
@@ -183,6 +188,7 @@ impl Session<'_> {
                     let revision = *applied.borrow_and_update();
                     self.say_applied(revision, &outgoing).await?;
                 }
+                Ok(()) = self.reconnects.changed() => return Err(SessionError::AddressChanged),
                 Some(answer) = self.answers.1.recv() => say(&outgoing, answer).await?,
                 Some(_) = self.answering.join_next() => {}
                 changed = applied.changed() => {

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::MemberService;
 use crate::access::Method;
 use crate::resolve::resolve_node;
-use crate::{changes, leases, networks, nodes, rotation, services};
+use crate::{changes, leases, networks, nodes, readdress, rotation, services};
 
 /// Each call: authorized by its method's entry in the access table, then done by a function on the shared state. There is
 /// no other way to the message than through the authorization.
@@ -101,6 +101,11 @@ calls! {
         |core, _, message| changes::check(core, message).await?;
     rotate_keys: RotateKeys(v1::RotateKeysRequest) -> v1::RotateKeysResponse,
         |core, _, _| rotation::rotate(core).await?;
+    set_addresses: SetAddresses(v1::SetAddressesRequest) -> v1::NodeStatus,
+        |core, caller, message| {
+            let wanted = readdress::Wanted::parse(&message.advertise_addr, &message.data_path_addr)?;
+            readdress::set(core, caller.id(), &wanted).await?
+        };
     set_wireguard: SetWireguard(v1::SetWireguardRequest) -> v1::SetWireguardResponse,
         |core, caller, message| {
             rotation::set(core, caller, message).await?;

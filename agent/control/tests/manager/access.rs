@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, endpoint, network, service};
 
-const METHODS: [Method; 30] = [
+const METHODS: [Method; 31] = [
     Method::CreateNetwork,
     Method::UpdateNetwork,
     Method::RemoveNetwork,
@@ -37,6 +37,7 @@ const METHODS: [Method; 30] = [
     Method::AddBackend,
     Method::RemoveBackend,
     Method::SetWireguard,
+    Method::SetAddresses,
     Method::Lease,
     Method::ReleaseLease,
     Method::Leave,
@@ -60,7 +61,10 @@ async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
         Method::PruneNetworks => control.prune_networks(v1::PruneNetworksRequest {}).await.map(drop),
         Method::UpdateNode => {
             let availability = Availability::Drain.into();
-            control.update_node(v1::UpdateNodeRequest { node: h1, availability }).await.map(drop)
+            control
+                .update_node(v1::UpdateNodeRequest { node: h1, availability, ..Default::default() })
+                .await
+                .map(drop)
         }
         Method::UpdateNetwork => {
             let host_access = v1::HostAccess::All.into();
@@ -120,6 +124,7 @@ async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
             let wireguard = Some(v1::Wireguard { port: 51820, keys });
             control.set_wireguard(v1::SetWireguardRequest { wireguard }).await.map(drop)
         }
+        Method::SetAddresses => control.set_addresses(v1::SetAddressesRequest::default()).await.map(drop),
         Method::Lease => control
             .lease(v1::LeaseRequest { network: app, address: String::new(), family: 4 })
             .await

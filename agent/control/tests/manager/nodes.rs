@@ -120,13 +120,18 @@ async fn availability_is_changed_by_name_or_id_prefix() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join("h2").await;
     for (node, availability) in [("h2", Availability::Drain), (&h2.id.as_str()[..10], Availability::Active)] {
-        let request = UpdateNodeRequest { node: node.into(), availability: availability.into() };
+        let request =
+            UpdateNodeRequest { node: node.into(), availability: availability.into(), ..Default::default() };
         cluster.control().update_node(request).await.unwrap();
         let status =
             h2.control().inspect_node(InspectNodeRequest { node: "h2".into() }).await.unwrap().into_inner();
         assert_eq!(status.node.unwrap().availability(), availability);
     }
-    let request = UpdateNodeRequest { node: "h9".into(), availability: Availability::Drain.into() };
+    let request = UpdateNodeRequest {
+        node: "h9".into(),
+        availability: Availability::Drain.into(),
+        ..Default::default()
+    };
     let problem = Problem::from(cluster.control().update_node(request).await.unwrap_err());
     assert_eq!((problem.kind, problem.message.as_str()), (ProblemKind::NotFound, "node h9 does not exist"));
 }
@@ -137,7 +142,11 @@ async fn a_node_is_drained_when_every_agent_knows() {
     third.behave(|behaviour| behaviour.applies = false);
     let mut control = cluster.control();
     let id = members[1].id.to_string();
-    let request = UpdateNodeRequest { node: id.clone(), availability: Availability::Drain.into() };
+    let request = UpdateNodeRequest {
+        node: id.clone(),
+        availability: Availability::Drain.into(),
+        ..Default::default()
+    };
     let draining = tokio::spawn(async move { control.update_node(request).await });
     let known = third.until(|known| known.nodes[&id].availability() == Availability::Drain).await;
     tokio::time::sleep(Duration::from_millis(100)).await;

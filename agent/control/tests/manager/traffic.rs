@@ -47,7 +47,7 @@ impl Scene {
 
     async fn set_availability(&self, n: usize, availability: Availability) {
         let node = self.members[n].id.to_string();
-        let request = UpdateNodeRequest { node, availability: availability.into() };
+        let request = UpdateNodeRequest { node, availability: availability.into(), ..Default::default() };
         self.cluster.control().update_node(request).await.unwrap();
     }
 

@@ -1,6 +1,6 @@
 //! `meshctl node ...`
 
-use clap::{Args, Subcommand, ValueEnum};
+use clap::{ArgGroup, Args, Subcommand, ValueEnum};
 
 use super::value;
 use crate::complete;
@@ -46,11 +46,22 @@ pub(crate) struct Inspect {
 
 /// `node update`.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  meshctl node update --availability drain h2")]
+#[command(
+    after_help = "Example:\n  meshctl node update --availability drain h2",
+    group = ArgGroup::new("change").args(["availability", "advertise_addr", "data_path_addr"]).multiple(true).required(true)
+)]
 pub(crate) struct Update {
     /// Whether it takes new work
     #[arg(long, value_enum)]
-    pub(crate) availability: Availability,
+    pub(crate) availability: Option<Availability>,
+
+    /// Where the other hosts reach it; on the node itself, an interface can be named, which is then followed
+    #[arg(long, value_name = "IP|IFACE[:PORT]", value_parser = value::not_empty)]
+    pub(crate) advertise_addr: Option<String>,
+
+    /// Where its tunnels end; on the node itself, an interface can be named, which is then followed
+    #[arg(long, value_name = "IP|IFACE", value_parser = value::not_empty)]
+    pub(crate) data_path_addr: Option<String>,
 
     /// Name, id or beginning of an id
     #[arg(value_parser = value::not_empty, add = complete::nodes())]

@@ -200,8 +200,15 @@ fn as_details(inspected: &Inspected) -> String {
 }
 
 async fn update(client: &Client, update: Update, format: Option<Format>) -> Result<String, Problem> {
-    let availability = v1::Availability::from(mesh_model::Availability::from(update.availability)).into();
-    let request = v1::UpdateNodeRequest { node: update.node, availability };
+    let availability = update.availability.map_or(v1::Availability::Unspecified, |availability| {
+        mesh_model::Availability::from(availability).into()
+    });
+    let request = v1::UpdateNodeRequest {
+        node: update.node,
+        availability: availability.into(),
+        advertise_addr: update.advertise_addr.unwrap_or_default(),
+        data_path_addr: update.data_path_addr.unwrap_or_default(),
+    };
     let node = Node::try_from(client.call(client.control().await?.update_node(request)).await?)?;
     in_form(&node, format, |node| format!("{}\n", node.name))
 }

@@ -111,6 +111,10 @@ impl Control for Services {
         answer(node_status())
     }
 
+    async fn set_addresses(&self, _: Request<v1::SetAddressesRequest>) -> Answer<v1::NodeStatus> {
+        answer(node_status())
+    }
+
     async fn remove_node(&self, _: Request<v1::RemoveNodeRequest>) -> Answer<v1::RemoveNodeResponse> {
         answer(v1::RemoveNodeResponse { node: Some(node()) })
     }

@@ -106,6 +106,8 @@ pub struct State {
     pub port_conflicts: Vec<String>,
     /// What is wrong inside the namespaces of this node's endpoints, a line each.
     pub inside_problems: Vec<String>,
+    /// Which of this node's addresses the host has lost.
+    pub address_problem: Option<String>,
     /// How often the programs have been loaded.
     pub loads: u64,
     /// The last revision of which the kernel has all but services, and of which it has those.
@@ -242,6 +244,7 @@ impl Agent {
             service_problems: Vec::new(),
             port_conflicts: Vec::new(),
             inside_problems: Vec::new(),
+            address_problem: None,
             loads: 0,
             passed_revision: 0,
             serviced_revision: 0,

@@ -116,7 +116,6 @@ control! {
         update_network(UpdateNetworkRequest) -> Network;
         remove_network(RemoveNetworkRequest) -> RemoveNetworkResponse;
         prune_networks(PruneNetworksRequest) -> PruneNetworksResponse;
-        update_node(UpdateNodeRequest) -> NodeStatus;
         remove_node(RemoveNodeRequest) -> RemoveNodeResponse;
         join_token(JoinTokenRequest) -> JoinTokenResponse;
         list_networks(ListNetworksRequest) -> ListNetworksResponse;
@@ -142,8 +141,29 @@ control! {
         leave(LeaveRequest) -> LeaveResponse;
         renew_certificate(RenewCertificateRequest) -> RenewCertificateResponse;
         set_wireguard(SetWireguardRequest) -> SetWireguardResponse;
+        set_addresses(SetAddressesRequest) -> NodeStatus;
     }
     here {
+        /// A node's own addresses are named on it by interface, too, and followed from then on.
+        async fn update_node(
+            &self,
+            request: Request<v1::UpdateNodeRequest>,
+        ) -> Result<Response<v1::NodeStatus>, Status> {
+            let mut request = request.into_inner();
+            let member = self.memberships.member()?;
+            let own = member.agent.node();
+            let names_addresses = !(request.advertise_addr.is_empty() && request.data_path_addr.is_empty());
+            if names_addresses && [own.name.as_str(), own.id.as_str()].contains(&request.node.as_str()) {
+                let status = member.readdress.name(&request.advertise_addr, &request.data_path_addr).await?;
+                if request.availability() == v1::Availability::Unspecified {
+                    return Ok(Response::new(status));
+                }
+                request.advertise_addr.clear();
+                request.data_path_addr.clear();
+            }
+            self.call(|mut client| async move { client.update_node(request).await }).await
+        }
+
         /// Without a manager, the endpoints that this node knows best are still told: its own.
         async fn list_endpoints(
             &self,

@@ -17,6 +17,7 @@ use crate::advertise::{advertise_address, data_path_address};
 use crate::attach::not_written;
 use crate::durable::{self, Survives};
 use crate::member::{ControlPlane, Member, Membership, listen};
+use crate::readdress::Named;
 use crate::reconcile::explain;
 
 /// How long a new member's first session with a manager is waited for.
@@ -34,6 +35,8 @@ struct Own {
     advertise_addr: SocketAddr,
     data_path_addr: IpAddr,
     data_path_mtu: Mtu,
+    /// How the addresses were named.
+    named: Named,
 }
 
 impl Memberships {
@@ -94,6 +97,7 @@ impl Memberships {
             cluster: manager.cluster().clone(),
             managers: vec![own.advertise_addr.to_string()],
             keeps_store: true,
+            named: own.named,
         };
         let member = self.establish(membership, identity, Some(ControlPlane { manager, listener }))?;
         let response = v1::InitClusterResponse {
@@ -121,6 +125,7 @@ impl Memberships {
     ) -> Result<(Member, v1::JoinClusterResponse), Problem> {
         let paths = &self.platform.paths;
         paths.remove_member_state().map_err(|error| cannot_remove(&error))?;
+        let named = own.named;
         let parameters = JoinParameters {
             name: own.name,
             advertise_addr: own.advertise_addr,
@@ -137,7 +142,7 @@ impl Memberships {
             managers.push(manager.to_owned());
         }
         let membership =
-            Membership { node: joined.node, cluster: joined.cluster, managers, keeps_store: false };
+            Membership { node: joined.node, cluster: joined.cluster, managers, keeps_store: false, named };
         match self.establish(membership, joined.identity.clone(), None) {
             Ok(member) => Ok((member, response)),
             Err(problem) => {
@@ -242,7 +247,8 @@ impl Memberships {
                     format!("no interface has the data-path address {data_path_addr}"),
                 )
             })?;
-        Ok(Own { name, advertise_addr, data_path_addr, data_path_mtu })
+        let named = Named { advertise: advertise.to_owned(), data_path: data_path.to_owned() };
+        Ok(Own { name, advertise_addr, data_path_addr, data_path_mtu, named })
     }
 }
 

@@ -16,7 +16,8 @@ use mesh_store::{EmbeddedStore, OpenError, Store};
 use crate::attach::not_written;
 use crate::copies;
 use crate::durable::{self, FileError};
-use crate::member::{ControlPlane, Member, Membership, Platform, listen};
+use crate::member::{ControlPlane, Member, Membership, Platform};
+use crate::readdress::listen_somewhere;
 
 /// How far this host is a member.
 #[derive(Debug, Clone)]
@@ -100,7 +101,7 @@ impl Memberships {
         })?;
         let mut damage = None;
         let control_plane = if membership.keeps_store {
-            let listener = listen(membership.node.advertise_addr).await?;
+            let listener = listen_somewhere(membership.node.advertise_addr).await?;
             match EmbeddedStore::open(paths.store()) {
                 Err(error @ (OpenError::Damaged { .. } | OpenError::OtherFormat { .. })) => {
                     damage = Some(format!("this host serves no control plane: {error}"));

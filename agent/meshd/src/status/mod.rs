@@ -95,6 +95,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
         response.problems.extend(state.service_problems.iter().cloned());
         response.problems.extend(state.port_conflicts.iter().cloned());
         response.problems.extend(state.inside_problems.iter().cloned());
+        response.problems.extend(state.address_problem.clone());
         let name = |id: &NodeId| {
             state.view.nodes.get(id).map_or_else(|| id.to_string(), |node| node.name.to_string())
         };

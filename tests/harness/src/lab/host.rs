@@ -84,6 +84,20 @@ impl Host {
         ip_batch_in(&self.netns, &[format!("addr del {address}/24 dev {}", underlay::DEVICE)])
     }
 
+    /// Replaces one of its IPv4 addresses on the underlay by another one, as a DHCP client does whose new lease differs.
+    /// [`Host::address`] stays what it was.
+    pub fn change_address(&self, old: Ipv4Addr, new: Ipv4Addr) -> Result<()> {
+        let device = underlay::DEVICE;
+        ip_batch_in(
+            &self.netns,
+            &[
+                format!("addr del {old}/24 dev {device}"),
+                format!("addr add {new}/24 dev {device}"),
+                format!("route replace default via {}", underlay::GATEWAY),
+            ],
+        )
+    }
+
     /// Its directory in the lab's.
     pub fn path(&self) -> PathBuf {
         self.dir.host(self.name())
