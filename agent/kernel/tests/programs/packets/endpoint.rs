@@ -222,6 +222,9 @@ fn no_address_is_not_an_address_that_one_may_send_from() {
 #[test]
 fn nobody_speaks_vxlan_through_the_host() {
     let mut node = Instance::configured();
+    // Not even where every other socket of hosts is reached.
+    let flags = mesh_ebpf_types::HOST_ALL;
+    node.put(MapEntry::Network(VNI, Network { flags, mtu: MTU, prefix6: PREFIX6 }));
     let vxlan = udp(1, 4789, &[8, 0, 0, 0, 0, 0x10, 1, 0]);
     for destination in [REMOTE, LOCAL, [10, 64, 0, 1], [8, 8, 8, 8]] {
         let mut packet = ipv4([10, 64, 0, 5], destination, 17, &vxlan);
