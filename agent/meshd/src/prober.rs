@@ -86,11 +86,13 @@ fn chosen(state: &State, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
     probe_targets(&standings, own).into_iter().filter_map(address).collect()
 }
 
-/// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a capture.
-pub(crate) fn packet(nonce: u64) -> [u8; 24] {
+/// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a capture. The reserved byte
+/// after the VNI says whether former ones were not answered.
+pub(crate) fn packet(nonce: u64, unanswered: bool) -> [u8; 24] {
     let mut packet = [0; 24];
     packet[0] = VALID_VNI;
     packet[4..7].copy_from_slice(&PROBE_REQUEST_VNI.0[1..]);
+    packet[7] = u8::from(unanswered);
     packet[8..16].copy_from_slice(&nonce.to_be_bytes());
     packet
 }
@@ -155,7 +157,7 @@ async fn send(socket: &UdpSocket, targets: &Targets, port: u16, nonce: u64) -> i
     let mut result = Ok(());
     for (address, _) in targets.0.values() {
         let to = SocketAddr::new(*address, port);
-        if let Err(error) = socket.send_to(&packet(nonce), to).await {
+        if let Err(error) = socket.send_to(&packet(nonce, false), to).await {
             result = Err(error);
         }
     }
@@ -223,6 +225,6 @@ mod tests {
 
     #[test]
     fn a_probe_carries_the_reserved_vni() {
-        assert_eq!(packet(1)[..8], [0x08, 0, 0, 0, 0xff, 0xff, 0xfe, 0]);
+        assert_eq!(packet(1, false)[..8], [0x08, 0, 0, 0, 0xff, 0xff, 0xfe, 0]);
     }
 }

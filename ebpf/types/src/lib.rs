@@ -33,7 +33,7 @@ pub use maps::{
     EndpointKey, HOST_ALL, HOST_DNS, HostCall, HostFlow, HostRouteKey, INTERNAL, Interface, METADATA, Member,
     Network,
 };
-pub use paths::{PROBE_ASKED, PROBED_BY_WIREGUARD, PathKey};
+pub use paths::{PROBE_ASKED, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
 pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, Allowance, BACKEND_ENCRYPTED, BACKEND_FINISHED, BEGINS, Backend,

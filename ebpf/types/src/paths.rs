@@ -8,6 +8,9 @@ pub const PROBED_BY_WIREGUARD: u32 = 1;
 /// [`PathKey::kind`]: the member's own probes, not its answers to this node's.
 pub const PROBE_ASKED: u32 = 2;
 
+/// [`PathKey::kind`], with [`PROBE_ASKED`]: the member says that its probes are not answered.
+pub const PROBE_UNANSWERED: u32 = 4;
+
 /// Key of `PATHS`, a hash: the value is when a probe of this kind last arrived, in nanoseconds of
 /// `CLOCK_MONOTONIC`.
 #[repr(C)]
@@ -15,6 +18,6 @@ pub const PROBE_ASKED: u32 = 2;
 pub struct PathKey {
     /// Data-path address of the other node.
     pub member: Address,
-    /// Bits: [`PROBED_BY_WIREGUARD`], [`PROBE_ASKED`].
+    /// Bits: [`PROBED_BY_WIREGUARD`], [`PROBE_ASKED`], [`PROBE_UNANSWERED`].
     pub kind: u32,
 }

@@ -55,7 +55,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
             }
             if let Some((_, open)) = &socket {
                 nonce += 1;
-                let sent = send(open, &probed, nonce).await;
+                let sent = send(open, &paths, &probed, nonce).await;
                 if sent.is_err_and(|error| error.kind() == io::ErrorKind::AddrNotAvailable) {
                     socket = None;
                 }
@@ -123,10 +123,11 @@ fn wanted(state: &State, own: &NodeId) -> BTreeMap<Path, End> {
 
 /// Sends one probe on each path. An error about one of them is what probes are to find out; the last is returned for
 /// what it may say of the socket.
-async fn send(socket: &UdpSocket, probed: &[(Path, End)], nonce: u64) -> io::Result<()> {
+async fn send(socket: &UdpSocket, paths: &Paths, probed: &[(Path, End)], nonce: u64) -> io::Result<()> {
     let mut result = Ok(());
-    for (_, End { address, port }) in probed {
-        if let Err(error) = socket.send_to(&packet(nonce), SocketAddr::new(*address, *port)).await {
+    for (path, End { address, port }) in probed {
+        let probe = packet(nonce, paths.is_unanswered(path));
+        if let Err(error) = socket.send_to(&probe, SocketAddr::new(*address, *port)).await {
             result = Err(error);
         }
     }

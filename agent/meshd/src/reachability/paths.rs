@@ -4,13 +4,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mesh_ebpf_types::{Address, PROBE_ASKED, PROBED_BY_WIREGUARD, PathKey};
+use mesh_ebpf_types::{Address, PROBE_ASKED, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
 use mesh_model::NodeId;
 use mesh_planner::services::Unreachable;
 
+use super::{AT_ONCE, INTERVAL};
+
 /// So many probes in a row without an answer mean that the path is interrupted.
 const MISSES: u32 = 4;
-/// A node whose own probes arrived within this time reaches this node.
+/// A node whose own probes arrived within this time reaches this node; longer where paths are probed in turn.
 const ASKS: Duration = Duration::from_secs(1);
 
 /// One way to another node.
@@ -32,10 +34,10 @@ pub struct End {
 }
 
 impl Path {
-    /// Key of what arrives by this path: answers, or the other node's own probes.
-    fn key(&self, end: End, asked: bool) -> PathKey {
+    /// Key of what arrives by this path: answers (0), or the other node's own probes.
+    fn key(&self, end: End, what: u32) -> PathKey {
         let by = if self.encrypted { PROBED_BY_WIREGUARD } else { 0 };
-        PathKey { member: Address::from(end.address), kind: by | if asked { PROBE_ASKED } else { 0 } }
+        PathKey { member: Address::from(end.address), kind: by | what }
     }
 }
 
@@ -49,6 +51,14 @@ struct Known {
     reachable: Option<bool>,
     /// The other node's probes arrive here.
     asks: bool,
+    /// They say that they are not answered.
+    unanswered: bool,
+}
+
+impl Known {
+    fn is_broken(&self) -> bool {
+        self.reachable == Some(false) || self.unanswered
+    }
 }
 
 /// All paths of a node that matter to it.
@@ -66,6 +76,7 @@ impl Paths {
                 missed: 0,
                 reachable: None,
                 asks: false,
+                unanswered: false,
             });
             (path, known)
         };
@@ -83,13 +94,24 @@ impl Paths {
         all.map(|(path, known)| (path.clone(), known.end)).collect()
     }
 
+    /// Whether this node's probes on a path are not answered.
+    pub fn is_unanswered(&self, path: &Path) -> bool {
+        self.0.get(path).is_some_and(|known| known.reachable == Some(false))
+    }
+
     /// Takes account of what has arrived, after one more probe was sent on each of `probed`.
     pub fn judge(&mut self, probed: &[(Path, End)], arrived: &BTreeMap<PathKey, Duration>, now: Duration) {
+        let turns = u32::try_from(self.len().div_ceil(AT_ONCE)).unwrap_or(u32::MAX);
+        let fresh = ASKS.max(INTERVAL.saturating_mul(turns).saturating_mul(3));
         for (path, end) in probed {
             let Some(known) = self.0.get_mut(path) else { continue };
-            let answer = arrived.get(&path.key(*end, false)).copied();
-            let asked = arrived.get(&path.key(*end, true)).copied();
-            known.asks = asked.is_some_and(|asked| now.saturating_sub(asked) < ASKS);
+            let answer = arrived.get(&path.key(*end, 0)).copied();
+            let lately = |what| {
+                let arrived = arrived.get(&path.key(*end, what));
+                arrived.is_some_and(|arrived| now.saturating_sub(*arrived) < fresh)
+            };
+            known.asks = lately(PROBE_ASKED);
+            known.unanswered = lately(PROBE_ASKED | PROBE_UNANSWERED);
             if answer > known.last_answer {
                 (known.last_answer, known.missed, known.reachable) = (answer, 0, Some(true));
             } else {
@@ -103,7 +125,7 @@ impl Paths {
 
     /// Every path and whether it works. One of which nothing is known yet counts as one that does.
     pub fn all(&self) -> impl Iterator<Item = (&Path, bool)> {
-        self.0.iter().map(|(path, known)| (path, known.reachable != Some(false)))
+        self.0.iter().map(|(path, known)| (path, !known.is_broken()))
     }
 
     /// The nodes that cannot be reached.
@@ -117,7 +139,7 @@ impl Paths {
 
     /// Whether anything differs that others act on.
     pub fn differ(&self, other: &Self) -> bool {
-        let visible = |known: &Known| (known.reachable == Some(false), known.asks);
+        let visible = |known: &Known| (known.reachable == Some(false), known.asks, known.unanswered);
         self.0.len() != other.0.len()
             || self.0.iter().zip(&other.0).any(|(a, b)| {
                 a.0 != b.0
@@ -132,8 +154,7 @@ impl Paths {
         is_down: impl Fn(&NodeId) -> bool,
         name: impl Fn(&NodeId) -> String,
     ) -> Vec<String> {
-        let broken =
-            self.0.iter().filter(|(path, known)| known.reachable == Some(false) && !is_down(&path.node));
+        let broken = self.0.iter().filter(|(path, known)| known.is_broken() && !is_down(&path.node));
         broken.map(|(path, known)| problem(path, *known, &name(&path.node))).collect()
     }
 }
@@ -142,6 +163,12 @@ impl Paths {
 fn problem(path: &Path, known: Known, name: &str) -> String {
     let End { address, port } = known.end;
     let what = if path.encrypted { "encrypted networks, WireGuard" } else { "VXLAN" };
+    if known.reachable != Some(false) {
+        return format!(
+            "node {name} ({address}) gets no answer from this node on UDP port {port} ({what}), although its packets \
+             arrive: a firewall of this host drops them probably: allow UDP port {port} from {address}"
+        );
+    }
     let direction = if known.asks {
         format!("packets from this node do not arrive at {name}, those from {name} do")
     } else {
@@ -176,7 +203,24 @@ mod tests {
     }
 
     fn arrived(n: u8, asked: bool, at: u64) -> (PathKey, Duration) {
-        (path(n).key(end(n), asked), Duration::from_millis(at))
+        let what = if asked { PROBE_ASKED } else { 0 };
+        (path(n).key(end(n), what), Duration::from_millis(at))
+    }
+
+    #[test]
+    fn a_node_whose_firewall_drops_what_arrives_hears_of_it_from_the_others() {
+        let mut paths = paths(&[2]);
+        let probed = paths.some(0, 1);
+        let unanswered = path(2).key(end(2), PROBE_ASKED | PROBE_UNANSWERED);
+        let at = Duration::from_millis;
+        let complaint = BTreeMap::from([arrived(2, false, 9), (unanswered, at(9))]);
+        paths.judge(&probed, &complaint, at(10));
+        assert_eq!(paths.unreachable().clear, [id(2)].into());
+        assert!(!paths.is_unanswered(&path(2)), "this node has no reason to complain in turn");
+        let problem = paths.problems(|_| false, |_| "h2".into()).remove(0);
+        assert!(problem.contains("a firewall of this host"), "{problem}");
+        paths.judge(&probed, &BTreeMap::from([arrived(2, false, 2000), (unanswered, at(9))]), at(2000));
+        assert_eq!(paths.unreachable(), Unreachable::default());
     }
 
     #[test]

@@ -12,6 +12,7 @@ use boringtun::noise::{Packet, TunnResult, errors::WireGuardError, handshake::pa
 use super::{
     link::{HANDSHAKE, INITIATION, Received},
     peer::Peer,
+    probe,
     transmit::Context,
 };
 use crate::{DropReason, PublicKey};
@@ -38,6 +39,7 @@ impl Handshakes {
             Some(&INITIATION) => self.initiation(message, from, context),
             Some(&RESPONSE) => answer(message, 8, from, context),
             Some(&COOKIE) => answer(message, 4, from, context),
+            _ if probe::answer(message, from, context) => Ok(()),
             _ => Err(DropReason::NotWireguard),
         };
         if let Err(reason) = result {

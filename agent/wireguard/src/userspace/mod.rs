@@ -15,6 +15,7 @@ mod handshake;
 mod link;
 mod patience;
 mod peer;
+mod probe;
 mod receive;
 mod shared;
 mod table;

@@ -22,6 +22,8 @@ pub(super) struct Table {
     pub(super) sources: TunnelSources,
     /// UDP port of VXLAN inside the tunnel.
     pub(super) vxlan_port: u16,
+    /// UDP port of all nodes' engines.
+    pub(super) listen_port: u16,
     /// Largest IP packet in the tunnel.
     pub(super) tunnel_mtu: usize,
     /// Peers by index.
@@ -75,6 +77,7 @@ impl Table {
             tunnel: Ipv4Addr::UNSPECIFIED,
             sources: TunnelSources { even: Ipv4Addr::UNSPECIFIED, odd: Ipv4Addr::UNSPECIFIED },
             vxlan_port: 0,
+            listen_port: 0,
             tunnel_mtu: 0,
             peers: BTreeMap::new(),
             links: BTreeMap::new(),
@@ -98,6 +101,7 @@ impl Table {
             tunnel: config.tunnel_address,
             sources: config.sources,
             vxlan_port: config.vxlan_port,
+            listen_port: config.listen_port,
             tunnel_mtu: usize::from(config.inner_mtu) + usize::from(crate::VXLAN_OVERHEAD),
             peers: BTreeMap::new(),
             links: BTreeMap::new(),

@@ -6,7 +6,8 @@ use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
 use mesh_ebpf_types::{
     ALLOW_FORWARDING, Address, Config, ENCRYPTED, Encapsulation, Network, PROBE_ASKED, PROBE_REPLY_VNI,
-    PROBE_REQUEST_VNI, PROBED_BY_WIREGUARD, PUBLISHED_BIT, REPLY_BIT, Reason, Vni,
+    PROBE_REQUEST_VNI, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PUBLISHED_BIT, REPLY_BIT, Reason, Vni,
+    WIREGUARD_USERSPACE_IFINDEX,
 };
 
 use super::count::{count, dropped};
@@ -39,6 +40,9 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     run_published(skb, published::arrived(skb))
 }
 
+/// Where a probe says whether its sender's former ones were answered: a reserved byte after the VNI.
+const FLAGS_OF_PROBE: usize = VNI_OFFSET + 3;
+
 #[inline(never)]
 fn decide(skb: Skb) -> Verdict {
     let generation = maps::generation();
@@ -64,7 +68,8 @@ fn decide(skb: Skb) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
     if outer.vni == PROBE_REQUEST_VNI || outer.vni == PROBE_REPLY_VNI {
-        return probe(skb, frame, &outer, sender, by_wireguard);
+        let by_engine = by_wireguard && config.wireguard_ifindex == WIREGUARD_USERSPACE_IFINDEX;
+        return probe(skb, frame, &outer, sender, by_wireguard, by_engine);
     }
     let vni = outer.vni;
     if vni.number() & PUBLISHED_BIT != 0 {
@@ -135,15 +140,26 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// A probe of another node, or its answer to one of ours.
+/// A probe of another node, or its answer to one of ours. One of WireGuard's path goes to the engine in user space, which
+/// answers it: so it meets the host's firewall, as the messages of WireGuard do.
 #[inline(always)]
-fn probe(skb: Skb, frame: &[u8; OUTER], outer: &Outer, sender: Address, by_wireguard: bool) -> Verdict {
+fn probe(
+    skb: Skb,
+    frame: &[u8; OUTER],
+    outer: &Outer,
+    sender: Address,
+    by_wireguard: bool,
+    by_engine: bool,
+) -> Verdict {
     // SAFETY: takes nothing, returns the time.
     let now = unsafe { bpf_ktime_get_ns() };
     let path = if by_wireguard { PROBED_BY_WIREGUARD } else { 0 };
     if outer.vni == PROBE_REQUEST_VNI {
         maps::record_path(sender, path | PROBE_ASKED, now);
-        return answer_probe(skb, frame);
+        if frame[FLAGS_OF_PROBE] != 0 {
+            maps::record_path(sender, path | PROBE_ASKED | PROBE_UNANSWERED, now);
+        }
+        return if by_engine { PASS } else { answer_probe(skb, frame) };
     }
     if !by_wireguard {
         maps::record_probe(sender, now);
@@ -160,7 +176,8 @@ fn answer_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     let mut addresses = [0; 8];
     addresses[..4].copy_from_slice(&frame[30..34]);
     addresses[4..].copy_from_slice(&frame[26..30]);
-    let (from, to) = (vni_field(PROBE_REQUEST_VNI), vni_field(PROBE_REPLY_VNI));
+    let (mut from, to) = (vni_field(PROBE_REQUEST_VNI), vni_field(PROBE_REPLY_VNI));
+    from[3] = frame[FLAGS_OF_PROBE];
     let answered = skb.store(0, &macs).and_then(|()| skb.store(26, &addresses)).and_then(|()| {
         skb.store_checksummed(const { VNI_OFFSET as u32 }, from, to, const { UDP_CHECKSUM_OFFSET as u32 })
     });
