@@ -5,10 +5,10 @@ use std::time::Duration;
 use mesh_e2e::service::{add_backend, any_port, create_service, vip};
 use mesh_e2e::{PATIENCE, create_network, json};
 use mesh_harness::traffic::{UdpClient, load};
-use mesh_harness::{Host, Lab, Result, eventually};
+use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
 /// How long an interruption may take to be noticed on a busy machine: two seconds on one that is not.
-const NOTICED: Duration = Duration::from_secs(8);
+const NOTICED: Duration = PATIENCE;
 
 fn problems(host: &Host) -> String {
     json(host, &["status"]).map(|status| status["problems"].to_string()).unwrap_or_default()
@@ -36,9 +36,12 @@ fn metric(host: &Host, peer: &str, path: &str) -> Option<String> {
 
 #[test]
 fn a_blocked_tunnel_port_is_reported_on_both_nodes_and_backends_beyond_it_are_avoided() -> Result<()> {
-    for (options, port, path) in [(&[][..], 4789, "vxlan"), (&["--encrypted"], 51820, "wireguard")] {
+    for (encapsulation, options, port, path) in [
+        (Encapsulation::Device, &[][..], 4789, "vxlan"),
+        (Encapsulation::Direct, &["--encrypted"], 51820, "wireguard"),
+    ] {
         let encrypted = path == "wireguard";
-        let lab = Lab::builder().hosts(3).start()?;
+        let lab = Lab::builder().hosts(3).encapsulation(encapsulation).start()?;
         create_network(&lab, "app", options)?;
         create_service(&lab, "web", &["-p", "8080:80"])?;
         let backends = [add_backend(&lab, 2, "b2", "web")?, add_backend(&lab, 3, "b3", "web")?];
@@ -47,7 +50,7 @@ fn a_blocked_tunnel_port_is_reported_on_both_nodes_and_backends_beyond_it_are_av
         let target = vip(&lab, "web")?;
         let both = load(caller.netns(), target, 200, 4)?.all_answered()?;
         assert_eq!(both.by_backend.len(), 2, "{both:?}");
-        assert_eq!(problems(&h1), "[]");
+        eventually("all is well", NOTICED, || problems(&h1) == "[]")?;
 
         lab.block_udp(port, &h1, &h2)?;
         lab.block_udp(port, &h2, &h1)?;
@@ -57,7 +60,7 @@ fn a_blocked_tunnel_port_is_reported_on_both_nodes_and_backends_beyond_it_are_av
                 problems.contains(node) && problems.contains(&format!("UDP port {port}"))
             })
         })?;
-        assert_eq!(problems(&lab.host(3)), "[]", "it reaches both");
+        eventually("host 3 reaches both", NOTICED, || problems(&lab.host(3)) == "[]")?;
         assert_eq!((metric(&h1, "h2", path), metric(&h1, "h3", path)), (Some("0".into()), Some("1".into())));
         eventually("the managers know it", NOTICED, || {
             unreachable_from(&lab, "h2") == [("h1".to_owned(), encrypted)]
