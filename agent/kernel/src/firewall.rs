@@ -21,7 +21,9 @@ const HIGH_PORTS: &str = "meta l4proto { tcp, udp, sctp } masquerade to :";
 const NO_PORTS: &str = "masquerade";
 
 /// Rules beside those for subnets, as `nft` itself writes them.
-const FORWARD: [&str; 2] = [
+const FORWARD: [&str; 3] = [
+    // Fragments that `underlay` set aside; the mark is `MARK`.
+    "iifname != \"mesh0\" oifname \"mesh0\" meta mark 0x00003050 accept",
     "iifname != \"mesh0\" oifname \"mesh0\" ct state established,related accept",
     "iifname != \"mesh0\" oifname \"mesh0\" drop",
 ];

@@ -14,9 +14,10 @@ const COMMENT: &str = "mesh-";
 /// One of our rules: its comment, and its conditions as iptables prints them.
 type Rule = (&'static str, &'static str);
 
-/// What containers send outside, and the replies.
-const FORWARD: [Rule; 2] = [
+/// What containers send outside, and the replies; fragments that the datapath set aside.
+const FORWARD: [Rule; 3] = [
     ("mesh-outside", "-i mesh0"),
+    ("mesh-fragments", "-o mesh0 -m mark --mark 0x3050"),
     ("mesh-replies", "! -i mesh0 -o mesh0 -m conntrack --ctstate RELATED,ESTABLISHED"),
 ];
 /// Containers' queries to the name server, and their answers to the host's own connections.
@@ -152,7 +153,8 @@ fn command(iptables: Iptables, arguments: &[&str]) -> Result<Output, KernelError
 mod tests {
     use super::*;
 
-    const OWN: &str = "-A FORWARD ! -i mesh0 -o mesh0 -m conntrack --ctstate RELATED,ESTABLISHED -m comment \
+    const OWN: &str = "-A FORWARD -o mesh0 -m mark --mark 0x3050 -m comment --comment mesh-fragments -j ACCEPT\n\
+        -A FORWARD ! -i mesh0 -o mesh0 -m conntrack --ctstate RELATED,ESTABLISHED -m comment \
         --comment mesh-replies -j ACCEPT\n\
         -A FORWARD -i mesh0 -m comment --comment \"mesh-outside\" -j ACCEPT\n";
 

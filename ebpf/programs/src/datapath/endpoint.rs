@@ -50,6 +50,7 @@ fn way(skb: Skb) -> Verdict {
     };
     match balanced {
         PASS => {}
+        service::ASIDE => return outside::to_host(skb),
         GO_ON | TRANSLATED => {
             let verdict = sent::send(skb, true);
             if verdict != LONG_WAY {

@@ -5,7 +5,7 @@ use core::ptr;
 
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
-    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO,
+    BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS,
     BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FWD_DISABLED,
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
     BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
@@ -367,6 +367,12 @@ impl Skb {
         unsafe { (*self.0).mark = MARK };
     }
 
+    /// Takes the mark away again.
+    #[inline(always)]
+    pub(super) fn unmark(self) {
+        unsafe { (*self.0).mark = 0 };
+    }
+
     /// Whether the packet is Mesh's own.
     #[inline(always)]
     pub(super) fn is_marked(self) -> bool {
@@ -425,6 +431,12 @@ impl Skb {
     #[inline(always)]
     pub(super) fn send(self, ifindex: u32) -> Verdict {
         verdict(unsafe { helpers::bpf_redirect(ifindex, 0) })
+    }
+
+    /// Has the frame received by a device, as if it came by it.
+    #[inline(always)]
+    pub(super) fn receive_at(self, ifindex: u32) -> Verdict {
+        verdict(unsafe { helpers::bpf_redirect(ifindex, BPF_F_INGRESS.into()) })
     }
 
     /// Sends a copy of the frame out of a device. That it cannot is found out by whoever sends the frame itself.
@@ -496,6 +508,13 @@ impl Skb {
     #[inline(always)]
     pub(super) fn stays(self, route: &mut Route) -> bool {
         self.look_up(route, 0) == BPF_FIB_LKUP_RET_NOT_FWDED.into()
+    }
+
+    /// Whether the kernel forwards such a packet, which arrived at the route's device.
+    #[inline(always)]
+    pub(super) fn forwards(self, route: &mut Route) -> bool {
+        let answer = self.look_up(route, 0);
+        answer == BPF_FIB_LKUP_RET_SUCCESS.into() || answer == BPF_FIB_LKUP_RET_NO_NEIGH.into()
     }
 
     #[inline(always)]

@@ -166,6 +166,25 @@ impl UdpClient {
         if let Err(error) = self.socket.send(question) {
             return if is_no_answer(&error) { Ok(None) } else { Err(failed()(error)) };
         }
+        self.answer(target)
+    }
+
+    /// Likewise with a datagram that `send` sends in its place, from the address given.
+    pub fn ask_by(
+        &self,
+        target: SocketAddr,
+        timeout: Duration,
+        send: impl FnOnce(SocketAddr) -> Result<()>,
+    ) -> Result<Option<Answer>> {
+        let failed = || Error::system(format!("ask {target}"));
+        self.socket.connect(target).map_err(failed())?;
+        self.socket.set_read_timeout(Some(timeout)).map_err(failed())?;
+        send(self.socket.local_addr().map_err(failed())?)?;
+        self.answer(target)
+    }
+
+    fn answer(&self, target: SocketAddr) -> Result<Option<Answer>> {
+        let failed = || Error::system(format!("ask {target}"));
         let mut buffer = [0; 512];
         match self.socket.recv(&mut buffer) {
             Ok(len) => parse(&String::from_utf8_lossy(&buffer[..len])).map(Some).map_err(failed()),

@@ -5,6 +5,7 @@
 
 mod client;
 mod content;
+mod fragments;
 mod gso;
 mod load;
 mod loss;
@@ -17,6 +18,7 @@ mod web;
 mod web_process;
 
 pub use client::{Answer, Connection, Download, UdpClient, ask, ask_from, drink};
+pub use fragments::send_fragments;
 pub use gso::{GsoReport, GsoTransfer};
 pub use load::{Load, LoadReport, load};
 pub use loss::{LossMeter, LossReport};

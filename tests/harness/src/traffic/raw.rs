@@ -122,7 +122,7 @@ fn open(netns: &Netns, protocol: SockProtocol) -> Result<UdpSocket> {
     open_family(netns, AddressFamily::Inet, protocol)
 }
 
-fn open_family(netns: &Netns, family: AddressFamily, protocol: SockProtocol) -> Result<UdpSocket> {
+pub(super) fn open_family(netns: &Netns, family: AddressFamily, protocol: SockProtocol) -> Result<UdpSocket> {
     let failed = || Error::system(format!("open a raw socket in {}", netns.name()));
     let raw = netns
         .enter(|| socket(family, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol))?

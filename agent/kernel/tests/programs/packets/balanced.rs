@@ -6,7 +6,8 @@ use mesh_ebpf_types::{
 use mesh_kernel::programs::{Datapath, MapSizes, Options, Programs};
 
 use crate::support::{
-    DROP, Instance, REDIRECT, REMOTE, VNI, checksum, entries, frame, ipv4, ipv6, mac, udp, v4, v6, vxlan,
+    DROP, HOST_MAC, Instance, REDIRECT, REMOTE, VNI, checksum, entries, frame, ipv4, ipv6, mac, udp, v4, v6,
+    vxlan,
 };
 
 const ENDPOINT: ProgramKind = ProgramKind::Endpoint;
@@ -214,12 +215,18 @@ fn later_fragments_follow_the_first() {
         frame(mesh_ebpf_types::Mac([2, 0x42, 10, 64, 0, 40]), mac(5), 0x0800, &packet)
     };
     let last = fragment(2, false, b"end");
-    node.run(ENDPOINT, &last).is(DROP, VNI, Reason::FragmentWithoutFirst);
-    node.run(ENDPOINT, &fragment(0, true, &udp(1, 2, b"01234567"))).is(
-        REDIRECT,
-        VNI,
-        Reason::ForwardedRemote,
-    );
+    let first = fragment(0, true, &udp(1, 2, b"01234567"));
+    // Out of order: all go to the kernel, and come back in order.
+    for fragment in [&last, &first, &last] {
+        let outcome = node.run(ENDPOINT, fragment);
+        outcome.is(REDIRECT, VNI, Reason::ToHost);
+        assert_eq!(outcome.frame[..6], HOST_MAC.0);
+    }
+    node.run(ProgramKind::Host, &last).is(DROP, VNI, Reason::FragmentWithoutFirst);
+    let again = node.run(ProgramKind::Host, &first);
+    assert_eq!((again.verdict, &again.frame, again.counted.len()), (REDIRECT, &first, 0));
+    node.run(ENDPOINT, &first).is(REDIRECT, VNI, Reason::ForwardedRemote);
+    assert_eq!(node.run(ProgramKind::Host, &last).frame, last);
     let outcome = node.run(ENDPOINT, &last);
     outcome.is(REDIRECT, VNI, Reason::ForwardedRemote);
     assert_eq!(outcome.frame[80..84], [10, 64, 0, 70]);

@@ -237,3 +237,22 @@ fn a_node_that_leaves_is_no_longer_believed_about_known_flows() {
     node.put(MapEntry::Member(Address::from_v4(REMOTE), Member::default()));
     node.run(UNDERLAY, &arrived).is(REDIRECT, VNI, Reason::Received);
 }
+
+/// A fragment of a segment to a published port. The kernel of the test's namespace forwards to no stand-in.
+#[test]
+fn a_first_fragment_after_a_later_one_is_dropped_where_the_kernel_puts_none_in_order() {
+    let mut node = node();
+    let fragment = |number: u8, offset: u8, more: bool| {
+        let mut packet = segment((CLIENT, 5000), (HERE, 8080), ACK);
+        packet[4..8].copy_from_slice(&[0, number, if more { 0x20 } else { 0 }, offset]);
+        packet[10..12].fill(0);
+        let sum = checksum(&packet[..20]);
+        packet[10..12].copy_from_slice(&sum.to_be_bytes());
+        from_outside(&packet)
+    };
+    node.run(UNDERLAY, &fragment(1, 5, false)).passed();
+    node.run(UNDERLAY, &fragment(1, 0, true)).is(DROP, Vni::NONE, Reason::FragmentWithoutFirst);
+    for (offset, more) in [(0, true), (5, false)] {
+        node.run(UNDERLAY, &fragment(2, offset, more)).is(REDIRECT, VNI, Reason::Published);
+    }
+}

@@ -9,6 +9,7 @@
 //! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
 //! | [`own`] | which packets to published ports are not the service's, but the host's own |
 //! | [`flows`] | what passed lately: the short way of all of these |
+//! | [`aside`] | fragments to the host's addresses that the kernel puts in order |
 //! | [`allowance`] | how many flows a network may have |
 //! | [`exit`] | by which device a reply leaves |
 //! | [`connection`] | which backend a flow has, and whether it is over |
@@ -22,6 +23,7 @@
 //! do not call each other, but tell what comes next ([`run`]).
 
 mod allowance;
+pub(super) mod aside;
 pub(super) mod connection;
 mod exit;
 pub(super) mod flows;
@@ -35,8 +37,11 @@ pub(super) mod replies;
 mod translate;
 pub(super) mod tunnel;
 
+use mesh_ebpf_types::{Reason, Vni};
+
+use super::count::dropped;
 use super::skb::Skb;
-use super::{TO_KERNEL_WIREGUARD, Verdict, wireguard_kernel};
+use super::{PASS, TO_KERNEL_WIREGUARD, Verdict, wireguard_kernel};
 
 /// Verdicts of parts that mean: this part comes next. Their order is that of [`run`].
 pub(super) const TO_VIP: Verdict = 0x300;
@@ -55,6 +60,12 @@ pub(super) const RESET: Verdict = 0x30c;
 pub(super) const INBOUND: Verdict = 0x30d;
 pub(super) const TUNNELLED: Verdict = 0x30e;
 pub(super) const TO_OUTSIDE: Verdict = 0x30f;
+/// A fragment that the host's kernel is to put in order, see [`packet::set_aside`].
+pub(super) const ASIDE: Verdict = 0x310;
+/// Likewise, for one of the host's addresses, see [`aside`].
+pub(super) const SET_ASIDE: Verdict = 0x311;
+/// The first fragment of a packet to a published port, after a later one that the kernel did not put in order.
+pub(super) const LATE: Verdict = 0x312;
 
 /// What follows a part's verdict.
 #[inline(always)]
@@ -65,7 +76,11 @@ pub(super) fn run(skb: Skb, mut verdict: Verdict) -> Verdict {
     if verdict == REPLY {
         verdict = outbound::reply(skb);
     }
+    let aside = verdict == SET_ASIDE;
     let verdict = run_published(skb, verdict);
+    if aside && verdict == PASS {
+        return ASIDE;
+    }
     if verdict == TO_ITSELF { outbound::to_itself(skb) } else { verdict }
 }
 
@@ -75,11 +90,17 @@ pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
     if verdict == INBOUND {
         verdict = inbound::deliver(skb);
     }
+    if verdict == SET_ASIDE {
+        return aside::set_aside(skb);
+    }
     if verdict == TUNNELLED {
         verdict = published::tunnelled(skb);
     }
     if verdict == TO_PUBLISHED {
         verdict = published::receive();
+    }
+    if verdict == LATE {
+        return dropped(skb, Vni::NONE, Reason::FragmentWithoutFirst);
     }
     if verdict == TO_BACKEND {
         verdict = published::to_backend(skb);

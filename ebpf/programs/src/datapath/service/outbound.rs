@@ -9,7 +9,8 @@ use super::flows::{self, Becomes};
 use super::packet::{self, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::{
-    PUBLISHED_REPLY, REFUSE, REPLY, RESET, TO_ITSELF, TO_PUBLISHED, TO_VIP, connection, own, replies,
+    ASIDE, PUBLISHED_REPLY, REFUSE, REPLY, RESET, SET_ASIDE, TO_ITSELF, TO_PUBLISHED, TO_VIP, aside,
+    connection, own, replies,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -47,6 +48,18 @@ fn decide(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return GO_ON };
     let vni = packet.vni();
     let mut from_backend = false;
+    let leads_out = |network: &Network| network.flags & INTERNAL == 0;
+    if packet.class == LOST || packet.first_fragment != 0 {
+        if goes_aside() {
+            return ASIDE;
+        }
+        if maps::is_host_address(packet.key.destination)
+            && maps::network(vni).is_some_and(leads_out)
+            && aside::goes_aside(skb)
+        {
+            return SET_ASIDE;
+        }
+    }
     if maps::is_backend(vni, packet.key.source) {
         packet::remember_fragment();
         match replies::back() {
@@ -56,9 +69,6 @@ fn decide(skb: Skb) -> Verdict {
         }
     }
     if let Some(service) = maps::service(vni, packet.key.destination) {
-        if packet.class == LOST {
-            return dropped(skb, vni, Reason::FragmentWithoutFirst);
-        }
         packet.table = [service.first, service.size, service.flags];
         packet::remember_fragment();
         return TO_VIP;
@@ -67,19 +77,36 @@ fn decide(skb: Skb) -> Verdict {
         replies::forget_replies();
         return GO_ON;
     }
-    let leads_out = |network: &Network| network.flags & INTERNAL == 0;
-    if maps::is_host_address(packet.key.destination)
-        && packet.class != LOST
-        && maps::network(vni).is_some_and(leads_out)
-        && !own::has_socket(skb)
-    {
-        packet::remember_fragment();
-        return TO_PUBLISHED;
+    if maps::is_host_address(packet.key.destination) && maps::network(vni).is_some_and(leads_out) {
+        if own::has_socket(skb) {
+            packet::remember_unserved();
+        } else if packet.class != LOST {
+            packet::remember_fragment();
+            return TO_PUBLISHED;
+        }
     }
     if from_backend {
         flows::unbalanced();
     }
     GO_ON
+}
+
+/// Whether the fragment at hand goes to the host's kernel: the first one has to be known to tell where it goes, and a later
+/// one came before it. Datagrams to the outside go there in any case.
+#[inline(never)]
+fn goes_aside() -> bool {
+    let Some(packet) = maps::packet() else { return false };
+    if packet.class != LOST {
+        // Those to the host's addresses are `aside`'s.
+        return packet::is_aside() && !maps::is_host_address(packet.key.destination);
+    }
+    let (vni, destination) = (packet.vni(), packet.key.destination);
+    let concerned = maps::service(vni, destination).is_some()
+        || maps::is_backend(vni, packet.key.source) && maps::network_of(destination) == Some(vni);
+    if concerned {
+        packet::set_aside();
+    }
+    concerned
 }
 
 #[inline(never)]

@@ -24,6 +24,9 @@ pub(in crate::datapath) const LOST: u32 = 3;
 /// goes.
 pub(in crate::datapath) const ERROR: u32 = 4;
 
+/// What stands in `FRAGMENTS` for ports while a packet's fragments go to the kernel.
+const ASIDE: [u8; 4] = [0xff; 4];
+
 /// What is known of the packet at hand, its frame beginning at 0.
 #[repr(C)]
 pub(in crate::datapath) struct Packet {
@@ -280,11 +283,42 @@ fn fragment() -> u32 {
     packet.key.ports = packet.identification.to_ne_bytes();
     // SAFETY: the value is copied at once; should the entry be reused meanwhile, the ports are another packet's, and what
     // they lead to drops the fragment.
-    if let Some(ports) = unsafe { FRAGMENTS.get(&packet.key) } {
+    if let Some(ports) = unsafe { FRAGMENTS.get(&packet.key) }
+        && *ports != ASIDE
+    {
         packet.key.ports = *ports;
         return LATER;
     }
     LOST
+}
+
+/// Notes that the fragments of the packet at hand go to the kernel, which puts them in order: a later one came first.
+#[inline(never)]
+pub(in crate::datapath) fn set_aside() {
+    let Some(packet) = packet() else { return };
+    packet.other = packet.key;
+    packet.other.ports = packet.identification.to_ne_bytes();
+    let _ = FRAGMENTS.insert(&packet.other, &ASIDE, 0);
+}
+
+/// Whether [`set_aside`] has noted that.
+#[inline(never)]
+pub(in crate::datapath) fn is_aside() -> bool {
+    let Some(packet) = packet() else { return false };
+    packet.other = packet.key;
+    packet.other.ports = packet.identification.to_ne_bytes();
+    // SAFETY: as in `fragment`.
+    unsafe { FRAGMENTS.get(&packet.other) }.is_some_and(|ports| *ports == ASIDE)
+}
+
+/// Forgets what [`set_aside`] has noted: the first fragment comes back from the kernel.
+#[inline(never)]
+pub(in crate::datapath) fn come_back() {
+    if is_aside()
+        && let Some(packet) = packet()
+    {
+        let _ = FRAGMENTS.remove(&packet.other);
+    }
 }
 
 /// Remembers the ports of a packet whose other fragments have none.
@@ -298,6 +332,18 @@ pub(in crate::datapath) fn remember_fragment() {
     packet.other.ports = packet.identification.to_ne_bytes();
     // A full map forgets another packet instead.
     let _ = FRAGMENTS.insert(&packet.other, &packet.key.ports, 0);
+}
+
+/// Remembers that a packet in fragments is for no service: its later ones have no port that is published.
+#[inline(never)]
+pub(in crate::datapath) fn remember_unserved() {
+    let Some(packet) = packet() else { return };
+    if packet.first_fragment == 0 {
+        return;
+    }
+    packet.other = packet.key;
+    packet.other.ports = packet.identification.to_ne_bytes();
+    let _ = FRAGMENTS.insert(&packet.other, &[0; 4], 0);
 }
 
 /// Whether two addresses are one, compared as words where they lie: a copy would be made byte by byte.

@@ -15,8 +15,8 @@ use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
 use super::{
-    FROM_OWN, LEAVE, REFUSE, REPLY_ARRIVED, RESET, TO_BACKEND, TO_ENDPOINT, TO_ITSELF, TO_OUTSIDE,
-    TO_PUBLISHED, TUNNEL, TUNNELLED, connection, outbound, replies,
+    FROM_OWN, LATE, LEAVE, REFUSE, REPLY_ARRIVED, RESET, SET_ASIDE, TO_BACKEND, TO_ENDPOINT, TO_ITSELF,
+    TO_OUTSIDE, TO_PUBLISHED, TUNNEL, TUNNELLED, aside, connection, outbound, replies,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -39,8 +39,14 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     if !maps::is_host_address(packet.destination) && !is_new_address(skb, packet.source, packet.destination) {
         return PASS;
     }
+    if aside::goes_aside(skb) {
+        return SET_ASIDE;
+    }
     match own::whose(skb) {
-        Whose::Hosts => PASS,
+        Whose::Hosts => {
+            packet::remember_unserved();
+            PASS
+        }
         Whose::Nobodys => dropped(skb, Vni::NONE, Reason::ForeignTunnel),
         Whose::Service => {
             packet.arrived_at = skb.ifindex();
@@ -107,10 +113,18 @@ pub(super) fn receive() -> Verdict {
     let asked_for = maps::stood_for(destination).copied().unwrap_or(destination);
     let Some(published) = maps::published(asked_for, [p0, p1], packet.key.protocol) else {
         // The host's own stack answers nobody at what stands for its addresses.
-        return if is_host_published(destination) { REFUSE } else { PASS };
+        if is_host_published(destination) {
+            return REFUSE;
+        }
+        packet::remember_fragment();
+        return PASS;
     };
     if published.flags & WATCHED != 0 {
+        packet::remember_fragment();
         return PASS;
+    }
+    if packet.first_fragment != 0 && packet::is_aside() {
+        return LATE;
     }
     packet.table = [published.first, published.size, published.flags];
     packet.target = published.target;
