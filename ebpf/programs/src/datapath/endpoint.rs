@@ -48,18 +48,17 @@ fn way(skb: Skb) -> Verdict {
         LONG_WAY => service::run(skb, service::outbound::balance(skb)),
         verdict => verdict,
     };
-    match balanced {
-        PASS => {}
+    let verdict = match balanced {
+        PASS => forwarded(skb),
+        // It comes back: what containers may ask of the host is decided then.
         service::ASIDE => return outside::to_host(skb),
-        GO_ON | TRANSLATED => {
-            let verdict = sent::send(skb, true);
-            if verdict != LONG_WAY {
-                return verdict;
-            }
-        }
+        GO_ON | TRANSLATED => match sent::send(skb, true) {
+            LONG_WAY => forwarded(skb),
+            verdict => return verdict,
+        },
         verdict => return verdict,
-    }
-    match forwarded(skb) {
+    };
+    match verdict {
         ANSWER_ARP => neighbour::answer_arp(skb),
         ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
         TO_HOST if host_access::allows(skb) => outside::to_host(skb),

@@ -4,7 +4,7 @@ use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{EndpointKey, Reason, Vni, derived_mac, is_host_published};
 
 use super::count::{count, dropped};
-use super::service::{aside, packet, published, run_published};
+use super::service::{TO_PUBLISHED, aside, packet, run_published};
 use super::skb::Skb;
 use super::{DROP, PASS, Verdict, host_access, maps, receive};
 
@@ -17,18 +17,24 @@ const CAME_BACK: Verdict = 0x402;
 
 #[inline(always)]
 pub(super) fn host(skb: Skb) -> Verdict {
-    match deliver(skb) {
-        FROM_HOST => {}
+    let verdict = deliver(skb);
+    if !matches!(verdict, FROM_HOST | IN_ORDER | CAME_BACK) {
+        if verdict != DROP {
+            host_access::note(skb);
+        }
+        return verdict;
+    }
+    let Some(packet) = maps::packet() else { return PASS };
+    // The verifier forgets what is kept there: so it looks at what follows once, not for each verdict.
+    packet.number = verdict.cast_unsigned();
+    let class = packet::read(skb, 0);
+    match packet.number.cast_signed() {
         IN_ORDER => return send_again(skb),
         CAME_BACK => return aside::come_back(skb),
-        verdict => {
-            if verdict != DROP {
-                host_access::note(skb);
-            }
-            return verdict;
-        }
+        _ if class == packet::OTHER => return dropped(skb, Vni::NONE, Reason::UnsupportedProtocol),
+        _ => {}
     }
-    match run_published(skb, published::from_host(skb)) {
+    match run_published(skb, TO_PUBLISHED) {
         PASS => dropped(skb, Vni::NONE, Reason::NoBackend),
         verdict => verdict,
     }
@@ -38,20 +44,18 @@ pub(super) fn host(skb: Skb) -> Verdict {
 /// come here; where the kernel does not put them in order, they are dropped.
 #[inline(never)]
 fn send_again(skb: Skb) -> Verdict {
-    let mut headers = Headers::new();
-    if let Err(reason) = receive::read(skb, 0, &mut headers) {
-        return dropped(skb, Vni::NONE, reason);
-    }
-    let vni = maps::network_of(headers.source()).unwrap_or(Vni::NONE);
-    let sender = EndpointKey { vni, address: headers.source() };
+    let Some(packet) = maps::packet() else { return PASS };
+    let vni = maps::network_of(packet.source).unwrap_or(Vni::NONE);
+    let sender = EndpointKey { vni, address: packet.source };
     let (Some(endpoint), Some(network)) = (maps::endpoint(&sender), maps::network(vni)) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };
-    if packet::read(skb, u32::from_ne_bytes(vni.0)) == packet::LOST && packet::is_aside() {
+    packet::in_network(vni);
+    if packet.class == packet::LOST && packet::is_aside() {
         return dropped(skb, vni, Reason::FragmentWithoutFirst);
     }
     packet::come_back();
-    let [t0, t1, t2, t3, t4, t5] = derived_mac(headers.destination(), network.prefix6).0;
+    let [t0, t1, t2, t3, t4, t5] = derived_mac(packet.destination, network.prefix6).0;
     let [f0, f1, f2, f3, f4, f5] = endpoint.mac.0;
     if skb.store(0, &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5]).is_err() {
         return dropped(skb, vni, Reason::Malformed);

@@ -68,10 +68,9 @@ pub(super) fn set_aside(skb: Skb) -> Verdict {
     PASS
 }
 
-/// Gives a fragment that the kernel put in order to the program that it was set aside by.
+/// Gives a fragment that the kernel put in order, and that has been read, to the program that it was set aside by.
 #[inline(never)]
 pub(in crate::datapath) fn come_back(skb: Skb) -> Verdict {
-    let class = packet::read(skb, 0);
     let Some(packet) = maps::packet() else { return PASS };
     let Some(own) = maps::stood_for(packet.key.destination) else {
         return dropped(skb, Vni::NONE, Reason::NotOurAddress);
@@ -83,9 +82,8 @@ pub(in crate::datapath) fn come_back(skb: Skb) -> Verdict {
     packet.key.destination = *own;
     // A container's network is a part of its packets' keys.
     let vni = maps::network_of(packet.key.source).unwrap_or(Vni::NONE);
-    let [_, v0, v1, v2] = vni.0;
-    packet.key.vni = [v0, v1, v2];
-    if matches!(class, LATER | LOST) && packet::is_aside() {
+    packet::in_network(vni);
+    if matches!(packet.class, LATER | LOST) && packet::is_aside() {
         return dropped(skb, vni, Reason::FragmentWithoutFirst);
     }
     packet::come_back();

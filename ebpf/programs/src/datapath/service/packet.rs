@@ -292,6 +292,14 @@ fn fragment() -> u32 {
     LOST
 }
 
+/// Makes the packet at hand, which was read as one of no network, one of a network.
+#[inline(always)]
+pub(in crate::datapath) fn in_network(vni: Vni) {
+    let Some(packet) = packet() else { return };
+    let [_, v0, v1, v2] = vni.0;
+    packet.key.vni = [v0, v1, v2];
+}
+
 /// Notes that the fragments of the packet at hand go to the kernel, which puts them in order: a later one came first.
 #[inline(never)]
 pub(in crate::datapath) fn set_aside() {

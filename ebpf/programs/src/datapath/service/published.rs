@@ -90,15 +90,6 @@ fn is_nothing(skb: Skb) -> bool {
     maps::published(destination, frame.half(36).to_ne_bytes(), protocol).is_none()
 }
 
-/// What the host itself sends to a published port, by the address that stands for that.
-#[inline(never)]
-pub(in crate::datapath) fn from_host(skb: Skb) -> Verdict {
-    if packet::read(skb, 0) == OTHER {
-        return dropped(skb, Vni::NONE, Reason::UnsupportedProtocol);
-    }
-    TO_PUBLISHED
-}
-
 /// Sends a packet to a published port to its backend, or refuses it. [`PASS`] where the port is not published. The packet has
 /// been read; its destination is the host's.
 #[inline(never)]
