@@ -1,8 +1,10 @@
-//! Builds the eBPF programs (crate `mesh-ebpf`) for `bpfel-unknown-none`; the loader embeds the object.
+//! Builds the eBPF programs (crate `mesh-ebpf`) for `bpfel-unknown-none`; the loader embeds the
+//! object.
 //!
-//! It takes a Rust compiler with a prebuilt `core` for that target (Debian: `rustc-web`, `libstd-rust-web-dev-bpf`) and
-//! bpf-linker. `MESH_BPF_RUSTC` names another compiler; one that lacks the prebuilt `core` needs its sources (rustup:
-//! the component `rust-src`), from which it is then built.
+//! It takes a Rust compiler with a prebuilt `core` for that target (Debian: `rustc-web`,
+//! `libstd-rust-web-dev-bpf`) and bpf-linker. `MESH_BPF_RUSTC` names another compiler; one that
+//! lacks the prebuilt `core` needs its sources (rustup: the component `rust-src`), from which it is
+//! then built.
 
 use std::env;
 use std::ffi::{OsStr, OsString};

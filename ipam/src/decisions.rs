@@ -11,10 +11,12 @@ use crate::ranges::{Range, RangeSet, aligned_pieces, first_free_aligned, span};
 /// How many addresses a borrow names, so that a few stale reports cost no further decision.
 const MAX_CANDIDATES: usize = 8;
 
-/// What a manager knows beside the store. None of it need be true for the decisions to be safe: it only makes them good.
+/// What a manager knows beside the store. None of it need be true for the decisions to be safe: it
+/// only makes them good.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Reports<N> {
-    /// The addresses that each node last said it uses. A node without a report is taken to use none.
+    /// The addresses that each node last said it uses. A node without a report is taken to use
+    /// none.
     pub in_use: BTreeMap<N, BTreeSet<IpAddr>>,
     /// Nodes that cannot be asked now.
     pub unreachable: BTreeSet<N>,
@@ -38,7 +40,8 @@ pub enum Decision<N> {
     Exhausted {
         /// How many addresses seem to be free on nodes that cannot be asked.
         free_on_unreachable: BTreeMap<N, u128>,
-        /// How many addresses are being borrowed, by any node. When these are settled, it may be worth asking again.
+        /// How many addresses are being borrowed, by any node. When these are settled, it may be
+        /// worth asking again.
         pending: u128,
     },
 }
@@ -68,8 +71,9 @@ pub enum StaticDecision<N> {
 
 /// Chooses what to lease to `node`, which has no free address left, or soon will not have.
 ///
-/// In this order: the first free block; the largest free piece of one; the same among what was released recently; an
-/// address of the reachable node that has the most free ones. A block counts as free when no lease overlaps it.
+/// In this order: the first free block; the largest free piece of one; the same among what was
+/// released recently; an address of the reachable node that has the most free ones. A block counts
+/// as free when no lease overlaps it.
 pub fn next_block<N: Ord + Clone>(
     layout: &SubnetLayout,
     leases: &Leases<N>,
@@ -151,10 +155,12 @@ fn borrow<N: Ord + Clone>(
     free.retain(|_, addresses| !addresses.is_empty());
     let (unreachable, reachable): (BTreeMap<_, _>, BTreeMap<_, _>) =
         free.into_iter().partition(|(owner, _)| reports.unreachable.contains(owner));
-    // The node with the most to spare is disturbed least; of equals the first, so that the decision is one.
+    // The node with the most to spare is disturbed least; of equals the first, so that the decision
+    // is one.
     match reachable.into_iter().rev().max_by_key(|(_, addresses)| addresses.count()) {
         Some((from, addresses)) => {
-            // Nodes assign from the start of their blocks, so the end is the likeliest to be free still.
+            // Nodes assign from the start of their blocks, so the end is the likeliest to be free
+            // still.
             let values = addresses.iter().rev().flat_map(|range| (range.first()..=range.last()).rev());
             let family = layout.subnet().family();
             let candidates = values.take(MAX_CANDIDATES).map(|value| family.address(value)).collect();
@@ -167,7 +173,8 @@ fn borrow<N: Ord + Clone>(
     }
 }
 
-/// The addresses of the dynamic range that each node may hand out, and how many are in borrows that are not settled.
+/// The addresses of the dynamic range that each node may hand out, and how many are in borrows that
+/// are not settled.
 fn holdings<N: Ord + Clone>(layout: &SubnetLayout, leases: &Leases<N>) -> (BTreeMap<N, RangeSet>, u128) {
     let mut held: BTreeMap<N, RangeSet> = BTreeMap::new();
     let mut pending = RangeSet::default();

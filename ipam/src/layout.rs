@@ -1,4 +1,5 @@
-//! How one subnet of a network is divided: gateway, auxiliary addresses, VIP block, and what is left for containers.
+//! How one subnet of a network is divided: gateway, auxiliary addresses, VIP block, and what is
+//! left for containers.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -119,7 +120,8 @@ pub enum LayoutError {
         /// What it is already.
         why: Reserved,
     },
-    /// An auxiliary address is outside the subnet, the gateway, or the network, broadcast or anycast address.
+    /// An auxiliary address is outside the subnet, the gateway, or the network, broadcast or
+    /// anycast address.
     #[error("auxiliary address {name}={address} cannot be used: it is {why}")]
     Aux {
         /// Its name.
@@ -157,18 +159,20 @@ pub enum LayoutError {
     },
 }
 
-/// One subnet, divided. It depends on the [`SubnetSpec`] alone, so every node and every manager has the same.
+/// One subnet, divided. It depends on the [`SubnetSpec`] alone, so every node and every manager has
+/// the same.
 ///
 /// *Dynamic range*: `ip_range`, or else the subnet. Only these addresses are chosen automatically.
 ///
-/// *VIP block*: an aligned sixteenth of the dynamic range, at least four addresses (two of eight) and at most 65536; the
-/// last such part without the gateway or an auxiliary address. Large IPv6 ranges count as their first 2^32 addresses,
-/// which keeps the host part of VIPs short. A range of fewer than eight addresses has room for none: the block is then
-/// cut from the rest of the subnet, if there is one of that size.
+/// *VIP block*: an aligned sixteenth of the dynamic range, at least four addresses (two of eight)
+/// and at most 65536; the last such part without the gateway or an auxiliary address. Large IPv6
+/// ranges count as their first 2^32 addresses, which keeps the host part of VIPs short. A range of
+/// fewer than eight addresses has room for none: the block is then cut from the rest of the subnet,
+/// if there is one of that size.
 ///
-/// *Block*: what one lease is, unless the subnet is nearly full. It has half the host bits of the dynamic range, rounded
-/// down, so there are about as many blocks as there are addresses in each; and at most 8 bits. That is a /26 of a /20,
-/// a /28 of a /24, a /30 of a /28, a /120 of a /64.
+/// *Block*: what one lease is, unless the subnet is nearly full. It has half the host bits of the
+/// dynamic range, rounded down, so there are about as many blocks as there are addresses in each;
+/// and at most 8 bits. That is a /26 of a /20, a /28 of a /24, a /30 of a /28, a /120 of a /64.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SubnetLayout {
     spec: SubnetSpec,
@@ -246,7 +250,8 @@ impl SubnetLayout {
         1 << self.block_bits()
     }
 
-    /// Why this address is never a container's; `None` if it can be one's, at least when asked for by `--ip`.
+    /// Why this address is never a container's; `None` if it can be one's, at least when asked for
+    /// by `--ip`.
     pub fn reserved(&self, address: IpAddr) -> Option<Reserved> {
         let subnet = self.subnet();
         if let Some(why) = structural(&subnet, address) {
@@ -331,8 +336,8 @@ fn vip_candidates(range: Prefix) -> impl Iterator<Item = Prefix> {
     })
 }
 
-/// Why an address cannot be a host's of this subnet, whatever else is configured. Subnets of two addresses have neither
-/// network nor broadcast (RFC 3021) nor anycast address (RFC 6164).
+/// Why an address cannot be a host's of this subnet, whatever else is configured. Subnets of two
+/// addresses have neither network nor broadcast (RFC 3021) nor anycast address (RFC 6164).
 fn structural(subnet: &Prefix, address: IpAddr) -> Option<Reserved> {
     let subnet = *subnet;
     if !subnet.contains(address) {

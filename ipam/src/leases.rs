@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::prefix::Prefix;
 
-/// A prefix of a subnet that is one node's to assign addresses from, except where a more specific lease says otherwise.
+/// A prefix of a subnet that is one node's to assign addresses from, except where a more specific
+/// lease says otherwise.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Lease<N> {
     /// The addresses.
@@ -17,9 +18,10 @@ pub struct Lease<N> {
     /// Whether the node may use them yet.
     #[serde(flatten)]
     pub state: LeaseState<N>,
-    /// The store's revision at which this record was last written. It tells this lease from an earlier or later one of
-    /// the same prefix, so that late messages about those do no harm. It is not part of the stored value: whoever reads
-    /// the record fills it in. 0 in a lease that is yet to be written.
+    /// The store's revision at which this record was last written. It tells this lease from an
+    /// earlier or later one of the same prefix, so that late messages about those do no harm. It is
+    /// not part of the stored value: whoever reads the record fills it in. 0 in a lease that is yet
+    /// to be written.
     #[serde(skip)]
     pub revision: u64,
 }
@@ -28,12 +30,13 @@ pub struct Lease<N> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum LeaseState<N> {
-    /// A borrow that `from` has not confirmed. Neither node hands the addresses out; if one is in use, it is `from`'s.
+    /// A borrow that `from` has not confirmed. Neither node hands the addresses out; if one is in
+    /// use, it is `from`'s.
     Pending {
         /// The node whose they are until it agrees.
         from: N,
-        /// Whether it held them by a lease of this very prefix, which this one stands in place of; if not, by a block
-        /// around them.
+        /// Whether it held them by a lease of this very prefix, which this one stands in place of;
+        /// if not, by a block around them.
         #[serde(default)]
         replaced: bool,
     },
@@ -47,7 +50,8 @@ impl<N> Lease<N> {
         Self { prefix, node, state: LeaseState::Active, revision: 0 }
     }
 
-    /// The borrow of one address out of the lease that decides it, yet to be written and to be confirmed by that one's node.
+    /// The borrow of one address out of the lease that decides it, yet to be written and to be
+    /// confirmed by that one's node.
     pub fn borrow(address: IpAddr, node: N, held: &Self) -> Self
     where
         N: Clone,
@@ -57,7 +61,8 @@ impl<N> Lease<N> {
         Self { prefix, node, state, revision: 0 }
     }
 
-    /// Where packets to these addresses go: the node, or while the borrow is pending the node it is from.
+    /// Where packets to these addresses go: the node, or while the borrow is pending the node it is
+    /// from.
     pub fn route_to(&self) -> &N {
         match &self.state {
             LeaseState::Pending { from, .. } => from,
@@ -90,7 +95,8 @@ pub enum CedeAnswer {
     Refused,
 }
 
-/// The leases of one subnet, at one revision of the store. The most specific one that contains an address decides.
+/// The leases of one subnet, at one revision of the store. The most specific one that contains an
+/// address decides.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leases<N> {
     by_prefix: BTreeMap<Prefix, Lease<N>>,
@@ -186,12 +192,12 @@ impl<N> Leases<N> {
 }
 
 impl<N: Ord + Clone> Leases<N> {
-    /// What an answer to a borrow changes. `revision` is that of the pending lease which the owner was asked about; an
-    /// answer about any other changes nothing.
+    /// What an answer to a borrow changes. `revision` is that of the pending lease which the owner
+    /// was asked about; an answer about any other changes nothing.
     ///
-    /// A refused borrow is deleted, which leaves the address to the owner's block. If the owner held the address alone,
-    /// that lease is written back, also inside a block of the owner: the owner may have given that one back already, in a
-    /// message which is still under way.
+    /// A refused borrow is deleted, which leaves the address to the owner's block. If the owner
+    /// held the address alone, that lease is written back, also inside a block of the owner: the
+    /// owner may have given that one back already, in a message which is still under way.
     pub fn settle(&self, prefix: &Prefix, revision: u64, answer: CedeAnswer) -> Option<LeaseChange<N>> {
         let lease = self.get(prefix).filter(|lease| lease.revision == revision)?;
         let LeaseState::Pending { from, replaced } = &lease.state else { return None };
@@ -208,8 +214,8 @@ impl<N: Ord + Clone> Leases<N> {
         self.parent(prefix).is_some_and(|block| block.is_active() && block.node == *node)
     }
 
-    /// What changes when a node gives a lease back. `revision` is that of the lease it means; if it has been replaced
-    /// since, nothing changes.
+    /// What changes when a node gives a lease back. `revision` is that of the lease it means; if it
+    /// has been replaced since, nothing changes.
     pub fn give_back(&self, node: &N, prefix: &Prefix, revision: u64) -> Option<LeaseChange<N>> {
         let lease = self.get(prefix)?;
         (lease.node == *node && lease.is_active() && lease.revision == revision)

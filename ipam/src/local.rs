@@ -13,8 +13,8 @@ use crate::ranges::{Range, RangeSet};
 /// After how long things are done, in milliseconds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Delays {
-    /// A released address counts as free for [`LocalPool::low_water`] only after this long. When no other is left, it is
-    /// handed out all the same.
+    /// A released address counts as free for [`LocalPool::low_water`] only after this long. When no
+    /// other is left, it is handed out all the same.
     pub reuse: u64,
     /// A block is idle when none of its addresses was used, and it was not new, for this long.
     pub idle: u64,
@@ -72,14 +72,17 @@ pub struct InUse<E> {
     pub by: E,
 }
 
-/// What a node has to remember of a [`LocalPool`] over a restart, beside its endpoints and the leases it last knew.
+/// What a node has to remember of a [`LocalPool`] over a restart, beside its endpoints and the
+/// leases it last knew.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LocalState {
-    /// The revision of the leases that the rest relies on. Leases which are older are not used after a restart.
+    /// The revision of the leases that the rest relies on. Leases which are older are not used
+    /// after a restart.
     pub revision: u64,
     /// Released addresses with the time of the release in milliseconds, longest ago first.
     pub released: Vec<(IpAddr, u64)>,
-    /// Addresses given to a borrower, with the revision of the borrow. Needed until the node knows that revision.
+    /// Addresses given to a borrower, with the revision of the borrow. Needed until the node knows
+    /// that revision.
     pub ceded: BTreeMap<IpAddr, u64>,
     /// Leases given back, with their revisions. Needed until the node knows that they are gone.
     pub giving_back: BTreeMap<Prefix, u64>,
@@ -92,14 +95,15 @@ struct Release {
     at: u64,
 }
 
-/// The addresses of one subnet that a node may hand out, those it has handed out, and those that came back.
+/// The addresses of one subnet that a node may hand out, those it has handed out, and those that
+/// came back.
 ///
-/// `N` names nodes and `E` endpoints. Times are milliseconds of any clock that goes on over restarts; if it steps, reuse
-/// and giving back are early or late, and nothing else happens. A store that was restored from a backup counts its
-/// revisions anew: then make a new pool.
+/// `N` names nodes and `E` endpoints. Times are milliseconds of any clock that goes on over
+/// restarts; if it steps, reuse and giving back are early or late, and nothing else happens. A
+/// store that was restored from a backup counts its revisions anew: then make a new pool.
 ///
-/// One operation takes logarithmic time in the number of leases and addresses in use. A change of a lease also takes time
-/// for each address in it that is in use or was released.
+/// One operation takes logarithmic time in the number of leases and addresses in use. A change of a
+/// lease also takes time for each address in it that is in use or was released.
 #[derive(Debug, Clone)]
 pub struct LocalPool<N, E> {
     layout: SubnetLayout,
@@ -125,14 +129,16 @@ pub struct LocalPool<N, E> {
 }
 
 impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
-    /// The pool of a node that has never assigned an address of this subnet, and knows no lease yet.
+    /// The pool of a node that has never assigned an address of this subnet, and knows no lease
+    /// yet.
     pub fn new(layout: SubnetLayout, node: N, delays: Delays) -> Self {
         Self::restore(layout, node, delays, LocalState::default(), BTreeMap::new(), (0, Leases::default()), 0)
     }
 
-    /// The pool as it was: from what the node remembered, its endpoints' addresses in this subnet, and the leases that it
-    /// last knew with the revision at which they were true. If they are older than what the node remembered, it assigns
-    /// nothing until [`Self::replace`] brings newer ones.
+    /// The pool as it was: from what the node remembered, its endpoints' addresses in this subnet,
+    /// and the leases that it last knew with the revision at which they were true. If they are
+    /// older than what the node remembered, it assigns nothing until [`Self::replace`] brings newer
+    /// ones.
     pub fn restore(
         layout: SubnetLayout,
         node: N,
@@ -167,8 +173,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         pool
     }
 
-    /// What to remember over a restart. It has to be durable before an answer to [`Self::cede`] or the message for
-    /// [`Self::give_back`] leaves the node.
+    /// What to remember over a restart. It has to be durable before an answer to [`Self::cede`] or
+    /// the message for [`Self::give_back`] leaves the node.
     pub fn state(&self) -> LocalState {
         let mut released: Vec<_> =
             self.released.iter().map(|(&address, release)| (address, *release)).collect();
@@ -196,7 +202,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         &self.leases
     }
 
-    /// The addresses in use and by whom, in order. Those without a lease, which a restored backup can cause, are included.
+    /// The addresses in use and by whom, in order. Those without a lease, which a restored backup
+    /// can cause, are included.
     pub fn in_use(&self) -> &BTreeMap<IpAddr, E> {
         &self.in_use
     }
@@ -206,8 +213,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         self.fresh.count() + self.reusable.len() as u128
     }
 
-    /// Takes all leases of the subnet as they are at `revision`. Returns false, and does nothing, if the pool knows a later
-    /// revision.
+    /// Takes all leases of the subnet as they are at `revision`. Returns false, and does nothing,
+    /// if the pool knows a later revision.
     pub fn replace(&mut self, revision: u64, leases: Leases<N>, now: u64) -> bool {
         if revision < self.revision {
             return false;
@@ -231,8 +238,9 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         true
     }
 
-    /// Takes the changes that one transaction made at `revision`. They have to be given in order and without a gap. Returns
-    /// false, and does nothing, if the pool knows them already, or was restored with leases too old to build on.
+    /// Takes the changes that one transaction made at `revision`. They have to be given in order
+    /// and without a gap. Returns false, and does nothing, if the pool knows them already, or was
+    /// restored with leases too old to build on.
     pub fn apply(&mut self, revision: u64, changes: &[LeaseChange<N>], now: u64) -> bool {
         if !self.is_current || revision <= self.revision {
             return false;
@@ -262,7 +270,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         true
     }
 
-    /// Chooses an address for the endpoint `by`: one that was not used yet, or else the one that was released longest ago.
+    /// Chooses an address for the endpoint `by`: one that was not used yet, or else the one that
+    /// was released longest ago.
     pub fn assign(&mut self, by: E) -> Result<IpAddr, NeedBlock> {
         let subnet = self.layout.subnet();
         let fresh = self.fresh.first().map(|value| subnet.family().address(value));
@@ -272,8 +281,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         Ok(address)
     }
 
-    /// Whether [`Self::assign`] would give an address that was released less than the reuse delay ago. A node that can
-    /// reach the manager then asks for another block first.
+    /// Whether [`Self::assign`] would give an address that was released less than the reuse delay
+    /// ago. A node that can reach the manager then asks for another block first.
     pub fn would_reuse_early(&self, now: u64) -> bool {
         self.fresh.is_empty() && self.free() > 0 && self.rested(now, 1) == 0
     }
@@ -293,7 +302,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         Ok(())
     }
 
-    /// Takes an address back from its endpoint, which it returns. It goes to the end of the queue for reuse.
+    /// Takes an address back from its endpoint, which it returns. It goes to the end of the queue
+    /// for reuse.
     pub fn release(&mut self, address: IpAddr, now: u64) -> Option<E> {
         let by = self.in_use.remove(&address)?;
         self.enqueue(address, now);
@@ -301,15 +311,17 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         Some(by)
     }
 
-    /// Whether so few addresses are left, less than a quarter of a block, that the next block should be leased before it is
-    /// needed. Never for a node that uses none. A block or a piece is worth having for this; a borrow is not.
+    /// Whether so few addresses are left, less than a quarter of a block, that the next block
+    /// should be leased before it is needed. Never for a node that uses none. A block or a piece is
+    /// worth having for this; a borrow is not.
     pub fn low_water(&self, now: u64) -> bool {
         let reserve = self.reserve();
         !self.in_use.is_empty() && self.fresh.count() + self.rested(now, reserve) < reserve
     }
 
-    /// The leases that this node has no use for, to be given back: nothing in them is in use or was within the idle delay.
-    /// Enough others are kept that [`Self::low_water`] does not call for them again at once, unless nothing is in use.
+    /// The leases that this node has no use for, to be given back: nothing in them is in use or was
+    /// within the idle delay. Enough others are kept that [`Self::low_water`] does not call for
+    /// them again at once, unless nothing is in use.
     pub fn idle_blocks(&self, now: u64) -> Vec<Prefix> {
         let mut idle: Vec<Prefix> = Vec::new();
         let mut left = self.free();
@@ -329,8 +341,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         idle
     }
 
-    /// Stops using a lease and returns its revision, with which the manager is told to delete it. `None`, and nothing
-    /// changed, if the lease is not this node's or an address in it is in use.
+    /// Stops using a lease and returns its revision, with which the manager is told to delete it.
+    /// `None`, and nothing changed, if the lease is not this node's or an address in it is in use.
     pub fn give_back(&mut self, prefix: &Prefix) -> Option<u64> {
         let revision = self.leases.get(prefix).filter(|lease| self.is_mine(lease))?.revision;
         if self.in_use.range(prefix.first()..=prefix.last()).next().is_some() {
@@ -342,14 +354,14 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         Some(revision)
     }
 
-    /// The leases that the manager has been told to delete and that this node still sees, with their revisions. It is told
-    /// again after a lost connection or a restart.
+    /// The leases that the manager has been told to delete and that this node still sees, with
+    /// their revisions. It is told again after a lost connection or a restart.
     pub fn giving_back(&self) -> &BTreeMap<Prefix, u64> {
         &self.giving_back
     }
 
-    /// Answers a borrow: agrees, and never hands the address out until it is this node's again; or refuses because it is in
-    /// use. `revision` is that of the pending lease.
+    /// Answers a borrow: agrees, and never hands the address out until it is this node's again; or
+    /// refuses because it is in use. `revision` is that of the pending lease.
     pub fn cede(&mut self, address: IpAddr, revision: u64) -> Result<(), InUse<E>> {
         if let Some(by) = self.in_use.get(&address) {
             return Err(InUse { address, by: by.clone() });
@@ -456,8 +468,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         }
     }
 
-    /// Puts a released address into the queue for reuse if it may be chosen automatically, and takes it out if not. It is
-    /// forgotten when it is no longer this node's.
+    /// Puts a released address into the queue for reuse if it may be chosen automatically, and
+    /// takes it out if not. It is forgotten when it is no longer this node's.
     fn refresh_released(&mut self, address: IpAddr) {
         let Some(release) = self.released.get(&address) else { return };
         let single = Prefix::single(address).range();

@@ -84,8 +84,9 @@ impl Pool {
         Self { prefix: Prefix::around(Family::Ipv4, crate::prefix::bits(first), 10), subnet_len: 20 }
     }
 
-    /// The default for IPv6: the unique local /48 with this global ID, in /64 (RFC 4193, 3.1). The cluster draws the ID
-    /// at random once, as the RFC asks for, so that clusters which are joined later do not collide.
+    /// The default for IPv6: the unique local /48 with this global ID, in /64 (RFC 4193, 3.1). The
+    /// cluster draws the ID at random once, as the RFC asks for, so that clusters which are joined
+    /// later do not collide.
     pub fn unique_local(global_id: [u8; 5]) -> Self {
         let mut octets = [0; 16];
         octets[0] = 0xfd;
@@ -115,8 +116,9 @@ pub fn validate_pools(pools: &[Pool]) -> Result<(), PoolError> {
     Ok(())
 }
 
-/// The next free subnet of this family: the first, in the order of the pools and then of the addresses, that overlaps
-/// nothing in `taken` (other networks, the underlay, routes of hosts; each with whose it is, which is ignored here).
+/// The next free subnet of this family: the first, in the order of the pools and then of the
+/// addresses, that overlaps nothing in `taken` (other networks, the underlay, routes of hosts; each
+/// with whose it is, which is ignored here).
 pub fn next_subnet<W>(pools: &[Pool], family: Family, taken: &[(Prefix, W)]) -> Result<Prefix, PoolError> {
     let pools: Vec<Pool> = pools.iter().copied().filter(|pool| pool.prefix.family() == family).collect();
     if pools.is_empty() {

@@ -29,7 +29,8 @@ impl Family {
         }
     }
 
-    /// The number of bits in an address: 32 or 128. It is also the length of a single address's prefix.
+    /// The number of bits in an address: 32 or 128. It is also the length of a single address's
+    /// prefix.
     pub const fn width(self) -> u8 {
         match self {
             Self::Ipv4 => 32,
@@ -165,8 +166,8 @@ impl Prefix {
         self.family().width() - self.len()
     }
 
-    /// Its first address. For IPv4 this is the network address, for IPv6 the subnet-router anycast address
-    /// (RFC 4291, 2.6.1).
+    /// Its first address. For IPv4 this is the network address, for IPv6 the subnet-router anycast
+    /// address (RFC 4291, 2.6.1).
     pub fn first(&self) -> IpAddr {
         self.0.ip()
     }
@@ -213,8 +214,8 @@ impl Prefix {
         Some((halves.next()?, halves.next()?))
     }
 
-    /// All its subnets of this length, in order, made one by one as they are asked for. `None` when `len` is shorter
-    /// than this prefix's own or longer than an address.
+    /// All its subnets of this length, in order, made one by one as they are asked for. `None` when
+    /// `len` is shorter than this prefix's own or longer than an address.
     pub fn subnets(&self, len: u8) -> Option<Subnets> {
         (len >= self.len() && len <= self.family().width()).then(|| Subnets {
             family: self.family(),
@@ -230,13 +231,14 @@ impl Prefix {
         Range::new(first, first | host_mask(self.family(), self.len()))
     }
 
-    /// The prefix of this length with the same first address, host bits cleared; `None` when `len` is too long.
+    /// The prefix of this length with the same first address, host bits cleared; `None` when `len`
+    /// is too long.
     pub(crate) fn resized(&self, len: u8) -> Option<Self> {
         Self::new(self.first(), len).ok()
     }
 
-    /// The prefix of `len` bits around the address with this value. A `len` past the family's width means a
-    /// single address.
+    /// The prefix of `len` bits around the address with this value. A `len` past the family's width
+    /// means a single address.
     pub(crate) fn around(family: Family, value: u128, len: u8) -> Self {
         let address = family.address(value);
         Self::new(address, len).unwrap_or_else(|_| Self::single(address))

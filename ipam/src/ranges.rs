@@ -38,8 +38,8 @@ impl Range {
     }
 }
 
-/// A set of numbers as disjoint ranges that do not touch, by their first number. Every operation on one range or one
-/// number takes logarithmic time, and time for each stored range that it removes.
+/// A set of numbers as disjoint ranges that do not touch, by their first number. Every operation on
+/// one range or one number takes logarithmic time, and time for each stored range that it removes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct RangeSet {
     ranges: BTreeMap<u128, u128>,
@@ -86,7 +86,8 @@ impl RangeSet {
 
     pub(crate) fn insert(&mut self, range: Range) {
         let (mut first, mut last) = (range.first, range.last);
-        // Ranges that touch are joined as well, so the search reaches one number further on both sides.
+        // Ranges that touch are joined as well, so the search reaches one number further on both
+        // sides.
         let reach = Range { first: first.saturating_sub(1), last: last.saturating_add(1) };
         while let Some(old) = self.overlap(reach) {
             self.take(old);
@@ -129,7 +130,8 @@ impl RangeSet {
     }
 }
 
-/// The largest aligned powers of two that make up a range, in order, none larger than `2^max_bits`: (first, bits).
+/// The largest aligned powers of two that make up a range, in order, none larger than `2^max_bits`:
+/// (first, bits).
 pub(crate) fn aligned_pieces(range: Range, max_bits: u8) -> Vec<(u128, u8)> {
     let mut pieces = Vec::new();
     let mut next = Some(range.first);
@@ -149,8 +151,8 @@ pub(crate) fn aligned_pieces(range: Range, max_bits: u8) -> Vec<(u128, u8)> {
     pieces
 }
 
-/// The first aligned range of `2^bits` numbers inside `within` that has nothing in common with `occupied` and that
-/// `fits` accepts.
+/// The first aligned range of `2^bits` numbers inside `within` that has nothing in common with
+/// `occupied` and that `fits` accepts.
 pub(crate) fn first_free_aligned(
     occupied: &RangeSet,
     within: Range,

@@ -45,8 +45,8 @@ pub enum VipError {
     },
 }
 
-/// The virtual address to give a service: the one it wants, or else the first that is neither `used` nor `chosen`, which is
-/// about to be used.
+/// The virtual address to give a service: the one it wants, or else the first that is neither
+/// `used` nor `chosen`, which is about to be used.
 pub fn vip(
     layout: &SubnetLayout,
     used: &BTreeSet<IpAddr>,

@@ -184,7 +184,8 @@ fn a_confirmed_borrow_becomes_active_and_a_refused_one_leaves_the_address_to_its
     let granted = Some(LeaseChange::Put(Lease::active(single, "b")));
     assert_eq!(settle(&inside_a_block, CedeAnswer::Ceded), granted);
     assert_eq!(settle(&inside_a_block, CedeAnswer::Refused), Some(LeaseChange::Remove(single)));
-    // The owner held the single address, which the borrow replaced; inside its own block too, which it may have given back.
+    // The owner held the single address, which the borrow replaced; inside its own block too, which
+    // it may have given back.
     let (of_c, of_a) = (borrow(&active("10.0.0.5/32", "c", 1)), borrow(&active("10.0.0.5/32", "a", 1)));
     for (others, owner) in [
         (leases([of_c.clone()]), "c"),

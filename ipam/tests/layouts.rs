@@ -270,7 +270,8 @@ proptest! {
     #[test]
     fn blocks_are_disjoint_and_cover_all_that_is_assignable(spec in any_spec()) {
         let Ok(layout) = SubnetLayout::new(spec) else { return Ok(()) };
-        // Large subnets have more blocks than can be tried; every lease shrinks what is left, so the start shows it.
+        // Large subnets have more blocks than can be tried; every lease shrinks what is left, so
+        // the start shows it.
         let mut leases: Leases<u8> = Leases::default();
         let mut covered = 0;
         for _ in 0..96 {

@@ -1,4 +1,5 @@
-//! Conversions between messages and the model's records: total in one direction, checked in the other.
+//! Conversions between messages and the model's records: total in one direction, checked in the
+//! other.
 
 pub mod host_policy;
 mod service;

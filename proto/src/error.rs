@@ -1,4 +1,5 @@
-//! How errors travel: a gRPC status whose details are one line of what went wrong and, where a person can act, a hint.
+//! How errors travel: a gRPC status whose details are one line of what went wrong and, where a
+//! person can act, a hint.
 //!
 //! This module is the only table between kinds of errors, gRPC codes and the command's exit codes.
 

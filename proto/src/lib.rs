@@ -1,5 +1,5 @@
-//! The control-plane protocol: the generated code of `proto/mesh/v1/*.proto`, the conversions between its messages
-//! and the model's records, and how errors travel.
+//! The control-plane protocol: the generated code of `proto/mesh/v1/*.proto`, the conversions
+//! between its messages and the model's records, and how errors travel.
 
 pub mod convert;
 pub mod error;

@@ -52,7 +52,8 @@ pub enum Access {
     Administration,
     /// Every member.
     Reading,
-    /// Every member, about its own records only: whose they are is told by the certificate, never by the request.
+    /// Every member, about its own records only: whose they are is told by the certificate, never
+    /// by the request.
     OwnRecords,
     /// Managers, and every member about its own endpoints.
     OwnEndpoints,
@@ -156,14 +157,16 @@ impl Caller {
     }
 }
 
-/// The identity behind a request: of the service itself within the process, else of the connection's certificate.
+/// The identity behind a request: of the service itself within the process, else of the
+/// connection's certificate.
 pub(crate) fn identity<T>(request: &Request<T>, own: Option<&PeerIdentity>) -> Option<PeerIdentity> {
     let connection = || request.extensions().get::<PeerInfo>().and_then(|peer| peer.identity.clone());
     own.cloned().or_else(connection)
 }
 
-/// Decides whether who has this identity may make this call. The node's record must still be there: removing a node
-/// ends its access, whatever its certificate says. It may do what both its certificate and its record allow.
+/// Decides whether who has this identity may make this call. The node's record must still be there:
+/// removing a node ends its access, whatever its certificate says. It may do what both its
+/// certificate and its record allow.
 pub(crate) async fn authorize(
     records: &Records,
     cluster: &str,

@@ -1,7 +1,7 @@
 //! Checks a list of changes without making any, so that a file is applied as a whole or not at all.
 //!
-//! Each change is checked against the records as they would be after the changes before it, by the functions that decide
-//! about the change itself.
+//! Each change is checked against the records as they would be after the changes before it, by the
+//! functions that decide about the change itself.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

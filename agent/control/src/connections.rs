@@ -1,9 +1,10 @@
 //! Which connections a manager holds, and which of them it closes for others.
 //!
-//! A connection without a member's certificate can only be that of a host which joins. Such connections are few, live for
-//! a moment, and take no more than their share of the process's descriptors: the rest is the members'. When one too many
-//! comes, the oldest of the address that has the most is closed, so that one address cannot keep others out. Of one node
-//! only the newest connections are held.
+//! A connection without a member's certificate can only be that of a host which joins. Such
+//! connections are few, live for a moment, and take no more than their share of the process's
+//! descriptors: the rest is the members'. When one too many comes, the oldest of the address that
+//! has the most is closed, so that one address cannot keep others out. Of one node only the newest
+//! connections are held.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -26,7 +27,8 @@ pub(crate) struct Bounds {
 }
 
 impl Bounds {
-    /// The bounds for a process that may have so many descriptors: most of them are kept for members.
+    /// The bounds for a process that may have so many descriptors: most of them are kept for
+    /// members.
     pub(crate) fn of_descriptors(descriptors: u64) -> Self {
         let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
         Self {
@@ -67,7 +69,8 @@ impl Connections {
         Arc::new(Self { bounds, held: Mutex::default() })
     }
 
-    /// Takes a place for a connection from an address, whose owner has proved nothing yet. May close another one.
+    /// Takes a place for a connection from an address, whose owner has proved nothing yet. May
+    /// close another one.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Place {
         let mut held = self.lock();
         let number = held.number();
@@ -115,7 +118,8 @@ impl Held {
 }
 
 impl Place {
-    /// The owner has proved to be a node: the place is one of that node's, whose oldest connection may be closed for it.
+    /// The owner has proved to be a node: the place is one of that node's, whose oldest connection
+    /// may be closed for it.
     pub(crate) fn belongs_to(&mut self, node: &NodeId) {
         let mut held = self.connections.lock();
         // One that was chosen to be closed meanwhile is closed.

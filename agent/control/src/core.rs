@@ -127,7 +127,8 @@ impl Core {
         view.nodes.keys().filter(|node| !self.endpoints.has_heard(node)).cloned().collect()
     }
 
-    /// Right after this manager began, waits until all nodes have reported their endpoints, or have had the time to.
+    /// Right after this manager began, waits until all nodes have reported their endpoints, or have
+    /// had the time to.
     pub(crate) async fn first_reports(&self) {
         let mut reports = self.endpoints.reports();
         let all = reports.wait_for(|_| self.unheard().is_empty());
@@ -205,8 +206,8 @@ impl Core {
         check(Checker { view: &view, node, is_trusted })
     }
 
-    /// Checks reported endpoints again whenever the leases of their network change: of an address that is another node's
-    /// by now, its former owner must not go on reporting an endpoint.
+    /// Checks reported endpoints again whenever the leases of their network change: of an address
+    /// that is another node's by now, its former owner must not go on reporting an endpoint.
     async fn follow_leases(self: &Arc<Self>) {
         let ((), mut news) = self.feed.subscribe(|_| ());
         loop {
@@ -280,7 +281,8 @@ impl Core {
         });
     }
 
-    /// Forgets the store's history, except for that of the last minutes, which watches may still need.
+    /// Forgets the store's history, except for that of the last minutes, which watches may still
+    /// need.
     async fn compact(&self) {
         let mut before = self.feed.view().revision;
         loop {
@@ -293,7 +295,8 @@ impl Core {
     }
 }
 
-/// A manager that ended while it removed a network left it marked: the removal has to be asked for again.
+/// A manager that ended while it removed a network left it marked: the removal has to be asked for
+/// again.
 async fn forget_removals(records: &Records) -> Result<(), RecordError> {
     for Versioned { value, revision } in records.networks().await? {
         if value.removing {

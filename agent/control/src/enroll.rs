@@ -18,10 +18,12 @@ use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
 use crate::{keys, nodes, reports};
 
-/// Makes who has a token a member: checks the token, writes the node's record, issues the certificate.
+/// Makes who has a token a member: checks the token, writes the node's record, issues the
+/// certificate.
 ///
-/// `previous` is whose certificate the host has shown. A node that says who it was stays it if it has proved that, and
-/// if its record is there. A removed node gets a new id: its old certificate must not become valid again.
+/// `previous` is whose certificate the host has shown. A node that says who it was stays it if it
+/// has proved that, and if its record is there. A removed node gets a new id: its old certificate
+/// must not become valid again.
 pub(crate) async fn join(
     core: &Core,
     request: JoinRequest,
@@ -147,7 +149,8 @@ fn wanted(request: &JoinRequest, role: Role, is_local: bool) -> Result<Node, Wan
     })
 }
 
-/// Writes the record of a new node, or of one that joins again: that keeps its availability and its leases.
+/// Writes the record of a new node, or of one that joins again: that keeps its availability and its
+/// leases.
 async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
     let mut tries = Tries::default();
     loop {

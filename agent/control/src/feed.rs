@@ -46,7 +46,8 @@ impl Feed {
         self.view.read().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Something of the current view, and every change from there on: nothing is missed or repeated in between.
+    /// Something of the current view, and every change from there on: nothing is missed or repeated
+    /// in between.
     pub(crate) fn subscribe<T>(&self, pick: impl FnOnce(&View) -> T) -> (T, broadcast::Receiver<News>) {
         let view = self.view();
         (pick(&view), self.news.subscribe())
@@ -98,7 +99,8 @@ impl Feed {
             };
             let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
             let changes = Arc::new(view.apply(batch.revision.0, &batch.events));
-            // Under the lock, so that a subscriber's snapshot and its first news fit. Nobody listening is no error.
+            // Under the lock, so that a subscriber's snapshot and its first news fit. Nobody
+            // listening is no error.
             let _ = self.news.send(News::Batch(changes));
             self.revision.send_replace(batch.revision.0);
         }

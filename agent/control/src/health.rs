@@ -1,4 +1,5 @@
-//! What nodes say about the health of their backends: kept in memory, since it is theirs to find out.
+//! What nodes say about the health of their backends: kept in memory, since it is theirs to find
+//! out.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -55,7 +56,8 @@ impl Health {
             }
         }
         if !changed.is_empty() {
-            // Under the lock, so that what is subscribed to and what is read fit. Nobody listening is no error.
+            // Under the lock, so that what is subscribed to and what is read fit. Nobody listening
+            // is no error.
             let _ = self.news.send(Arc::new(changed));
         }
     }

@@ -24,8 +24,9 @@ pub struct JoinParameters {
     pub data_path_mtu: Mtu,
     /// Version of its agent.
     pub version: String,
-    /// Who it was, when it joins again with the state that it kept: if its record is still there, it proves with its
-    /// old certificate that it is the same node, and stays it. Else it becomes a new one.
+    /// Who it was, when it joins again with the state that it kept: if its record is still there,
+    /// it proves with its old certificate that it is the same node, and stays it. Else it becomes a
+    /// new one.
     pub previous: Option<NodeIdentity>,
 }
 
@@ -42,8 +43,9 @@ pub struct Joined {
     pub managers: Vec<String>,
 }
 
-/// Joins the cluster of the manager at `HOST:PORT`. Makes a new key, checks the manager's CA against the token before
-/// anything secret is sent, and gets a certificate. Nothing is written to disk.
+/// Joins the cluster of the manager at `HOST:PORT`. Makes a new key, checks the manager's CA
+/// against the token before anything secret is sent, and gets a certificate. Nothing is written to
+/// disk.
 pub async fn join(manager: &str, token: &str, parameters: JoinParameters) -> Result<Joined, Problem> {
     let failed = |error: &dyn ToString| Problem::new(ProblemKind::Failed, error.to_string());
     let parsed: JoinToken = token.parse().map_err(|e| {

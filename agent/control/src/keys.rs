@@ -93,7 +93,8 @@ pub(crate) fn vip(network: &NetworkId, address: IpAddr) -> Key {
     format!("/vip/{network}/{address}").into()
 }
 
-/// All of a port's publishers are in one record: that one address is not any, no comparison of several keys could tell.
+/// All of a port's publishers are in one record: that one address is not any, no comparison of
+/// several keys could tell.
 pub(crate) fn port(protocol: Protocol, published: u16) -> Key {
     format!("/port/{protocol}/{published}").into()
 }
@@ -106,8 +107,8 @@ pub(crate) fn backends_of(service: &ServiceId) -> KeyRange {
     KeyRange::prefix(format!("{BACKEND}{service}/"))
 }
 
-/// Backends' numbers are reserved in runs, each by one manager, so that adding many backends does not mean as many
-/// changes of this key.
+/// Backends' numbers are reserved in runs, each by one manager, so that adding many backends does
+/// not mean as many changes of this key.
 pub(crate) fn backend_numbers() -> Key {
     "/fence/backend".into()
 }
@@ -123,9 +124,10 @@ pub(crate) fn token(role: Role) -> Key {
     }
 }
 
-/// Written by every transaction that takes addresses for a network or a node's underlay. That two prefixes do not
-/// overlap, or that two VNIs differ, no comparison of single keys can tell: so who takes some reads this key with all
-/// the others, and writes it on the condition that nobody did in between.
+/// Written by every transaction that takes addresses for a network or a node's underlay. That two
+/// prefixes do not overlap, or that two VNIs differ, no comparison of single keys can tell: so who
+/// takes some reads this key with all the others, and writes it on the condition that nobody did in
+/// between.
 pub(crate) fn address_fence() -> Key {
     "/fence/addresses".into()
 }

@@ -1,8 +1,8 @@
 //! The manager: allocation, validation, sessions, certificate authority and join
 //!
-//! A [`Manager`] works on a store and serves three services. [`join`] is how a host becomes a member, [`connect`] how a
-//! member reaches a manager; the manager's own agent uses [`Manager::local_channel`] instead. What agents have to do in
-//! their sessions is in [`session`].
+//! A [`Manager`] works on a store and serves three services. [`join`] is how a host becomes a
+//! member, [`connect`] how a member reaches a manager; the manager's own agent uses
+//! [`Manager::local_channel`] instead. What agents have to do in their sessions is in [`session`].
 #![forbid(unsafe_code)]
 
 mod access;

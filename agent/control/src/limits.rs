@@ -4,7 +4,8 @@ use std::time::Duration;
 
 /// A TLS handshake that takes longer is given up.
 pub(crate) const HANDSHAKE: Duration = Duration::from_secs(5);
-/// Connections without a member's certificate, those in their handshake included: in all, and from one address.
+/// Connections without a member's certificate, those in their handshake included: in all, and from
+/// one address.
 pub(crate) const MAX_ANONYMOUS: usize = 256;
 pub(crate) const MAX_ANONYMOUS_PER_ADDRESS: usize = 64;
 /// A connection without a certificate is closed after so long: joining takes less.
@@ -29,7 +30,8 @@ pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
 /// A session in which nothing was heard for this long has ended.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
-/// A session that is silent for longer cannot contradict probers who get no answer: one heartbeat and some slack.
+/// A session that is silent for longer cannot contradict probers who get no answer: one heartbeat
+/// and some slack.
 pub(crate) const SILENT: Duration = Duration::from_millis(700);
 /// What a prober reported counts for this long; it reports every second.
 pub(crate) const PROBE_REPORT: Duration = Duration::from_millis(2500);
@@ -43,30 +45,32 @@ pub(crate) const SESSION_STALL: Duration = Duration::from_secs(5);
 /// Batches of changes that a session may be behind before it starts anew with a snapshot.
 pub(crate) const FEED_BACKLOG: usize = 1024;
 
-/// How long a change waits until every agent that is concerned has it in its kernel: one that is alive, but busy. The
-/// session of one that is not ends before.
+/// How long a change waits until every agent that is concerned has it in its kernel: one that is
+/// alive, but busy. The session of one that is not ends before.
 pub const APPLIED: Duration = Duration::from_secs(15);
-/// How long the agents have to answer whether sockets of their hosts have a port. A change that an agent in session did not
-/// answer about is refused.
+/// How long the agents have to answer whether sockets of their hosts have a port. A change that an
+/// agent in session did not answer about is refused.
 pub(crate) const PORT_CHECK: Duration = Duration::from_secs(10);
 /// An agent whose session ended while it was asked something has this long to begin another one.
 pub(crate) const RESUME: Duration = Duration::from_secs(1);
-/// Agents that had a session with a manager before it began anew report within: they try to reach it every 2 s at least,
-/// and a busy machine takes its time.
+/// Agents that had a session with a manager before it began anew report within: they try to reach
+/// it every 2 s at least, and a busy machine takes its time.
 pub(crate) const FIRST_REPORTS: Duration = Duration::from_secs(5);
 /// How long a rotation waits until the agents have announced their new keys.
 pub(crate) const ROTATION: Duration = Duration::from_secs(5);
 /// How long the removal of a network waits until every agent of the network has stopped attaching.
 pub(crate) const REMOVING: Duration = Duration::from_secs(3);
-/// How long a borrow waits for the answer of the owner of the block: one that is busy. One whose host is down is not waited
-/// for.
+/// How long a borrow waits for the answer of the owner of the block: one that is busy. One whose
+/// host is down is not waited for.
 pub(crate) const CEDE: Duration = Duration::from_secs(5);
-/// How long a lease call waits for an owner that has no session but whose host is not down: its agent tries to reach a manager
-/// every 2 s at least.
+/// How long a lease call waits for an owner that has no session but whose host is not down: its
+/// agent tries to reach a manager every 2 s at least.
 pub(crate) const RETURN: Duration = Duration::from_secs(5);
-/// An address that a node has ceased to use counts as used for this long when the node asks for more: it must rest.
+/// An address that a node has ceased to use counts as used for this long when the node asks for
+/// more: it must rest.
 pub(crate) const RESTING: Duration = Duration::from_secs(90);
-/// How long a lease call waits for the reports of endpoints that would explain why the node needs more addresses.
+/// How long a lease call waits for the reports of endpoints that would explain why the node needs
+/// more addresses.
 pub(crate) const EXPLAINED: Duration = Duration::from_secs(2);
 /// How often a transaction is tried that others keep overtaking.
 pub(crate) const TRIES: usize = 64;

@@ -1,4 +1,5 @@
-//! The state of nodes from what is heard of their agents and of their datapaths. Pure: time is passed in.
+//! The state of nodes from what is heard of their agents and of their datapaths. Pure: time is
+//! passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -21,9 +22,10 @@ pub struct Standing {
     pub is_manager: bool,
 }
 
-/// The nodes that `prober` probes: those that follow it in the ring of all nodes, sorted by id, up to the third whose agent
-/// is in session. So each node is probed by the three that precede it there and can report, however many between them
-/// cannot. A manager's host also probes every node whose agent is not in session.
+/// The nodes that `prober` probes: those that follow it in the ring of all nodes, sorted by id, up
+/// to the third whose agent is in session. So each node is probed by the three that precede it
+/// there and can report, however many between them cannot. A manager's host also probes every node
+/// whose agent is not in session.
 pub fn probe_targets(nodes: &BTreeMap<NodeId, Standing>, prober: &NodeId) -> BTreeSet<NodeId> {
     use std::ops::Bound::{Excluded, Unbounded};
     let after = nodes.range::<NodeId, _>((Excluded(prober), Unbounded));
@@ -43,8 +45,8 @@ pub fn probe_targets(nodes: &BTreeMap<NodeId, Standing>, prober: &NodeId) -> BTr
     targets
 }
 
-/// The nodes that can report about `target`, which is not in session: the three before it in the ring that are, and the
-/// managers that are.
+/// The nodes that can report about `target`, which is not in session: the three before it in the
+/// ring that are, and the managers that are.
 fn probers<'a>(
     nodes: &'a BTreeSet<NodeId>,
     managers: &'a BTreeSet<NodeId>,
@@ -88,7 +90,8 @@ impl Liveness {
         self.nodes = nodes;
     }
 
-    /// A message came in the node's session, which may be new. True when the node was silent before.
+    /// A message came in the node's session, which may be new. True when the node was silent
+    /// before.
     pub(crate) fn heard(&mut self, node: &NodeId, now: Instant) -> bool {
         let before = self.sessions.insert(node.clone(), now);
         before.is_none_or(|before| now.saturating_duration_since(before) >= SILENT)
@@ -117,8 +120,9 @@ impl Liveness {
         self.nodes.iter().map(|node| (node.clone(), self.state(node, now))).collect()
     }
 
-    /// *Ready*: its agent speaks. *Down*: its agent does not speak, and most of the probers that do get no answer: two, or
-    /// all if there are fewer, and no manager's host gets one. *Unknown*: its agent has no session, and nobody knows worse.
+    /// *Ready*: its agent speaks. *Down*: its agent does not speak, and most of the probers that do
+    /// get no answer: two, or all if there are fewer, and no manager's host gets one. *Unknown*:
+    /// its agent has no session, and nobody knows worse.
     fn state(&self, node: &NodeId, now: Instant) -> NodeState {
         if self.silence(node, now).is_some_and(|silence| silence < SILENT) {
             NodeState::Ready
@@ -184,8 +188,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever is in session or not: each node has as many probers that can report as there can be, and they are those
-        /// that the manager expects reports from.
+        /// Whoever is in session or not: each node has as many probers that can report as there can
+        /// be, and they are those that the manager expects reports from.
         #[test]
         fn each_node_is_probed_by_three_that_can_report(
             live in prop::collection::vec(any::<bool>(), 1..80),
@@ -220,7 +224,8 @@ mod tests {
         let start = Instant::now();
         let (nodes, mut liveness) = all_ready(7, start);
         let mut now = start;
-        // Each host that is left probes as its agent does, by the states that the manager sends; the manager is the first.
+        // Each host that is left probes as its agent does, by the states that the manager sends;
+        // the manager is the first.
         let is_gone = |index: usize| (2..6).contains(&index);
         for _ in 0..40 {
             now += Duration::from_millis(100);
@@ -312,7 +317,8 @@ mod tests {
     fn a_prober_that_is_silent_itself_does_not_count() {
         let now = Instant::now();
         let (nodes, mut liveness) = all_ready(3, now);
-        // Two hosts are unplugged at once: the last one's word is enough, and nobody's old word holds it up.
+        // Two hosts are unplugged at once: the last one's word is enough, and nobody's old word
+        // holds it up.
         liveness.probed(&nodes[1], &nodes[2], true, now);
         let later = now + SILENT;
         liveness.heard(&nodes[0], later);

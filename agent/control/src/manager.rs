@@ -120,8 +120,8 @@ impl From<ManagerError> for Problem {
     }
 }
 
-/// A manager at work. Clones are the same manager. Its tasks end when the last clone is gone or after
-/// [`shutdown`](Self::shutdown).
+/// A manager at work. Clones are the same manager. Its tasks end when the last clone is gone or
+/// after [`shutdown`](Self::shutdown).
 #[derive(Clone)]
 pub struct Manager {
     core: Arc<Core>,
@@ -137,8 +137,9 @@ impl fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// Makes a new cluster whose first manager is this node: a CA in `directory`, and in one transaction the
-    /// cluster's record, the node's and the join tokens. The identity is this node's, to be saved by the caller.
+    /// Makes a new cluster whose first manager is this node: a CA in `directory`, and in one
+    /// transaction the cluster's record, the node's and the join tokens. The identity is this
+    /// node's, to be saved by the caller.
     pub async fn bootstrap(
         store: Arc<dyn Store>,
         directory: &Path,
@@ -175,7 +176,8 @@ impl Manager {
         Ok((manager, identity))
     }
 
-    /// Takes up the work of a manager again: `store` and `directory` are those of [`bootstrap`](Self::bootstrap).
+    /// Takes up the work of a manager again: `store` and `directory` are those of
+    /// [`bootstrap`](Self::bootstrap).
     pub async fn resume(
         store: Arc<dyn Store>,
         directory: &Path,
@@ -211,8 +213,8 @@ impl Manager {
         Ok(Self { core, tls, tasks: Arc::new(Mutex::new(tasks)), local })
     }
 
-    /// Serves Enrollment, Control and Session over TLS, until `shutdown` is done. Calls then have a moment to finish;
-    /// sessions end at once, and the agents connect again elsewhere or later.
+    /// Serves Enrollment, Control and Session over TLS, until `shutdown` is done. Calls then have a
+    /// moment to finish; sessions end at once, and the agents connect again elsewhere or later.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -257,8 +259,8 @@ impl Manager {
         MemberService::local(self.core.clone())
     }
 
-    /// A channel to [`local_control`](Self::local_control): what the manager's own agent uses as others use
-    /// [`connect`](crate::connect).
+    /// A channel to [`local_control`](Self::local_control): what the manager's own agent uses as
+    /// others use [`connect`](crate::connect).
     pub fn local_channel(&self) -> Channel {
         self.local.clone()
     }
@@ -285,8 +287,8 @@ impl Manager {
         problems::all(&self.core)
     }
 
-    /// How many milliseconds the clocks of the other nodes in session are ahead of this host's, as most of them show;
-    /// `None` without such nodes.
+    /// How many milliseconds the clocks of the other nodes in session are ahead of this host's, as
+    /// most of them show; `None` without such nodes.
     pub fn clocks_ahead(&self) -> Option<i64> {
         let mut clocks = self.core.sessions.clocks_ahead();
         clocks.remove(self.node_id());

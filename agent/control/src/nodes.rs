@@ -58,8 +58,8 @@ pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<N
         let key = keys::node(&node.id);
         let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &node)]);
         if let Some(revision) = core.records.commit(txn).await? {
-            // When the answer is there, the node acts on it, and a drained one's backends get new connections from none.
-            // Who is late will: the record is written.
+            // When the answer is there, the node acts on it, and a drained one's backends get new
+            // connections from none. Who is late will: the record is written.
             let everyone: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
             let late = core.sessions.wait_applied(everyone, revision.0, limits::APPLIED).await;
             if !late.is_empty() {
@@ -100,7 +100,8 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
             return Err(Problem::new(ProblemKind::NotFound, format!("node {id} does not exist")));
         };
         if id == core.node_id() {
-            // Other managers by role have no copy of the store: without this one the cluster has none.
+            // Other managers by role have no copy of the store: without this one the cluster has
+            // none.
             return Err(Problem::new(
                 ProblemKind::Conflict,
                 format!("node {} keeps the store of this cluster", node.name),

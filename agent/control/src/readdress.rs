@@ -66,7 +66,8 @@ impl Wanted {
     }
 }
 
-/// Changes a node's addresses, and answers once every agent in session has the change in its kernel.
+/// Changes a node's addresses, and answers once every agent in session has the change in its
+/// kernel.
 pub(crate) async fn set(core: &Core, id: &NodeId, wanted: &Wanted) -> Result<NodeStatus, Problem> {
     let mut tries = Tries::default();
     loop {

@@ -12,11 +12,12 @@ use crate::keys;
 use crate::records::Versioned;
 use crate::view::View;
 
-/// So much of an id has to be given, at least, to name what is to be removed: fewer characters are easily those of
-/// something else.
+/// So much of an id has to be given, at least, to name what is to be removed: fewer characters are
+/// easily those of something else.
 const SHORTEST_TO_REMOVE: usize = 4;
 
-/// Refuses the beginning of an id that is too short to remove by it what it names: `what`, called `name`.
+/// Refuses the beginning of an id that is too short to remove by it what it names: `what`, called
+/// `name`.
 pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(), Problem> {
     // `NETWORK/NAME` ends with a whole name.
     if text.eq_ignore_ascii_case(name.as_str()) || text.contains('/') || text.len() >= SHORTEST_TO_REMOVE {
@@ -61,7 +62,8 @@ pub(crate) async fn resolve_node(core: &Core, text: &str) -> Result<Versioned<No
     by_beginning("node", text, nodes, |node| (node.value.id.as_str(), node.value.name.as_str()))
 }
 
-/// The service that `text` names: also as `NETWORK/NAME`, since a name is unique in its network only.
+/// The service that `text` names: also as `NETWORK/NAME`, since a name is unique in its network
+/// only.
 pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Service>, Problem> {
     core.catch_up().await?;
     service_in(&core.feed.view(), text)
@@ -129,8 +131,8 @@ pub(crate) fn within<'a>(view: &View, network: &Network, text: &'a str) -> Resul
         .hint("a service's backends are endpoints of its own network"))
 }
 
-/// The endpoint of a network that `text` names: by id, name, or an unambiguous beginning of an id. Of several with one
-/// name, that of the `preferred` node.
+/// The endpoint of a network that `text` names: by id, name, or an unambiguous beginning of an id.
+/// Of several with one name, that of the `preferred` node.
 pub(crate) fn resolve_endpoint(
     core: &Core,
     network: &Network,
@@ -172,7 +174,8 @@ pub(crate) fn resolve_endpoint(
     Ok(endpoint)
 }
 
-/// An endpoint that is not found by id or by name in the network: by the beginning of its id, or by name in another one.
+/// An endpoint that is not found by id or by name in the network: by the beginning of its id, or by
+/// name in another one.
 fn elsewhere(core: &Core, network: &Network, text: &str) -> Result<v1::Endpoint, Problem> {
     let all = core.endpoints.list(None);
     if let Some(other) = all.iter().find(|endpoint| endpoint.name.eq_ignore_ascii_case(text)) {

@@ -1,4 +1,5 @@
-//! Nodes' keys for encrypted networks: each node writes its own, and a rotation has all of them make new ones.
+//! Nodes' keys for encrypted networks: each node writes its own, and a rotation has all of them
+//! make new ones.
 
 use std::time::Duration;
 
@@ -15,14 +16,15 @@ use crate::records::{Tries, Versioned, put};
 use crate::service::usage;
 use crate::{keys, limits};
 
-/// So many generations of a node's keys at most: the one in use, the next one, and some that are on their way out.
+/// So many generations of a node's keys at most: the one in use, the next one, and some that are on
+/// their way out.
 const MAX_KEYS: usize = 16;
-/// A node's newest key may be this many generations ahead of what was called for: a rotation may be on its way, and the
-/// store may have been restored from an earlier backup.
+/// A node's newest key may be this many generations ahead of what was called for: a rotation may be
+/// on its way, and the store may have been restored from an earlier backup.
 const MAX_AHEAD: u32 = 1024;
 
-/// Writes the calling node's keys, and answers once every live agent knows them; a first key may be answered before agents
-/// know it that have only just begun.
+/// Writes the calling node's keys, and answers once every live agent knows them; a first key may be
+/// answered before agents know it that have only just begun.
 pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardRequest) -> Result<(), Problem> {
     let wireguard = mesh_proto::convert::required("wireguard", request.wireguard).map_err(|e| usage(&e))?;
     let wireguard: Wireguard = wireguard.try_into().map_err(|e| usage(&e))?;
@@ -44,9 +46,10 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
         let Some(revision) = core.records.commit(txn).await? else { continue };
         let mut all: Vec<_> = core.records.nodes().await?.into_iter().map(|node| node.value.id).collect();
         if is_first {
-            // It comes into use with the node's first lease in an encrypted network, whose answer waits for that
-            // network's agents. One that has applied nothing yet still prepares its kernel: that takes it a second,
-            // and would hold up everybody who joins at the same time.
+            // It comes into use with the node's first lease in an encrypted network, whose answer
+            // waits for that network's agents. One that has applied nothing yet still prepares its
+            // kernel: that takes it a second, and would hold up everybody who joins at the same
+            // time.
             all.retain(|node| core.sessions.has_applied(node, 1));
         }
         let late = core.sessions.wait_applied(all, revision.0, limits::APPLIED).await;
@@ -57,8 +60,9 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
     }
 }
 
-/// A key is one node's only: a second peer with the same key would take the first one's place in every engine. And keys are
-/// of generations that somebody has called for, since a rotation goes past all that are announced.
+/// A key is one node's only: a second peer with the same key would take the first one's place in
+/// every engine. And keys are of generations that somebody has called for, since a rotation goes
+/// past all that are announced.
 fn check_against_others(core: &Core, node: &Node, wireguard: &Wireguard) -> Result<(), Problem> {
     let view = core.feed.view();
     let others = view.nodes.values().filter(|other| other.id != node.id);
@@ -94,7 +98,8 @@ fn check(wireguard: &Wireguard) -> Result<(), Problem> {
     }
 }
 
-/// 32 bytes in base64 (RFC 4648, section 4): 43 characters, of the last of which the low two bits are zero, and a pad.
+/// 32 bytes in base64 (RFC 4648, section 4): 43 characters, of the last of which the low two bits
+/// are zero, and a pad.
 fn is_public_key(text: &str) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     match text.as_bytes() {
@@ -105,7 +110,8 @@ fn is_public_key(text: &str) -> bool {
     }
 }
 
-/// Has every node make a key of a new generation, and answers once those in session have announced theirs.
+/// Has every node make a key of a new generation, and answers once those in session have announced
+/// theirs.
 pub(crate) async fn rotate(core: &Core) -> Result<RotateKeysResponse, Problem> {
     let mut tries = Tries::default();
     let generation = loop {
@@ -129,8 +135,8 @@ pub(crate) async fn rotate(core: &Core) -> Result<RotateKeysResponse, Problem> {
     Ok(RotateKeysResponse { generation, pending: announced(core, generation, limits::ROTATION).await })
 }
 
-/// Waits until the nodes in session have announced a key of this generation; the names of all nodes that have keys and have
-/// not by then.
+/// Waits until the nodes in session have announced a key of this generation; the names of all nodes
+/// that have keys and have not by then.
 async fn announced(core: &Core, generation: u32, within: Duration) -> Vec<String> {
     let is_behind = |node: &&Node| newest(node).is_some_and(|newest| newest < generation);
     let mut revisions = core.feed.revisions();

@@ -1,19 +1,22 @@
 //! What an agent and its manager owe each other in a session.
 //!
-//! - The agent's first message is `Hello`, with all its endpoints and the routes of its host. After that it says something
-//!   at least every [`HEARTBEAT`](crate::limits::HEARTBEAT), and so does the manager. Either side gives the session up after
+//! - The agent's first message is `Hello`, with all its endpoints and the routes of its host. After
+//!   that it says something at least every [`HEARTBEAT`](crate::limits::HEARTBEAT), and so does the
+//!   manager. Either side gives the session up after
 //!   [`SESSION_TIMEOUT`](crate::limits::SESSION_TIMEOUT) without a message.
-//! - The manager sends a `Snapshot`, which replaces whatever the agent had, then `Delta`s. Their revisions only grow. A delta
-//!   without changes tells that nothing up to its revision concerns the agent. A later snapshot is possible at any time.
+//! - The manager sends a `Snapshot`, which replaces whatever the agent had, then `Delta`s. Their
+//!   revisions only grow. A delta without changes tells that nothing up to its revision concerns
+//!   the agent. A later snapshot is possible at any time.
 //! - The agent sends `Applied` once its kernel has a revision, also for one without changes.
-//! - A network that comes with `removing` takes no new endpoints. Before the agent sends `Applied` for that revision, it has
-//!   reported every endpoint of the network that it attached, or is still attaching, in an `EndpointReport`.
+//! - A network that comes with `removing` takes no new endpoints. Before the agent sends `Applied`
+//!   for that revision, it has reported every endpoint of the network that it attached, or is still
+//!   attaching, in an `EndpointReport`.
 //! - Each `EndpointReport` is answered by `EndpointsTaken` with its number, or that of a later one.
-//! - Each `Cede` is answered by one `CedeAnswer` with the same network, address and revision. The manager asks again in the
-//!   next session when it has not heard the answer.
-//! - A `Probe` of a node is reported once it is known: *answering* after an answer, *not answering* when 800 ms have passed
-//!   without one; on each change at once, and all of them every second. Whom to probe is told by
-//!   [`probe_targets`](crate::probe_targets).
+//! - Each `Cede` is answered by one `CedeAnswer` with the same network, address and revision. The
+//!   manager asks again in the next session when it has not heard the answer.
+//! - A `Probe` of a node is reported once it is known: *answering* after an answer, *not answering*
+//!   when 800 ms have passed without one; on each change at once, and all of them every second.
+//!   Whom to probe is told by [`probe_targets`](crate::probe_targets).
 
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::v1::session_client::SessionClient;

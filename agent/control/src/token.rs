@@ -1,7 +1,8 @@
 //! Join tokens: `MESH-1-<fingerprint of the CA>-<secret>`.
 //!
-//! The store holds a nonce per role; the secret is derived from it with the CA's private key, which only managers have.
-//! So who reads the store, or a backup of it, cannot join with what is found there.
+//! The store holds a nonce per role; the secret is derived from it with the CA's private key, which
+//! only managers have. So who reads the store, or a backup of it, cannot join with what is found
+//! there.
 
 use std::fmt::{self, Write};
 use std::hint::black_box;

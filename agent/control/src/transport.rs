@@ -1,4 +1,5 @@
-//! Connections: TLS over TCP for managers and members, and a pipe within the process for the manager's own agent.
+//! Connections: TLS over TCP for managers and members, and a pipe within the process for the
+//! manager's own agent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -24,7 +25,8 @@ use crate::connections::{Connections, Place};
 use crate::identity::{PeerIdentity, tls};
 use crate::limits;
 
-/// What is known of the other end of a connection; in the extensions of each request that came over it.
+/// What is known of the other end of a connection; in the extensions of each request that came over
+/// it.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
     /// Who it has proved to be; `None` when it has shown no certificate.
@@ -44,7 +46,8 @@ pub(crate) struct TlsConnection {
 }
 
 impl TlsConnection {
-    /// Whether the connection has to end: another one needs its place, or it has been without a certificate for too long.
+    /// Whether the connection has to end: another one needs its place, or it has been without a
+    /// certificate for too long.
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if Pin::new(self.place.closed()).poll(cx).is_ready() {
             return Poll::Ready(());
@@ -91,8 +94,9 @@ impl AsyncWrite for TlsConnection {
     }
 }
 
-/// Accepts connections and passes on those whose handshake succeeds, until the receiver is gone. Each handshake has its
-/// own task, so that a slow or silent client holds up nobody. `config` is asked anew for each connection.
+/// Accepts connections and passes on those whose handshake succeeds, until the receiver is gone.
+/// Each handshake has its own task, so that a slow or silent client holds up nobody. `config` is
+/// asked anew for each connection.
 pub(crate) async fn accept(
     listener: TcpListener,
     config: impl Fn() -> Arc<ServerConfig>,
@@ -150,10 +154,11 @@ async fn handshake(
     Ok((stream, PeerInfo { identity, address }))
 }
 
-/// Connects to a manager at `HOST:PORT`. The channel connects again by itself when the connection is lost.
+/// Connects to a manager at `HOST:PORT`. The channel connects again by itself when the connection
+/// is lost.
 ///
-/// Fails with [`ProblemKind::Unreachable`] when nobody answers there, and with [`ProblemKind::Denied`] when who
-/// answers is no manager that the configuration trusts.
+/// Fails with [`ProblemKind::Unreachable`] when nobody answers there, and with
+/// [`ProblemKind::Denied`] when who answers is no manager that the configuration trusts.
 pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, Problem> {
     resolve(address).await?;
     let target: Arc<str> = address.into();
@@ -173,7 +178,8 @@ pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel
         .map_err(|error| connect_problem(address, &error))
 }
 
-/// Finds out whether a name can be connected to at all: this says at once what is wrong with one that cannot.
+/// Finds out whether a name can be connected to at all: this says at once what is wrong with one
+/// that cannot.
 async fn resolve(address: &str) -> Result<(), Problem> {
     let unknown = |why: &str| {
         let host = host_and_port(address).0;

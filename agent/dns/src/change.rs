@@ -33,7 +33,8 @@ enum Part<T> {
 }
 
 impl Change {
-    /// What leads from `before` to `now`. Zones and parts of lists that are the same `Arc` did not change.
+    /// What leads from `before` to `now`. Zones and parts of lists that are the same `Arc` did not
+    /// change.
     pub fn between(before: &Zones, now: &Zones) -> Self {
         let networks = now.networks.iter().map(|(name, zone)| {
             let former = before.networks.get(name);

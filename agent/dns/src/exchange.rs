@@ -22,8 +22,8 @@ use crate::message::{HEADER_SIZE, Transport, edns};
 /// When a datagram is sent again that was not answered.
 const AGAIN: Duration = Duration::from_secs(2);
 
-/// A question as it is sent to resolvers. EDNS is between neighbours (RFC 6891, section 6.2.6), so the client's options
-/// stay here; what changes the answer is kept.
+/// A question as it is sent to resolvers. EDNS is between neighbours (RFC 6891, section 6.2.6), so
+/// the client's options stay here; what changes the answer is kept.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Question {
     pub(crate) query: Query,
@@ -48,7 +48,8 @@ impl Question {
         message.to_vec().map_err(io::Error::other)
     }
 
-    /// Asks one resolver, with an id and a source port that cannot be guessed. Without a time-out of its own.
+    /// Asks one resolver, with an id and a source port that cannot be guessed. Without a time-out
+    /// of its own.
     pub(crate) async fn ask(&self, resolver: SocketAddr) -> io::Result<Message> {
         let id = rand::random();
         let message = self.message(id)?;
@@ -62,8 +63,8 @@ impl Question {
     }
 }
 
-/// Reads a resolver's answer whole: nothing that cannot be read is passed on, and what is passed on is written anew. Of
-/// an answer that is cut off, that is all that counts.
+/// Reads a resolver's answer whole: nothing that cannot be read is passed on, and what is passed on
+/// is written anew. Of an answer that is cut off, that is all that counts.
 fn read(reply: &[u8], query: &Query) -> io::Result<Message> {
     match Message::from_vec(reply) {
         Ok(message) => Ok(message),

@@ -46,8 +46,9 @@ impl Forwarder {
 
     /// The answer to a question, or none: nobody answered.
     ///
-    /// A question that is being asked already is not asked again. So one that comes back to us, because a resolver
-    /// forwards to us, goes out no second time. A task of its own asks, so that it goes on when who asked first is gone.
+    /// A question that is being asked already is not asked again. So one that comes back to us,
+    /// because a resolver forwards to us, goes out no second time. A task of its own asks, so that
+    /// it goes on when who asked first is gone.
     pub(crate) async fn resolve(&self, question: Question) -> Option<Arc<Message>> {
         let mut pending = {
             let mut in_flight = lock(&self.in_flight);
@@ -75,9 +76,9 @@ fn lock(in_flight: &Mutex<HashMap<Question, Pending>>) -> MutexGuard<'_, HashMap
     in_flight.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Asks the first resolver, and the next ones as well when there is no answer after a while or when one does not know.
-/// The first answer is taken, also from one that is late. What a resolver that does not know said is better than
-/// nothing.
+/// Asks the first resolver, and the next ones as well when there is no answer after a while or when
+/// one does not know. The first answer is taken, also from one that is late. What a resolver that
+/// does not know said is better than nothing.
 async fn ask(upstreams: &Upstreams, question: &Question) -> Option<Arc<Message>> {
     let resolvers: Vec<SocketAddr> = upstreams.in_order().await.into_iter().take(MAX_RESOLVERS).collect();
     let ask = |resolver: SocketAddr| async move { (resolver, Instant::now(), question.ask(resolver).await) };

@@ -1,9 +1,10 @@
 //! The name server on each network's gateway address.
 //!
-//! [`DnsServer`] answers on sockets that it is handed, each for one network. What it knows of a network is its [`Zone`], a
-//! value in a [`watch`](tokio::sync::watch) channel: an answer is always made from the channel's present value. The
-//! sockets are the caller's to bind ([`Sockets::bind`]) and to keep, so that they may outlive the process: queries wait in
-//! them until another one serves them.
+//! [`DnsServer`] answers on sockets that it is handed, each for one network. What it knows of a
+//! network is its [`Zone`], a value in a [`watch`](tokio::sync::watch) channel: an answer is always
+//! made from the channel's present value. The sockets are the caller's to bind ([`Sockets::bind`])
+//! and to keep, so that they may outlive the process: queries wait in them until another one serves
+//! them.
 //!
 //! # What is answered, on a network `app`
 //!
@@ -16,30 +17,34 @@
 //! | any other single label, any other address of the network's subnets | NXDOMAIN |
 //! | everything else, also under `app` | what the host's own resolvers say; NXDOMAIN on an internal network |
 //!
-//! - A container in several networks ([`Client`]) is answered from all of them, whichever gateway address it asks. Names
-//!   under a network's own name go first, then bare names, the first network's first. It resolves public names unless all
-//!   of its networks are internal. Networks that it is not in do not affect its answers.
-//! - A network may be called like a public domain (`app`, `example.com`): what does not exist here is public. The network's
-//!   own name exists, whatever the resolvers answer.
+//! - A container in several networks ([`Client`]) is answered from all of them, whichever gateway
+//!   address it asks. Names under a network's own name go first, then bare names, the first
+//!   network's first. It resolves public names unless all of its networks are internal. Networks
+//!   that it is not in do not affect its answers.
+//! - A network may be called like a public domain (`app`, `example.com`): what does not exist here
+//!   is public. The network's own name exists, whatever the resolvers answer.
 //! - Only healthy backends are given, and all of them when none is healthy.
-//! - A known name without a record of the asked type gets an empty answer (`NODATA`) with an SOA record.
-//! - A bare name that does not exist is never forwarded: what was an endpoint a moment ago must not turn into a
-//!   stranger's host. For the same reason containers need no search domain.
-//! - On an internal network the answer is NXDOMAIN rather than REFUSED, which musl's resolver ignores until it times out.
-//! - Time to live is [`TTL`], of negative answers too: a query costs its own host some microseconds, a
-//!   stale answer costs a connection.
+//! - A known name without a record of the asked type gets an empty answer (`NODATA`) with an SOA
+//!   record.
+//! - A bare name that does not exist is never forwarded: what was an endpoint a moment ago must not
+//!   turn into a stranger's host. For the same reason containers need no search domain.
+//! - On an internal network the answer is NXDOMAIN rather than REFUSED, which musl's resolver
+//!   ignores until it times out.
+//! - Time to live is [`TTL`], of negative answers too: a query costs its own host some
+//!   microseconds, a stale answer costs a connection.
 //!
 //! # Limits
 //!
-//! Answers over UDP have at most 1232 octets (or what the client takes, if less) and then say that they are truncated. An
-//! answer from outside is read and written anew; what cannot be read is dropped. It may take 8 s. After 1 s the next
-//! resolver is asked as well, and any answer is taken; a resolver that answered nothing meanwhile is tried last for 10 s.
-//! Equal questions are asked once, which also ends loops between forwarders.
+//! Answers over UDP have at most 1232 octets (or what the client takes, if less) and then say that
+//! they are truncated. An answer from outside is read and written anew; what cannot be read is
+//! dropped. It may take 8 s. After 1 s the next resolver is asked as well, and any answer is taken;
+//! a resolver that answered nothing meanwhile is tried last for 10 s. Equal questions are asked
+//! once, which also ends loops between forwarders.
 //!
-//! At most 64 questions of one container wait for an answer from outside, and 1024 of all; the last 256 places are for
-//! containers that wait for less than 4. At most 16 TCP connections of one container, and 512 of all; an idle one is closed
-//! for a new one, and each after 10 s without a whole query. A connection may have 32 unanswered queries, which
-//! are answered in any order.
+//! At most 64 questions of one container wait for an answer from outside, and 1024 of all; the last
+//! 256 places are for containers that wait for less than 4. At most 16 TCP connections of one
+//! container, and 512 of all; an idle one is closed for a new one, and each after 10 s without a
+//! whole query. A connection may have 32 unanswered queries, which are answered in any order.
 
 #![forbid(unsafe_code)]
 

@@ -94,8 +94,9 @@ pub(crate) struct Place {
 }
 
 impl Connections {
-    /// A place for one more connection of a client. Where there is none, the connection that has been idle for longest is
-    /// closed for it: of the client itself if it has its share, else of the client that has most. `None` if none is idle.
+    /// A place for one more connection of a client. Where there is none, the connection that has
+    /// been idle for longest is closed for it: of the client itself if it has its share, else of
+    /// the client that has most. `None` if none is idle.
     pub(crate) fn open(self: &Arc<Self>, client: IpAddr) -> Option<Place> {
         let mut state = self.lock();
         let own = state.count(client);

@@ -33,7 +33,8 @@ pub enum Answer {
     },
     /// The name is not ours to answer for.
     Foreign,
-    /// The name is a network's own, of several labels. It is public, too; but it exists, whatever others answer.
+    /// The name is a network's own, of several labels. It is public, too; but it exists, whatever
+    /// others answer.
     Apex(Name),
 }
 
@@ -84,8 +85,8 @@ impl Index {
         Self::following(None, network, zone)
     }
 
-    /// The same, with what is still right of the index that `former` is of the same network: that of the parts which are
-    /// the same `Arc`.
+    /// The same, with what is still right of the index that `former` is of the same network: that
+    /// of the parts which are the same `Arc`.
     pub fn following(former: Option<&Self>, network: &str, zone: &Zone) -> Self {
         let suffix = fold(network);
         let former = former.filter(|former| former.suffix == suffix);
@@ -105,7 +106,8 @@ impl Index {
         lookup(&[self], name, record_type)
     }
 
-    /// What a name stands for, in lower case and without the suffix. Of those who claim it, the first kind has it.
+    /// What a name stands for, in lower case and without the suffix. Of those who claim it, the
+    /// first kind has it.
     fn known(&self, name: &str) -> Option<Addresses> {
         let services = || holders(self.services.iter().map(|part| &part.names), name);
         let endpoints = || holders(self.endpoints.iter().map(|part| &part.names), name);
@@ -128,10 +130,12 @@ impl Index {
     }
 }
 
-/// Answers a question of class IN from several networks. A name under a network's own name goes before a bare one, so
-/// that nobody in one network takes the names of another; of bare names the first network's goes first.
+/// Answers a question of class IN from several networks. A name under a network's own name goes
+/// before a bare one, so that nobody in one network takes the names of another; of bare names the
+/// first network's goes first.
 ///
-/// What is not known is public. Only names of one label, and addresses of the networks' subnets, are ours alone.
+/// What is not known is public. Only names of one label, and addresses of the networks' subnets,
+/// are ours alone.
 pub(crate) fn lookup(indexes: &[&Index], name: &Name, record_type: RecordType) -> Answer {
     if let Some(answer) = reverse(indexes, name, record_type) {
         return answer;
@@ -148,7 +152,8 @@ pub(crate) fn lookup(indexes: &[&Index], name: &Name, record_type: RecordType) -
             }
         }
         if let Some(addresses) = indexes.iter().find_map(|index| index.known(&asked)) {
-            // What a single label is in is the root; an alias such as db.example.com is a zone of its own.
+            // What a single label is in is the root; an alias such as db.example.com is a zone of
+            // its own.
             let apex = if is_single_label { Name::root() } else { name.clone() };
             return addresses.answer(record_type, apex);
         }
@@ -276,7 +281,8 @@ impl Part<Endpoint> {
     }
 }
 
-/// The index of each part of a list: the former one where the part is the same. Empty parts are left out.
+/// The index of each part of a list: the former one where the part is the same. Empty parts are
+/// left out.
 fn parts<T>(
     list: &List<T>,
     former: Option<&[Arc<Part<T>>]>,
@@ -307,14 +313,16 @@ fn fold(name: &str) -> String {
     name.trim_end_matches('.').to_ascii_lowercase()
 }
 
-/// The name from the root that `text` says; `None` if no such name can be written in a message (RFC 1035, section 2.3.4).
+/// The name from the root that `text` says; `None` if no such name can be written in a message (RFC
+/// 1035, section 2.3.4).
 fn absolute(text: &str) -> Option<Name> {
     let mut name = Name::from_labels(text.split('.').map(str::as_bytes)).ok()?;
     name.set_fqdn(true);
     Some(name)
 }
 
-/// An asked name as it is looked up; `None` if it has octets that no configured name has, such as a dot within a label.
+/// An asked name as it is looked up; `None` if it has octets that no configured name has, such as a
+/// dot within a label.
 fn text(name: &Name) -> Option<String> {
     let mut text = String::with_capacity(name.len());
     for label in name {

@@ -1,5 +1,6 @@
-//! A mark on sockets while they connect to a resolver on this host, so that programs that redirect the host's own connections
-//! leave them alone. Without it a query could come back to the name server that sent it, by a service on port 53.
+//! A mark on sockets while they connect to a resolver on this host, so that programs that redirect
+//! the host's own connections leave them alone. Without it a query could come back to the name
+//! server that sent it, by a service on port 53.
 //!
 //! Connections to other hosts get no mark: the host may choose routes by it.
 

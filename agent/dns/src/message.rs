@@ -14,7 +14,8 @@ pub const TTL: u32 = 1;
 /// Most octets of an answer over UDP. Larger ones get lost where fragments do (DNS flag day 2020).
 const MAX_UDP_SIZE: u16 = 1232;
 
-/// Octets of a message's header (RFC 1035, section 4.1.1), after which the first question's name begins.
+/// Octets of a message's header (RFC 1035, section 4.1.1), after which the first question's name
+/// begins.
 pub(crate) const HEADER_SIZE: usize = 12;
 
 /// Least octets of an answer's record: a pointer for its name, type, class, time to live, length.
@@ -99,7 +100,8 @@ impl Request {
         message
     }
 
-    /// A resolver's answer to the same question, written as ours to this one: with its id, in its spelling.
+    /// A resolver's answer to the same question, written as ours to this one: with its id, in its
+    /// spelling.
     pub(crate) fn passed_on(&self, mut reply: Message) -> Message {
         reply.metadata.id = self.metadata.id;
         reply.metadata.message_type = MessageType::Response;
@@ -126,8 +128,8 @@ impl Request {
         message
     }
 
-    /// An answer of ours that there is none: with `NoError` of this type, with `NXDomain` of any. `apex` is the zone that
-    /// says so (RFC 2308, section 2).
+    /// An answer of ours that there is none: with `NoError` of this type, with `NXDomain` of any.
+    /// `apex` is the zone that says so (RFC 2308, section 2).
     pub(crate) fn negative(&self, code: ResponseCode, apex: Name) -> Message {
         let mut message = self.response(code);
         message.metadata.authoritative = true;
@@ -162,8 +164,9 @@ pub(crate) fn bare(request: Metadata, code: ResponseCode) -> Message {
     message
 }
 
-/// Writes a message in at most `limit` octets. Answers that do not fit are left out: over UDP the message says so, and the client
-/// asks again over TCP; there, what fits is the answer. `None` if not even the question fits.
+/// Writes a message in at most `limit` octets. Answers that do not fit are left out: over UDP the
+/// message says so, and the client asks again over TCP; there, what fits is the answer. `None` if
+/// not even the question fits.
 pub(crate) fn encode(mut message: Message, limit: usize, transport: Transport) -> Option<Vec<u8>> {
     let whole = message.answers.len();
     if whole <= limit / MIN_RECORD_SIZE
@@ -268,7 +271,8 @@ mod tests {
 
     #[test]
     fn names_that_point_to_themselves_are_malformed() {
-        // id 1, one question; its name is a pointer to itself, to the next octet, and beyond the end.
+        // id 1, one question; its name is a pointer to itself, to the next octet, and beyond the
+        // end.
         for pointer in [12_u8, 13, 200] {
             let mut bytes = vec![0, 1, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
             bytes.extend([0xc0, pointer, 0, 1, 0, 1]);

@@ -56,7 +56,8 @@ impl Names {
         first.copied().unwrap_or(address)
     }
 
-    /// What a client sees that asks a network's server; `None` while nothing is known of that network.
+    /// What a client sees that asks a network's server; `None` while nothing is known of that
+    /// network.
     pub(crate) fn view(&self, network: &str, client: IpAddr) -> Option<View> {
         let zones = self.zones.borrow();
         let asked = zones.networks.get(network)?;

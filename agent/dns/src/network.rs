@@ -116,7 +116,8 @@ impl Network {
         }
     }
 
-    /// The answer to a question that [`Step::Forward`] was said to; SERVFAIL when there is none to be had.
+    /// The answer to a question that [`Step::Forward`] was said to; SERVFAIL when there is none to
+    /// be had.
     pub(crate) async fn forward(&self, forward: &Forward, transport: Transport) -> Option<Vec<u8>> {
         self.counters.forwarded.add_one();
         let request = &forward.request;

@@ -38,8 +38,9 @@ struct Served {
 }
 
 impl DnsServer {
-    /// A server that has nothing to serve yet. It knows the names in `zones`, and asks for others the resolvers that
-    /// `resolv_conf` (resolv.conf(5)) names, from the network namespace of the runtime's threads.
+    /// A server that has nothing to serve yet. It knows the names in `zones`, and asks for others
+    /// the resolvers that `resolv_conf` (resolv.conf(5)) names, from the network namespace of the
+    /// runtime's threads.
     pub fn new(zones: watch::Receiver<Zones>, resolv_conf: impl Into<PathBuf>) -> Self {
         let upstreams = Arc::new(Upstreams::new(resolv_conf.into(), zones.clone()));
         let shared = Arc::new(Shared {
@@ -52,9 +53,9 @@ impl DnsServer {
         Self { shared, served: Mutex::default() }
     }
 
-    /// Answers on `sockets` with the names of `network` from now on, besides the sockets it already has, e.g. one pair for each
-    /// of its gateway addresses. While the channel has no zone of that name, answers are SERVFAIL. To be called within
-    /// a tokio runtime.
+    /// Answers on `sockets` with the names of `network` from now on, besides the sockets it already
+    /// has, e.g. one pair for each of its gateway addresses. While the channel has no zone of that
+    /// name, answers are SERVFAIL. To be called within a tokio runtime.
     pub fn serve(&self, network: &str, sockets: Sockets) -> io::Result<()> {
         sockets.udp.set_nonblocking(true)?;
         sockets.tcp.set_nonblocking(true)?;
@@ -73,7 +74,8 @@ impl DnsServer {
         Ok(())
     }
 
-    /// Closes the sockets of `network`; copies of them that others hold stay open. Returns when that is done.
+    /// Closes the sockets of `network`; copies of them that others hold stay open. Returns when
+    /// that is done.
     pub async fn stop(&self, network: &str) {
         let served = self.served().remove(network);
         if let Some(mut served) = served {
@@ -81,7 +83,8 @@ impl DnsServer {
         }
     }
 
-    /// Takes no more questions, and answers those that it has. Whoever has copies of the sockets may serve them.
+    /// Takes no more questions, and answers those that it has. Whoever has copies of the sockets
+    /// may serve them.
     pub fn retire(&self) {
         self.shared.retired.send_replace(true);
     }

@@ -11,7 +11,8 @@ use nix::sys::socket::{
     socket, sockopt,
 };
 
-/// TCP connections that the kernel keeps until they are accepted, e.g. while no process serves the socket.
+/// TCP connections that the kernel keeps until they are accepted, e.g. while no process serves the
+/// socket.
 const BACKLOG: i32 = 256;
 
 /// One address to be served, over UDP and TCP.
@@ -24,13 +25,14 @@ pub struct Sockets {
 }
 
 impl Sockets {
-    /// Binds both in the calling thread's network namespace. The address need not be there yet (`IP_FREEBIND`).
+    /// Binds both in the calling thread's network namespace. The address need not be there yet
+    /// (`IP_FREEBIND`).
     pub fn bind(address: SocketAddr) -> io::Result<Self> {
         Self::open(address, None)
     }
 
-    /// The same for what comes by one device only (`SO_BINDTODEVICE`), which has to be there: whoever else
-    /// reaches the address by another way gets no answer.
+    /// The same for what comes by one device only (`SO_BINDTODEVICE`), which has to be there:
+    /// whoever else reaches the address by another way gets no answer.
     pub fn bind_on(address: SocketAddr, device: &str) -> io::Result<Self> {
         Self::open(address, Some(device))
     }

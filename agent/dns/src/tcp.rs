@@ -1,5 +1,5 @@
-//! Questions and answers over connections: each after its length in two octets (RFC 1035, section 4.2.2), answered in
-//! whichever order the answers come (RFC 7766, section 6.2.1.1).
+//! Questions and answers over connections: each after its length in two octets (RFC 1035, section
+//! 4.2.2), answered in whichever order the answers come (RFC 7766, section 6.2.1.1).
 
 use std::{io, sync::Arc, time::Duration};
 
@@ -21,7 +21,8 @@ use crate::{
     udp::MAX_QUERY,
 };
 
-/// How long a client may take for a whole question, from the former or its answer on, and for taking an answer.
+/// How long a client may take for a whole question, from the former or its answer on, and for
+/// taking an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Pause after an error of the listener itself, which might last.
@@ -46,7 +47,8 @@ pub(crate) async fn serve(network: Arc<Network>, listener: TcpListener) {
         };
         match accepted {
             Ok((stream, client)) => {
-                // Those beyond the limit are closed at once, so that the client need not wait to learn it.
+                // Those beyond the limit are closed at once, so that the client need not wait to
+                // learn it.
                 if let Some(place) = network.place(client.ip()) {
                     let network = Arc::clone(&network);
                     connections.spawn(async move {

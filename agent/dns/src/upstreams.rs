@@ -76,8 +76,8 @@ impl Upstreams {
         resolvers
     }
 
-    /// Notes that a resolver did not answer a question of then. One that has answered others since is not silent: some
-    /// names take their time.
+    /// Notes that a resolver did not answer a question of then. One that has answered others since
+    /// is not silent: some names take their time.
     pub(crate) fn silent(&self, resolver: SocketAddr, asked_at: Instant) {
         let mut state = self.state();
         if state.answered_at.get(&resolver).is_none_or(|answered_at| *answered_at < asked_at) {
@@ -98,7 +98,8 @@ impl Upstreams {
     }
 }
 
-/// The `nameserver` lines of a resolv.conf (resolv.conf(5)), each resolver once. Lines that cannot be read are skipped.
+/// The `nameserver` lines of a resolv.conf (resolv.conf(5)), each resolver once. Lines that cannot
+/// be read are skipped.
 fn nameservers(text: &str) -> Vec<SocketAddr> {
     let mut resolvers = Vec::new();
     for line in text.lines() {

@@ -9,14 +9,14 @@ use std::{
 use ipnetwork::IpNetwork;
 use serde::{Deserialize, Serialize};
 
-/// All networks whose names are served here, by name. Zones that did not change should be passed on as the same `Arc`, and
-/// so should the parts of their lists: their index is then kept.
+/// All networks whose names are served here, by name. Zones that did not change should be passed on
+/// as the same `Arc`, and so should the parts of their lists: their index is then kept.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Zones {
     /// Network name to what is in it.
     pub networks: BTreeMap<String, Arc<Zone>>,
-    /// The containers that ask, by each of their addresses. One that is missing here is taken to be on the network that
-    /// it asks, and on no other.
+    /// The containers that ask, by each of their addresses. One that is missing here is taken to be
+    /// on the network that it asks, and on no other.
     pub clients: Arc<BTreeMap<IpAddr, Arc<Client>>>,
 }
 
@@ -44,7 +44,8 @@ impl Zones {
     }
 }
 
-/// The names of one network. Names are compared without regard to ASCII case and may have dots in them.
+/// The names of one network. Names are compared without regard to ASCII case and may have dots in
+/// them.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Zone {
     /// Addresses that the network is served on; never asked as resolvers.
@@ -105,13 +106,15 @@ impl<T> From<Vec<T>> for List<T> {
 pub struct Endpoint {
     /// Its name. A service of the same name hides it.
     pub name: String,
-    /// Further names, which several endpoints may share. Services' and endpoints' own names hide them.
+    /// Further names, which several endpoints may share. Services' and endpoints' own names hide
+    /// them.
     pub aliases: Vec<String>,
     /// IPv4 address.
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// Whether it is healthy. An unhealthy one is left out where others share the alias; its own name is answered.
+    /// Whether it is healthy. An unhealthy one is left out where others share the alias; its own
+    /// name is answered.
     pub healthy: bool,
 }
 

@@ -47,8 +47,8 @@ fn message(index: u32, address: InterfaceAddress) -> AddressMessage {
     message
 }
 
-/// Gives a device an address. IPv6 ones are valid at once: the datapath answers no probe for duplicates, since no
-/// address is given twice.
+/// Gives a device an address. IPv6 ones are valid at once: the datapath answers no probe for
+/// duplicates, since no address is given twice.
 pub(crate) fn add(netlink: &mut Netlink, index: u32, address: InterfaceAddress) -> Result<(), RequestError> {
     let mut message = message(index, address);
     if address.address.is_ipv6() {

@@ -53,8 +53,8 @@ pub fn driver(interface: &IfName) -> io::Result<Driver> {
         ifr_name: name,
         ifr_ifru: libc::__c_anonymous_ifr_ifru { ifru_data: (&raw mut information).cast() },
     };
-    // SAFETY: the kernel reads a name that ends with a zero (an interface's has 15 bytes at most), and writes a
-    // `struct ethtool_drvinfo`, which `Information` is.
+    // SAFETY: the kernel reads a name that ends with a zero (an interface's has 15 bytes at most),
+    // and writes a `struct ethtool_drvinfo`, which `Information` is.
     if unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw mut request) } < 0 {
         return Err(io::Error::last_os_error());
     }

@@ -40,7 +40,8 @@ impl Events {
         Ok(Self { route, nftables })
     }
 
-    /// Waits for the next event. Several of one kind that came together are one. May be dropped at any time.
+    /// Waits for the next event. Several of one kind that came together are one. May be dropped at
+    /// any time.
     pub async fn next(&mut self) -> Result<Event, KernelError> {
         let (received, event) = match &mut self.nftables {
             Some(nftables) => tokio::select! {

@@ -33,8 +33,8 @@ impl Report {
         self.failures.is_empty()
     }
 
-    /// The failure that an endpoint suffers from: its own, or else the first of what the node needs. What could not be
-    /// removed harms none that is wanted.
+    /// The failure that an endpoint suffers from: its own, or else the first of what the node
+    /// needs. What could not be removed harms none that is wanted.
     pub fn failure_of(&self, endpoint: &EndpointId) -> Option<&Failure> {
         let own = self.failures.iter().find(|failure| failure.step.endpoint.as_ref() == Some(endpoint));
         let of_node =
@@ -43,7 +43,8 @@ impl Report {
     }
 }
 
-/// Takes each step of a plan once. A step that fails stops the later ones of its own endpoint, and nothing else.
+/// Takes each step of a plan once. A step that fails stops the later ones of its own endpoint, and
+/// nothing else.
 pub fn execute(kernel: &mut dyn Kernel, plan: &Plan) -> Report {
     let mut report = Report::default();
     let mut failed: BTreeSet<&EndpointId> = BTreeSet::new();

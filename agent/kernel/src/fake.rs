@@ -8,17 +8,20 @@ use mesh_model::{Action, Desired, Observed};
 
 use crate::{Depth, FakePrograms, Kernel, KernelError, Programs};
 
-/// [`Kernel`] without a kernel: does to its state what the steps would do to a kernel's. Tests set the fields to play
-/// the part of everybody else on the host.
+/// [`Kernel`] without a kernel: does to its state what the steps would do to a kernel's. Tests set
+/// the fields to play the part of everybody else on the host.
 #[derive(Debug, Default)]
 pub struct FakeKernel {
-    /// What there is, but for `namespaces`: all those of the desired state live, unless they are in `gone`.
+    /// What there is, but for `namespaces`: all those of the desired state live, unless they are in
+    /// `gone`.
     pub state: Observed,
     /// Namespaces that are gone.
     pub gone: BTreeSet<NetnsRef>,
-    /// What counters and probe replies are answered from. Its own state of attachments and entries is not used.
+    /// What counters and probe replies are answered from. Its own state of attachments and entries
+    /// is not used.
     pub programs: FakePrograms,
-    /// How many of the next [`Kernel::apply`] calls succeed before one fails; `None` when none is to fail.
+    /// How many of the next [`Kernel::apply`] calls succeed before one fails; `None` when none is
+    /// to fail.
     pub fail_after: Option<usize>,
     /// Steps taken, in order.
     pub applied: Vec<Action>,

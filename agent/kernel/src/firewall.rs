@@ -100,7 +100,8 @@ fn range(rule: &str, start: &str) -> Option<RangeInclusive<u16>> {
 /// What there is of the table.
 pub(crate) fn observe() -> Result<FirewallState, KernelError> {
     let output = match nft(&["list", "table", "inet", naming::FIREWALL_TABLE], "") {
-        // Without the command there is no table of ours either. That it is missing is told when it is needed.
+        // Without the command there is no table of ours either. That it is missing is told when it
+        // is needed.
         Err(KernelError::NftMissing) => return Ok(FirewallState::Absent),
         output => output?,
     };

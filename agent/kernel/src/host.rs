@@ -32,8 +32,8 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, KernelError> {
     Ok(addresses.into_iter().filter_map(host_address).collect())
 }
 
-/// The prefixes that the calling thread's namespace reaches by its main table: default routes, IPv6 link-local ones and
-/// those out of the mesh's own devices left out.
+/// The prefixes that the calling thread's namespace reaches by its main table: default routes, IPv6
+/// link-local ones and those out of the mesh's own devices left out.
 pub fn host_routes() -> Result<Vec<Prefix>, KernelError> {
     let mut netlink = open()?;
     let links = foreign_links(&mut netlink)?;

@@ -1,5 +1,5 @@
-//! What is configured inside a container's namespace, after the endpoint was made: addresses and routes go when somebody sets
-//! the device down, or removes them.
+//! What is configured inside a container's namespace, after the endpoint was made: addresses and
+//! routes go when somebody sets the device down, or removes them.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -42,12 +42,13 @@ pub fn outer_ends() -> Result<BTreeMap<IfName, OuterEnd>, KernelError> {
 pub struct Restored {
     /// What was missing and is there again, a few words each.
     pub restored: Vec<String>,
-    /// What is missing and was left so, since somebody put something of their own in its place; a few words each.
+    /// What is missing and was left so, since somebody put something of their own in its place; a
+    /// few words each.
     pub replaced: Vec<String>,
 }
 
-/// Gives the inner end of a pair the addresses and routes that it has lost. One that is down keeps what it has: whoever set it
-/// down will set it up.
+/// Gives the inner end of a pair the addresses and routes that it has lost. One that is down keeps
+/// what it has: whoever set it down will set it up.
 pub fn restore(inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError> {
     let namespace = netns::open(&inner.netns)?;
     let mut netlink = netns::netlink(&inner.netns, &namespace, || ())?;

@@ -7,11 +7,12 @@ use crate::{KernelError, Programs};
 /// How much is looked at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Depth {
-    /// Nothing but whether the namespaces of endpoints that are new in the desired state are there; the rest is as it was
-    /// last seen, and as the steps since then have made it. A kernel that has not seen everything yet, or of which a
-    /// step has failed since, looks as for [`Depth::Quick`].
+    /// Nothing but whether the namespaces of endpoints that are new in the desired state are there;
+    /// the rest is as it was last seen, and as the steps since then have made it. A kernel that has
+    /// not seen everything yet, or of which a step has failed since, looks as for [`Depth::Quick`].
     Remembered,
-    /// All but the firewall, which is as it was last seen or made: reading it runs `nft`, which costs 10 ms.
+    /// All but the firewall, which is as it was last seen or made: reading it runs `nft`, which
+    /// costs 10 ms.
     Quick,
     /// Everything.
     Full,
@@ -19,18 +20,20 @@ pub enum Depth {
 
 /// The kernel of one host, or its twin in memory.
 ///
-/// Calls block, for microseconds mostly; those that remove a device wait until nobody finds it any more, some
-/// milliseconds. Each makes one attempt: only the loop repeats.
+/// Calls block, for microseconds mostly; those that remove a device wait until nobody finds it any
+/// more, some milliseconds. Each makes one attempt: only the loop repeats.
 pub trait Kernel: Send {
-    /// Reads what there is of ours. `desired` tells where to look beside that: for the data-path address and for the
-    /// endpoints' namespaces. Its first call looks at everything, whatever `depth` says.
+    /// Reads what there is of ours. `desired` tells where to look beside that: for the data-path
+    /// address and for the endpoints' namespaces. Its first call looks at everything, whatever
+    /// `depth` says.
     fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError>;
 
     /// Takes one step of a plan, in full or not at all.
     fn apply(&mut self, action: &Action) -> Result<(), KernelError>;
 
-    /// A digest of what can change without an event of the kernel: pinned links, the programs that they
-    /// run, and the switches. Another digest than before is a reason to observe. Takes microseconds.
+    /// A digest of what can change without an event of the kernel: pinned links, the programs that
+    /// they run, and the switches. Another digest than before is a reason to observe. Takes
+    /// microseconds.
     fn glance(&mut self) -> u64 {
         0
     }

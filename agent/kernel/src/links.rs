@@ -38,11 +38,13 @@ const ATTRIBUTES: usize = 16 + 16;
 
 /// `ARPHRD_ETHER` of the kernel: a device whose packets have Ethernet headers.
 const ETHERNET: u16 = 1;
-/// Types of devices whose received packets begin with their IP headers (`ARPHRD_PPP`, `_RAWIP`, `_TUNNEL`, `_TUNNEL6`, `_SIT`,
-/// `_IPGRE`, `_IP6GRE`, `_NONE`): tunnels, modems, TUN devices, WireGuard.
+/// Types of devices whose received packets begin with their IP headers (`ARPHRD_PPP`, `_RAWIP`,
+/// `_TUNNEL`, `_TUNNEL6`, `_SIT`, `_IPGRE`, `_IP6GRE`, `_NONE`): tunnels, modems, TUN devices,
+/// WireGuard.
 const LAYER_3: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xFFFE];
 
-/// How long the kernel may take to tell a device that it has a carrier. It usually does within a millisecond.
+/// How long the kernel may take to tell a device that it has a carrier. It usually does within a
+/// millisecond.
 const CARRIER_DEADLINE: Duration = Duration::from_millis(200);
 
 /// How often is looked whether a device is gone.
@@ -62,7 +64,8 @@ enum Role {
 
 /// A device as netlink tells it.
 ///
-/// Read by hand: the packet library would take apart a hundred attributes of each device, and hosts have hundreds.
+/// Read by hand: the packet library would take apart a hundred attributes of each device, and hosts
+/// have hundreds.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct RawLink {
     pub(crate) index: u32,
@@ -266,7 +269,8 @@ fn set(
     netlink.request(RouteNetlinkMessage::SetLink(message), 0)
 }
 
-/// Keeps IPv6 from giving a device a link-local address, and from speaking on it. A kernel without IPv6 does neither.
+/// Keeps IPv6 from giving a device a link-local address, and from speaking on it. A kernel without
+/// IPv6 does neither.
 fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     match set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::AfSpecUnspec(vec![mode])]) {
@@ -277,8 +281,9 @@ fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     }
 }
 
-/// Sets a device up, and waits until the kernel has told both ends of a pair that they have a carrier: until then it
-/// drops what the other end sends. A pair whose other end is down has none; that is not waited for long.
+/// Sets a device up, and waits until the kernel has told both ends of a pair that they have a
+/// carrier: until then it drops what the other end sends. A pair whose other end is down has none;
+/// that is not waited for long.
 pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     set(netlink, index, LinkFlags::Up, Vec::new())?;
     let begin = Instant::now();
@@ -306,11 +311,12 @@ pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(),
     set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
 }
 
-/// Removes a device, and waits until nobody finds it any more, here or at the other end of a pair; one that is gone is no
-/// error.
+/// Removes a device, and waits until nobody finds it any more, here or at the other end of a pair;
+/// one that is gone is no error.
 ///
-/// The kernel answers some 20 ms later: when all memory of the device has been given back. Nobody has to wait for that,
-/// and so another thread does. Should the process end before, the kernel goes on with what it has begun.
+/// The kernel answers some 20 ms later: when all memory of the device has been given back. Nobody
+/// has to wait for that, and so another thread does. Should the process end before, the kernel goes
+/// on with what it has begun.
 pub(crate) fn remove(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mut own = Netlink::open()?;
     let (answer, answered) = mpsc::channel();
@@ -345,7 +351,8 @@ pub(crate) fn create_vxlan(netlink: &mut Netlink, device: &VxlanDevice) -> Resul
         InfoVxlan::CollectMetadata(true),
         InfoVxlan::Learning(false),
         InfoVxlan::Port(*port),
-        // IPv6 underlays carry VXLAN without a UDP checksum, as IPv4 ones do (RFC 7348, section 5; RFC 6935).
+        // IPv6 underlays carry VXLAN without a UDP checksum, as IPv4 ones do (RFC 7348, section 5;
+        // RFC 6935).
         InfoVxlan::UDPZeroCsumTX(true),
         InfoVxlan::UDPZeroCsumRX(true),
     ]);
@@ -402,8 +409,8 @@ pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<()
     })
 }
 
-/// Makes an endpoint's pair in one request, the inner end in its namespace from the start, under its final name. Then
-/// configures the inner end. The outer end stays down: it has no program yet.
+/// Makes an endpoint's pair in one request, the inner end in its namespace from the start, under
+/// its final name. Then configures the inner end. The outer end stays down: it has no program yet.
 pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) -> Result<(), KernelError> {
     let namespace = netns::open(&device.netns)?;
     let mut peer = LinkMessage::default();
@@ -482,8 +489,8 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     Ok(())
 }
 
-/// Gives both ends of an endpoint's pair their MTU, the inner one first, with the burst that it takes: the outer one then
-/// tells that both have it.
+/// Gives both ends of an endpoint's pair their MTU, the inner one first, with the burst that it
+/// takes: the outer one then tells that both have it.
 pub(crate) fn set_endpoint_mtu(
     netlink: &mut Netlink,
     index: u32,
@@ -517,7 +524,8 @@ fn exists(error: RequestError, name: &IfName, action: String) -> KernelError {
     }
 }
 
-/// Removes a device that was made in vain. When even that fails, the next pass finds the device and removes it.
+/// Removes a device that was made in vain. When even that fails, the next pass finds the device and
+/// removes it.
 fn undo(netlink: &mut Netlink, index: u32) {
     let _unobserved_until_next_pass = delete(netlink, index);
 }

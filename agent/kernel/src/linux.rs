@@ -15,7 +15,8 @@ use crate::{
 
 /// [`Kernel`] of the network namespace in which it was opened.
 ///
-/// It must also be used there: switches, firewall and programs are those of the calling thread's namespace.
+/// It must also be used there: switches, firewall and programs are those of the calling thread's
+/// namespace.
 pub struct LinuxKernel<P> {
     netlink: Netlink,
     programs: P,
@@ -23,7 +24,8 @@ pub struct LinuxKernel<P> {
     firewall: Option<FirewallState>,
     /// As last seen or made.
     filters: Option<ForeignFilters>,
-    /// Everything as last seen, and as the steps since then have made it; for [`Depth::Remembered`].
+    /// Everything as last seen, and as the steps since then have made it; for
+    /// [`Depth::Remembered`].
     remembered: Option<Remembered>,
 }
 

@@ -1,5 +1,5 @@
-//! The sockets of a network namespace that wait for packets of anybody: one reading of each table, however many ports
-//! somebody asks about.
+//! The sockets of a network namespace that wait for packets of anybody: one reading of each table,
+//! however many ports somebody asks about.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -8,20 +8,22 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_model::Protocol;
 
-/// The tables of the calling thread's namespace (proc(5)). All listening TCP sockets precede the others.
+/// The tables of the calling thread's namespace (proc(5)). All listening TCP sockets precede the
+/// others.
 const TABLES: &str = "/proc/thread-self/net";
-/// The states in these tables, in hexadecimal: `TCP_LISTEN`, and `TCP_CLOSE` for a UDP socket without a peer.
+/// The states in these tables, in hexadecimal: `TCP_LISTEN`, and `TCP_CLOSE` for a UDP socket
+/// without a peer.
 const LISTEN: &str = "0A";
 const UNCONNECTED: &str = "07";
 
-/// Local addresses of sockets, by protocol and port. The unspecified address stands for every address of its family; that of
-/// IPv6 stands for both families, as it does for most sockets.
+/// Local addresses of sockets, by protocol and port. The unspecified address stands for every
+/// address of its family; that of IPv6 stands for both families, as it does for most sockets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listeners(BTreeMap<(Protocol, u16), BTreeSet<IpAddr>>);
 
 impl Listeners {
-    /// Reads the sockets of the calling thread's namespace: listening TCP sockets, UDP sockets without a peer, SCTP endpoints.
-    /// A protocol that the kernel does not have has no sockets.
+    /// Reads the sockets of the calling thread's namespace: listening TCP sockets, UDP sockets
+    /// without a peer, SCTP endpoints. A protocol that the kernel does not have has no sockets.
     pub fn read() -> io::Result<Self> {
         let mut listeners = Self::default();
         for table in ["tcp", "tcp6"] {
@@ -81,7 +83,8 @@ fn lines(table: &str) -> io::Result<impl Iterator<Item = io::Result<String>>> {
     Ok(file.into_iter().flat_map(|file| BufReader::new(file).lines().skip(1)))
 }
 
-/// Reads `0100007F:1F90`: the kernel prints each 32-bit word of an address as a number in the machine's byte order.
+/// Reads `0100007F:1F90`: the kernel prints each 32-bit word of an address as a number in the
+/// machine's byte order.
 fn parse_local(text: &str) -> Option<(IpAddr, u16)> {
     let (address, port) = text.split_once(':')?;
     let port = u16::from_str_radix(port, 16).ok()?;

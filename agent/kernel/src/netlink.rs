@@ -1,7 +1,8 @@
 //! A netlink socket with one owner, who asks one thing at a time.
 //!
-//! The kernel runs one dump per socket, and so a socket has one owner. Requests block, for microseconds: the kernel
-//! works on them within the `send`, and its answer is there when that returns.
+//! The kernel runs one dump per socket, and so a socket has one owner. Requests block, for
+//! microseconds: the kernel works on them within the `send`, and its answer is there when that
+//! returns.
 
 use std::io;
 
@@ -126,7 +127,8 @@ impl Netlink {
         self.receive(each).map(|_| ())
     }
 
-    /// Asks for a list, of which a change on the host may have cut out an item: then all of it once more.
+    /// Asks for a list, of which a change on the host may have cut out an item: then all of it once
+    /// more.
     pub(crate) fn dump<T>(
         &mut self,
         message: &RouteNetlinkMessage,
@@ -166,14 +168,15 @@ impl Netlink {
         }
     }
 
-    /// Reads to the end of the answer; `each` gets the type and the whole of every message in it. Tells whether the
-    /// answer is consistent.
+    /// Reads to the end of the answer; `each` gets the type and the whole of every message in it.
+    /// Tells whether the answer is consistent.
     fn receive(
         &mut self,
         mut each: impl FnMut(u16, &[u8]) -> Result<(), RequestError>,
     ) -> Result<bool, RequestError> {
         let mut consistent = true;
-        // What `each` finds wrong is told only at the end: the rest of the answer must not be left for the next one.
+        // What `each` finds wrong is told only at the end: the rest of the answer must not be left
+        // for the next one.
         let mut outcome = Ok(());
         loop {
             self.buffer.clear();

@@ -1,8 +1,9 @@
 //! Network namespaces of containers.
 //!
-//! Nothing of ours stays in another namespace: the calling thread enters, opens what is to be opened there, and returns
-//! at once. A thread of its own for each visit would cost two more changes of threads on the way of every attach. A socket
-//! belongs to the namespace that it was opened in, and can be used from everywhere.
+//! Nothing of ours stays in another namespace: the calling thread enters, opens what is to be
+//! opened there, and returns at once. A thread of its own for each visit would cost two more
+//! changes of threads on the way of every attach. A socket belongs to the namespace that it was
+//! opened in, and can be used from everywhere.
 
 use std::collections::BTreeSet;
 use std::fs::{File, OpenOptions};
@@ -26,8 +27,8 @@ use crate::netlink::Netlink;
 
 /// Runs a closure in a namespace.
 ///
-/// The calling thread is back in its own when this returns or unwinds. A thread that cannot return must not go on:
-/// whatever it did next would be done in a container.
+/// The calling thread is back in its own when this returns or unwinds. A thread that cannot return
+/// must not go on: whatever it did next would be done in a container.
 pub(crate) fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Result<T> {
     struct Return(File);
 
@@ -46,14 +47,15 @@ pub(crate) fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Resul
     Ok(result)
 }
 
-/// The kernel's own number of the calling thread's namespace (`SO_NETNS_COOKIE`, Linux 5.14); 0 where it has none to tell.
+/// The kernel's own number of the calling thread's namespace (`SO_NETNS_COOKIE`, Linux 5.14); 0
+/// where it has none to tell.
 #[expect(unsafe_code, reason = "nix has no wrapper for this socket option")]
 fn own_cookie() -> io::Result<u64> {
     let socket = UnixDatagram::unbound()?;
     let mut cookie = 0u64;
     let mut length: libc::socklen_t = 8;
-    // SAFETY: the descriptor is open for the whole call, and the kernel writes at most `length` bytes, which is the size of
-    // `cookie`.
+    // SAFETY: the descriptor is open for the whole call, and the kernel writes at most `length`
+    // bytes, which is the size of `cookie`.
     let result = unsafe {
         libc::getsockopt(
             socket.as_raw_fd(),
@@ -70,8 +72,9 @@ fn own_cookie() -> io::Result<u64> {
     }
 }
 
-/// Whether the namespace is still the one at its path. With a device of ours still in it, it is alive, and nobody else has
-/// its inode number; otherwise the cookie tells, for which it has to be entered.
+/// Whether the namespace is still the one at its path. With a device of ours still in it, it is
+/// alive, and nobody else has its inode number; otherwise the cookie tells, for which it has to be
+/// entered.
 pub(crate) fn exists(netns: &NetnsRef, has_device: bool) -> bool {
     if has_device {
         std::fs::metadata(&netns.path).is_ok_and(|found| found.ino() == netns.inode)
@@ -115,9 +118,11 @@ pub(crate) fn netlink(
 const OWN: &str = "/proc/self/ns/net";
 const OWN_THREAD: &str = "/proc/thread-self/ns/net";
 
-/// Names a container's namespace by its path, its inode and its cookie, and lists its devices, in one visit.
+/// Names a container's namespace by its path, its inode and its cookie, and lists its devices, in
+/// one visit.
 ///
-/// Fails where there is nothing, something that is no network namespace, or the calling process's own.
+/// Fails where there is nothing, something that is no network namespace, or the calling process's
+/// own.
 pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
     // What is no namespace may be something that blocks whoever opens it.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
@@ -147,7 +152,8 @@ fn same(one: &std::fs::Metadata, other: &std::fs::Metadata) -> bool {
     (one.dev(), one.ino()) == (other.dev(), other.ino())
 }
 
-/// Opens a TCP socket inside a namespace, if it is still the one at its path: not connected, and non-blocking.
+/// Opens a TCP socket inside a namespace, if it is still the one at its path: not connected, and
+/// non-blocking.
 pub fn tcp_socket(netns: &NetnsRef, ipv6: bool) -> Result<TcpStream, KernelError> {
     let family = if ipv6 { AddressFamily::Inet6 } else { AddressFamily::Inet };
     let flags = SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK;

@@ -87,7 +87,8 @@ fn unreachable(subnet: Prefix) -> RouteMessage {
     message
 }
 
-/// Makes a subnet unreachable for everyone who has no other route to it than a default route; one that is so is no error.
+/// Makes a subnet unreachable for everyone who has no other route to it than a default route; one
+/// that is so is no error.
 pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::NewRoute(unreachable(subnet)), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
@@ -103,7 +104,8 @@ pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Resul
     }
 }
 
-/// Every route of the main table to a prefix, with the index of its device: whoever made it, the kernel included.
+/// Every route of the main table to a prefix, with the index of its device: whoever made it, the
+/// kernel included.
 pub(crate) fn dump_all(netlink: &mut Netlink) -> Result<Vec<(u32, Prefix)>, RequestError> {
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
@@ -212,7 +214,8 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Res
     }
 }
 
-/// Routes a further subnet straight out of a container's device, beside another device of the same network.
+/// Routes a further subnet straight out of a container's device, beside another device of the same
+/// network.
 pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
     {
@@ -221,14 +224,15 @@ pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> 
     }
 }
 
-/// The least metric of default routes through internal networks. It is above those of all other endpoints.
+/// The least metric of default routes through internal networks. It is above those of all other
+/// endpoints.
 const INTERNAL_METRIC: u32 = 1 << 30;
 
 /// The metric that the kernel gives a route of IPv6 by itself.
 const METRIC: u32 = 1024;
 
-/// Makes a gateway a default route behind all that there are: whatever the container has of its own comes first, then the
-/// device that was made first. When that one goes, the kernel takes the next.
+/// Makes a gateway a default route behind all that there are: whatever the container has of its own
+/// comes first, then the device that was made first. When that one goes, the kernel takes the next.
 ///
 /// Those through internal networks come last: only replies of published ports get anywhere there.
 pub(crate) fn add_default(

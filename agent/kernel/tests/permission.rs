@@ -1,4 +1,5 @@
-//! Without the right to change the host's network. A test of its own, since rights are the whole process's.
+//! Without the right to change the host's network. A test of its own, since rights are the whole
+//! process's.
 
 use mesh_kernel::{Depth, FakePrograms, Kernel, KernelError, LinuxKernel};
 use mesh_model::plan::VxlanDevice;

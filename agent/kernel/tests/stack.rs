@@ -1,5 +1,6 @@
-//! How much stack the programs take. No chain of calls may take more than 512 bytes, and before Linux 6.8 each call counts
-//! in steps of 32: a kernel that runs the tests may be more generous than one that runs the product.
+//! How much stack the programs take. No chain of calls may take more than 512 bytes, and before
+//! Linux 6.8 each call counts in steps of 32: a kernel that runs the tests may be more generous
+//! than one that runs the product.
 
 use std::collections::BTreeMap;
 

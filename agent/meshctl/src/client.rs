@@ -23,8 +23,8 @@ pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 /// Most bytes of an answer; lists of a large cluster pass gRPC's usual 4 MiB.
 const ANSWER_LIMIT: usize = 256 << 20;
 
-/// Calls to one agent, over one connection that the first of them opens: what is wrong with the command line itself
-/// is found before.
+/// Calls to one agent, over one connection that the first of them opens: what is wrong with the
+/// command line itself is found before.
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,

@@ -1,4 +1,5 @@
-//! Completion of names by the shell: asks the local agent, within a moment, and is silent when there is none.
+//! Completion of names by the shell: asks the local agent, within a moment, and is silent when
+//! there is none.
 
 use std::collections::BTreeSet;
 use std::ffi::{OsStr, OsString};

@@ -1,4 +1,5 @@
-//! `--filter KEY=VALUE`, with Docker's rules: values of one key are alternatives, different keys must all hold.
+//! `--filter KEY=VALUE`, with Docker's rules: values of one key are alternatives, different keys
+//! must all hold.
 
 use clap::ValueEnum;
 

@@ -1,8 +1,9 @@
-//! The command that people type: it parses, makes a call or a few to the local agent's socket, and prints.
+//! The command that people type: it parses, makes a call or a few to the local agent's socket, and
+//! prints.
 //!
-//! Everything that decides (names, limits, conflicts) is the agent's and the managers'; here are only the forms in which
-//! people and scripts ask and are answered. Errors of every origin are [`mesh_proto::Problem`]s, whose kind is the exit
-//! code.
+//! Everything that decides (names, limits, conflicts) is the agent's and the managers'; here are
+//! only the forms in which people and scripts ask and are answered. Errors of every origin are
+//! [`mesh_proto::Problem`]s, whose kind is the exit code.
 
 mod apply;
 mod cli;
@@ -24,8 +25,9 @@ use clap::Parser;
 use crate::cli::{Cli, Command, Format, usage};
 use crate::report::Report;
 
-/// Runs the command line `args` (the program's name first), prints its result, and returns the exit code: 0 done,
-/// 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is unreachable, 6 only a manager can do it, 7 a removal was not confirmed.
+/// Runs the command line `args` (the program's name first), prints its result, and returns the exit
+/// code: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is
+/// unreachable, 6 only a manager can do it, 7 a removal was not confirmed.
 pub fn run(args: &[OsString]) -> u8 {
     if complete::answer(args) {
         return 0;

@@ -64,7 +64,8 @@ fn safe(text: &str) -> std::borrow::Cow<'_, str> {
     terminal::safe(text, terminal::Form::Text)
 }
 
-/// Writes all of `text`; a reader that left early (`| head`) has seen what it wanted and is no error.
+/// Writes all of `text`; a reader that left early (`| head`) has seen what it wanted and is no
+/// error.
 fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),

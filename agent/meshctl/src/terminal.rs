@@ -1,5 +1,5 @@
-//! Makes text safe to print: what comes from other hosts must not move the cursor, forge lines or change the direction of
-//! writing.
+//! Makes text safe to print: what comes from other hosts must not move the cursor, forge lines or
+//! change the direction of writing.
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
@@ -13,7 +13,8 @@ pub(crate) enum Form {
     Json,
 }
 
-/// Control characters, and characters that change the direction of writing or are not seen (Unicode TR 36, section 3).
+/// Control characters, and characters that change the direction of writing or are not seen (Unicode
+/// TR 36, section 3).
 fn is_unsafe(character: char) -> bool {
     let is_invisible = matches!(
         character,

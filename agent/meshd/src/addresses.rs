@@ -1,4 +1,5 @@
-//! Which of the cluster's addresses this node hands out: one pool for each subnet that it has leases in.
+//! Which of the cluster's addresses this node hands out: one pool for each subnet that it has
+//! leases in.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -90,13 +91,15 @@ impl AddressPools {
         self.changed = true;
     }
 
-    /// Forgets what revisions the pools know, for a store that was restored from a backup and counts anew.
+    /// Forgets what revisions the pools know, for a store that was restored from a backup and
+    /// counts anew.
     pub fn rebuild(&mut self, view: &ClusterView, endpoints: &BTreeMap<EndpointId, Endpoint>, now: u64) {
         *self = Self::restore(self.node.clone(), self.delays, view, endpoints, self.saved(), now);
         self.changed = true;
     }
 
-    /// Chooses an address of the family for an endpoint. `early` allows one that was released a moment ago.
+    /// Chooses an address of the family for an endpoint. `early` allows one that was released a
+    /// moment ago.
     pub fn assign(
         &mut self,
         network: &NetworkId,
@@ -116,7 +119,8 @@ impl AddressPools {
         assigned
     }
 
-    /// Gives an endpoint exactly this address. `None` when the address is in no subnet that is known here.
+    /// Gives an endpoint exactly this address. `None` when the address is in no subnet that is
+    /// known here.
     pub fn assign_static(
         &mut self,
         network: &NetworkId,
@@ -151,7 +155,8 @@ impl AddressPools {
             .collect()
     }
 
-    /// Stops using the blocks that were idle for long. They have to be saved before the manager is told.
+    /// Stops using the blocks that were idle for long. They have to be saved before the manager is
+    /// told.
     pub fn give_back_idle(&mut self, now: u64) {
         for pool in self.pools.values_mut() {
             for prefix in pool.idle_blocks(now) {
@@ -170,7 +175,8 @@ impl AddressPools {
         self.pools.iter().flat_map(of_pool).collect()
     }
 
-    /// Answers another node's borrow: whether it may have the address. An acceptance has to be saved before it is sent.
+    /// Answers another node's borrow: whether it may have the address. An acceptance has to be
+    /// saved before it is sent.
     pub fn cede(&mut self, network: &NetworkId, address: IpAddr, revision: u64) -> bool {
         let Some(pool) = self.around(network, address) else {
             // We hold nothing around it, so that we cannot be using it.
@@ -218,8 +224,9 @@ pub fn families(network: &Network) -> BTreeSet<Family> {
     network.subnets.iter().map(|subnet| subnet.subnet.family()).collect()
 }
 
-/// The subnets' layouts. A manager that sends a subnet which cannot be laid out is of a version with other rules: no
-/// addresses of it are handed out here, rather than ones that it may have reserved.
+/// The subnets' layouts. A manager that sends a subnet which cannot be laid out is of a version
+/// with other rules: no addresses of it are handed out here, rather than ones that it may have
+/// reserved.
 fn layouts(network: &Network) -> impl Iterator<Item = SubnetLayout> {
     let layout = |subnet: &Subnet| {
         SubnetLayout::new(SubnetSpec {

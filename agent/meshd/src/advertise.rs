@@ -80,7 +80,8 @@ fn list(addresses: &[HostAddress]) -> String {
     each.join(", ")
 }
 
-/// Whether other hosts may reach this host by it: not loopback, link-local (RFC 3927, RFC 4291), multicast or unspecified.
+/// Whether other hosts may reach this host by it: not loopback, link-local (RFC 3927, RFC 4291),
+/// multicast or unspecified.
 fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -96,8 +97,8 @@ fn is_global(address: IpAddr) -> bool {
     }
 }
 
-/// Chooses by what was asked for: `IP`, `INTERFACE`, either with `:PORT`, or nothing, which takes the only global IPv4
-/// address. Without a port it is [`CONTROL_PORT`].
+/// Chooses by what was asked for: `IP`, `INTERFACE`, either with `:PORT`, or nothing, which takes
+/// the only global IPv4 address. Without a port it is [`CONTROL_PORT`].
 pub fn advertise_address(text: &str, host: &[HostAddress]) -> Result<SocketAddr, AdvertiseError> {
     let (address, port) = split_port(text)?;
     Ok(SocketAddr::new(address_of(address, host)?, port.unwrap_or(CONTROL_PORT)))

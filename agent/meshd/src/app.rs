@@ -18,8 +18,8 @@ use crate::platform;
 use crate::status::StatusReporter;
 use crate::{api, capabilities, metrics};
 
-/// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network namespace, as kernel
-/// state is that an agent owns.
+/// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network
+/// namespace, as kernel state is that an agent owns.
 const NAMESPACE_CLAIM: &str = "mesh/meshd";
 /// How long a killed agent may take to be gone, and how often the next one looks.
 const PREDECESSOR: Duration = Duration::from_secs(2);
@@ -78,7 +78,8 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Takes as many descriptors as this process may have: on a manager each member's connection needs one.
+/// Takes as many descriptors as this process may have: on a manager each member's connection needs
+/// one.
 fn raise_descriptors() {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let raised = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
@@ -89,8 +90,8 @@ fn raise_descriptors() {
     }
 }
 
-/// Claims what an agent that was killed a moment ago may still hold: it is gone only when its last thread has left the
-/// kernel.
+/// Claims what an agent that was killed a moment ago may still hold: it is gone only when its last
+/// thread has left the kernel.
 async fn after_predecessor<T>(claim: impl Fn() -> Result<T, Problem>) -> Result<T, Problem> {
     let deadline = Instant::now() + PREDECESSOR;
     loop {

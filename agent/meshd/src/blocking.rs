@@ -3,8 +3,9 @@
 use tokio::runtime::{Handle, RuntimeFlavor};
 use tokio::task::{block_in_place, spawn_blocking};
 
-/// Makes a call on the thread that this is called on, whose other tasks another thread takes over meanwhile: an attach would
-/// wait for every change of threads. A runtime of one thread, as tests have it, makes the call on another one.
+/// Makes a call on the thread that this is called on, whose other tasks another thread takes over
+/// meanwhile: an attach would wait for every change of threads. A runtime of one thread, as tests
+/// have it, makes the call on another one.
 pub(crate) async fn blocking<R: Send + 'static>(call: impl FnOnce() -> R + Send + 'static) -> R {
     if Handle::current().runtime_flavor() == RuntimeFlavor::MultiThread {
         return block_in_place(call);

@@ -1,5 +1,5 @@
-//! The capabilities of the process (capabilities(7)): root in a container may lack some, and the agent gives up what it
-//! does not need.
+//! The capabilities of the process (capabilities(7)): root in a container may lack some, and the
+//! agent gives up what it does not need.
 
 use std::{fs, io};
 
@@ -9,7 +9,8 @@ use rustix::thread::{
 };
 
 /// What the agent and the processes that it starts keep:
-/// - `CHOWN`, `DAC_OVERRIDE`, `FOWNER`: its own files, its socket's group, and other users' namespace files;
+/// - `CHOWN`, `DAC_OVERRIDE`, `FOWNER`: its own files, its socket's group, and other users'
+///   namespace files;
 /// - `KILL`, `SETUID`, `SETGID`: helper processes that run as another user;
 /// - `NET_BIND_SERVICE`: DNS on port 53 of the gateway addresses;
 /// - `NET_ADMIN`, `NET_RAW`: devices, routes, marks, probes;
@@ -29,13 +30,14 @@ const KEPT: CapabilitySet = CapabilitySet::CHOWN
     .union(CapabilitySet::BPF)
     .union(CapabilitySet::PERFMON);
 
-/// Gives up all capabilities but those that are needed, for this thread and all that it starts from now on, for good:
-/// a program that the agent runs does not get them back.
+/// Gives up all capabilities but those that are needed, for this thread and all that it starts from
+/// now on, for good: a program that the agent runs does not get them back.
 ///
 /// Must run before other threads exist, since capabilities belong to threads.
 pub fn drop_unneeded() -> io::Result<()> {
     let held = capabilities(None)?;
-    // Without SETPCAP the bounding set stays: who started the agent without it has limited it already.
+    // Without SETPCAP the bounding set stays: who started the agent without it has limited it
+    // already.
     if held.effective.contains(CapabilitySet::SETPCAP) {
         for capability in CapabilitySet::all().difference(KEPT).iter() {
             match remove_capability_from_bounding_set(capability) {

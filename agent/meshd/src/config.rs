@@ -32,7 +32,8 @@ pub enum EncapsulationChoice {
     Device,
 }
 
-/// Whether packets of published ports that only pass through are sent on by the data-path device's driver (XDP).
+/// Whether packets of published ports that only pass through are sent on by the data-path device's
+/// driver (XDP).
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpChoice {
@@ -49,7 +50,8 @@ pub enum XdpChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WireguardEngine {
-    /// The kernel's WireGuard where it works, which is tried before it is first needed; else the one in user space.
+    /// The kernel's WireGuard where it works, which is tried before it is first needed; else the
+    /// one in user space.
     #[default]
     Automatic,
     /// The kernel's WireGuard, or none.
@@ -138,7 +140,8 @@ pub struct Flags {
     /// Whether the data-path device's driver sends on what only passes through [default: off]
     #[arg(long, value_enum)]
     pub xdp: Option<XdpChoice>,
-    /// The file that names the resolvers of other names than the mesh's own [default: /etc/resolv.conf]
+    /// The file that names the resolvers of other names than the mesh's own [default:
+    /// /etc/resolv.conf]
     #[arg(long, value_name = "FILE")]
     pub resolv_conf: Option<PathBuf>,
     /// What carries encrypted networks [default: automatic]
@@ -195,8 +198,8 @@ pub struct Config {
     pub resolv_conf: PathBuf,
     /// The host's interfaces that answer published ports; all of them unless set.
     pub publish_interfaces: InterfacePatterns,
-    /// Entries of all services' tables of backends, in all, of four bytes each, to begin with: there will be as many as
-    /// services take.
+    /// Entries of all services' tables of backends, in all, of four bytes each, to begin with:
+    /// there will be as many as services take.
     pub service_table_entries: u32,
     /// Balanced flows that are remembered. Maps that exist keep their size.
     pub connection_entries: Option<u32>,

@@ -1,5 +1,5 @@
-//! Second copies of the small files that a member cannot do without and nobody else has: what a crash or a failing disk does
-//! to one file, it rarely does to both.
+//! Second copies of the small files that a member cannot do without and nobody else has: what a
+//! crash or a failing disk does to one file, it rarely does to both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -61,7 +61,8 @@ impl Kept {
         self.paths.iter().map(copy).collect()
     }
 
-    /// Replaces damaged files by their copies. A file that is missing was removed on purpose, or never was.
+    /// Replaces damaged files by their copies. A file that is missing was removed on purpose, or
+    /// never was.
     fn restore(&self, state: &StatePaths) -> Result<(), FileError> {
         let are_there = self.paths.iter().all(|path| path.exists());
         if !are_there || (self.is_whole)(state.dir()) || !(self.is_whole)(&state.copies()) {

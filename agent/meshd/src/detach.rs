@@ -14,9 +14,9 @@ use crate::session;
 const SHORTEST_PREFIX: usize = 4;
 
 impl Endpoints {
-    /// Detaches an endpoint of this node, named by id, unambiguous id prefix, name or NETWORK/NAME. Done
-    /// when this returns: no device,
-    /// no entry, no record. It goes on to its end, whether or not its caller still waits.
+    /// Detaches an endpoint of this node, named by id, unambiguous id prefix, name or NETWORK/NAME.
+    /// Done when this returns: no device, no entry, no record. It goes on to its end, whether or
+    /// not its caller still waits.
     pub async fn detach(self: &Arc<Self>, text: &str) -> Result<v1::Endpoint, Problem> {
         let endpoint = self.find(text)?;
         let answer = self.agent.read(|state| session::message(state, &endpoint));
@@ -97,7 +97,8 @@ impl Endpoints {
         self.blocking(Agent::save_released).await
     }
 
-    /// Lets go of endpoints whose namespace and device are gone. Those that are still attaching are left to their attach.
+    /// Lets go of endpoints whose namespace and device are gone. Those that are still attaching are
+    /// left to their attach.
     pub async fn remove_lost(&self, lost: &BTreeSet<EndpointId>) {
         let lost: Vec<Endpoint> = self.agent.read(|state| {
             let known = lost.iter().filter_map(|id| state.endpoints.get(id));

@@ -85,7 +85,8 @@ fn replace(
     written
 }
 
-/// [`write`] of a value as JSON, which is never in memory as a whole: of a large cluster it is a hundred megabytes.
+/// [`write`] of a value as JSON, which is never in memory as a whole: of a large cluster it is a
+/// hundred megabytes.
 pub fn write_json<T: Serialize>(path: &Path, value: &T, survives: Survives) -> Result<(), FileError> {
     let written = replace(path, survives, |file| {
         let mut buffer = BufWriter::with_capacity(BUFFER, file);

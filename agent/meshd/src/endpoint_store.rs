@@ -1,8 +1,9 @@
 //! The node's endpoints on its disk: one file each, so that writing one never puts another at risk.
 //!
-//! Records have to survive the end of the process, not that of the boot: the namespaces that they are about do not
-//! either. So nothing here waits for the disk, and each record tells the boot that it is of. A second copy of each is kept in
-//! another directory, for a file that is lost or damaged while its endpoint is there.
+//! Records have to survive the end of the process, not that of the boot: the namespaces that they
+//! are about do not either. So nothing here waits for the disk, and each record tells the boot that
+//! it is of. A second copy of each is kept in another directory, for a file that is lost or damaged
+//! while its endpoint is there.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, OpenOptions};
@@ -47,12 +48,14 @@ pub struct Loaded {
     pub ended: BTreeMap<EndpointId, Endpoint>,
     /// Endpoints whose attach never finished.
     pub unfinished: BTreeSet<EndpointId>,
-    /// Files that are no endpoint's record; each was put aside under its name with `.damaged` added.
+    /// Files that are no endpoint's record; each was put aside under its name with `.damaged`
+    /// added.
     pub damaged: Vec<FileError>,
 }
 
 impl EndpointStore {
-    /// The store in `dir`, with second copies in `copies`. Directories that are missing are created.
+    /// The store in `dir`, with second copies in `copies`. Directories that are missing are
+    /// created.
     pub fn open(dir: &Path, copies: &Path) -> Result<Self, FileError> {
         let boot = fs::read_to_string(BOOT_ID).map_err(io_error("read", Path::new(BOOT_ID)))?;
         for dir in [dir, copies] {
@@ -102,7 +105,8 @@ impl EndpointStore {
                     tracing::warn!(%error, endpoint = %endpoint.name, "restored a record from its copy");
                     loaded.endpoints.insert(id.clone(), endpoint);
                 }
-                // A loss of power came before its content was on the disk, and the boot that it is of has ended.
+                // A loss of power came before its content was on the disk, and the boot that it is
+                // of has ended.
                 None if is_empty(&path)? => durable::remove(&path)?,
                 None => {
                     let mut aside = path.clone().into_os_string();
@@ -137,7 +141,8 @@ impl EndpointStore {
         Ok(())
     }
 
-    /// Writes down that an endpoint is being attached, with all that its record will have once it is.
+    /// Writes down that an endpoint is being attached, with all that its record will have once it
+    /// is.
     pub fn begin(&self, endpoint: &Endpoint) -> Result<(), FileError> {
         let path = self.path(&endpoint.id, ATTACHING);
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint.clone() };
@@ -152,7 +157,8 @@ impl EndpointStore {
             .open(&path)
             .and_then(|mut file| file.write_all(&bytes));
         if written.is_err() {
-            // A full disk must not keep the half that fitted; what matters is the error that led here.
+            // A full disk must not keep the half that fitted; what matters is the error that led
+            // here.
             let _ = fs::remove_file(&path);
         }
         written.map_err(io_error("write", &path))

@@ -1,8 +1,9 @@
 //! Shares the table of established flows among the networks, see [`mesh_planner::fairness`].
 //!
-//! Each second the allowances are read, a few hundred bytes. The flows themselves are counted when a network has spent much of
-//! its allowance, and seldom otherwise. While this task is away the programs go on until the allowances are spent; then
-//! new flows of that network stay among those that are not established.
+//! Each second the allowances are read, a few hundred bytes. The flows themselves are counted when
+//! a network has spent much of its allowance, and seldom otherwise. While this task is away the
+//! programs go on until the allowances are spent; then new flows of that network stay among those
+//! that are not established.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -129,8 +130,8 @@ fn known_networks(agent: &Agent) -> BTreeSet<Vni> {
 }
 
 impl State {
-    /// Sets the allowances anew if that is due. The flows are counted for it unless they were a moment ago: then a network
-    /// has what it had, and what it has spent since.
+    /// Sets the allowances anew if that is due. The flows are counted for it unless they were a
+    /// moment ago: then a network has what it had, and what it has spent since.
     fn look(&mut self, programs: &mut dyn Programs, networks: BTreeSet<Vni>) -> Result<(), ProgramsError> {
         let left = programs.allowances()?;
         let since = self.counted.map(|(at, _)| at.elapsed());

@@ -53,7 +53,8 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// All addresses of its interfaces.
     fn addresses(&self) -> Result<Vec<HostAddress>, KernelError>;
 
-    /// The prefixes that it reaches by routes of its own: default routes and those of the mesh left out.
+    /// The prefixes that it reaches by routes of its own: default routes and those of the mesh left
+    /// out.
     fn routes(&self) -> Result<Vec<Prefix>, KernelError>;
 
     /// The MTU of the interface that has the address; `None` when none has it.

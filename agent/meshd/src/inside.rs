@@ -1,8 +1,10 @@
-//! Restores what endpoints have lost inside their namespaces, where no event of the host's own namespace tells of it.
+//! Restores what endpoints have lost inside their namespaces, where no event of the host's own
+//! namespace tells of it.
 //!
-//! Setting the inner end of a pair down and up takes its carrier, and so that of the host's end, which counts it: such an
-//! endpoint is looked at within a pause. What else is removed inside is found by looking at the endpoints in turn, as many
-//! within a pause as its share of a processor allows.
+//! Setting the inner end of a pair down and up takes its carrier, and so that of the host's end,
+//! which counts it: such an endpoint is looked at within a pause. What else is removed inside is
+//! found by looking at the endpoints in turn, as many within a pause as its share of a processor
+//! allows.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;

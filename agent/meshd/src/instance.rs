@@ -34,7 +34,8 @@ pub enum InstanceError {
 pub struct Instance {
     state_dir: PathBuf,
     run_dir: PathBuf,
-    // Held for its lock (flock(2)), which the kernel gives back when the process ends, however it ends.
+    // Held for its lock (flock(2)), which the kernel gives back when the process ends, however it
+    // ends.
     _lock: File,
 }
 
@@ -99,8 +100,8 @@ impl StatePaths {
         self.dir.join("member.json")
     }
 
-    /// There while an init, join or leave is under way: what else is here without a membership is then half a member's.
-    /// Without it, it is a member's whose membership was lost.
+    /// There while an init, join or leave is under way: what else is here without a membership is
+    /// then half a member's. Without it, it is a member's whose membership was lost.
     fn changing(&self) -> PathBuf {
         self.dir.join("changing")
     }
@@ -165,8 +166,8 @@ impl StatePaths {
         self.dir.join("wireguard.keys")
     }
 
-    /// What of a member is here although there is no membership, and neither an init, join or leave was interrupted: that
-    /// of a member whose `member.json` was lost.
+    /// What of a member is here although there is no membership, and neither an init, join or leave
+    /// was interrupted: that of a member whose `member.json` was lost.
     pub fn orphaned(&self) -> Vec<PathBuf> {
         if self.membership().exists() || self.changing().exists() {
             return Vec::new();
@@ -174,8 +175,9 @@ impl StatePaths {
         [self.store(), self.authority(), self.identity()].into_iter().filter(|path| path.exists()).collect()
     }
 
-    /// Removes all state of a member, the membership itself first, and notes before that it is gone on purpose. That
-    /// holds until [`Self::settle`], so that an interruption leaves no half a member.
+    /// Removes all state of a member, the membership itself first, and notes before that it is gone
+    /// on purpose. That holds until [`Self::settle`], so that an interruption leaves no half a
+    /// member.
     pub fn remove_member_state(&self) -> Result<(), FileError> {
         durable::write(&self.changing(), &[], Survives::PowerLoss)?;
         let paths = [

@@ -97,8 +97,8 @@ impl Managers {
         Err(problem)
     }
 
-    /// Where managers are: by their records, as of the session's beginning, and as this node knew them when it joined. A manager
-    /// may have moved to another address that a name leads to.
+    /// Where managers are: by their records, as of the session's beginning, and as this node knew
+    /// them when it joined. A manager may have moved to another address that a name leads to.
     fn addresses(&self) -> Vec<String> {
         let mut addresses = self.agent.read(|state| {
             let managers = state.view.nodes.values().filter(|node| node.role == Role::Manager);
@@ -119,7 +119,8 @@ impl Managers {
         }
     }
 
-    /// Gives the connection up, and ends the session that uses it: the address that it was made from is gone.
+    /// Gives the connection up, and ends the session that uses it: the address that it was made
+    /// from is gone.
     pub fn reconnect(&self) {
         *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
         self.reconnects.send_modify(|count| *count += 1);
@@ -159,8 +160,8 @@ impl Managers {
     }
 }
 
-/// Pauses between attempts: twice as long each time, from `first` to `last`, each shortened at random by up to half so
-/// that many who failed together do not try together.
+/// Pauses between attempts: twice as long each time, from `first` to `last`, each shortened at
+/// random by up to half so that many who failed together do not try together.
 #[derive(Debug, Clone)]
 pub struct Backoff {
     first: Duration,

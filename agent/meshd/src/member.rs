@@ -333,9 +333,10 @@ async fn tend(agent: Arc<Agent>, managers: Arc<Managers>, endpoints: Arc<Endpoin
     }
 }
 
-/// Whether to renew a certificate on a host whose clock shows `now`, and from which the clocks of others differ by
-/// `ahead_ms`. While they differ by much it is not known whose is wrong, and a certificate made by a wrong clock may be
-/// of no use: then only one that no clock takes for valid is renewed.
+/// Whether to renew a certificate on a host whose clock shows `now`, and from which the clocks of
+/// others differ by `ahead_ms`. While they differ by much it is not known whose is wrong, and a
+/// certificate made by a wrong clock may be of no use: then only one that no clock takes for valid
+/// is renewed.
 fn is_due(
     identity: &NodeIdentity,
     now: Timestamp,
@@ -348,7 +349,8 @@ fn is_due(
     Ok(identity.is_due(now)? && !identity.is_valid(now)? && !identity.is_valid(others)?)
 }
 
-/// How far the clocks of others are ahead of this host's: of most nodes on a manager, else of the manager.
+/// How far the clocks of others are ahead of this host's: of most nodes on a manager, else of the
+/// manager.
 fn others_ahead(agent: &Agent, managers: &Managers) -> i64 {
     let ahead = match managers.own() {
         Some(manager) => manager.clocks_ahead(),

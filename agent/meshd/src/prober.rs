@@ -1,7 +1,9 @@
-//! Whether other hosts' datapaths answer, agent or no agent: what tells a dead host from a dead agent.
+//! Whether other hosts' datapaths answer, agent or no agent: what tells a dead host from a dead
+//! agent.
 //!
-//! Probes leave by an ordinary socket. The other side's underlay program sends each back, and our own notes when it came:
-//! neither host's firewall sees it, and no user space is involved but for the sending.
+//! Probes leave by an ordinary socket. The other side's underlay program sends each back, and our
+//! own notes when it came: neither host's firewall sees it, and no user space is involved but for
+//! the sending.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -75,7 +77,8 @@ impl Targets {
     }
 }
 
-/// The nodes that this one probes, with their addresses. A node whose state is not known yet counts as in session.
+/// The nodes that this one probes, with their addresses. A node whose state is not known yet counts
+/// as in session.
 fn chosen(state: &State, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
     let standing = |(id, node): (&NodeId, &Node)| {
         let is_live = state.node_states.get(id).is_none_or(|state| *state == NodeState::Ready);
@@ -86,8 +89,8 @@ fn chosen(state: &State, own: &NodeId) -> BTreeMap<NodeId, IpAddr> {
     probe_targets(&standings, own).into_iter().filter_map(address).collect()
 }
 
-/// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a capture. The reserved byte
-/// after the VNI says whether former ones were not answered.
+/// A probe: a VXLAN header and 16 bytes, of which the first eight tell one from another in a
+/// capture. The reserved byte after the VNI says whether former ones were not answered.
 pub(crate) fn packet(nonce: u64, unanswered: bool) -> [u8; 24] {
     let mut packet = [0; 24];
     packet[0] = VALID_VNI;
@@ -144,15 +147,16 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, results: watch::Sender
     }
 }
 
-/// The socket that probes leave by, marked as Mesh's own: its datapath lets no other to tunnels' ports.
+/// The socket that probes leave by, marked as Mesh's own: its datapath lets no other to tunnels'
+/// ports.
 pub(crate) async fn open(address: IpAddr) -> io::Result<UdpSocket> {
     let socket = UdpSocket::bind((address, 0)).await?;
     setsockopt(&socket, sockopt::Mark, &MARK)?;
     Ok(socket)
 }
 
-/// Sends one probe to each target. An error about one of them, such as no route to it, is what the probes are to find
-/// out; the last is returned for what it may say of the socket.
+/// Sends one probe to each target. An error about one of them, such as no route to it, is what the
+/// probes are to find out; the last is returned for what it may say of the socket.
 async fn send(socket: &UdpSocket, targets: &Targets, port: u16, nonce: u64) -> io::Result<()> {
     let mut result = Ok(());
     for (address, _) in targets.0.values() {

@@ -1,4 +1,5 @@
-//! Follows the host's own addresses: one that was named by its interface, or was the only one, may become another.
+//! Follows the host's own addresses: one that was named by its interface, or was the only one, may
+//! become another.
 
 use std::io;
 use std::net::IpAddr;
@@ -71,7 +72,8 @@ impl Readdress {
         Self { agent, managers, host, paths, named: Mutex::new(named) }
     }
 
-    /// Gives this node other addresses from now on, named as at `cluster join`; an empty text leaves one as it is.
+    /// Gives this node other addresses from now on, named as at `cluster join`; an empty text
+    /// leaves one as it is.
     pub async fn name(&self, advertise: &str, data_path: &str) -> Result<v1::NodeStatus, Problem> {
         let addresses = self.addresses().await?;
         let own = self.agent.node();
@@ -137,8 +139,8 @@ impl Readdress {
         }
     }
 
-    /// One look; what is wrong is returned. A change is told when it was `seen` twice: a DHCP client may take an address away and
-    /// give it back a moment later.
+    /// One look; what is wrong is returned. A change is told when it was `seen` twice: a DHCP
+    /// client may take an address away and give it back a moment later.
     async fn look(&self, seen: &mut Seen) -> Result<(), Problem> {
         let addresses = self.addresses().await?;
         let own = self.agent.node();
@@ -201,8 +203,8 @@ impl Readdress {
     }
 }
 
-/// What is to change now that the host has these addresses. An address that the host still has is kept. The error says which
-/// one is gone without another in its place.
+/// What is to change now that the host has these addresses. An address that the host still has is
+/// kept. The error says which one is gone without another in its place.
 fn change(
     named: &Named,
     advertised: IpAddr,
@@ -237,8 +239,8 @@ fn gone(what: &str, addresses: &[HostAddress], node: &str) -> Problem {
     .hint(format!("give it back, or name another: meshctl node update {option} ADDRESS|INTERFACE {node}"))
 }
 
-/// Opens the socket of the control plane where it is advertised; on every address if the host has another one by now: then it is
-/// about to be told to the cluster.
+/// Opens the socket of the control plane where it is advertised; on every address if the host has
+/// another one by now: then it is about to be told to the cluster.
 pub async fn listen_somewhere(advertised: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Problem> {
     match tokio::net::TcpListener::bind(advertised).await {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {

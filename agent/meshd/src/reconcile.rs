@@ -1,6 +1,7 @@
 //! The loop that owns the kernel: look, plan, act, tell; then wait for a reason to do it again.
 //!
-//! Only this loop repeats: each step of a plan is one attempt, and what failed is planned anew in a later pass.
+//! Only this loop repeats: each step of a plan is one attempt, and what failed is planned anew in a
+//! later pass.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::error::Error;
@@ -29,7 +30,8 @@ const RESYNC: Duration = Duration::from_secs(30);
 const GLANCE: Duration = Duration::from_millis(500);
 /// Events of the kernel come in bursts: a pass begins so long after the first of one.
 const DEBOUNCE: Duration = Duration::from_millis(20);
-/// A packet has left the programs and is in the engine after this time, for a key to be chosen by which it is encrypted.
+/// A packet has left the programs and is in the engine after this time, for a key to be chosen by
+/// which it is encrypted.
 const UNDER_WAY: Duration = Duration::from_millis(5);
 /// Pauses before something is tried again that has failed.
 const FIRST_RETRY: Duration = Duration::from_millis(100);
@@ -68,7 +70,8 @@ impl SharedKernel {
     }
 }
 
-/// Keeps the kernel as the agent wants it, for ever. `events` tells that something of ours may have changed.
+/// Keeps the kernel as the agent wants it, for ever. `events` tells that something of ours may have
+/// changed.
 pub async fn run(
     agent: Arc<Agent>,
     kernel: SharedKernel,
@@ -123,8 +126,9 @@ pub async fn run(
                 _ => (resync_at, Depth::Full),
             };
             tokio::select! {
-                // The agent holds the sender as long as it lives. Whoever wants something does not wait for a burst of
-                // events to end: it is done from memory, and looked at afterwards.
+                // The agent holds the sender as long as it lives. Whoever wants something does not
+                // wait for a burst of events to end: it is done from memory, and looked at
+                // afterwards.
                 _ = generations.changed() => break if events_end { Depth::Quick } else { Depth::Remembered },
                 event = events.recv(), if !events_end => match event {
                     Some(Event::Firewall) => due = Some(after(due, Depth::Full)),
@@ -214,7 +218,8 @@ async fn one_pass(
             if depth == Depth::Full {
                 encryption.doubt();
             }
-            // The engine first: its device is part of what the kernel has, and it drops what it is given too early.
+            // The engine first: its device is part of what the kernel has, and it drops what it is
+            // given too early.
             let before = encryption
                 .mtu()
                 .unwrap_or_else(|| mesh_planner::encrypted_mtu(&desired, &Observed::default()));
@@ -325,8 +330,8 @@ pub fn attempt(
     Ok(Outcome { observed, plan, report })
 }
 
-/// Whether an endpoint cannot work, or other nodes cannot be reached, while this has not been done. The rest concerns
-/// the way to the host and to the outside, or takes away what is too much.
+/// Whether an endpoint cannot work, or other nodes cannot be reached, while this has not been done.
+/// The rest concerns the way to the host and to the outside, or takes away what is too much.
 fn is_essential(action: &Action) -> bool {
     matches!(
         action,

@@ -32,8 +32,9 @@ impl Reported {
         self.endpoints.values()
     }
 
-    /// The news after so many changes, which count as told from now on; `None` without any change. What `now` reads may
-    /// know of later changes too. News that are empty are told as well: somebody may wait for that.
+    /// The news after so many changes, which count as told from now on; `None` without any change.
+    /// What `now` reads may know of later changes too. News that are empty are told as well:
+    /// somebody may wait for that.
     pub fn news(&mut self, count: u64, now: impl FnOnce() -> BTreeMap<EndpointId, Endpoint>) -> Option<News> {
         // Before anything is read: what is read and not told would never be told.
         if count == self.count {
@@ -75,7 +76,8 @@ mod tests {
         assert_eq!(reported.news(5, || now), None);
     }
 
-    /// A change is made, and then counted: between the two, who looks sees it and does not know that there is one.
+    /// A change is made, and then counted: between the two, who looks sees it and does not know
+    /// that there is one.
     #[test]
     fn a_change_that_could_be_seen_before_it_was_counted_is_told_when_it_is() {
         let mut reported = Reported::all(3, of(&[1, 2]));

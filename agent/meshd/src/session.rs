@@ -151,7 +151,8 @@ impl Session<'_> {
         let (outgoing, queue) = mpsc::channel(QUEUE);
         let mut passes = self.agent.passes();
         let observed = passes.borrow_and_update().underlay_mtu;
-        // Before the first pass the record has to do; should it be wrong, a new session will say so.
+        // Before the first pass the record has to do; should it be wrong, a new session will say
+        // so.
         let mtu = if observed == 0 { self.agent.node().data_path_mtu.get() } else { observed };
         let mut endpoints = self.agent.endpoint_changes();
         // The count first: what changes in between is reported again, and not missed.
@@ -184,7 +185,8 @@ impl Session<'_> {
                     if let Some(kind) = message.kind {
                         self.take(kind)?;
                     }
-                    // A snapshot may be of a revision that the kernel has already, and then no pass will say so.
+                    // A snapshot may be of a revision that the kernel has already, and then no pass
+                    // will say so.
                     let revision = *applied.borrow_and_update();
                     self.say_applied(revision, &outgoing).await?;
                 }
@@ -310,8 +312,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Decides about another node's borrow. What is accepted is durable before it is said: after a restart, this node
-    /// must not hand out an address that is the other's by then.
+    /// Decides about another node's borrow. What is accepted is durable before it is said: after a
+    /// restart, this node must not hand out an address that is the other's by then.
     fn answer(&mut self, cede: v1::Cede) {
         let read = || -> Result<(NetworkId, IpAddr), InvalidMessage> {
             Ok((parse("network", &cede.network)?, parse("address", &cede.address)?))
@@ -385,14 +387,15 @@ impl Session<'_> {
         say(outgoing, agent_message::Kind::Health(report)).await
     }
 
-    /// Tells what the kernel has. Before that, the endpoints: a manager that removes a network takes it that all which
-    /// were attached before the removal have been reported.
+    /// Tells what the kernel has. Before that, the endpoints: a manager that removes a network
+    /// takes it that all which were attached before the removal have been reported.
     async fn say_applied(
         &mut self,
         revision: u64,
         outgoing: &mpsc::Sender<v1::AgentMessage>,
     ) -> Result<(), SessionError> {
-        // What was applied before this session's snapshot may be of a store that has been replaced since.
+        // What was applied before this session's snapshot may be of a store that has been replaced
+        // since.
         let known = self.agent.read(|state| state.view.revision);
         if !self.snapshot_seen || revision > known || self.said_applied == Some(revision) {
             return Ok(());
@@ -445,9 +448,10 @@ async fn say(
     }
 }
 
-/// The endpoints as managers hear of them: those that are being attached too, so that this takes its time while the kernel
-/// makes the device, and that of two with the same name one is refused before its caller is told of it. But a network that
-/// is being removed gets no more endpoints: such an attach is about to fail.
+/// The endpoints as managers hear of them: those that are being attached too, so that this takes
+/// its time while the kernel makes the device, and that of two with the same name one is refused
+/// before its caller is told of it. But a network that is being removed gets no more endpoints:
+/// such an attach is about to fail.
 fn reportable(state: &State) -> BTreeMap<EndpointId, Endpoint> {
     let stays = |endpoint: &&Endpoint| {
         let removing = state.view.networks.get(&endpoint.network).is_some_and(|network| network.removing);

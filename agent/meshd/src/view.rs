@@ -1,4 +1,5 @@
-//! What this agent knows of the cluster: the records that a manager sent, brought up to date by its deltas.
+//! What this agent knows of the cluster: the records that a manager sent, brought up to date by its
+//! deltas.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +12,8 @@ use serde::{Deserialize, Serialize};
 use crate::services::ServiceRecords;
 use crate::unreadable::Unreadable;
 
-/// The records that concern this node, at one revision of the store. Kept on disk, so that an agent which restarts
-/// while no manager answers goes on as before.
+/// The records that concern this node, at one revision of the store. Kept on disk, so that an agent
+/// which restarts while no manager answers goes on as before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {
     /// The store's revision that this is the state of.
@@ -58,7 +59,8 @@ mod as_list {
     }
 }
 
-/// Why a message of a manager was not taken: the session is over, and the next one begins with a snapshot.
+/// Why a message of a manager was not taken: the session is over, and the next one begins with a
+/// snapshot.
 #[derive(Debug, thiserror::Error)]
 pub enum ViewError {
     /// A field does not hold what it should.
@@ -89,7 +91,8 @@ impl ClusterView {
         }
     }
 
-    /// The view that a snapshot is. Records that cannot be read are skipped: one bad record must not keep all others away.
+    /// The view that a snapshot is. Records that cannot be read are skipped: one bad record must
+    /// not keep all others away.
     pub fn from_snapshot(snapshot: v1::Snapshot) -> Result<Self, ViewError> {
         let mut skipped = Unreadable::default();
         let nodes = records::<_, Node>("node", |node| node.id.clone(), snapshot.nodes, &mut skipped);
@@ -132,8 +135,8 @@ impl ClusterView {
         Ok(next)
     }
 
-    /// Makes one change. A record that cannot be read leaves what was known before; what cannot be read when it is to be
-    /// removed could not be read when it came.
+    /// Makes one change. A record that cannot be read leaves what was known before; what cannot be
+    /// read when it is to be removed could not be read when it came.
     fn change(&mut self, kind: v1::change::Kind) {
         use v1::change::Kind;
         match kind {

@@ -164,7 +164,8 @@ fn step() -> impl Strategy<Value = Step> {
 }
 
 proptest! {
-    /// However the changes are cut into deltas, they lead to the same view, and doing them again changes nothing.
+    /// However the changes are cut into deltas, they lead to the same view, and doing them again
+    /// changes nothing.
     #[test]
     fn how_changes_are_cut_into_deltas_does_not_matter(
         steps in proptest::collection::vec(step(), 0..30),

@@ -1,8 +1,9 @@
 //! Whether the data-path device's driver sends on what only passes through this node (XDP).
 //!
-//! A driver that runs a program gives up offloads, and sets up its queues anew. On a network card that costs next to nothing;
-//! between virtual machines or containers, where super-packets cross whole, it costs more than it saves. So it is for the
-//! host's owner to switch on, and only cards get the program unless it is forced on others.
+//! A driver that runs a program gives up offloads, and sets up its queues anew. On a network card
+//! that costs next to nothing; between virtual machines or containers, where super-packets cross
+//! whole, it costs more than it saves. So it is for the host's owner to switch on, and only cards
+//! get the program unless it is forced on others.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -17,8 +18,8 @@ use mesh_model::observed::UnderlayLink;
 use crate::config::XdpChoice;
 use crate::host::Host;
 
-/// Drivers that move packets between machines or namespaces of one computer, or pass them on to other devices, though some
-/// of them name a bus.
+/// Drivers that move packets between machines or namespaces of one computer, or pass them on to
+/// other devices, though some of them name a bus.
 const NO_CARDS: [&str; 11] = [
     "veth",
     "virtio_net",

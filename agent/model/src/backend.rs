@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{EndpointId, Name, NetworkId, NodeId, ServiceId};
 
-/// A backend's number, 1 to [`BackendId::MAX`]: unique in the cluster, and small enough to travel in a VNI of the mesh's
-/// own beside a bit that tells the direction.
+/// A backend's number, 1 to [`BackendId::MAX`]: unique in the cluster, and small enough to travel
+/// in a VNI of the mesh's own beside a bit that tells the direction.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct BackendId(u32);
@@ -119,8 +119,8 @@ impl fmt::Display for BackendState {
     }
 }
 
-/// An endpoint as a service's target. Its name and addresses are copied from the endpoint, which never changes them: so
-/// every node knows backends of nodes whose endpoints it does not know.
+/// An endpoint as a service's target. Its name and addresses are copied from the endpoint, which
+/// never changes them: so every node knows backends of nodes whose endpoints it does not know.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Backend {
     /// Its number.

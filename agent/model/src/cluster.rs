@@ -19,12 +19,13 @@ pub struct Cluster {
     pub default_addr_pools: Vec<Prefix>,
     /// Prefix length of automatic IPv4 subnets.
     pub default_addr_pool_mask_length: u8,
-    /// A /48 of unique local addresses (RFC 4193) drawn at `cluster init`: automatic IPv6 subnets are its /64s.
+    /// A /48 of unique local addresses (RFC 4193) drawn at `cluster init`: automatic IPv6 subnets
+    /// are its /64s.
     pub ipv6_pool: Prefix,
     /// When the cluster was made.
     pub created_at: Timestamp,
-    /// Direct server return: replies of published ports leave by the backend's own node, with the address that the client
-    /// spoke to as their source. The underlay must let such packets pass.
+    /// Direct server return: replies of published ports leave by the backend's own node, with the
+    /// address that the client spoke to as their source. The underlay must let such packets pass.
     #[serde(default)]
     pub dsr: bool,
 }
@@ -49,7 +50,8 @@ pub enum Availability {
     Drain,
 }
 
-/// How a node is doing: never stored, always derived from its session and from probes of its datapath.
+/// How a node is doing: never stored, always derived from its session and from probes of its
+/// datapath.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum NodeState {
@@ -66,8 +68,8 @@ pub enum NodeState {
 pub struct Wireguard {
     /// UDP port that its engine listens on, at its data-path address.
     pub port: u16,
-    /// Public keys (Curve25519, base64) by generation. The newest is the one to begin sessions with; older ones are
-    /// still answered while a rotation is under way.
+    /// Public keys (Curve25519, base64) by generation. The newest is the one to begin sessions
+    /// with; older ones are still answered while a rotation is under way.
     pub keys: BTreeMap<u32, String>,
 }
 
@@ -137,7 +139,8 @@ pub struct Network {
     /// What its containers may reach of the hosts.
     #[serde(default)]
     pub host_policy: HostPolicy,
-    /// Being removed: takes no new endpoints. Set for the moment in which a removal asks every node.
+    /// Being removed: takes no new endpoints. Set for the moment in which a removal asks every
+    /// node.
     #[serde(default)]
     pub removing: bool,
     /// Free-form labels.
@@ -175,7 +178,8 @@ pub enum LeaseState {
     Pending {
         /// The owner.
         from: NodeId,
-        /// Whether the owner held a lease of this very prefix, which a refusal brings back; if not, a block around it.
+        /// Whether the owner held a lease of this very prefix, which a refusal brings back; if not,
+        /// a block around it.
         #[serde(default)]
         replaced: bool,
     },
@@ -192,8 +196,9 @@ pub struct Lease {
     pub node: NodeId,
     /// Whether it may be used.
     pub state: LeaseState,
-    /// The store's revision at which this record was last written: tells it from an earlier or later one of the same
-    /// prefix. It is 0 in the stored value itself; whoever reads the record fills it in.
+    /// The store's revision at which this record was last written: tells it from an earlier or
+    /// later one of the same prefix. It is 0 in the stored value itself; whoever reads the record
+    /// fills it in.
     #[serde(default)]
     pub revision: u64,
 }

@@ -1,5 +1,5 @@
-//! What one node's kernel should look like, in the cluster's own terms: derived from the store's records and from
-//! the node's own endpoints, never from the kernel.
+//! What one node's kernel should look like, in the cluster's own terms: derived from the store's
+//! records and from the node's own endpoints, never from the kernel.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -44,7 +44,8 @@ pub struct Peer {
     pub wireguard_port: u16,
 }
 
-/// What a member's kernel should look like. A host that is no member desires `None` of this: everything of ours goes.
+/// What a member's kernel should look like. A host that is no member desires `None` of this:
+/// everything of ours goes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Desired {
     /// This node.
@@ -59,15 +60,17 @@ pub struct Desired {
     pub networks: BTreeMap<NetworkId, Network>,
     /// All leases of those networks, every node's.
     pub leases: BTreeSet<Lease>,
-    /// The nodes that packets of encrypted networks can be sent to, with their numbers ([`crate::wireguard`]): those that
-    /// share such a network with this node and have a key. Whoever is not among them gets none.
+    /// The nodes that packets of encrypted networks can be sent to, with their numbers
+    /// ([`crate::wireguard`]): those that share such a network with this node and have a key.
+    /// Whoever is not among them gets none.
     pub wireguard_peers: BTreeMap<NodeId, u16>,
     /// This node's own number among them; 0 while it has no part in an encrypted network.
     pub wireguard_number: u16,
-    /// Of which generations this node's keys are that packets may be encrypted with: one, or two while the kernel's engine
-    /// goes over from one to the other.
+    /// Of which generations this node's keys are that packets may be encrypted with: one, or two
+    /// while the kernel's engine goes over from one to the other.
     pub wireguard_generations: BTreeSet<u32>,
-    /// Ports that what leaves masqueraded must not have: the published ones, of whatever protocol, and this node's WireGuard port.
+    /// Ports that what leaves masqueraded must not have: the published ones, of whatever protocol,
+    /// and this node's WireGuard port.
     pub avoided_ports: BTreeSet<u16>,
     /// This node's endpoints.
     pub endpoints: BTreeMap<EndpointId, Endpoint>,

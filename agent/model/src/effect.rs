@@ -154,7 +154,8 @@ impl Observed {
         )
     }
 
-    /// A device takes with it the other end of its pair, its programs, and, if it is `mesh0`, addresses and routes.
+    /// A device takes with it the other end of its pair, its programs, and, if it is `mesh0`,
+    /// addresses and routes.
     fn delete_link(&mut self, index: u32) -> Result<(), Impossible> {
         let link = self.link(index)?.clone();
         let mut gone = vec![index];

@@ -73,15 +73,18 @@ pub fn host_ifname(id: &EndpointId) -> IfName {
         .expect("four letters and eight hexadecimal characters are a valid name")
 }
 
-/// A container's network namespace: the path it is reached by, and what tells that it is still the same one.
+/// A container's network namespace: the path it is reached by, and what tells that it is still the
+/// same one.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct NetnsRef {
-    /// A file that can be opened to enter it: `/run/netns/NAME`, `/proc/PID/ns/net`, or a runtime's own.
+    /// A file that can be opened to enter it: `/run/netns/NAME`, `/proc/PID/ns/net`, or a runtime's
+    /// own.
     pub path: PathBuf,
-    /// Inode number on nsfs (namespaces(7)): another one at the same path means that the old namespace is gone.
+    /// Inode number on nsfs (namespaces(7)): another one at the same path means that the old
+    /// namespace is gone.
     pub inode: u64,
-    /// The kernel's own number of the namespace (`SO_NETNS_COOKIE`), which it never gives twice, as it may an inode
-    /// number; 0 where it has none to tell.
+    /// The kernel's own number of the namespace (`SO_NETNS_COOKIE`), which it never gives twice, as
+    /// it may an inode number; 0 where it has none to tell.
     #[serde(default)]
     pub cookie: u64,
 }

@@ -38,15 +38,16 @@ impl Finding {
     /// Characters of the longest error.
     pub const MAX_ERROR: usize = 200;
 
-    /// A finding whose error is one printable line of limited length, whatever the check's target sent.
+    /// A finding whose error is one printable line of limited length, whatever the check's target
+    /// sent.
     pub fn new(healthy: Option<bool>, error: &str) -> Self {
         let printable = |c: char| if c.is_control() { ' ' } else { c };
         Self { healthy, error: error.chars().map(printable).take(Self::MAX_ERROR).collect() }
     }
 }
 
-/// How a service's backends are checked. One that fails [`retries`](Self::retries) times in a row is unhealthy until
-/// the next success. A new one is unknown until its first success.
+/// How a service's backends are checked. One that fails [`retries`](Self::retries) times in a row
+/// is unhealthy until the next success. A new one is unknown until its first success.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "Unchecked", into = "Unchecked")]
 pub struct HealthCheck {
@@ -58,9 +59,11 @@ pub struct HealthCheck {
     pub retries: u32,
     /// How long a try may take, if not [as long as usual](Self::timeout): up to an hour.
     pub timeout: Option<Duration>,
-    /// Failures in this time after the first try do not count, until the first success: up to a day.
+    /// Failures in this time after the first try do not count, until the first success: up to a
+    /// day.
     pub start_period: Duration,
-    /// The loopback address of the endpoint's namespace that is asked, instead of the endpoint's own address.
+    /// The loopback address of the endpoint's namespace that is asked, instead of the endpoint's
+    /// own address.
     pub loopback: Option<Loopback>,
     /// The `Host` header of an HTTP check, if not the address and port that are asked.
     pub host: Option<String>,
@@ -122,7 +125,8 @@ pub enum InvalidHealthCheck {
         /// The path as given.
         path: String,
     },
-    /// The path has a character that cannot be in a request line (RFC 9112, section 3), or is too long.
+    /// The path has a character that cannot be in a request line (RFC 9112, section 3), or is too
+    /// long.
     #[error(
         "HTTP path {path:?} cannot be asked for: at most {} printable ASCII characters, no space",
         HealthCheck::MAX_PATH

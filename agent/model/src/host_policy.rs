@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::service::{InvalidWord, words};
 
-/// Which sockets of hosts the containers of a network may reach, on any address of any node. Published ports are not among
-/// them: they are reached always. Nor are packets that answer what a host sent.
+/// Which sockets of hosts the containers of a network may reach, on any address of any node.
+/// Published ports are not among them: they are reached always. Nor are packets that answer what a
+/// host sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum HostAccess {
@@ -35,7 +36,8 @@ pub enum MetadataAccess {
 words!(HostAccess, "host access", "none, dns or all", None = "none", Dns = "dns", All = "all");
 words!(MetadataAccess, "metadata access", "block or allow", Block = "block", Allow = "allow");
 
-/// What the containers of a network may reach of the hosts. Records of earlier versions have the default.
+/// What the containers of a network may reach of the hosts. Records of earlier versions have the
+/// default.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct HostPolicy {
     /// Which of the hosts' sockets.

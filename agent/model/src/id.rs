@@ -27,7 +27,8 @@ macro_rules! identifier {
             /// Draws a new identifier from the kernel's random source.
             ///
             /// # Errors
-            /// When the kernel has no randomness to give, which happens only early in a machine's boot.
+            /// When the kernel has no randomness to give, which happens only early in a machine's
+            /// boot.
             pub fn random() -> Result<Self, getrandom::Error> {
                 let mut bytes = [0u8; LEN / 2];
                 getrandom::fill(&mut bytes)?;
@@ -39,7 +40,8 @@ macro_rules! identifier {
                 &self.0
             }
 
-            /// Its first `n` characters (at most 24): enough to tell objects of one node apart, as device names do.
+            /// Its first `n` characters (at most 24): enough to tell objects of one node apart, as
+            /// device names do.
             pub fn short(&self, n: usize) -> &str {
                 &self.0[..n.min(LEN)]
             }

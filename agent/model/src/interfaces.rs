@@ -7,7 +7,8 @@ use crate::IfName;
 /// Characters of an interface's name, at most (`IFNAMSIZ` less one).
 const LONGEST: usize = 15;
 
-/// Patterns of interfaces' names, in which `*` stands for any characters and `?` for one. Those that begin with `!` exclude.
+/// Patterns of interfaces' names, in which `*` stands for any characters and `?` for one. Those
+/// that begin with `!` exclude.
 ///
 /// Without a pattern, or with excluding ones only, every other interface is included.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]

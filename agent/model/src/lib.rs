@@ -1,8 +1,9 @@
 //! The words of Mesh as types: identifiers, the cluster's records, and the state of one node.
 //!
-//! Values are checked where they enter ([`id`], [`name`], [`net`]); past that point every value of these types
-//! is valid. The records in [`cluster`], [`service`] and [`backend`] are what the store keeps; [`endpoint`] is what a node keeps for itself;
-//! [`desired`], [`observed`] and [`plan`] are what the planner works with.
+//! Values are checked where they enter ([`id`], [`name`], [`net`]); past that point every value of
+//! these types is valid. The records in [`cluster`], [`service`] and [`backend`] are what the store
+//! keeps; [`endpoint`] is what a node keeps for itself; [`desired`], [`observed`] and [`plan`] are
+//! what the planner works with.
 
 pub mod backend;
 pub mod cluster;

@@ -15,21 +15,21 @@ pub const FIREWALL_TABLE: &str = "mesh";
 /// What the names of endpoints' devices begin with; eight hexadecimal characters follow.
 pub const ENDPOINT_PREFIX: &str = "mesh";
 
-/// The protocol number of routes that are ours without a device of ours (rtnetlink(7), `rtm_protocol`): none of those that
-/// have names.
+/// The protocol number of routes that are ours without a device of ours (rtnetlink(7),
+/// `rtm_protocol`): none of those that have names.
 pub const ROUTE_PROTOCOL: u8 = 77;
 
 /// Interface index of `mesh0`.
 ///
-/// Indexes are chosen here instead of by the kernel, so that a plan can name a device that does not exist yet. The
-/// kernel counts its own up from 1 and does not come this far.
+/// Indexes are chosen here instead of by the kernel, so that a plan can name a device that does not
+/// exist yet. The kernel counts its own up from 1 and does not come this far.
 pub const HOST_LEG_INDEX: u32 = 0x3FFF_FF00;
 /// Interface index of `mesh0p`.
 pub const HOST_LEG_PEER_INDEX: u32 = 0x3FFF_FF01;
 /// Interface index of `meshvx0`.
 pub const VXLAN_INDEX: u32 = 0x3FFF_FF02;
-/// Interface index of `meshwg0` of the engine in user space. No other device ever gets it: what is sent there after the
-/// device is gone goes nowhere.
+/// Interface index of `meshwg0` of the engine in user space. No other device ever gets it: what is
+/// sent there after the device is gone goes nowhere.
 pub const WIREGUARD_USERSPACE_INDEX: u32 = mesh_ebpf_types::WIREGUARD_USERSPACE_IFINDEX;
 /// Interface index of `meshwg0` of the kernel's WireGuard. No other device ever gets it either.
 pub const WIREGUARD_KERNEL_INDEX: u32 = mesh_ebpf_types::WIREGUARD_KERNEL_IFINDEX;
@@ -53,7 +53,8 @@ pub enum Kind {
     Other,
 }
 
-/// Whether a device is ours: its name is one of ours, and it is of the kind that we would have made.
+/// Whether a device is ours: its name is one of ours, and it is of the kind that we would have
+/// made.
 pub fn is_ours(name: &str, kind: Kind) -> bool {
     match kind {
         Kind::Veth => name == HOST_LEG || name == HOST_LEG_PEER || is_endpoint(name),
@@ -69,8 +70,8 @@ pub fn is_endpoint(name: &str) -> bool {
         .is_some_and(|id| id.len() == 8 && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')))
 }
 
-/// Where the search for a free interface index begins for an endpoint's device of this name. The same name always
-/// leads here, so that a device that was made anew is known by the same index.
+/// Where the search for a free interface index begins for an endpoint's device of this name. The
+/// same name always leads here, so that a device that was made anew is known by the same index.
 pub fn preferred_index(name: &IfName) -> u32 {
     // FNV-1a: spreads names, and needs no state.
     let hash = name

@@ -7,7 +7,8 @@ use serde::{Deserialize, Serialize};
 
 /// A VXLAN network identifier (RFC 7348, section 5) that a network may have: 1 to `0x7F_FFFF`.
 ///
-/// The upper half of the 24 bits is the mesh's own: liveness probes and, for published ports, backend ids.
+/// The upper half of the 24 bits is the mesh's own: liveness probes and, for published ports,
+/// backend ids.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "u32", into = "u32")]
 pub struct Vni(u32);
@@ -131,8 +132,9 @@ impl fmt::Debug for MacAddr {
     }
 }
 
-/// A network device's name: 1 to 15 bytes, no slash, space or colon, not `.` or `..` (Linux `dev_valid_name`), and not
-/// `all` or `default`, which sysctl(8) has for all devices (`inetdev_create` refuses them).
+/// A network device's name: 1 to 15 bytes, no slash, space or colon, not `.` or `..` (Linux
+/// `dev_valid_name`), and not `all` or `default`, which sysctl(8) has for all devices
+/// (`inetdev_create` refuses them).
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct IfName(String);

@@ -1,7 +1,7 @@
 //! What one node's kernel looks like now: read from it, never remembered.
 //!
-//! Only what is ours is here, and the few facts about others that the plan depends on. So a plan that is made from it
-//! cannot touch what is not ours.
+//! Only what is ours is here, and the few facts about others that the plan depends on. So a plan
+//! that is made from it cannot touch what is not ours.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -17,14 +17,16 @@ use crate::{EndpointId, IfName, MacAddr, Prefix};
 pub struct Observed {
     /// Our devices by name: those whose name and kind are both ours.
     pub links: BTreeMap<IfName, Link>,
-    /// Indexes of devices that are not ours, as far as they lie where ours are chosen from ([`crate::naming`]).
+    /// Indexes of devices that are not ours, as far as they lie where ours are chosen from
+    /// ([`crate::naming`]).
     pub foreign_indexes: BTreeSet<u32>,
-    /// The host's interfaces that packets from outside this namespace come by, with their indexes. The data-path interface
-    /// is one of them.
+    /// The host's interfaces that packets from outside this namespace come by, with their indexes.
+    /// The data-path interface is one of them.
     pub host_interfaces: BTreeMap<u32, HostInterface>,
     /// The interface that has the node's data-path address; `None` when no interface has it.
     pub underlay: Option<UnderlayLink>,
-    /// Addresses of `mesh0`, link-local ones of IPv6 left out: the kernel gives and takes those itself.
+    /// Addresses of `mesh0`, link-local ones of IPv6 left out: the kernel gives and takes those
+    /// itself.
     pub host_addresses: BTreeSet<InterfaceAddress>,
     /// The host's own addresses, on any interface but ours: loopback and link-local ones left out.
     pub own_addresses: BTreeSet<IpAddr>,
@@ -32,7 +34,8 @@ pub struct Observed {
     pub host_routes: BTreeSet<HostRoute>,
     /// Subnets that routes of ours make unreachable.
     pub unreachable: BTreeSet<Prefix>,
-    /// Endpoints whose namespace is still there: its path opens, and the inode is the one that was attached.
+    /// Endpoints whose namespace is still there: its path opens, and the inode is the one that was
+    /// attached.
     pub namespaces: BTreeSet<EndpointId>,
     /// Programs, where they stand, and what is in their maps.
     pub programs: ObservedPrograms,
@@ -82,7 +85,8 @@ pub enum LinkKind {
     Wireguard,
 }
 
-/// The data-path interface. It is not ours: nothing about it is ever changed, but a program stands on it.
+/// The data-path interface. It is not ours: nothing about it is ever changed, but a program stands
+/// on it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct UnderlayLink {
     /// Its name.
@@ -95,13 +99,14 @@ pub struct UnderlayLink {
     pub mac: Option<MacAddr>,
 }
 
-/// An interface of the host: a network card, bridge, bond, VLAN, tunnel or the like. Not the loopback device, none of ours, and
-/// no port of a bridge or bond.
+/// An interface of the host: a network card, bridge, bond, VLAN, tunnel or the like. Not the
+/// loopback device, none of ours, and no port of a bridge or bond.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct HostInterface {
     /// Its name, which may change while the index stays.
     pub name: IfName,
-    /// Whether its packets have Ethernet headers. Those of layer-3 devices (WireGuard, TUN, IPIP) begin with the IP header.
+    /// Whether its packets have Ethernet headers. Those of layer-3 devices (WireGuard, TUN, IPIP)
+    /// begin with the IP header.
     pub ethernet: bool,
 }
 
@@ -119,7 +124,8 @@ pub struct InterfaceAddress {
 pub struct HostRoute {
     /// Where to.
     pub subnet: Prefix,
-    /// The source that the host itself uses: the network's gateway address, since endpoints may answer no other.
+    /// The source that the host itself uses: the network's gateway address, since endpoints may
+    /// answer no other.
     pub source: Option<IpAddr>,
     /// The network's MTU; the device's own is that of the largest network.
     pub mtu: Option<u32>,
@@ -142,7 +148,8 @@ pub enum Pins {
     /// Nothing.
     #[default]
     Absent,
-    /// Something, but this process has not loaded its programs yet: an earlier one's, or a load that was cut short.
+    /// Something, but this process has not loaded its programs yet: an earlier one's, or a load
+    /// that was cut short.
     Earlier,
     /// This process's programs and maps.
     Current,
@@ -162,7 +169,8 @@ pub struct Attachment {
 pub enum AttachedProgram {
     /// The program that this process loaded.
     Current,
-    /// A program that an earlier process loaded: it works on, until attaching again replaces it without a gap.
+    /// A program that an earlier process loaded: it works on, until attaching again replaces it
+    /// without a gap.
     Earlier,
 }
 
@@ -184,7 +192,8 @@ pub struct Firewall {
     pub ports: MasqueradePorts,
 }
 
-/// The source ports of what leaves masqueraded. A packet whose own is among them keeps it, where no other flow has it.
+/// The source ports of what leaves masqueraded. A packet whose own is among them keeps it, where no
+/// other flow has it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MasqueradePorts {
     /// Of packets whose own port is below 1024: some servers (of NFS) take only such.

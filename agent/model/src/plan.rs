@@ -28,7 +28,8 @@ pub enum Action {
     CreateVxlan(VxlanDevice),
     /// Make the host leg, both ends set up.
     CreateHostLeg(HostLeg),
-    /// Make an endpoint's pair of devices, the inner end ready in its namespace, the outer end not yet set up.
+    /// Make an endpoint's pair of devices, the inner end ready in its namespace, the outer end not
+    /// yet set up.
     CreateEndpoint(EndpointDevice),
     /// Set a device of ours up.
     SetUp {
@@ -81,7 +82,8 @@ pub enum Action {
         /// The address.
         address: InterfaceAddress,
     },
-    /// Route a subnet out of a device of ours, in the place of the route to that subnet that there is.
+    /// Route a subnet out of a device of ours, in the place of the route to that subnet that there
+    /// is.
     PutRoute {
         /// The device's index.
         index: u32,
@@ -95,7 +97,8 @@ pub enum Action {
         /// The route.
         route: HostRoute,
     },
-    /// Make a subnet unreachable where no other route leads to it, a default route left out of account.
+    /// Make a subnet unreachable where no other route leads to it, a default route left out of
+    /// account.
     PutUnreachable {
         /// The subnet.
         subnet: Prefix,
@@ -180,22 +183,23 @@ pub struct EndpointDevice {
     pub mac: MacAddr,
     /// MTU of the container's end, in bytes; the host's end has [`outer_mtu`] of it.
     pub mtu: u32,
-    /// Most bytes that the container's TCP hands over at once, to be cut into segments later (`IFLA_GSO_MAX_SIZE`); `None`: as
-    /// many as the kernel likes.
+    /// Most bytes that the container's TCP hands over at once, to be cut into segments later
+    /// (`IFLA_GSO_MAX_SIZE`); `None`: as many as the kernel likes.
     pub burst: Option<u32>,
     /// Addresses of the container's end, with the lengths of their subnets.
     pub addresses: Vec<InterfaceAddress>,
     /// Further subnets of the network: reached directly, as the endpoint's own subnet is.
     pub on_link: Vec<Prefix>,
-    /// Next hops of the default routes, at most one for each family. They come after those that the container already has,
-    /// and take their place when those go.
+    /// Next hops of the default routes, at most one for each family. They come after those that the
+    /// container already has, and take their place when those go.
     pub gateways: Vec<IpAddr>,
-    /// The network is internal: the default routes are for replies of published ports, and come after those of all other
-    /// networks.
+    /// The network is internal: the default routes are for replies of published ports, and come
+    /// after those of all other networks.
     pub internal: bool,
 }
 
-/// What is configured on the container's end of an endpoint's pair, and may be lost there: as in [`EndpointDevice`].
+/// What is configured on the container's end of an endpoint's pair, and may be lost there: as in
+/// [`EndpointDevice`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct InnerEnd {
     /// The container's namespace.
@@ -214,9 +218,10 @@ pub struct InnerEnd {
 
 /// The MTU of the host's end of an endpoint's pair whose inner end has `mtu`, in bytes.
 ///
-/// The kernel drops what is bigger than the receiving end's MTU before any program sees it. A container may raise its
-/// own; for its senders to be told how big packets may be, the host's end takes them. It still tells the two ends' MTU
-/// apart from any other: it is the only one that can be seen without entering the namespace.
+/// The kernel drops what is bigger than the receiving end's MTU before any program sees it. A
+/// container may raise its own; for its senders to be told how big packets may be, the host's end
+/// takes them. It still tells the two ends' MTU apart from any other: it is the only one that can
+/// be seen without entering the namespace.
 pub const fn outer_mtu(mtu: u32) -> u32 {
     const HEADROOM: u32 = 40_000;
     if mtu <= Mtu::MAX - HEADROOM { mtu + HEADROOM } else { mtu }
@@ -227,8 +232,8 @@ pub const fn outer_mtu(mtu: u32) -> u32 {
 pub struct Step {
     /// What to do.
     pub action: Action,
-    /// The endpoint that it is done for; `None` for what the node needs. When a step fails, the later steps of the same
-    /// endpoint are not taken; all others are.
+    /// The endpoint that it is done for; `None` for what the node needs. When a step fails, the
+    /// later steps of the same endpoint are not taken; all others are.
     pub endpoint: Option<EndpointId>,
 }
 

@@ -7,7 +7,8 @@ use crate::{Protocol, PublishMode, PublishedPort};
 /// So many ranges stand on one line.
 const SHOWN: usize = 8;
 
-/// Ports whose published and target ports both go up by one are one range, as in `8000-8010:80-90/tcp`.
+/// Ports whose published and target ports both go up by one are one range, as in
+/// `8000-8010:80-90/tcp`.
 pub fn ranges(ports: &[PublishedPort]) -> Vec<String> {
     let mut ranges: Vec<(PublishedPort, PublishedPort)> = Vec::new();
     for port in ports {
@@ -19,7 +20,8 @@ pub fn ranges(ports: &[PublishedPort]) -> Vec<String> {
     ranges.iter().map(|(first, last)| range(first, last)).collect()
 }
 
-/// The published numbers alone, in order, where neighbours are one range, as in `80/tcp` or `8000-8010/udp`.
+/// The published numbers alone, in order, where neighbours are one range, as in `80/tcp` or
+/// `8000-8010/udp`.
 pub fn numbers(ports: &[PublishedPort]) -> Vec<String> {
     let numbers: BTreeSet<(Protocol, u16)> =
         ports.iter().map(|port| (port.protocol, port.published)).collect();

@@ -45,8 +45,9 @@ pub enum PublishMode {
 words!(Protocol, "protocol", "tcp, udp or sctp", Tcp = "tcp", Udp = "udp", Sctp = "sctp");
 words!(PublishMode, "publish mode", "ingress or host", Ingress = "ingress", Host = "host");
 
-/// A port of the hosts that leads to a port of a service's backends. Its text form is what `--publish` takes:
-/// `[HOSTIP:]PUBLISHED:TARGET[/PROTOCOL]`, or `published=,target=,protocol=,mode=,host-ip=`.
+/// A port of the hosts that leads to a port of a service's backends. Its text form is what
+/// `--publish` takes: `[HOSTIP:]PUBLISHED:TARGET[/PROTOCOL]`, or
+/// `published=,target=,protocol=,mode=,host-ip=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PublishedPort {
     /// The hosts' port; 0 only in a wish: a free one of [`PublishedPort::AUTOMATIC`].
@@ -120,7 +121,8 @@ impl PublishedPort {
         Self { published, target, protocol, mode: PublishMode::Ingress, host_ip: None }
     }
 
-    /// Whether both would answer for the same packets: same transport and port, and an address in common.
+    /// Whether both would answer for the same packets: same transport and port, and an address in
+    /// common.
     pub fn conflicts_with(&self, other: &Self) -> bool {
         (self.published, self.protocol) == (other.published, other.protocol)
             && (self.host_ip.is_none() || other.host_ip.is_none() || self.host_ip == other.host_ip)

@@ -1,4 +1,5 @@
-//! Which backends of a service get new connections, and why others do not: one answer for the planner and the managers.
+//! Which backends of a service get new connections, and why others do not: one answer for the
+//! planner and the managers.
 
 use std::collections::BTreeSet;
 
@@ -35,7 +36,8 @@ impl Exclusion {
     }
 }
 
-/// Why a backend is no candidate, whatever its check finds. `node`: its node's availability, if it is a member.
+/// Why a backend is no candidate, whatever its check finds. `node`: its node's availability, if it
+/// is a member.
 pub fn excluded(backend: &Backend, node: Option<Availability>, is_down: bool) -> Option<Exclusion> {
     match (backend.state, node) {
         (BackendState::Draining, _) => Some(Exclusion::Draining),
@@ -46,10 +48,11 @@ pub fn excluded(backend: &Backend, node: Option<Availability>, is_down: bool) ->
     }
 }
 
-/// Those of the candidates that get new connections, where `healthy` are the backends that pass the service's check.
+/// Those of the candidates that get new connections, where `healthy` are the backends that pass the
+/// service's check.
 ///
-/// Without a check all candidates do. With a check, those that pass it do; a new backend passes by its first success. If
-/// none passes, the service says whether all candidates do or none.
+/// Without a check all candidates do. With a check, those that pass it do; a new backend passes by
+/// its first success. If none passes, the service says whether all candidates do or none.
 pub fn usable(
     service: &Service,
     candidates: BTreeSet<BackendId>,

@@ -13,11 +13,12 @@ pub const DEFAULT_PORT: u16 = 51820;
 /// Numbers of nodes: 1 to 65534, so that a tunnel address never ends its range.
 const INDEXES: u32 = 65534;
 
-/// A number for each node, by which the engine and the datapath name it, and which decides its tunnel address.
+/// A number for each node, by which the engine and the datapath name it, and which decides its
+/// tunnel address.
 ///
-/// The same on every host that knows the same nodes, and nearly always whatever other nodes there are: it comes from the
-/// node's id. Where two nodes would have the same number, the one that joined later takes the next free one. Of more than
-/// 65534 nodes the last have none.
+/// The same on every host that knows the same nodes, and nearly always whatever other nodes there
+/// are: it comes from the node's id. Where two nodes would have the same number, the one that
+/// joined later takes the next free one. Of more than 65534 nodes the last have none.
 pub fn peer_indexes<'a>(nodes: impl Iterator<Item = (&'a NodeId, Timestamp)>) -> BTreeMap<NodeId, u16> {
     let mut nodes: Vec<_> = nodes.collect();
     nodes.sort_by_key(|(id, joined)| (*joined, *id));

@@ -31,7 +31,8 @@ pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
     }
 }
 
-/// The other nodes. This node's data-path address is not among them: what claims to come from it is forged.
+/// The other nodes. This node's data-path address is not among them: what claims to come from it is
+/// forged.
 pub(crate) fn members(desired: &Desired) -> impl Iterator<Item = MapEntry> {
     let control = desired.nodes.values().filter_map(|peer| {
         let address = peer.control_address?;
@@ -88,8 +89,8 @@ const fn host_policy(HostPolicy { access, metadata }: HostPolicy) -> u32 {
     }
 }
 
-/// Whose the addresses of a network's subnets are: also without endpoints here, so that other networks' containers are kept
-/// from them.
+/// Whose the addresses of a network's subnets are: also without endpoints here, so that other
+/// networks' containers are kept from them.
 pub(crate) fn subnets(network: &Network) -> impl Iterator<Item = MapEntry> {
     let vni = Vni::new(network.vni.get());
     network.subnets.iter().map(move |subnet| {
@@ -123,8 +124,8 @@ fn flags(endpoint: &Endpoint) -> u16 {
     if endpoint.allow_forwarding { ALLOW_FORWARDING } else { 0 }
 }
 
-/// Whose a lease's addresses are. The lease of a node that is gone is nobody's: another node's wider lease around it
-/// would be wrong.
+/// Whose a lease's addresses are. The lease of a node that is gone is nobody's: another node's
+/// wider lease around it would be wrong.
 fn block(desired: &Desired, lease: &Lease) -> Block {
     if lease.node == desired.node {
         return Block { kind: BlockKind::Local as u32, ..Block::default() };
@@ -137,8 +138,8 @@ fn block(desired: &Desired, lease: &Lease) -> Block {
     }
 }
 
-/// By which number the WireGuard engine knows the node of a lease; 0 in clear networks, for this node, and while there
-/// is no key.
+/// By which number the WireGuard engine knows the node of a lease; 0 in clear networks, for this
+/// node, and while there is no key.
 fn peer(desired: &Desired, network: &Network, lease: &Lease) -> u16 {
     let peer = desired.wireguard_peers.get(&lease.node).filter(|_| lease.node != desired.node);
     peer.filter(|_| network.encrypted).copied().unwrap_or_default()

@@ -1,7 +1,7 @@
 //! Which source ports outgoing traffic of containers gets: none that the host itself answers on.
 //!
-//! Mesh's published ports and the kernel's NAT share the ports of the host's addresses. Where both had a port, replies to one's
-//! flows would be taken for the other's.
+//! Mesh's published ports and the kernel's NAT share the ports of the host's addresses. Where both
+//! had a port, replies to one's flows would be taken for the other's.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -9,8 +9,8 @@ use std::ops::RangeInclusive;
 use mesh_model::observed::{FirewallState, MasqueradePorts};
 use mesh_model::{Desired, Observed};
 
-/// Ports that the kernel chooses for the host itself unless told otherwise (`ip_local_port_range`): nobody expects services
-/// there.
+/// Ports that the kernel chooses for the host itself unless told otherwise (`ip_local_port_range`):
+/// nobody expects services there.
 const EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
 /// All that need no privilege.
 const HIGH: RangeInclusive<u16> = 1024..=65535;
@@ -35,7 +35,8 @@ pub(crate) fn ports(desired: &Desired, observed: &Observed) -> MasqueradePorts {
     }
 }
 
-/// Those that are in use, as long as none of them is to be avoided: another choice rewrites the firewall.
+/// Those that are in use, as long as none of them is to be avoided: another choice rewrites the
+/// firewall.
 fn choose(avoided: &BTreeSet<u16>, current: Option<&MasqueradePorts>) -> MasqueradePorts {
     // Traffic that collides is better than none: where no port is left, all are used.
     let high = || {

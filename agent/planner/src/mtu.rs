@@ -9,16 +9,19 @@ use mesh_model::{Desired, Mtu, Network, Observed};
 
 /// Headers of IPv4 and UDP, in bytes.
 const OUTER: u16 = 28;
-/// What the engine puts into one send (`SendQueue` of `mesh-wireguard`): bytes, as many as UDP over IPv4 can hold, and datagrams.
+/// What the engine puts into one send (`SendQueue` of `mesh-wireguard`): bytes, as many as UDP over
+/// IPv4 can hold, and datagrams.
 const MOST_SENT: u32 = 65507;
 const MOST_DATAGRAMS: u32 = 64;
 /// What IP, TCP and its timestamps leave of a packet, less than of its MTU.
 const HEADERS: u32 = 52;
-/// What TCP leaves free of what a device takes at once (`MAX_TCP_HEADER`, 257 to 321 bytes), and some to spare.
+/// What TCP leaves free of what a device takes at once (`MAX_TCP_HEADER`, 257 to 321 bytes), and
+/// some to spare.
 const FREE: u32 = 400;
 
-/// Most bytes that TCP is to hand over at once in an encrypted network with this MTU: so many segments that the engine's
-/// datagrams of them go out in one send. A few more would make it two sends, and as much work twice at both ends.
+/// Most bytes that TCP is to hand over at once in an encrypted network with this MTU: so many
+/// segments that the engine's datagrams of them go out in one send. A few more would make it two
+/// sends, and as much work twice at both ends.
 fn burst(mtu: u32) -> u32 {
     let datagram = mtu + u32::from(VXLAN_OVERHEAD_IPV4 + WIREGUARD_OVERHEAD_IPV4 - OUTER);
     let datagrams = (MOST_SENT / datagram).clamp(1, MOST_DATAGRAMS);
@@ -33,13 +36,16 @@ pub(crate) struct Largest {
 }
 
 impl Largest {
-    /// The least of all nodes' data-path interfaces, less VXLAN, or less WireGuard and the VXLAN over IPv4 inside it.
+    /// The least of all nodes' data-path interfaces, less VXLAN, or less WireGuard and the VXLAN
+    /// over IPv4 inside it.
     ///
-    /// A packet must fit on both ends' underlay, and which end it goes to is not known where the MTU is told. For this
-    /// node what is observed counts, not what its record says: the record follows later.
+    /// A packet must fit on both ends' underlay, and which end it goes to is not known where the
+    /// MTU is told. For this node what is observed counts, not what its record says: the record
+    /// follows later.
     ///
-    /// An MTU below [`Mtu::MIN_DATA_PATH`] counts as that: one host's mistake, or a moment's, must not take IPv6
-    /// from containers or stop encrypted networks. Until it is corrected, larger packets of that host are lost.
+    /// An MTU below [`Mtu::MIN_DATA_PATH`] counts as that: one host's mistake, or a moment's, must
+    /// not take IPv6 from containers or stop encrypted networks. Until it is corrected, larger
+    /// packets of that host are lost.
     pub(crate) fn of(desired: &Desired, observed: &Observed) -> Self {
         let (vxlan, wireguard) = match desired.underlay.address {
             IpAddr::V4(_) => (VXLAN_OVERHEAD_IPV4, WIREGUARD_OVERHEAD_IPV4),
@@ -80,7 +86,8 @@ impl Largest {
 mod tests {
     use super::*;
 
-    /// Segments of an IPv4 or IPv6 connection, with timestamps or without, that TCP hands over at once.
+    /// Segments of an IPv4 or IPv6 connection, with timestamps or without, that TCP hands over at
+    /// once.
     fn segments(mtu: u32, headers: u32, reserved: u32) -> u32 {
         (burst(mtu) - reserved) / (mtu - headers)
     }

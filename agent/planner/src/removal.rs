@@ -4,8 +4,8 @@ use mesh_model::observed::{FirewallState, LinkKind, Observed, OwnRules, Pins};
 use mesh_model::plan::{Plan, Step};
 use mesh_model::{Action, naming};
 
-/// Endpoints' devices go first, while their programs still stand: without those, what a container sends would reach the
-/// host. Then the other devices, the programs, and last the firewall.
+/// Endpoints' devices go first, while their programs still stand: without those, what a container
+/// sends would reach the host. Then the other devices, the programs, and last the firewall.
 pub(crate) fn plan(observed: &Observed) -> Plan {
     let mut actions = Vec::new();
     let (endpoints, others): (Vec<_>, Vec<_>) =

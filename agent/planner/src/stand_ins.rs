@@ -1,12 +1,14 @@
-//! The host's own addresses, and what stands for each when the host itself asks for a port that is published there alone.
+//! The host's own addresses, and what stands for each when the host itself asks for a port that is
+//! published there alone.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_ebpf_types::{Address, MapEntry, MapKey, STAND_INS};
 
-/// The entries of these addresses. Each keeps the number that it has in `observed`, for as long as it is there: connections
-/// go by it. Where there are more addresses than numbers, nothing stands for those that came last.
+/// The entries of these addresses. Each keeps the number that it has in `observed`, for as long as
+/// it is there: connections go by it. Where there are more addresses than numbers, nothing stands
+/// for those that came last.
 pub(crate) fn entries(own: &BTreeSet<IpAddr>, observed: &BTreeMap<MapKey, MapEntry>) -> Vec<MapEntry> {
     let addresses: BTreeSet<Address> = own.iter().map(|address| (*address).into()).collect();
     let kept = observed.values().filter_map(|entry| match entry {

@@ -57,8 +57,8 @@ impl Planner<'_> {
         self.observed.links.get(name).filter(|_| !self.replaced.contains(name))
     }
 
-    /// Whether the maps hold this entry. Loading may find maps of another layout and begin with empty ones, so until
-    /// then every entry counts as missing.
+    /// Whether the maps hold this entry. Loading may find maps of another layout and begin with
+    /// empty ones, so until then every entry counts as missing.
     fn holds(&self, entry: &MapEntry) -> bool {
         self.observed.programs.pins == Pins::Current
             && self.observed.programs.entries.get(&entry.key()) == Some(entry)
@@ -69,7 +69,8 @@ impl Planner<'_> {
             && self.observed.programs.pins == Pins::Current
     }
 
-    /// Endpoints that go: nothing leads to them any more, and their devices send into the void until they are removed.
+    /// Endpoints that go: nothing leads to them any more, and their devices send into the void
+    /// until they are removed.
     fn silence_unwanted(&mut self) {
         let wanted_addresses: BTreeSet<MapKey> = self
             .wanted
@@ -194,7 +195,8 @@ impl Planner<'_> {
         self.attach_where(|kind| kind != ProgramKind::Egress);
     }
 
-    /// Last of all programs: only then does everything that Mesh sends carry the mark that this one looks for.
+    /// Last of all programs: only then does everything that Mesh sends carry the mark that this one
+    /// looks for.
     fn egress(&mut self) {
         self.attach_where(|kind| kind == ProgramKind::Egress);
     }
@@ -269,8 +271,9 @@ impl Planner<'_> {
         }
     }
 
-    /// A device goes before its program does: without it, what the container still sends would reach the host. And it
-    /// goes before new ones are made, which may have its name inside the same container.
+    /// A device goes before its program does: without it, what the container still sends would
+    /// reach the host. And it goes before new ones are made, which may have its name inside the
+    /// same container.
     fn remove_links(&mut self) {
         let mut wanted: BTreeSet<&IfName> =
             [&self.wanted.vxlan.name, &self.wanted.host_leg.name, &self.wanted.host_leg.peer_name].into();
@@ -306,7 +309,8 @@ impl Planner<'_> {
         for address in &removed {
             self.push(Action::RemoveAddress { index, address: *address });
         }
-        // With a device's last IPv4 address the kernel takes its IPv4 routes, also those that are to stay.
+        // With a device's last IPv4 address the kernel takes its IPv4 routes, also those that are
+        // to stay.
         let is_ipv4 = |address: &InterfaceAddress| address.address.is_ipv4();
         if removed.iter().any(is_ipv4) && !self.wanted.host_addresses.iter().any(is_ipv4) {
             for route in &self.wanted.host_routes {

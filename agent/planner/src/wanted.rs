@@ -19,16 +19,19 @@ use mesh_model::{
 use crate::mtu::Largest;
 use crate::{entries, masquerade, stand_ins};
 
-/// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it gets there; packets that
-/// this device is given may be fragmented below it, and fit as long as IP itself can tell their length.
+/// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it
+/// gets there; packets that this device is given may be fragmented below it, and fit as long as IP
+/// itself can tell their length.
 const VXLAN_MTU: u32 = Mtu::MAX - 70;
 
-/// The MTU of the host leg, in bytes. The routes bound what the host sends by the networks' own MTU; what a container
-/// sends that raised its own is taken, and forwarded or answered by the host's routing.
+/// The MTU of the host leg, in bytes. The routes bound what the host sends by the networks' own
+/// MTU; what a container sends that raised its own is taken, and forwarded or answered by the
+/// host's routing.
 const HOST_LEG_MTU: u32 = Mtu::MAX;
 
-/// How many subnets of networks without endpoints here programs are told. Their map, `HOST_ROUTES`, holds twice as many,
-/// so that those of networks with endpoints find room; packets to the others end at the routes that make them unreachable.
+/// How many subnets of networks without endpoints here programs are told. Their map, `HOST_ROUTES`,
+/// holds twice as many, so that those of networks with endpoints find room; packets to the others
+/// end at the routes that make them unreachable.
 const FOREIGN_SUBNETS: usize = 4096;
 
 /// An endpoint's part.
@@ -46,14 +49,15 @@ pub(crate) struct Wanted {
     pub vxlan: VxlanDevice,
     pub host_leg: HostLeg,
     pub endpoints: BTreeMap<EndpointId, WantedEndpoint>,
-    /// Entries that belong to no single endpoint, in the order of their maps: `CONFIG`, networks, blocks, routes, members.
+    /// Entries that belong to no single endpoint, in the order of their maps: `CONFIG`, networks,
+    /// blocks, routes, members.
     pub entries: BTreeMap<MapKey, MapEntry>,
     /// Programs at devices that belong to no single endpoint.
     pub attachments: BTreeSet<Attachment>,
     pub host_addresses: BTreeSet<InterfaceAddress>,
     pub host_routes: BTreeSet<HostRoute>,
-    /// The subnets of all networks that this node knows. Where one has no endpoint here, or its route is gone, packets to it
-    /// must not take the host's default route.
+    /// The subnets of all networks that this node knows. Where one has no endpoint here, or its
+    /// route is gone, packets to it must not take the host's default route.
     pub unreachable: BTreeSet<Prefix>,
     pub sysctls: BTreeSet<Sysctl>,
     pub firewall: Firewall,
@@ -62,8 +66,8 @@ pub(crate) struct Wanted {
 }
 
 impl Wanted {
-    /// Derives it from the desired state, and from the facts that the node does not choose: which interface is the
-    /// underlay, which namespaces live, which indexes are taken.
+    /// Derives it from the desired state, and from the facts that the node does not choose: which
+    /// interface is the underlay, which namespaces live, which indexes are taken.
     pub(crate) fn derive(desired: &Desired, observed: &Observed) -> Self {
         let mtus = Largest::of(desired, observed);
         let (present, lost) = sort_endpoints(desired, observed);
@@ -143,8 +147,9 @@ impl Wanted {
         self.attachments.insert(Attachment { ifindex, kind });
     }
 
-    /// The underlay's program and what `CONFIG` says of it. While no interface has the data-path address, what there
-    /// is of both stays: an address that comes back in a moment should find them.
+    /// The underlay's program and what `CONFIG` says of it. While no interface has the data-path
+    /// address, what there is of both stays: an address that comes back in a moment should find
+    /// them.
     fn underlay(&mut self, desired: &Desired, observed: &Observed, host_mac: MacAddr) {
         let mut config = entries::config(desired, host_mac);
         if let Some(link) = &observed.underlay {
@@ -180,7 +185,8 @@ impl Wanted {
             let of_underlay = |kind| matches!(kind, ProgramKind::Underlay | ProgramKind::Egress);
             self.attachments.extend(attached.filter(|attachment| of_underlay(attachment.kind)));
         }
-        // The engine makes its device itself, and outlives this process: its device is used while it is there.
+        // The engine makes its device itself, and outlives this process: its device is used while
+        // it is there.
         if let Some(link) = observed.links.get(&name(naming::WIREGUARD))
             && matches!(link.index, naming::WIREGUARD_USERSPACE_INDEX | naming::WIREGUARD_KERNEL_INDEX)
         {
@@ -192,8 +198,8 @@ impl Wanted {
         self.put([MapEntry::Config(config)]);
     }
 
-    /// Published ports are answered on the host's other interfaces too: what the data-path interface receives, its own program
-    /// looks at. What leaves is looked at on every interface.
+    /// Published ports are answered on the host's other interfaces too: what the data-path
+    /// interface receives, its own program looks at. What leaves is looked at on every interface.
     fn publish(&mut self, desired: &Desired, observed: &Observed) {
         let attached = self.attachments.iter();
         let underlay: BTreeSet<u32> = attached
@@ -235,8 +241,8 @@ impl Wanted {
     }
 }
 
-/// Which of the own keys' addresses packets come from. While nobody knows the keys, the engine's device goes on with those
-/// that it has.
+/// Which of the own keys' addresses packets come from. While nobody knows the keys, the engine's
+/// device goes on with those that it has.
 fn from_keys(desired: &Desired, observed: &Observed) -> u8 {
     let of = |generation| if generation % 2 == 0 { FROM_EVEN_KEY } else { FROM_ODD_KEY };
     let flags = desired.wireguard_generations.iter().fold(0, |flags, generation| flags | of(generation));
@@ -246,7 +252,8 @@ fn from_keys(desired: &Desired, observed: &Observed) -> u8 {
     }
 }
 
-/// What the host itself speaks to published ports by: all addresses that differ from this one in the last byte.
+/// What the host itself speaks to published ports by: all addresses that differ from this one in
+/// the last byte.
 fn to_published(address: IpAddr) -> Prefix {
     let single = Prefix::single(address);
     // Only a length beyond the address would be refused.
@@ -261,8 +268,9 @@ fn global_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<Ipv6Addr> {
     })
 }
 
-/// Endpoints that can be served, oldest first, each with its network; and those whose container is gone. An endpoint
-/// whose namespace cannot be found any more but whose device is there is alive: only the way to it is gone.
+/// Endpoints that can be served, oldest first, each with its network; and those whose container is
+/// gone. An endpoint whose namespace cannot be found any more but whose device is there is alive:
+/// only the way to it is gone.
 fn sort_endpoints<'a>(
     desired: &'a Desired,
     observed: &Observed,
@@ -345,8 +353,9 @@ fn free_index(name: &IfName, taken: &BTreeSet<u32>) -> u32 {
     candidates.find(|index| !taken.contains(index)).unwrap_or(preferred)
 }
 
-/// What leaves masqueraded: the networks that this node has leases in, whether or not they have endpoints here at
-/// the moment. Setting rules is slow, and so it happens before the first attachment and not during each.
+/// What leaves masqueraded: the networks that this node has leases in, whether or not they have
+/// endpoints here at the moment. Setting rules is slow, and so it happens before the first
+/// attachment and not during each.
 fn firewall(desired: &Desired, observed: &Observed) -> Firewall {
     let own: BTreeSet<&NetworkId> = desired
         .leases
@@ -361,7 +370,8 @@ fn firewall(desired: &Desired, observed: &Observed) -> Firewall {
     }
 }
 
-/// `mesh0`'s address: locally administered, the same on every host, since no frame from it leaves one.
+/// `mesh0`'s address: locally administered, the same on every host, since no frame from it leaves
+/// one.
 fn host_mac() -> MacAddr {
     MacAddr::new([0x02, b'M', b'e', b's', b'h', 0]).expect("it is unicast and not zero")
 }

@@ -8,7 +8,8 @@ use crate::{Key, Revision};
 /// Why an operation on a store failed.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum StoreError {
-    /// A read or watch of history that a compaction has removed. Range again, then watch from there.
+    /// A read or watch of history that a compaction has removed. Range again, then watch from
+    /// there.
     #[error("revision {requested} has been compacted: history starts at revision {compacted}")]
     Compacted {
         /// The revision asked for.
@@ -33,7 +34,8 @@ pub enum StoreError {
     /// A transaction that writes the empty key; nothing of it was executed.
     #[error("the empty key cannot be written")]
     EmptyKey,
-    /// The store's file could not be written or synced. The transaction may or may not be found done later.
+    /// The store's file could not be written or synced. The transaction may or may not be found
+    /// done later.
     #[error("cannot write the store {}: {source}", path.display())]
     Disk {
         /// The store's file.

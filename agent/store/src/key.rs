@@ -113,7 +113,8 @@ impl fmt::Display for Key {
 
 /// A point in the store's history. Each transaction that changes something makes the next one.
 ///
-/// An empty store is at [`Revision::FIRST`]; [`Revision::NEVER`] stands for the creation of a key that is absent.
+/// An empty store is at [`Revision::FIRST`]; [`Revision::NEVER`] stands for the creation of a key
+/// that is absent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Revision(pub u64);
 
@@ -176,7 +177,8 @@ impl KeyRange {
     /// Every key that starts with `prefix`.
     pub fn prefix(prefix: impl Into<Key>) -> Self {
         let start = prefix.into();
-        // The end is the prefix with its last byte that can grow grown by one, and what follows that byte cut off.
+        // The end is the prefix with its last byte that can grow grown by one, and what follows
+        // that byte cut off.
         let end = start.iter().rposition(|&byte| byte < u8::MAX).map(|last| {
             let mut end = start[..=last].to_vec();
             end[last] += 1;

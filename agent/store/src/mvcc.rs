@@ -1,7 +1,7 @@
 //! The pure core that the stores share: every key's history, and what a transaction does to it
 //!
-//! Transactions are applied at the head; readers see what is committed. In between, a store makes the pending records
-//! durable, or discards the whole core when that fails.
+//! Transactions are applied at the head; readers see what is committed. In between, a store makes
+//! the pending records durable, or discards the whole core when that fails.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
@@ -11,7 +11,8 @@ use crate::{
     Value, WatchBatch,
 };
 
-/// Number of revisions that one look for a watch's next batch goes through, to keep writers' wait for the lock short.
+/// Number of revisions that one look for a watch's next batch goes through, to keep writers' wait
+/// for the lock short.
 const WATCH_SCAN: usize = 1024;
 
 /// One write of a key: a revision writes a key at most once, so the two identify it.
@@ -255,7 +256,8 @@ fn superseded_count(history: &[Record], up_to: Revision) -> usize {
     let known = history.partition_point(|record| record.mod_revision <= up_to);
     match history[..known].last() {
         None => 0,
-        // A deletion before `up_to` is as good as no record; one at `up_to` is still an event of that revision.
+        // A deletion before `up_to` is as good as no record; one at `up_to` is still an event of
+        // that revision.
         Some(last) if last.value.is_none() && last.mod_revision < up_to => known,
         Some(_) => known - 1,
     }

@@ -57,8 +57,8 @@ impl Reader {
         self.mvcc.read()?.range(range, at, limit)
     }
 
-    /// A stream that holds no events: it looks each batch up in the history, and waits for the revision to change when
-    /// it has caught up. So a slow consumer costs nothing.
+    /// A stream that holds no events: it looks each batch up in the history, and waits for the
+    /// revision to change when it has caught up. So a slow consumer costs nothing.
     pub(crate) fn watch(&self, range: KeyRange, from: Revision) -> WatchStream {
         let watch = Watch { reader: self.clone(), range, next: from };
         Box::pin(stream::try_unfold(watch, |mut watch| async move {

@@ -7,7 +7,8 @@ use futures::future::BoxFuture;
 
 use crate::{Key, KeyRange, KeyValue, Revision, StoreError, Txn, TxnOutcome};
 
-/// What the methods of a [`Store`] return: boxed, so that the trait can be used as `Arc<dyn Store>`.
+/// What the methods of a [`Store`] return: boxed, so that the trait can be used as `Arc<dyn
+/// Store>`.
 pub type StoreFuture<'a, T> = BoxFuture<'a, Result<T, StoreError>>;
 
 /// The batches of a watch. It ends after the first error, and never otherwise.
@@ -15,15 +16,17 @@ pub type WatchStream = Pin<Box<dyn Stream<Item = Result<WatchBatch, StoreError>>
 
 /// Ordered keys with a history: linearizable reads and transactions, and watches without gaps.
 ///
-/// Each transaction that changes something makes the next revision. The history is kept until [`compact`](Store::compact).
+/// Each transaction that changes something makes the next revision. The history is kept until
+/// [`compact`](Store::compact).
 pub trait Store: Send + Sync + 'static {
     /// Whether several managers can work on it at once.
     fn is_shared(&self) -> bool;
 
     /// Reads the live keys of `range` in order, at most `limit` of them.
     ///
-    /// `at: None` reads the latest state, which has every transaction acknowledged before the call. A revision that is
-    /// not there any more is [`StoreError::Compacted`], one to come [`StoreError::FutureRevision`].
+    /// `at: None` reads the latest state, which has every transaction acknowledged before the call.
+    /// A revision that is not there any more is [`StoreError::Compacted`], one to come
+    /// [`StoreError::FutureRevision`].
     fn range(
         &self,
         range: KeyRange,
@@ -31,19 +34,23 @@ pub trait Store: Send + Sync + 'static {
         limit: Option<usize>,
     ) -> StoreFuture<'_, RangeOutcome>;
 
-    /// Executes a transaction. When it returns `Ok`, what was written survives a crash (of a durable store).
+    /// Executes a transaction. When it returns `Ok`, what was written survives a crash (of a
+    /// durable store).
     ///
     /// A future that is dropped before it returns may or may not have had its effect.
     fn txn(&self, txn: Txn) -> StoreFuture<'_, TxnOutcome>;
 
-    /// Streams the changes of `range` from revision `from` on, that one included: history first, then live.
+    /// Streams the changes of `range` from revision `from` on, that one included: history first,
+    /// then live.
     ///
-    /// Nothing is skipped or repeated, however slow the consumer is, and a slow consumer holds up no writer; when a
-    /// compaction overtakes it, the stream ends with [`StoreError::Compacted`]. `from` may be in the future. After a
-    /// range at revision r, watch from [`r.next()`](Revision::next).
+    /// Nothing is skipped or repeated, however slow the consumer is, and a slow consumer holds up
+    /// no writer; when a compaction overtakes it, the stream ends with [`StoreError::Compacted`].
+    /// `from` may be in the future. After a range at revision r, watch from
+    /// [`r.next()`](Revision::next).
     fn watch(&self, range: KeyRange, from: Revision) -> WatchStream;
 
-    /// Forgets the history before `up_to`, which stays readable itself. Doing it again does nothing.
+    /// Forgets the history before `up_to`, which stays readable itself. Doing it again does
+    /// nothing.
     fn compact(&self, up_to: Revision) -> StoreFuture<'_, ()>;
 
     /// The latest revision.
@@ -63,12 +70,14 @@ pub struct RangeOutcome {
     pub revision: Revision,
     /// The live keys of the range at that revision, in order.
     pub kvs: Vec<KeyValue>,
-    /// Whether the limit cut the range short. The next page starts at the last key's [`successor`](Key::successor),
-    /// and must be read at [`revision`](Self::revision) to fit this one.
+    /// Whether the limit cut the range short. The next page starts at the last key's
+    /// [`successor`](Key::successor), and must be read at [`revision`](Self::revision) to fit this
+    /// one.
     pub more: bool,
 }
 
-/// What one revision changed in a watched range: never empty, and each key at most once, in no promised order.
+/// What one revision changed in a watched range: never empty, and each key at most once, in no
+/// promised order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WatchBatch {
     /// The revision.

@@ -17,7 +17,8 @@ pub struct Compare {
 
 /// What of a key a [`Compare`] looks at, with the right-hand side of the comparison.
 ///
-/// For an absent key, both revisions and the version are 0, and a comparison of the value is false whatever its operator.
+/// For an absent key, both revisions and the version are 0, and a comparison of the value is false
+/// whatever its operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CompareTarget {
     /// [`KeyValue::create_revision`].
@@ -147,10 +148,12 @@ impl Op {
     }
 }
 
-/// A transaction: when all `compares` hold, `success` is executed, else `failure`; nothing else happens in between.
+/// A transaction: when all `compares` hold, `success` is executed, else `failure`; nothing else
+/// happens in between.
 ///
-/// All writes of a transaction share one revision. A key may be written at most once in a branch, by a put or by
-/// deletes but not by both; otherwise the whole transaction is refused with [`StoreError::DuplicateKey`].
+/// All writes of a transaction share one revision. A key may be written at most once in a branch,
+/// by a put or by deletes but not by both; otherwise the whole transaction is refused with
+/// [`StoreError::DuplicateKey`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Txn {
     /// Conditions, all of which must hold for `success`; with none it is always `success`.
@@ -186,7 +189,8 @@ impl Txn {
         self
     }
 
-    /// Checks what can be checked without a store: every implementation calls this before it executes anything.
+    /// Checks what can be checked without a store: every implementation calls this before it
+    /// executes anything.
     pub fn validate(&self) -> Result<(), StoreError> {
         validate_branch(&self.success)?;
         validate_branch(&self.failure)
@@ -218,7 +222,8 @@ fn validate_branch(ops: &[Op]) -> Result<(), StoreError> {
 /// What a transaction did.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TxnOutcome {
-    /// The store's revision after the transaction: a new one when it changed something, else the one it found.
+    /// The store's revision after the transaction: a new one when it changed something, else the
+    /// one it found.
     pub revision: Revision,
     /// Whether all conditions held.
     pub succeeded: bool,
@@ -238,7 +243,8 @@ pub enum OpResponse {
 }
 
 impl TxnOutcome {
-    /// The keys read by every [`Op::Get`] of the branch that was executed, in the order of the operations.
+    /// The keys read by every [`Op::Get`] of the branch that was executed, in the order of the
+    /// operations.
     pub fn reads(&self) -> impl Iterator<Item = &KeyValue> {
         self.responses.iter().flat_map(|response| match response {
             OpResponse::Got(kvs) => kvs.as_slice(),

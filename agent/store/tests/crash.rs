@@ -36,7 +36,8 @@ fn kill_9_while_writing_loses_nothing_acknowledged() {
     assert!(!acknowledged.is_empty());
 }
 
-/// The process that is killed. Prints a line for each transaction that was acknowledged: key and revision.
+/// The process that is killed. Prints a line for each transaction that was acknowledged: key and
+/// revision.
 fn write_until_killed(path: &Path, round: &str) -> ! {
     say("\nstarted");
     let store = Arc::new(EmbeddedStore::open_or_create(path).expect("a store"));
@@ -86,7 +87,8 @@ impl Drop for Killed {
     }
 }
 
-/// Kills a child once it has acknowledged this many transactions; all that it acknowledged, with their revisions.
+/// Kills a child once it has acknowledged this many transactions; all that it acknowledged, with
+/// their revisions.
 fn run_and_kill(path: &Path, round: u32, acknowledgements: u64) -> BTreeMap<String, u64> {
     let mut child = Command::new(env::current_exe().expect("the test's own path"))
         .args(["--exact", "kill_9_while_writing_loses_nothing_acknowledged", "--nocapture"])
@@ -131,7 +133,8 @@ fn assert_all_there(path: &Path, acknowledged: &BTreeMap<String, u64>) {
             assert!(revisions.insert(revision), "revision {revision} was given twice");
             assert!(revision <= everything.revision.0);
         }
-        // Transactions are there whole or not at all: the last write of each writer, and one doomed key, not two.
+        // Transactions are there whole or not at all: the last write of each writer, and one doomed
+        // key, not two.
         let latest = store.range(KeyRange::prefix("latest/"), None, None).await.expect("a read").kvs;
         for latest in &latest {
             let written = store.get(Key::from(latest.value.as_bytes())).await.expect("a read");

@@ -190,7 +190,8 @@ fn a_changed_byte_is_noticed_or_does_not_matter() {
     let whole = fs::read(&path).expect("the store");
     let in_use: Vec<usize> = (0..whole.len()).filter(|&at| whole[at] != 0).collect();
     let mut noticed = 0;
-    // The first bytes are the header; a prime number of steps goes to different places of the pages.
+    // The first bytes are the header; a prime number of steps goes to different places of the
+    // pages.
     let places = in_use.iter().take(40).chain(in_use.iter().step_by(211));
     for &place in places.clone() {
         let mut changed = whole.clone();

@@ -13,7 +13,8 @@ use tempfile::TempDir;
 /// One step of a test. Keys are small numbers, so that steps meet.
 #[derive(Clone, Debug)]
 enum Step {
-    /// Puts and deletes of ranges when a key was last written at the revision that it has now, or at the one before.
+    /// Puts and deletes of ranges when a key was last written at the revision that it has now, or
+    /// at the one before.
     Txn { puts: BTreeMap<u8, u8>, deletes: Vec<(u8, u8)>, compare: Option<(u8, bool)> },
     /// To this part of the history that there is, in 255ths.
     Compact(u8),

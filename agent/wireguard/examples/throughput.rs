@@ -1,8 +1,8 @@
-//! Measures the engine in user space: two namespaces with a cable, and over it in turn the kernel's VXLAN in clear,
-//! this engine, and wireguard-go with the kernel's VXLAN over it.
+//! Measures the engine in user space: two namespaces with a cable, and over it in turn the kernel's
+//! VXLAN in clear, this engine, and wireguard-go with the kernel's VXLAN over it.
 //!
-//! `cargo run --release -p mesh-wireguard --example throughput [ROUNDS]`, as root; needs iperf3, sockperf, wireguard-go
-//! and wg.
+//! `cargo run --release -p mesh-wireguard --example throughput [ROUNDS]`, as root; needs iperf3,
+//! sockperf, wireguard-go and wg.
 #![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};

@@ -1,4 +1,5 @@
-//! Base64 of exactly 32 bytes, the form in which WireGuard's tools write keys (RFC 4648, section 4).
+//! Base64 of exactly 32 bytes, the form in which WireGuard's tools write keys (RFC 4648, section
+//! 4).
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 /// Characters of 32 bytes, padding included.

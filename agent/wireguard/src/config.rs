@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Error, Generation, OwnKey, PublicKey, Result};
 
-/// Bytes that IPv4, UDP, VXLAN and the inner Ethernet header add to an inner packet inside the tunnel.
+/// Bytes that IPv4, UDP, VXLAN and the inner Ethernet header add to an inner packet inside the
+/// tunnel.
 pub const VXLAN_OVERHEAD: u16 = 50;
 /// The smallest [`EngineConfig::inner_mtu`] that an engine takes, in bytes.
 pub const MIN_INNER_MTU: u16 = 576;
@@ -19,7 +20,8 @@ pub const WIREGUARD_OVERHEAD_V4: u16 = 60;
 /// Bytes that WireGuard over IPv6 adds to a packet in the tunnel.
 pub const WIREGUARD_OVERHEAD_V6: u16 = 80;
 
-/// MTU of an encrypted network's interfaces when the underlay's is `underlay` and its addresses are of IPv6 or not.
+/// MTU of an encrypted network's interfaces when the underlay's is `underlay` and its addresses are
+/// of IPv6 or not.
 ///
 /// ```
 /// assert_eq!(mesh_wireguard::inner_mtu(1500, false), 1390);
@@ -35,8 +37,8 @@ pub fn inner_mtu(underlay: u16, v6: bool) -> u16 {
 pub struct EngineConfig {
     /// Name of the device, `meshwg0` in the product.
     pub device: String,
-    /// Interface index that the device gets; `None` lets the kernel choose. One that no other device ever has makes sure
-    /// that what is sent there after the device is gone goes nowhere.
+    /// Interface index that the device gets; `None` lets the kernel choose. One that no other
+    /// device ever has makes sure that what is sent there after the device is gone goes nowhere.
     #[serde(default)]
     pub device_index: Option<u32>,
     /// UDP port on which WireGuard listens.
@@ -68,9 +70,9 @@ pub struct PeerConfig {
     pub keys: BTreeMap<Generation, PublicKey>,
 }
 
-/// Where a node's packets come from inside the tunnel. Of two keys that it has at a time one has an even number and the
-/// other an odd one, and what each encrypts has an address of its own: the kernel's WireGuard takes what comes from an
-/// address by one key only.
+/// Where a node's packets come from inside the tunnel. Of two keys that it has at a time one has an
+/// even number and the other an odd one, and what each encrypts has an address of its own: the
+/// kernel's WireGuard takes what comes from an address by one key only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelSources {
     /// By keys of even generations.
@@ -92,7 +94,8 @@ impl EngineConfig {
         self.peers.values().any(|peer| peer.keys.len() > 1)
     }
 
-    /// MTU of the device: the kernel's carries VXLAN packets, the other one the packets inside them.
+    /// MTU of the device: the kernel's carries VXLAN packets, the other one the packets inside
+    /// them.
     pub(crate) const fn device_mtu(&self, kind: EngineKind) -> u16 {
         match kind {
             EngineKind::Kernel => self.inner_mtu.saturating_add(VXLAN_OVERHEAD),
@@ -100,8 +103,8 @@ impl EngineConfig {
         }
     }
 
-    /// Whether the device of that engine is there as it was configured, in the calling thread's network
-    /// namespace: somebody may have deleted, renamed or changed it.
+    /// Whether the device of that engine is there as it was configured, in the calling thread's
+    /// network namespace: somebody may have deleted, renamed or changed it.
     pub fn device_is_intact(&self, kind: EngineKind) -> bool {
         crate::sys::device_is_configured(&self.device, self.device_index, self.device_mtu(kind))
     }
@@ -186,7 +189,8 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to it, as UDP payload.
     pub tx_bytes: u64,
-    /// Own and peer's key generation of the session that is used for sending; `None` without a session.
+    /// Own and peer's key generation of the session that is used for sending; `None` without a
+    /// session.
     pub generations: Option<(Generation, Generation)>,
 }
 

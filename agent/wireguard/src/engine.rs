@@ -11,17 +11,18 @@ pub trait WireguardEngine: Send {
     /// Which engine it is.
     fn kind(&self) -> EngineKind;
 
-    /// Makes `config` true. Only what differs is touched: sessions with peers and keys that stay go on.
+    /// Makes `config` true. Only what differs is touched: sessions with peers and keys that stay go
+    /// on.
     fn apply(&mut self, config: &EngineConfig) -> Result<()>;
 
-    /// Looks which of its keys each peer uses, where the engine does not notice by itself: to be called again and again
-    /// while a peer has two.
+    /// Looks which of its keys each peer uses, where the engine does not notice by itself: to be
+    /// called again and again while a peer has two.
     fn follow(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Checks that it still responds; for a caller that asks every second or so. An engine that does not
-    /// is ended, with its device, and the next [`WireguardEngine::apply`] starts another.
+    /// Checks that it still responds; for a caller that asks every second or so. An engine that
+    /// does not is ended, with its device, and the next [`WireguardEngine::apply`] starts another.
     fn check(&mut self) -> Result<()> {
         Ok(())
     }

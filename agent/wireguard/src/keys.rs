@@ -121,17 +121,17 @@ pub struct OwnKey {
     pub generation: Generation,
     /// The private half.
     pub private: PrivateKey,
-    /// Whether this node may start handshakes with it: once all peers know the public half. Handshakes of peers are
-    /// answered in any case.
+    /// Whether this node may start handshakes with it: once all peers know the public half.
+    /// Handshakes of peers are answered in any case.
     pub active: bool,
 }
 
 /// A node's own key pairs on disk: one, or two while keys are being rotated.
 ///
-/// A rotation loses nothing when its steps are taken in this order: [`KeyFile::announce`] a new key pair and give it
-/// to the engine; publish its public half beside the old one; when every peer has both, [`KeyFile::activate`] the
-/// new one; when every peer's status says that it uses the new one, publish the new one alone; when all peers have
-/// dropped the old one, [`KeyFile::retire`] it.
+/// A rotation loses nothing when its steps are taken in this order: [`KeyFile::announce`] a new key
+/// pair and give it to the engine; publish its public half beside the old one; when every peer has
+/// both, [`KeyFile::activate`] the new one; when every peer's status says that it uses the new one,
+/// publish the new one alone; when all peers have dropped the old one, [`KeyFile::retire`] it.
 #[derive(Debug)]
 pub struct KeyFile {
     path: PathBuf,
@@ -139,8 +139,8 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// Reads the file, or makes it, mode 0600, with a first key pair. A file that was damaged, or that others can
-    /// read, is an error and left as it is.
+    /// Reads the file, or makes it, mode 0600, with a first key pair. A file that was damaged, or
+    /// that others can read, is an error and left as it is.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let keys = match File::open(&path) {
@@ -160,9 +160,10 @@ impl KeyFile {
         &self.keys
     }
 
-    /// Begins a rotation: adds a new key pair that is not active yet, of the first generation that is `at_least` that one,
-    /// later than the newest, and odd where the newest is even or the other way round. If a rotation is under way already,
-    /// nothing changes. Returns the newest generation.
+    /// Begins a rotation: adds a new key pair that is not active yet, of the first generation that
+    /// is `at_least` that one, later than the newest, and odd where the newest is even or the other
+    /// way round. If a rotation is under way already, nothing changes. Returns the newest
+    /// generation.
     pub fn announce(&mut self, at_least: Generation) -> Result<Generation> {
         let newest = self.newest();
         if self.keys.len() > 1 {

@@ -1,6 +1,7 @@
 //! The Internet checksum (RFC 1071).
 
-/// The one's-complement sum of `bytes` as 16-bit words, added to `sum`; an odd last byte is padded with zero.
+/// The one's-complement sum of `bytes` as 16-bit words, added to `sum`; an odd last byte is padded
+/// with zero.
 #[inline(always)]
 pub fn add(mut sum: u32, bytes: &[u8]) -> u32 {
     let (words, rest) = bytes.as_chunks::<2>();

@@ -2,8 +2,9 @@
 
 use mesh_ebpf_types::ConnectionKey;
 
-/// A hash of a flow: IPv4 addresses, ports (0 where there are none) and protocol, each as it lies in the packet. Never 0.
-/// All bits of the input reach the upper bits, of which the UDP source port is made.
+/// A hash of a flow: IPv4 addresses, ports (0 where there are none) and protocol, each as it lies
+/// in the packet. Never 0. All bits of the input reach the upper bits, of which the UDP source port
+/// is made.
 #[inline(always)]
 pub const fn hash(addresses: [u32; 2], ports: u32, protocol: u8) -> u32 {
     let [source, destination] = addresses;
@@ -13,7 +14,8 @@ pub const fn hash(addresses: [u32; 2], ports: u32, protocol: u8) -> u32 {
     hash | 1
 }
 
-/// The finalizer of `MurmurHash3`: a bijection where each bit of the input changes half of the output's.
+/// The finalizer of `MurmurHash3`: a bijection where each bit of the input changes half of the
+/// output's.
 #[inline(always)]
 const fn mix(mut word: u32) -> u32 {
     word ^= word >> 16;
@@ -23,8 +25,8 @@ const fn mix(mut word: u32) -> u32 {
     word ^ (word >> 16)
 }
 
-/// The hash by which a flow's backend is chosen: the same on every node and for ever, or flows would move. With `affinity`
-/// only the client's address counts.
+/// The hash by which a flow's backend is chosen: the same on every node and for ever, or flows
+/// would move. With `affinity` only the client's address counts.
 #[inline(always)]
 pub fn balance(key: &ConnectionKey, affinity: bool) -> u32 {
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (key.source.words(), key.destination.words());
@@ -47,9 +49,10 @@ pub const fn entry(hash: u32, size: u32) -> u32 {
     ((hash as u64 * size as u64) >> 32) as u32
 }
 
-/// Another source port for a flow whose own would make it the same as another one; which one depends on `step`. Privileged
-/// ports stay privileged. None is one that Linux gives to sockets by itself (`ip_local_port_range`, 32768 to 60999 unless
-/// set), so that it is seldom the port of a connection that is translated nowhere.
+/// Another source port for a flow whose own would make it the same as another one; which one
+/// depends on `step`. Privileged ports stay privileged. None is one that Linux gives to sockets by
+/// itself (`ip_local_port_range`, 32768 to 60999 unless set), so that it is seldom the port of a
+/// connection that is translated nowhere.
 #[inline(always)]
 pub fn another_port(key: &ConnectionKey, step: u32) -> [u8; 2] {
     let [s0, s1, _, _] = key.ports;

@@ -43,8 +43,8 @@ pub enum Carries {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Bytes of a frame. Aligned so that what stands behind the Ethernet header is aligned to 16 bytes: eBPF reads words
-/// only where it knows them to be aligned.
+/// Bytes of a frame. Aligned so that what stands behind the Ethernet header is aligned to 16 bytes:
+/// eBPF reads words only where it knows them to be aligned.
 #[repr(C, align(16))]
 pub struct Buffer<const N: usize> {
     padding: [u8; 2],
@@ -128,7 +128,8 @@ impl Headers {
         }
     }
 
-    /// Whether the frame carries IPv6. (Of IPv4 and IPv6: what else it may carry has been sorted out.)
+    /// Whether the frame carries IPv6. (Of IPv4 and IPv6: what else it may carry has been sorted
+    /// out.)
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {
         matches!(self.carries(), Carries::V6)
@@ -146,8 +147,8 @@ impl Headers {
         self.mac(6)
     }
 
-    /// Checks an IPv4 header. `available` is how many bytes the frame holds from the header's start; super-packets
-    /// (`gso`) may be longer than the header can say.
+    /// Checks an IPv4 header. `available` is how many bytes the frame holds from the header's
+    /// start; super-packets (`gso`) may be longer than the header can say.
     #[inline(always)]
     pub const fn check_v4(&self, available: u32, gso: bool) -> Result<(), Malformed> {
         let header = self.v4_header_length();
@@ -195,7 +196,8 @@ impl Headers {
         self.is_v6() || self.bytes[20] & 0x40 != 0
     }
 
-    /// Whether the source address is the one of these that is of the packet's family. One of zeroes is none.
+    /// Whether the source address is the one of these that is of the packet's family. One of zeroes
+    /// is none.
     #[inline(always)]
     pub fn is_from(&self, v4: [u8; 4], v6: Address) -> bool {
         if self.is_v6() {
@@ -206,7 +208,8 @@ impl Headers {
         }
     }
 
-    /// Whether it is a fragment of an IPv4 packet other than the first: there is no upper-layer header in it.
+    /// Whether it is a fragment of an IPv4 packet other than the first: there is no upper-layer
+    /// header in it.
     #[inline(always)]
     pub const fn is_later_fragment_v4(&self) -> bool {
         !self.is_v6() && (self.bytes[20] & 0x1f != 0 || self.bytes[21] != 0)
@@ -224,7 +227,8 @@ impl Headers {
         if self.is_v6() { self.address(38) } else { Address::from_v4(self.word(30)) }
     }
 
-    /// Whether the destination is a multicast or the limited broadcast address, or of IPv4's reserved class E.
+    /// Whether the destination is a multicast or the limited broadcast address, or of IPv4's
+    /// reserved class E.
     #[inline(always)]
     pub const fn is_multicast(&self) -> bool {
         if self.is_v6() { self.bytes[38] == 0xff } else { self.bytes[30] >= 224 }

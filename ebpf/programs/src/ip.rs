@@ -37,7 +37,8 @@ pub enum Next {
 pub const fn step(protocol: u8, bytes: [u8; 4]) -> Next {
     let [next, length, o0, o1] = bytes;
     match protocol {
-        // Hop-by-hop options, routing, destination options; mobility, HIP and shim6 have the same shape.
+        // Hop-by-hop options, routing, destination options; mobility, HIP and shim6 have the same
+        // shape.
         0 | 43 | 60 | 135 | 139 | 140 => Next::Header { next, skip: (length as u32 + 1) * 8 },
         44 => {
             if u16::from_be_bytes([o0, o1]) & 0xfff8 != 0 {

@@ -10,13 +10,14 @@
 //! | `published` | the host's other interfaces | packets to published ports; everything else passes untouched |
 //! | `published_l3` | the same without Ethernet headers | the same |
 //!
-//! `egress` stands at the egress of the data-path device, and sees what leaves after the host's own NAT.
+//! `egress` stands at the egress of the data-path device, and sees what leaves after the host's own
+//! NAT.
 //!
-//! Those are tc programs. `early`, an XDP program, takes before `underlay` what that would send on the short way out of the device
-//! that it came by.
+//! Those are tc programs. `early`, an XDP program, takes before `underlay` what that would send on
+//! the short way out of the device that it came by.
 //!
-//! Beside them `connect4`, `sendmsg4`, `recvmsg4`, `getpeername4` and their twins for IPv6 stand at the root of the cgroups, for the
-//! host's own sockets.
+//! Beside them `connect4`, `sendmsg4`, `recvmsg4`, `getpeername4` and their twins for IPv6 stand at
+//! the root of the cgroups, for the host's own sockets.
 
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(
@@ -31,6 +32,7 @@
 #[cfg(target_arch = "bpf")]
 mod datapath;
 
-/// The programs run in the kernel only; their parts that do not need it are in the library, which is tested here.
+/// The programs run in the kernel only; their parts that do not need it are in the library, which
+/// is tested here.
 #[cfg(not(target_arch = "bpf"))]
 fn main() {}

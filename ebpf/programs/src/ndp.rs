@@ -19,7 +19,8 @@ const OVERRIDE: u8 = 0x20;
 const ALL_NODES: Address = Address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 
-/// Whether an ICMP type is one of neighbour discovery: those concern one link, and never cross the overlay.
+/// Whether an ICMP type is one of neighbour discovery: those concern one link, and never cross the
+/// overlay.
 #[inline(always)]
 pub const fn is_discovery(icmp_type: u8) -> bool {
     matches!(icmp_type, 133..=137)
@@ -43,8 +44,8 @@ impl Solicitation {
         self.address(62)
     }
 
-    /// Turns the frame into the answer: the target is at `mac`. Who looks for a duplicate of its own address has none
-    /// yet (RFC 4862, 5.4): that answer goes to all.
+    /// Turns the frame into the answer: the target is at `mac`. Who looks for a duplicate of its
+    /// own address has none yet (RFC 4862, 5.4): that answer goes to all.
     #[inline(always)]
     pub fn answer(&mut self, mac: Mac, router: bool) {
         let (asker, sender, target) = (self.mac(6), self.address(22), self.target());

@@ -11,8 +11,8 @@ pub const QUOTE_V6: usize = 48;
 /// Length of a TCP header without options.
 pub const TCP_HEADER: usize = 20;
 
-/// The reset that answers a segment (RFC 9293, 3.10.7.1), its checksum zero. `payload` is how many bytes the segment
-/// carries. `None` where the segment is a reset itself.
+/// The reset that answers a segment (RFC 9293, 3.10.7.1), its checksum zero. `payload` is how many
+/// bytes the segment carries. `None` where the segment is a reset itself.
 #[inline(always)]
 pub fn reset(segment: [u8; TCP_HEADER], payload: u32) -> Option<[u8; TCP_HEADER]> {
     let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, _, flags, ..] = segment;
@@ -34,8 +34,8 @@ pub fn pseudo_header(addresses: &[u8], protocol: u8, length: u32) -> u32 {
     checksum::add(length + u32::from(protocol), addresses)
 }
 
-/// Whether a transport checksum is only the pseudo header's sum, which a network card or the receiver's kernel is to
-/// complete (`CHECKSUM_PARTIAL`).
+/// Whether a transport checksum is only the pseudo header's sum, which a network card or the
+/// receiver's kernel is to complete (`CHECKSUM_PARTIAL`).
 #[inline(always)]
 pub fn is_partial(field: [u8; 2], pseudo_sum: u32) -> bool {
     let [a, b] = checksum::finish(pseudo_sum);
@@ -62,7 +62,8 @@ pub enum Unreachable {
     Network,
 }
 
-/// The ICMP header of "destination unreachable", for a quote of that sum; `pseudo_sum` is 0 for IPv4.
+/// The ICMP header of "destination unreachable", for a quote of that sum; `pseudo_sum` is 0 for
+/// IPv4.
 #[inline(always)]
 pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) -> [u8; 8] {
     let (kind, code) = match (why, v6) {

@@ -1,18 +1,21 @@
-//! "Fragmentation needed" (RFC 1191) and "packet too big" (RFC 4443, 3.2), made in place of the packet.
+//! "Fragmentation needed" (RFC 1191) and "packet too big" (RFC 4443, 3.2), made in place of the
+//! packet.
 
 use crate::checksum;
 use crate::ip::ICMPV6;
 
-/// How much of the packet is quoted. Enough for the longest IPv4 header and 36 bytes more; the kernel does not let a
-/// packet be cut before its own checksum field, which for TCP ends 18 bytes into the segment.
+/// How much of the packet is quoted. Enough for the longest IPv4 header and 36 bytes more; the
+/// kernel does not let a packet be cut before its own checksum field, which for TCP ends 18 bytes
+/// into the segment.
 pub const QUOTE: usize = 96;
 /// Bytes that go between the Ethernet header and the quoted packet, for IPv4.
 pub const V4_HEADERS: usize = 28;
 /// Bytes that go between the Ethernet header and the quoted packet, for IPv6.
 pub const V6_HEADERS: usize = 48;
 
-/// The IPv4 and ICMP headers that go before the quote, from the packet's destination to its source: `addresses` are the
-/// packet's own, source first, `quote_sum` is the quote's sum ([`checksum::add`]).
+/// The IPv4 and ICMP headers that go before the quote, from the packet's destination to its source:
+/// `addresses` are the packet's own, source first, `quote_sum` is the quote's sum
+/// ([`checksum::add`]).
 #[inline(always)]
 pub fn v4(addresses: [u8; 8], mtu: u16, quote_sum: u32) -> [u8; V4_HEADERS] {
     let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;

@@ -48,7 +48,8 @@ pub const fn role(protocol: u8, header: [u8; 16]) -> Role {
     }
 }
 
-/// Source and destination port; of an ICMP echo its identifier, as source of a request and destination of a reply.
+/// Source and destination port; of an ICMP echo its identifier, as source of a request and
+/// destination of a reply.
 #[inline(always)]
 pub const fn ports(protocol: u8, header: [u8; 16]) -> [u8; 4] {
     let [b0, b1, b2, b3, i0, i1, ..] = header;

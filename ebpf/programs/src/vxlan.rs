@@ -13,7 +13,8 @@ pub const UDP_CHECKSUM_OFFSET: usize = ETHERNET + 20 + 6;
 /// Where the VNI (and a reserved byte after it) is in the frame.
 pub const VNI_OFFSET: usize = OUTER - 4;
 
-/// The range that UDP source ports are taken from, so that ECMP and RSS spread flows: 32768 to 60999, as Linux does.
+/// The range that UDP source ports are taken from, so that ECMP and RSS spread flows: 32768 to
+/// 60999, as Linux does.
 const FIRST_PORT: u16 = 32768;
 const PORTS: u64 = 61000 - FIRST_PORT as u64;
 
@@ -24,14 +25,16 @@ pub struct Outer {
     pub source: [u8; 4],
     /// The VXLAN network.
     pub vni: Vni,
-    /// Whether the header is as this mesh sends it. Anything else that is valid is left to the kernel's VXLAN: a UDP
-    /// checksum to verify, flags of extensions, a mark of congestion to hand on (RFC 6040).
+    /// Whether the header is as this mesh sends it. Anything else that is valid is left to the
+    /// kernel's VXLAN: a UDP checksum to verify, flags of extensions, a mark of congestion to hand
+    /// on (RFC 6040).
     pub plain: bool,
 }
 
 impl Outer {
-    /// Reads the headers of a frame of `length` bytes. `None` unless it is an unfragmented UDP datagram over IPv4
-    /// without options, to that address and port, whose lengths agree. Super-packets (`gso`) do not say their length.
+    /// Reads the headers of a frame of `length` bytes. `None` unless it is an unfragmented UDP
+    /// datagram over IPv4 without options, to that address and port, whose lengths agree.
+    /// Super-packets (`gso`) do not say their length.
     #[inline(always)]
     pub fn parse(frame: &[u8; OUTER], to: [u8; 4], port: [u8; 2], length: u32, gso: bool) -> Option<Self> {
         let [
@@ -129,8 +132,8 @@ pub struct Encapsulation {
 }
 
 impl Encapsulation {
-    /// Writes the headers, DF set, UDP checksum zero (RFC 7348, 5). The Ethernet addresses are left as they are: who
-    /// resolves the neighbour writes them.
+    /// Writes the headers, DF set, UDP checksum zero (RFC 7348, 5). The Ethernet addresses are left
+    /// as they are: who resolves the neighbour writes them.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
@@ -157,8 +160,8 @@ impl Encapsulation {
     }
 }
 
-/// The start of a flow's packets as they leave: outer headers, Ethernet, IPv4 without options, ports. All but a few fields are
-/// the same in all of them.
+/// The start of a flow's packets as they leave: outer headers, Ethernet, IPv4 without options,
+/// ports. All but a few fields are the same in all of them.
 #[repr(C, align(4))]
 pub struct Template {
     /// As the last packet left.
@@ -214,8 +217,9 @@ pub const fn source_port(hash: u32) -> u16 {
     FIRST_PORT + ((hash as u64 * PORTS) >> 32) as u16
 }
 
-/// The outer ECN field for an inner traffic class (RFC 6040, 4.1, in the compatible form that Linux sends): copied, but
-/// "congestion experienced" becomes ECT(0). DSCP is not copied: the underlay has its own.
+/// The outer ECN field for an inner traffic class (RFC 6040, 4.1, in the compatible form that Linux
+/// sends): copied, but "congestion experienced" becomes ECT(0). DSCP is not copied: the underlay
+/// has its own.
 #[inline(always)]
 pub const fn outer_ecn(traffic_class: u8) -> u8 {
     let ecn = traffic_class & 3;

@@ -4,7 +4,8 @@ use core::fmt;
 use core::hash::{Hash, Hasher};
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-/// An IPv6 address, or an IPv4 address in its IPv4-mapped form `::ffff:a.b.c.d` (RFC 4291, 2.5.5.2).
+/// An IPv6 address, or an IPv4 address in its IPv4-mapped form `::ffff:a.b.c.d` (RFC 4291,
+/// 2.5.5.2).
 ///
 /// All zero means "none".
 #[repr(C, align(4))]
@@ -65,8 +66,8 @@ impl Address {
         }
     }
 
-    /// How many bits of [`Address`] a prefix of `length` bits of this family covers: IPv4 lengths gain the 96 bits
-    /// of the mapped form.
+    /// How many bits of [`Address`] a prefix of `length` bits of this family covers: IPv4 lengths
+    /// gain the 96 bits of the mapped form.
     pub const fn prefix_bits(ip: IpAddr, length: u8) -> u8 {
         match ip {
             IpAddr::V4(_) => 96 + length,
@@ -161,7 +162,8 @@ impl fmt::Debug for Mac {
     }
 }
 
-/// A VXLAN network identifier: 24 bits, in the low three of four network-order bytes. 0 means "no network".
+/// A VXLAN network identifier: 24 bits, in the low three of four network-order bytes. 0 means "no
+/// network".
 #[repr(C, align(4))]
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Vni(pub [u8; 4]);

@@ -12,7 +12,8 @@ pub const DIRECT_RETURN: u8 = 2;
 pub const FROM_EVEN_KEY: u8 = 4;
 
 /// [`Config::flags`]: it comes from the address for keys of odd generations. With both, everything goes twice: while the
-/// device's key is replaced nobody can tell which will encrypt a packet, and the other end takes what agrees with the key.
+/// device's key is replaced nobody can tell which will encrypt a packet, and the other end takes
+/// what agrees with the key.
 pub const FROM_ODD_KEY: u8 = 8;
 
 /// [`Config::flags`]: what arrives at the data-path device is for no published port.
@@ -31,11 +32,13 @@ pub enum Encapsulation {
 
 /// What every program needs to know of its node: the value of `CONFIG`, an array of one.
 ///
-/// All zero (a new map) means "not configured": endpoints reach only local endpoints, the underlay passes everything.
+/// All zero (a new map) means "not configured": endpoints reach only local endpoints, the underlay
+/// passes everything.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Config {
-    /// This node's data-path address: source of what it sends, and the only destination that it takes.
+    /// This node's data-path address: source of what it sends, and the only destination that it
+    /// takes.
     pub local: Address,
     /// Interface index of the data-path device.
     pub underlay_ifindex: u32,
@@ -51,11 +54,13 @@ pub struct Config {
     pub vxlan_port: [u8; 2],
     /// An [`Encapsulation`], as its number.
     pub encapsulation: u8,
-    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`], [`FROM_EVEN_KEY`], [`FROM_ODD_KEY`], [`UNPUBLISHED`].
+    /// Bits: [`EVENTS_WANTED`], [`DIRECT_RETURN`], [`FROM_EVEN_KEY`], [`FROM_ODD_KEY`],
+    /// [`UNPUBLISHED`].
     pub flags: u8,
     /// This node's own number in WireGuard; 0 while it has none.
     pub wireguard_peer: u16,
-    /// Interface index of `meshwg0`, the WireGuard engine's device, which tells the engine as well; 0 while there is none.
+    /// Interface index of `meshwg0`, the WireGuard engine's device, which tells the engine as well;
+    /// 0 while there is none.
     pub wireguard_ifindex: u32,
     /// UDP port of this node's WireGuard, network order; 0 while it has announced none.
     pub wireguard_port: [u8; 2],

@@ -74,10 +74,11 @@ reasons! {
     Published = 8, "published", false;
     /// From a published port: a reply that left for its client.
     PublishedReply = 9, "published_reply", false;
-    /// Of a connection whose backend is gone, or to a service without backends: the sender was told (TCP reset, port
-    /// unreachable).
+    /// Of a connection whose backend is gone, or to a service without backends: the sender was told
+    /// (TCP reset, port unreachable).
     RefusalAnswered = 10, "refusal_answered", false;
-    /// Sent on by the XDP program. Each is also counted for what it is: [`Reason::Published`] or [`Reason::PublishedReply`].
+    /// Sent on by the XDP program. Each is also counted for what it is: [`Reason::Published`] or
+    /// [`Reason::PublishedReply`].
     SentEarly = 11, "sent_early", false;
     /// The frame's source MAC is not the endpoint's.
     SpoofedMac = 16, "spoofed_mac", true;
@@ -89,7 +90,8 @@ reasons! {
     UnknownNetwork = 19, "unknown_network", true;
     /// The next hop is in the subnet, but nobody has it (here).
     NoEndpoint = 20, "no_endpoint", true;
-    /// The destination belongs to another network, or is the port of VXLAN, whoever's: the way into every network.
+    /// The destination belongs to another network, or is the port of VXLAN, whoever's: the way into
+    /// every network.
     Isolated = 21, "isolated", true;
     /// The destination is outside, and the network is internal.
     Internal = 22, "internal", true;
@@ -113,9 +115,11 @@ reasons! {
     NoKey = 31, "no_key", true;
     /// Through WireGuard from a node, with a source address that is another's.
     SpoofedPeer = 32, "spoofed_peer", true;
-    /// Not sent by Mesh, and to or from the VXLAN or WireGuard port of a node: it would pass for a tunnel's packet.
+    /// Not sent by Mesh, and to or from the VXLAN or WireGuard port of a node: it would pass for a
+    /// tunnel's packet.
     ForeignTunnel = 33, "foreign_tunnel", true;
-    /// To a socket of a host, or to a cloud's metadata service, and the network's policy forbids it.
+    /// To a socket of a host, or to a cloud's metadata service, and the network's policy forbids
+    /// it.
     HostAccess = 34, "host_access", true;
     /// The service has no backend that could take it, and the sender could not be told.
     NoBackend = 40, "no_backend", true;

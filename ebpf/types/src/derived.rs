@@ -1,7 +1,8 @@
 //! MACs derived from addresses: a frame's destination MAC names its next hop.
 //!
-//! The endpoint program answers every neighbour request itself. The MAC that it gives tells it later, without any
-//! state, which next hop the sender chose; a container that routes for others works because of it.
+//! The endpoint program answers every neighbour request itself. The MAC that it gives tells it
+//! later, without any state, which next hop the sender chose; a container that routes for others
+//! works because of it.
 
 use crate::{Address, Mac};
 
@@ -18,10 +19,11 @@ pub enum NextHop {
     Destination,
 }
 
-/// The MAC that stands for `address` in a network whose IPv6 subnet starts with the 96 bits `prefix6`.
+/// The MAC that stands for `address` in a network whose IPv6 subnet starts with the 96 bits
+/// `prefix6`.
 ///
-/// IPv4 `a.b.c.d` is `02:42:aa:bb:cc:dd`. IPv6 is `02:46:` and its last 32 bits where the bits before are `prefix6`,
-/// else `02:47:00:00:00:00`.
+/// IPv4 `a.b.c.d` is `02:42:aa:bb:cc:dd`. IPv6 is `02:46:` and its last 32 bits where the bits
+/// before are `prefix6`, else `02:47:00:00:00:00`.
 #[inline]
 pub fn derived_mac(address: Address, prefix6: [u8; 12]) -> Mac {
     let [.., a, b, c, d] = address.0;
@@ -35,7 +37,8 @@ pub fn derived_mac(address: Address, prefix6: [u8; 12]) -> Mac {
     Mac([kind[0], kind[1], a, b, c, d])
 }
 
-/// The next hop that a destination MAC names: the inverse of [`derived_mac`]. A MAC that was not derived names none.
+/// The next hop that a destination MAC names: the inverse of [`derived_mac`]. A MAC that was not
+/// derived names none.
 #[inline]
 pub fn next_hop(mac: Mac, prefix6: [u8; 12]) -> NextHop {
     let [first, second, a, b, c, d] = mac.0;

@@ -44,10 +44,11 @@ pub enum MapEntry {
     HostRoute(HostRouteKey, Vni),
     /// An entry of `MEMBERS`.
     Member(Address, Member),
-    /// An entry of `STAND_INS`: the host's address for which the address of that number stands ([`crate::STAND_INS`]).
+    /// An entry of `STAND_INS`: the host's address for which the address of that number stands
+    /// ([`crate::STAND_INS`]).
     StandIn(u32, Address),
-    /// An entry of `HOST_ADDRESSES`: the host has this address (on any interface but ours), so that published ports
-    /// are taken on it; and the number of what stands for it, or 0.
+    /// An entry of `HOST_ADDRESSES`: the host has this address (on any interface but ours), so that
+    /// published ports are taken on it; and the number of what stands for it, or 0.
     HostAddress(Address, u32),
 }
 

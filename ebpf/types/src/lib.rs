@@ -1,9 +1,9 @@
 //! Map keys and values that the eBPF programs share with user space.
 //!
-//! Everything that crosses the boundary is `#[repr(C)]`, has no implicit padding, and holds addresses, ports and
-//! VNIs as byte arrays in network order. Interface indexes, lengths and times are native integers, as the kernel
-//! itself uses them. [`SCHEMA`] changes whenever a layout, a map or the meaning of a field does: the loader adopts
-//! pinned maps only of its own schema.
+//! Everything that crosses the boundary is `#[repr(C)]`, has no implicit padding, and holds
+//! addresses, ports and VNIs as byte arrays in network order. Interface indexes, lengths and times
+//! are native integers, as the kernel itself uses them. [`SCHEMA`] changes whenever a layout, a map
+//! or the meaning of a field does: the loader adopts pinned maps only of its own schema.
 
 #![no_std]
 
@@ -48,34 +48,42 @@ pub use wireguard::{
     WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_sender, tunnel_source,
 };
 
-/// Version of every layout and meaning in this crate. Pinned maps of another version are never adopted.
+/// Version of every layout and meaning in this crate. Pinned maps of another version are never
+/// adopted.
 pub const SCHEMA: u32 = 8;
 
-/// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8, IPv4 20 (RFC 7348).
-/// The outer Ethernet header is not among them: a device's MTU does not count it.
+/// Bytes that VXLAN over IPv4 adds to an inner IP packet: its Ethernet header 14, VXLAN 8, UDP 8,
+/// IPv4 20 (RFC 7348). The outer Ethernet header is not among them: a device's MTU does not count
+/// it.
 pub const VXLAN_OVERHEAD_IPV4: u16 = 50;
 
-/// Bytes that VXLAN over IPv6 adds to an inner IP packet (see [`VXLAN_OVERHEAD_IPV4`]; IPv6 has 40 for 20).
+/// Bytes that VXLAN over IPv6 adds to an inner IP packet (see [`VXLAN_OVERHEAD_IPV4`]; IPv6 has 40
+/// for 20).
 pub const VXLAN_OVERHEAD_IPV6: u16 = 70;
 
-/// Bytes that WireGuard over IPv4 adds to an IP packet inside the tunnel: header and tag 32, UDP 8, IPv4 20.
+/// Bytes that WireGuard over IPv4 adds to an IP packet inside the tunnel: header and tag 32, UDP 8,
+/// IPv4 20.
 pub const WIREGUARD_OVERHEAD_IPV4: u16 = 60;
 
-/// Bytes that WireGuard over IPv6 adds to an IP packet inside the tunnel (see [`WIREGUARD_OVERHEAD_IPV4`]).
+/// Bytes that WireGuard over IPv6 adds to an IP packet inside the tunnel (see
+/// [`WIREGUARD_OVERHEAD_IPV4`]).
 pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
 
-/// The mark (`skb->mark`) of what Mesh itself sends between nodes: by it the `egress` program tells Mesh's packets from others.
+/// The mark (`skb->mark`) of what Mesh itself sends between nodes: by it the `egress` program tells
+/// Mesh's packets from others.
 ///
-/// Marks are lost between network namespaces, and to set one takes `CAP_NET_ADMIN` or `CAP_NET_RAW` over the host's: who has
-/// that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so that a secret value would keep nobody out. The bits
-/// are none of those that kube-proxy, Calico, Cilium, Tailscale and Docker test.
+/// Marks are lost between network namespaces, and to set one takes `CAP_NET_ADMIN` or `CAP_NET_RAW`
+/// over the host's: who has that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so
+/// that a secret value would keep nobody out. The bits are none of those that kube-proxy, Calico,
+/// Cilium, Tailscale and Docker test.
 pub const MARK: u32 = 0x3050;
 
 /// Interface index of `mesh0`, by which the host gets what endpoints send to it.
 pub const HOST_LEG_IFINDEX: u32 = 0x3FFF_FF00;
 
-/// The group of the name server's process, which has no capability to set a mark with. What it asks the host's resolvers enters
-/// no service. The number is outside the ranges that systemd and distributions allocate (systemd's `UIDS-GIDS.md`).
+/// The group of the name server's process, which has no capability to set a mark with. What it asks
+/// the host's resolvers enters no service. The number is outside the ranges that systemd and
+/// distributions allocate (systemd's `UIDS-GIDS.md`).
 pub const NAME_SERVER_GROUP: u32 = 0x706d_6573;
 
 /// VNI of a liveness probe: answered by the receiving node's underlay program, for members only.

@@ -17,8 +17,8 @@ pub const HOST_ALL: u32 = 8;
 /// [`Network::flags`]: endpoints may send to the addresses of cloud metadata services.
 pub const METADATA: u32 = 16;
 
-/// [`Interface::flags`] and [`Endpoint::flags`]: the endpoint routes for others, so it may send from IP addresses
-/// that are not its own.
+/// [`Interface::flags`] and [`Endpoint::flags`]: the endpoint routes for others, so it may send
+/// from IP addresses that are not its own.
 pub const ALLOW_FORWARDING: u16 = 1;
 
 /// Value of `NETWORKS`, a hash by [`Vni`]: a network that has endpoints on this node.
@@ -29,11 +29,13 @@ pub struct Network {
     pub flags: u32,
     /// Largest inner IP packet that may leave this node, in bytes.
     pub mtu: u32,
-    /// The first 96 bits of the network's (first) IPv6 subnet; zero when it has none. See [`crate::derived_mac`].
+    /// The first 96 bits of the network's (first) IPv6 subnet; zero when it has none. See
+    /// [`crate::derived_mac`].
     pub prefix6: [u8; 12],
 }
 
-/// Value of `INTERFACES`, a hash by interface index of an endpoint's host-side device: who sends there.
+/// Value of `INTERFACES`, a hash by interface index of an endpoint's host-side device: who sends
+/// there.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Interface {
@@ -77,7 +79,8 @@ pub struct Endpoint {
 pub struct BlockKey {
     /// The network.
     pub vni: Vni,
-    /// How many bits of `address` count, 0 to 128 (IPv4 prefixes: 96 and their length; [`Address::prefix_bits`]).
+    /// How many bits of `address` count, 0 to 128 (IPv4 prefixes: 96 and their length;
+    /// [`Address::prefix_bits`]).
     pub prefix_bits: u8,
     /// The prefix; bits past `prefix_bits` are zero.
     pub address: Address,
@@ -90,7 +93,8 @@ pub enum BlockKind {
     /// In the network's subnet, but nobody's: neighbours are answered, packets are dropped.
     #[default]
     Unassigned = 0,
-    /// The gateway's own address: the way to the host and to the outside. One entry of full length for each gateway.
+    /// The gateway's own address: the way to the host and to the outside. One entry of full length
+    /// for each gateway.
     Gateway = 1,
     /// This node's: its endpoints are in `ENDPOINTS`, the rest of it is nobody's.
     Local = 2,
@@ -98,8 +102,9 @@ pub enum BlockKind {
     Remote = 3,
 }
 
-/// Value of `BLOCKS`. Every subnet of a local network has an entry of its own ([`BlockKind::Unassigned`]); leases and
-/// gateways are more specific ones. An address that matches no entry is outside the network.
+/// Value of `BLOCKS`. Every subnet of a local network has an entry of its own
+/// ([`BlockKind::Unassigned`]); leases and gateways are more specific ones. An address that matches
+/// no entry is outside the network.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Block {
@@ -107,15 +112,16 @@ pub struct Block {
     pub tunnel: Address,
     /// A [`BlockKind`], as its number.
     pub kind: u32,
-    /// Index of the node among the WireGuard engine's peers, for [`BlockKind::Remote`] in an encrypted network; 0 while
-    /// the node has no key, and in clear networks.
+    /// Index of the node among the WireGuard engine's peers, for [`BlockKind::Remote`] in an
+    /// encrypted network; 0 while the node has no key, and in clear networks.
     pub peer: u16,
     /// Zero.
     pub padding: [u8; 2],
 }
 
-/// Key of `HOST_ROUTES`, a longest-prefix-match trie with the [`Vni`] as value: a subnet of any local network. Tells
-/// the network of a packet from the host by its destination, and that a destination is another network's.
+/// Key of `HOST_ROUTES`, a longest-prefix-match trie with the [`Vni`] as value: a subnet of any
+/// local network. Tells the network of a packet from the host by its destination, and that a
+/// destination is another network's.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostRouteKey {
@@ -128,7 +134,8 @@ pub struct HostRouteKey {
 /// [`Member::kind`]: the address is not the node's data-path address: no tunnel's packet comes from it.
 pub const CONTROL_ADDRESS: u8 = 1;
 
-/// Value of `MEMBERS`, a hash by [`Address`]: an address of a node of the cluster. VXLAN is taken from data-path addresses.
+/// Value of `MEMBERS`, a hash by [`Address`]: an address of a node of the cluster. VXLAN is taken
+/// from data-path addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Member {
@@ -146,8 +153,8 @@ pub const BY_HOST: u32 = 1;
 /// [`HostCall::opener`]: an endpoint.
 pub const BY_ENDPOINT: u32 = 2;
 
-/// Value of `HOST_CALLS`, a hash by [`crate::ConnectionKey`] (in the direction of what an endpoint sends): who began a flow
-/// between an endpoint and a socket of its host.
+/// Value of `HOST_CALLS`, a hash by [`crate::ConnectionKey`] (in the direction of what an endpoint
+/// sends): who began a flow between an endpoint and a socket of its host.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostCall {
@@ -159,8 +166,8 @@ pub struct HostCall {
     pub padding: u32,
 }
 
-/// Value of `HOST_FLOWS`, a hash by [`crate::ConnectionKey`] (in the direction of what arrives): a flow that the host, or
-/// something behind its NAT, began from a port that is published.
+/// Value of `HOST_FLOWS`, a hash by [`crate::ConnectionKey`] (in the direction of what arrives): a
+/// flow that the host, or something behind its NAT, began from a port that is published.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct HostFlow {

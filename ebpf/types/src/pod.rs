@@ -10,8 +10,9 @@ use crate::{
 
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {$(
-        // SAFETY: `#[repr(C)]` or `#[repr(transparent)]` over integers and byte arrays; the tests of this crate
-        // assert that it has no padding, so every byte is initialised and every bit pattern is a value.
+        // SAFETY: `#[repr(C)]` or `#[repr(transparent)]` over integers and byte arrays; the tests
+        // of this crate assert that it has no padding, so every byte is initialised and every bit
+        // pattern is a value.
         unsafe impl aya::Pod for $type {}
     )*};
 }

@@ -1,7 +1,7 @@
 //! The programs.
 
-/// A program of the datapath, named by where it stands. All are tc classifiers: [`ProgramKind::Egress`] at a device's egress,
-/// the others at its ingress.
+/// A program of the datapath, named by where it stands. All are tc classifiers:
+/// [`ProgramKind::Egress`] at a device's egress, the others at its ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProgramKind {
     /// Host-side device of an endpoint: all that the container sends.
@@ -14,12 +14,13 @@ pub enum ProgramKind {
     Host,
     /// `meshwg0`: what the WireGuard engine decrypted.
     Wireguard,
-    /// The host's interfaces with Ethernet headers, the data-path device among them: everything that leaves, after the host's
-    /// NAT.
+    /// The host's interfaces with Ethernet headers, the data-path device among them: everything
+    /// that leaves, after the host's NAT.
     Egress,
     /// The host's other interfaces with Ethernet headers: packets to published ports.
     Published,
-    /// The host's layer-3 interfaces, whose packets begin with the IP header: packets to published ports.
+    /// The host's layer-3 interfaces, whose packets begin with the IP header: packets to published
+    /// ports.
     PublishedLayer3,
 }
 
@@ -51,10 +52,12 @@ impl ProgramKind {
     }
 }
 
-/// The XDP program's name in the object and in pins. It stands at the data-path device, before [`ProgramKind::Underlay`].
+/// The XDP program's name in the object and in pins. It stands at the data-path device, before
+/// [`ProgramKind::Underlay`].
 pub const EARLY: &str = "early";
 
-/// A program of the host's own sockets, at a cgroup: what lets the host reach published ports by its own addresses.
+/// A program of the host's own sockets, at a cgroup: what lets the host reach published ports by
+/// its own addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketProgram {
     /// `connect` to an IPv4 address.

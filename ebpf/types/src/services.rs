@@ -4,8 +4,8 @@ use core::ops::RangeInclusive;
 
 use crate::{Address, EndpointKey, Vni};
 
-/// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend, whichever of the
-/// hosts' addresses it speaks to.
+/// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend,
+/// whichever of the hosts' addresses it speaks to.
 pub const AFFINITY_CLIENT_IP: u32 = 1;
 
 /// [`Published::flags`]: only backends of the node that receives a packet take it (`mode=host`). Its table holds those
@@ -29,42 +29,47 @@ pub const BACKEND_ENCRYPTED: u16 = 4;
 /// backend, even if this one has its former connection.
 pub const FAILING: u16 = 8;
 
-/// How many entries one element of `MAGLEV` holds: the kernel pads elements of arrays to eight bytes.
+/// How many entries one element of `MAGLEV` holds: the kernel pads elements of arrays to eight
+/// bytes.
 pub const MAGLEV_ROW: usize = 16;
 
-/// The greatest number of a backend. Numbers are 22 bits in VNIs ([`published_vni`]), less those of probes.
+/// The greatest number of a backend. Numbers are 22 bits in VNIs ([`published_vni`]), less those of
+/// probes.
 pub const MAX_BACKEND: u32 = 0x003E_FFFF;
 
 /// Bit 23 of a VNI: the frame is of the routing mesh, not of a network.
 pub const PUBLISHED_BIT: u32 = 0x0080_0000;
 
-/// Bit 22 beside [`PUBLISHED_BIT`]: a reply on its way out through the node that its client spoke to.
+/// Bit 22 beside [`PUBLISHED_BIT`]: a reply on its way out through the node that its client spoke
+/// to.
 pub const REPLY_BIT: u32 = 0x0040_0000;
 
-/// What a container that reaches itself through a VIP sees as the source, where the VIP itself cannot be it: the flow has
-/// the same port on both ends, so that its replies would look like its requests.
+/// What a container that reaches itself through a VIP sees as the source, where the VIP itself
+/// cannot be it: the flow has the same port on both ends, so that its replies would look like its
+/// requests.
 pub const HAIRPIN_IPV4: [u8; 4] = [169, 254, 42, 1];
 
 /// As [`HAIRPIN_IPV4`], for IPv6.
 pub const HAIRPIN_IPV6: Address = Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
-/// The address by which the host itself speaks to published ports: its sockets' connects are turned to it, it is routed
-/// to `mesh0`, and the `host` program takes what is sent to it.
+/// The address by which the host itself speaks to published ports: its sockets' connects are turned
+/// to it, it is routed to `mesh0`, and the `host` program takes what is sent to it.
 pub const HOST_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 2];
 
 /// As [`HOST_PUBLISHED_IPV4`], for IPv6.
 pub const HOST_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
 
-/// As [`HOST_PUBLISHED_IPV4`], for ports that are published on the loopback address alone: their key in `PUBLISHED` too.
+/// As [`HOST_PUBLISHED_IPV4`], for ports that are published on the loopback address alone: their
+/// key in `PUBLISHED` too.
 pub const LOOPBACK_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 3];
 
 /// As [`LOOPBACK_PUBLISHED_IPV4`], for IPv6.
 pub const LOOPBACK_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
 
-/// The numbers of the addresses that stand for the host's own, one each, where a port is published on
-/// that address alone: the last byte of `169.254.42.N` and `fd00:6d65:7368::N`.
+/// The numbers of the addresses that stand for the host's own, one each, where a port is published
+/// on that address alone: the last byte of `169.254.42.N` and `fd00:6d65:7368::N`.
 pub const STAND_INS: RangeInclusive<u8> = 4..=254;
 
 /// The address of that number by which a host itself speaks to published ports.
@@ -114,8 +119,8 @@ pub struct Service {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishedKey {
-    /// The host's address; none for any of its addresses. An address goes before any. For 127.0.0.1 and `::1`, what stands
-    /// for them: [`LOOPBACK_PUBLISHED_IPV4`], [`LOOPBACK_PUBLISHED_IPV6`].
+    /// The host's address; none for any of its addresses. An address goes before any. For 127.0.0.1
+    /// and `::1`, what stands for them: [`LOOPBACK_PUBLISHED_IPV4`], [`LOOPBACK_PUBLISHED_IPV6`].
     pub address: Address,
     /// The port, network order.
     pub port: [u8; 2],
@@ -125,7 +130,8 @@ pub struct PublishedKey {
     pub padding: u8,
 }
 
-/// Value of `PUBLISHED`: where packets to the port go. Backends that lack an address of a packet's family drop it.
+/// Value of `PUBLISHED`: where packets to the port go. Backends that lack an address of a packet's
+/// family drop it.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Published {
@@ -143,8 +149,8 @@ pub struct Published {
     pub padding: [u8; 2],
 }
 
-/// Value of `BACKENDS`, a hash by the backend's number. Draining and unhealthy backends stay in it as long as their flows
-/// are to go on; a backend that is not in it is gone.
+/// Value of `BACKENDS`, a hash by the backend's number. Draining and unhealthy backends stay in it
+/// as long as their flows are to go on; a backend that is not in it is gone.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
@@ -162,8 +168,8 @@ pub struct Backend {
     pub peer: u16,
 }
 
-/// Key of `CONNECTIONS`: a packet's addresses and ports as they arrive, before translation. A flow has one entry for each
-/// direction that is translated here.
+/// Key of `CONNECTIONS`: a packet's addresses and ports as they arrive, before translation. A flow
+/// has one entry for each direction that is translated here.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionKey {
@@ -171,7 +177,8 @@ pub struct ConnectionKey {
     pub source: Address,
     /// Destination.
     pub destination: Address,
-    /// Source and destination port, network order. ICMP echo: the identifier and 0 in requests, 0 and it in replies.
+    /// Source and destination port, network order. ICMP echo: the identifier and 0 in requests, 0
+    /// and it in replies.
     pub ports: [u8; 4],
     /// IP protocol.
     pub protocol: u8,
@@ -187,10 +194,11 @@ pub const CLIENT_FINISHED: u8 = 2;
 pub const CLOSED: u8 = 4;
 /// [`Connection::state`]: the backend closed its direction (FIN).
 pub const BACKEND_FINISHED: u8 = 8;
-/// [`Connection::state`], back: made for a SYN, so that a SYN comes back before anything else does, unless it is refused.
+/// [`Connection::state`], back: made for a SYN, so that a SYN comes back before anything else does,
+/// unless it is refused.
 pub const BEGINS: u8 = 16;
-/// [`Connection::state`], back: the client wants another connection between the same ports. Whether it has one is the
-/// backend's to say, by a SYN.
+/// [`Connection::state`], back: the client wants another connection between the same ports. Whether
+/// it has one is the backend's to say, by a SYN.
 pub const CONTESTED: u8 = 32;
 
 /// What an entry of `CONNECTIONS` does.
@@ -212,32 +220,36 @@ pub enum ConnectionKind {
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Connection {
-    /// Back: what becomes of the source address. Forward: in the first word, native order, the interface index of the device that
-    /// the packets of a client outside arrive at; 0 where there is no such client.
+    /// Back: what becomes of the source address. Forward: in the first word, native order, the
+    /// interface index of the device that the packets of a client outside arrive at; 0 where there
+    /// is no such client.
     pub address: Address,
     /// The backend's number.
     pub backend: u32,
-    /// Published, back: data-path address of the node that the client spoke to. Forward: the [`Vni`] of the service's
-    /// network.
+    /// Published, back: data-path address of the node that the client spoke to. Forward: the
+    /// [`Vni`] of the service's network.
     pub node: [u8; 4],
-    /// Back: what becomes of the source port. Forward: what becomes of it if the client's own would make the flow the same as
-    /// another one at the backend; else 0.
+    /// Back: what becomes of the source port. Forward: what becomes of it if the client's own would
+    /// make the flow the same as another one at the backend; else 0.
     pub port: [u8; 2],
     /// A [`ConnectionKind`], as its number.
     pub kind: u8,
-    /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`], [`BEGINS`], [`CONTESTED`].
+    /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`], [`BEGINS`],
+    /// [`CONTESTED`].
     pub state: u8,
     /// Back: what becomes of the destination port, the client's own one; 0 where it is that.
     pub client_port: [u8; 2],
-    /// When the entry was last used: `CLOCK_MONOTONIC` in units of 2^[`USED_SHIFT`] ns, modulo 2^16.
+    /// When the entry was last used: `CLOCK_MONOTONIC` in units of 2^[`USED_SHIFT`] ns, modulo
+    /// 2^16.
     pub used: u16,
 }
 
 /// See [`Connection::used`]: 8.6 s, and round after 6.5 days.
 pub const USED_SHIFT: u32 = 33;
 
-/// Value of `ALLOWANCES`, a hash by [`Vni`]: how many more entries of a network's flows may become established. That of
-/// [`Vni::NONE`] is for all networks without a value. Without either there is no limit.
+/// Value of `ALLOWANCES`, a hash by [`Vni`]: how many more entries of a network's flows may become
+/// established. That of [`Vni::NONE`] is for all networks without a value. Without either there is
+/// no limit.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Allowance {
@@ -247,7 +259,8 @@ pub struct Allowance {
     pub refused: u64,
 }
 
-/// Key of `SOCKET_PEERS`: a socket of the host that speaks to a published port. The value is the address that it asked for.
+/// Key of `SOCKET_PEERS`: a socket of the host that speaks to a published port. The value is the
+/// address that it asked for.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketPeer {
@@ -272,8 +285,8 @@ pub enum TableKey {
     BackendAddress(EndpointKey),
 }
 
-/// An entry of a service table. There may be a hundred thousand: they are written and read in batches, and no part of
-/// what a pass observes.
+/// An entry of a service table. There may be a hundred thousand: they are written and read in
+/// batches, and no part of what a pass observes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableEntry {
     /// An entry of `SERVICES`.
@@ -282,8 +295,8 @@ pub enum TableEntry {
     Published(PublishedKey, Published),
     /// An entry of `BACKENDS`.
     Backend(u32, Backend),
-    /// An entry of `BACKEND_ADDRESSES`: the address is, or lately was, a backend's (of any service), so that what comes
-    /// from it may have to be translated back.
+    /// An entry of `BACKEND_ADDRESSES`: the address is, or lately was, a backend's (of any
+    /// service), so that what comes from it may have to be translated back.
     BackendAddress(EndpointKey),
 }
 

@@ -2,8 +2,8 @@
 
 use crate::{Mac, Vni};
 
-/// Network and node of a frame on `meshwg0`: source MAC `{0x02, VNI (3 bytes), peer (2 bytes)}`, in network order. On the
-/// way out the peer is the node to send to, on the way in the one that sent.
+/// Network and node of a frame on `meshwg0`: source MAC `{0x02, VNI (3 bytes), peer (2 bytes)}`, in
+/// network order. On the way out the peer is the node to send to, on the way in the one that sent.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameTag {
     /// The network.

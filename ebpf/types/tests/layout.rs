@@ -1,4 +1,5 @@
-//! The layouts that kernel and user space agree on. A failure here means that `SCHEMA` has to change.
+//! The layouts that kernel and user space agree on. A failure here means that `SCHEMA` has to
+//! change.
 
 use std::mem::{offset_of, size_of};
 

@@ -254,7 +254,8 @@ impl Cluster {
         used.filter(|&&address| self.layout.is_assignable(address)).count() as u128
     }
 
-    /// Each address is used, or could be handed out at this moment, by one node at most; and by none if it is reserved.
+    /// Each address is used, or could be handed out at this moment, by one node at most; and by
+    /// none if it is reserved.
     pub(crate) fn assert_one_owner_each(&self) {
         let mut owners: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for (node, pool) in self.pools.iter().enumerate() {
@@ -410,7 +411,8 @@ impl Cluster {
         }
     }
 
-    /// Decides on a lease for a node. Before it says no, the manager asks all that it can reach what they use.
+    /// Decides on a lease for a node. Before it says no, the manager asks all that it can reach
+    /// what they use.
     fn decide(&mut self, node: Node) -> bool {
         let mut decision = next_block(&self.layout, self.store.leases(), &node, &self.reports);
         if matches!(decision, Decision::Exhausted { .. }) {
@@ -459,7 +461,8 @@ impl Cluster {
         self.ask_again();
     }
 
-    /// No address is free but with the node itself, in a borrow that is not settled, or on a node that cannot be asked.
+    /// No address is free but with the node itself, in a borrow that is not settled, or on a node
+    /// that cannot be asked.
     fn assert_exhausted(&self, node: Node, pending: u128, on_unreachable: &BTreeMap<Node, u128>) {
         let dynamic = self.layout.dynamic_range();
         assert!(dynamic.size() <= 256);

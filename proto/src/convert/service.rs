@@ -8,7 +8,8 @@ use mesh_model::health::InvalidHealthCheck;
 use super::{InvalidMessage, checked, parse, parse_optional, port};
 use crate::v1;
 
-/// Both ways between an enum of the model and its message, and what the message's unspecified value means.
+/// Both ways between an enum of the model and its message, and what the message's unspecified value
+/// means.
 macro_rules! enumeration {
     ($model:ident { $($variant:ident),+ }, unspecified: $unspecified:expr) => {
         impl From<model::$model> for v1::$model {

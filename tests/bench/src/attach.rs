@@ -1,7 +1,9 @@
-//! `./dev bench attach`: how long a container waits for its network, and what an idle meshd occupies.
+//! `./dev bench attach`: how long a container waits for its network, and what an idle meshd
+//! occupies.
 //!
-//! Every attachment is one process run to its end, as a runtime would run it: `meshctl endpoint attach`, and the CNI
-//! plugin `bridge` with `host-local`, once with masquerade (as Mesh's networks have it) and once without.
+//! Every attachment is one process run to its end, as a runtime would run it: `meshctl endpoint
+//! attach`, and the CNI plugin `bridge` with `host-local`, once with masquerade (as Mesh's networks
+//! have it) and once without.
 
 use std::{
     path::Path,
@@ -116,8 +118,8 @@ fn time(action: impl FnOnce() -> mesh_harness::Result<()>) -> mesh_harness::Resu
     Ok(begin.elapsed().as_secs_f64() * 1e3)
 }
 
-/// Resident memory of the host's meshd, in MB, once it has stayed the same for three seconds: a host that has just
-/// started loads its programs, for which meshd needs more for a moment.
+/// Resident memory of the host's meshd, in MB, once it has stayed the same for three seconds: a
+/// host that has just started loads its programs, for which meshd needs more for a moment.
 pub(crate) fn resident(host: &Host) -> anyhow::Result<f64> {
     let meshd = host.meshd().with_context(|| format!("no meshd on {}", host.name()))?;
     let read = || -> anyhow::Result<f64> {

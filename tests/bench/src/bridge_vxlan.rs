@@ -1,4 +1,5 @@
-//! The peer: what Docker Swarm and flannel build, a bridge with a VXLAN device in it and static FDB entries.
+//! The peer: what Docker Swarm and flannel build, a bridge with a VXLAN device in it and static FDB
+//! entries.
 
 use std::net::Ipv4Addr;
 

@@ -20,7 +20,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Latency, packet rate and throughput: bare underlay, bridge + VXLAN device, Mesh in both encapsulations
+    /// Latency, packet rate and throughput: bare underlay, bridge + VXLAN device, Mesh in both
+    /// encapsulations
     Overlay(overlay::Options),
     /// Time to attach and detach a container, against the CNI bridge plugin; memory of meshd
     Attach(attach::Options),

@@ -1,4 +1,5 @@
-//! The peer: the CNI reference plugins `bridge` and `host-local`, run as a container runtime runs them.
+//! The peer: the CNI reference plugins `bridge` and `host-local`, run as a container runtime runs
+//! them.
 
 use std::path::PathBuf;
 

@@ -1,7 +1,7 @@
 //! `./dev bench encrypted`: what encryption between hosts costs, with every engine in user space.
 //!
-//! Every variant has two hosts of its own, joined by a cable, and a container on each of them (the first: the hosts
-//! themselves); they are measured in turn.
+//! Every variant has two hosts of its own, joined by a cable, and a container on each of them (the
+//! first: the hosts themselves); they are measured in turn.
 
 use std::{collections::BTreeMap, path::Path};
 

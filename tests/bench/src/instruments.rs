@@ -50,8 +50,9 @@ pub(crate) struct Throughput {
 }
 
 impl Ends {
-    /// Average latency of TCP ping-pong, half a round trip, in microseconds (sockperf). Both ends run on one CPU:
-    /// otherwise waking the other CPU, several times the cost of any path, is most of what is measured.
+    /// Average latency of TCP ping-pong, half a round trip, in microseconds (sockperf). Both ends
+    /// run on one CPU: otherwise waking the other CPU, several times the cost of any path, is most
+    /// of what is measured.
     pub(crate) fn tcp_latency(&self, seconds: u32, log: &Path) -> anyhow::Result<f64> {
         let address = self.server_address.to_string();
         let port = next_port();
@@ -122,7 +123,8 @@ pub(crate) fn listen(
     Ok(server)
 }
 
-/// Average latency, half a round trip in microseconds, of TCP ping-pong with a sockperf server, on CPU 0.
+/// Average latency, half a round trip in microseconds, of TCP ping-pong with a sockperf server, on
+/// CPU 0.
 pub(crate) fn ping_pong(client: &Netns, address: &str, port: &str, seconds: u32) -> anyhow::Result<f64> {
     let time = seconds.to_string();
     let argv =
@@ -131,7 +133,8 @@ pub(crate) fn ping_pong(client: &Netns, address: &str, port: &str, seconds: u32)
     after(&output, "Summary: Latency is ").with_context(|| format!("sockperf ping-pong printed:\n{output}"))
 }
 
-/// Datagrams of 64 bytes as fast as they go to a sockperf server, counted in the namespaces of all who may receive them.
+/// Datagrams of 64 bytes as fast as they go to a sockperf server, counted in the namespaces of all
+/// who may receive them.
 pub(crate) fn udp_blast(
     client: &Netns,
     address: &str,
@@ -154,7 +157,8 @@ pub(crate) fn udp_blast(
     Ok(PacketRate { sent: total / duration / 1e3, received: received / duration / 1e3 })
 }
 
-/// Connections per second that one client makes one after the other, each with a request and its answer, on CPU 0.
+/// Connections per second that one client makes one after the other, each with a request and its
+/// answer, on CPU 0.
 pub(crate) fn connect_rate(client: &Netns, target: SocketAddr, seconds: u32) -> anyhow::Result<f64> {
     let report = thread::scope(|scope| {
         let pinned = scope.spawn(|| -> anyhow::Result<LoadReport> {
@@ -192,7 +196,8 @@ fn busy_seconds() -> anyhow::Result<f64> {
     busy_ticks(&text).map(|ticks| ticks / 100.0).with_context(|| format!("no CPU times in:\n{text}"))
 }
 
-/// User, nice, system, interrupt and soft-interrupt time of all CPUs, in hundredths of a second (proc(5)).
+/// User, nice, system, interrupt and soft-interrupt time of all CPUs, in hundredths of a second
+/// (proc(5)).
 fn busy_ticks(stat: &str) -> Option<f64> {
     let fields: Vec<f64> =
         stat.lines().next()?.split_whitespace().skip(1).filter_map(|field| field.parse().ok()).collect();

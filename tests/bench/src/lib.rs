@@ -1,7 +1,8 @@
 //! Benchmarks with peers side by side.
 //!
-//! Whatever is compared runs on the same machine in the same run, in turn (A B C A B C ...), so that a noisy machine
-//! is as noisy for all; medians and ratios are what counts. Nothing here fails because a figure is poor.
+//! Whatever is compared runs on the same machine in the same run, in turn (A B C A B C ...), so
+//! that a noisy machine is as noisy for all; medians and ratios are what counts. Nothing here fails
+//! because a figure is poor.
 
 pub mod attach;
 mod bridge_vxlan;

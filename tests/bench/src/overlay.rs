@@ -1,7 +1,7 @@
 //! `./dev bench overlay`: what an overlay costs.
 //!
-//! Every variant has two hosts of its own, joined by a cable and otherwise idle, so that no variant's programs or
-//! devices are in another's way; they are measured in turn.
+//! Every variant has two hosts of its own, joined by a cable and otherwise idle, so that no
+//! variant's programs or devices are in another's way; they are measured in turn.
 
 use std::{collections::BTreeMap, path::Path};
 

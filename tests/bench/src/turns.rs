@@ -1,4 +1,5 @@
-//! How variants are measured: in turn, round by round, so that what changes on the machine changes for all of them.
+//! How variants are measured: in turn, round by round, so that what changes on the machine changes
+//! for all of them.
 
 use serde::Serialize;
 

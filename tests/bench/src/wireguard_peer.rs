@@ -1,5 +1,5 @@
-//! The peers: WireGuard programs in user space, used as flannel's WireGuard backend uses it. Each host routes the other's
-//! containers into the tunnel.
+//! The peers: WireGuard programs in user space, used as flannel's WireGuard backend uses it. Each
+//! host routes the other's containers into the tunnel.
 
 use std::{fs, net::Ipv4Addr, path::PathBuf, time::Duration};
 
@@ -22,7 +22,8 @@ pub(crate) enum Program {
 }
 
 impl Program {
-    /// The command, if it is installed: `./dev bench` puts boringtun's into the directory that `MESH_BENCH_TOOLS` names.
+    /// The command, if it is installed: `./dev bench` puts boringtun's into the directory that
+    /// `MESH_BENCH_TOOLS` names.
     fn command(self, device: &str) -> Vec<String> {
         match self {
             Self::WireguardGo => ["wireguard-go", "-f", device].map(str::to_owned).to_vec(),
@@ -81,7 +82,8 @@ fn tunnel(
     peer_key: &str,
     lab: &Lab,
 ) -> anyhow::Result<Process> {
-    // Control sockets are in one directory for all namespaces: the device's name must be unique on the machine.
+    // Control sockets are in one directory for all namespaces: the device's name must be unique on
+    // the machine.
     let device = format!("wg{}{}{own}", std::process::id() % 1_000_000, program.letter());
     let log = lab.path().join(format!("{device}.log"));
     let process = host.netns().cmd(program.command(&device)).env("LOG_LEVEL", "error").spawn(&log)?;

@@ -1,7 +1,7 @@
 //! What the scenarios share: how they read `meshctl`'s JSON, and the words that they are told in.
 //!
-//! The scenarios themselves are in `tests/`, a file for each part of the product. Each makes a lab of its own, speaks to it
-//! only through `meshctl` and packets, and takes it down when it ends.
+//! The scenarios themselves are in `tests/`, a file for each part of the product. Each makes a lab
+//! of its own, speaks to it only through `meshctl` and packets, and takes it down when it ends.
 
 pub mod encrypted;
 pub mod openmetrics;
@@ -15,13 +15,15 @@ use std::time::Duration;
 use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, Output, Result};
 use serde_json::Value;
 
-/// How long anything may take on a machine that is busy with other tests: a condition is waited for, never a time.
+/// How long anything may take on a machine that is busy with other tests: a condition is waited
+/// for, never a time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
 /// Both ways of encapsulating: what holds in one must hold in the other.
 pub const ENCAPSULATIONS: [Encapsulation; 2] = [Encapsulation::Direct, Encapsulation::Device];
 
-/// A lab of `hosts` hosts with a network `app`, and a container `c1`, `c2`, ... of it on each of them.
+/// A lab of `hosts` hosts with a network `app`, and a container `c1`, `c2`, ... of it on each of
+/// them.
 pub fn lab_with_app(
     hosts: u8,
     encapsulation: Encapsulation,
@@ -85,7 +87,8 @@ pub fn underlay_capture(lab: &Lab) -> Result<Capture> {
     Capture::start(&lab.underlay())
 }
 
-/// Whether a packet of exactly `mtu` bytes with DF set gets through, and whether one of a byte more does.
+/// Whether a packet of exactly `mtu` bytes with DF set gets through, and whether one of a byte more
+/// does.
 pub fn largest_unfragmented(container: &Container, target: Ipv4Addr, mtu: u16) -> Result<(bool, bool)> {
     let ping = |size: u16| {
         mesh_harness::traffic::Ping::new(target.into())

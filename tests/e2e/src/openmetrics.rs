@@ -1,5 +1,6 @@
-//! A strict reader of OpenMetrics 1.0 text (<https://prometheus.io/docs/specs/om/open_metrics_spec/>): stricter than
-//! monitoring systems are, so that what passes here is understood by all of them.
+//! A strict reader of OpenMetrics 1.0 text
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>): stricter than monitoring systems
+//! are, so that what passes here is understood by all of them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,8 +10,8 @@ use mesh_harness::Error;
 /// The labels of a sample.
 type Labels = BTreeMap<String, String>;
 
-/// A text without a fault: its samples. Of what OpenMetrics has, it knows what Mesh uses: gauges, counters and infos,
-/// of whole numbers, without timestamps.
+/// A text without a fault: its samples. Of what OpenMetrics has, it knows what Mesh uses: gauges,
+/// counters and infos, of whole numbers, without timestamps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposition(BTreeMap<(String, Labels), u64>);
 

@@ -25,8 +25,8 @@ pub fn create_service(lab: &Lab, name: &str, options: &[&str]) -> Result<Output>
     lab.host(1).meshctl([&["service", "create", "--name", name, "--network", "app"], options].concat())?.ok()
 }
 
-/// A container on the network `app` that serves, and then becomes a backend of `service`: nobody is sent to it before
-/// it listens.
+/// A container on the network `app` that serves, and then becomes a backend of `service`: nobody is
+/// sent to it before it listens.
 pub fn add_backend(lab: &Lab, host: usize, name: &str, service: &str) -> Result<Backend> {
     let container = lab.container(host, name, ["--network", "app"])?;
     let server = container.serve(TARGET)?;
@@ -39,7 +39,8 @@ pub fn change_backend(host: &Host, change: &str, service: &str, endpoint: &str) 
     host.meshctl(["service", "backend", change, service, endpoint])
 }
 
-/// A service `web` on the network `app` with a backend `b1`, `b2`, ... on each of the hosts numbered.
+/// A service `web` on the network `app` with a backend `b1`, `b2`, ... on each of the hosts
+/// numbered.
 pub fn web(lab: &Lab, hosts: &[usize], options: &[&str]) -> Result<Vec<Backend>> {
     create_service(lab, "web", options)?;
     (1..).zip(hosts).map(|(number, host)| add_backend(lab, *host, &format!("b{number}"), "web")).collect()
@@ -113,7 +114,8 @@ pub fn both(netns: &Netns, target: SocketAddr) -> Result<[Answer; 2]> {
     Ok([ask(netns, target)?, datagram])
 }
 
-/// Asserts that `count` connections from `client` are all answered, and by backends in these shares of the whole.
+/// Asserts that `count` connections from `client` are all answered, and by backends in these shares
+/// of the whole.
 ///
 /// # Panics
 /// When they are not: that is what the calling test is about.

@@ -25,7 +25,8 @@ impl Tunnel {
     pub fn join(lab: &Lab, ends: [End<'_>; 2]) -> Result<Self> {
         let private =
             [Cmd::new(["wg", "genkey"]).output()?.text()?, Cmd::new(["wg", "genkey"]).output()?.text()?];
-        // Control sockets are in one directory for all namespaces: the names must be unique on the machine.
+        // Control sockets are in one directory for all namespaces: the names must be unique on the
+        // machine.
         let devices = ["a", "b"].map(|end| format!("wg{}{end}", std::process::id() % 1_000_000));
         let mut processes = Vec::new();
         for (own, other) in [(0, 1), (1, 0)] {

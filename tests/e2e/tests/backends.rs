@@ -86,7 +86,8 @@ fn a_check_of_a_compose_file_is_made_in_the_container_as_the_file_has_it() -> Re
     std::fs::remove_file(&file).expect("it is removed");
     applied.ok()?;
     let container = lab.container(1, "b1", ["--network", "app"])?;
-    // As applications do that know which hosts they are: from outside, or by another name, it is not to be had.
+    // As applications do that know which hosts they are: from outside, or by another name, it is
+    // not to be had.
     let listener = container.netns().enter(|| TcpListener::bind("127.0.0.1:8000"))?.expect("a listener");
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(std::result::Result::ok) {

@@ -1,4 +1,5 @@
-//! State files that a crash emptied, cut short or filled with garbage: what runs on the host is not torn down for it.
+//! State files that a crash emptied, cut short or filled with garbage: what runs on the host is not
+//! torn down for it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -30,7 +31,8 @@ fn settled(host: &Host, what: &str) -> Result<()> {
     })
 }
 
-/// Kills the agent, damages all of the files at once, in every way, and sees that the endpoints are the same each time.
+/// Kills the agent, damages all of the files at once, in every way, and sees that the endpoints are
+/// the same each time.
 fn damage(lab: &Lab, host: &Host, paths: &[PathBuf]) -> Result<()> {
     let before = endpoints(&lab.host(1));
     let contents: Vec<[Vec<u8>; 3]> = paths.iter().map(|path| damages(path)).collect();

@@ -1,4 +1,5 @@
-//! Names: what containers resolve by the name server on their network's gateway address, asked by dig and by libc.
+//! Names: what containers resolve by the name server on their network's gateway address, asked by
+//! dig and by libc.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};

@@ -28,7 +28,8 @@ fn canary(number: usize) -> String {
     format!("{}-{number}", String::from_utf8_lossy(CANARY))
 }
 
-/// Sends the canary from one container to an address every few milliseconds, whether or not anybody hears it.
+/// Sends the canary from one container to an address every few milliseconds, whether or not anybody
+/// hears it.
 struct Talker {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -125,7 +126,8 @@ fn a_node_without_a_part_in_an_encrypted_network_runs_no_engine() -> Result<()> 
     Ok(())
 }
 
-/// A VXLAN packet that carries the canary from one container to another, as a clear network's would be.
+/// A VXLAN packet that carries the canary from one container to another, as a clear network's would
+/// be.
 fn in_the_clear(vni: u32, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let mut packet = vec![8, 0, 0, 0];
     packet.extend(&vni.to_be_bytes()[1..]);
@@ -190,8 +192,9 @@ fn mtu_and_burst(container: &Container) -> Result<(u64, u64)> {
     Ok((number("mtu"), number("gso_max_size")))
 }
 
-/// Whether TCP makes of so many bytes, less what it keeps free for its headers (257 to 321 bytes), as many segments as fit into
-/// one send of UDP, each inside VXLAN and WireGuard (RFC 7348, section 5; WireGuard's whitepaper, section 5.4.6).
+/// Whether TCP makes of so many bytes, less what it keeps free for its headers (257 to 321 bytes),
+/// as many segments as fit into one send of UDP, each inside VXLAN and WireGuard (RFC 7348, section
+/// 5; WireGuard's whitepaper, section 5.4.6).
 fn fills_one_send(mtu: u64, burst: u64) -> bool {
     let segments = |free| burst.saturating_sub(free) / (mtu - 52);
     [257, 321].into_iter().all(|free| segments(free) == 65507 / (mtu + 50 + 32))
@@ -345,7 +348,8 @@ fn killing_and_restarting_the_agents_loses_nothing_and_a_killed_engine_is_replac
     Ok(())
 }
 
-/// The kernel's, where the kernel has WireGuard; where it has not, none at all, and an error that says so.
+/// The kernel's, where the kernel has WireGuard; where it has not, none at all, and an error that
+/// says so.
 #[test]
 fn an_engine_that_is_set_takes_the_others_place_or_nothing_leaves_the_host() -> Result<()> {
     let (lab, c) = encrypted_lab(2)?;

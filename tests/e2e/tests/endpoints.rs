@@ -47,7 +47,8 @@ fn an_endpoint_is_what_was_asked_for() -> Result<()> {
     let v4 = &links[0]["addr_info"][0];
     assert_eq!((&v4["local"], &v4["prefixlen"]), (&"10.64.3.7".into(), &20.into()));
 
-    // A second network of the same container gets the next device; a far one is reached over either.
+    // A second network of the same container gets the next device; a far one is reached over
+    // either.
     lab.container(1, "web", ["--network", "back", "--name", "web-back"])?;
     let far = lab.container(2, "far", ["--network", "back"])?;
     c.ping(far.ipv4()?)?.all_answered()?;

@@ -1,4 +1,5 @@
-//! Agents die, hosts restart, others' things stand beside ours: traffic goes on and nothing is lost.
+//! Agents die, hosts restart, others' things stand beside ours: traffic goes on and nothing is
+//! lost.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -99,8 +100,9 @@ fn a_restarted_agent_and_a_rebooted_host_are_the_same_node_with_the_same_leases(
     Ok(())
 }
 
-/// Everything on a host that Mesh could have made or unmade: devices, routes, rules, firewall, pins. The link-local
-/// routes of IPv6 are the kernel's: they come when an address has been checked, and go with the forwarding switch.
+/// Everything on a host that Mesh could have made or unmade: devices, routes, rules, firewall,
+/// pins. The link-local routes of IPv6 are the kernel's: they come when an address has been
+/// checked, and go with the forwarding switch.
 fn traces(host: &Host) -> Result<String> {
     let mut all = String::new();
     for command in [

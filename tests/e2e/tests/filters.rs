@@ -1,4 +1,5 @@
-//! Firewalls of others on the hosts: what containers send passes them, or the status says what drops it.
+//! Firewalls of others on the hosts: what containers send passes them, or the status says what
+//! drops it.
 
 use std::net::SocketAddr;
 
@@ -20,8 +21,8 @@ fn resolves(container: &Container, name: &str) -> bool {
     container.exec(["getent", "hosts", name]).is_ok_and(|output| output.ok().is_ok())
 }
 
-/// What dockerd and ufw do to a host. Changes by the old variant of iptables are noticed at once when its table
-/// appears, and after half a minute later on: so it comes last.
+/// What dockerd and ufw do to a host. Changes by the old variant of iptables are noticed at once
+/// when its table appears, and after half a minute later on: so it comes last.
 #[test]
 fn containers_reach_the_outside_and_the_name_server_under_a_policy_of_drop() -> Result<()> {
     let lab = Lab::builder().hosts(2).underlay_ipv6(true).start()?;

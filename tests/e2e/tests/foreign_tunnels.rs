@@ -1,4 +1,5 @@
-//! Who may speak VXLAN and WireGuard to a node: Mesh's own programs and devices on the members, and nobody else there.
+//! Who may speak VXLAN and WireGuard to a node: Mesh's own programs and devices on the members, and
+//! nobody else there.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -54,7 +55,8 @@ fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tun
         let to = SocketAddr::new(h2.address().into(), 4789);
         for (victim, network) in &victims {
             let packet = forged(&lab, network, victim.ipv4()?)?;
-            // As root, as nobody, and out of a container behind another NAT than Mesh's; in fragments too.
+            // As root, as nobody, and out of a container behind another NAT than Mesh's; in
+            // fragments too.
             send(h1.netns(), 0, &packet, to)?;
             let text = packet.iter().map(|byte| format!("\\x{byte:02x}")).collect::<Vec<_>>().concat();
             let script = format!("printf '{text}' > /dev/udp/{}/{}", to.ip(), to.port());

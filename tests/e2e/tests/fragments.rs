@@ -53,8 +53,8 @@ fn fragments_in_any_order_reach_a_vip() -> Result<()> {
     Ok(())
 }
 
-/// From outside and from a container, to a host that has one of the backends, whatever its firewall does with what it
-/// forwards. A socket of the host gets such datagrams as well.
+/// From outside and from a container, to a host that has one of the backends, whatever its firewall
+/// does with what it forwards. A socket of the host gets such datagrams as well.
 #[test]
 fn fragments_in_any_order_reach_a_published_port_and_the_hosts_own_sockets() -> Result<()> {
     for (encapsulation, options) in

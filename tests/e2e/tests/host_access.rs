@@ -1,4 +1,5 @@
-//! What containers may reach of the hosts: nothing but names, published ports and answers, unless their network says so.
+//! What containers may reach of the hosts: nothing but names, published ports and answers, unless
+//! their network says so.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -16,7 +17,8 @@ const SILENCE: Duration = Duration::from_millis(300);
 const PORT: u16 = 9000;
 const MANAGER: u16 = 7377;
 
-/// Listeners on all addresses of a host, over TCP and UDP, that speak first and last as long as this lives.
+/// Listeners on all addresses of a host, over TCP and UDP, that speak first and last as long as
+/// this lives.
 struct Listeners {
     _udp: Vec<UdpEcho>,
     _tcp: TcpListener,
@@ -67,7 +69,8 @@ fn resolves(container: &Container) -> Result<bool> {
     Ok(addresses(&asked.stdout) == 1 && addresses(&over_tcp.stdout) == 1)
 }
 
-/// A host with all that containers must not reach: listeners, a metadata service, a bridge of another runtime.
+/// A host with all that containers must not reach: listeners, a metadata service, a bridge of
+/// another runtime.
 fn furnish(host: &Host) -> Result<()> {
     for command in [
         "ip link add md0 type veth peer name md1",

@@ -6,7 +6,8 @@ use mesh_e2e::{ENCAPSULATIONS, counted, create_network, json, lab_with_app};
 use mesh_harness::traffic::tcp_transfer;
 use mesh_harness::{Capture, Lab, OUTSIDE_V4, Result};
 
-/// Through the host, by masquerade, a container's packets reach other nodes from a member's address.
+/// Through the host, by masquerade, a container's packets reach other nodes from a member's
+/// address.
 #[test]
 fn a_container_cannot_write_vxlan_into_another_network_through_its_host() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {

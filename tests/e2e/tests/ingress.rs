@@ -1,4 +1,5 @@
-//! Published ports: every host answers, whoever calls from wherever, and the backend sees who it was.
+//! Published ports: every host answers, whoever calls from wherever, and the backend sees who it
+//! was.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;

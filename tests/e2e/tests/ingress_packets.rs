@@ -47,7 +47,8 @@ fn who_sends_too_big_a_packet_to_a_published_port_is_told_what_fits() -> Result<
             let (any, target) = (SocketAddr::new(any, 0), SocketAddr::new(address, 8080));
             let ask =
                 |length| udp_request(&client, any, target, &vec![7; length], Duration::from_millis(300));
-            // What just fits is answered at once; a byte more only once the client knows, and fragments it.
+            // What just fits is answered at once; a byte more only once the client knows, and
+            // fragments it.
             assert!(ask(1450 - headers)?.is_some(), "{address}");
             assert_eq!(path_mtu(&client, address)?, None, "{address}");
             eventually("a longer datagram is answered", PATIENCE, || {

@@ -28,7 +28,8 @@ fn at(address: impl Into<IpAddr>) -> SocketAddr {
     SocketAddr::new(address.into(), 8080)
 }
 
-/// A container of another runtime: on a bridge of the host's, 172.30.0.1/24, with the host as its gateway.
+/// A container of another runtime: on a bridge of the host's, 172.30.0.1/24, with the host as its
+/// gateway.
 fn foreign_container(lab: &Lab, host: &Host, bridge: &str) -> Result<Container> {
     let container = lab.namespace(1, "foreign")?;
     ip_batch_in(
@@ -77,7 +78,8 @@ fn published_ports_answer_on_a_second_network_card_wherever_the_backend_is() -> 
                 lab.set_underlay_offloads(offloads)?;
                 Connection::open(&client, at(host.second_address()))?.download(64 << 20)?;
             }
-            // A client beyond a router: by a route of its own, then by one that only the source address leads to.
+            // A client beyond a router: by a route of its own, then by one that only the source
+            // address leads to.
             let device = "dev eth1";
             for routes in [
                 vec![format!("route add 198.51.100.0/24 via {SECOND_ROUTER} {device}")],

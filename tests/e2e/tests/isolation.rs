@@ -18,7 +18,8 @@ fn networks_are_isolated_whatever_addresses_and_routes_a_container_gives_itself(
         for target in [near.ipv4()?, far.ipv4()?] {
             red.ping(target)?.none_answered()?;
         }
-        // An address in the other network, and the other network on the link: still another network.
+        // An address in the other network, and the other network on the link: still another
+        // network.
         red.exec(["ip", "addr", "add", "10.64.16.200/20", "dev", "eth0"])?.ok()?;
         for target in [near.ipv4()?, far.ipv4()?] {
             red.ping(target)?.none_answered()?;
@@ -73,7 +74,8 @@ fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<(
     let blue = lab.container(2, "blue", ["--network", "blue"])?;
     let far = lab.host(2);
     let addresses: [IpAddr; 2] = [red.ipv4()?.into(), red.ipv6()?.into()];
-    // Nobody waits for the record of a network that was made a moment ago; its subnets are closed soon.
+    // Nobody waits for the record of a network that was made a moment ago; its subnets are closed
+    // soon.
     for address in addresses {
         eventually("the host has closed its way out", PATIENCE, || {
             let route = far.run(["ip", "route", "get", &address.to_string()]);
@@ -102,7 +104,8 @@ fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<(
     Ok(())
 }
 
-/// A VXLAN packet that carries a ping from `source` to `target`'s container, as the datapath itself would write it.
+/// A VXLAN packet that carries a ping from `source` to `target`'s container, as the datapath itself
+/// would write it.
 fn forged(vni: u32, source: Ipv4Addr, target: &Container) -> Result<Vec<u8>> {
     let endpoint = target.endpoint()?;
     let mac: Vec<u8> = endpoint["mac"]
@@ -153,8 +156,8 @@ fn vxlan_from_an_address_that_is_no_members_is_dropped_and_counted() -> Result<(
         })?;
         capture.with_frames(|frames| assert!(!frames.iter().any(|frame| frame.contains(b"canary-xyz"))));
 
-        // The same bytes from a member's address arrive: it was the sender that was refused, not the packet. A process of
-        // the member itself cannot send them.
+        // The same bytes from a member's address arrive: it was the sender that was refused, not
+        // the packet. A process of the member itself cannot send them.
         let member = lab.host(2).address();
         lab.client().run(["ip", "addr", "add", &format!("{member}/32"), "dev", "eth0"])?.ok()?;
         send(&lab.client(), member)?;

@@ -1,4 +1,5 @@
-//! What monitoring systems read of a host: by `meshctl metrics` and over HTTP, and that whoever asks does no harm.
+//! What monitoring systems read of a host: by `meshctl metrics` and over HTTP, and that whoever
+//! asks does no harm.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -82,7 +83,8 @@ fn problems(host: &Host) -> Result<Vec<String>> {
     Ok(lines.filter(|line| line.contains("metrics")).map(str::to_owned).collect())
 }
 
-/// Every figure of a status is among the metrics that were read after it and before `later`, under one name.
+/// Every figure of a status is among the metrics that were read after it and before `later`, under
+/// one name.
 fn agrees(earlier: &Value, read: &Exposition, later: &Value) {
     for counter in list(earlier, "counters") {
         let vni = number(counter, "vni").to_string();
@@ -129,7 +131,8 @@ fn what_status_counts_is_told_with_the_networks_names_and_grows_with_traffic() -
     let (s1, s2) =
         (lab.container(1, "s1", ["--network", "secret"])?, lab.container(2, "s2", ["--network", "secret"])?);
 
-    // First, since flows are not counted anew for half a minute. One that was used a second time is an established one.
+    // First, since flows are not counted anew for half a minute. One that was used a second time is
+    // an established one.
     let mut open = open_connections(c1.netns(), vip(&lab, "web")?, 7)?;
     for (_, connection) in &mut open {
         connection.ask()?;

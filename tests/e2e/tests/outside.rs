@@ -1,4 +1,5 @@
-//! The way out of an overlay: by masquerade on the container's own host, and not at all from internal networks.
+//! The way out of an overlay: by masquerade on the container's own host, and not at all from
+//! internal networks.
 
 use std::io::ErrorKind;
 use std::net::{IpAddr, SocketAddr, TcpStream};

@@ -95,8 +95,8 @@ fn datagrams_of_64_kilobytes_arrive_in_fragments_of_their_own() -> Result<()> {
     Ok(())
 }
 
-/// `a` and `b` know nothing of each other's network; `router` is in both and passes on what others sent, which
-/// `--allow-forwarding` lets it.
+/// `a` and `b` know nothing of each other's network; `router` is in both and passes on what others
+/// sent, which `--allow-forwarding` lets it.
 #[test]
 fn a_container_routes_for_others() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
@@ -128,8 +128,8 @@ fn a_container_routes_for_others() -> Result<()> {
     Ok(())
 }
 
-/// A proxy in the kernel: both directions leave with an address of its own, so it needs no permission. What it passes on are
-/// packets that were decapsulated once, super-packets among them.
+/// A proxy in the kernel: both directions leave with an address of its own, so it needs no
+/// permission. What it passes on are packets that were decapsulated once, super-packets among them.
 #[test]
 fn a_container_that_translates_both_addresses_needs_no_permission() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {

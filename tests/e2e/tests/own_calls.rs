@@ -1,4 +1,5 @@
-//! What a host's own programs reach at its addresses: published ports, and never in the place of another program.
+//! What a host's own programs reach at its addresses: published ports, and never in the place of
+//! another program.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -17,7 +18,8 @@ fn local(last: u8, port: u16) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(127, 0, 0, last).into(), port)
 }
 
-/// What a program of the host hears that listens on an address, over TCP and over UDP, from another one that speaks to it.
+/// What a program of the host hears that listens on an address, over TCP and over UDP, from another
+/// one that speaks to it.
 fn heard(host: &Host, address: SocketAddr) -> Result<[bool; 2]> {
     host.netns().enter(|| {
         let (tcp, udp) = (TcpListener::bind(address).expect("free"), UdpSocket::bind(address).expect("free"));

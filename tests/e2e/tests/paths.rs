@@ -1,4 +1,5 @@
-//! A path between two hosts is interrupted while both are alive: it is reported, and traffic avoids it.
+//! A path between two hosts is interrupted while both are alive: it is reported, and traffic avoids
+//! it.
 
 use std::time::Duration;
 
@@ -7,7 +8,8 @@ use mesh_e2e::{PATIENCE, create_network, json};
 use mesh_harness::traffic::{UdpClient, load};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
-/// How long an interruption may take to be noticed on a busy machine: two seconds on one that is not.
+/// How long an interruption may take to be noticed on a busy machine: two seconds on one that is
+/// not.
 const NOTICED: Duration = PATIENCE;
 
 fn problems(host: &Host) -> String {
@@ -86,7 +88,8 @@ fn a_blocked_tunnel_port_is_reported_on_both_nodes_and_backends_beyond_it_are_av
                 .is_ok_and(|report| report.by_backend.len() == 2)
         })?;
 
-        // One direction only: both are without answers, and the one whose packets are lost can tell.
+        // One direction only: both are without answers, and the one whose packets are lost can
+        // tell.
         lab.block_udp(port, &h1, &h2)?;
         eventually("the direction is told", NOTICED, || {
             problems(&h1).contains("packets from this node do not arrive at h2")
@@ -119,7 +122,8 @@ fn a_backend_beyond_a_blocked_port_is_used_when_there_is_no_other() -> Result<()
     Ok(())
 }
 
-/// The probes of the path meet the chain `INPUT` of the host that drops them, as the messages of WireGuard do.
+/// The probes of the path meet the chain `INPUT` of the host that drops them, as the messages of
+/// WireGuard do.
 #[test]
 fn a_hosts_own_firewall_that_drops_wireguard_is_reported_on_both_nodes() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;

@@ -1,4 +1,5 @@
-//! One port of a client in several connections to one backend, which are the same tuple there unless its port is changed.
+//! One port of a client in several connections to one backend, which are the same tuple there
+//! unless its port is changed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -28,7 +29,8 @@ impl Caller<'_> {
     }
 }
 
-/// A lab of two services with the same single backend on its second host, and a container on each host.
+/// A lab of two services with the same single backend on its second host, and a container on each
+/// host.
 fn lab(encapsulation: Encapsulation) -> Result<(Lab, mesh_e2e::service::Backend, [Container; 2])> {
     let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
     create_network(&lab, "app", &[])?;
@@ -110,8 +112,9 @@ fn datagrams_of_one_socket_to_several_services_of_one_backend_are_answered_by_ea
     Ok(())
 }
 
-/// The backend closes first, and has the connection in TIME-WAIT (RFC 9293, section 3.6.1): it would take a SYN of the same
-/// tuple for an old one half of the time, and its client would try again after a second.
+/// The backend closes first, and has the connection in TIME-WAIT (RFC 9293, section 3.6.1): it
+/// would take a SYN of the same tuple for an old one half of the time, and its client would try
+/// again after a second.
 #[test]
 fn a_port_that_was_used_a_moment_ago_by_another_way_is_another_one_at_the_backend() -> Result<()> {
     let (lab, backend, containers) = lab(Encapsulation::Direct)?;

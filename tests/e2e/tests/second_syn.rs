@@ -1,5 +1,6 @@
-//! A SYN of a connection that is alive: late, repeated, forged, or of a client that crashed and begins anew. Its backend
-//! decides what to make of it (RFC 5961, section 4), and what it says comes back as all of the connection does.
+//! A SYN of a connection that is alive: late, repeated, forged, or of a client that crashed and
+//! begins anew. Its backend decides what to make of it (RFC 5961, section 4), and what it says
+//! comes back as all of the connection does.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};

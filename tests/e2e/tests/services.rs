@@ -206,7 +206,8 @@ fn idle_connections_stay() -> Result<()> {
     let published = SocketAddr::new(lab.host(1).address().into(), 8080);
     let mut idle = open_connections(client.netns(), vip(&lab, "web")?, 20)?;
     idle.extend(open_connections(&lab.client(), published, 20)?);
-    // Being idle is what is tested: longer than balancers elsewhere let a connection be (900 s, IPVS).
+    // Being idle is what is tested: longer than balancers elsewhere let a connection be (900 s,
+    // IPVS).
     thread::sleep(Duration::from_secs(905));
     assert_kept(&mut idle)?;
     Ok(())

@@ -1,5 +1,5 @@
-//! Published ports and the hosts' own sockets: a port is published only where no socket has it, and a conflict that comes
-//! about later is reported on the host that has it.
+//! Published ports and the hosts' own sockets: a port is published only where no socket has it, and
+//! a conflict that comes about later is reported on the host that has it.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
@@ -72,7 +72,8 @@ fn a_node_that_was_away_reports_what_its_sockets_have_and_so_does_one_whose_sock
     drop(listener);
     eventually("the conflict is over", PATIENCE, || !reports(&h3, "8080/tcp"))?;
 
-    // With everybody there, nothing is left to warn of; a socket that is opened afterwards is reported.
+    // With everybody there, nothing is left to warn of; a socket that is opened afterwards is
+    // reported.
     let published = publish("dns", "8053:53/udp")?.ok()?;
     assert_eq!(published.stderr, "");
     let socket = h2.netns().enter(|| UdpSocket::bind((h2.address(), 8053)))?.expect("a free port");

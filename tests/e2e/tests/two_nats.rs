@@ -1,5 +1,5 @@
-//! Published ports and the kernel's own NAT share the ports of the hosts' addresses: what answers a flow of a host, or of what
-//! is behind its NAT, goes to that flow, whatever is published.
+//! Published ports and the kernel's own NAT share the ports of the hosts' addresses: what answers a
+//! flow of a host, or of what is behind its NAT, goes to that flow, whatever is published.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};

@@ -33,7 +33,8 @@ enum Command {
         /// Give the machines IPv6 addresses too: `fd77::11` and so on
         #[arg(long)]
         underlay_ipv6: bool,
-        /// Give hosts a second device on a network of its own, with an outside client: 10.99.0.1 and so on
+        /// Give hosts a second device on a network of its own, with an outside client: 10.99.0.1
+        /// and so on
         #[arg(long)]
         second_nic: bool,
         /// Force how every meshd encapsulates
@@ -228,7 +229,8 @@ fn print_table(lab: &Lab) -> Result<()> {
     Ok(())
 }
 
-/// Replaces this process with the command; what comes back is why that failed, with a shell's exit code for it.
+/// Replaces this process with the command; what comes back is why that failed, with a shell's exit
+/// code for it.
 fn become_command(command: &Cmd) -> Result<u8> {
     match command.exec() {
         error @ Error::System { .. } if error.is_not_found() => {

@@ -95,7 +95,8 @@ impl Cmd {
         self.argv.join(" ")
     }
 
-    /// Runs it and waits for its end. A non-zero exit code is not an error here; see [`Output::ok`].
+    /// Runs it and waits for its end. A non-zero exit code is not an error here; see
+    /// [`Output::ok`].
     pub fn output(&self) -> Result<Output> {
         let mut command = self.command();
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
@@ -107,7 +108,8 @@ impl Cmd {
         thread::scope(|scope| {
             scope.spawn(move || {
                 if let (Some(mut pipe), Some(text)) = (stdin, &self.stdin) {
-                    // A program that does not read all of its input closes the pipe; its exit code tells the story.
+                    // A program that does not read all of its input closes the pipe; its exit code
+                    // tells the story.
                     let _ = pipe.write_all(text.as_bytes());
                 }
             });
@@ -127,7 +129,8 @@ impl Cmd {
         })
     }
 
-    /// Starts it in the background, its output appended to `log`; it is killed when the handle is dropped.
+    /// Starts it in the background, its output appended to `log`; it is killed when the handle is
+    /// dropped.
     pub fn spawn(&self, log: &Path) -> Result<Process> {
         let file =
             std::fs::File::options().create(true).append(true).open(log).map_err(Error::file("open", log))?;
@@ -139,7 +142,8 @@ impl Cmd {
         Ok(Process::new(self.start(&mut command)?, self.line(), log))
     }
 
-    /// Replaces the calling process with the command, inside the namespace; comes back only on failure.
+    /// Replaces the calling process with the command, inside the namespace; comes back only on
+    /// failure.
     pub fn exec(&self) -> Error {
         if let Some(netns) = &self.netns
             && let Err(error) = netns.enter_for_good()
@@ -154,8 +158,8 @@ impl Cmd {
         ))
     }
 
-    /// Blocks until the child has ended, by itself or killed at its time-out; whether it was the latter. The child is
-    /// not reaped, so its pid cannot be another's by the time it is killed.
+    /// Blocks until the child has ended, by itself or killed at its time-out; whether it was the
+    /// latter. The child is not reaped, so its pid cannot be another's by the time it is killed.
     fn wait_or_kill(&self, child: &Child) -> Result<bool> {
         // Linux pids fit 22 bits.
         let pid = Pid::from_raw(i32::try_from(child.id()).unwrap_or(i32::MAX));
@@ -203,7 +207,8 @@ impl Cmd {
         }
     }
 
-    /// Gives the calling thread namespaces of its own for what the command is to see otherwise than others.
+    /// Gives the calling thread namespaces of its own for what the command is to see otherwise than
+    /// others.
     fn isolate(&self) -> Result<()> {
         if let Some(name) = &self.hostname {
             unshare(CloneFlags::CLONE_NEWUTS)
@@ -218,7 +223,8 @@ impl Cmd {
     }
 }
 
-/// Mounts `file` over `target`, for the calling thread and what it starts. A target that is not there stays so.
+/// Mounts `file` over `target`, for the calling thread and what it starts. A target that is not
+/// there stays so.
 fn cover(file: &Path, target: &Path) -> nix::Result<()> {
     if !target.exists() {
         return Ok(());

@@ -155,7 +155,8 @@ impl Error {
         }
     }
 
-    /// Exit code of `mesh-lab` for this error, in `meshctl`'s terms: 2 usage, 3 not found, 4 conflict, else 1.
+    /// Exit code of `mesh-lab` for this error, in `meshctl`'s terms: 2 usage, 3 not found, 4
+    /// conflict, else 1.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::InvalidName(_) => 2,

@@ -1,8 +1,8 @@
-//! The lab: hosts and containers in network namespaces on this machine, real daemons in them, and what is needed to
-//! put traffic through them and to look at it on the wire.
+//! The lab: hosts and containers in network namespaces on this machine, real daemons in them, and
+//! what is needed to put traffic through them and to look at it on the wire.
 //!
-//! One implementation serves `./dev lab` and `./dev demo` (the `mesh-lab` binary), the end-to-end tests and the
-//! benchmarks. Everything here needs root.
+//! One implementation serves `./dev lab` and `./dev demo` (the `mesh-lab` binary), the end-to-end
+//! tests and the benchmarks. Everything here needs root.
 //!
 //! ```no_run
 //! use mesh_harness::Lab;

@@ -42,8 +42,9 @@ impl Netns {
         self.path().exists()
     }
 
-    /// Runs `body` on a thread inside the namespace and hands back its result. Sockets that it makes stay in the
-    /// namespace wherever they are used later, and so do processes that it starts.
+    /// Runs `body` on a thread inside the namespace and hands back its result. Sockets that it
+    /// makes stay in the namespace wherever they are used later, and so do processes that it
+    /// starts.
     pub fn enter<T: Send>(&self, body: impl FnOnce() -> T + Send) -> Result<T> {
         let namespace = self.open()?;
         thread::scope(|scope| {
@@ -85,7 +86,8 @@ impl Netns {
         self.enter(|| std::fs::write(&path, value))?.map_err(Error::file("write", &path))
     }
 
-    /// One of the kernel's counters of TCP in this namespace, e.g. `TCPSynRetrans` (`/proc/net/netstat`).
+    /// One of the kernel's counters of TCP in this namespace, e.g. `TCPSynRetrans`
+    /// (`/proc/net/netstat`).
     pub fn tcp_counter(&self, name: &str) -> Result<u64> {
         // Another thread's namespace is not the process's.
         let path = Path::new("/proc/thread-self/net/netstat");
@@ -98,7 +100,8 @@ impl Netns {
         found.ok_or_else(|| Error::Traffic(format!("the kernel does not count {name}")))
     }
 
-    /// Processes whose namespace this is; a process that has merely a thread in it is not one of them.
+    /// Processes whose namespace this is; a process that has merely a thread in it is not one of
+    /// them.
     pub fn processes(&self) -> Vec<ProcessId> {
         let identity = |path: &Path| fs::metadata(path).map(|metadata| (metadata.dev(), metadata.ino())).ok();
         let Some(wanted) = identity(&self.path()) else {
@@ -158,7 +161,8 @@ pub(crate) fn create_all<'a>(namespaces: impl IntoIterator<Item = &'a Netns>) ->
     Ok(())
 }
 
-/// Removes the namespace's name; the kernel removes the rest once nothing is inside. One that is absent is fine.
+/// Removes the namespace's name; the kernel removes the rest once nothing is inside. One that is
+/// absent is fine.
 pub(crate) fn delete(netns: &Netns) -> Result<()> {
     let path = netns.path();
     match nix::mount::umount2(&path, nix::mount::MntFlags::MNT_DETACH) {

@@ -10,7 +10,8 @@ use crate::{Error, Result};
 /// Time between two looks at a condition.
 const INTERVAL: Duration = Duration::from_millis(10);
 
-/// Asks `condition` until it answers with a value, at most for `timeout`; it is asked at least once.
+/// Asks `condition` until it answers with a value, at most for `timeout`; it is asked at least
+/// once.
 pub fn poll_until<T>(timeout: Duration, mut condition: impl FnMut() -> Option<T>) -> Option<T> {
     let deadline = Instant::now() + timeout;
     loop {

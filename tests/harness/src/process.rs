@@ -42,7 +42,8 @@ impl ProcessId {
         Self::of(Pid::this().as_raw())
     }
 
-    /// Whether it still runs. A zombie does not, once its last thread has ended: until then its files are open.
+    /// Whether it still runs. A zombie does not, once its last thread has ended: until then its
+    /// files are open.
     pub fn is_alive(self) -> bool {
         self.reap();
         Stat::read(self.pid).is_some_and(|stat| {
@@ -111,7 +112,8 @@ struct Stat {
 impl Stat {
     fn read(pid: i32) -> Option<Self> {
         let text = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        // The second field is the program's name in parentheses and may itself hold spaces and parentheses.
+        // The second field is the program's name in parentheses and may itself hold spaces and
+        // parentheses.
         let (_, after_name) = text.rsplit_once(") ")?;
         let mut fields = after_name.split(' ');
         let state = fields.next()?.chars().next()?;

@@ -1,4 +1,5 @@
-//! The lab without Mesh: its network, its instruments and its clean-up, on the real kernel. Needs root.
+//! The lab without Mesh: its network, its instruments and its clean-up, on the real kernel. Needs
+//! root.
 
 use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},

@@ -1,11 +1,13 @@
 //! What nodes report about their endpoints: kept in memory, since it is the nodes' own.
 //!
-//! Names of endpoints are the nodes' to choose, so that attaching works without any manager. Of those that choose the same
-//! name in one network, the first to be reported has it; the others' agents are told that they are refused, and other nodes
-//! do not resolve it to them. Those that were attached while no manager could say so stay reachable by id, and get the name
-//! when the first gives it up.
+//! Names of endpoints are the nodes' to choose, so that attaching works without any manager. Of
+//! those that choose the same name in one network, the first to be reported has it; the others'
+//! agents are told that they are refused, and other nodes do not resolve it to them. Those that
+//! were attached while no manager could say so stay reachable by id, and get the name when the
+//! first gives it up.
 //!
-//! An endpoint that its node cannot have is not known to anybody. It is checked again when the leases of its network change.
+//! An endpoint that its node cannot have is not known to anybody. It is checked again when the
+//! leases of its network change.
 
 mod refused;
 mod registry;
@@ -138,7 +140,8 @@ impl Endpoints {
         taken
     }
 
-    /// Under the lock, so that a subscriber's list and its first news fit. Nobody listening is no error.
+    /// Under the lock, so that a subscriber's list and its first news fit. Nobody listening is no
+    /// error.
     fn tell(&self, _registry: &Registry, news: EndpointNews) {
         // Another node's endpoint may have got the name that this one gave up.
         let (own, others): (Vec<_>, Vec<_>) =
@@ -205,7 +208,8 @@ impl Endpoints {
         registry.owners(id).filter_map(|node| registry.get(node, id)).map(|one| one.listed.clone()).collect()
     }
 
-    /// Those of a network with this name, usually one. Of several that differ in case, the one that is spelled so.
+    /// Those of a network with this name, usually one. Of several that differ in case, the one that
+    /// is spelled so.
     pub(crate) fn with_name(&self, network: &NetworkId, name: &Name) -> Vec<v1::Endpoint> {
         let registry = self.lock();
         let named: Vec<v1::Endpoint> =

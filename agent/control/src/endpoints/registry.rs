@@ -176,7 +176,8 @@ impl Registry {
             self.release(node, &id);
         }
         for address in &endpoint.addresses {
-            // Of two nodes that claim an address, only one has the lease; the other is checked again.
+            // Of two nodes that claim an address, only one has the lease; the other is checked
+            // again.
             self.addresses.insert((endpoint.network.clone(), *address), (node.clone(), id.clone()));
         }
         self.owners.entry(id.clone()).or_default().insert(node.clone());
@@ -224,7 +225,8 @@ impl Registry {
         self.owners(id).find(|owner| *owner != node)
     }
 
-    /// The addresses of an endpoint are not its own any more; they rest before its node is given more for them.
+    /// The addresses of an endpoint are not its own any more; they rest before its node is given
+    /// more for them.
     fn release(&mut self, node: &NodeId, id: &EndpointId) {
         let Some(endpoint) = self.nodes.get(node).and_then(|own| own.get(id)) else { return };
         let released = self.released.entry((node.clone(), endpoint.network.clone())).or_default();
@@ -289,8 +291,8 @@ impl Registry {
     }
 }
 
-/// The id under which other nodes are told of an endpoint whose id another node's endpoint had first: they keep endpoints
-/// by their ids, and the one must not replace the other there.
+/// The id under which other nodes are told of an endpoint whose id another node's endpoint had
+/// first: they keep endpoints by their ids, and the one must not replace the other there.
 fn id_of_twin(node: &NodeId, id: &EndpointId) -> String {
     let digest = Sha256::new().chain_update(node.as_str()).chain_update(id.as_str()).finalize();
     let mut id = String::with_capacity(24);

@@ -20,10 +20,12 @@ use super::{IdentityError, private_file};
 pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// How long the CA's own certificate is valid.
 const CA_VALIDITY: Duration = Duration::from_hours(20 * 365 * 24);
-/// Certificates are valid from here on, so that hosts take them however far their clocks are behind, and whatever the
-/// issuer's clock showed: when a certificate was made has no part in what it proves.
+/// Certificates are valid from here on, so that hosts take them however far their clocks are
+/// behind, and whatever the issuer's clock showed: when a certificate was made has no part in what
+/// it proves.
 const NOT_BEFORE: SystemTime = SystemTime::UNIX_EPOCH;
-/// The name that every manager's certificate has beside its node id: what clients expect a manager to prove.
+/// The name that every manager's certificate has beside its node id: what clients expect a manager
+/// to prove.
 pub(super) const MANAGER_NAME: &str = "mesh-manager";
 
 const CERT_FILE: &str = "ca.crt";
@@ -95,7 +97,8 @@ impl fmt::Debug for CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// Makes a new one for a cluster, and writes its key and certificate (mode 0600) into an existing directory.
+    /// Makes a new one for a cluster, and writes its key and certificate (mode 0600) into an
+    /// existing directory.
     pub fn create(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(IdentityError::make("the CA's key"))?;
         let mut params = CertificateParams::default();
@@ -145,8 +148,8 @@ impl CertificateAuthority {
         self.issuer.key().serialized_der()
     }
 
-    /// Signs a certificate for a node, with the key of its request. Nothing else of the request is believed: subject,
-    /// names and uses are those of the node and its role.
+    /// Signs a certificate for a node, with the key of its request. Nothing else of the request is
+    /// believed: subject, names and uses are those of the node and its role.
     pub fn issue(
         &self,
         csr_pem: &str,

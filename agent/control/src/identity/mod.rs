@@ -1,4 +1,5 @@
-//! Who is who: the cluster's certificate authority, nodes' certificates, and what both ends of a connection accept.
+//! Who is who: the cluster's certificate authority, nodes' certificates, and what both ends of a
+//! connection accept.
 
 mod authority;
 mod node;

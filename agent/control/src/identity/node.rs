@@ -172,8 +172,9 @@ impl NodeIdentity {
         end.checked_sub(NODE_VALIDITY * 2 / 3).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))
     }
 
-    /// Whether to renew the certificate on a host whose clock shows `now`: its time has come; or it is not valid yet, or
-    /// valid for longer than one that is issued now, since the issuer's clock was wrong.
+    /// Whether to renew the certificate on a host whose clock shows `now`: its time has come; or it
+    /// is not valid yet, or valid for longer than one that is issued now, since the issuer's clock
+    /// was wrong.
     pub fn is_due(&self, now: Timestamp) -> Result<bool, IdentityError> {
         let (start, end) = self.validity()?;
         let longest = now.checked_add(NODE_VALIDITY + SLACK).unwrap_or(Timestamp::MAX);

@@ -7,7 +7,8 @@ use std::path::Path;
 
 use super::IdentityError;
 
-/// Writes a file with mode 0600: the old content or the new one is there at any time, also after a crash.
+/// Writes a file with mode 0600: the old content or the new one is there at any time, also after a
+/// crash.
 pub(super) fn write(path: &Path, content: &str) -> Result<(), IdentityError> {
     let failed = |source| IdentityError::File { action: "write", path: path.to_owned(), source };
     replace(path, content.as_bytes()).map_err(failed)

@@ -18,8 +18,8 @@ use rustls::{
 use super::authority::MANAGER_NAME;
 use super::{Fingerprint, IdentityError, NodeIdentity};
 
-/// The manager's side: it proves itself to all, and asks clients for a certificate of its CA, which only those
-/// may do without who are yet to join.
+/// The manager's side: it proves itself to all, and asks clients for a certificate of its CA, which
+/// only those may do without who are yet to join.
 pub fn server_config(identity: &NodeIdentity) -> Result<Arc<ServerConfig>, IdentityError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
         .allow_unauthenticated()
@@ -46,8 +46,9 @@ pub fn client_config(identity: &NodeIdentity) -> Result<Arc<ClientConfig>, Ident
     Ok(Arc::new(config))
 }
 
-/// The side of a host that is yet to join: it trusts the manager whose CA has the token's fingerprint. With the identity
-/// that it kept from an earlier membership it proves to be the same node.
+/// The side of a host that is yet to join: it trusts the manager whose CA has the token's
+/// fingerprint. With the identity that it kept from an earlier membership it proves to be the same
+/// node.
 pub fn join_client_config(
     ca: Fingerprint,
     previous: Option<&NodeIdentity>,
@@ -108,7 +109,8 @@ fn roots(identity: &NodeIdentity) -> Result<Arc<RootCertStore>, IdentityError> {
     Ok(Arc::new(roots))
 }
 
-/// Accepts the chain that ends in the CA with this fingerprint, and then only what that CA vouches for.
+/// Accepts the chain that ends in the CA with this fingerprint, and then only what that CA vouches
+/// for.
 #[derive(Debug)]
 struct PinnedCa {
     ca: Fingerprint,

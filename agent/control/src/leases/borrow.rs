@@ -29,7 +29,8 @@ impl Outcome {
     }
 }
 
-/// Waits until the borrow from that node that was written at `revision` is settled; withdraws it when that takes too long.
+/// Waits until the borrow from that node that was written at `revision` is settled; withdraws it
+/// when that takes too long.
 pub(super) async fn outcome(
     core: &Core,
     network: &NetworkId,
@@ -72,7 +73,8 @@ async fn settled(core: &Core, network: &NetworkId, prefix: Prefix, revision: u64
     }
 }
 
-/// Writes what an answer to the borrow that was written at `revision` changes. `owner`: only if it is this node's to answer.
+/// Writes what an answer to the borrow that was written at `revision` changes. `owner`: only if it
+/// is this node's to answer.
 pub(super) async fn settle(
     core: &Core,
     network: &NetworkId,

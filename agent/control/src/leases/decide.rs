@@ -103,7 +103,8 @@ impl Learned {
         Self { began: Instant::now(), refused: BTreeMap::new(), silent: BTreeSet::new() }
     }
 
-    /// Whether it is worth while to wait for a node without a session: it may have lost it for being busy.
+    /// Whether it is worth while to wait for a node without a session: it may have lost it for
+    /// being busy.
     fn may_return(&self, core: &Core, node: &NodeId) -> bool {
         !self.silent.contains(node) && !core.is_down(node) && self.began.elapsed() < limits::RETURN
     }
@@ -282,7 +283,8 @@ async fn any_step(
     }
 }
 
-/// The nodes that have free addresses in a subnet that is full otherwise, and cannot be asked; how many they have.
+/// The nodes that have free addresses in a subnet that is full otherwise, and cannot be asked; how
+/// many they have.
 const fn free_elsewhere(decision: &Decision<NodeId>) -> Option<&BTreeMap<NodeId, u128>> {
     match decision {
         Decision::Exhausted { free_on_unreachable, .. } => Some(free_on_unreachable),
@@ -342,7 +344,8 @@ async fn name_of(core: &Core, node: &NodeId) -> Result<String, Problem> {
     Ok(record.map_or_else(|| node.to_string(), |record| record.value.name.to_string()))
 }
 
-/// Why an address cannot be borrowed from a node that does not answer: what it last reported still counts.
+/// Why an address cannot be borrowed from a node that does not answer: what it last reported still
+/// counts.
 async fn owner_silent(
     core: &Core,
     network: &NetworkId,

@@ -31,7 +31,8 @@ use subnet::{LeaseSet, change_op};
 /// How long a prefix that was given back is leased to others only when nothing else is free.
 const RESTS: Duration = Duration::from_mins(1);
 
-/// What one manager remembers beside the records, to decide well and without getting into its own way.
+/// What one manager remembers beside the records, to decide well and without getting into its own
+/// way.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseDesk {
     /// One decision at a time per network; networks share a few locks.
@@ -87,7 +88,8 @@ impl Wanted {
     }
 }
 
-/// Gives the caller a lease, and answers once every live agent of the network can reach its addresses.
+/// Gives the caller a lease, and answers once every live agent of the network can reach its
+/// addresses.
 pub(crate) async fn lease(
     core: &Arc<Core>,
     caller: &Caller,
@@ -122,8 +124,9 @@ fn family(number: u32) -> Result<Family, Problem> {
     }
 }
 
-/// Waits until the other agents of the network have a revision in their kernels. One that is late must not hold up the
-/// rest for long: until it has caught up it drops what it does not know, and says so.
+/// Waits until the other agents of the network have a revision in their kernels. One that is late
+/// must not hold up the rest for long: until it has caught up it drops what it does not know, and
+/// says so.
 async fn wait_applied(core: &Core, network: &Network, others: &[NodeId], revision: u64) {
     let late = core.sessions.wait_applied(others.iter().cloned(), revision, limits::APPLIED).await;
     if !late.is_empty() {
@@ -131,7 +134,8 @@ async fn wait_applied(core: &Core, network: &Network, others: &[NodeId], revisio
     }
 }
 
-/// Takes a lease back from the caller. Another one of the same prefix than the one that is meant stays.
+/// Takes a lease back from the caller. Another one of the same prefix than the one that is meant
+/// stays.
 pub(crate) async fn release(
     core: &Core,
     caller: &Caller,
@@ -162,7 +166,8 @@ pub(crate) async fn release(
     }
 }
 
-/// Settles a borrow by its owner's answer. An answer to a question that is settled already changes nothing.
+/// Settles a borrow by its owner's answer. An answer to a question that is settled already changes
+/// nothing.
 pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswer) -> Result<(), Problem> {
     let network: NetworkId = parse("network", &answer.network).map_err(|e| usage(&e))?;
     let address: IpAddr = parse("address", &answer.address).map_err(|e| usage(&e))?;
@@ -172,8 +177,8 @@ pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswe
     Ok(())
 }
 
-/// The operations that take every lease of a node away, and the conditions under which nothing is forgotten: that nobody
-/// has made a network or taken a lease since.
+/// The operations that take every lease of a node away, and the conditions under which nothing is
+/// forgotten: that nobody has made a network or taken a lease since.
 pub(crate) async fn forget_node(core: &Core, node: &NodeId) -> Result<(Vec<Compare>, Vec<Op>), RecordError> {
     let mut first =
         core.records.read([Op::get_range(keys::networks()), Op::get(keys::address_fence())]).await?;

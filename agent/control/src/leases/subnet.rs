@@ -1,4 +1,5 @@
-//! The leases of one network as they were read, in the terms of `mesh-ipam`, and how changes of them are written.
+//! The leases of one network as they were read, in the terms of `mesh-ipam`, and how changes of
+//! them are written.
 
 use std::collections::BTreeSet;
 
@@ -63,8 +64,8 @@ impl LeaseSet {
         subnet.map(|subnet| self.leases_in(&subnet.subnet)).unwrap_or_default()
     }
 
-    /// Writes a change, if nobody has changed the network or its leases since they were read, and if `member`, when
-    /// given, is still a node.
+    /// Writes a change, if nobody has changed the network or its leases since they were read, and
+    /// if `member`, when given, is still a node.
     pub(super) async fn commit(
         &self,
         core: &Core,
@@ -79,7 +80,8 @@ impl LeaseSet {
     }
 }
 
-/// How a subnet is divided. `None` never happens for a record that was validated when it was written.
+/// How a subnet is divided. `None` never happens for a record that was validated when it was
+/// written.
 pub(crate) fn layout(subnet: &Subnet) -> Option<SubnetLayout> {
     SubnetLayout::new(SubnetSpec {
         subnet: subnet.subnet,

@@ -1,7 +1,9 @@
-//! Removing a network: only when no node has an endpoint in it, and so that none can get one meanwhile.
+//! Removing a network: only when no node has an endpoint in it, and so that none can get one
+//! meanwhile.
 //!
-//! The network is marked first. An agent that has applied the mark attaches nothing to it any more, and has reported
-//! every endpoint that it attached before. So once all of them have, what is reported is all that there is.
+//! The network is marked first. An agent that has applied the mark attaches nothing to it any more,
+//! and has reported every endpoint that it attached before. So once all of them have, what is
+//! reported is all that there is.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -71,7 +73,8 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
     removed.map(|()| network)
 }
 
-/// Checks whether the network could be removed once its services are; `services`: those that it would still have.
+/// Checks whether the network could be removed once its services are; `services`: those that it
+/// would still have.
 pub(crate) async fn check_removal(
     core: &Core,
     network: &Network,

@@ -1,4 +1,5 @@
-//! What a person asks of a new network, checked as far as it can be without looking at anything else.
+//! What a person asks of a new network, checked as far as it can be without looking at anything
+//! else.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -42,7 +43,8 @@ impl Wanted {
             return Err(usage(&format!("there is no network driver {:?}", request.driver))
                 .hint("the only one is overlay, which is the default"));
         }
-        // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be the worst answer.
+        // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be
+        // the worst answer.
         let encrypted = request.encrypted || request.options.contains_key(ENCRYPTED);
         let subnets = subnets(&request)?;
         let has = |family| subnets.iter().any(|spec: &SubnetSpec| spec.subnet.family() == family);
@@ -92,7 +94,8 @@ const OPTIONS: [&str; 3] = [ENCRYPTED, MTU_OPTIONS[0], MTU_OPTIONS[1]];
 const ENCRYPTED: &str = "encrypted";
 const MTU_OPTIONS: [&str; 2] = ["mtu", "com.docker.network.driver.mtu"];
 
-/// The MTU with what the options say of it. An option that means nothing here is refused: it would not do what it says.
+/// The MTU with what the options say of it. An option that means nothing here is refused: it would
+/// not do what it says.
 fn with_options(mut mtu: Option<Mtu>, request: &CreateNetworkRequest) -> Result<Option<Mtu>, Problem> {
     for (key, value) in request.options.iter().collect::<BTreeMap<_, _>>() {
         if !OPTIONS.contains(&key.as_str()) && !key.trim().is_empty() {

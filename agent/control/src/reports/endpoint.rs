@@ -1,4 +1,5 @@
-//! An endpoint as a node reports it, read into the model's types and checked against the node's own leases.
+//! An endpoint as a node reports it, read into the model's types and checked against the node's own
+//! leases.
 
 use std::net::IpAddr;
 
@@ -148,7 +149,8 @@ impl Checker<'_> {
     }
 }
 
-/// Gives an endpoint its id as its name: the agents' messages have a place for a name, and nobody looks for that one.
+/// Gives an endpoint its id as its name: the agents' messages have a place for a name, and nobody
+/// looks for that one.
 pub(crate) fn nameless(endpoint: &mut v1::Endpoint) {
     endpoint.name.clone_from(&endpoint.id);
 }

@@ -6,7 +6,8 @@ use mesh_model::Mtu;
 
 use super::shown;
 
-/// The least MTU of a data path: below it no network could carry IPv6 (RFC 8200, section 5), and with much less none works.
+/// The least MTU of a data path: below it no network could carry IPv6 (RFC 8200, section 5), and
+/// with much less none works.
 pub(crate) const MIN_DATA_PATH_MTU: u32 = Mtu::MIN_IPV6;
 /// Most characters of an agent's version.
 const MAX_VERSION: usize = 64;

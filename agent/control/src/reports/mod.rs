@@ -1,8 +1,9 @@
 //! What a node reports, checked against what that node may report.
 //!
-//! Every field of a session's messages passes here before anything else of the manager reads it. A worker's certificate
-//! may be stolen: nothing that its owner sends may change another node's traffic, names or session. What is refused is
-//! returned to the node as a problem of its own, and logged.
+//! Every field of a session's messages passes here before anything else of the manager reads it. A
+//! worker's certificate may be stolen: nothing that its owner sends may change another node's
+//! traffic, names or session. What is refused is returned to the node as a problem of its own, and
+//! logged.
 
 mod endpoint;
 mod faults;
@@ -22,7 +23,8 @@ pub(crate) const MAX_ENDPOINTS: usize = 8192;
 /// Most characters of foreign text that a message repeats.
 const SHOWN: usize = 64;
 
-/// Text of unknown content, fit for a log, a terminal and one line: control characters are escaped, the rest is cut off.
+/// Text of unknown content, fit for a log, a terminal and one line: control characters are escaped,
+/// the rest is cut off.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::from("\"");
     for (index, character) in text.chars().enumerate() {

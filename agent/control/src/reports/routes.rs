@@ -17,8 +17,8 @@ pub(crate) struct Routes {
     pub(crate) automatic: Vec<Prefix>,
 }
 
-/// The shortest prefix that is a route to somewhere: a shorter one is a default route in parts (`0.0.0.0/1`), past which
-/// the more specific routes of networks lead anyway.
+/// The shortest prefix that is a route to somewhere: a shorter one is a default route in parts
+/// (`0.0.0.0/1`), past which the more specific routes of networks lead anyway.
 const fn shortest(family: Family) -> u8 {
     match family {
         Family::Ipv4 => 8,
@@ -26,8 +26,9 @@ const fn shortest(family: Family) -> u8 {
     }
 }
 
-/// Reads the routes that a host reports. Those of a worker that together take more than half of a default address pool do
-/// not keep automatic subnets away: one host's routes must not decide whether the cluster can have networks.
+/// Reads the routes that a host reports. Those of a worker that together take more than half of a
+/// default address pool do not keep automatic subnets away: one host's routes must not decide
+/// whether the cluster can have networks.
 pub(crate) fn routes(texts: &[String], pools: &[Prefix], is_trusted: bool) -> (Routes, Vec<String>) {
     let mut faults = Vec::new();
     let mut all: Vec<Prefix> = Vec::new();

@@ -22,7 +22,8 @@ pub(crate) use enrollment::EnrollmentService;
 #[derive(Debug, Clone)]
 pub struct MemberService {
     core: Arc<Core>,
-    /// Within the process: the manager's own identity. `None`: whoever the connection's certificate names.
+    /// Within the process: the manager's own identity. `None`: whoever the connection's certificate
+    /// names.
     own: Option<PeerIdentity>,
 }
 

@@ -89,7 +89,8 @@ async fn record(core: &Core, service: &Service, endpoint: &v1::Endpoint) -> Resu
     read().map_err(|error: InvalidMessage| usage(&error))
 }
 
-/// Takes a backend out of its service, and answers once it is out of the kernels of every live agent that is concerned.
+/// Takes a backend out of its service, and answers once it is out of the kernels of every live
+/// agent that is concerned.
 pub(crate) async fn remove(
     core: &Core,
     caller: &Caller,
@@ -139,8 +140,8 @@ pub(crate) async fn set_state(
     }
 }
 
-/// The backend of a service whose endpoint `text` names: by id, name or the beginning of an id. The endpoint itself may be
-/// unknown, as after a restart of the manager while its node is away.
+/// The backend of a service whose endpoint `text` names: by id, name or the beginning of an id. The
+/// endpoint itself may be unknown, as after a restart of the manager while its node is away.
 async fn find(
     core: &Core,
     caller: &Caller,

@@ -54,7 +54,8 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
     }
 }
 
-/// The service that a request would create on a network of the view, and which of its ports it names.
+/// The service that a request would create on a network of the view, and which of its ports it
+/// names.
 pub(crate) fn proposed(
     view: &View,
     network: &NetworkId,
@@ -70,7 +71,8 @@ pub(crate) fn proposed(
     Ok((service, named))
 }
 
-/// The service as it can be made, or what is in its way; `None` when that may be other calls which come to nothing.
+/// The service as it can be made, or what is in its way; `None` when that may be other calls which
+/// come to nothing.
 fn plan<'a>(
     view: &View,
     mut choosing: Choosing<'a>,

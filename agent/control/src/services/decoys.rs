@@ -1,4 +1,5 @@
-//! Ports that a check asks about beside those that are meant: a node that claims to use most of them is not believed.
+//! Ports that a check asks about beside those that are meant: a node that claims to use most of
+//! them is not believed.
 
 use std::collections::BTreeSet;
 
@@ -8,13 +9,14 @@ use crate::sessions::PortAnswer;
 
 /// How many ports are asked about beside those that are meant.
 const COUNT: usize = 16;
-/// The first, the distance of one from the next, and how far all are shifted at most. They stay below the ports that
-/// kernels choose by themselves (from 32768 on).
+/// The first, the distance of one from the next, and how far all are shifted at most. They stay
+/// below the ports that kernels choose by themselves (from 32768 on).
 const FIRST: u16 = 10_007;
 const DISTANCE: u16 = 701;
 const SHIFT: u16 = 700;
 
-/// Ports that no host has a reason to use all of, other ones for other questions, and none of the question's.
+/// Ports that no host has a reason to use all of, other ones for other questions, and none of the
+/// question's.
 pub(super) fn of(asked: &[PublishedPort]) -> Vec<PublishedPort> {
     let shift =
         asked.iter().fold(0u16, |sum, port| sum.wrapping_mul(31).wrapping_add(port.published)) % SHIFT;
@@ -27,8 +29,8 @@ pub(super) fn of(asked: &[PublishedPort]) -> Vec<PublishedPort> {
         .collect()
 }
 
-/// Takes the decoys out of the answers, and the whole answer of each node that claims more than half of them; returns
-/// those nodes.
+/// Takes the decoys out of the answers, and the whole answer of each node that claims more than
+/// half of them; returns those nodes.
 pub(super) fn take_out(answers: &mut [(NodeId, PortAnswer)], decoys: &[PublishedPort]) -> Vec<NodeId> {
     let decoys: BTreeSet<&PublishedPort> = decoys.iter().collect();
     let mut doubtful = Vec::new();

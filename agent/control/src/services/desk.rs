@@ -1,5 +1,5 @@
-//! What one manager remembers beside the records, so that its calls do not get into each other's way: which free values
-//! are being tried by whom, and which backends' numbers are its own to give.
+//! What one manager remembers beside the records, so that its calls do not get into each other's
+//! way: which free values are being tried by whom, and which backends' numbers are its own to give.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -27,7 +27,8 @@ pub(super) enum Choice {
 #[derive(Debug, Default)]
 pub(crate) struct ServiceDesk {
     chosen: Mutex<BTreeSet<Choice>>,
-    /// Tells those who found all that is free chosen by others that some of it has been given back or written.
+    /// Tells those who found all that is free chosen by others that some of it has been given back
+    /// or written.
     freed: Notify,
     /// Numbers that are reserved and not yet given, the next one and how many.
     numbers: tokio::sync::Mutex<Option<(BackendId, u32)>>,
@@ -41,7 +42,8 @@ impl ServiceDesk {
         Choosing { taken, choices: Choices { desk: self, mine: Vec::new() } }
     }
 
-    /// Waits until some call is done with what it chose, from the moment on at which this is called.
+    /// Waits until some call is done with what it chose, from the moment on at which this is
+    /// called.
     pub(super) fn freed(&self) -> impl Future<Output = ()> {
         self.freed.notified()
     }

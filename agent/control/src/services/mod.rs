@@ -72,8 +72,8 @@ fn contended() -> Problem {
     Problem::new(ProblemKind::Exhausted, "all that is free is being taken by other calls").hint("try again")
 }
 
-/// Waits until the view and the live agents of these nodes have a revision. An agent that is late must not hold up the
-/// rest for long: it catches up by itself.
+/// Waits until the view and the live agents of these nodes have a revision. An agent that is late
+/// must not hold up the rest for long: it catches up by itself.
 async fn wait_applied(core: &Core, what: &Service, revision: u64, interested: Vec<NodeId>) {
     core.feed.reached(revision).await;
     let late = core.sessions.wait_applied(interested, revision, limits::APPLIED).await;

@@ -1,7 +1,7 @@
 //! What a person should know of names that several things of a network have.
 //!
-//! Of those with one name, services go before endpoints, and endpoints before endpoints' aliases; the names and aliases of
-//! services stand side by side (`mesh-dns`).
+//! Of those with one name, services go before endpoints, and endpoints before endpoints' aliases;
+//! the names and aliases of services stand side by side (`mesh-dns`).
 
 use mesh_model::{Name, Service};
 

@@ -28,7 +28,8 @@ pub(super) struct Checked {
     unchecked: BTreeSet<NodeId>,
 }
 
-/// The ports with those that are open chosen; `own`: the service whose they are to be, if there is one.
+/// The ports with those that are open chosen; `own`: the service whose they are to be, if there is
+/// one.
 pub(super) fn choose(
     view: &View,
     wanted: &[PublishedPort],
@@ -40,7 +41,8 @@ pub(super) fn choose(
     let mut published_by: BTreeMap<ServiceId, Vec<PublishedPort>> = BTreeMap::new();
     for port in wanted {
         let published = match (port.protocol, port.published) {
-            // The kernel's helpers cannot mend SCTP's checksum, so only addresses can be translated.
+            // The kernel's helpers cannot mend SCTP's checksum, so only addresses can be
+            // translated.
             (Protocol::Sctp, 0) => port.target,
             (Protocol::Sctp, given) if given != port.target => return Err(renumbered_sctp(port)),
             (_, 0) => automatic(view, port.protocol, checked, choosing)?,
@@ -112,9 +114,10 @@ fn automatic(
 }
 
 impl Checked {
-    /// Asks the agents of all nodes about those ports that they were not asked about. Returns false when a port that was
-    /// chosen here is taken, and another has to be; one that was asked for and is taken is an error. So is an agent in
-    /// session that does not answer: nobody knows then whether the port is free.
+    /// Asks the agents of all nodes about those ports that they were not asked about. Returns false
+    /// when a port that was chosen here is taken, and another has to be; one that was asked for and
+    /// is taken is an error. So is an agent in session that does not answer: nobody knows then
+    /// whether the port is free.
     pub(super) async fn check(
         &mut self,
         core: &Core,

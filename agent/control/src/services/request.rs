@@ -83,7 +83,8 @@ pub(super) fn aliases(texts: &[String]) -> Result<Vec<Name>, InvalidMessage> {
     Ok(aliases)
 }
 
-/// No two ports of one service answer for the same packets. Those that are yet to be chosen will not.
+/// No two ports of one service answer for the same packets. Those that are yet to be chosen will
+/// not.
 pub(super) fn check_distinct(ports: &[PublishedPort]) -> Result<(), Problem> {
     let mut before = ByNumber::default();
     for port in ports.iter().filter(|port| port.published != 0) {

@@ -10,7 +10,8 @@ use mesh_proto::v1::{self, BackendStatus, ServiceStatus};
 use crate::core::Core;
 use crate::view::{ServiceRecords, View};
 
-/// What is said of a backend that fails its check, or has not passed it, and gets connections all the same.
+/// What is said of a backend that fails its check, or has not passed it, and gets connections all
+/// the same.
 const FALLBACK: &str = "no backend passes its check: all are used";
 
 /// A service with what is known of it now.

@@ -100,7 +100,8 @@ pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
     view.interested(&service.network, view.audience(&service.id))
 }
 
-/// The service as it is to be; `None` when other calls, which may come to nothing, have chosen all the ports that are free.
+/// The service as it is to be; `None` when other calls, which may come to nothing, have chosen all
+/// the ports that are free.
 fn plan<'a>(
     view: &View,
     mut choosing: Choosing<'a>,
@@ -159,7 +160,8 @@ fn change(current: &Service, request: &UpdateServiceRequest) -> Result<Service, 
     Ok(wanted)
 }
 
-/// Takes away the ports that are meant: by the published port, or by the target where that is left open.
+/// Takes away the ports that are meant: by the published port, or by the target where that is left
+/// open.
 fn remove_port(service: &mut Service, meant: &v1::PublishedPort) -> Result<(), Problem> {
     let host_ip = parse_optional::<std::net::IpAddr>("host_ip", &meant.host_ip).map_err(|e| usage(&e))?;
     let protocol = meant.protocol().try_into().map_err(|e| usage(&e))?;

@@ -28,8 +28,8 @@ pub(crate) use registry::{PortAnswer, Sessions};
 /// What an agent hears.
 pub(crate) type Outbound = ReceiverStream<Result<ManagerMessage, Status>>;
 
-/// Begins a session. It ends with its stream, when nothing is heard for too long, when a newer one of the same node
-/// begins, or when the node is removed.
+/// Begins a session. It ends with its stream, when nothing is heard for too long, when a newer one
+/// of the same node begins, or when the node is removed.
 pub(crate) fn open(core: Arc<Core>, caller: Caller, inbound: Streaming<AgentMessage>) -> Outbound {
     let (outbound, messages) = mpsc::channel(limits::SESSION_QUEUE);
     tokio::spawn(async move {

@@ -118,7 +118,8 @@ pub(crate) enum PortAnswer {
 }
 
 impl Sessions {
-    /// Begins the session of a node, whose agent is to be asked the questions that come; an older one of it ends.
+    /// Begins the session of a node, whose agent is to be asked the questions that come; an older
+    /// one of it ends.
     pub(super) fn begin(&self, node: &NodeId) -> (Arc<Session>, mpsc::UnboundedReceiver<PortCheck>) {
         let (ask, questions) = mpsc::unbounded_channel();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -177,7 +178,8 @@ impl Sessions {
         join_all(asks).await
     }
 
-    /// Asks one. A session that ends meanwhile does not make its node one that is away: its agent may begin another at once.
+    /// Asks one. A session that ends meanwhile does not make its node one that is away: its agent
+    /// may begin another at once.
     async fn ask_for_ports(
         &self,
         node: &NodeId,
@@ -223,9 +225,9 @@ impl Sessions {
         self.live().get(node).is_some_and(|session| *session.applied.borrow() >= revision)
     }
 
-    /// Waits until each of these nodes has this revision in its kernel or has no session. Those who have neither by the
-    /// end of the time are returned, and not waited for again before they have caught up: one agent that hangs holds up
-    /// one change.
+    /// Waits until each of these nodes has this revision in its kernel or has no session. Those who
+    /// have neither by the end of the time are returned, and not waited for again before they have
+    /// caught up: one agent that hangs holds up one change.
     pub(crate) async fn wait_applied(
         &self,
         nodes: impl IntoIterator<Item = NodeId>,

@@ -1,4 +1,5 @@
-//! What agents are told that no record has: who passes the checks, which endpoints there are, and questions.
+//! What agents are told that no record has: who passes the checks, which endpoints there are, and
+//! questions.
 
 use std::collections::BTreeSet;
 

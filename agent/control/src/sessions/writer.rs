@@ -103,7 +103,8 @@ impl Writer<'_> {
                 news = health.recv() => self.tell_health(news).await?,
                 news = endpoints.recv() => {
                     self.tell_endpoints(news).await?;
-                    // Another node's endpoint may have given up a name that one of this node's waits for.
+                    // Another node's endpoint may have given up a name that one of this node's
+                    // waits for.
                     let now = self.core.endpoints.refused(self.node);
                     if now != refused {
                         refused.clone_from(&now);
@@ -188,7 +189,8 @@ impl Writer<'_> {
 struct AgentSnapshot {
     message: Snapshot,
     known: BTreeMap<NetworkId, Level>,
-    /// The borrows that wait for this agent's answer. It may have been asked before, by a manager that is gone.
+    /// The borrows that wait for this agent's answer. It may have been asked before, by a manager
+    /// that is gone.
     asked: Vec<Lease>,
 }
 

@@ -174,7 +174,8 @@ impl Batch {
         !self.interest.is_empty()
     }
 
-    /// What a node has to be told of this revision. `known`: how much of which networks it has been told.
+    /// What a node has to be told of this revision. `known`: how much of which networks it has been
+    /// told.
     pub(crate) fn changes_for(
         &self,
         node: &NodeId,
@@ -210,7 +211,8 @@ impl Batch {
             }
         }
         kinds.extend(wholes);
-        // Nodes first when they come and last when they go, so that leases always point to nodes that are known.
+        // Nodes first when they come and last when they go, so that leases always point to nodes
+        // that are known.
         kinds.sort_by_key(|kind| match kind {
             Kind::PutNode(_) => 0,
             Kind::RemoveNode(_) => 2,
@@ -259,7 +261,8 @@ fn whole_service(records: &ServiceRecords) -> impl Iterator<Item = Kind> {
     std::iter::once(Kind::PutService((&*records.service).into())).chain(backends)
 }
 
-/// A change of a node, network or lease as a message, for a node that knows these networks, without what it is retold.
+/// A change of a node, network or lease as a message, for a node that knows these networks, without
+/// what it is retold.
 fn message(
     change: &RecordChange,
     known: &BTreeMap<NetworkId, Level>,

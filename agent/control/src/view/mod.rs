@@ -1,4 +1,5 @@
-//! The records as one manager sees them at one revision, and what a revision changes for each node. Pure.
+//! The records as one manager sees them at one revision, and what a revision changes for each node.
+//! Pure.
 
 mod batch;
 mod services;
@@ -78,8 +79,8 @@ pub(crate) enum RecordChange {
 }
 
 impl View {
-    /// The view of a whole store. A record that cannot be read is left out and logged: it must not keep the rest from
-    /// working.
+    /// The view of a whole store. A record that cannot be read is left out and logged: it must not
+    /// keep the rest from working.
     pub(crate) fn new(revision: u64, kvs: &[KeyValue]) -> Self {
         let mut view = Self { revision, ..Self::default() };
         for kv in kvs {

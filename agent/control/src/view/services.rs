@@ -1,4 +1,5 @@
-//! Services and backends with what finds them fast. Each change costs what it changes, however many there are.
+//! Services and backends with what finds them fast. Each change costs what it changes, however many
+//! there are.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -105,8 +106,8 @@ impl Services {
         self.published.get(network).into_iter().flatten()
     }
 
-    /// The services with a name, however it is spelled: one per network, or more that were created before names that
-    /// differ in case only were the same.
+    /// The services with a name, however it is spelled: one per network, or more that were created
+    /// before names that differ in case only were the same.
     pub(crate) fn named(&self, name: &Name) -> impl Iterator<Item = &Arc<Service>> {
         let ids = self.by_name.get(&name.folded()).into_iter().flatten();
         ids.filter_map(|id| self.records.get(id))

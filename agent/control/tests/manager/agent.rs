@@ -287,7 +287,8 @@ impl Agent {
                     let failure = if fails { "the tables are unreadable".to_owned() } else { String::new() };
                     replies.push(Say::PortCheck(PortCheckAnswer { number: check.number, taken, failure }));
                 }
-                // Known before it is said, so that a test never sees an answer to what the agent does not know.
+                // Known before it is said, so that a test never sees an answer to what the agent
+                // does not know.
                 tell.send_modify(|known| known.hear(message));
                 for reply in replies {
                     let _ = answers.send(AgentMessage { kind: Some(reply) }).await;

@@ -205,7 +205,8 @@ async fn a_backend_goes_with_its_endpoint() {
     }
     agent.report(Vec::new(), vec![c2.id.clone()]).await;
     until_named(&cluster, "web", &["c1", "c3"]).await;
-    // While the agent is away, its backends stay, and so they do for a manager that knows none of its endpoints.
+    // While the agent is away, its backends stay, and so they do for a manager that knows none of
+    // its endpoints.
     drop(agent);
     let cluster = cluster.restart().await;
     assert_eq!(names(&backends(&cluster, "web").await), ["c1", "c3"]);

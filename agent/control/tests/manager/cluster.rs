@@ -88,7 +88,8 @@ impl Cluster {
         self
     }
 
-    /// The manager's process was killed at this instant, and begins anew on what its disk has: a copy of the store.
+    /// The manager's process was killed at this instant, and begins anew on what its disk has: a
+    /// copy of the store.
     pub(crate) async fn copy_of_store(&self) -> Self {
         let counted = Arc::new(Counting::new(Arc::new(MemoryStore::new())));
         let store: Arc<dyn Store> = counted.clone();

@@ -1,4 +1,5 @@
-//! A manager with its store in memory, its TLS over 127.0.0.1, and agents that keep records instead of a kernel.
+//! A manager with its store in memory, its TLS over 127.0.0.1, and agents that keep records instead
+//! of a kernel.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
 
 mod access;

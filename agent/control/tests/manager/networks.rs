@@ -65,7 +65,8 @@ async fn two_managers_at_once_give_nothing_twice() {
     let second = cluster.second_manager(&h2).await;
     let mut tasks = JoinSet::new();
     for n in 0..40 {
-        // With VNIs of their own, so that nothing but the subnets can tell that two are in each other\'s way.
+        // With VNIs of their own, so that nothing but the subnets can tell that two are in each
+        // other\'s way.
         let request = CreateNetworkRequest { vni: Some(100 + n), ..network(&format!("n{n}")) };
         let channel = if n % 2 == 0 { cluster.manager.local_channel() } else { second.local_channel() };
         let mut control = mesh_control::session::control_client(channel);

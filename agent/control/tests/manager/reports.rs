@@ -1,4 +1,5 @@
-//! A stolen worker certificate: what its owner reports hurts nobody else, and is shown as what it is.
+//! A stolen worker certificate: what its owner reports hurts nobody else, and is shown as what it
+//! is.
 
 use std::time::Duration;
 
@@ -22,7 +23,8 @@ async fn listed(cluster: &Cluster) -> Vec<(String, String)> {
     all.into_iter().map(|one| (one.name, one.ipv4)).collect()
 }
 
-/// A network with an honest node `h2`, that has the endpoint `c1` at 10.64.0.2, and a thief with a lease of its own.
+/// A network with an honest node `h2`, that has the endpoint `c1` at 10.64.0.2, and a thief with a
+/// lease of its own.
 struct Scene {
     cluster: Cluster,
     app: v1::Network,

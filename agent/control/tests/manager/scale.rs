@@ -1,4 +1,5 @@
-//! Many services: what concerns all costs as much as there is, what concerns one costs no more than that.
+//! Many services: what concerns all costs as much as there is, what concerns one costs no more than
+//! that.
 
 use jiff::Timestamp;
 use mesh_model::{Affinity, Backend, BackendId, BackendState, EndpointMode, Service};

@@ -234,7 +234,8 @@ async fn flood(cluster: &Cluster, member: &crate::cluster::Member) {
     }
 }
 
-/// So many changes that every agent is told about, and fast: a session that takes none gives up after some seconds.
+/// So many changes that every agent is told about, and fast: a session that takes none gives up
+/// after some seconds.
 async fn rewrite(cluster: &Cluster, times: usize) {
     let key = Key::from(format!("/node/{}", cluster.manager.node_id()));
     let node = cluster.store.get(key.clone()).await.unwrap().unwrap().value;

@@ -172,7 +172,8 @@ fn what_is_under_a_networks_name_and_not_here_is_public() {
     assert_eq!(lab.server.status()["inner"].forwarded, 0);
 }
 
-/// A resolver that takes its time for `slow`, answers nonsense to `loop`, and 203.0.113.9 to all else.
+/// A resolver that takes its time for `slow`, answers nonsense to `loop`, and 203.0.113.9 to all
+/// else.
 fn strange_resolver(lab: &Lab) {
     let socket = lab.netns.enter(|| UdpSocket::bind((STRANGE, 53))).unwrap().unwrap();
     std::thread::spawn(move || {

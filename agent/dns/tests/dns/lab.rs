@@ -40,7 +40,8 @@ pub(crate) struct Lab {
 }
 
 impl Lab {
-    /// Networks `app`, `other` and the internal `inner` are served, and `outside`, the stand-in for the world.
+    /// Networks `app`, `other` and the internal `inner` are served, and `outside`, the stand-in for
+    /// the world.
     pub(crate) fn start() -> Self {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("mtdns{}-{}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed));
@@ -88,7 +89,8 @@ impl Lab {
         self.zones.send_modify(|zones| change(Arc::make_mut(zones.networks.get_mut(network).unwrap())));
     }
 
-    /// Replaces the host's resolvers, and waits for as long as the former are kept without a look at the file.
+    /// Replaces the host's resolvers, and waits for as long as the former are kept without a look
+    /// at the file.
     pub(crate) fn resolvers(&self, addresses: &[&str]) {
         let lines: Vec<String> = addresses.iter().map(|address| format!("nameserver {address}")).collect();
         let text = lines.join("\n");
@@ -108,7 +110,8 @@ impl Lab {
         self.dig(words).data()
     }
 
-    /// Runs `getent` as it would run in a container with this resolv.conf; its exit code and output.
+    /// Runs `getent` as it would run in a container with this resolv.conf; its exit code and
+    /// output.
     pub(crate) fn getent(&self, resolv_conf: &str, words: &[&str]) -> (i32, String) {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(&file, resolv_conf).unwrap();

@@ -117,7 +117,8 @@ fn a_container_in_several_networks_is_answered_from_all_by_whichever_server_it_a
     assert_eq!(lab.server.status()["outside"].queries, 1 + 1);
     assert_eq!(lab.dig(&format!("@{OTHER} -b {APP} nobody A")).status(), "NXDOMAIN");
     assert_eq!(lab.server.status()["outside"].queries, 2);
-    // A server of a network that it is not in answers for that one alone, as do the others to strangers.
+    // A server of a network that it is not in answers for that one alone, as do the others to
+    // strangers.
     assert_eq!(lab.short(&format!("@{APP} -b {APP} db A")), ["10.64.0.5"]);
     assert_eq!(lab.dig(&format!("@{OTHER} -b {OTHER} db.inner A")).status(), "NXDOMAIN");
 }

@@ -131,7 +131,8 @@ fn run(iptables: Iptables, action: &'static str, arguments: &[&str]) -> Result<(
     Err(KernelError::Iptables { action, chain: chain(iptables.hook), message })
 }
 
-/// Runs iptables in the calling thread's namespace: the wanted variant, else the one that is installed.
+/// Runs iptables in the calling thread's namespace: the wanted variant, else the one that is
+/// installed.
 fn command(iptables: Iptables, arguments: &[&str]) -> Result<Output, KernelError> {
     let program = match iptables.family {
         Family::Ipv4 => "iptables",

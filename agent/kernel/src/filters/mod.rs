@@ -1,9 +1,9 @@
 //! Filters of other programs for what containers send: through the host, and to its name server.
 //!
-//! A packet passes only if every chain at a hook accepts it, so an accept rule in the table `inet mesh` has no effect
-//! on them. Docker, for one, sets the policy of iptables' `FORWARD` to `DROP`. As Docker and libvirt do for theirs,
-//! rules of ours accept the packets of our containers there; a comment marks them. Chains of nftables are only
-//! reported: their owners replace them as a whole.
+//! A packet passes only if every chain at a hook accepts it, so an accept rule in the table `inet
+//! mesh` has no effect on them. Docker, for one, sets the policy of iptables' `FORWARD` to `DROP`.
+//! As Docker and libvirt do for theirs, rules of ours accept the packets of our containers there; a
+//! comment marks them. Chains of nftables are only reported: their owners replace them as a whole.
 
 mod chains;
 mod iptables;

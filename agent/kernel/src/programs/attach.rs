@@ -48,7 +48,8 @@ pub(super) fn programs(
         None => BTreeMap::new(),
     };
     for attachment in attachments {
-        // Where there should be a filter, an earlier process may have left a link: it works until a filter replaces it.
+        // Where there should be a filter, an earlier process may have left a link: it works until a
+        // filter replaces it.
         if !programs.contains_key(attachment)
             && let Some((_, program)) = tcx_link(pins, *attachment).map_err(failed("query", *attachment))?
         {

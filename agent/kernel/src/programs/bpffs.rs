@@ -25,7 +25,8 @@ use super::{ProgramsError, syscall};
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const MOUNT_POINT: &str = "/sys/fs/bpf";
 
-/// Makes sure that `dir` is on a bpf file system, mounting one at `/sys/fs/bpf` if nothing is there.
+/// Makes sure that `dir` is on a bpf file system, mounting one at `/sys/fs/bpf` if nothing is
+/// there.
 pub fn ensure_bpffs(dir: &Path) -> Result<(), ProgramsError> {
     let existing = dir.ancestors().find(|path| path.exists()).unwrap_or(Path::new("/"));
     let refused = |source| ProgramsError::Mount { path: dir.to_owned(), source };
@@ -147,8 +148,8 @@ impl Pins {
         Ok(!self.versions()?.is_empty() || !names(&self.root.join("links"))?.is_empty())
     }
 
-    /// Removes programs and maps of other schemas. What is attached of them works on: links hold their programs, and
-    /// programs their maps.
+    /// Removes programs and maps of other schemas. What is attached of them works on: links hold
+    /// their programs, and programs their maps.
     pub(super) fn remove_other_versions(&self) -> Result<(), ProgramsError> {
         let current = self.version();
         self.versions()?.into_iter().filter(|path| *path != current).try_for_each(|path| remove(&path))
@@ -182,8 +183,8 @@ pub(super) fn remove(path: &Path) -> Result<(), ProgramsError> {
 
 /// Detaches a pinned link and removes its pin; one that is not there is no error.
 ///
-/// The kernel lets go of a removed pin, its last holder, only after a grace period of RCU: until then the program would
-/// still run, and a driver would refuse the next one.
+/// The kernel lets go of a removed pin, its last holder, only after a grace period of RCU: until
+/// then the program would still run, and a driver would refuse the next one.
 pub(super) fn detach(path: &Path) -> Result<(), ProgramsError> {
     match syscall::open_pin(path).and_then(|link| syscall::link_detach(link.as_fd())) {
         // `InvalidInput`: a filter's program, or a kernel whose links go with their pins only.

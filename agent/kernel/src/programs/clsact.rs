@@ -1,7 +1,8 @@
 //! Attaching by filters of a clsact queueing discipline.
 //!
-//! A filter's priority and handle are fixed, so that it can be found and replaced without any memory of it; the kernel
-//! swaps the program of a filter atomically. The pin of the program in `links/` is what tells that a device has one.
+//! A filter's priority and handle are fixed, so that it can be found and replaced without any
+//! memory of it; the kernel swaps the program of a filter atomically. The pin of the program in
+//! `links/` is what tells that a device has one.
 
 use std::collections::BTreeMap;
 use std::io;
@@ -40,7 +41,8 @@ const EGRESS: u32 = 0xffff_fff3;
 /// Lengths of `struct nlmsghdr` and `struct tcmsg`.
 const NETLINK_HEADER: usize = 16;
 const TC_HEADER: usize = 20;
-/// How many questions the kernel is asked at once: its answers have room in a socket's buffer of the usual size.
+/// How many questions the kernel is asked at once: its answers have room in a socket's buffer of
+/// the usual size.
 const QUESTIONS: usize = 16;
 const RECEIVE_BUFFER: usize = 16 * 1024;
 
@@ -69,7 +71,8 @@ pub(super) fn attach(pins: &Pins, attachment: Attachment, program: &SchedClassif
     syscall::pin(fd, &path)
 }
 
-/// Removes the filter; one that is not there is no error. The queueing discipline stays, it may be somebody else's.
+/// Removes the filter; one that is not there is no error. The queueing discipline stays, it may be
+/// somebody else's.
 pub(super) fn detach(attachment: Attachment) -> io::Result<()> {
     let request = Message::new(libc::RTM_DELTFILTER, NLM_F_ACK, SEQUENCE_FILTER, attachment);
     exchange(&request.finish(), 1, |answer| match answer.error()? {
@@ -209,7 +212,8 @@ impl Answer<'_> {
     }
 }
 
-/// Sends requests in one go and takes as many answers. All of them are read, also after one of them was an error.
+/// Sends requests in one go and takes as many answers. All of them are read, also after one of them
+/// was an error.
 fn exchange(
     requests: &[u8],
     answers: usize,

@@ -25,9 +25,9 @@ use crate::memory;
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
 
-/// How programs are attached to devices, but for endpoints': they always stand in filters. Making a tcx link waits for
-/// all readers of the device (some 10 ms) even though nothing is read before it is set up, and nobody else has programs
-/// there that a link would have to get on with.
+/// How programs are attached to devices, but for endpoints': they always stand in filters. Making a
+/// tcx link waits for all readers of the device (some 10 ms) even though nothing is read before it
+/// is set up, and nobody else has programs there that a link would have to get on with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMethod {
     /// tcx links (Linux 6.6): pinned, replaced atomically, side by side with others' programs.
@@ -61,7 +61,8 @@ impl AttachMethod {
     }
 }
 
-/// How many entries the maps may have. Memory is taken as entries come, but for hash buckets: 16 bytes for each.
+/// How many entries the maps may have. Memory is taken as entries come, but for hash buckets: 16
+/// bytes for each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapSizes {
     /// Networks that have endpoints on this node.
@@ -76,9 +77,11 @@ pub struct MapSizes {
     pub services: u32,
     /// Backends of those services.
     pub backends: u32,
-    /// Entries of the backends' tables, in all, to begin with ([`Programs::reserve_maglev`]); a multiple of 16.
+    /// Entries of the backends' tables, in all, to begin with ([`Programs::reserve_maglev`]); a
+    /// multiple of 16.
     pub maglev: u32,
-    /// Balanced flows that are remembered; each takes one or two entries. A quarter as many again are not answered yet.
+    /// Balanced flows that are remembered; each takes one or two entries. A quarter as many again
+    /// are not answered yet.
     pub connections: u32,
 }
 
@@ -98,8 +101,9 @@ impl Default for MapSizes {
 }
 
 impl MapSizes {
-    /// Entries of [`MapSizes::connections`] for a host with so much memory: they and those that are not answered yet take
-    /// less than a hundredth of it, where that is more than 20 MB. A power of two, so that almost equal hosts have equal tables.
+    /// Entries of [`MapSizes::connections`] for a host with so much memory: they and those that are
+    /// not answered yet take less than a hundredth of it, where that is more than 20 MB. A power of
+    /// two, so that almost equal hosts have equal tables.
     pub fn connections_for(memory: u64) -> u32 {
         let entries = (memory >> 16).clamp(1 << 17, 1 << 20);
         1 << entries.ilog2()
@@ -206,8 +210,8 @@ impl Datapath {
         Ok(programs)
     }
 
-    /// Puts the current programs in the place of earlier ones wherever these are attached. Goes on after an error, and
-    /// returns the first.
+    /// Puts the current programs in the place of earlier ones wherever these are attached. Goes on
+    /// after an error, and returns the first.
     fn replace_all(&mut self) -> Result<(), ProgramsError> {
         let mut results: Vec<_> =
             self.attachments()?.into_keys().map(|attachment| self.attach(attachment)).collect();
@@ -261,7 +265,8 @@ impl Programs for Datapath {
     }
 
     fn load(&mut self) -> Result<(), ProgramsError> {
-        // Kernels before 5.11 count eBPF memory against this limit; later ones do not, and may forbid raising it.
+        // Kernels before 5.11 count eBPF memory against this limit; later ones do not, and may
+        // forbid raising it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
         if !maps::layouts_match(&self.pins) {
             self.pins.remove_version()?;
@@ -351,7 +356,8 @@ impl Programs for Datapath {
         })?;
         pin_over(wider.array(), pin.clone())?;
         if let Err(error) = self.load() {
-            // The programs that run go on with the array that they know, and so must whoever adopts the maps.
+            // The programs that run go on with the array that they know, and so must whoever adopts
+            // the maps.
             pin_over(former.as_fd(), pin)?;
             return Err(error);
         }

@@ -26,8 +26,8 @@ pub(super) fn of(pins: &Pins) -> u64 {
     hasher.finish()
 }
 
-/// The sorted names in a folder; `None` without it. Endpoints' programs are left out: they stand in filters,
-/// which have events.
+/// The sorted names in a folder; `None` without it. Endpoints' programs are left out: they stand in
+/// filters, which have events.
 fn names(folder: &Path) -> Option<Vec<OsString>> {
     let names = fs::read_dir(folder).ok()?.flatten().map(|entry| entry.file_name());
     let mut names: Vec<_> = names.filter(|name| !name.as_encoded_bytes().starts_with(b"endpoint-")).collect();

@@ -13,7 +13,8 @@ use super::{
     Visit,
 };
 
-/// [`Programs`] without a kernel: remembers what it is told. Tests set the fields to play the kernel's part.
+/// [`Programs`] without a kernel: remembers what it is told. Tests set the fields to play the
+/// kernel's part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakePrograms {
     /// What is attached and in the maps.
@@ -42,7 +43,8 @@ pub struct FakePrograms {
     pub sockets: Option<AttachedProgram>,
     /// The devices that the XDP program is attached to.
     pub xdp: BTreeMap<u32, AttachedProgram>,
-    /// Number of the error with which devices refuse the XDP program (errno(3)); `None`: they take it.
+    /// Number of the error with which devices refuse the XDP program (errno(3)); `None`: they take
+    /// it.
     pub xdp_refusal: Option<i32>,
 }
 

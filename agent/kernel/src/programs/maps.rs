@@ -21,7 +21,8 @@ use super::{Counters, ProgramsError};
 /// The VNI's bits in the key of `BLOCKS`.
 const VNI_BITS: u32 = 32;
 
-/// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be adopted.
+/// Each map's name, type, and sizes of key and value, in bytes: what a pinned map must have to be
+/// adopted.
 const LAYOUTS: [(&str, MapType, usize, usize); 28] = [
     (CONFIG, MapType::Array, 4, size_of::<Config>()),
     (NETWORKS, MapType::Hash, size_of::<Vni>(), size_of::<Network>()),
@@ -195,8 +196,9 @@ impl Maps {
         self.changed()
     }
 
-    /// Tells the programs that what they remember of entries holds no more. After the change: one that reads the old
-    /// number may have seen the old entry, one that reads the new number has not.
+    /// Tells the programs that what they remember of entries holds no more. After the change: one
+    /// that reads the old number may have seen the old entry, one that reads the new number has
+    /// not.
     fn changed(&mut self) -> Result<(), ProgramsError> {
         let generation = self.generation.get(&0, 0).map_err(failed("read", GENERATION))?;
         self.generation.set(0, generation.wrapping_add(1), 0).map_err(failed("write", GENERATION))

@@ -1,4 +1,5 @@
-//! Whether the running kernel can do what direct encapsulation takes: tried on a packet, not concluded from a version.
+//! Whether the running kernel can do what direct encapsulation takes: tried on a packet, not
+//! concluded from a version.
 
 use std::io;
 
@@ -11,11 +12,13 @@ const MAC: i32 = 1;
 /// `BPF_F_ADJ_ROOM_FIXED_GSO`.
 const FIXED_GSO: u64 = 1;
 const SHRINK: i32 = 1;
-/// With it `ENCAP_L3_IPV4`, `ENCAP_L4_UDP`, `ENCAP_L2_ETH`, and an inner Ethernet header of 14 bytes (`ENCAP_L2`).
+/// With it `ENCAP_L3_IPV4`, `ENCAP_L4_UDP`, `ENCAP_L2_ETH`, and an inner Ethernet header of 14
+/// bytes (`ENCAP_L2`).
 const GROW: u64 = FIXED_GSO | 1 << 1 | 1 << 4 | 1 << 6 | 14 << 56;
 
-/// Lets the kernel make room for outer headers in a packet and take it away again, with the flags that the programs use.
-/// The error is the kernel's: `EINVAL` where it does not know a flag, `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`.
+/// Lets the kernel make room for outer headers in a packet and take it away again, with the flags
+/// that the programs use. The error is the kernel's: `EINVAL` where it does not know a flag,
+/// `EPERM` without `CAP_BPF` and `CAP_NET_ADMIN`.
 pub fn direct_encapsulation() -> io::Result<()> {
     grow_and_shrink(GROW)
 }

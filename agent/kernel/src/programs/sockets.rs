@@ -1,7 +1,7 @@
 //! Programs of the host's own sockets, attached to the root of the cgroup hierarchy.
 //!
-//! They see the sockets of all containers too, and leave alone what is not of the network namespace whose cookie is in
-//! `NETNS`.
+//! They see the sockets of all containers too, and leave alone what is not of the network namespace
+//! whose cookie is in `NETNS`.
 
 use std::fs::File;
 use std::io;

@@ -1,4 +1,5 @@
-//! The commands of bpf(2) that aya does not expose: links by interface index, and what a link is attached to.
+//! The commands of bpf(2) that aya does not expose: links by interface index, and what a link is
+//! attached to.
 
 #![expect(unsafe_code, reason = "bpf(2) takes a pointer to a union")]
 
@@ -212,7 +213,8 @@ pub(super) fn delete<K: Pod>(map: BorrowedFd<'_>, key: &K) -> io::Result<()> {
     bpf(BPF_MAP_DELETE_ELEM, &mut attributes).map(drop)
 }
 
-/// Writes entries of a hash, as many as both slices have. After an error some may have been written.
+/// Writes entries of a hash, as many as both slices have. After an error some may have been
+/// written.
 pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], values: &[V]) -> io::Result<()> {
     let count = u32::try_from(keys.len().min(values.len())).map_err(io::Error::other)?;
     let mut attributes = Batch {
@@ -225,8 +227,8 @@ pub(super) fn update_batch<K: Pod, V: Pod>(map: BorrowedFd<'_>, keys: &[K], valu
     bpf(BPF_MAP_UPDATE_BATCH, &mut attributes).map(drop)
 }
 
-/// Reads a hash, whose keys and values have these types' sizes, in batches of at most `size` entries; more where so many
-/// share a bucket.
+/// Reads a hash, whose keys and values have these types' sizes, in batches of at most `size`
+/// entries; more where so many share a bucket.
 pub(super) fn lookup_batches<K: Pod, V: Pod>(
     map: BorrowedFd<'_>,
     size: usize,
@@ -256,7 +258,8 @@ pub(super) fn lookup_batches<K: Pod, V: Pod>(
             Err(error) => return Err(error),
         };
         let count = (attributes.count as usize).min(room);
-        // SAFETY: the kernel has written so many keys and values, and any bytes are a value of a `Pod`.
+        // SAFETY: the kernel has written so many keys and values, and any bytes are a value of a
+        // `Pod`.
         unsafe {
             keys.set_len(count);
             values.set_len(count);
@@ -294,8 +297,8 @@ pub(super) fn test_run(program: &OwnedFd, frame: &[u8]) -> io::Result<u32> {
     Ok(attributes.result)
 }
 
-/// Attaches a program at a device's ingress or egress, behind those that are there. Detached by [`link_detach`], or some time
-/// after the last descriptor and pin of the link are gone.
+/// Attaches a program at a device's ingress or egress, behind those that are there. Detached by
+/// [`link_detach`], or some time after the last descriptor and pin of the link are gone.
 pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, egress: bool) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         program: descriptor(program),
@@ -306,8 +309,8 @@ pub(super) fn tcx_attach(program: BorrowedFd<'_>, ifindex: u32, egress: bool) ->
     bpf_fd(BPF_LINK_CREATE, &mut attributes)
 }
 
-/// Attaches an XDP program to a device whose driver runs it. Refused where another one is attached; detached as by
-/// [`tcx_attach`].
+/// Attaches an XDP program to a device whose driver runs it. Refused where another one is attached;
+/// detached as by [`tcx_attach`].
 pub(super) fn xdp_attach(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<OwnedFd> {
     let mut attributes = LinkCreate {
         program: descriptor(program),
@@ -340,8 +343,8 @@ pub(super) fn link_state(link: BorrowedFd<'_>) -> io::Result<(bool, u32)> {
     let length = u32::try_from(size_of::<LinkInfo>()).map_err(io::Error::other)?;
     let mut attributes = InfoRequest { fd: descriptor(link), length, buffer: (&raw mut info) as u64 };
     bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)?;
-    // Here a device's index begins, or a cgroup's id of 64 bits: 0 once it is detached. What follows a
-    // device's index is 0 or, with an index of 0, means nothing.
+    // Here a device's index begins, or a cgroup's id of 64 bits: 0 once it is detached. What
+    // follows a device's index is 0 or, with an index of 0, means nothing.
     let is_device = matches!(info.kind, BPF_LINK_TYPE_TCX | BPF_LINK_TYPE_XDP);
     let attached = info.ifindex != 0 || (!is_device && info.attach_type != 0);
     Ok((attached, info.program))
@@ -383,7 +386,8 @@ pub(super) fn link_update(link: BorrowedFd<'_>, program: BorrowedFd<'_>) -> io::
     bpf(BPF_LINK_UPDATE, &mut attributes).map(drop)
 }
 
-/// Detaches a link at once, whoever holds it. `InvalidInput` if it is no link, or the kernel is older than 5.9.
+/// Detaches a link at once, whoever holds it. `InvalidInput` if it is no link, or the kernel is
+/// older than 5.9.
 pub(super) fn link_detach(link: BorrowedFd<'_>) -> io::Result<()> {
     bpf(BPF_LINK_DETACH, &mut descriptor(link)).map(drop)
 }
@@ -432,8 +436,9 @@ fn bpf_fd<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
 }
 
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads (and for some commands writes) `size_of::<T>()` bytes at `attributes`, which is a
-    // `repr(C)` prefix of `union bpf_attr` for the command. Pointers inside it live until the call returns.
+    // SAFETY: the kernel reads (and for some commands writes) `size_of::<T>()` bytes at
+    // `attributes`, which is a `repr(C)` prefix of `union bpf_attr` for the command. Pointers
+    // inside it live until the call returns.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

@@ -26,7 +26,8 @@ use crate::conntrack;
 #[expect(clippy::cast_possible_truncation, reason = "it is 16")]
 const ROW: u32 = MAGLEV_ROW as u32;
 
-/// How many entries are read or written at once. A batch of reads must hold the longest chain of a hash's bucket.
+/// How many entries are read or written at once. A batch of reads must hold the longest chain of a
+/// hash's bucket.
 const BATCH: usize = 4096;
 
 /// The tables, opened from their pins.
@@ -75,7 +76,8 @@ impl Tables {
         })
     }
 
-    /// Writes entries. Backends go first: an entry that names a table names backends that are there.
+    /// Writes entries. Backends go first: an entry that names a table names backends that are
+    /// there.
     pub(super) fn put(&self, entries: &[TableEntry]) -> Result<(), ProgramsError> {
         let (mut services, mut published) = (Vec::new(), Vec::new());
         let (mut backends, mut addresses) = (Vec::new(), Vec::new());
@@ -94,8 +96,9 @@ impl Tables {
         put(&self.published, maps::PUBLISHED, &published)
     }
 
-    /// Prepares ports to be published: replies to flows that left from them before go on to whoever began those. From the moment
-    /// that a port is watched its flows are noted as they leave, and what the kernel tracks by then has left before.
+    /// Prepares ports to be published: replies to flows that left from them before go on to whoever
+    /// began those. From the moment that a port is watched its flows are noted as they leave, and
+    /// what the kernel tracks by then has left before.
     fn watch(&self, published: &[(PublishedKey, Published)]) -> Result<(), ProgramsError> {
         let mut new = Vec::new();
         for (key, value) in published {
@@ -161,7 +164,8 @@ impl Tables {
         Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
     }
 
-    /// Another array for `MAGLEV`, with room for at least so many entries, that holds what this one does; or its beginning.
+    /// Another array for `MAGLEV`, with room for at least so many entries, that holds what this one
+    /// does; or its beginning.
     pub(super) fn wider_maglev(&self, entries: u32) -> Result<Words, ProgramsError> {
         let failed = |error| failed("enlarge", maps::MAGLEV, error);
         let rows = entries.div_ceil(ROW);
@@ -181,7 +185,8 @@ impl Tables {
         self.connections_size
     }
 
-    /// How many entries `CONNECTIONS` can have before it forgets any: each processor takes some that are free in advance.
+    /// How many entries `CONNECTIONS` can have before it forgets any: each processor takes some
+    /// that are free in advance.
     pub(super) fn connections_room(&self) -> u64 {
         const TAKEN_IN_ADVANCE: u64 = 128;
         let size = u64::from(self.connections_size);

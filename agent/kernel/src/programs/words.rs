@@ -1,5 +1,5 @@
-//! An array map of words that is read and written through memory, where each word changes at once. Other ways to write
-//! an array copy whole elements, of which a program may see half.
+//! An array map of words that is read and written through memory, where each word changes at once.
+//! Other ways to write an array copy whole elements, of which a program may see half.
 
 #![expect(unsafe_code, reason = "mmap(2) takes and returns addresses")]
 
@@ -16,8 +16,8 @@ const AT_ONCE: usize = 1 << 18;
 
 /// The array. It must have been made for that (`BPF_F_MMAPABLE`).
 ///
-/// Only what is read or written is mapped, and only meanwhile: the kernel enters every page of such a mapping when it is
-/// made, touched or not, and each counts as resident memory of this process.
+/// Only what is read or written is mapped, and only meanwhile: the kernel enters every page of such
+/// a mapping when it is made, touched or not, and each counts as resident memory of this process.
 #[derive(Debug)]
 pub(super) struct Words {
     array: OwnedFd,
@@ -112,8 +112,8 @@ struct Window {
 
 impl Window {
     fn words(&self) -> &[AtomicU32] {
-        // SAFETY: so many words, after so many bytes of whole words, are mapped from `start`, a page's beginning, until
-        // `drop`. Others read and write them as atomic words too.
+        // SAFETY: so many words, after so many bytes of whole words, are mapped from `start`, a
+        // page's beginning, until `drop`. Others read and write them as atomic words too.
         unsafe { std::slice::from_raw_parts(self.start.byte_add(self.skipped).cast().as_ptr(), self.length) }
     }
 }

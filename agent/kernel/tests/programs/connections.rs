@@ -1,4 +1,5 @@
-//! The connection table against a model of it: random packets through the programs of two nodes, while backends come and go.
+//! The connection table against a model of it: random packets through the programs of two nodes,
+//! while backends come and go.
 
 mod allowance;
 mod model;
@@ -261,7 +262,8 @@ fn answer(got: &Packet, flags: u8, length: usize) -> Option<Packet> {
     Some(Packet { source: got.destination, destination: got.source, upper })
 }
 
-/// A processor that has seen the client speak before it was answered takes part in establishing the flow too.
+/// A processor that has seen the client speak before it was answered takes part in establishing the
+/// flow too.
 #[test]
 fn a_flow_is_established_on_its_backends_node_whichever_processor_sees_its_packets() {
     let mut world = World::new();

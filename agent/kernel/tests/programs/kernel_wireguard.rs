@@ -1,5 +1,5 @@
-//! Packets to and from the kernel's WireGuard: between two hosts whose devices hand each other packets as they are, as
-//! WireGuard would after it has decrypted them.
+//! Packets to and from the kernel's WireGuard: between two hosts whose devices hand each other
+//! packets as they are, as WireGuard would after it has decrypted them.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -15,9 +15,9 @@ use crate::hosts::{Hosts, Setup, enter, succeed};
 use crate::support::{PREFIX6, VNI, frame, ipv4, ipv6, mac, udp, v4, v6};
 use crate::traffic::carry_everything;
 
-/// A device of IP packets on each of two hosts, and what carries packets from one to the other. Lines that it reads are
-/// packets for the second host, in hexadecimal, or ask for the sources of the large packets that the first host has sent
-/// since it was last asked.
+/// A device of IP packets on each of two hosts, and what carries packets from one to the other.
+/// Lines that it reads are packets for the second host, in hexadecimal, or ask for the sources of
+/// the large packets that the first host has sent since it was last asked.
 const DEVICES: &str = r"
 import ctypes, fcntl, os, select, struct, sys
 def device(netns):
@@ -218,7 +218,8 @@ fn of_what_a_peer_sends_only_packets_of_encrypted_networks_from_its_own_addresse
     for source in nobodys {
         expect(&good(source, ours, 4789, VNI), Vni::NONE, Reason::SpoofedPeer);
     }
-    // Nothing of the host is reached: neither its own addresses, nor other ports, nor by fragments or options.
+    // Nothing of the host is reached: neither its own addresses, nor other ports, nor by fragments
+    // or options.
     let mut fragment = good(theirs, ours, 4789, VNI);
     fragment[6] = 0x20;
     let mut checked = good(theirs, ours, 4789, VNI);

@@ -122,7 +122,8 @@ fn published(setup: Setup) {
     let _second = Server::start(&hosts.hosts[1].container);
     let _first = Server::start(&hosts.hosts[0].container);
     let client = hosts.hosts[1].netns.clone();
-    // 7000 and 8080: to the container on the client's host, through the other host and back. 8081: the container there.
+    // 7000 and 8080: to the container on the client's host, through the other host and back. 8081:
+    // the container there.
     for port in ["7000", "8080", "8081"] {
         succeed(&enter(&client, &["python3", "-c", WHO, "192.168.77.11", port]));
     }

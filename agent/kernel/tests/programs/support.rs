@@ -19,7 +19,8 @@ pub(crate) const REMOTE: [u8; 4] = [192, 168, 77, 12];
 pub(crate) const PREFIX6: [u8; 12] = [0xfd, 0x4d, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0];
 pub(crate) const HOST_MAC: Mac = Mac([2, 0x4d, 0, 0, 0, 1]);
 pub(crate) const MTU: u32 = 1450;
-/// The interface that crafted packets come in by, unless a test makes one: the loopback of its own namespace.
+/// The interface that crafted packets come in by, unless a test makes one: the loopback of its own
+/// namespace.
 pub(crate) const IFINDEX: u32 = 1;
 
 /// A path on bpffs that no other test has.
@@ -47,8 +48,9 @@ impl Instance {
         Self { datapath, dir, ifindex: IFINDEX }
     }
 
-    /// As [`Instance::load`], with the maps of a node that has two endpoints (`.5` and `.6`) in a network of which
-    /// another node has a block (from `.64`), and one endpoint in each of two other networks.
+    /// As [`Instance::load`], with the maps of a node that has two endpoints (`.5` and `.6`) in a
+    /// network of which another node has a block (from `.64`), and one endpoint in each of two
+    /// other networks.
     pub(crate) fn configured() -> Self {
         let mut instance = Self::load();
         for entry in entries() {
@@ -68,7 +70,8 @@ impl Instance {
 
     /// Runs a program on a super-packet with segments of `gso_size` bytes.
     ///
-    /// Three times: what the program remembers of the first and the second packet must not make any difference to the next.
+    /// Three times: what the program remembers of the first and the second packet must not make any
+    /// difference to the next.
     #[track_caller]
     pub(crate) fn run_super(&mut self, kind: ProgramKind, packet: &[u8], gso_size: u32) -> Outcome {
         let first = self.run_once(kind, packet, gso_size);

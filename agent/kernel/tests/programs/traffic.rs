@@ -96,7 +96,8 @@ fn all_kinds_of_traffic(setup: Setup) {
     carry_everything(&mut Hosts::new(setup), 100);
 }
 
-/// Ping, so many megabytes over TCP, super-packets of UDP and a datagram in fragments, over both families.
+/// Ping, so many megabytes over TCP, super-packets of UDP and a datagram in fragments, over both
+/// families.
 pub(crate) fn carry_everything(hosts: &mut Hosts, megabytes: u32) {
     let _server = Server::start(&hosts.hosts[1].container);
     for address in ["10.64.0.70", "fd4d:0:0:1::46"] {

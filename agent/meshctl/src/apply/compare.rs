@@ -73,7 +73,8 @@ pub(super) fn network(declared: &Network, there: &mesh_model::Network, is_ours: 
     found
 }
 
-/// A family without a declared subnet has one of the cluster's choice: IPv4 always, IPv6 where it is enabled.
+/// A family without a declared subnet has one of the cluster's choice: IPv4 always, IPv6 where it
+/// is enabled.
 fn subnets(declared: &Network, there: &mesh_model::Network) -> Vec<String> {
     let mut found = Vec::new();
     for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {

@@ -1,5 +1,5 @@
-//! The file as a whole: Compose's own keys where they mean something to a network or a service, and Mesh's own ones
-//! under `x-mesh`. What is not understood is noted, never guessed.
+//! The file as a whole: Compose's own keys where they mean something to a network or a service, and
+//! Mesh's own ones under `x-mesh`. What is not understood is noted, never guessed.
 
 use std::collections::BTreeMap;
 
@@ -64,8 +64,8 @@ fn understand(document: &yaml::Node, project: String, profiles: &[String]) -> Re
     let mut names = Networks::new();
     let declared = section.take("networks").map_or_else(|| Ok(Vec::new()), |networks| networks.entries())?;
     for (key, item) in declared {
-        // Names are the cluster's, so networks are called as the file calls them; only the one that Compose makes
-        // up itself has the project's name in front, or all projects would share it.
+        // Names are the cluster's, so networks are called as the file calls them; only the one that
+        // Compose makes up itself has the project's name in front, or all projects would share it.
         let called = if key == DEFAULT_NETWORK { default_name.as_str() } else { key };
         let name = |item: &Item<'_>| called.parse::<Name>().map_err(|error| item.invalid_key(called, error));
         let network = network::read(item.clone(), name, &mut ignored)?;
@@ -108,7 +108,8 @@ fn understand(document: &yaml::Node, project: String, profiles: &[String]) -> Re
     Ok(Declared { project, networks, services, inactive, ignored, warnings: Vec::new() })
 }
 
-/// A port that two services of the file, or one twice, have; those of ranges are chosen so that they do not.
+/// A port that two services of the file, or one twice, have; those of ranges are chosen so that
+/// they do not.
 fn published_twice(services: &[Service]) -> Option<PublishedPort> {
     let mut taken: BTreeMap<_, Vec<PublishedPort>> = BTreeMap::new();
     let ports = services.iter().flat_map(|service| &service.ports);

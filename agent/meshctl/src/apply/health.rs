@@ -1,4 +1,5 @@
-//! Compose's `healthcheck:` as far as it says what a check from outside of the container can find out.
+//! Compose's `healthcheck:` as far as it says what a check from outside of the container can find
+//! out.
 
 use std::time::Duration;
 
@@ -144,7 +145,8 @@ fn words(test: &Item<'_>) -> Result<Vec<String>, Invalid> {
     Ok(shell_words(test.text()?))
 }
 
-/// A plain command and its arguments; nothing that a shell would expand, redirect or chain is looked into.
+/// A plain command and its arguments; nothing that a shell would expand, redirect or chain is
+/// looked into.
 fn shell_words(command: &str) -> Vec<String> {
     let command = command.trim();
     // The usual end, which only makes any failure a 1.

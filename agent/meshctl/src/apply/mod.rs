@@ -1,7 +1,7 @@
 //! `meshctl apply`: networks and services as one file declares them.
 //!
-//! [`file`] understands the file, [`plan`] compares it with what there is, without a call or a clock. The calls that
-//! follow are in `command::apply`.
+//! [`file`] understands the file, [`plan`] compares it with what there is, without a call or a
+//! clock. The calls that follow are in `command::apply`.
 
 mod compare;
 mod dotenv;

@@ -17,7 +17,8 @@ pub(crate) struct Ignored {
 /// Why a key is without effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// It concerns the container and not its networks; this is the key without the names that lead to it.
+    /// It concerns the container and not its networks; this is the key without the names that lead
+    /// to it.
     Container(String),
     /// It concerns networks, and Mesh has no use for it, or not for this value.
     NoUse,

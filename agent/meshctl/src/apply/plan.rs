@@ -98,7 +98,8 @@ pub(crate) struct Change {
 
 /// Compares a file with what there is. Nothing is to be done while there is any conflict.
 ///
-/// With `prune`, what an earlier file of the same project made and this one does not declare is removed.
+/// With `prune`, what an earlier file of the same project made and this one does not declare is
+/// removed.
 pub(crate) fn plan(declared: &Declared, listed: &Listed, prune: bool) -> Result<Plan, Vec<Conflict>> {
     Planning::new(declared, listed).plan(prune)
 }
@@ -154,7 +155,8 @@ impl<'a> Planning<'a> {
         Ok(Plan { project: self.declared.project.clone(), steps, removes_all, warnings: Vec::new() })
     }
 
-    /// Whether so many removals leave the project without a service, or without a network, that it has now.
+    /// Whether so many removals leave the project without a service, or without a network, that it
+    /// has now.
     fn removes_all(&self, services: usize, networks: usize) -> bool {
         let had_services =
             self.listed.services.iter().filter(|service| self.is_ours(&service.labels)).count();

@@ -64,7 +64,8 @@ fn short(text: &str) -> Result<Vec<Port>, InvalidPort> {
         None => (text, Protocol::Tcp),
     };
     let (rest, target) = ports.rsplit_once(':').unwrap_or(("", ports));
-    // An IPv6 address stands with or without brackets; what follows its last colon is the port either way.
+    // An IPv6 address stands with or without brackets; what follows its last colon is the port
+    // either way.
     let (host_ip, published) = rest.rsplit_once(':').unwrap_or(("", rest));
     let published = if published.is_empty() { None } else { Some(published.parse::<Range>()?) };
     expand(published, &target.parse()?, protocol, PublishMode::Ingress, host_address(host_ip)?)

@@ -44,7 +44,8 @@ pub(super) fn difference<'a>(declared: &'a [Port], there: &[PublishedPort]) -> D
     let mut missing: Vec<&Port> = declared.iter().collect();
     let mut there = there.to_vec();
     there.sort_unstable();
-    // In order of the published ports, each to the range that ends first: no other choice fits more of them.
+    // In order of the published ports, each to the range that ends first: no other choice fits more
+    // of them.
     let surplus = there.into_iter().filter(|port| {
         let fitting = missing.iter().enumerate().filter(|(_, declared)| declared.allows(port));
         let first_to_end = fitting.min_by_key(|(_, declared)| *declared.published.end());

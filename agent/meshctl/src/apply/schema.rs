@@ -1,4 +1,5 @@
-//! The keys that Compose files have, so that a misspelt one can be told from one that does not concern Mesh.
+//! The keys that Compose files have, so that a misspelt one can be told from one that does not
+//! concern Mesh.
 
 /// The keys that are allowed at one place of the file.
 #[derive(Debug)]

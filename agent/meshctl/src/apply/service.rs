@@ -71,7 +71,8 @@ pub(super) fn read<'a>(
     if let Some(ports) = section.take("ports") {
         for item in ports.list()? {
             for port in port::read(&item, ignored)? {
-                // The same port of the host twice says no more than once; two ports of the cluster's choice do.
+                // The same port of the host twice says no more than once; two ports of the
+                // cluster's choice do.
                 if port.is_automatic() || !read.ports.contains(&port) {
                     read.ports.push(port);
                 }
@@ -153,8 +154,8 @@ impl Read<'_> {
         Ok(())
     }
 
-    /// The services that it is in Mesh. What there can be only one of, the published ports and a VIP that was asked for,
-    /// the one on the first network has.
+    /// The services that it is in Mesh. What there can be only one of, the published ports and a
+    /// VIP that was asked for, the one on the first network has.
     pub(super) fn on(&mut self, item: &Item<'_>, names: &Networks<'_>) -> Result<Vec<Service>, Invalid> {
         let unnamed = [Membership { network: DEFAULT_NETWORK, at: item.clone(), aliases: Vec::new() }];
         let memberships = if self.networks.is_empty() { &unnamed[..] } else { &self.networks };

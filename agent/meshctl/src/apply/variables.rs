@@ -1,4 +1,5 @@
-//! Variables in a Compose file: `$NAME`, `${NAME}` and the forms with a default, an error or an alternative.
+//! Variables in a Compose file: `$NAME`, `${NAME}` and the forms with a default, an error or an
+//! alternative.
 //!
 //! <https://docs.docker.com/reference/compose-file/interpolation/>
 
@@ -48,7 +49,8 @@ pub(super) enum Blank {
     Empty,
 }
 
-/// Replaces the variables of a text; those without a value and a default become nothing and are noted in `blank`.
+/// Replaces the variables of a text; those without a value and a default become nothing and are
+/// noted in `blank`.
 pub(super) fn fill_in(
     text: &str,
     variables: &Variables,

@@ -1,4 +1,5 @@
-//! YAML as a tree in which everything knows its line, so that whatever is wrong or not understood can be pointed at.
+//! YAML as a tree in which everything knows its line, so that whatever is wrong or not understood
+//! can be pointed at.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -15,7 +16,8 @@ use super::variables::{Blank, InvalidVariable, Variables, fill_in};
 
 /// Most values of a file with all its aliases expanded, and most bytes of text in them.
 const LARGEST: (usize, usize) = (500_000, 64 << 20);
-/// Most events inside anchored values, those of aliases in them included: what is kept to be repeated.
+/// Most events inside anchored values, those of aliases in them included: what is kept to be
+/// repeated.
 const ANCHORED: usize = 50_000;
 
 /// A value and where it is.
@@ -195,7 +197,8 @@ fn unreadable(error: &serde_saphyr::Error) -> Reason {
     }
 }
 
-/// Replaces the variables of all values. One without a value becomes nothing, with a warning; in `ports` it is an error.
+/// Replaces the variables of all values. One without a value becomes nothing, with a warning; in
+/// `ports` it is an error.
 pub(super) fn fill(
     document: &mut Node,
     variables: &Variables,

@@ -16,7 +16,8 @@ pub(crate) struct Apply {
     #[arg(long, value_name = "FILE")]
     pub(crate) env_file: Vec<PathBuf>,
 
-    /// Also apply the services of this profile; may be repeated [default: those in `COMPOSE_PROFILES`]
+    /// Also apply the services of this profile; may be repeated [default: those in
+    /// `COMPOSE_PROFILES`]
     #[arg(long, value_name = "NAME")]
     pub(crate) profile: Vec<String>,
 

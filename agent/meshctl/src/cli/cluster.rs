@@ -61,8 +61,9 @@ pub(crate) struct Init {
     #[arg(long, value_name = "BITS", default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub(crate) default_addr_pool_mask_length: u8,
 
-    /// Direct server return: what a published port answers leaves by the backend's own host, as from the address that the
-    /// client spoke to. For underlays that let a host send from another one's address
+    /// Direct server return: what a published port answers leaves by the backend's own host, as
+    /// from the address that the client spoke to. For underlays that let a host send from another
+    /// one's address
     #[arg(long)]
     pub(crate) dsr: bool,
 }

@@ -69,7 +69,8 @@ const RUN: &str = "start the container with your runtime, then attach it: meshct
 const SCALE: &str = "start containers with your runtime and attach each: meshctl endpoint attach --service SERVICE --network NETWORK ...";
 const RUNTIME_NONE: &str = "the manager's store is not encrypted";
 
-/// What to do instead of a command that does not exist. `words`: the command line's words without flags.
+/// What to do instead of a command that does not exist. `words`: the command line's words without
+/// flags.
 pub(super) fn instead_of(words: &[&str]) -> Option<&'static str> {
     WORDS.iter().find(|(known, _)| words.starts_with(known)).map(|(_, hint)| *hint)
 }

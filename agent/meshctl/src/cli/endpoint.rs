@@ -12,8 +12,8 @@ use crate::filter::{self, EndpointKey, Filter};
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Attach a container's network namespace to a network; prints the id and the addresses, and below them what
-    /// belongs into the container's resolv.conf
+    /// Attach a container's network namespace to a network; prints the id and the addresses, and
+    /// below them what belongs into the container's resolv.conf
     Attach(Box<Attach>),
     /// List endpoints
     #[command(visible_alias = "list")]
@@ -92,8 +92,8 @@ pub(crate) struct Ls {
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// Only those with: id=PREFIX, name=PART, network=NAME, node=NAME, service=NAME; repeated, one of the
-    /// values of each key must hold
+    /// Only those with: id=PREFIX, name=PART, network=NAME, node=NAME, service=NAME; repeated, one
+    /// of the values of each key must hold
     #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<EndpointKey>)]
     pub(crate) filter: Vec<Filter<EndpointKey>>,
 }

@@ -1,4 +1,5 @@
-//! The command line: what can be typed. Names, flags and defaults are Docker's where Docker has them.
+//! The command line: what can be typed. Names, flags and defaults are Docker's where Docker has
+//! them.
 
 pub(crate) mod apply;
 pub(crate) mod cluster;

@@ -78,13 +78,14 @@ pub(crate) struct Create {
     )]
     pub(crate) attachable: bool,
 
-    /// Which sockets of the hosts its containers may reach, published ports aside: `none`, not even the name server, so that
-    /// its containers resolve no names; `dns`, the name server at the gateway address, and pings are answered; `all`, every one of every node
+    /// Which sockets of the hosts its containers may reach, published ports aside: `none`, not even
+    /// the name server, so that its containers resolve no names; `dns`, the name server at the
+    /// gateway address, and pings are answered; `all`, every one of every node
     #[arg(long, value_name = "ACCESS", value_enum, default_value_t = HostAccess::Dns, hide_possible_values = true)]
     pub(crate) host_access: HostAccess,
 
-    /// Whether its containers may reach cloud metadata services, 169.254.0.0/16 and `fd00:ec2::254` among them: `block` or
-    /// `allow`
+    /// Whether its containers may reach cloud metadata services, 169.254.0.0/16 and `fd00:ec2::254`
+    /// among them: `block` or `allow`
     #[arg(long, value_name = "ACCESS", value_enum, default_value_t = Metadata::Block, hide_possible_values = true)]
     pub(crate) metadata: Metadata,
 
@@ -100,7 +101,8 @@ pub(crate) struct Create {
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
     pub(crate) label: Vec<KeyValue>,
 
-    /// An option in Docker's spelling: encrypted, mtu or com.docker.network.driver.mtu; may be repeated
+    /// An option in Docker's spelling: encrypted, mtu or com.docker.network.driver.mtu; may be
+    /// repeated
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
     pub(crate) opt: Vec<KeyValue>,
 
@@ -122,7 +124,8 @@ Example:
     group = ArgGroup::new("change").args(["host_access", "metadata"]).multiple(true).required(true)
 )]
 pub(crate) struct Update {
-    /// Which sockets of the hosts its containers may reach: `none`, `dns` or `all`; see `network create --help`
+    /// Which sockets of the hosts its containers may reach: `none`, `dns` or `all`; see `network
+    /// create --help`
     #[arg(long, value_name = "ACCESS", value_enum, hide_possible_values = true)]
     pub(crate) host_access: Option<HostAccess>,
 
@@ -188,8 +191,8 @@ pub(crate) struct Ls {
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// Only those with: driver=NAME, id=PREFIX, label=KEY[=VALUE], name=PART, vni=VNI; repeated, one of the
-    /// values of each key must hold, and all labels
+    /// Only those with: driver=NAME, id=PREFIX, label=KEY[=VALUE], name=PART, vni=VNI; repeated,
+    /// one of the values of each key must hold, and all labels
     #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<NetworkKey>)]
     pub(crate) filter: Vec<Filter<NetworkKey>>,
 }

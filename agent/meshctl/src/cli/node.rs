@@ -55,7 +55,8 @@ pub(crate) struct Update {
     #[arg(long, value_enum)]
     pub(crate) availability: Option<Availability>,
 
-    /// Where the other hosts reach it; on the node itself, an interface can be named, which is then followed
+    /// Where the other hosts reach it; on the node itself, an interface can be named, which is then
+    /// followed
     #[arg(long, value_name = "IP|IFACE[:PORT]", value_parser = value::not_empty)]
     pub(crate) advertise_addr: Option<String>,
 

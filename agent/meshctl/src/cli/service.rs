@@ -144,8 +144,8 @@ pub(crate) struct Ls {
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// Only those with: id=PREFIX, label=KEY[=VALUE], mode=vip|dnsrr, name=PART, network=NAME; repeated, one of
-    /// the values of each key must hold, and all labels
+    /// Only those with: id=PREFIX, label=KEY[=VALUE], mode=vip|dnsrr, name=PART, network=NAME;
+    /// repeated, one of the values of each key must hold, and all labels
     #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<ServiceKey>)]
     pub(crate) filter: Vec<Filter<ServiceKey>>,
 }

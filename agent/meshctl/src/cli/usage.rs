@@ -17,7 +17,8 @@ pub(crate) fn report(error: &Error, args: &[OsString]) -> u8 {
             Report { text, ..Report::default() }.print(false)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // The whole help is the best answer; it goes where errors go. Nobody is left to tell if that fails.
+            // The whole help is the best answer; it goes where errors go. Nobody is left to tell if
+            // that fails.
             let _ = error.print();
             ProblemKind::Usage.exit_code()
         }

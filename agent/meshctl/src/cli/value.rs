@@ -95,7 +95,8 @@ pub(crate) fn host_port(text: &str) -> Result<String, InvalidValue> {
     }
 }
 
-/// A name under `/run/netns`, or a path, made absolute since the agent's working directory is another.
+/// A name under `/run/netns`, or a path, made absolute since the agent's working directory is
+/// another.
 pub(crate) fn netns(text: &str) -> Result<String, InvalidValue> {
     let text = not_empty(text)?;
     if !text.contains('/') {
@@ -108,7 +109,8 @@ pub(crate) fn netns(text: &str) -> Result<String, InvalidValue> {
     path.into_os_string().into_string().map_err(|_| InvalidValue::NoPath)
 }
 
-/// A length of time as Go and Compose write it: numbers with units from hours to microseconds, one after the other.
+/// A length of time as Go and Compose write it: numbers with units from hours to microseconds, one
+/// after the other.
 pub(crate) fn duration(text: &str) -> Result<Duration, InvalidValue> {
     let mut rest = text;
     let mut total = Duration::ZERO;

@@ -146,7 +146,8 @@ struct Nodes {
     down: usize,
 }
 
-/// The cluster as this host knows it is shown even when no manager answers, and that it is so is an error.
+/// The cluster as this host knows it is shown even when no manager answers, and that it is so is an
+/// error.
 async fn status(client: &Client, format: Option<Format>) -> Report {
     let local = match local_status(client).await {
         Ok(local) => local,

@@ -6,8 +6,8 @@ use mesh_proto::{Problem, ProblemKind};
 
 use crate::report;
 
-/// Asks at the terminal; the question goes to standard error, since standard output is the result's. Without a terminal it
-/// is an error, with `hint` as what to do.
+/// Asks at the terminal; the question goes to standard error, since standard output is the
+/// result's. Without a terminal it is an error, with `hint` as what to do.
 pub(super) fn confirm(command: &str, what: &str, hint: &str) -> Result<(), Problem> {
     if !io::stdin().is_terminal() {
         let message = format!("{command}, needs a yes, standard input is no terminal to ask at");

@@ -24,7 +24,8 @@ pub(super) async fn run(client: &Client, command: Command, format: Option<Format
             let call = async |name: String| match find(&endpoints, &name) {
                 Ok(endpoint) => Ok(Endpoint::from(endpoint.clone())),
                 Err(problem) if problem.kind == ProblemKind::NotFound => {
-                    // Without a manager only this node's own endpoints are listed: what is not among them may be elsewhere.
+                    // Without a manager only this node's own endpoints are listed: what is not
+                    // among them may be elsewhere.
                     client.call(client.control().await?.get_cluster(v1::GetClusterRequest {})).await?;
                     Err(perhaps_elsewhere(problem, &unheard))
                 }
@@ -109,7 +110,8 @@ fn perhaps_elsewhere(problem: Problem, unheard: &[String]) -> Problem {
         .hint(format!("since it began, the manager has not heard of the endpoints on {}", unheard.join(", ")))
 }
 
-/// The endpoint meant by an id, a name, or the beginning of an id, in this order; each may be preceded by `NETWORK/`.
+/// The endpoint meant by an id, a name, or the beginning of an id, in this order; each may be
+/// preceded by `NETWORK/`.
 fn find<'a>(endpoints: &'a [v1::Endpoint], asked: &str) -> Result<&'a v1::Endpoint, Problem> {
     let (within, wanted) = asked.split_once('/').map_or((None, asked), |(within, name)| (Some(within), name));
     let is_within = |endpoint: &&v1::Endpoint| {

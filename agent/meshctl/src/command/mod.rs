@@ -63,7 +63,8 @@ fn list_of<T: Serialize>(
     Report { text, problems, ..Report::default() }
 }
 
-/// The result of an `inspect`: JSON unless a table is asked for; an object for one name, an array for several.
+/// The result of an `inspect`: JSON unless a table is asked for; an object for one name, an array
+/// for several.
 async fn inspect<T: Serialize>(
     names: Vec<String>,
     format: Option<Format>,

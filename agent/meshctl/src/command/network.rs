@@ -86,7 +86,8 @@ fn create_request(create: Create) -> Result<v1::CreateNetworkRequest, Problem> {
     })
 }
 
-/// Takes `-o encrypted` out of the options: whoever knows Docker's spelling must not get a network in the clear.
+/// Takes `-o encrypted` out of the options: whoever knows Docker's spelling must not get a network
+/// in the clear.
 fn encrypted_option(options: &mut HashMap<String, String>) -> Result<bool, Problem> {
     match options.remove(ENCRYPTED_OPTION).as_deref() {
         None | Some("false") => Ok(false),
@@ -183,8 +184,8 @@ async fn one(client: &Client, network: String) -> Result<Network, Problem> {
     Ok(Network { counters: Some(counters), ..Network::new(network, answer.endpoints, mtu) })
 }
 
-/// This host's counters of a network and the MTU that endpoints get here; nothing for a network that the host's
-/// datapath has never heard of.
+/// This host's counters of a network and the MTU that endpoints get here; nothing for a network
+/// that the host's datapath has never heard of.
 async fn counters(client: &Client, vni: u32) -> Result<(Vec<NetworkCounter>, Option<u32>), Problem> {
     let request = v1::NetworkCountersRequest { vni };
     match client.call(client.local().await?.network_counters(request)).await {

@@ -98,7 +98,8 @@ struct Wireguard {
     port: u32,
     /// Of the node's newest key.
     generation: u32,
-    /// What carries encrypted networks on this host: `kernel` or `userspace`; null while none is here.
+    /// What carries encrypted networks on this host: `kernel` or `userspace`; null while none is
+    /// here.
     engine: Option<String>,
     /// Why it is this one.
     engine_reason: Option<String>,

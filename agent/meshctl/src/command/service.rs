@@ -222,7 +222,8 @@ fn in_use(backends: &[Backend]) -> String {
     format!("{count}/{}", backends.len())
 }
 
-/// Why backends get no new connections, as in `1 draining, 2 unhealthy`; or that all are used although none passes.
+/// Why backends get no new connections, as in `1 draining, 2 unhealthy`; or that all are used
+/// although none passes.
 fn reasons(backends: &[Backend]) -> String {
     let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
     for backend in backends.iter().filter(|backend| !backend.receives_traffic) {

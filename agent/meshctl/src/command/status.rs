@@ -77,7 +77,8 @@ struct Connections {
     networks: Vec<NetworkConnections>,
 }
 
-/// Those of one network, or those to published ports that came in by this node (`vni` 0, `network` null).
+/// Those of one network, or those to published ports that came in by this node (`vni` 0, `network`
+/// null).
 #[derive(Debug, Serialize)]
 struct NetworkConnections {
     vni: u32,

@@ -72,7 +72,8 @@ pub(crate) struct Endpoint {
     pub(crate) service: Option<String>,
     pub(crate) aliases: Vec<String>,
     pub(crate) health: Option<String>,
-    /// What its container should use to resolve names; null where the endpoint's host does not tell.
+    /// What its container should use to resolve names; null where the endpoint's host does not
+    /// tell.
     pub(crate) dns: Option<Dns>,
     pub(crate) created_at: String,
 }
@@ -154,7 +155,8 @@ pub(crate) fn unusable(error: &InvalidMessage) -> Problem {
 }
 
 impl Network {
-    /// `mtu` is what the datapath allows on this host, as far as the host can tell; the network's own is its upper bound.
+    /// `mtu` is what the datapath allows on this host, as far as the host can tell; the network's
+    /// own is its upper bound.
     pub(crate) fn new(network: v1::Network, endpoints: Vec<v1::Endpoint>, mtu: Option<u32>) -> Self {
         let mut endpoints: Vec<Endpoint> = endpoints.into_iter().map(Into::into).collect();
         endpoints.sort_by(|a, b| (&a.name, &a.id).cmp(&(&b.name, &b.id)));

@@ -1,4 +1,5 @@
-//! The Compose files under `tests/compose`: each says in its first comments how `apply --dry-run` treats it.
+//! The Compose files under `tests/compose`: each says in its first comments how `apply --dry-run`
+//! treats it.
 
 use std::path::{Path, PathBuf};
 

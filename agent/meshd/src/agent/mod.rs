@@ -1,7 +1,8 @@
-//! What a member knows and wants: shared by the session with a manager, the local API and the kernel loop.
+//! What a member knows and wants: shared by the session with a manager, the local API and the
+//! kernel loop.
 //!
-//! Every change of it makes a new generation and wakes the loop. A pass of the loop tells which generation it was of, so
-//! that whoever made a change can wait until the kernel has it.
+//! Every change of it makes a new generation and wakes the loop. A pass of the loop tells which
+//! generation it was of, so that whoever made a change can wait until the kernel has it.
 
 mod revisions;
 pub mod saving;
@@ -183,8 +184,8 @@ pub fn now() -> u64 {
 impl Agent {
     /// Takes up what is on the disk; `fresh` is what a node knows that has just become a member.
     ///
-    /// Endpoints whose caller was never told are undone: their records go, and with them the first pass removes what was
-    /// made for them.
+    /// Endpoints whose caller was never told are undone: their records go, and with them the first
+    /// pass removes what was made for them.
     pub fn load(
         node: Node,
         fresh: ClusterView,
@@ -213,7 +214,8 @@ impl Agent {
         let health: SavedHealth =
             go_on_without(durable::read_json(&paths.health()), &mut damage)?.unwrap_or_default();
         let endpoints = loaded.endpoints;
-        // Those that ended with an earlier boot release their addresses now: nobody has counted their rest since.
+        // Those that ended with an earlier boot release their addresses now: nobody has counted
+        // their rest since.
         let mut in_use = endpoints.clone();
         in_use.extend(loaded.ended.iter().map(|(id, endpoint)| (id.clone(), endpoint.clone())));
         let lost_view = is_lost.then(|| LostView { pools: saved.clone(), delays });
@@ -314,7 +316,8 @@ impl Agent {
         look(&self.lock())
     }
 
-    /// Changes what the kernel should have, and wakes the loop. Returns the generation that has the change.
+    /// Changes what the kernel should have, and wakes the loop. Returns the generation that has the
+    /// change.
     pub fn change<R>(&self, change: impl FnOnce(&mut State) -> R) -> (u64, R) {
         let mut state = self.lock();
         let result = change(&mut state);
@@ -325,7 +328,8 @@ impl Agent {
         (state.generation, result)
     }
 
-    /// Has the loop look again at what the kernel should have: something in a service that it follows from has changed.
+    /// Has the loop look again at what the kernel should have: something in a service that it
+    /// follows from has changed.
     pub fn look_again(&self) {
         let mut state = self.lock();
         state.generation += 1;
@@ -393,7 +397,8 @@ impl Agent {
         (state.generation, view.revision, desired)
     }
 
-    /// What the WireGuard engine should do; `None` while this node has no part in an encrypted network.
+    /// What the WireGuard engine should do; `None` while this node has no part in an encrypted
+    /// network.
     pub fn encryption(&self) -> Option<Wish> {
         self.read(|state| Wish::of(&state.view, &self.node.id))
     }
@@ -408,7 +413,8 @@ impl Agent {
         self.key_calls.subscribe()
     }
 
-    /// Waits until the cluster knows a key of this node; false when that takes longer than `timeout`.
+    /// Waits until the cluster knows a key of this node; false when that takes longer than
+    /// `timeout`.
     pub async fn has_announced_key(&self, timeout: Duration) -> bool {
         self.sees(timeout, |_| self.node().wireguard.is_some()).await
     }
@@ -418,8 +424,8 @@ impl Agent {
         self.sees(timeout, |_| self.read(|state| !state.manager.is_empty())).await
     }
 
-    /// Waits until the cluster's records are known. What the kernel has must not follow from the lack of them: it stays as it
-    /// is until a manager has sent them.
+    /// Waits until the cluster's records are known. What the kernel has must not follow from the
+    /// lack of them: it stays as it is until a manager has sent them.
     pub async fn view_known(&self) {
         // The sender lives as long as `self`.
         let _ = self.view_known.subscribe().wait_for(|known| *known).await;
@@ -440,8 +446,8 @@ impl Agent {
         self.endpoints_told.send_modify(|told| *told = count.max(*told));
     }
 
-    /// Waits until the manager knows of all changes of endpoints so far, so that who asks it next finds them. Without a
-    /// session nothing is waited for: the next one begins with all endpoints.
+    /// Waits until the manager knows of all changes of endpoints so far, so that who asks it next
+    /// finds them. Without a session nothing is waited for: the next one begins with all endpoints.
     pub async fn told(&self) {
         let wanted = *self.endpoints_changed.borrow();
         let mut told = self.endpoints_told.subscribe();

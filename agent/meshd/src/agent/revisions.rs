@@ -22,8 +22,8 @@ impl Agent {
         self.unsaved.notify_one();
     }
 
-    /// A view that differs in services only, or in nothing but its revision, makes no work for passes; true when this was
-    /// one.
+    /// A view that differs in services only, or in nothing but its revision, makes no work for
+    /// passes; true when this was one.
     fn advance_revision(&self, view: &ClusterView) -> bool {
         let mut state = self.lock();
         let before = state.view.revision;
@@ -66,7 +66,8 @@ impl Agent {
         };
         let own =
             changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
-        // A store that was restored from a backup counts its revisions anew, and so have the pools to.
+        // A store that was restored from a backup counts its revisions anew, and so have the pools
+        // to.
         let rewound = view.revision < state.view.revision;
         state.view = view;
         state.view_number += 1;
@@ -98,8 +99,8 @@ impl Agent {
         self.sees(timeout, |received| received >= revision).await
     }
 
-    /// Waits until this is true of a view's revision, or of what else came with it; false when that takes longer than
-    /// `timeout`.
+    /// Waits until this is true of a view's revision, or of what else came with it; false when that
+    /// takes longer than `timeout`.
     pub(super) async fn sees(&self, timeout: Duration, mut wanted: impl FnMut(u64) -> bool) -> bool {
         let mut revisions = self.revision.subscribe();
         let seen = revisions.wait_for(|revision| wanted(*revision));

@@ -10,8 +10,9 @@ use tokio::time::{sleep, timeout};
 use super::{Agent, State};
 use crate::durable::{self, FileError, Survives};
 
-/// How often changes that may wait are written. Those of the view and of names do not: an agent that is killed and begins
-/// with old ones takes from the kernel, and from containers, what those do not know.
+/// How often changes that may wait are written. Those of the view and of names do not: an agent
+/// that is killed and begins with old ones takes from the kernel, and from containers, what those
+/// do not know.
 const SAVE: Duration = Duration::from_secs(1);
 /// Time between two writes at least.
 const PAUSE: Duration = Duration::from_millis(50);
@@ -42,7 +43,8 @@ pub async fn run(agent: Arc<Agent>) {
     }
 }
 
-/// What this thread has used of a processor: on a busy machine, the time that passes says nothing about the work.
+/// What this thread has used of a processor: on a busy machine, the time that passes says nothing
+/// about the work.
 fn processor_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
@@ -54,14 +56,15 @@ impl Agent {
         self.view_on_disk.load(Ordering::Acquire) >= wanted
     }
 
-    /// Makes sure that it has. It has to survive as much as the endpoint does whose attach relies on it.
+    /// Makes sure that it has. It has to survive as much as the endpoint does whose attach relies
+    /// on it.
     pub fn save_own_view(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.own_view_number);
         self.save_view(wanted, Survives::Kill)
     }
 
-    /// Writes what has changed of the view and of the pools, for the next start. Nothing of it has to be durable: what
-    /// has is written where it is relied upon.
+    /// Writes what has changed of the view and of the pools, for the next start. Nothing of it has
+    /// to be durable: what has is written where it is relied upon.
     pub fn save_changes(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.view_number);
         self.save_view(wanted, Survives::Kill)?;
@@ -90,12 +93,14 @@ impl Agent {
         written
     }
 
-    /// Writes down which addresses rest, so that an agent that is killed the next moment does not hand them out at once.
+    /// Writes down which addresses rest, so that an agent that is killed the next moment does not
+    /// hand them out at once.
     pub fn save_released(&self) -> Result<(), FileError> {
         self.save_pools(Survives::Kill)
     }
 
-    /// Writes all of the view and of the pools durably: before another node is told that it may rely on it.
+    /// Writes all of the view and of the pools durably: before another node is told that it may
+    /// rely on it.
     pub fn save_everything(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.view_number);
         self.save_view(wanted, Survives::PowerLoss)?;

@@ -1,4 +1,5 @@
-//! The control plane as seen from the local socket: answered by a manager, within this process or over the network.
+//! The control plane as seen from the local socket: answered by a manager, within this process or
+//! over the network.
 
 use std::sync::Arc;
 
@@ -28,8 +29,9 @@ impl ControlGateway {
         Self { memberships }
     }
 
-    /// Makes a call with a connection to a manager. One that turns out to be dead is given up, so that the next call
-    /// makes a new one; this call is not made again, because it may have had its effect.
+    /// Makes a call with a connection to a manager. One that turns out to be dead is given up, so
+    /// that the next call makes a new one; this call is not made again, because it may have had its
+    /// effect.
     async fn call<T, F: Future<Output = Result<Response<T>, Status>>>(
         &self,
         call: impl FnOnce(ControlClient<Channel>) -> F,

@@ -56,7 +56,8 @@ impl Endpoints {
         Ok(())
     }
 
-    /// Chooses an address: a rested one of this node's blocks; else of a new block; else one released a moment ago.
+    /// Chooses an address: a rested one of this node's blocks; else of a new block; else one
+    /// released a moment ago.
     async fn assign(&self, network: &Network, family: Family, id: &EndpointId) -> Result<IpAddr, Problem> {
         let try_assign =
             |early| self.agent.note(|state| state.pools.assign(&network.id, family, id, early, now()));
@@ -162,7 +163,8 @@ impl Endpoints {
         }
     }
 
-    /// Leases blocks for the subnets that will soon have no address left. Returns those for which that failed.
+    /// Leases blocks for the subnets that will soon have no address left. Returns those for which
+    /// that failed.
     pub async fn lease_ahead(&self) -> BTreeSet<(NetworkId, Family)> {
         let mut failed = BTreeSet::new();
         for (network, family) in self.agent.read(|state| state.pools.low_water(now())) {

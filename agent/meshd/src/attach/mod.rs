@@ -1,4 +1,5 @@
-//! Attaching a container to a network: addresses, a durable record, a pass of the kernel loop, and only then an answer.
+//! Attaching a container to a network: addresses, a durable record, a pass of the kernel loop, and
+//! only then an answer.
 
 mod addresses;
 mod names;
@@ -36,7 +37,8 @@ pub struct Endpoints {
     pub(crate) agent: Arc<Agent>,
     pub(crate) managers: Arc<Managers>,
     host: Arc<dyn Host>,
-    /// One request for a lease at a time for each network and family: its answer serves all who wait.
+    /// One request for a lease at a time for each network and family: its answer serves all who
+    /// wait.
     leasing: Mutex<BTreeMap<(NetworkId, Family), Turn>>,
 }
 
@@ -105,8 +107,8 @@ impl Endpoints {
         }
     }
 
-    /// Lets go of the endpoint that has the asked name, if its namespace is gone: a container that is started anew, or a host,
-    /// may be faster than the pass that finds this out.
+    /// Lets go of the endpoint that has the asked name, if its namespace is gone: a container that
+    /// is started anew, or a host, may be faster than the pass that finds this out.
     async fn let_go_of_namesake(&self, network: &Network, request: &Request) {
         let Some(name) = request.endpoint_name() else { return };
         let Some(other) = self.agent.read(|state| namesake(state, network, &name).cloned()) else { return };
@@ -120,7 +122,8 @@ impl Endpoints {
         }
     }
 
-    /// Finds a network by name, id or unambiguous id prefix: among those known here, else by asking a manager.
+    /// Finds a network by name, id or unambiguous id prefix: among those known here, else by asking
+    /// a manager.
     async fn network(&self, text: &str) -> Result<Network, Problem> {
         let known = self.agent.read(|state| {
             let networks = state.view.networks.values();
@@ -167,7 +170,8 @@ impl Endpoints {
         Ok(())
     }
 
-    /// Other nodes send to an encrypted network's endpoints here only once they know this node's key.
+    /// Other nodes send to an encrypted network's endpoints here only once they know this node's
+    /// key.
     async fn needs_key(&self) -> Result<(), Problem> {
         if self.agent.has_announced_key(KEY_KNOWN).await {
             return Ok(());
@@ -196,7 +200,8 @@ impl Endpoints {
         }
     }
 
-    /// Waits for the kernel to have the endpoint and for the manager to know of it, both at once, and makes its record say so.
+    /// Waits for the kernel to have the endpoint and for the manager to know of it, both at once,
+    /// and makes its record say so.
     async fn establish(&self, generation: u64, endpoint: Endpoint) -> Result<Endpoint, Problem> {
         let (pass, ()) = tokio::join!(self.agent.pass_of(generation), self.agent.told());
         if let Some(problem) = pass.failed.get(&endpoint.id).or(pass.node_failure.as_ref()) {
@@ -228,7 +233,8 @@ impl Endpoints {
         })
     }
 
-    /// Takes back an attach that failed: no wish, no record, nothing in the kernel, addresses free again.
+    /// Takes back an attach that failed: no wish, no record, nothing in the kernel, addresses free
+    /// again.
     async fn undo(&self, id: &EndpointId) {
         if let Err(error) = self.agent.endpoint_store().remove(id) {
             tracing::error!(%error, "the record of an attach that failed stays until the next start");

@@ -14,7 +14,8 @@ use crate::agent::State;
 use crate::host::FoundNetns;
 
 impl Endpoints {
-    /// Writes the endpoint down as attaching and wishes for it. Whatever must be unique is checked in the same step.
+    /// Writes the endpoint down as attaching and wishes for it. Whatever must be unique is checked
+    /// in the same step.
     pub(super) fn record(
         &self,
         network: &Network,
@@ -70,8 +71,8 @@ pub(super) fn refuse_removing(state: &State, network: &NetworkId) -> Result<(), 
     }
 }
 
-/// A container has one attachment to a network: of two, with the same subnet behind both, its answers would leave by
-/// the first, with a source address that is not that one's own.
+/// A container has one attachment to a network: of two, with the same subnet behind both, its
+/// answers would leave by the first, with a source address that is not that one's own.
 fn refuse_second(
     state: &State,
     network: &Network,
@@ -129,8 +130,8 @@ fn unique_name(
     }
 }
 
-/// The interface's name inside the container: as asked for, else the first of `eth0`, `eth1`, ... that is free there and
-/// that no attach under way will take.
+/// The interface's name inside the container: as asked for, else the first of `eth0`, `eth1`, ...
+/// that is free there and that no attach under way will take.
 fn free_ifname(state: &State, request: &Request, found: &FoundNetns) -> Result<IfName, Problem> {
     let there = state.endpoints.values().filter(|other| other.netns.is_same(&found.netns));
     let taken: BTreeSet<IfName> =

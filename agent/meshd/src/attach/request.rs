@@ -23,7 +23,8 @@ pub(super) struct Request {
 }
 
 impl Request {
-    /// What the endpoint is to be called: as asked for, else as its namespace; `None` where that has no name.
+    /// What the endpoint is to be called: as asked for, else as its namespace; `None` where that
+    /// has no name.
     pub(super) fn endpoint_name(&self) -> Option<Name> {
         let of_netns = || match &self.netns {
             NetnsName::Text(text) => text.rsplit('/').next().and_then(|name| name.parse().ok()),

@@ -50,7 +50,8 @@ impl Helper {
         Self { settings, connected: None, gone }
     }
 
-    /// Brings the process to these names and networks, whatever has become of it. Returns what did not work, a line each.
+    /// Brings the process to these names and networks, whatever has become of it. Returns what did
+    /// not work, a line each.
     pub(super) fn follow(&mut self, zones: &Zones, wanted: &Wanted) -> Vec<String> {
         let connected = match self.connected.take() {
             Some(connected) if connected.answers() => Ok(connected),
@@ -214,7 +215,8 @@ pub(super) fn end(run_dir: &Path) {
     }
 }
 
-/// What the process did for each network, over a connection of its own; as last known while it does not answer.
+/// What the process did for each network, over a connection of its own; as last known while it does
+/// not answer.
 #[derive(Debug)]
 pub(super) struct Statistics {
     run_dir: PathBuf,

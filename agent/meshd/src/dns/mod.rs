@@ -1,4 +1,5 @@
-//! The name server of the networks that have a lease here: a process of its own, and what it is given.
+//! The name server of the networks that have a lease here: a process of its own, and what it is
+//! given.
 
 mod helper;
 pub mod process;
@@ -74,9 +75,10 @@ impl Reporter {
     }
 }
 
-/// What an endpoint's container should write into its resolv.conf: one server, which answers for all of the container's
-/// networks. There is no search domain, since the server answers bare names; with one, a resolver would look for a
-/// bare name that does not exist in the public domain of the network's name.
+/// What an endpoint's container should write into its resolv.conf: one server, which answers for
+/// all of the container's networks. There is no search domain, since the server answers bare names;
+/// with one, a resolver would look for a bare name that does not exist in the public domain of the
+/// network's name.
 pub fn client_settings(state: &State, endpoint: &Endpoint) -> Option<v1::Dns> {
     let server = zones::server_of(state, endpoint);
     let network = state.view.networks.get(&server.network)?;

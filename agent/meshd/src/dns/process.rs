@@ -1,8 +1,9 @@
-//! The process that is the name server: it outlives the agent, as the datapath does, and has no rights.
+//! The process that is the name server: it outlives the agent, as the datapath does, and has no
+//! rights.
 //!
-//! It runs as nobody, with no capability, and can gain none. Its sockets on gateway addresses come from the agent by
-//! descriptor, the names as changes. It ends with `cluster leave`, when a newer one takes its place, and when its own
-//! socket is removed while no agent is connected.
+//! It runs as nobody, with no capability, and can gain none. Its sockets on gateway addresses come
+//! from the agent by descriptor, the names as changes. It ends with `cluster leave`, when a newer
+//! one takes its place, and when its own socket is removed while no agent is connected.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;

@@ -1,5 +1,5 @@
-//! What an agent and its name server's process say to each other: requests and answers in JSON, each after its length,
-//! some with descriptors.
+//! What an agent and its name server's process say to each other: requests and answers in JSON,
+//! each after its length, some with descriptors.
 
 use std::collections::BTreeMap;
 use std::io::{self, IoSlice, IoSliceMut, Read, Write};
@@ -61,7 +61,8 @@ pub(super) enum Answer {
     Failed(String),
 }
 
-/// What a process runs: which file (another one, or one that was written over, is another version), with what setting.
+/// What a process runs: which file (another one, or one that was written over, is another version),
+/// with what setting.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Program {
     device: u64,

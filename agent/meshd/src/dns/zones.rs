@@ -27,7 +27,8 @@ pub struct NamedEndpoint {
     pub ipv4: Option<Ipv4Addr>,
     /// IPv6 address.
     pub ipv6: Option<Ipv6Addr>,
-    /// Whether a service that it is a backend of has a check that it does not pass, or has not passed yet.
+    /// Whether a service that it is a backend of has a check that it does not pass, or has not
+    /// passed yet.
     pub unhealthy: bool,
 }
 
@@ -46,7 +47,8 @@ impl Networks {
     }
 }
 
-/// The containers of this node, each with its networks in the order in which it was attached to them.
+/// The containers of this node, each with its networks in the order in which it was attached to
+/// them.
 fn clients(state: &State) -> Vec<Client> {
     let attached = state.endpoints.values().filter(|endpoint| endpoint.phase == EndpointPhase::Attached);
     let mut containers: BTreeMap<(u64, u64), Vec<&Endpoint>> = BTreeMap::new();
@@ -72,8 +74,8 @@ fn identity(netns: &NetnsRef) -> (u64, u64) {
     (netns.inode, netns.cookie)
 }
 
-/// The endpoint by whose network the endpoint's container reaches its name server: the first that it was attached to. One
-/// server answers for all of a container's networks.
+/// The endpoint by whose network the endpoint's container reaches its name server: the first that
+/// it was attached to. One server answers for all of a container's networks.
 pub(super) fn server_of<'a>(state: &'a State, endpoint: &'a Endpoint) -> &'a Endpoint {
     let same = state
         .endpoints
@@ -105,7 +107,8 @@ fn endpoints(state: &State, network: &Network) -> impl Iterator<Item = mesh_dns:
     own.chain(others)
 }
 
-/// The services' names as they were made last, so that of ten thousand only those are made anew that may have changed.
+/// The services' names as they were made last, so that of ten thousand only those are made anew
+/// that may have changed.
 #[derive(Default)]
 pub(super) struct Named {
     seen: Option<Seen>,

@@ -15,8 +15,9 @@ const PROGRAM: &str = "mesh-wireguard-engine";
 
 /// The host's engines, or their twins in memory. Calls may block.
 pub trait Engines: Send + Sync + fmt::Debug {
-    /// The engine that is to be used, taken over from an earlier agent if it runs, and why it is this one. Whatever another
-    /// engine has left is gone then, and also when this fails because the one that is to be used is not to be had.
+    /// The engine that is to be used, taken over from an earlier agent if it runs, and why it is
+    /// this one. Whatever another engine has left is gone then, and also when this fails because
+    /// the one that is to be used is not to be had.
     fn open(&self) -> Result<(Box<dyn WireguardEngine>, String)>;
 
     /// Whether the device of that engine is there as it was configured.
@@ -46,7 +47,8 @@ fn command() -> EngineCommand {
     EngineCommand {
         program: own.with_file_name(PROGRAM),
         args: Vec::new(),
-        // The number grows when an engine that runs would not do any more: one of before does not mark what it sends.
+        // The number grows when an engine that runs would not do any more: one of before does not
+        // mark what it sends.
         version: concat!(env!("CARGO_PKG_VERSION"), "-1").to_owned(),
     }
 }

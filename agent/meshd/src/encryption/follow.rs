@@ -1,7 +1,8 @@
 //! Follows the other nodes' replacements of their keys, for the kernel's engine.
 //!
-//! A tunnel address belongs to one key of a node there: packets to the node go by its old key until the engine has looked
-//! after the first handshake by the new one. The node takes them meanwhile, until sessions by its old key end.
+//! A tunnel address belongs to one key of a node there: packets to the node go by its old key until
+//! the engine has looked after the first handshake by the new one. The node takes them meanwhile,
+//! until sessions by its old key end.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,11 +12,13 @@ use tokio::time::sleep;
 use super::Encryption;
 use crate::blocking::blocking;
 
-/// How often it is looked which key a node uses, soon after keys have become known: that is when they change.
+/// How often it is looked which key a node uses, soon after keys have become known: that is when
+/// they change.
 const LOOK: Duration = Duration::from_millis(5);
 /// How long that is.
 const SOON: Duration = Duration::from_mins(1);
-/// How often it is looked later: a node that has gone away in the middle has two keys until it comes back.
+/// How often it is looked later: a node that has gone away in the middle has two keys until it
+/// comes back.
 const LATER: Duration = Duration::from_millis(100);
 
 /// Keeps the engine up to date while any node has two keys, for ever.

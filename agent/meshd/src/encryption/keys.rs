@@ -1,8 +1,9 @@
 //! Announces this node's keys, and replaces them when the managers call for it.
 //!
-//! A replacement loses nothing: the new key is accepted before anybody knows it, used when all know it, by one node after
-//! the other, and the old one forgotten when nobody uses it any more. Where it stands is told by the key file and by the
-//! node's own record, so that a restart in the middle goes on with it.
+//! A replacement loses nothing: the new key is accepted before anybody knows it, used when all know
+//! it, by one node after the other, and the old one forgotten when nobody uses it any more. Where
+//! it stands is told by the key file and by the node's own record, so that a restart in the middle
+//! goes on with it.
 
 use std::sync::Arc;
 use std::time::Duration;

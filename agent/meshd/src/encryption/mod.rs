@@ -1,7 +1,8 @@
 //! Encrypted networks on this node: its keys, its WireGuard engine, and what both are to do.
 //!
-//! The engine is the kernel's, or a process that outlives this one. Each pass of the kernel loop gives it what the view
-//! asks for, before the datapath sends anything there; whatever goes wrong here, the datapath has no way around it.
+//! The engine is the kernel's, or a process that outlives this one. Each pass of the kernel loop
+//! gives it what the view asks for, before the datapath sends anything there; whatever goes wrong
+//! here, the datapath has no way around it.
 
 mod check;
 mod engines;
@@ -30,7 +31,8 @@ pub use follow::run as follow;
 pub use keys::run;
 pub use wish::Wish;
 
-/// How long this node waits at most for others whose turn it is before its own to use their new keys.
+/// How long this node waits at most for others whose turn it is before its own to use their new
+/// keys.
 const TURN: Duration = Duration::from_secs(30);
 /// How long an engine's failure is reported after it was replaced.
 const RECENT: Duration = Duration::from_secs(5);
@@ -45,7 +47,8 @@ pub struct Encryption {
     changed: watch::Sender<u64>,
     /// Counts the engines that failed and have to be replaced.
     failures: watch::Sender<u64>,
-    /// Since when another node has two keys and the engine has to be asked which of them is in use, if one has.
+    /// Since when another node has two keys and the engine has to be asked which of them is in use,
+    /// if one has.
     replacing: watch::Sender<Option<Instant>>,
 }
 
@@ -59,7 +62,8 @@ struct State {
     applied: Option<EngineConfig>,
     /// What it was last asked for.
     wish: Option<(Wish, u16)>,
-    /// The newest key is to be used, and the kernel's engine is not to know before the datapath is ready for it.
+    /// The newest key is to be used, and the kernel's engine is not to know before the datapath is
+    /// ready for it.
     goes_over: bool,
     /// Since when it is not yet this node's turn.
     waits_since: Option<Instant>,
@@ -107,8 +111,8 @@ impl Encryption {
         Self { engines, key_file, state: Mutex::default(), changed, failures, replacing }
     }
 
-    /// What the cluster is to know of this node's keys; `None` for one that has no usable ones. With `newest_alone`, the
-    /// newest key only, also while there are two. Makes the first key.
+    /// What the cluster is to know of this node's keys; `None` for one that has no usable ones.
+    /// With `newest_alone`, the newest key only, also while there are two. Makes the first key.
     pub fn announcement(&self, newest_alone: bool) -> Result<Wireguard, Problem> {
         let mut state = self.lock();
         let keys = self.keys(&mut state)?.keys();
@@ -122,7 +126,8 @@ impl Encryption {
         self.changed.subscribe()
     }
 
-    /// Since when another node has two keys and the engine has to be asked which of them is in use, if one has.
+    /// Since when another node has two keys and the engine has to be asked which of them is in use,
+    /// if one has.
     fn replacing(&self) -> watch::Receiver<Option<Instant>> {
         self.replacing.subscribe()
     }
@@ -135,7 +140,8 @@ impl Encryption {
         }
     }
 
-    /// Counts the engines that failed and have to be replaced by the next call of [`Encryption::apply`].
+    /// Counts the engines that failed and have to be replaced by the next call of
+    /// [`Encryption::apply`].
     pub fn failures(&self) -> watch::Receiver<u64> {
         self.failures.subscribe()
     }
@@ -152,22 +158,24 @@ impl Encryption {
         self.failures.send_modify(|count| *count += 1);
     }
 
-    /// The last failure of an engine, while it is recent: the engine that replaced it may work already.
+    /// The last failure of an engine, while it is recent: the engine that replaced it may work
+    /// already.
     pub fn recent_failure(&self) -> Option<String> {
         let state = self.lock();
         let (_, reason) = state.failure.as_ref().filter(|(at, _)| at.elapsed() < RECENT)?;
         Some(format!("encrypted networks were interrupted, the engine was replaced: {reason}"))
     }
 
-    /// Has the engine compared with its configuration by the next call of [`Encryption::apply`], even if
-    /// nothing seems to have changed: peers and keys can change without an event.
+    /// Has the engine compared with its configuration by the next call of [`Encryption::apply`],
+    /// even if nothing seems to have changed: peers and keys can change without an event.
     pub fn doubt(&self) {
         self.lock().in_doubt = true;
     }
 
-    /// Gives the engine what is wished for, starting it if there is none. `mtu` is the largest of an encrypted network on
-    /// this node, in bytes. Without a wish nothing happens: an engine that runs goes on. Tells whether the engine was asked
-    /// for anything, so that its device may be new.
+    /// Gives the engine what is wished for, starting it if there is none. `mtu` is the largest of
+    /// an encrypted network on this node, in bytes. Without a wish nothing happens: an engine that
+    /// runs goes on. Tells whether the engine was asked for anything, so that its device may be
+    /// new.
     pub fn apply(&self, wish: Option<&Wish>, mtu: u32) -> Result<bool, Problem> {
         let Some(wish) = wish else { return Ok(false) };
         let mut state = self.lock();
@@ -180,8 +188,8 @@ impl Encryption {
         self.lock().applied.as_ref().map(|config| config.inner_mtu.into())
     }
 
-    /// Of which generations the keys are that packets may be encrypted with from now on: with both of two, the datapath is
-    /// to be ready for either, and [`Encryption::go_over`] is to follow.
+    /// Of which generations the keys are that packets may be encrypted with from now on: with both
+    /// of two, the datapath is to be ready for either, and [`Encryption::go_over`] is to follow.
     pub fn generations(&self) -> BTreeSet<Generation> {
         let mut state = self.lock();
         let goes_over = state.goes_over;
@@ -271,12 +279,13 @@ impl Encryption {
         self.change_keys(|keys| keys.announce(generation).map(drop))
     }
 
-    /// Whether this node may begin to use its newest key now that everybody knows it; `wanted` is the generation that was
-    /// called for.
+    /// Whether this node may begin to use its newest key now that everybody knows it; `wanted` is
+    /// the generation that was called for.
     ///
-    /// The kernel's engine sends by no session of its old key from that moment. Would two nodes begin at the same one, each
-    /// would ask for a session by a key that the other has just given up. So they do it in the order of their numbers: a node
-    /// waits for those before it that it has sessions with, until it sees that they use theirs.
+    /// The kernel's engine sends by no session of its old key from that moment. Would two nodes
+    /// begin at the same one, each would ask for a session by a key that the other has just given
+    /// up. So they do it in the order of their numbers: a node waits for those before it that it
+    /// has sessions with, until it sees that they use theirs.
     pub fn has_turn(&self, wanted: Generation) -> Result<bool, Problem> {
         let Some(tunnels) = self.status()? else { return Ok(true) };
         let mut state = self.lock();
@@ -292,8 +301,9 @@ impl Encryption {
         Ok(!waits || since.elapsed() >= TURN)
     }
 
-    /// Uses the newest key: to be called once everybody knows it, and this node [has its turn](Encryption::has_turn). Tells
-    /// whether a pass of the loop has to make the datapath ready first.
+    /// Uses the newest key: to be called once everybody knows it, and this node [has its
+    /// turn](Encryption::has_turn). Tells whether a pass of the loop has to make the datapath ready
+    /// first.
     pub fn activate_new(&self) -> Result<bool, Problem> {
         let mut state = self.lock();
         let is_kernel = state.engine.as_ref().is_some_and(|engine| engine.kind() == EngineKind::Kernel);
@@ -338,8 +348,8 @@ impl Encryption {
         Ok(sessions.all(|(own, _)| Some(own) == newest))
     }
 
-    /// The key file, opened or made when it is first needed. One that could not be opened is tried again each time: it may
-    /// have been mended.
+    /// The key file, opened or made when it is first needed. One that could not be opened is tried
+    /// again each time: it may have been mended.
     fn keys<'s>(&self, state: &'s mut State) -> Result<&'s mut KeyFile, Problem> {
         if state.keys.is_none() {
             state.keys = Some(KeyFile::open(&self.key_file).map_err(|error| explain(&error))?);

@@ -71,8 +71,9 @@ impl Wish {
     }
 }
 
-/// The nodes that share an encrypted network with this one; `None` while it has no part in any. Ports that a service of such
-/// a network has published are every node's part: its backends' nodes have tunnels to all.
+/// The nodes that share an encrypted network with this one; `None` while it has no part in any.
+/// Ports that a service of such a network has published are every node's part: its backends' nodes
+/// have tunnels to all.
 fn sharing<'v>(view: &'v ClusterView, own: &NodeId) -> Option<BTreeSet<&'v NodeId>> {
     let mut sharing = BTreeSet::new();
     let mut has_part = false;

@@ -62,7 +62,8 @@ pub(super) async fn attempt(
     }
 }
 
-/// `GET` as HTTP/1.1 has it (RFC 9112): any status of 200 to 399 is good. Only the status line is read.
+/// `GET` as HTTP/1.1 has it (RFC 9112): any status of 200 to 399 is good. Only the status line is
+/// read.
 async fn ask(mut stream: TcpStream, host: &str, path: &str) -> Result<(), CheckError> {
     let request = format!(
         "GET {path} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: mesh-health/{}\r\nAccept: */*\r\nConnection: close\r\n\r\n",

@@ -1,5 +1,5 @@
-//! Health checks: the node that owns an endpoint tries, from within the endpoint's own namespace, whether it does what
-//! its services are for.
+//! Health checks: the node that owns an endpoint tries, from within the endpoint's own namespace,
+//! whether it does what its services are for.
 
 mod check;
 mod verdict;
@@ -136,7 +136,8 @@ pub(crate) async fn run(agent: Arc<Agent>, host: Arc<dyn Host>) {
 /// Each backend has a task of its own, so that a slow one delays no other.
 async fn check_for_ever(agent: Arc<Agent>, host: Arc<dyn Host>, id: BackendId, subject: Subject) {
     let check = &subject.check;
-    // What was found before goes on: another check, or an agent that restarts, is no reason to lose traffic.
+    // What was found before goes on: another check, or an agent that restarts, is no reason to lose
+    // traffic.
     let mut reported = agent.read(|state| state.soft.found().get(&id).cloned()).unwrap_or_default();
     let mut verdict = Verdict::new(reported.healthy, Instant::now());
     let mut reported_at = None::<Instant>;

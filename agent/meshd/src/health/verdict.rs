@@ -24,8 +24,8 @@ impl Verdict {
         self.healthy
     }
 
-    /// Takes account of one more try. Until the first success, failures do not count in the start period, and count
-    /// once in an interval, since tries are more frequent then.
+    /// Takes account of one more try. Until the first success, failures do not count in the start
+    /// period, and count once in an interval, since tries are more frequent then.
     pub(super) fn judge(&mut self, passed: bool, check: &HealthCheck, now: Instant) {
         if passed {
             (self.healthy, self.failures) = (Some(true), 0);

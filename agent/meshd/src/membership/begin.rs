@@ -26,7 +26,8 @@ const IN_SESSION: Duration = Duration::from_secs(5);
 const DATA_PATH_PORT: u16 = 4789;
 /// Prefix length of automatic IPv4 subnets when none is given.
 const POOL_MASK_LENGTH: u8 = 20;
-/// The longest that leaves room: eight addresses, of which the network, its gateway and VIPs take some.
+/// The longest that leaves room: eight addresses, of which the network, its gateway and VIPs take
+/// some.
 const POOL_MASK_LENGTH_MAX: u8 = 29;
 
 /// The host's own data, checked.
@@ -50,8 +51,8 @@ impl Memberships {
         self.settle(begun).await
     }
 
-    /// Becomes the member that was made, or what it was before. The manager then knows what this host told in its session,
-    /// as which subnets are others'.
+    /// Becomes the member that was made, or what it was before. The manager then knows what this
+    /// host told in its session, as which subnets are others'.
     async fn settle<R>(&self, begun: Result<(Member, R), Problem>) -> Result<R, Problem> {
         match begun {
             Ok((member, response)) => {

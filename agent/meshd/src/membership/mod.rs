@@ -1,8 +1,9 @@
 //! Becoming a member, being one again after a restart, and ceasing to be one.
 //!
-//! `member.json` decides: init and join write it last, leave removes it first. What an interrupted one of them left is
-//! cleaned up by the next start. But a store, a certificate authority or a key without a membership that nobody began to
-//! give up are all that is left of a member: they are never removed, and nothing is made in their place.
+//! `member.json` decides: init and join write it last, leave removes it first. What an interrupted
+//! one of them left is cleaned up by the next start. But a store, a certificate authority or a key
+//! without a membership that nobody began to give up are all that is left of a member: they are
+//! never removed, and nothing is made in their place.
 
 mod begin;
 mod leave;

@@ -1,4 +1,5 @@
-//! Whole agents in one process, on loopback addresses, with kernels in memory; asked as people ask them.
+//! Whole agents in one process, on loopback addresses, with kernels in memory; asked as people ask
+//! them.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -38,7 +39,8 @@ impl TestAgent {
 
     async fn start_on(platform: Platform, dir: PathBuf, kernel: TestKernel) -> Self {
         let memberships = Arc::new(Memberships::new(platform));
-        // The store of a manager that was stopped a moment ago is let go of once its last task has ended.
+        // The store of a manager that was stopped a moment ago is let go of once its last task has
+        // ended.
         eventually("the store is nobody else's", Duration::from_secs(5), async || {
             let resumed = memberships.resume().await;
             if let Err(problem) = &resumed {

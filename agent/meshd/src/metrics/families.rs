@@ -106,7 +106,8 @@ fn counted_networks(counters: &[v1::Counter]) -> BTreeSet<(u32, &str)> {
     counted.chain([(0, "")]).collect()
 }
 
-/// What was dropped is not among what was carried or answered; what the XDP program sent on is, and is told beside it.
+/// What was dropped is not among what was carried or answered; what the XDP program sent on is, and
+/// is told beside it.
 fn packets(to: &mut Writer<'_>, counters: &[v1::Counter]) -> fmt::Result {
     let early = |counter: &&v1::Counter| counter.reason == Reason::SentEarly.name();
     let carried =
@@ -129,8 +130,9 @@ fn packets(to: &mut Writer<'_>, counters: &[v1::Counter]) -> fmt::Result {
     to.counter(family("mesh_dropped_packets", "Packets that were dropped, and why."), drops(counters))
 }
 
-/// The drops of each network of which anything is counted, and those of no network in particular. Those that have not
-/// happened are 0: the first of a kind could not be told from a series that is merely new.
+/// The drops of each network of which anything is counted, and those of no network in particular.
+/// Those that have not happened are 0: the first of a kind could not be told from a series that is
+/// merely new.
 fn drops(counters: &[v1::Counter]) -> Vec<(Labels, u64)> {
     if counters.is_empty() {
         return Vec::new();

@@ -1,6 +1,8 @@
-//! The agent's figures for monitoring systems: one text, asked for on the local socket or over HTTP.
+//! The agent's figures for monitoring systems: one text, asked for on the local socket or over
+//! HTTP.
 //!
-//! It is made of the status and of nothing else, so that both say the same and nothing is collected twice.
+//! It is made of the status and of nothing else, so that both say the same and nothing is collected
+//! twice.
 
 mod exposition;
 mod families;

@@ -1,4 +1,5 @@
-//! The metrics over HTTP: for one path, one request per connection, and within bounds, whoever asks.
+//! The metrics over HTTP: for one path, one request per connection, and within bounds, whoever
+//! asks.
 
 use std::collections::VecDeque;
 use std::convert::Infallible;
@@ -32,18 +33,20 @@ const GRACE: Duration = Duration::from_millis(10);
 const HEAD: Duration = Duration::from_secs(5);
 /// How long a connection may last, whatever becomes of it.
 const CONNECTION: Duration = Duration::from_secs(10);
-/// The most that is kept of a request that has not been understood yet; the least that the library allows.
+/// The most that is kept of a request that has not been understood yet; the least that the library
+/// allows.
 const HEAD_BYTES: usize = 8 << 10;
 /// What was collected serves all who ask within this time: scrapes of one host are seconds apart.
 const AGE: Duration = Duration::from_secs(1);
 /// Pauses before an address that could not be had is tried again.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// Pause after a connection could not be taken: there may be no descriptor left, which does not pass at once.
+/// Pause after a connection could not be taken: there may be no descriptor left, which does not
+/// pass at once.
 const ACCEPT_RETRY: Duration = Duration::from_millis(100);
 
-/// Serves the metrics on an address, for ever. While that cannot be had, `problem` says why: packets need the agent,
-/// and not its metrics.
+/// Serves the metrics on an address, for ever. While that cannot be had, `problem` says why:
+/// packets need the agent, and not its metrics.
 pub async fn serve(address: SocketAddr, reporter: StatusReporter, problem: watch::Sender<Option<String>>) {
     let listener = bind(address, &problem).await;
     let source = Arc::new(Source { reporter, last: Last::default() });
@@ -119,8 +122,8 @@ struct Connection {
     asked: Arc<AtomicBool>,
 }
 
-/// Ends a connection, the oldest of those that have asked nothing yet if there is one: who connects and is silent, or
-/// does not read, keeps nobody else from asking.
+/// Ends a connection, the oldest of those that have asked nothing yet if there is one: who connects
+/// and is silent, or does not read, keeps nobody else from asking.
 fn give_way(open: &mut VecDeque<Connection>) {
     let silent = open.iter().position(|connection| !connection.asked.load(Ordering::Relaxed));
     if let Some(connection) = open.remove(silent.unwrap_or_default()) {

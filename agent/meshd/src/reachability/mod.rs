@@ -1,7 +1,8 @@
 //! Whether this node reaches the nodes that it has something to do with, by VXLAN and by WireGuard.
 //!
-//! Managers learn by other probes which hosts are alive. This is about paths: a firewall between two hosts interrupts
-//! theirs, while both are alive and reach everybody else. Backends behind an interrupted path are not chosen here.
+//! Managers learn by other probes which hosts are alive. This is about paths: a firewall between
+//! two hosts interrupts theirs, while both are alive and reach everybody else. Backends behind an
+//! interrupted path are not chosen here.
 
 mod paths;
 
@@ -88,8 +89,8 @@ fn report(agent: &Agent, paths: &Paths) {
     }
 }
 
-/// The paths that matter to this node: to nodes that have leases in its networks, or backends of services that it
-/// knows; and to all, if it has backends of published ports itself.
+/// The paths that matter to this node: to nodes that have leases in its networks, or backends of
+/// services that it knows; and to all, if it has backends of published ports itself.
 fn wanted(state: &State, own: &NodeId) -> BTreeMap<Path, End> {
     let view = &state.view;
     let mut nodes: BTreeSet<&NodeId> = view.leases.values().map(|lease| &lease.node).collect();
@@ -121,8 +122,8 @@ fn wanted(state: &State, own: &NodeId) -> BTreeMap<Path, End> {
     paths
 }
 
-/// Sends one probe on each path. An error about one of them is what probes are to find out; the last is returned for
-/// what it may say of the socket.
+/// Sends one probe on each path. An error about one of them is what probes are to find out; the
+/// last is returned for what it may say of the socket.
 async fn send(socket: &UdpSocket, paths: &Paths, probed: &[(Path, End)], nonce: u64) -> io::Result<()> {
     let mut result = Ok(());
     for (path, End { address, port }) in probed {

@@ -12,7 +12,8 @@ use super::{AT_ONCE, INTERVAL};
 
 /// So many probes in a row without an answer mean that the path is interrupted.
 const MISSES: u32 = 4;
-/// A node whose own probes arrived within this time reaches this node; longer where paths are probed in turn.
+/// A node whose own probes arrived within this time reaches this node; longer where paths are
+/// probed in turn.
 const ASKS: Duration = Duration::from_secs(1);
 
 /// One way to another node.
@@ -148,7 +149,8 @@ impl Paths {
             })
     }
 
-    /// What people have to know, a line each: of every interrupted path, but to nodes that are down themselves.
+    /// What people have to know, a line each: of every interrupted path, but to nodes that are down
+    /// themselves.
     pub fn problems(
         &self,
         is_down: impl Fn(&NodeId) -> bool,

@@ -7,8 +7,8 @@ use mesh_proto::{Problem, v1};
 use crate::attach::Endpoints;
 
 impl Endpoints {
-    /// Makes an endpoint that a manager has heard of a backend of the service that it was attached for, on all nodes.
-    /// Fails without a manager.
+    /// Makes an endpoint that a manager has heard of a backend of the service that it was attached
+    /// for, on all nodes. Fails without a manager.
     pub(crate) async fn serve(&self, network: &Network, endpoint: &Endpoint) -> Result<(), Problem> {
         let Some(service) = &endpoint.service else { return Ok(()) };
         let connected = self.managers.connected().await?;
@@ -20,8 +20,8 @@ impl Endpoints {
         Ok(())
     }
 
-    /// Takes an endpoint out of its services everywhere, as long as it can still answer. Where that fails, the manager
-    /// does it when it hears that the endpoint is gone.
+    /// Takes an endpoint out of its services everywhere, as long as it can still answer. Where that
+    /// fails, the manager does it when it hears that the endpoint is gone.
     pub(crate) async fn stop_serving(&self, endpoint: &Endpoint) {
         let services: Vec<ServiceId> = self.agent.read(|state| {
             let of_network = state.view.services.iter();

@@ -1,4 +1,5 @@
-//! The services' part of the kernel: applied as soon as anything changes that they follow from, and never by a pass.
+//! The services' part of the kernel: applied as soon as anything changes that they follow from, and
+//! never by a pass.
 
 mod backends;
 pub(crate) mod parts;
@@ -36,7 +37,8 @@ const LAST_RESYNC: Duration = Duration::from_mins(5);
 /// Pauses before something is tried again that has failed.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// So many services are brought up to date at once when all are: their tables are in memory meanwhile.
+/// So many services are brought up to date at once when all are: their tables are in memory
+/// meanwhile.
 const AT_ONCE: usize = 256;
 /// So many services that are not brought up to date are named.
 const PROBLEMS: usize = 5;
@@ -149,7 +151,8 @@ struct Refusal {
     reason: String,
 }
 
-/// Has the programs made with room for the tables of all services that are known, unless they are there already.
+/// Has the programs made with room for the tables of all services that are known, unless they are
+/// there already.
 pub fn reserve(agent: &Agent, kernel: &SharedKernel) {
     let entries = agent.read(|state| capacity_for(room(&state.view.services), 0));
     if let Err(error) = kernel.call_here(|kernel| kernel.programs().reserve_maglev(entries)) {
@@ -215,8 +218,8 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
     }
 }
 
-/// One attempt: what is known of the maps afterwards, and what could not be done. Others have the kernel while it is found
-/// out what is to be done there, which takes longer.
+/// One attempt: what is known of the maps afterwards, and what could not be done. Others have the
+/// kernel while it is found out what is to be done there, which takes longer.
 fn bring_up_to_date(
     kernel: &SharedKernel,
     known: Option<Known>,
@@ -313,7 +316,8 @@ fn lines(problems: &BTreeSet<Problem>) -> Vec<String> {
     lines
 }
 
-/// The programs of the host's own sockets stand only where ports are published: they are called for every socket.
+/// The programs of the host's own sockets stand only where ports are published: they are called for
+/// every socket.
 fn follow_sockets(kernel: &mut dyn Kernel, wanted: bool) -> Result<(), ProgramsError> {
     let programs = kernel.programs();
     match (programs.sockets()?, wanted) {

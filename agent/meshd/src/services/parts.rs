@@ -1,11 +1,13 @@
-//! Ordered maps that are copied for next to nothing, and whose copies tell fast in what they differ.
+//! Ordered maps that are copied for next to nothing, and whose copies tell fast in what they
+//! differ.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_model::{BackendId, ServiceId};
 
-/// How many parts a map has. A change of a copy makes one of them anew; ten thousand services are forty in each.
+/// How many parts a map has. A change of a copy makes one of them anew; ten thousand services are
+/// forty in each.
 const PARTS: usize = 256;
 
 /// A key that says which part it is in.

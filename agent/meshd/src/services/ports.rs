@@ -17,12 +17,12 @@ use crate::endpoint_store::BOOT_ID;
 /// The kernel prints at most every second port, five digits and a comma each.
 const LONGEST: usize = 256 << 10;
 
-/// `net.ipv4.ip_local_reserved_ports` of the process's network namespace, for IPv6 too: ports that the kernel does not
-/// choose by itself.
+/// `net.ipv4.ip_local_reserved_ports` of the process's network namespace, for IPv6 too: ports that
+/// the kernel does not choose by itself.
 pub const RESERVED_PORTS: &str = "/proc/sys/net/ipv4/ip_local_reserved_ports";
 
-/// The published ports, reserved: the answers to an outgoing connection of the host from such a port would be taken
-/// for requests to the service.
+/// The published ports, reserved: the answers to an outgoing connection of the host from such a
+/// port would be taken for requests to the service.
 #[derive(Debug)]
 pub struct Reservation {
     sysctl: PathBuf,
@@ -32,7 +32,8 @@ pub struct Reservation {
     ours: Option<BTreeSet<u16>>,
 }
 
-/// What is on the disk of it: so that an agent that was killed gives back what it took, and nothing else.
+/// What is on the disk of it: so that an agent that was killed gives back what it took, and nothing
+/// else.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
     /// The reservations end with the boot, and are no longer ours after it.
@@ -42,7 +43,8 @@ struct Record {
 }
 
 impl Reservation {
-    /// Takes up what a former agent reserved in `sysctl` ([`RESERVED_PORTS`]), by the record that it left in `record`.
+    /// Takes up what a former agent reserved in `sysctl` ([`RESERVED_PORTS`]), by the record that
+    /// it left in `record`.
     pub fn open(sysctl: PathBuf, record: PathBuf) -> Self {
         let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim_end().to_owned();
         let ours = match durable::read_json::<Record>(&record) {
@@ -60,13 +62,15 @@ impl Reservation {
     /// Reserves these ports, and gives back those that we reserved and that are not among them.
     pub fn set(&mut self, ports: &BTreeSet<u16>) -> io::Result<()> {
         let there = parse(&read_whole(&self.sysctl)?);
-        // Without a record, a port that is published and reserved was reserved for that: it must not stay so for ever.
+        // Without a record, a port that is published and reserved was reserved for that: it must
+        // not stay so for ever.
         let before = self.ours.clone().unwrap_or_else(|| there.intersection(ports).copied().collect());
         let foreign: BTreeSet<u16> = there.difference(&before).copied().collect();
         let wanted: BTreeSet<u16> = foreign.union(ports).copied().collect();
         let ours: BTreeSet<u16> = ports.difference(&foreign).copied().collect();
         if Some(&ours) != self.ours.as_ref() {
-            // The record first, and of both: what is ours must not look like somebody else's after a kill.
+            // The record first, and of both: what is ours must not look like somebody else's after
+            // a kill.
             self.write(ours.union(&before).copied().collect())?;
         }
         if wanted != there {
@@ -85,8 +89,8 @@ impl Reservation {
     }
 }
 
-/// Reads a file of the kernel's with one call: `ip_local_reserved_ports` gives the whole to the first read, as far as there is
-/// room, and nothing to a second one.
+/// Reads a file of the kernel's with one call: `ip_local_reserved_ports` gives the whole to the
+/// first read, as far as there is room, and nothing to a second one.
 fn read_whole(path: &Path) -> io::Result<String> {
     let mut buffer = vec![0; LONGEST];
     let length = File::open(path)?.read(&mut buffer)?;

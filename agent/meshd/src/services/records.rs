@@ -10,8 +10,8 @@ use serde::{Deserialize, Serialize, Serializer};
 
 use super::parts::{Part, Parts};
 
-/// All services that this node knows, with their backends. Copies share what they have in common: there may be
-/// ten thousand services, of which one changes at a time.
+/// All services that this node knows, with their backends. Copies share what they have in common:
+/// there may be ten thousand services, of which one changes at a time.
 #[derive(Debug, Clone, Default, Deserialize)]
 #[serde(from = "Lists")]
 pub struct ServiceRecords {
@@ -96,7 +96,8 @@ impl ServiceRecords {
         self.services.iter().map(|(_, records)| records.as_ref())
     }
 
-    /// The services in parts, always as many: of a part that is the same `Arc` as before, nothing has changed.
+    /// The services in parts, always as many: of a part that is the same `Arc` as before, nothing
+    /// has changed.
     pub(crate) fn parts(&self) -> &[Part<ServiceId, Arc<Records>>] {
         self.services.parts()
     }
@@ -271,7 +272,8 @@ mod tests {
     }
 
     proptest! {
-        /// What is found by indexes is what a look at all finds, and the disk gives back what it was given.
+        /// What is found by indexes is what a look at all finds, and the disk gives back what it
+        /// was given.
         #[test]
         fn the_indexes_follow_every_change(changes in prop::collection::vec(change(), 0..80)) {
             let mut records = ServiceRecords::default();

@@ -12,7 +12,8 @@ use crate::dns::NamedEndpoint;
 use crate::unreadable::Unreadable;
 use crate::view::ClusterView;
 
-/// The names of each network that other nodes' endpoints have. Saved, so that they survive a restart without a manager.
+/// The names of each network that other nodes' endpoints have. Saved, so that they survive a
+/// restart without a manager.
 pub(crate) type Names = BTreeMap<NetworkId, BTreeMap<EndpointId, NamedEndpoint>>;
 
 /// Soft state: it is told anew at the start of each session.
@@ -55,8 +56,8 @@ impl Soft {
         &self.found
     }
 
-    /// Sets which backends this node checks. A backend that it has checked before, perhaps before a restart, keeps
-    /// its result. Returns whether a result is gone.
+    /// Sets which backends this node checks. A backend that it has checked before, perhaps before a
+    /// restart, keeps its result. Returns whether a result is gone.
     pub(crate) fn set_checked(&mut self, backends: &BTreeSet<BackendId>) -> bool {
         let gone: Vec<BackendId> = self.found.keys().filter(|id| !backends.contains(id)).copied().collect();
         for id in &gone {
@@ -114,8 +115,8 @@ impl Soft {
         self.health_changed = true;
     }
 
-    /// Takes what a manager says of backends. One that has begun a moment ago names the nodes that it has not heard yet:
-    /// what is known of those stays.
+    /// Takes what a manager says of backends. One that has begun a moment ago names the nodes that
+    /// it has not heard yet: what is known of those stays.
     pub(crate) fn tell_health(&mut self, view: &ClusterView, message: &v1::BackendHealth) {
         // A number that is none is that of no backend.
         let entry = |entry: &v1::BackendHealthEntry| {
@@ -146,8 +147,8 @@ impl Soft {
         }
     }
 
-    /// Takes what a manager says of other nodes' endpoints; of nodes that it has not heard yet, as with health. An endpoint
-    /// that cannot be read is skipped: its names resolve to nothing.
+    /// Takes what a manager says of other nodes' endpoints; of nodes that it has not heard yet, as
+    /// with health. An endpoint that cannot be read is skipped: its names resolve to nothing.
     pub(crate) fn tell_endpoints(&mut self, message: &v1::Endpoints, unreadable: &mut Unreadable) {
         let read =
             |endpoint: &v1::Endpoint| -> Result<(NetworkId, EndpointId, NamedEndpoint), InvalidMessage> {
@@ -187,7 +188,8 @@ impl Soft {
         self.names_changed = true;
     }
 
-    /// The health of an endpoint of this node: of all services with a check that it is a backend of.
+    /// The health of an endpoint of this node: of all services with a check that it is a backend
+    /// of.
     pub fn health_of(&self, view: &ClusterView, endpoint: &Endpoint) -> &'static str {
         let checked = view.services.checked().filter(|records| records.service.network == endpoint.network);
         let backends = checked.flat_map(|records| records.backends.values());
@@ -234,7 +236,8 @@ pub(crate) struct SavedNames {
     pub(crate) names: Names,
 }
 
-/// What is on the disk of backends' health: after a restart, those that passed get traffic without a break.
+/// What is on the disk of backends' health: after a restart, those that passed get traffic without
+/// a break.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(crate) struct SavedHealth {
     backends: BTreeMap<BackendId, bool>,

@@ -1,5 +1,5 @@
-//! Conflicts of published ports with the host's own sockets: found for a manager that asks, and reported as problems for as
-//! long as they last.
+//! Conflicts of published ports with the host's own sockets: found for a manager that asks, and
+//! reported as problems for as long as they last.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,8 +14,8 @@ use crate::agent::{Agent, State};
 use crate::blocking::blocking;
 use crate::host::Host;
 
-/// Pause between two looks at the host's sockets. On a host with many sockets a look takes time, and then the pause is as
-/// many times longer as keeps its share of a processor small.
+/// Pause between two looks at the host's sockets. On a host with many sockets a look takes time,
+/// and then the pause is as many times longer as keeps its share of a processor small.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 100;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
@@ -65,8 +65,8 @@ pub(crate) async fn taken(
     .await
 }
 
-/// Reports the conflicts of this host's sockets with the ports that are published, for ever: a socket may be opened after
-/// the port was published, and a node that was away was not asked.
+/// Reports the conflicts of this host's sockets with the ports that are published, for ever: a
+/// socket may be opened after the port was published, and a node that was away was not asked.
 pub async fn watch(agent: Arc<Agent>, host: Arc<dyn Host>) {
     let mut changes = agent.service_changes();
     changes.mark_changed();

@@ -181,7 +181,8 @@ async fn counters(platform: &Platform, member: &Member) -> Result<Vec<v1::Counte
     Ok(counters.into_iter().map(counter).collect())
 }
 
-/// Memory of this process that is in RAM: the second number of `/proc/self/statm`, in pages (proc(5)).
+/// Memory of this process that is in RAM: the second number of `/proc/self/statm`, in pages
+/// (proc(5)).
 fn resident_bytes() -> u64 {
     let statm = std::fs::read_to_string("/proc/self/statm").unwrap_or_default();
     let pages: u64 = statm.split(' ').nth(1).and_then(|pages| pages.parse().ok()).unwrap_or_default();

@@ -70,7 +70,8 @@ fn name(member: &Member, vni: Vni) -> String {
     name.unwrap_or_default()
 }
 
-/// The table that an earlier agent made keeps its size, for the flows that are in it: a line if it should have another one.
+/// The table that an earlier agent made keeps its size, for the flows that are in it: a line if it
+/// should have another one.
 fn kept(found: u32, wanted: u32) -> Option<String> {
     (found != wanted).then(|| {
         format!(

@@ -10,7 +10,8 @@ use mesh_wireguard::PeerStatus;
 use crate::encryption::Tunnels;
 use crate::member::Member;
 
-/// Fills in the engine, what it dropped, and its peers, sorted by name; what is wrong with it is among the problems.
+/// Fills in the engine, what it dropped, and its peers, sorted by name; what is wrong with it is
+/// among the problems.
 pub(super) async fn fill_in(response: &mut v1::StatusResponse, member: &Member) {
     response.problems.extend(member.agent.read(|state| state.key_problem.clone()));
     let encryption = member.encryption.clone();

@@ -1,4 +1,5 @@
-//! Which entries of `CONNECTIONS` a network forgets: those of the clients that have most, the longest unused first.
+//! Which entries of `CONNECTIONS` a network forgets: those of the clients that have most, the
+//! longest unused first.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -28,7 +29,8 @@ struct Held {
     entries: Vec<[u32; AGES]>,
 }
 
-/// The entries that a network is to forget: those of the clients that have most, the longest unused first.
+/// The entries that a network is to forget: those of the clients that have most, the longest unused
+/// first.
 #[derive(Debug, PartialEq, Eq)]
 struct Cut {
     /// For each client: all that are older go, and so many that are of this age.

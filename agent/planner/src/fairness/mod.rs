@@ -1,9 +1,10 @@
 //! How many entries of the table of established flows each network may have.
 //!
-//! The table forgets the entry that was unused for longest when it is full, whosever it is. So it is never full: the programs
-//! establish a flow only while its network has an *allowance* left, and the allowances of all networks together are less
-//! than what is free. Half of the table is guaranteed, in equal parts; the other half is lent to whoever needs it. When that
-//! runs out, the networks that have borrowed most forget entries.
+//! The table forgets the entry that was unused for longest when it is full, whosever it is. So it
+//! is never full: the programs establish a flow only while its network has an *allowance* left, and
+//! the allowances of all networks together are less than what is free. Half of the table is
+//! guaranteed, in equal parts; the other half is lent to whoever needs it. When that runs out, the
+//! networks that have borrowed most forget entries.
 
 mod choice;
 

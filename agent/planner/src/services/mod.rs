@@ -1,8 +1,10 @@
-//! The services' maps: from records to entries, and from what the maps hold to what they should hold.
+//! The services' maps: from records to entries, and from what the maps hold to what they should
+//! hold.
 //!
-//! There may be a hundred thousand entries, and one of them may have to change within milliseconds. So this is no part of
-//! a pass: [`Tables`] mirrors what the maps hold, an update looks at the services that changed and at
-//! nothing else, and the maps are only read at start and now and then to compare.
+//! There may be a hundred thousand entries, and one of them may have to change within milliseconds.
+//! So this is no part of a pass: [`Tables`] mirrors what the maps hold, an update looks at the
+//! services that changed and at nothing else, and the maps are only read at start and now and then
+//! to compare.
 
 mod digest;
 mod rendezvous;

@@ -1,32 +1,37 @@
-//! From a set of backends to a table of picks: rendezvous hashing (Thaler and Ravishankar, "Using Name-Based Mappings to
-//! Increase Hit Rates", IEEE/ACM Transactions on Networking 1998) with shares that are almost equal.
+//! From a set of backends to a table of picks: rendezvous hashing (Thaler and Ravishankar, "Using
+//! Name-Based Mappings to Increase Hit Rates", IEEE/ACM Transactions on Networking 1998) with
+//! shares that are almost equal.
 //!
-//! The table is used as Maglev's is (Eisenbud et al., NSDI 2016): a flow's hash picks an entry. It is filled otherwise,
-//! because Maglev's filling moves some 7 of 100 entries needlessly when one of ten backends goes, and this one 3 of 1000. It
-//! follows from the backends' numbers and the size alone, so that every node makes the same one, and a flow that arrives
-//! through another node gets the same backend.
+//! The table is used as Maglev's is (Eisenbud et al., NSDI 2016): a flow's hash picks an entry. It
+//! is filled otherwise, because Maglev's filling moves some 7 of 100 entries needlessly when one of
+//! ten backends goes, and this one 3 of 1000. It follows from the backends' numbers and the size
+//! alone, so that every node makes the same one, and a flow that arrives through another node gets
+//! the same backend.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use multiversion::multiversion;
 
-/// Sizes of tables, in entries: powers of two, over which scores can be permutations. Each is four times the one before, but
-/// for the last: a table that changes its size moves every pick, and so that must be rare.
+/// Sizes of tables, in entries: powers of two, over which scores can be permutations. Each is four
+/// times the one before, but for the last: a table that changes its size moves every pick, and so
+/// that must be rare.
 const SIZES: [u32; 5] = [512, 2048, 8192, 32_768, 65_536];
 
 /// Entries that each backend has at least, as far as the largest table allows.
 const ENTRIES_PER_BACKEND: u32 = 200;
 
-/// How far a backend may exceed its equal share: by a part of that, and by a part of the whole table, whichever is less.
-/// Equal shares would be bought with moves, and shares that are left to chance differ too much between three backends.
+/// How far a backend may exceed its equal share: by a part of that, and by a part of the whole
+/// table, whichever is less. Equal shares would be bought with moves, and shares that are left to
+/// chance differ too much between three backends.
 const EXCESS_OF_SHARE: u32 = 16;
 const EXCESS_OF_TABLE: u32 = 256;
 
 /// Makes other hashes than other users of the same function have.
 const BACKEND_SEED: u64 = 0x6d65_7368_6261_636b;
 
-/// How many entries the table of a service has that has `backends` backends, usable or not. One backend needs one.
+/// How many entries the table of a service has that has `backends` backends, usable or not. One
+/// backend needs one.
 pub(crate) fn size(backends: usize) -> u32 {
     let wanted = u32::try_from(backends).unwrap_or(u32::MAX).saturating_mul(ENTRIES_PER_BACKEND);
     let [.., largest] = SIZES;
@@ -36,17 +41,20 @@ pub(crate) fn size(backends: usize) -> u32 {
     }
 }
 
-/// The most entries that one of so many backends has in a table of this size, which is a power of two.
+/// The most entries that one of so many backends has in a table of this size, which is a power of
+/// two.
 fn limit(backends: usize, size: u32) -> usize {
     let share = size.div_ceil(u32::try_from(backends).unwrap_or(u32::MAX));
     (share + (share / EXCESS_OF_SHARE).min(size / EXCESS_OF_TABLE)) as usize
 }
 
-/// The table: for each entry the backend that it picks. Empty without backends; one entry where there is no choice.
+/// The table: for each entry the backend that it picks. Empty without backends; one entry where
+/// there is no choice.
 ///
-/// Each pair of an entry and a backend has a score, and no backend has more entries than its limit. Among the
-/// assignments of that kind it is the one in which no entry and backend would both gain by having each other
-/// (Gale and Shapley's stable matching; scores are the same for both sides, so that there is only one).
+/// Each pair of an entry and a backend has a score, and no backend has more entries than its limit.
+/// Among the assignments of that kind it is the one in which no entry and backend would both gain
+/// by having each other (Gale and Shapley's stable matching; scores are the same for both sides, so
+/// that there is only one).
 pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     let Some(first) = backends.first() else { return Vec::new() };
     if backends.len() == 1 || size <= 1 {
@@ -61,8 +69,9 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
         let (score, backend) = (best >> HALF, best & ((1 << HALF) - 1));
         held[backend as usize].push(Bid { score, entry });
     }
-    // In turns: who has too many entries loses the worst, and those go to their next best. Limits suffice for all entries,
-    // so this ends; the order in which it is done makes no difference to the result.
+    // In turns: who has too many entries loses the worst, and those go to their next best. Limits
+    // suffice for all entries, so this ends; the order in which it is done makes no difference to
+    // the result.
     loop {
         let mut refused = Vec::new();
         for (backend, bids) in held.iter_mut().enumerate() {
@@ -90,10 +99,10 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     table
 }
 
-/// Each entry's best score, as the upper half, and the index of the backend that it has it with: of equal ones the last. As
-/// one number, so that the better of two is found without a branch, which nobody could predict, and of four entries at once.
-/// Both are less than the size, which is 2^16 at most. Vectors multiply 32-bit numbers only on processors that have more than
-/// all do.
+/// Each entry's best score, as the upper half, and the index of the backend that it has it with: of
+/// equal ones the last. As one number, so that the better of two is found without a branch, which
+/// nobody could predict, and of four entries at once. Both are less than the size, which is 2^16 at
+/// most. Vectors multiply 32-bit numbers only on processors that have more than all do.
 #[multiversion(targets("x86_64+avx2"))]
 fn best(scores: &[Scores], size: u32) -> Vec<u32> {
     let mut best = vec![0; size as usize];
@@ -135,8 +144,9 @@ impl PartialOrd for Bid {
     }
 }
 
-/// A backend's scores: a permutation of the entries, different for each backend. Were they drawn independently of each
-/// other, one backend would have better luck than another all in all, and shares would differ half as much again.
+/// A backend's scores: a permutation of the entries, different for each backend. Were they drawn
+/// independently of each other, one backend would have better luck than another all in all, and
+/// shares would differ half as much again.
 struct Scores {
     add: [u32; 2],
     /// Odd, so that multiplying by them can be undone.
@@ -177,7 +187,8 @@ const fn halves(hash: u64) -> [u32; 2] {
     [hash as u32, (hash >> 32) as u32]
 }
 
-/// The finaliser of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators", OOPSLA 2014).
+/// The finaliser of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators",
+/// OOPSLA 2014).
 pub(super) const fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
     let z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -224,7 +235,8 @@ mod tests {
         assert_eq!(table(&BTreeSet::from([7]), 512), [7]);
     }
 
-    /// Nodes of different versions must pick alike: this table is part of the protocol between them.
+    /// Nodes of different versions must pick alike: this table is part of the protocol between
+    /// them.
     #[test]
     fn the_table_of_three_backends_is_the_one_that_every_version_makes() {
         let table = table(&BTreeSet::from([1, 2, 3]), 2048);

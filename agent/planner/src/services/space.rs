@@ -3,11 +3,12 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Tables begin at multiples of this: an element of the array has so many entries, and is written as a whole.
+/// Tables begin at multiples of this: an element of the array has so many entries, and is written
+/// as a whole.
 pub const ALIGNMENT: u32 = 16;
 
-/// The array's space, in entries. A part of it is free, in use, or resting: given up, but programs that looked it up a
-/// moment ago may still read it.
+/// The array's space, in entries. A part of it is free, in use, or resting: given up, but programs
+/// that looked it up a moment ago may still read it.
 #[derive(Debug, Clone)]
 pub(crate) struct Space {
     /// Free parts by their start; no two touch.
@@ -22,9 +23,10 @@ pub(crate) struct Space {
 const STEP: u32 = 1 << 16;
 const LARGEST: u32 = 1 << 28;
 
-/// How large the array should be for tables that take so many entries, where it has `present` now: with some to spare, since a
-/// table that changes is made anew before the old one goes, and what is free is in pieces. To make it larger is to load all
-/// programs, so it grows to twice its size at least.
+/// How large the array should be for tables that take so many entries, where it has `present` now:
+/// with some to spare, since a table that changes is made anew before the old one goes, and what is
+/// free is in pieces. To make it larger is to load all programs, so it grows to twice its size at
+/// least.
 pub fn capacity_for(room: u64, present: u32) -> u32 {
     let wanted = u32::try_from(room + room / 4).unwrap_or(LARGEST).min(LARGEST).next_multiple_of(STEP);
     if wanted <= present { present } else { wanted.max(present.saturating_mul(2).min(LARGEST)) }

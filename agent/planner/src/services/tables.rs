@@ -14,8 +14,8 @@ use super::wanted::{Entries, Facts, Records, Scope, Share};
 /// How long a table that no entry names any more is left alone. Programs run for microseconds.
 const TABLE_RESTS: Duration = Duration::from_secs(1);
 
-/// How long an address that was a backend's is still looked up for replies to be translated back: what the backend sent
-/// before it was removed has arrived by then.
+/// How long an address that was a backend's is still looked up for replies to be translated back:
+/// what the backend sent before it was removed has arrived by then.
 const ADDRESS_RESTS: Duration = Duration::from_secs(10);
 
 /// Something that no step can mend.
@@ -72,12 +72,13 @@ impl Update {
 pub struct Dump {
     /// All entries of `SERVICES`, `PUBLISHED`, `BACKENDS` and `BACKEND_ADDRESSES`.
     pub entries: BTreeMap<TableKey, TableEntry>,
-    /// The tables that those name: by index of their first entry, as long as the longest of the entries says.
+    /// The tables that those name: by index of their first entry, as long as the longest of the
+    /// entries says.
     pub tables: BTreeMap<u32, Digest>,
 }
 
-/// The maps' mirror: what they hold once all steps so far were taken. After one that failed it is wrong, and
-/// has to be made anew from a dump ([`Tables::adopt`]).
+/// The maps' mirror: what they hold once all steps so far were taken. After one that failed it is
+/// wrong, and has to be made anew from a dump ([`Tables::adopt`]).
 #[derive(Debug)]
 pub struct Tables {
     capacity: u32,
@@ -87,8 +88,8 @@ pub struct Tables {
     strays: BTreeMap<TableKey, TableEntry>,
     /// Their tables, by where they begin.
     stray_picks: BTreeMap<u32, Digest>,
-    /// What tables were known before the maps were read anew: what is made of the same share needs no making to be
-    /// compared.
+    /// What tables were known before the maps were read anew: what is made of the same share needs
+    /// no making to be compared.
     former: BTreeMap<ServiceId, BTreeMap<Scope, Table>>,
     /// Which backends have an address.
     addresses: BTreeMap<EndpointKey, BTreeSet<u32>>,
@@ -161,8 +162,9 @@ impl Tables {
         }
     }
 
-    /// The mirror of maps as they were found. An update of all services has to follow, or updates of some after each other
-    /// and then [`Tables::adopted`]: it keeps what is right, replaces what is not, and removes what no service has.
+    /// The mirror of maps as they were found. An update of all services has to follow, or updates
+    /// of some after each other and then [`Tables::adopted`]: it keeps what is right, replaces what
+    /// is not, and removes what no service has.
     ///
     /// `former` is what is known of the maps so far: what rests goes on resting.
     pub fn adopt(capacity: u32, mut dump: Dump, former: Option<Self>, now: Duration) -> Self {
@@ -251,7 +253,8 @@ impl Tables {
         self.finish(draft, now)
     }
 
-    /// The last steps of an adoption, after all services were brought up to date: what none of them has goes.
+    /// The last steps of an adoption, after all services were brought up to date: what none of them
+    /// has goes.
     pub fn adopted(&mut self, now: Duration) -> Update {
         let mut draft = Draft::default();
         self.wake(now, &mut draft);
@@ -383,8 +386,8 @@ impl Tables {
         }
     }
 
-    /// The table that a share of a service has from now on: the one that it has, one that was found, or a new one. None
-    /// when there is no room.
+    /// The table that a share of a service has from now on: the one that it has, one that was
+    /// found, or a new one. None when there is no room.
     fn table(
         &mut self,
         id: &ServiceId,
@@ -422,8 +425,9 @@ impl Tables {
                 before.inspect(|before| draft.free(before));
                 first
             }
-            // Without room for a second one, the table is rewritten where it is: each entry is written at once, and
-            // is a backend before and after. So a host that dies is out of all services, however full the array.
+            // Without room for a second one, the table is rewritten where it is: each entry is
+            // written at once, and is a backend before and after. So a host that dies is out of all
+            // services, however full the array.
             None => before.filter(|before| before.len() == share.len())?.first,
         };
         // Last, since to make a table takes longer than all else, and there may be no room for it.

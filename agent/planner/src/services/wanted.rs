@@ -56,8 +56,9 @@ pub struct Unreachable {
 impl Records {
     /// The backends that get new connections, the same on every node that reaches them all.
     ///
-    /// Candidates are those that are active and on a node that is neither down nor being drained. Those that this
-    /// node cannot reach are left out, unless it can reach none. Of the rest, [`usable`] decides.
+    /// Candidates are those that are active and on a node that is neither down nor being drained.
+    /// Those that this node cannot reach are left out, unless it can reach none. Of the rest,
+    /// [`usable`] decides.
     pub fn usable(&self, facts: &Facts<'_>) -> BTreeSet<BackendId> {
         self.usable_where(facts, |_| true)
     }

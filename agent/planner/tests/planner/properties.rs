@@ -62,7 +62,8 @@ fn converge(desired: Option<&Desired>, observed: &mut Observed, check: impl Fn(&
     panic!("no convergence: {:#?}", plan(desired, observed).steps);
 }
 
-/// An endpoint's device that is up has its program, or what its container sends would reach the host.
+/// An endpoint's device that is up has its program, or what its container sends would reach the
+/// host.
 fn no_endpoint_forwards_unguarded(observed: &Observed) {
     for (name, link) in observed.links.iter().filter(|(name, _)| naming::is_endpoint(name.as_str())) {
         let attachment = Attachment { ifindex: link.index, kind: ProgramKind::Endpoint };

@@ -114,8 +114,8 @@ impl World {
         }
     }
 
-    /// Service `n` with a VIP, a published port, and backends of these numbers, each on the node of its number modulo 3.
-    /// All of them pass their checks.
+    /// Service `n` with a VIP, a published port, and backends of these numbers, each on the node of
+    /// its number modulo 3. All of them pass their checks.
     fn serve(&mut self, n: u32, backends: impl IntoIterator<Item = u32>) {
         let [_, _, high, low] = n.to_be_bytes();
         let service = Service {
@@ -558,8 +558,8 @@ fn change() -> impl Strategy<Value = Change> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever happens in whichever order: after each update the maps are what the records say, and at each step of it no
-    /// entry names what is not there.
+    /// Whatever happens in whichever order: after each update the maps are what the records say,
+    /// and at each step of it no entry names what is not there.
     #[test]
     fn the_maps_follow_the_records(changes in prop::collection::vec(change(), 1..40)) {
         let mut world = World::new();

@@ -104,8 +104,8 @@ pub(crate) fn network_id(number: u8) -> NetworkId {
     format!("{number:024x}").parse().unwrap()
 }
 
-/// An endpoint never changes, so another shape is another endpoint. Ids differ in their first eight characters, which
-/// name the devices.
+/// An endpoint never changes, so another shape is another endpoint. Ids differ in their first eight
+/// characters, which name the devices.
 pub(crate) fn endpoint_id(shape: EndpointShape) -> EndpointId {
     let EndpointShape { number, network, container, allow_forwarding, .. } = shape;
     format!("{number:02x}{network:02x}{container:02x}{:02x}{:016x}", u8::from(allow_forwarding), 0)

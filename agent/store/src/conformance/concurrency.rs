@@ -43,7 +43,8 @@ pub async fn increments_are_never_lost(store: Subject) -> Verdict {
     Ok(())
 }
 
-/// Of many tasks that create a key which must be absent, one succeeds, and it is the one whose value is there.
+/// Of many tasks that create a key which must be absent, one succeeds, and it is the one whose
+/// value is there.
 pub async fn one_of_many_creates_a_key(store: Subject) -> Verdict {
     for round in 0..10 {
         let key = format!("key/{round}");

@@ -1,7 +1,8 @@
 //! What every [`Store`](crate::Store) must do, as tests that run against any of them
 //!
-//! [`conformance_tests!`](crate::conformance_tests) makes a `#[tokio::test]` of each check. A check gets a store that
-//! is empty and that nobody else uses; it panics, or returns an error of the store's, when the store does not conform.
+//! [`conformance_tests!`](crate::conformance_tests) makes a `#[tokio::test]` of each check. A check
+//! gets a store that is empty and that nobody else uses; it panics, or returns an error of the
+//! store's, when the store does not conform.
 
 pub mod compactions;
 pub mod concurrency;
@@ -25,9 +26,10 @@ pub type Verdict = Result<(), StoreError>;
 /// A bound on waiting for an event that must come; only a store that fails reaches it.
 const DEADLINE: Duration = Duration::from_secs(30);
 
-/// Makes a test of each conformance check. Takes an expression that is called for each test and awaited, and yields a
-/// guard (dropped after the store) and the [`Subject`](crate::conformance::Subject). The caller's crate needs tokio with
-/// its macros and the multi-thread runtime.
+/// Makes a test of each conformance check. Takes an expression that is called for each test and
+/// awaited, and yields a guard (dropped after the store) and the
+/// [`Subject`](crate::conformance::Subject). The caller's crate needs tokio with its macros and the
+/// multi-thread runtime.
 #[macro_export]
 macro_rules! conformance_tests {
     ($fresh:expr) => {

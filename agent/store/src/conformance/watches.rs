@@ -29,7 +29,8 @@ pub async fn replay_the_past_and_go_on_live(store: Subject) -> Verdict {
     Ok(())
 }
 
-/// A revision that changes keys inside and outside comes with those inside; others do not come at all.
+/// A revision that changes keys inside and outside comes with those inside; others do not come at
+/// all.
 pub async fn see_only_their_range(store: Subject) -> Verdict {
     let from = store.revision().await?.next();
     let mut watch = store.watch(KeyRange::prefix("b/"), from);
@@ -66,7 +67,8 @@ type Expected = BTreeMap<Revision, Vec<String>>;
 const WRITERS: usize = 4;
 const WRITES: usize = 40;
 
-/// Writers that race with each other and with the start of watches, each with two keys of its own and one of all.
+/// Writers that race with each other and with the start of watches, each with two keys of its own
+/// and one of all.
 async fn race(store: &Subject) -> Result<Expected, StoreError> {
     let writers: Vec<_> = (0..WRITERS)
         .map(|writer| {
@@ -102,7 +104,8 @@ async fn collect(mut watch: WatchStream, count: usize) -> Result<Vec<(Revision, 
     Ok(seen)
 }
 
-/// Watches that start before, during and after the writes see all of them from their first revision on.
+/// Watches that start before, during and after the writes see all of them from their first revision
+/// on.
 pub async fn have_no_gap_while_writers_race(store: Subject) -> Verdict {
     let first = store.revision().await?.next();
     let total = WRITERS * WRITES;
@@ -145,7 +148,8 @@ pub async fn have_no_gap_while_writers_race(store: Subject) -> Verdict {
     Ok(())
 }
 
-/// A watch that is not read while thousands of events pile up loses none, and the writes do not wait for it.
+/// A watch that is not read while thousands of events pile up loses none, and the writes do not
+/// wait for it.
 pub async fn wait_for_slow_consumers_without_holding_up_writers(store: Subject) -> Verdict {
     const KEYS: usize = 100;
     let first = store.revision().await?.next();

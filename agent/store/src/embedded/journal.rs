@@ -22,7 +22,8 @@ use crate::{Key, OpenError, Revision, Value};
 /// The format that this version reads and writes; another one goes with any change of the layout.
 const FORMAT: u64 = 1;
 
-/// Bytes of redb's cache. Reads are served from memory, so it only has the pages that commits touch.
+/// Bytes of redb's cache. Reads are served from memory, so it only has the pages that commits
+/// touch.
 const CACHE: usize = 4 << 20;
 
 const META: TableDefinition<&str, u64> = TableDefinition::new("meta");

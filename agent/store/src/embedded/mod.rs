@@ -22,8 +22,9 @@ const QUEUE: usize = 1024;
 
 /// A durable [`Store`] in one file (redb), open in one process at a time.
 ///
-/// The state and its history since the last compaction are in memory too, so that reads never touch the disk. One
-/// thread writes: it executes the transactions that wait one after the other and makes them durable with one sync.
+/// The state and its history since the last compaction are in memory too, so that reads never touch
+/// the disk. One thread writes: it executes the transactions that wait one after the other and
+/// makes them durable with one sync.
 ///
 /// Dropping the store waits for that thread and releases the file.
 #[derive(Debug)]
@@ -41,7 +42,8 @@ impl EmbeddedStore {
         Self::start(journal, mvcc)
     }
 
-    /// Makes an empty store at `path`, where nothing may be yet, readable by its owner only. This blocks.
+    /// Makes an empty store at `path`, where nothing may be yet, readable by its owner only. This
+    /// blocks.
     ///
     /// A crash leaves either no file at `path` or a whole one.
     pub fn create(path: impl AsRef<Path>) -> Result<Self, OpenError> {
@@ -122,7 +124,8 @@ impl Drop for EmbeddedStore {
         // The writer ends when its queue is closed and empty.
         drop(self.requests.take());
         if let Some(writer) = self.writer.take() {
-            // A writer that panicked has said so, and left nothing half written: redb's commits are atomic.
+            // A writer that panicked has said so, and left nothing half written: redb's commits are
+            // atomic.
             let _: thread::Result<()> = writer.join();
         }
     }

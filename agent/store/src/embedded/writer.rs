@@ -22,8 +22,8 @@ pub(super) enum Request {
 
 pub(super) struct Writer {
     path: PathBuf,
-    /// `None` after a failed write, until the file could be opened and read anew: only the file knows then whether the
-    /// write took place.
+    /// `None` after a failed write, until the file could be opened and read anew: only the file
+    /// knows then whether the write took place.
     journal: Option<Journal>,
     mvcc: SharedMvcc,
     committed: watch::Sender<Revision>,
@@ -55,7 +55,8 @@ impl Writer {
         }
     }
 
-    /// Executes the transactions one after the other, makes them durable together, and answers them.
+    /// Executes the transactions one after the other, makes them durable together, and answers
+    /// them.
     fn serve(&mut self, txns: &mut Vec<(Txn, Reply<TxnOutcome>)>) {
         let (txns, replies): (Vec<Txn>, Vec<Reply<TxnOutcome>>) = txns.drain(..).unzip();
         if txns.is_empty() {
@@ -87,7 +88,8 @@ impl Writer {
             let mvcc = self.mvcc.read()?;
             if mvcc.head() > mvcc.committed() { journal.append(&mvcc) } else { Ok(()) }
         };
-        // After an error, what is pending stays invisible until the state is read from the file anew.
+        // After an error, what is pending stays invisible until the state is read from the file
+        // anew.
         written.map_err(|error| self.disk_error(error))?;
         self.journal = Some(journal);
         let mut mvcc = self.mvcc.write()?;

@@ -15,8 +15,8 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use super::netlink;
 use crate::{Error, Result};
 
-/// Makes a WireGuard device unless there is a device of that name: whether that is one is seen when it is set up. Tells
-/// whether it was made.
+/// Makes a WireGuard device unless there is a device of that name: whether that is one is seen when
+/// it is set up. Tells whether it was made.
 pub(super) fn create(name: &str, index: Option<u32>) -> Result<bool> {
     let mut link = LinkMessage::default();
     link.header.index = index.unwrap_or_default();

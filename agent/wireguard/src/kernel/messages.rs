@@ -25,7 +25,8 @@ const SESSION: Duration = Duration::from_mins(3);
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DevicePeer {
     pub(super) endpoint: Option<SocketAddr>,
-    /// The address that its packets come from, and its tunnel address, if this key is the one to send with.
+    /// The address that its packets come from, and its tunnel address, if this key is the one to
+    /// send with.
     pub(super) allowed: BTreeSet<Ipv4Addr>,
     pub(super) last_handshake: Option<Duration>,
     pub(super) rx_bytes: u64,
@@ -74,8 +75,9 @@ pub(super) fn replaced(config: &EngineConfig, device: &Device) -> Option<Replace
     (has != wanted).then(|| Replaced { at: Instant::now(), before: before(), greeting })
 }
 
-/// The peers that the device is to have. A tunnel address can belong to one key only: to the one with the latest
-/// handshake, since a peer that rotates its key uses the new one when it is ready; to the oldest before that.
+/// The peers that the device is to have. A tunnel address can belong to one key only: to the one
+/// with the latest handshake, since a peer that rotates its key uses the new one when it is ready;
+/// to the oldest before that.
 pub(super) fn desired(config: &EngineConfig, device: &Device) -> BTreeMap<PublicKey, DevicePeer> {
     let mut peers = BTreeMap::new();
     for peer in config.peers.values() {
@@ -135,7 +137,8 @@ pub(super) fn changes(
     first.into_iter().chain(in_messages(config, &peers)).collect()
 }
 
-/// The attributes that give each peer's tunnel address to the key which the peer uses, where another has it.
+/// The attributes that give each peer's tunnel address to the key which the peer uses, where
+/// another has it.
 pub(super) fn moves(config: &EngineConfig, device: &Device) -> Vec<Vec<WireguardAttribute>> {
     let moves = config.peers.values().filter_map(|peer| {
         let (key, address) = (key_in_use(&peer.keys, device)?, peer.tunnel_address);
@@ -175,8 +178,8 @@ pub(super) fn others_of_silent(
     others.flatten().collect()
 }
 
-/// The attributes that let the device greet peers by those keys: the kernel sends a peer something as soon as it is to be
-/// kept alive. It is not to be kept so any longer.
+/// The attributes that let the device greet peers by those keys: the kernel sends a peer something
+/// as soon as it is to be kept alive. It is not to be kept so any longer.
 pub(super) fn greetings<'k>(
     keys: impl IntoIterator<Item = &'k PublicKey>,
     config: &EngineConfig,
@@ -205,8 +208,9 @@ fn in_messages(config: &EngineConfig, peers: &[WireguardPeer]) -> Vec<Vec<Wiregu
     peers.chunks(PEERS_PER_MESSAGE).map(message).collect()
 }
 
-/// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its configuration changed. `owned` are
-/// the addresses that some peer is to have: what it has of them for another, that one takes from it.
+/// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its
+/// configuration changed. `owned` are the addresses that some peer is to have: what it has of them
+/// for another, that one takes from it.
 fn change(
     key: PublicKey,
     peer: &DevicePeer,
@@ -274,7 +278,8 @@ fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mu
             WireguardPeerAttribute::RxBytes(bytes) => peer.rx_bytes = *bytes,
             WireguardPeerAttribute::TxBytes(bytes) => peer.tx_bytes = *bytes,
             WireguardPeerAttribute::LastHandshake(time) => {
-                // Zero: there was none. The kernel tells the time of day, which may have been set since.
+                // Zero: there was none. The kernel tells the time of day, which may have been set
+                // since.
                 let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0);
                 let nanoseconds = u32::try_from(time.nano_seconds).unwrap_or_default();
                 peer.last_handshake = seconds.map(|seconds| {

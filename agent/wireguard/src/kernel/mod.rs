@@ -1,19 +1,21 @@
 //! The kernel's WireGuard.
 //!
-//! Its device is one of layer 3, without frames that carry network and peer: what enters and leaves it are VXLAN
-//! packets between tunnel addresses, made and taken apart by whoever feeds the device. This engine makes the device, sets
-//! its keys and peers, and brings it up. It has no address and no route leads to it; what it lets out and nobody takes at
-//! its ingress is not let into the host.
+//! Its device is one of layer 3, without frames that carry network and peer: what enters and leaves
+//! it are VXLAN packets between tunnel addresses, made and taken apart by whoever feeds the device.
+//! This engine makes the device, sets its keys and peers, and brings it up. It has no address and
+//! no route leads to it; what it lets out and nobody takes at its ingress is not let into the host.
 //!
-//! A kernel device has one private key, and an address belongs to one key of a peer. So packets come from another address
-//! by each of two keys that a node has at a time ([`crate::TunnelSources`]), and are taken by either; and the node's tunnel
-//! address belongs to that key which is sent with: the one with the latest handshake, which
-//! [`WireguardEngine::follow`] finds out. Until then the other's session goes on: a device whose key was replaced still
-//! decrypts what comes by its old sessions, only encrypts nothing by them any more. It starts new sessions at once; what is
-//! to be sent meanwhile the kernel keeps, 128 packets for each peer.
+//! A kernel device has one private key, and an address belongs to one key of a peer. So packets
+//! come from another address by each of two keys that a node has at a time
+//! ([`crate::TunnelSources`]), and are taken by either; and the node's tunnel address belongs to
+//! that key which is sent with: the one with the latest handshake, which
+//! [`WireguardEngine::follow`] finds out. Until then the other's session goes on: a device whose
+//! key was replaced still decrypts what comes by its old sessions, only encrypts nothing by them
+//! any more. It starts new sessions at once; what is to be sent meanwhile the kernel keeps, 128
+//! packets for each peer.
 //!
-//! A handshake that both sides start at a time leaves neither with a session for five seconds. So peers are greeted by the
-//! key that is sent with, and by others only when that does not answer.
+//! A handshake that both sides start at a time leaves neither with a session for five seconds. So
+//! peers are greeted by the key that is sent with, and by others only when that does not answer.
 
 mod link;
 mod messages;
@@ -50,12 +52,13 @@ use crate::{
 const FAMILY: &str = "wireguard";
 /// Packets that may wait in the device's queue.
 const QUEUE: i32 = 1000;
-/// How long a peer may take to answer a handshake by the key that is sent with before it is tried by its others.
+/// How long a peer may take to answer a handshake by the key that is sent with before it is tried
+/// by its others.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Lets the kernel make, set up and start a device as [`KernelEngine`] needs it, in a network namespace that goes when
-/// this returns: nothing of it is ever seen on the host. Asking for WireGuard makes the kernel load its module if there is
-/// one and the caller may.
+/// Lets the kernel make, set up and start a device as [`KernelEngine`] needs it, in a network
+/// namespace that goes when this returns: nothing of it is ever seen on the host. Asking for
+/// WireGuard makes the kernel load its module if there is one and the caller may.
 pub fn try_kernel_wireguard() -> Result<()> {
     let tried = thread::Builder::new()
         .name("wireguard-trial".to_owned())
@@ -116,8 +119,8 @@ impl KernelEngine {
         Ok(Self { family: family()?, config: None, unknown: false, replaced: None })
     }
 
-    /// Removes the WireGuard device of that name, which an engine has left. A device of another kind stays, and none is no
-    /// error.
+    /// Removes the WireGuard device of that name, which an engine has left. A device of another
+    /// kind stays, and none is no error.
     pub fn remove_left(device: &str) -> Result<()> {
         if if_nametoindex(device).is_err() {
             return Ok(());

@@ -1,4 +1,5 @@
-//! One request over netlink and its answers, as bytes: the layers above use two generations of message types.
+//! One request over netlink and its answers, as bytes: the layers above use two generations of
+//! message types.
 
 use std::io;
 
@@ -9,8 +10,9 @@ pub(super) const HEADER: usize = 16;
 const ERROR: u16 = 2;
 const DONE: u16 = 3;
 
-/// Sends `request`, a whole message with its header, to the kernel side of `protocol`, and returns the messages that
-/// answer it, up to the acknowledgement or the end of the dump. The request must ask for either.
+/// Sends `request`, a whole message with its header, to the kernel side of `protocol`, and returns
+/// the messages that answer it, up to the acknowledgement or the end of the dump. The request must
+/// ask for either.
 pub(super) fn request(protocol: isize, request: &[u8]) -> io::Result<Vec<Vec<u8>>> {
     let mut socket = Socket::new(protocol)?;
     socket.bind_auto()?;

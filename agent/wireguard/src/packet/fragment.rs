@@ -1,5 +1,6 @@
-//! IPv4 fragments (RFC 791, section 3.2): what becomes of a packet that is larger than the network's MTU and allows it.
-//! The sender's own kernel does that as a rule, unless somebody raised the MTU of its interface.
+//! IPv4 fragments (RFC 791, section 3.2): what becomes of a packet that is larger than the
+//! network's MTU and allows it. The sender's own kernel does that as a rule, unless somebody raised
+//! the MTU of its interface.
 
 use super::{checksum, layers::ETHERNET};
 
@@ -28,7 +29,8 @@ pub(crate) fn may_be_fragmented(frame: &[u8]) -> bool {
 }
 
 impl<'f> Fragments<'f> {
-    /// Cuts a frame into frames of at most `most` bytes. `None` if that may not be done, or not to a broken packet.
+    /// Cuts a frame into frames of at most `most` bytes. `None` if that may not be done, or not to
+    /// a broken packet.
     pub(crate) fn new(frame: &'f [u8], most: usize) -> Option<Self> {
         if !may_be_fragmented(frame) {
             return None;
@@ -52,8 +54,8 @@ impl<'f> Fragments<'f> {
         self.payload.len().div_ceil(self.size)
     }
 
-    /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if `out` is too short or
-    /// there is no such frame.
+    /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if
+    /// `out` is too short or there is no such frame.
     pub(crate) fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         let begin = index.checked_mul(self.size)?;
         let data = self.payload.get(begin..).filter(|data| !data.is_empty())?;
@@ -79,7 +81,8 @@ impl<'f> Fragments<'f> {
     }
 }
 
-/// Makes "no operation" of the options that only the first fragment has, so that the header keeps its length.
+/// Makes "no operation" of the options that only the first fragment has, so that the header keeps
+/// its length.
 fn blank_options(mut options: &mut [u8]) {
     while let Some(&kind) = options.first() {
         let len = match (kind, options.get(1)) {

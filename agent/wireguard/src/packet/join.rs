@@ -1,7 +1,9 @@
-//! Joining segments of a flow into super-packets before they are written to the device: the work of GRO.
+//! Joining segments of a flow into super-packets before they are written to the device: the work of
+//! GRO.
 //!
-//! Decrypted packets lie one after another in an arena and stay there; a super-packet is a list of ranges. What is
-//! not joined stands in the same list, so every flow's packets leave in the order in which they came.
+//! Decrypted packets lie one after another in an arena and stay there; a super-packet is a list of
+//! ranges. What is not joined stands in the same list, so every flow's packets leave in the order
+//! in which they came.
 
 use std::{io::IoSlice, net::Ipv4Addr};
 
@@ -72,8 +74,9 @@ impl Joiner {
         &mut self.arena[self.used..]
     }
 
-    /// Takes the packet of `len` bytes that was just put at the beginning of [`Joiner::room`], if it is VXLAN from
-    /// address `from`, the source of peer `peer` by its key, to tunnel address `to`.
+    /// Takes the packet of `len` bytes that was just put at the beginning of [`Joiner::room`], if
+    /// it is VXLAN from address `from`, the source of peer `peer` by its key, to tunnel address
+    /// `to`.
     pub(crate) fn push(
         &mut self,
         len: usize,
@@ -216,7 +219,8 @@ impl Joined {
         }
     }
 
-    /// Completes the first segment's header so that it stands for all, and says what the kernel is to know.
+    /// Completes the first segment's header so that it stands for all, and says what the kernel is
+    /// to know.
     fn finish(&self, header: &mut [u8]) -> VnetHeader {
         let Some(layers) = self.layers.filter(|_| self.verified) else { return VnetHeader::default() };
         let l4_len = self.header - layers.l4 + self.payload;
@@ -254,8 +258,9 @@ impl Joined {
                 header[layers.l4 + 4..layers.l4 + 6].copy_from_slice(&l4_len.to_be_bytes());
             }
         }
-        // The checksum was right, so the kernel need not compute it again: with the pseudo-header's sum in place it
-        // is "still to be computed", which a receiver on this machine takes as valid.
+        // The checksum was right, so the kernel need not compute it again: with the pseudo-header's
+        // sum in place it is "still to be computed", which a receiver on this machine takes as
+        // valid.
         let sum = checksum::pseudo_header(&header[layers.addresses()], layers.protocol, l4_len);
         let at = layers.l4 + layers.checksum_offset();
         header[at..at + 2].copy_from_slice(&checksum::fold(sum).to_ne_bytes());
@@ -274,7 +279,8 @@ fn checksum_is_right(frame: &[u8], layers: Layers) -> bool {
         return false;
     }
     let l4 = &frame[layers.l4..];
-    // A UDP checksum of zero vouches for nothing (RFC 768), and the length must agree for it to mean anything.
+    // A UDP checksum of zero vouches for nothing (RFC 768), and the length must agree for it to
+    // mean anything.
     if layers.protocol == UDP
         && (l4[6..8] == [0, 0] || usize::from(u16::from_be_bytes([l4[4], l4[5]])) != l4.len())
     {

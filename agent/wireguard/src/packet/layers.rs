@@ -1,4 +1,5 @@
-//! Where the layers of an inner Ethernet frame begin. Nothing here trusts a length before it has compared it.
+//! Where the layers of an inner Ethernet frame begin. Nothing here trusts a length before it has
+//! compared it.
 
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -29,8 +30,8 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Finds the layers; `None` for anything but whole TCP and UDP. Lengths inside the packet are not compared with
-    /// the frame's, except that all headers are there.
+    /// Finds the layers; `None` for anything but whole TCP and UDP. Lengths inside the packet are
+    /// not compared with the frame's, except that all headers are there.
     pub(crate) fn of(frame: &[u8]) -> Option<Self> {
         let ip = frame.get(ETHERNET..)?;
         let ethertype = [frame[12], frame[13]];
@@ -76,8 +77,8 @@ impl Layers {
         ETHERNET + stated + if self.v6 { 40 } else { 0 }
     }
 
-    /// Writes the IP header's length for a frame of `len` bytes; the IPv4 checksum is left to the caller. `None` if
-    /// the length does not fit.
+    /// Writes the IP header's length for a frame of `len` bytes; the IPv4 checksum is left to the
+    /// caller. `None` if the length does not fit.
     pub(crate) fn set_len(&self, header: &mut [u8], len: usize) -> Option<()> {
         let (at, base) = if self.v6 { (ETHERNET + 4, 40) } else { (ETHERNET + 2, 0) };
         let stated = u16::try_from(len.checked_sub(ETHERNET + base)?).ok()?;
@@ -102,7 +103,8 @@ fn skip_extensions(frame: &[u8], first: u8, mut at: usize) -> Option<(u8, usize)
     None
 }
 
-/// A number that is equal for the packets of one flow, for spreading flows over source ports (RFC 7348, section 5).
+/// A number that is equal for the packets of one flow, for spreading flows over source ports (RFC
+/// 7348, section 5).
 pub(crate) fn flow_hash(frame: &[u8]) -> u32 {
     let mut hash = 0x811c_9dc5_u32;
     let mut mix = |bytes: &[u8]| {

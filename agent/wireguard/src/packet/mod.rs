@@ -1,4 +1,5 @@
-//! Packets as bytes, without any I/O: cutting super-packets, joining segments, the headers around them.
+//! Packets as bytes, without any I/O: cutting super-packets, joining segments, the headers around
+//! them.
 
 mod checksum;
 mod fragment;

@@ -20,7 +20,8 @@ const TO: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const PORT: u16 = 4789;
 const PEER: u16 = 3;
 
-/// A packet as a container's stack would hand it over: checksum incomplete, perhaps larger than any MTU.
+/// A packet as a container's stack would hand it over: checksum incomplete, perhaps larger than any
+/// MTU.
 #[derive(Debug, Clone)]
 struct Super {
     v6: bool,
@@ -44,7 +45,8 @@ impl Super {
         let bits = (any::<bool>(), any::<bool>(), 0u8..=255, 0usize..10, any::<bool>());
         (bits, 1usize..1400, payload, any::<u32>()).prop_map(
             |((v6, tcp, flags, options, extension), size, payload, sequence)| {
-                // SYN, RST and URG do not come in super-packets; UDP has at most 64 segments in one.
+                // SYN, RST and URG do not come in super-packets; UDP has at most 64 segments in
+                // one.
                 let flags = flags & !0x26 | 0x10;
                 let size = if tcp { size.max(16) } else { size.max(payload.len().div_ceil(64)) };
                 Self {

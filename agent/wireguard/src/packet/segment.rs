@@ -1,5 +1,5 @@
-//! Cutting what the kernel hands over, up to 64 KiB at once, into frames for the wire: the work of a network card
-//! with TSO and USO.
+//! Cutting what the kernel hands over, up to 64 KiB at once, into frames for the wire: the work of
+//! a network card with TSO and USO.
 
 use super::{
     checksum,
@@ -30,8 +30,8 @@ enum Way {
 }
 
 impl<'f> Cut<'f> {
-    /// Decides how to cut `frame`, which the kernel described by `vnet`. `None` if the two contradict each other or
-    /// the frame is broken.
+    /// Decides how to cut `frame`, which the kernel described by `vnet`. `None` if the two
+    /// contradict each other or the frame is broken.
     pub(crate) fn new(vnet: &VnetHeader, frame: &'f [u8]) -> Option<Self> {
         if frame.len() < ETHERNET {
             return None;
@@ -83,8 +83,8 @@ impl<'f> Cut<'f> {
         }
     }
 
-    /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if `out` is too short or
-    /// there is no such frame.
+    /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if
+    /// `out` is too short or there is no such frame.
     pub(crate) fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         match self.way {
             Way::Segments { layers, size, count } => self.write_segment(index, layers, size, count, out),
@@ -96,9 +96,11 @@ impl<'f> Cut<'f> {
             Way::Checksum { start, at } => {
                 let out = out.get_mut(..self.frame.len())?;
                 out.copy_from_slice(self.frame);
-                // The field holds the pseudo-header's sum, so a plain sum over it completes the checksum.
+                // The field holds the pseudo-header's sum, so a plain sum over it completes the
+                // checksum.
                 let checksum = !checksum::fold(checksum::sum(&out[start..]));
-                // For UDP a zero would mean "none" (RFC 768); nothing else has its checksum at this offset.
+                // For UDP a zero would mean "none" (RFC 768); nothing else has its checksum at this
+                // offset.
                 let checksum = if checksum == 0 && at - start == 6 { 0xffff } else { checksum };
                 out[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
                 Some(out.len())

@@ -3,9 +3,9 @@
 /// A VXLAN network identifier's largest value.
 const VNI_MAX: u32 = 0x00ff_ffff;
 
-/// Network and peer of a frame on the device: source MAC `{0x02, VNI (3 bytes), peer index (2 bytes)}`, both in
-/// network order. On the way out the peer is the host to send to, on the way in the one that sent. The destination
-/// MAC is the inner frame's own.
+/// Network and peer of a frame on the device: source MAC `{0x02, VNI (3 bytes), peer index (2
+/// bytes)}`, both in network order. On the way out the peer is the host to send to, on the way in
+/// the one that sent. The destination MAC is the inner frame's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrameTag {
     /// VXLAN network identifier, 24 bits.

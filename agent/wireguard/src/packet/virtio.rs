@@ -4,7 +4,8 @@
 /// Bytes of the header.
 pub(crate) const LEN: usize = 10;
 
-/// The checksum at `csum_start + csum_offset` is incomplete: the field holds the pseudo-header's sum.
+/// The checksum at `csum_start + csum_offset` is incomplete: the field holds the pseudo-header's
+/// sum.
 pub(crate) const NEEDS_CSUM: u8 = 1;
 
 /// One packet of at most the MTU.

@@ -1,5 +1,5 @@
-//! The headers that travel inside WireGuard before each inner frame: IPv4, UDP, VXLAN (RFC 7348), the same as the
-//! kernel's VXLAN device makes over a WireGuard device.
+//! The headers that travel inside WireGuard before each inner frame: IPv4, UDP, VXLAN (RFC 7348),
+//! the same as the kernel's VXLAN device makes over a WireGuard device.
 
 use std::net::Ipv4Addr;
 
@@ -22,7 +22,8 @@ pub(crate) struct Encapsulation {
 }
 
 impl Encapsulation {
-    /// From source address `from` to tunnel address `to`, in network `vni`; the source port is taken from `flow`.
+    /// From source address `from` to tunnel address `to`, in network `vni`; the source port is
+    /// taken from `flow`.
     pub(crate) fn new(from: Ipv4Addr, to: Ipv4Addr, port: u16, vni: u32, flow: u32) -> Self {
         let mut h = [0; HEADERS];
         h[0] = 0x45;
@@ -40,8 +41,8 @@ impl Encapsulation {
         Self { sum: checksum::sum(&h[..20]), template: h }
     }
 
-    /// Writes the headers into the first [`HEADERS`] bytes of a packet of `len` bytes in all. UDP has no checksum, as
-    /// VXLAN over IPv4 prefers. `None` if `len` does not fit an IPv4 packet.
+    /// Writes the headers into the first [`HEADERS`] bytes of a packet of `len` bytes in all. UDP
+    /// has no checksum, as VXLAN over IPv4 prefers. `None` if `len` does not fit an IPv4 packet.
     pub(crate) fn write(&self, packet: &mut [u8], len: usize, identification: u16) -> Option<()> {
         let total = u16::try_from(len).ok()?;
         let udp = total.checked_sub(20)?;
@@ -67,7 +68,8 @@ pub(crate) enum NotOurs {
     Fragment,
 }
 
-/// Checks a decrypted packet (without padding) and returns its VNI; the inner frame begins at [`HEADERS`].
+/// Checks a decrypted packet (without padding) and returns its VNI; the inner frame begins at
+/// [`HEADERS`].
 pub(crate) fn decapsulate(packet: &[u8], from: Ipv4Addr, to: Ipv4Addr, port: u16) -> Result<u32, NotOurs> {
     let Some(h) = packet.first_chunk::<{ HEADERS + ETHERNET }>() else { return Err(NotOurs::NotVxlan) };
     if h[0] != 0x45 {

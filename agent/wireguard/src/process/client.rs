@@ -54,16 +54,18 @@ struct Connection {
 }
 
 impl EngineProcess {
-    /// Connects to the engine process of `run_dir`, or starts one, in the calling thread's network namespace. One of
-    /// another version is replaced: the new process takes over its device and sockets, and packets wait in them
-    /// until [`WireguardEngine::apply`] gives it the keys, which has to come at once.
+    /// Connects to the engine process of `run_dir`, or starts one, in the calling thread's network
+    /// namespace. One of another version is replaced: the new process takes over its device and
+    /// sockets, and packets wait in them until [`WireguardEngine::apply`] gives it the keys, which
+    /// has to come at once.
     pub fn connect_or_spawn(run_dir: impl Into<PathBuf>, command: EngineCommand) -> Result<Self> {
         let mut process = Self { run_dir: run_dir.into(), command, connection: None, was_suspended: false };
         process.connect()?;
         Ok(process)
     }
 
-    /// Stops the engine process of `run_dir`, of whatever version, if one runs: its device and its keys go with it.
+    /// Stops the engine process of `run_dir`, of whatever version, if one runs: its device and its
+    /// keys go with it.
     pub fn stop_running(run_dir: &Path) -> Result<()> {
         match Connection::open(run_dir) {
             Ok(mut connection) => match connection.ask(&Request::Stop) {

@@ -1,4 +1,5 @@
-//! What the daemon and the engine process say to each other: JSON with its length before it, over a unix socket.
+//! What the daemon and the engine process say to each other: JSON with its length before it, over a
+//! unix socket.
 
 use std::{
     io::{self, IoSlice, IoSliceMut, Read, Write},

@@ -42,12 +42,13 @@ struct Options {
     take_over: bool,
 }
 
-/// Runs the engine process until it is told to stop: what the command `meshd wireguard-engine` does, with what
-/// follows it as `args`: `--run-dir DIR --version TEXT [--take-over]`.
+/// Runs the engine process until it is told to stop: what the command `meshd wireguard-engine`
+/// does, with what follows it as `args`: `--run-dir DIR --version TEXT [--take-over]`.
 ///
-/// It makes itself independent of whoever started it, takes the run folder's lock (of which there is one, so that
-/// there is one engine), and serves the socket `wireguard.sock` there (mode 0600; only the same user is listened to).
-/// With `--take-over` it gets device and sockets from the engine that serves the folder now, which then ends.
+/// It makes itself independent of whoever started it, takes the run folder's lock (of which there
+/// is one, so that there is one engine), and serves the socket `wireguard.sock` there (mode 0600;
+/// only the same user is listened to). With `--take-over` it gets device and sockets from the
+/// engine that serves the folder now, which then ends.
 pub fn engine_main(args: impl IntoIterator<Item = String>) -> Result<()> {
     let options = Options::parse(args)?;
     // EPERM: it leads a session already.

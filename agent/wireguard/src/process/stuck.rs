@@ -26,8 +26,8 @@ pub(super) fn is_suspended(pid: u32) -> bool {
     stat.rsplit_once(')').is_some_and(|(_, rest)| rest.trim_start().starts_with('T'))
 }
 
-/// Kills the process that serves the socket of `run_dir`, if there is one, and waits until it is gone:
-/// its device and its lock go with it.
+/// Kills the process that serves the socket of `run_dir`, if there is one, and waits until it is
+/// gone: its device and its lock go with it.
 pub(super) fn end(run_dir: &Path) -> Result<()> {
     let action = "end the WireGuard engine process";
     // A connection is possible only while the process that listens is alive, so its pid is valid.

@@ -18,7 +18,8 @@ const SIOCETHTOOL: libc::c_int = 0x8946;
 /// Generic receive offload on or off (`linux/ethtool.h`).
 const ETHTOOL_SGRO: u32 = 0x2c;
 
-/// Sets MTU and queue length of device `name` and brings it up, in the calling thread's network namespace.
+/// Sets MTU and queue length of device `name` and brings it up, in the calling thread's network
+/// namespace.
 pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> {
     let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     let fd = any.as_raw_fd();
@@ -27,8 +28,8 @@ pub(crate) fn configure(name: &str, mtu: u16, queue_len: i32) -> io::Result<()> 
     let mut queue_request = request(name)?;
     queue_request.ifr_ifru.ifru_metric = queue_len;
     let mut up = request(name)?;
-    // SAFETY: each of the four reads (or fills) an `ifreq` that lives past the call; SIOCGIFFLAGS fills the
-    // union's `ifru_flags`, which is what is then read.
+    // SAFETY: each of the four reads (or fills) an `ifreq` that lives past the call; SIOCGIFFLAGS
+    // fills the union's `ifru_flags`, which is what is then read.
     unsafe {
         set_mtu(fd, &raw const mtu_request)?;
         set_queue_len(fd, &raw const queue_request)?;
@@ -50,8 +51,8 @@ pub(crate) fn is_configured(name: &str, index: Option<u32>, mtu: u16) -> bool {
     let read = || -> io::Result<(libc::c_short, i32)> {
         let any = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
         let (mut flags, mut size) = (request(name)?, request(name)?);
-        // SAFETY: each fills an `ifreq` that lives past the call, and of its union the member that is
-        // then read.
+        // SAFETY: each fills an `ifreq` that lives past the call, and of its union the member that
+        // is then read.
         unsafe {
             get_flags(any.as_raw_fd(), &raw mut flags)?;
             get_mtu(any.as_raw_fd(), &raw mut size)?;
@@ -61,7 +62,8 @@ pub(crate) fn is_configured(name: &str, index: Option<u32>, mtu: u16) -> bool {
     read().is_ok_and(|(flags, found)| i32::from(flags) & libc::IFF_UP != 0 && found == i32::from(mtu))
 }
 
-/// The Ethernet address of devices: no frame tag, so that nothing which the host itself sends there is taken for one.
+/// The Ethernet address of devices: no frame tag, so that nothing which the host itself sends there
+/// is taken for one.
 const ADDRESS: [u8; 6] = [0x0a, b'm', b'e', b's', b'h', 0];
 
 /// Keeps the host from sending anything of its own on device `name`, which must not be up yet.
@@ -76,7 +78,8 @@ pub(crate) fn silence(name: &str) -> io::Result<()> {
     address.ifr_ifru.ifru_hwaddr = libc::sockaddr { sa_family: ethernet, sa_data: data };
     // SAFETY: it reads an `ifreq` that lives past the call.
     unsafe { set_address(any.as_raw_fd(), &raw const address)? };
-    // 1: no link-local address, and so no router solicitations (`addr_gen_mode`, Documentation/networking/ip-sysctl.rst).
+    // 1: no link-local address, and so no router solicitations (`addr_gen_mode`,
+    // Documentation/networking/ip-sysctl.rst).
     match std::fs::write(format!("/proc/sys/net/ipv6/conf/{name}/addr_gen_mode"), "1") {
         // A kernel without IPv6 sends none.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -84,11 +87,12 @@ pub(crate) fn silence(name: &str) -> io::Result<()> {
     }
 }
 
-/// Keeps what comes out of the WireGuard device `name` from the host, should nobody else take it, and from being joined to
-/// super-packets: a packet that was joined as part of a tunnel, and is taken out of it, counts as one of that tunnel for ever.
+/// Keeps what comes out of the WireGuard device `name` from the host, should nobody else take it,
+/// and from being joined to super-packets: a packet that was joined as part of a tunnel, and is
+/// taken out of it, counts as one of that tunnel for ever.
 pub(crate) fn isolate(name: &str) -> io::Result<()> {
-    // No route leads back there, so no source is one that belongs there (RFC 3704, strict). Where all devices are set to less
-    // than that: nothing is passed on to other hosts at least.
+    // No route leads back there, so no source is one that belongs there (RFC 3704, strict). Where
+    // all devices are set to less than that: nothing is passed on to other hosts at least.
     for (key, value) in [("rp_filter", "1"), ("forwarding", "0")] {
         std::fs::write(format!("/proc/sys/net/ipv4/conf/{name}/{key}"), value)?;
     }

@@ -1,4 +1,5 @@
-//! A TAP device with virtio headers and offloads (`Documentation/networking/tuntap.rst`, `linux/if_tun.h`).
+//! A TAP device with virtio headers and offloads (`Documentation/networking/tuntap.rst`,
+//! `linux/if_tun.h`).
 #![expect(unsafe_code, reason = "the ioctls of /dev/net/tun")]
 
 use std::{
@@ -42,8 +43,8 @@ pub(crate) struct Tap {
 }
 
 impl Tap {
-    /// Makes the device `name`, which must not exist, with that interface index if one is given, in the calling thread's
-    /// network namespace.
+    /// Makes the device `name`, which must not exist, with that interface index if one is given, in
+    /// the calling thread's network namespace.
     pub(crate) fn create(name: &str, index: Option<u32>) -> io::Result<Self> {
         Self::open(name, libc::IFF_TUN_EXCL, index)
     }
@@ -61,8 +62,8 @@ impl Tap {
         // The flags fit the 16 bits that the request has for them.
         request.ifr_ifru.ifru_flags = u16::try_from(kind).unwrap_or_default().cast_signed();
         let header = libc::c_int::try_from(virtio::LEN).unwrap_or_default();
-        // SAFETY: TUNSETIFINDEX reads an `unsigned int`, TUNSETIFF an `ifreq` and TUNSETVNETHDRSZ an `int`; all live past
-        // the calls.
+        // SAFETY: TUNSETIFINDEX reads an `unsigned int`, TUNSETIFF an `ifreq` and TUNSETVNETHDRSZ
+        // an `int`; all live past the calls.
         unsafe {
             if let Some(index) = index {
                 set_index(fd.as_raw_fd(), &raw const index)?;
@@ -78,8 +79,8 @@ impl Tap {
         Self { file: File::from(fd) }
     }
 
-    /// Whether the queue still belongs to a device. A device that is deleted loses its queues, whose
-    /// descriptors stay open.
+    /// Whether the queue still belongs to a device. A device that is deleted loses its queues,
+    /// whose descriptors stay open.
     pub(crate) fn is_attached(&self) -> bool {
         let Ok(mut answer) = request("any") else { return false };
         // SAFETY: TUNGETIFF fills an `ifreq` that lives past the call.

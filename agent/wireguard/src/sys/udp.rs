@@ -1,5 +1,5 @@
-//! A UDP socket for both address families that sends and receives many datagrams per system call: `sendmmsg` and
-//! `recvmmsg` with UDP GSO and GRO (udp(7)).
+//! A UDP socket for both address families that sends and receives many datagrams per system call:
+//! `sendmmsg` and `recvmmsg` with UDP GSO and GRO (udp(7)).
 #![expect(unsafe_code, reason = "sendmmsg and recvmmsg with a control message of its own for each message")]
 
 use std::{
@@ -42,8 +42,9 @@ pub(crate) struct UdpSocket {
 }
 
 impl UdpSocket {
-    /// Binds `port` on all addresses of both families (of IPv4 alone where the kernel has no IPv6), in the calling
-    /// thread's network namespace. `shared`: other sockets of this process are to have the same port.
+    /// Binds `port` on all addresses of both families (of IPv4 alone where the kernel has no IPv6),
+    /// in the calling thread's network namespace. `shared`: other sockets of this process are to
+    /// have the same port.
     pub(crate) fn bind(port: u16, shared: bool) -> io::Result<Self> {
         let open = |family| socket(family, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None);
         let (fd, v6) = match open(AddressFamily::Inet6) {
@@ -60,7 +61,8 @@ impl UdpSocket {
         } else {
             bind(fd.as_raw_fd(), &SockaddrIn::from(SocketAddrV4::new(Ipv4Addr::UNSPECIFIED, port)))?;
         }
-        // The forced form needs CAP_NET_ADMIN over the first namespace; the other is capped by a sysctl.
+        // The forced form needs CAP_NET_ADMIN over the first namespace; the other is capped by a
+        // sysctl.
         if setsockopt(&fd, RcvBufForce, &SOCKET_BUFFER).is_err() {
             setsockopt(&fd, RcvBuf, &SOCKET_BUFFER)?;
         }
@@ -84,8 +86,8 @@ impl UdpSocket {
         Ok(socket)
     }
 
-    /// Marks what it sends as Mesh's own: the datapath lets nothing else to tunnels' ports. Without the privilege for it there is
-    /// no such datapath either.
+    /// Marks what it sends as Mesh's own: the datapath lets nothing else to tunnels' ports. Without
+    /// the privilege for it there is no such datapath either.
     fn mark(&self) -> io::Result<()> {
         match setsockopt(&self.fd, Mark, &MARK) {
             Ok(()) | Err(Errno::EPERM) => Ok(()),
@@ -98,8 +100,8 @@ impl UdpSocket {
         self.fd.try_clone()
     }
 
-    /// Clears "don't fragment" on IPv4, as the kernel's WireGuard does: a path whose MTU is less than that of the
-    /// first hop then costs speed, not the connection.
+    /// Clears "don't fragment" on IPv4, as the kernel's WireGuard does: a path whose MTU is less
+    /// than that of the first hop then costs speed, not the connection.
     fn allow_fragments(&self) -> io::Result<()> {
         let value = libc::IP_PMTUDISC_DONT;
         let size = libc::socklen_t::try_from(mem::size_of_val(&value)).unwrap_or_default();
@@ -177,7 +179,8 @@ fn family(family: libc::c_int) -> libc::sa_family_t {
 fn decode(address: &libc::sockaddr_in6) -> Option<SocketAddr> {
     let port = u16::from_be(address.sin6_port);
     if address.sin6_family == family(libc::AF_INET) {
-        // SAFETY: the family says that the kernel wrote a `sockaddr_in`, which is smaller and no more aligned.
+        // SAFETY: the family says that the kernel wrote a `sockaddr_in`, which is smaller and no
+        // more aligned.
         let v4: libc::sockaddr_in = unsafe { ptr::read(ptr::from_ref(address).cast()) };
         return Some(SocketAddr::new(Ipv4Addr::from(v4.sin_addr.s_addr.to_ne_bytes()).into(), port));
     }
@@ -205,7 +208,8 @@ pub(crate) struct SendQueue {
     headers: Vec<libc::mmsghdr>,
 }
 
-// SAFETY: the pointers in `vectors` and `headers` are only followed inside `SendQueue::send`, which sets them anew.
+// SAFETY: the pointers in `vectors` and `headers` are only followed inside `SendQueue::send`, which
+// sets them anew.
 unsafe impl Send for SendQueue {}
 
 /// One kernel call's worth: equal datagrams, the last perhaps shorter.
@@ -244,8 +248,8 @@ impl SendQueue {
         self.lens.push((len, u16::try_from(self.peers.len() - 1).unwrap_or(u16::MAX)));
     }
 
-    /// Sends all from `buffer`, where the datagrams stand without gaps, and forgets them. Returns how many datagrams
-    /// the kernel refused; they are lost, as on any network.
+    /// Sends all from `buffer`, where the datagrams stand without gaps, and forgets them. Returns
+    /// how many datagrams the kernel refused; they are lost, as on any network.
     pub(crate) fn send(&mut self, socket: &UdpSocket, buffer: &[u8]) -> u64 {
         let gso = socket.gso.load(Ordering::Relaxed);
         self.plan(gso);
@@ -254,8 +258,8 @@ impl SendQueue {
         let mut done = 0;
         while done < self.headers.len() {
             let left = &mut self.headers[done..];
-            // SAFETY: every header points into vectors of `self` that `prepare` filled and nothing has changed since,
-            // and into `buffer`, which `prepare` checked to be long enough.
+            // SAFETY: every header points into vectors of `self` that `prepare` filled and nothing
+            // has changed since, and into `buffer`, which `prepare` checked to be long enough.
             let sent = unsafe {
                 libc::sendmmsg(
                     socket.fd.as_raw_fd(),
@@ -271,8 +275,9 @@ impl SendQueue {
                     // The error is the first message's.
                     let run = self.sends[done];
                     refused += if run.count > 1 {
-                        // EIO: the device cannot checksum what GSO makes. Others (EMSGSIZE, EINVAL): a segment is
-                        // larger than the path's MTU, which GSO does not fragment.
+                        // EIO: the device cannot checksum what GSO makes. Others (EMSGSIZE,
+                        // EINVAL): a segment is larger than the path's MTU, which GSO does not
+                        // fragment.
                         if errno == Errno::EIO {
                             socket.gso.store(false, Ordering::Relaxed);
                         }
@@ -351,8 +356,9 @@ impl SendQueue {
             header.msg_hdr.msg_iovlen = 1;
             if send.count > 1 {
                 header.msg_hdr.msg_control = self.control[i].as_mut_ptr().cast();
-                // SAFETY: CMSG_SPACE and CMSG_LEN are plain arithmetic. The control area is aligned and, with 64
-                // bytes, larger than CMSG_SPACE(2) = 24, so the first header and its data lie within it.
+                // SAFETY: CMSG_SPACE and CMSG_LEN are plain arithmetic. The control area is aligned
+                // and, with 64 bytes, larger than CMSG_SPACE(2) = 24, so the first header and its
+                // data lie within it.
                 unsafe {
                     header.msg_hdr.msg_controllen = libc::CMSG_SPACE(2) as usize;
                     let control = libc::CMSG_FIRSTHDR(&raw const header.msg_hdr);
@@ -411,7 +417,8 @@ impl Receiver {
             header.msg_control = control[i].as_mut_ptr().cast();
             header.msg_controllen = mem::size_of::<Control>();
         }
-        // SAFETY: all pointers are to live memory of the sizes given, and the count is the arrays' length.
+        // SAFETY: all pointers are to live memory of the sizes given, and the count is the arrays'
+        // length.
         let received = unsafe {
             libc::recvmmsg(
                 socket.fd.as_raw_fd(),
@@ -423,7 +430,8 @@ impl Receiver {
         };
         let received = match Errno::result(received) {
             Ok(received) => usize::try_from(received).unwrap_or_default(),
-            // ECONNREFUSED and its like: an ICMP error about something sent earlier, read off by this.
+            // ECONNREFUSED and its like: an ICMP error about something sent earlier, read off by
+            // this.
             Err(Errno::EAGAIN) => return Ok(false),
             Err(Errno::EINTR | Errno::ECONNREFUSED | Errno::EHOSTUNREACH | Errno::ENETUNREACH) => {
                 return Ok(true);
@@ -457,7 +465,8 @@ impl Receiver {
 
 /// The length of the datagrams that GRO put together, if it did.
 fn segment_size(header: &libc::msghdr) -> Option<usize> {
-    // SAFETY: the kernel wrote the control area and its length, within the room it was given; the macros stay inside.
+    // SAFETY: the kernel wrote the control area and its length, within the room it was given; the
+    // macros stay inside.
     unsafe {
         let mut control = libc::CMSG_FIRSTHDR(header);
         while !control.is_null() {

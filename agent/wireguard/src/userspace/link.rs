@@ -43,9 +43,9 @@ pub(super) struct Link {
 
 /// Handshakes that we started for want of a session.
 ///
-/// Boringtun forgets that it waits for a response when it answers the peer's own handshake. Another start at that
-/// moment would make the response invalid that is already on its way, and implementations that take no second
-/// handshake within 50 ms would leave both without a session.
+/// Boringtun forgets that it waits for a response when it answers the peer's own handshake. Another
+/// start at that moment would make the response invalid that is already on its way, and
+/// implementations that take no second handshake within 50 ms would leave both without a session.
 struct Attempt {
     since: Instant,
     last: Instant,
@@ -58,7 +58,8 @@ pub(super) enum Received {
     Packet(usize),
     /// A reply of so many bytes is to be sent to whoever sent the message, which is authentic.
     Reply(usize),
-    /// A handshake of so many bytes is to be sent to the peer's known endpoint. The message may be a replay.
+    /// A handshake of so many bytes is to be sent to the peer's known endpoint. The message may be
+    /// a replay.
     Initiate(usize),
     /// An authentic message that needs nothing.
     Nothing,
@@ -113,8 +114,8 @@ impl Link {
         self.tunn.time_since_last_handshake()
     }
 
-    /// Lets boringtun's timers catch up when nobody has called [`Link::tick`] for a while. Returns the length of what
-    /// is to be sent, if anything.
+    /// Lets boringtun's timers catch up when nobody has called [`Link::tick`] for a while. Returns
+    /// the length of what is to be sent, if anything.
     pub(super) fn catch_up(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         if now.duration_since(self.ticked) < STALE { None } else { self.tick(now, out).0 }
     }
@@ -164,8 +165,8 @@ impl Link {
         self.initiate(now, out)
     }
 
-    /// Encrypts `packet` to the beginning of `out`, which must have room for 32 bytes more, and 148 at least.
-    /// The link must be live. Returns the message's length.
+    /// Encrypts `packet` to the beginning of `out`, which must have room for 32 bytes more, and 148
+    /// at least. The link must be live. Returns the message's length.
     pub(super) fn encrypt(&mut self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
         match self.tunn.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
@@ -173,8 +174,9 @@ impl Link {
         }
     }
 
-    /// Takes a message whose session index is this link's, or a handshake whose keys are. Decrypted packets and
-    /// replies are put at the beginning of `out`, which must be as long as the message, and 148 bytes at least.
+    /// Takes a message whose session index is this link's, or a handshake whose keys are. Decrypted
+    /// packets and replies are put at the beginning of `out`, which must be as long as the message,
+    /// and 148 bytes at least.
     pub(super) fn receive(&mut self, message: &[u8], now: Instant, out: &mut [u8]) -> Received {
         let cookie = message.first() == Some(&3);
         match self.tunn.decapsulate(None, message, out) {
@@ -188,8 +190,9 @@ impl Link {
         }
     }
 
-    /// An authentic handshake with an old timestamp is a replay, or a peer that was restarted and whose clock went
-    /// back. We start a handshake ourselves then, which such a peer can accept, not too often.
+    /// An authentic handshake with an old timestamp is a replay, or a peer that was restarted and
+    /// whose clock went back. We start a handshake ourselves then, which such a peer can accept,
+    /// not too often.
     fn answer(&mut self, now: Instant, out: &mut [u8]) -> Received {
         if !self.active || self.last_answer.is_some_and(|last| now.duration_since(last) < ANSWER_INTERVAL) {
             return Received::Drop(DropReason::Replayed);

@@ -1,14 +1,15 @@
 //! The engine in user space: boringtun's Noise protocol and cipher, our own way of moving packets.
 //!
-//! The device is a TAP whose frames carry network and peer in their source MAC ([`crate::FrameTag`]). A worker reads
-//! up to 64 KiB of TCP or UDP in one call, cuts it into segments, puts IPv4, UDP and VXLAN headers before each,
-//! encrypts them into one buffer and has the kernel send that in one or two calls (UDP GSO). The other way round it
-//! receives many datagrams per call (UDP GRO), decrypts them side by side into one buffer, joins consecutive
-//! segments and writes super-packets to the device. On the wire it is VXLAN over WireGuard, as the kernel's own
-//! devices make it.
+//! The device is a TAP whose frames carry network and peer in their source MAC
+//! ([`crate::FrameTag`]). A worker reads up to 64 KiB of TCP or UDP in one call, cuts it into
+//! segments, puts IPv4, UDP and VXLAN headers before each, encrypts them into one buffer and has
+//! the kernel send that in one or two calls (UDP GSO). The other way round it receives many
+//! datagrams per call (UDP GRO), decrypts them side by side into one buffer, joins consecutive
+//! segments and writes super-packets to the device. On the wire it is VXLAN over WireGuard, as the
+//! kernel's own devices make it.
 //!
-//! Each worker has one queue of the device and one socket, so a flow's packets stay in order. Peers are locked once
-//! per batch.
+//! Each worker has one queue of the device and one socket, so a flow's packets stay in order. Peers
+//! are locked once per batch.
 
 mod counters;
 mod handshake;
@@ -46,8 +47,8 @@ const QUEUE: i32 = 1000;
 /// Most workers of an engine.
 const MAX_WORKERS: usize = 8;
 
-/// The engine. Its device exists as long as this value: when it is dropped, or its process dies, the device vanishes
-/// and with it every way for its packets.
+/// The engine. Its device exists as long as this value: when it is dropped, or its process dies,
+/// the device vanishes and with it every way for its packets.
 pub struct Userspace {
     device: Option<Device>,
     running: Option<Running>,
@@ -93,8 +94,8 @@ impl Default for Userspace {
 }
 
 impl Userspace {
-    /// An engine without a device yet. What it opens at its first configuration is in the network namespace of the
-    /// thread that calls [`WireguardEngine::apply`].
+    /// An engine without a device yet. What it opens at its first configuration is in the network
+    /// namespace of the thread that calls [`WireguardEngine::apply`].
     pub fn new() -> Self {
         Self {
             device: None,
@@ -111,7 +112,8 @@ impl Userspace {
         Self { offload: Offload::None, ..Self::new() }
     }
 
-    /// One that goes on with another's device and sockets. Its first configuration must name the same device.
+    /// One that goes on with another's device and sockets. Its first configuration must name the
+    /// same device.
     pub(crate) fn adopt(handover: Handover) -> Result<Self> {
         let mut engine = Self::new();
         let queues: Vec<Arc<Tap>> =
@@ -273,8 +275,8 @@ impl Running {
         Ok(Self { port, sockets, shared, threads: Vec::new() })
     }
 
-    /// Gives the threads a new table, starting them if they do not run. It keeps what it can of `known`, or of the
-    /// threads' own old table.
+    /// Gives the threads a new table, starting them if they do not run. It keeps what it can of
+    /// `known`, or of the threads' own old table.
     fn start(&mut self, config: &EngineConfig, device: &Device, known: Option<&Table>) -> Result<()> {
         let own = self.shared.table();
         let (table, fresh) = Table::new(config, known.unwrap_or(&own))?;
@@ -302,8 +304,9 @@ impl Running {
         Ok(())
     }
 
-    /// Starts a handshake with a peer that is new or has new keys. The first packet then need not wait for it, and a
-    /// peer that still has sessions with an engine that is gone learns that at once.
+    /// Starts a handshake with a peer that is new or has new keys. The first packet then need not
+    /// wait for it, and a peer that still has sessions with an engine that is gone learns that at
+    /// once.
     fn greet(&self, peer: &Peer) {
         let mut state = peer.lock();
         let mut out = [0; HANDSHAKE];

@@ -1,11 +1,12 @@
 //! Whether a worker looks for its next packet for some time before it sleeps.
 //!
-//! Waking a thread on a processor that idles takes tens of microseconds in a virtual machine, several times what a
-//! packet takes in the engine. A worker whose packets follow each other closely therefore looks for the next one
-//! before it sleeps, and hands the processor to whoever else wants it between two looks. It stops as soon as that
-//! takes long: then others need the processor more, and a thread that sleeps gets it sooner when its packet comes
-//! than one that has just given it away. Where much is moved at once nobody looks: there are always more packets
-//! than time, and looking takes it from the ends of the connection.
+//! Waking a thread on a processor that idles takes tens of microseconds in a virtual machine,
+//! several times what a packet takes in the engine. A worker whose packets follow each other
+//! closely therefore looks for the next one before it sleeps, and hands the processor to whoever
+//! else wants it between two looks. It stops as soon as that takes long: then others need the
+//! processor more, and a thread that sleeps gets it sooner when its packet comes than one that has
+//! just given it away. Where much is moved at once nobody looks: there are always more packets than
+//! time, and looking takes it from the ends of the connection.
 
 use std::time::{Duration, Instant};
 
@@ -51,7 +52,8 @@ impl Patience {
         self.trust > 0
     }
 
-    /// After another look in vain, `since` looking began, and handing over the processor from `before` to `now`.
+    /// After another look in vain, `since` looking began, and handing over the processor from
+    /// `before` to `now`.
     pub(super) fn vain(&mut self, since: Instant, before: Instant, now: Instant) -> Next {
         if now.duration_since(before) > CROWDED {
             self.paused_until = Some(now + self.pause);

@@ -55,7 +55,8 @@ impl Peer {
 
     /// Locks it.
     pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
-        // Nothing leaves the state half changed, so a thread that panicked does not make it unusable.
+        // Nothing leaves the state half changed, so a thread that panicked does not make it
+        // unusable.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -108,9 +109,10 @@ impl PeerState {
         self.links.iter_mut().find(|link| link.is_live())
     }
 
-    /// Starts a handshake unless there is a session by our newest key that may be used; `send` gets what is to be sent to
-    /// the endpoint. Of two keys of the peer it is started by each: the kernel's WireGuard has one, and only the peer knows
-    /// which. When it has gone over to another, it starts one itself.
+    /// Starts a handshake unless there is a session by our newest key that may be used; `send` gets
+    /// what is to be sent to the endpoint. Of two keys of the peer it is started by each: the
+    /// kernel's WireGuard has one, and only the peer knows which. When it has gone over to another,
+    /// it starts one itself.
     pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8], mut send: impl FnMut(&[u8], SocketAddr)) {
         let Some(newest) = self.links.iter().find(|link| link.active) else { return };
         let own = newest.generations.0;

@@ -1,4 +1,5 @@
-//! Probes of the path that WireGuard's messages take: a host's firewall drops the ones as it drops the others.
+//! Probes of the path that WireGuard's messages take: a host's firewall drops the ones as it drops
+//! the others.
 
 use std::net::SocketAddr;
 

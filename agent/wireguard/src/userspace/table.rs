@@ -1,4 +1,5 @@
-//! Peers by all that packets name them by. A table is never changed but replaced, so that threads read it unlocked.
+//! Peers by all that packets name them by. A table is never changed but replaced, so that threads
+//! read it unlocked.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,8 @@ use boringtun::{noise::rate_limiter::RateLimiter, x25519};
 use super::{link::Link, peer::Peer};
 use crate::{EngineConfig, Error, OwnKey, PublicKey, Result, TunnelSources};
 
-/// Handshakes per second from which on senders must show, by a cookie, that they can receive at their address.
+/// Handshakes per second from which on senders must show, by a cookie, that they can receive at
+/// their address.
 const HANDSHAKES_PER_SECOND: u64 = 200;
 
 /// All that a thread needs to know about the configuration.
@@ -86,8 +88,8 @@ impl Table {
         }
     }
 
-    /// A table for `config` that keeps what it can of `old`: sessions with the same keys, endpoints that moved.
-    /// Returns also the peers that are new or have new links.
+    /// A table for `config` that keeps what it can of `old`: sessions with the same keys, endpoints
+    /// that moved. Returns also the peers that are new or have new links.
     pub(super) fn new(config: &EngineConfig, old: &Self) -> Result<(Self, Vec<Arc<Peer>>)> {
         let own: Vec<OwnSide> = config
             .keys

@@ -1,5 +1,5 @@
-//! WireGuard's timers: repeated handshakes, keepalives, the end of sessions. They run only for peers that are in
-//! use; without any the thread sleeps.
+//! WireGuard's timers: repeated handshakes, keepalives, the end of sessions. They run only for
+//! peers that are in use; without any the thread sleeps.
 
 use std::{
     sync::Arc,

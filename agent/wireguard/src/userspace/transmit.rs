@@ -19,8 +19,8 @@ use crate::{
 
 /// Largest frame that a device hands over, with its virtio header.
 const MAX_FRAME: usize = virtio::LEN + 14 + 65535 + 4;
-/// As soon as so many bytes have been read they are sent: less would waste calls, more would leave the cache and
-/// the peer idle.
+/// As soon as so many bytes have been read they are sent: less would waste calls, more would leave
+/// the cache and the peer idle.
 const ENOUGH: usize = 60 << 10;
 /// Frames read at most before they are sent.
 const MAX_FRAMES: usize = 64;
@@ -55,7 +55,8 @@ struct Frame {
     peer: u16,
 }
 
-/// Whether frames come one by one: how many batches of one there were since it was last asked for a second frame.
+/// Whether frames come one by one: how many batches of one there were since it was last asked for a
+/// second frame.
 #[derive(Debug, Default)]
 struct Singles(u8);
 
@@ -255,7 +256,8 @@ impl Transmit {
         state.tx_bytes += sent;
     }
 
-    /// Sends the frame of `len` bytes that is in the scratch buffer as fragments of at most `most` bytes.
+    /// Sends the frame of `len` bytes that is in the scratch buffer as fragments of at most `most`
+    /// bytes.
     fn send_fragments(
         &mut self,
         context: Context<'_>,
@@ -275,7 +277,8 @@ impl Transmit {
         Ok(())
     }
 
-    /// Wraps and encrypts the frame of `len` bytes that is in the scratch buffer behind room for headers.
+    /// Wraps and encrypts the frame of `len` bytes that is in the scratch buffer behind room for
+    /// headers.
     fn send_packet(&mut self, context: Context<'_>, way: &mut Way<'_>, len: usize) -> Result<(), DropReason> {
         let inner = &mut self.scratch[vxlan::HEADERS..vxlan::HEADERS + len];
         // The tag's peer index means nothing to the other host.
@@ -302,8 +305,8 @@ impl Transmit {
 }
 
 impl Singles {
-    /// Whether to send a small frame before it is asked whether there is another. A batch of one is no proof then, so
-    /// it is asked first every so many times.
+    /// Whether to send a small frame before it is asked whether there is another. A batch of one is
+    /// no proof then, so it is asked first every so many times.
     fn is_likely(&self) -> bool {
         !self.0.is_multiple_of(CHECK)
     }
@@ -325,7 +328,8 @@ impl Batch {
 
     /// Makes the next `len` bytes of the buffer a message.
     fn push(&mut self, len: usize, to: SocketAddr) {
-        // A message is at most a tunnel packet, which fits 16 bits, and 32 bytes; the MTU leaves room for those.
+        // A message is at most a tunnel packet, which fits 16 bits, and 32 bytes; the MTU leaves
+        // room for those.
         self.queue.push(u16::try_from(len).unwrap_or(u16::MAX), to);
         self.used += len;
     }

@@ -72,8 +72,8 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether the last batch of either direction was one of many packets or long ones. A round that finds nothing, as
-    /// every direction's last one does, is no batch.
+    /// Whether the last batch of either direction was one of many packets or long ones. A round
+    /// that finds nothing, as every direction's last one does, is no batch.
     fn moves_much(&self) -> bool {
         self.transmit.last_bytes().max(self.receive.last_bytes()) > MUCH
     }

@@ -126,8 +126,9 @@ fn an_idle_engine_uses_no_processor_time() {
     assert!(used <= Duration::from_millis(5), "{used:?} of two seconds");
 }
 
-/// Time on a processor that the engines' threads have used. As the scheduler measured it: the ticks of
-/// /proc/self/stat are samples, and meet a thread that wakes by the same clock more often than not.
+/// Time on a processor that the engines' threads have used. As the scheduler measured it: the ticks
+/// of /proc/self/stat are samples, and meet a thread that wakes by the same clock more often than
+/// not.
 fn used_by_the_engines() -> Duration {
     let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
     let of_engines = threads

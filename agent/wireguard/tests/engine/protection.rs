@@ -86,7 +86,8 @@ fn a_replayed_handshake_changes_nothing_and_is_answered_by_one_of_our_own() {
         relay.inject_from_elsewhere(&initiations[0]);
     }
     eventually("count of replays", SOON, || pair.b.drops(DropReason::Replayed) >= 5).unwrap();
-    // B starts one handshake with the A that it knows; a restarted A whose clock went back needs that.
+    // B starts one handshake with the A that it knows; a restarted A whose clock went back needs
+    // that.
     eventually("handshake from B", SOON, || pair.a.engine.status().unwrap().peers[&PEER].rx_bytes > before)
         .unwrap();
     assert_eq!(pair.b.endpoint(), Some(Relay::endpoints().1));

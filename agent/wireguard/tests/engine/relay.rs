@@ -108,7 +108,8 @@ impl Relay {
         socket.send_to(datagram, (B, PORT)).unwrap();
     }
 
-    /// From now on A's datagrams come to B from another port, as behind an address translation that forgot.
+    /// From now on A's datagrams come to B from another port, as behind an address translation that
+    /// forgot.
     pub(crate) fn move_a(&mut self) -> SocketAddr {
         let socket = Arc::new(self.netns.enter(|| UdpSocket::bind((TO_B, 0))).unwrap().unwrap());
         socket.set_read_timeout(Some(TICK)).unwrap();

@@ -96,7 +96,8 @@ fn a_peer_that_can_use_one_of_its_keys_only_is_reached_by_that_one() {
     let mut pair = Pair::new();
     let meter =
         LossMeter::start(&pair.a.netns, &pair.b.netns, inner(2).into(), Duration::from_millis(1)).unwrap();
-    // B announces another key, and like the kernel's WireGuard does nothing with it before it gives up the first.
+    // B announces another key, and like the kernel's WireGuard does nothing with it before it gives
+    // up the first.
     let (new, theirs) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     pair.a.config.keys.push(OwnKey { generation: 2, private: new.clone(), active: false });
     pair.a.peer().keys.insert(2, theirs.public());

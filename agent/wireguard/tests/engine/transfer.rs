@@ -69,7 +69,8 @@ fn a_transfer_survives_loss_repetition_and_reordering() {
 #[test]
 fn packets_of_every_size_up_to_the_mtu_pass_and_none_is_fragmented_on_the_way() {
     for v6 in [false, true] {
-        // Without offloads the capture sees each packet: what waited for the session leaves in one call.
+        // Without offloads the capture sees each packet: what waited for the session leaves in one
+        // call.
         let pair = Pair::with(Setup { v6, offload_underlay: false, ..Setup::default() });
         let capture = Capture::options().device("u0").start(&pair.b.netns).unwrap();
         let most = pair.a.config.inner_mtu - 28;

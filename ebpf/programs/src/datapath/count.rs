@@ -54,8 +54,8 @@ fn add(vni: u32, reason: u32, packets: u32, length: u32) -> u64 {
     let key = CounterKey { vni: Vni(vni.to_ne_bytes()), reason };
     let (packets, bytes) = (u64::from(packets), u64::from(length));
     if let Some(counter) = COUNTERS.get_ptr_mut(key) {
-        // SAFETY: the entry is this CPU's own, programs do not interrupt each other on one CPU, and entries live until
-        // the program ends.
+        // SAFETY: the entry is this CPU's own, programs do not interrupt each other on one CPU, and
+        // entries live until the program ends.
         let counter = unsafe { &mut *counter };
         counter.packets += packets;
         counter.bytes += bytes;
@@ -76,8 +76,8 @@ fn drop_packet(context: *mut __sk_buff, vni: u32, reason: u32) {
     }
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
     let event = entry.as_mut_ptr();
-    // SAFETY: the entry has the size of an event; every field is written before it is submitted. A frame shorter than
-    // the excerpt leaves it zeroed, or (34 bytes at least) partly so.
+    // SAFETY: the entry has the size of an event; every field is written before it is submitted. A
+    // frame shorter than the excerpt leaves it zeroed, or (34 bytes at least) partly so.
     unsafe {
         (*event).time = bpf_ktime_get_ns();
         (*event).vni = Vni(vni.to_ne_bytes());

@@ -1,7 +1,8 @@
 //! What leaves by a device of the host, after the host's own NAT.
 //!
-//! Mesh's own packets carry a mark and are left alone. Of all others, what would pass for a tunnel's packet is dropped, and flows
-//! that begin from a published port are noted: their replies are not the service's.
+//! Mesh's own packets carry a mark and are left alone. Of all others, what would pass for a
+//! tunnel's packet is dropped, and flows that begin from a published port are noted: their replies
+//! are not the service's.
 
 use mesh_ebpf::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use mesh_ebpf::ip;
@@ -85,8 +86,9 @@ fn decide(skb: Skb) -> Verdict {
     PASS
 }
 
-/// Whether a packet to a tunnel's port of a node, which Mesh did not send, could pass for a tunnel's. What comes from no node's
-/// address is dropped where it arrives; and a node may be behind this host, which routes for it then.
+/// Whether a packet to a tunnel's port of a node, which Mesh did not send, could pass for a
+/// tunnel's. What comes from no node's address is dropped where it arrives; and a node may be
+/// behind this host, which routes for it then.
 #[inline(always)]
 fn is_foreign(skb: Skb) -> bool {
     let Some(packet) = maps::packet() else { return true };

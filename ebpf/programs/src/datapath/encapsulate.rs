@@ -11,7 +11,8 @@ use super::skb::{Refused, Skb, TunnelKey};
 use super::{DROP, PASS, Verdict, encrypt, maps, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
-/// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the sender's device.
+/// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the
+/// sender's device.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
@@ -75,12 +76,12 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
     }
 }
 
-/// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses: on a packet that still counts as
-/// encapsulated since it was received (a container that routes sends such), and on old kernels. [`DROP`] where it has made
-/// room for headers and then refuses them.
+/// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses: on a packet
+/// that still counts as encapsulated since it was received (a container that routes sends such),
+/// and on old kernels. [`DROP`] where it has made room for headers and then refuses them.
 ///
-/// A call that makes none itself: before 6.8 the kernel counts every call's stack in steps of 32 bytes, and the caller's
-/// is large.
+/// A call that makes none itself: before 6.8 the kernel counts every call's stack in steps of 32
+/// bytes, and the caller's is large.
 #[inline(never)]
 fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
     let Some(config) = maps::config() else { return PASS };
@@ -108,7 +109,8 @@ fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
     skb.route(config.underlay_ifindex)
 }
 
-/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments cannot be told.
+/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments
+/// cannot be told.
 #[inline(always)]
 pub(super) fn packet_length(sending: &Sending<'_>) -> u32 {
     let Sending { skb, headers, .. } = *sending;

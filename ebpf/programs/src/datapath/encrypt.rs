@@ -26,9 +26,9 @@ pub(super) fn encrypt(sending: &Sending<'_>, peer: u16) -> Result<Verdict, Reaso
     hand_over(skb, vni, peer, config.wireguard_ifindex).ok_or(Reason::EncapsulationFailed)
 }
 
-/// Gives the frame to the engine: with network and node in its source MAC to the one in user space, in VXLAN to the
-/// kernel's. The engine may be gone by now and its device with it: then the kernel drops the packet, since no other
-/// device ever has this index.
+/// Gives the frame to the engine: with network and node in its source MAC to the one in user space,
+/// in VXLAN to the kernel's. The engine may be gone by now and its device with it: then the kernel
+/// drops the packet, since no other device ever has this index.
 #[inline(always)]
 pub(super) fn hand_over(skb: Skb, vni: Vni, peer: u16, ifindex: u32) -> Option<Verdict> {
     if ifindex == WIREGUARD_KERNEL_IFINDEX {

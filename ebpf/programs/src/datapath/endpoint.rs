@@ -24,7 +24,8 @@ pub(super) struct Sending<'a> {
     pub(super) headers: &'a Headers,
 }
 
-/// Verdicts of [`forwarded`] that mean: answer it, or give it to the host, on a stack that is free again.
+/// Verdicts of [`forwarded`] that mean: answer it, or give it to the host, on a stack that is free
+/// again.
 const ANSWER_ARP: Verdict = 0x100;
 const ANSWER_SOLICITATION: Verdict = 0x101;
 const TO_HOST: Verdict = 0x102;
@@ -114,9 +115,9 @@ fn classify(skb: Skb, generation: u64, interface: &Interface, config: &Config) -
     forward(&Sending { skb, generation, vni: interface.vni, config, network, headers: &headers })
 }
 
-/// Whether an IPv6 packet is neighbour discovery, which is answered here or dropped: containers must not be told by
-/// others where their neighbours are. A receiver takes only messages with hop limit 255 for discovery; one behind
-/// extension headers is dropped.
+/// Whether an IPv6 packet is neighbour discovery, which is answered here or dropped: containers
+/// must not be told by others where their neighbours are. A receiver takes only messages with hop
+/// limit 255 for discovery; one behind extension headers is dropped.
 #[inline(always)]
 fn is_discovery(skb: Skb, headers: &Headers) -> Result<bool, Reason> {
     if headers.hop_limit() != 255 {
@@ -141,7 +142,8 @@ pub(super) struct UpperLayer {
     pub(super) offset: u32,
 }
 
-/// Finds the upper layer of an IPv6 packet. `None` if there are too many extension headers, or they are truncated.
+/// Finds the upper layer of an IPv6 packet. `None` if there are too many extension headers, or they
+/// are truncated.
 #[inline(always)]
 pub(super) fn upper_layer(skb: Skb, first: u8) -> Option<UpperLayer> {
     if matches!(first, ip::TCP | ip::UDP | ip::ICMPV6) {
@@ -153,7 +155,8 @@ pub(super) fn upper_layer(skb: Skb, first: u8) -> Option<UpperLayer> {
     }
 }
 
-/// Returns the offset of the upper layer's header, above 8 bits of its protocol; 0 if it cannot be found.
+/// Returns the offset of the upper layer's header, above 8 bits of its protocol; 0 if it cannot be
+/// found.
 #[inline(never)]
 fn follow_extensions(skb: Skb, first: u8) -> u32 {
     let (mut protocol, mut offset) = (first, 54);
@@ -189,7 +192,8 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
         block = maps::block(&key);
         let gateway = block.is_none_or(|block| block.kind == BlockKind::Gateway as u32);
         if gateway && key.data.address != headers.destination() {
-            // Through the gateway, or through an address that is nobody's neighbour: the destination itself decides.
+            // Through the gateway, or through an address that is nobody's neighbour: the
+            // destination itself decides.
             key.data.address = headers.destination();
             endpoint = maps::endpoint(&key.data);
             block = maps::block(&key);

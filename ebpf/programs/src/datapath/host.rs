@@ -25,7 +25,8 @@ pub(super) fn host(skb: Skb) -> Verdict {
         return verdict;
     }
     let Some(packet) = maps::packet() else { return PASS };
-    // The verifier forgets what is kept there: so it looks at what follows once, not for each verdict.
+    // The verifier forgets what is kept there: so it looks at what follows once, not for each
+    // verdict.
     packet.number = verdict.cast_unsigned();
     let class = packet::read(skb, 0);
     match packet.number.cast_signed() {
@@ -40,8 +41,9 @@ pub(super) fn host(skb: Skb) -> Verdict {
     }
 }
 
-/// Gives a fragment that went to the kernel to the sender's program once more. Of all that an endpoint sends only those
-/// come here; where the kernel does not put them in order, they are dropped.
+/// Gives a fragment that went to the kernel to the sender's program once more. Of all that an
+/// endpoint sends only those come here; where the kernel does not put them in order, they are
+/// dropped.
 #[inline(never)]
 fn send_again(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };

@@ -1,8 +1,9 @@
 //! What endpoints may send to the hosts themselves: a network's policy.
 //!
-//! Packets that answer a flow of the host's own pass whatever the policy is. So it is noted in `HOST_CALLS` who began a flow:
-//! by [`note`] for what the host sends, and here for what endpoints send to it. Of TCP, the host's sockets are asked as well: a
-//! connection may be older than the notes, or idle for so long that its note is gone.
+//! Packets that answer a flow of the host's own pass whatever the policy is. So it is noted in
+//! `HOST_CALLS` who began a flow: by [`note`] for what the host sends, and here for what endpoints
+//! send to it. Of TCP, the host's sockets are asked as well: a connection may be older than the
+//! notes, or idle for so long that its note is gone.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_ebpf::ip;
@@ -27,7 +28,8 @@ const OWN: u32 = 2;
 /// An address of another node.
 const NODE: u32 = 3;
 
-/// How long after its last packet a flow without connections is one, in nanoseconds: as long as the kernel tracks it.
+/// How long after its last packet a flow without connections is one, in nanoseconds: as long as the
+/// kernel tracks it.
 const DATAGRAMS: u64 = 180_000_000_000;
 const DNS: [u8; 2] = 53_u16.to_be_bytes();
 /// States of TCP sockets: `TCP_SYN_RECV`, `TCP_LISTEN`, `TCP_NEW_SYN_RECV`.
@@ -104,7 +106,8 @@ fn whom(skb: Skb) -> u32 {
     if stays_here(skb) { OWN } else { OUTSIDE }
 }
 
-/// Whether the kernel keeps the packet, by addresses that user space tells the programs nothing of: broadcast, new ones.
+/// Whether the kernel keeps the packet, by addresses that user space tells the programs nothing of:
+/// broadcast, new ones.
 #[inline(never)]
 fn stays_here(skb: Skb) -> bool {
     let Some(packet) = packet() else { return true };
@@ -174,7 +177,8 @@ fn is_answer(skb: Skb) -> bool {
     if !matches!(packet.class, FLOW | ERROR) || tcp && packet.starts != 0 {
         return false;
     }
-    // SAFETY: copied at once; should the entry become another flow's meanwhile, one packet goes astray.
+    // SAFETY: copied at once; should the entry become another flow's meanwhile, one packet goes
+    // astray.
     if let Some(HostCall { time, opener, .. }) = unsafe { HOST_CALLS.get(&packet.key) }.copied() {
         return opener == BY_HOST && (tcp || age(time) <= DATAGRAMS);
     }
@@ -187,8 +191,8 @@ fn age(time: u64) -> u64 {
     unsafe { bpf_ktime_get_ns() }.saturating_sub(time)
 }
 
-/// Whether a socket of the host has the connection, at a port that no socket listens on: connections that endpoints began have
-/// the port of their listener.
+/// Whether a socket of the host has the connection, at a port that no socket listens on:
+/// connections that endpoints began have the port of their listener.
 #[inline(never)]
 fn is_hosts_connection(skb: Skb) -> bool {
     let Some(packet) = packet() else { return false };
@@ -198,7 +202,8 @@ fn is_hosts_connection(skb: Skb) -> bool {
     state != 0 && !ACCEPTING.contains(&state) && tcp_state(skb, listener) == 0
 }
 
-/// The state of the host's socket that a TCP segment with these ports is for; 0 where there is none.
+/// The state of the host's socket that a TCP segment with these ports is for; 0 where there is
+/// none.
 #[inline(never)]
 fn tcp_state(skb: Skb, ports: u32) -> u32 {
     let Some(packet) = packet() else { return 0 };
@@ -254,8 +259,9 @@ fn note_call(skb: Skb) {
     }
 }
 
-/// Notes who sent the packet at hand, as the one that began the flow [`super::service::packet::Packet::other`], unless the other
-/// side did. A TCP connection is begun by a SYN.
+/// Notes who sent the packet at hand, as the one that began the flow
+/// [`super::service::packet::Packet::other`], unless the other side did. A TCP connection is begun
+/// by a SYN.
 #[inline(never)]
 fn note_as(opener: u32) {
     let Some(packet) = packet() else { return };

@@ -21,9 +21,10 @@ pub(super) fn ethernet(skb: Skb) -> Verdict {
     arrived(skb)
 }
 
-/// An interface whose packets begin with the IP header. What may be for a published port gets an Ethernet header of zeroes, so
-/// that all else finds it as it finds other packets. A packet that is passed on with that header is taken by the stack as it
-/// was: it starts at the network header in either case.
+/// An interface whose packets begin with the IP header. What may be for a published port gets an
+/// Ethernet header of zeroes, so that all else finds it as it finds other packets. A packet that is
+/// passed on with that header is taken by the stack as it was: it starts at the network header in
+/// either case.
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
     if !is_for_host(skb) || is_nothing(skb) {

@@ -1,4 +1,5 @@
-//! The maps. Sizes are the defaults; the loader may change them. Entries are allocated as they come.
+//! The maps. Sizes are the defaults; the loader may change them. Entries are allocated as they
+//! come.
 
 use core::ptr;
 
@@ -57,7 +58,8 @@ map!(ALLOWANCES: HashMap<Vni, Allowance> = HashMap::pinned(8192, BPF_F_NO_PREALL
 map!(SOCKET_PEERS: LruHashMap<SocketPeer, Address> = LruHashMap::pinned(16384, 0));
 // The cookie of the network namespace whose sockets may use published ports; 0 for none.
 map!(NETNS: Array<u64> = Array::pinned(1, 0));
-// Ports by addresses, protocol and (in place of the ports) the identification of a packet that came in fragments.
+// Ports by addresses, protocol and (in place of the ports) the identification of a packet that came
+// in fragments.
 map!(FRAGMENTS: LruHashMap<ConnectionKey, [u8; 4]> = LruHashMap::pinned(4096, 0));
 
 /// How many ways of either direction each CPU remembers; a power of two.
@@ -74,7 +76,8 @@ map!(EPOCHS: Array<u64> = Array::with_max_entries(1 << FLOWS_BITS, 0));
 // What balancing knows of the packet at hand: more than fits on the stack.
 map!(PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0));
 
-/// Changes whenever user space has changed an entry of any map: what was derived from entries before holds no more.
+/// Changes whenever user space has changed an entry of any map: what was derived from entries
+/// before holds no more.
 #[inline(always)]
 pub(super) fn generation() -> u64 {
     // Read once: what is looked up afterwards is at least as new.
@@ -101,21 +104,23 @@ pub(super) fn flow(slot: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(slot)
 }
 
-/// Changes whenever a program has changed what any tuple of that place stands for: what was derived before holds no more.
+/// Changes whenever a program has changed what any tuple of that place stands for: what was derived
+/// before holds no more.
 #[inline(always)]
 pub(super) fn epoch(slot: u32) -> u64 {
     // Read once, before anything is looked up, as in `generation`.
     EPOCHS.get_ptr(slot).map_or(0, |epoch| unsafe { epoch.read_volatile() })
 }
 
-/// A tuple has come to stand for something else: no CPU may use what it knows of it. To be called after the change.
+/// A tuple has come to stand for something else: no CPU may use what it knows of it. To be called
+/// after the change.
 #[inline(always)]
 pub(super) fn renew(key: &ConnectionKey) {
     let ([.., source], [.., destination]) = (key.source.words(), key.destination.words());
     let slot = flow_slot([source, destination], u32::from_ne_bytes(key.ports));
     if let Some(epoch) = EPOCHS.get_ptr_mut(slot) {
-        // SAFETY: the entry is memory of the map. Where two CPUs write at once one change may be lost, but each saw another
-        // number before.
+        // SAFETY: the entry is memory of the map. Where two CPUs write at once one change may be
+        // lost, but each saw another number before.
         unsafe { epoch.write_volatile(epoch.read_volatile().wrapping_add(1)) };
     }
 }
@@ -141,7 +146,8 @@ pub(super) fn config() -> Option<&'static Config> {
 /// A network that has endpoints here.
 #[inline(always)]
 pub(super) fn network(vni: Vni) -> Option<&'static Network> {
-    // SAFETY: without preallocation an entry lives until the program ends (RCU), as the kernel documents.
+    // SAFETY: without preallocation an entry lives until the program ends (RCU), as the kernel
+    // documents.
     unsafe { NETWORKS.get(vni) }
 }
 
@@ -159,8 +165,8 @@ pub(super) fn endpoint(key: &EndpointKey) -> Option<&'static Endpoint> {
     unsafe { ENDPOINTS.get(key) }
 }
 
-/// The key that looks an address up in `BLOCKS`; its data looks the address up in `ENDPOINTS`. Laid out as the kernel
-/// wants it, and unlike [`Key`] aligned.
+/// The key that looks an address up in `BLOCKS`; its data looks the address up in `ENDPOINTS`. Laid
+/// out as the kernel wants it, and unlike [`Key`] aligned.
 #[repr(C)]
 pub(super) struct BlockLookup {
     prefix_bits: u32,
@@ -178,7 +184,8 @@ impl BlockLookup {
 #[inline(always)]
 pub(super) fn block(key: &BlockLookup) -> Option<&'static Block> {
     let map = ptr::from_ref(&BLOCKS).cast_mut().cast();
-    // SAFETY: the key has the map's layout. The value lives until the program ends (RCU), and has the map's type.
+    // SAFETY: the key has the map's layout. The value lives until the program ends (RCU), and has
+    // the map's type.
     unsafe { bpf_map_lookup_elem(map, ptr::from_ref(key).cast()).cast::<Block>().as_ref() }
 }
 
@@ -222,7 +229,8 @@ pub(super) fn is_host_address(address: Address) -> bool {
     HOST_ADDRESSES.get_ptr(address).is_some()
 }
 
-/// The number of what stands for one of the host's own addresses, 0 if nothing does; `None` for other addresses.
+/// The number of what stands for one of the host's own addresses, 0 if nothing does; `None` for
+/// other addresses.
 #[inline(always)]
 pub(super) fn number_of_host_address(address: Address) -> Option<u8> {
     // SAFETY: as in `network`.
@@ -274,7 +282,8 @@ pub(super) fn maglev(entry: u32) -> u32 {
         .map_or(0, |numbers| unsafe { numbers.cast::<u32>().add((entry % row) as usize).read_volatile() })
 }
 
-/// What balancing knows of the packet at hand. Each function asks for it anew and keeps nothing of it across calls.
+/// What balancing knows of the packet at hand. Each function asks for it anew and keeps nothing of
+/// it across calls.
 #[inline(always)]
 pub(super) fn packet() -> Option<&'static mut Packet> {
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.

@@ -137,7 +137,8 @@ socket_programs! {
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// No program panics: the compiler removes every bounds check, and the verifier would refuse the loop.
+/// No program panics: the compiler removes every bounds check, and the verifier would refuse the
+/// loop.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {
     loop {}

@@ -1,7 +1,9 @@
-//! Neighbour requests: answered in place, for every address of the network's subnets but the asker's own.
+//! Neighbour requests: answered in place, for every address of the network's subnets but the
+//! asker's own.
 //!
-//! The functions that build answers are calls, not inlined: their buffers are not on the stack of every other packet.
-//! They look up for themselves what the caller knows: references would be passed by value, and eBPF has five registers.
+//! The functions that build answers are calls, not inlined: their buffers are not on the stack of
+//! every other packet. They look up for themselves what the caller knows: references would be
+//! passed by value, and eBPF has five registers.
 
 use mesh_ebpf::{arp, ndp};
 use mesh_ebpf_types::{Address, BlockKind, Interface, Network, Reason, Vni, derived_mac};
@@ -20,7 +22,8 @@ pub(super) fn answer_arp(skb: Skb) -> Verdict {
 fn arp_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<(), Reason> {
     let mut frame = arp::Request::new();
     skb.read(0, &mut frame.bytes).map_err(|_| Reason::Malformed)?;
-    // The asker's own address: an announcement, or the search for a conflict that must stay unanswered (RFC 5227).
+    // The asker's own address: an announcement, or the search for a conflict that must stay
+    // unanswered (RFC 5227).
     if !frame.is_request() || frame.target() == Address::from_v4(interface.ipv4) {
         return Err(Reason::Multicast);
     }
@@ -30,7 +33,8 @@ fn arp_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<()
     skb.store(0, &frame.bytes).map_err(|_| Reason::Malformed)
 }
 
-/// Answers a neighbour solicitation that stands right behind the IPv6 header. Other neighbour discovery is dropped.
+/// Answers a neighbour solicitation that stands right behind the IPv6 header. Other neighbour
+/// discovery is dropped.
 #[inline(never)]
 pub(super) fn answer_solicitation(skb: Skb) -> Verdict {
     answer(skb, solicitation_answered)

@@ -9,8 +9,8 @@ use super::endpoint::upper_layer;
 use super::skb::Skb;
 use super::{Verdict, maps};
 
-/// Gives a packet, whose headers were found sound, to the host. A call, and it looks up what the caller knows: as in
-/// `neighbour`.
+/// Gives a packet, whose headers were found sound, to the host. A call, and it looks up what the
+/// caller knows: as in `neighbour`.
 #[inline(never)]
 pub(super) fn to_host(skb: Skb) -> Verdict {
     let (Some(interface), Some(config)) = (maps::interface(skb.ifindex()), maps::config()) else {
@@ -30,8 +30,9 @@ pub(super) fn to_host(skb: Skb) -> Verdict {
     skb.send(config.host_ifindex)
 }
 
-/// Whether it is UDP to the port of VXLAN, of whatever address. Masqueraded, it would come from a member: a container
-/// could write packets into any network. Later fragments have no port, and come to nothing without the first.
+/// Whether it is UDP to the port of VXLAN, of whatever address. Masqueraded, it would come from a
+/// member: a container could write packets into any network. Later fragments have no port, and come
+/// to nothing without the first.
 #[inline(always)]
 fn is_to_tunnel(skb: Skb, config: &Config) -> bool {
     let mut headers = Headers::new();

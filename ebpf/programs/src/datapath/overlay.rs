@@ -16,7 +16,8 @@ pub(super) fn overlay(skb: Skb) -> Verdict {
 #[inline(never)]
 fn decide(skb: Skb) -> Verdict {
     let Ok((number, source)) = skb.tunnel() else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
-    // The underlay program has looked already, unless the packet came in fragments or by another device.
+    // The underlay program has looked already, unless the packet came in fragments or by another
+    // device.
     if !maps::is_member(Address::from_v4(source)) {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }

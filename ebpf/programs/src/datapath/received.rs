@@ -1,4 +1,5 @@
-//! Ways that IPv4 packets in VXLAN went lately, as in [`super::sent`]: what [`super::underlay`] found out.
+//! Ways that IPv4 packets in VXLAN went lately, as in [`super::sent`]: what [`super::underlay`]
+//! found out.
 
 use mesh_ebpf::headers::{ETHERNET, Headers};
 use mesh_ebpf::ip;
@@ -56,8 +57,8 @@ pub(super) struct Received {
     from_backend: bool,
 }
 
-/// Delivers a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did. The packet is IPv4 to
-/// this host, and has no VLAN tag.
+/// Delivers a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did.
+/// The packet is IPv4 to this host, and has no VLAN tag.
 #[inline(never)]
 pub(super) fn deliver(skb: Skb) -> Verdict {
     delivered(skb).unwrap_or(LONG_WAY)

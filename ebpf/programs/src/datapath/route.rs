@@ -21,7 +21,8 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// As [`Route::new`], between addresses of either family, as words of [`mesh_ebpf_types::Address`].
+    /// As [`Route::new`], between addresses of either family, as words of
+    /// [`mesh_ebpf_types::Address`].
     #[inline(always)]
     pub(super) const fn between(
         v6: bool,

@@ -1,8 +1,8 @@
-//! Ways that IPv4 packets of endpoints went lately: what [`super::endpoint`] found out holds for the next packet with the
-//! same addresses, until user space changes an entry of a map.
+//! Ways that IPv4 packets of endpoints went lately: what [`super::endpoint`] found out holds for
+//! the next packet with the same addresses, until user space changes an entry of a map.
 //!
-//! Each CPU has a table of its own, so that neither locks nor hashing in the kernel are needed. Whatever is out of the
-//! ordinary, or not in the table, goes the long way.
+//! Each CPU has a table of its own, so that neither locks nor hashing in the kernel are needed.
+//! Whatever is out of the ordinary, or not in the table, goes the long way.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::headers::{Buffer, ETHERNET};
@@ -17,7 +17,8 @@ use super::skb::Skb;
 use super::start::Start;
 use super::{DROP, LONG_WAY, Verdict, encrypt};
 
-/// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the kernel's clock rate.
+/// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the
+/// kernel's clock rate.
 const JIFFIES: u64 = 25;
 /// Ethernet, IPv4 and the ports.
 const READ: usize = ETHERNET + 20 + 4;
@@ -34,7 +35,8 @@ const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
 const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
 const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// Together with the device that it comes from, all of a packet that chooses its way. Words as they lie in the frame.
+/// Together with the device that it comes from, all of a packet that chooses its way. Words as they
+/// lie in the frame.
 #[derive(PartialEq, Eq)]
 pub(super) struct SentKey {
     /// Destination and source.
@@ -53,7 +55,8 @@ impl SentKey {
     }
 }
 
-/// A way: to a local endpoint, or to another node. All zero fits no packet, interface indexes begin at 1.
+/// A way: to a local endpoint, or to another node. All zero fits no packet, interface indexes begin
+/// at 1.
 #[repr(C)]
 pub(super) struct Sent {
     generation: u64,
@@ -79,8 +82,8 @@ pub(super) struct Sent {
     port: [u8; 2],
 }
 
-/// Sends a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did, or where the packet may have
-/// to do with a service and has not been `balanced` yet.
+/// Sends a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did, or
+/// where the packet may have to do with a service and has not been `balanced` yet.
 #[inline(never)]
 pub(super) fn send(skb: Skb, balanced: bool) -> Verdict {
     sent(skb, balanced).unwrap_or(LONG_WAY)
@@ -150,8 +153,9 @@ fn sent(skb: Skb, balanced: bool) -> Option<Verdict> {
     })
 }
 
-/// Whether balancing has to look at a packet between addresses of which one is a backend's: at all that comes from there,
-/// and at what begins a connection there, since it ends whatever a VIP's connection between the same ports left.
+/// Whether balancing has to look at a packet between addresses of which one is a backend's: at all
+/// that comes from there, and at what begins a connection there, since it ends whatever a VIP's
+/// connection between the same ports left.
 #[inline(always)]
 fn concerns_service(skb: Skb, frame: Start<READ>, service: u32) -> bool {
     service & FROM_BACKEND != 0
@@ -197,7 +201,8 @@ fn hash(skb: Skb, frame: Start<READ>, addresses: [u32; 2]) -> u32 {
     }
 }
 
-/// The hash of a packet that goes the long way: the same as on the short one, where that could take it.
+/// The hash of a packet that goes the long way: the same as on the short one, where that could take
+/// it.
 #[inline(never)]
 pub(super) fn hash_of(skb: Skb) -> u32 {
     match skb.start::<READ>() {
@@ -213,8 +218,9 @@ pub(super) const fn packed(Mac([a, b, c, d, e, f]): Mac) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
-/// Remembers that packets like this one go to a local endpoint. Calls, not inlined, and looking up for themselves what the
-/// caller knows: the caller's stack is full, and the verifier's work would multiply.
+/// Remembers that packets like this one go to a local endpoint. Calls, not inlined, and looking up
+/// for themselves what the caller knows: the caller's stack is full, and the verifier's work would
+/// multiply.
 #[inline(never)]
 pub(super) fn remember_local(skb: Skb, generation: u64, ifindex: u32, mac: u64) {
     let Some(way) = remember(skb, generation) else { return };

@@ -61,9 +61,9 @@ const TUNNEL_KEY_WITHOUT_LOCAL: u32 = 28;
 #[derive(Clone, Copy)]
 pub(super) struct Skb(*mut __sk_buff);
 
-// SAFETY, for every block here: `self.0` is the context that the kernel called the program with. The verifier proves
-// each access to it and each helper's arguments before the program may run; buffers are as long as the length that is
-// passed with them.
+// SAFETY, for every block here: `self.0` is the context that the kernel called the program with.
+// The verifier proves each access to it and each helper's arguments before the program may run;
+// buffers are as long as the length that is passed with them.
 impl Skb {
     #[inline(always)]
     pub(super) const fn new(context: *mut __sk_buff) -> Self {
@@ -100,7 +100,8 @@ impl Skb {
         unsafe { (*self.0).ifindex }
     }
 
-    /// Whether the frame's destination is another host's MAC, seen only because the device is promiscuous.
+    /// Whether the frame's destination is another host's MAC, seen only because the device is
+    /// promiscuous.
     #[inline(always)]
     pub(super) fn is_for_another_host(self) -> bool {
         unsafe { (*self.0).pkt_type == PACKET_OTHERHOST }
@@ -131,8 +132,8 @@ impl Skb {
         if segments == 0 { 1 } else { segments }
     }
 
-    /// The first `N` bytes of the frame where they lie, if they lie in one piece. Not valid any more once a helper has
-    /// changed the packet.
+    /// The first `N` bytes of the frame where they lie, if they lie in one piece. Not valid any
+    /// more once a helper has changed the packet.
     #[inline(always)]
     pub(super) fn start<const N: usize>(self) -> Option<Start<N>> {
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
@@ -195,7 +196,8 @@ impl Skb {
         self.store(offset, &to)
     }
 
-    /// The Internet checksum's sum of bytes whose number is a multiple of four, in native byte order.
+    /// The Internet checksum's sum of bytes whose number is a multiple of four, in native byte
+    /// order.
     #[inline(always)]
     #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "the sum has 32 bits")]
     pub(super) fn sum<const N: usize>(bytes: &mut [u8; N]) -> u32 {
@@ -203,8 +205,8 @@ impl Skb {
         unsafe { helpers::bpf_csum_diff(ptr::null_mut(), 0, start, length, 0) as u32 }
     }
 
-    /// Mends a transport checksum after four bytes (or two) of what it covers changed. `pseudo`: they are an address, so
-    /// that a checksum that is still to be completed changes too.
+    /// Mends a transport checksum after four bytes (or two) of what it covers changed. `pseudo`:
+    /// they are an address, so that a checksum that is still to be completed changes too.
     #[inline(always)]
     pub(super) fn mend_l4(
         self,
@@ -246,7 +248,8 @@ impl Skb {
             let (from, to) = (from.as_mut_ptr().cast(), to.as_mut_ptr().cast());
             #[expect(clippy::cast_sign_loss, reason = "a sum of 32 bits")]
             let difference = helpers::bpf_csum_diff(from, 16, to, 16, 0) as u64;
-            // Kernels before 6.16 do not know the second flag, nor need it but for checksums that a card completed.
+            // Kernels before 6.16 do not know the second flag, nor need it but for checksums that a
+            // card completed.
             if pseudo && helpers::bpf_l4_csum_replace(self.0, offset, 0, difference, flags | BPF_F_IPV6) == 0
             {
                 return Ok(());
@@ -273,8 +276,9 @@ impl Skb {
         check(unsafe { helpers::bpf_skb_adjust_room(self.0, bytes, BPF_ADJ_ROOM_MAC, 0) })
     }
 
-    /// Makes room for the outer headers before the Ethernet header; segments stay as they are. Refused, and nothing
-    /// changed, where the packet is encapsulated already (or still counts as such) and on kernels before 5.13.
+    /// Makes room for the outer headers before the Ethernet header; segments stay as they are.
+    /// Refused, and nothing changed, where the packet is encapsulated already (or still counts as
+    /// such) and on kernels before 5.13.
     #[inline(always)]
     pub(super) fn grow_outer(self) -> Result<(), Refused> {
         let flags = u64::from(
@@ -288,7 +292,8 @@ impl Skb {
         })
     }
 
-    /// Removes the outer headers; `v6` says what is inside. Refused, and nothing changed, for IPv6 on kernels before 6.3.
+    /// Removes the outer headers; `v6` says what is inside. Refused, and nothing changed, for IPv6
+    /// on kernels before 6.3.
     #[inline(always)]
     pub(super) fn shrink_outer(self, v6: bool) -> Result<(), Refused> {
         let mut flags = BPF_F_ADJ_ROOM_FIXED_GSO;
@@ -300,15 +305,16 @@ impl Skb {
         })
     }
 
-    /// Removes so many bytes from the start of an IPv4 packet of a device without frames; segments stay as they are.
+    /// Removes so many bytes from the start of an IPv4 packet of a device without frames; segments
+    /// stay as they are.
     #[inline(always)]
     pub(super) fn shrink_start<const N: usize>(self) -> Result<(), Refused> {
         let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
         check(unsafe { helpers::bpf_skb_adjust_room(self.0, const { -(N as i32) }, BPF_ADJ_ROOM_MAC, flags) })
     }
 
-    /// Makes IPv6 of an IPv4 packet, as the kernel has it in its notes: it becomes 20 bytes longer at the start, and what
-    /// is in them is the caller's to write.
+    /// Makes IPv6 of an IPv4 packet, as the kernel has it in its notes: it becomes 20 bytes longer
+    /// at the start, and what is in them is the caller's to write.
     #[inline(always)]
     pub(super) fn become_ipv6(self) -> Result<(), Refused> {
         check(unsafe { helpers::bpf_skb_change_proto(self.0, IPV6_BE, 0) })
@@ -320,13 +326,15 @@ impl Skb {
         check(unsafe { helpers::bpf_skb_change_head(self.0, const { MAC_LENGTH as u32 }, 0) })
     }
 
-    /// Marks an IP packet as having met congestion. Whether it could be: its sender may not understand that.
+    /// Marks an IP packet as having met congestion. Whether it could be: its sender may not
+    /// understand that.
     #[inline(always)]
     pub(super) fn mark_congestion(self) -> bool {
         unsafe { helpers::bpf_skb_ecn_set_ce(self.0) == 1 }
     }
 
-    /// Tells the VXLAN device where to send the packet. UDP checksum zero, DF clear: the device may fragment.
+    /// Tells the VXLAN device where to send the packet. UDP checksum zero, DF clear: the device may
+    /// fragment.
     #[inline(always)]
     pub(super) fn set_tunnel(self, key: &mut TunnelKey) -> Result<(), Refused> {
         let flags = u64::from(BPF_F_ZERO_CSUM_TX);
@@ -379,14 +387,15 @@ impl Skb {
         unsafe { (*self.0).mark == MARK }
     }
 
-    /// Interface index of the device that a packet which leaves came in by; 0 where the host itself sends it.
+    /// Interface index of the device that a packet which leaves came in by; 0 where the host itself
+    /// sends it.
     #[inline(always)]
     pub(super) fn came_in_by(self) -> u32 {
         unsafe { (*self.0).ingress_ifindex }
     }
 
-    /// The state of the TCP socket of the device's namespace that a packet with this tuple is for; 0 where there is none.
-    /// The tuple is `struct bpf_sock_tuple`: its length tells the family.
+    /// The state of the TCP socket of the device's namespace that a packet with this tuple is for;
+    /// 0 where there is none. The tuple is `struct bpf_sock_tuple`: its length tells the family.
     #[inline(always)]
     pub(super) fn tcp_socket<const N: usize>(self, tuple: &mut [u32; N]) -> u32 {
         let length = const { size_of::<[u32; N]>() as u32 };
@@ -407,7 +416,8 @@ impl Skb {
         }
     }
 
-    /// Whether the device's namespace has a UDP socket for a packet with this tuple, as in [`Skb::tcp_socket`].
+    /// Whether the device's namespace has a UDP socket for a packet with this tuple, as in
+    /// [`Skb::tcp_socket`].
     #[inline(always)]
     pub(super) fn has_udp_socket<const N: usize>(self, tuple: &mut [u32; N]) -> bool {
         let length = const { size_of::<[u32; N]>() as u32 };
@@ -439,13 +449,15 @@ impl Skb {
         verdict(unsafe { helpers::bpf_redirect(ifindex, BPF_F_INGRESS.into()) })
     }
 
-    /// Sends a copy of the frame out of a device. That it cannot is found out by whoever sends the frame itself.
+    /// Sends a copy of the frame out of a device. That it cannot is found out by whoever sends the
+    /// frame itself.
     #[inline(always)]
     pub(super) fn send_copy(self, ifindex: u32) {
         let _ = unsafe { helpers::bpf_clone_redirect(self.0, ifindex, 0) };
     }
 
-    /// Routes the IP packet, as Mesh's own, out of a device: the kernel resolves the neighbour and writes the Ethernet header.
+    /// Routes the IP packet, as Mesh's own, out of a device: the kernel resolves the neighbour and
+    /// writes the Ethernet header.
     #[inline(always)]
     pub(super) fn route(self, ifindex: u32) -> Verdict {
         self.mark();
@@ -461,8 +473,8 @@ impl Skb {
         verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, (&raw mut neighbour).cast(), length, 0) })
     }
 
-    /// The next hop of the kernel's route from a device, addresses as words of a packet; 0 where there is none, or the
-    /// kernel does not tell (before 6.2, or without forwarding).
+    /// The next hop of the kernel's route from a device, addresses as words of a packet; 0 where
+    /// there is none, or the kernel does not tell (before 6.2, or without forwarding).
     #[inline(never)]
     pub(super) fn next_hop(self, ifindex: u32, source: u32, destination: u32) -> u32 {
         let mut route = Route::new(ifindex, UDP, source, destination);
@@ -474,8 +486,8 @@ impl Skb {
         if failed || route.ifindex != ifindex || route.family != AF_INET { 0 } else { route.destination[0] }
     }
 
-    /// Whether the kernel's routes keep a packet for that IPv4 address on this host, or have no way for it; addresses as
-    /// words of a packet.
+    /// Whether the kernel's routes keep a packet for that IPv4 address on this host, or have no way
+    /// for it; addresses as words of a packet.
     #[inline(never)]
     pub(super) fn stays_here(self, source: u32, destination: u32) -> bool {
         let mut route = Route::new(self.ifindex(), UDP, source, destination);
@@ -486,8 +498,8 @@ impl Skb {
         answer == BPF_FIB_LKUP_RET_NOT_FWDED.into()
     }
 
-    /// Whether the kernel routes such a packet out of the route's device, if it has to leave by it. Where the kernel does not tell
-    /// (forwarding is off), it does.
+    /// Whether the kernel routes such a packet out of the route's device, if it has to leave by it.
+    /// Where the kernel does not tell (forwarding is off), it does.
     #[inline(always)]
     pub(super) fn leads(self, route: &mut Route) -> bool {
         let ifindex = route.ifindex;
@@ -495,16 +507,16 @@ impl Skb {
         answer == BPF_FIB_LKUP_RET_FWD_DISABLED.into() || is_route(answer) && route.ifindex == ifindex
     }
 
-    /// The device that the kernel forwards such a packet to which arrived at the route's device; that device itself where it
-    /// tells none.
+    /// The device that the kernel forwards such a packet to which arrived at the route's device;
+    /// that device itself where it tells none.
     #[inline(always)]
     pub(super) fn way(self, route: &mut Route) -> u32 {
         let from = route.ifindex;
         if is_route(self.look_up(route, 0)) { route.ifindex } else { from }
     }
 
-    /// Whether the kernel would keep a packet that arrives by the route's device on this host (as its own, or a broadcast), or has
-    /// no way for it.
+    /// Whether the kernel would keep a packet that arrives by the route's device on this host (as
+    /// its own, or a broadcast), or has no way for it.
     #[inline(always)]
     pub(super) fn stays(self, route: &mut Route) -> bool {
         self.look_up(route, 0) == BPF_FIB_LKUP_RET_NOT_FWDED.into()
@@ -534,7 +546,8 @@ impl Skb {
     #[inline(always)]
     pub(super) fn deliver_as_is(self, ifindex: u32) -> Result<Verdict, Refused> {
         unsafe {
-            // A derived MAC is no device's: without this the container's stack would take the frame for another's.
+            // A derived MAC is no device's: without this the container's stack would take the frame
+            // for another's.
             if (*self.0).pkt_type != PACKET_HOST {
                 check(helpers::bpf_skb_change_type(self.0, PACKET_HOST))?;
             }

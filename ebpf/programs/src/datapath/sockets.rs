@@ -1,6 +1,7 @@
-//! Sockets of the host itself: what they send to a published port, of `127.0.0.1`, `::1` or the host's own addresses, never
-//! leaves the host's stack by itself. Their destination becomes an address that is routed to `mesh0`, where the `host`
-//! program takes it; they go on seeing the one that they asked for.
+//! Sockets of the host itself: what they send to a published port, of `127.0.0.1`, `::1` or the
+//! host's own addresses, never leaves the host's stack by itself. Their destination becomes an
+//! address that is routed to `mesh0`, where the `host` program takes it; they go on seeing the one
+//! that they asked for.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{
@@ -21,7 +22,8 @@ const ALLOW: i32 = 1;
 const ANY: u8 = HOST_PUBLISHED_IPV4[3];
 /// The number of what stands for the loopback address alone.
 const LOOPBACK: u8 = LOOPBACK_PUBLISHED_IPV4[3];
-/// The loopback addresses that published ports are answered on. All others of 127.0.0.0/8 are left to the host.
+/// The loopback addresses that published ports are answered on. All others of 127.0.0.0/8 are left
+/// to the host.
 const LOOPBACK_V4: [u8; 4] = [127, 0, 0, 1];
 const LOOPBACK_V6: [u32; 4] = [0, 0, 0, u32::from_be(1)];
 /// `BPF_F_CURRENT_NETNS`: the network namespace of the socket.
@@ -31,17 +33,19 @@ const OWN_NAMESPACE: u64 = -1_i32 as u32 as u64;
 #[derive(Clone, Copy)]
 struct Call(*mut bpf_sock_addr);
 
-// SAFETY, for every block here: the pointer is the context that the kernel called the program with; the verifier proves each
-// access to it.
+// SAFETY, for every block here: the pointer is the context that the kernel called the program with;
+// the verifier proves each access to it.
 impl Call {
-    /// Whether the socket belongs to this instance's network namespace: the cgroup has those of all containers too.
+    /// Whether the socket belongs to this instance's network namespace: the cgroup has those of all
+    /// containers too.
     #[inline(always)]
     fn is_of_host(self) -> bool {
         let own = NETNS.get(0).copied().unwrap_or_default();
         own != 0 && unsafe { bpf_get_netns_cookie(self.0.cast()) } == own
     }
 
-    /// Whether the agent opened the socket. What it asks the host's resolvers must not come back to it by a service.
+    /// Whether the agent opened the socket. What it asks the host's resolvers must not come back to
+    /// it by a service.
     #[inline(always)]
     fn is_of_agent(self) -> bool {
         // SAFETY: takes nothing, returns the group in the upper half.
@@ -54,10 +58,12 @@ impl Call {
         }
     }
 
-    /// Whether a socket of the host takes what is sent to an address and port. It goes before what is published there.
+    /// Whether a socket of the host takes what is sent to an address and port. It goes before what
+    /// is published there.
     #[inline(always)]
     fn is_listened(self, address: Address, port: [u8; 2], protocol: u8) -> bool {
-        // `struct bpf_sock_tuple`: addresses, then ports; the sender's are zero, so that no connected socket fits.
+        // `struct bpf_sock_tuple`: addresses, then ports; the sender's are zero, so that no
+        // connected socket fits.
         let [a, b, c, d] = address.words();
         let [p0, p1] = port;
         let port = u32::from_ne_bytes([0, 0, p0, p1]);
@@ -134,8 +140,8 @@ impl Call {
         }
     }
 
-    /// What stands for `address`, if that is the host's and the port is published. Remembers who was asked for, where what
-    /// stands for it does not tell.
+    /// What stands for `address`, if that is the host's and the port is published. Remembers who
+    /// was asked for, where what stands for it does not tell.
     #[inline(always)]
     fn stand_in(self, address: Address, loopback: bool) -> Option<Address> {
         let v4 = address.to_v4().is_some();
@@ -158,7 +164,8 @@ impl Call {
 
     #[inline(always)]
     fn remember(self, address: Address) {
-        // A full map forgets the socket that was not used for longest: it sees the address that stands in.
+        // A full map forgets the socket that was not used for longest: it sees the address that
+        // stands in.
         let _ = SOCKET_PEERS.insert(self.peer(), address, 0);
     }
 
@@ -171,13 +178,14 @@ impl Call {
         if let Some(own) = maps::stood_for(address) {
             return Some(*own);
         }
-        // SAFETY: copied at once; should the entry be reused meanwhile, the socket sees another of the host's addresses.
+        // SAFETY: copied at once; should the entry be reused meanwhile, the socket sees another of
+        // the host's addresses.
         unsafe { SOCKET_PEERS.get(self.peer()) }.copied()
     }
 }
 
-/// Whether what another node answers to one of the host's own addresses comes back through the tunnel. In a cluster made with
-/// `--dsr` that node cannot tell who has an IPv6 address.
+/// Whether what another node answers to one of the host's own addresses comes back through the
+/// tunnel. In a cluster made with `--dsr` that node cannot tell who has an IPv6 address.
 #[inline(always)]
 fn finds_back(v4: bool) -> bool {
     v4 || maps::config().is_some_and(|config| config.flags & DIRECT_RETURN == 0)

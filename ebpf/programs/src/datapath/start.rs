@@ -6,8 +6,8 @@ use core::ptr;
 #[derive(Clone, Copy)]
 pub(super) struct Start<const N: usize>(*mut [u8; N]);
 
-// SAFETY, for every block here: [`Start::between`] has compared the packet's length with `N`, and the verifier proves that no
-// packet pointer is used after a helper that could move the packet.
+// SAFETY, for every block here: [`Start::between`] has compared the packet's length with `N`, and
+// the verifier proves that no packet pointer is used after a helper that could move the packet.
 impl<const N: usize> Start<N> {
     /// Of what lies between these addresses, as a context has them; `None` if that is less.
     #[inline(always)]
@@ -26,7 +26,8 @@ impl<const N: usize> Start<N> {
     #[inline(always)]
     pub(super) fn half(self, offset: usize) -> u16 {
         debug_assert!(offset.is_multiple_of(2) && offset + 2 <= N);
-        // Frames begin at even addresses. (Where they should not, it is the processor's part to read them.)
+        // Frames begin at even addresses. (Where they should not, it is the processor's part to
+        // read them.)
         unsafe { self.0.cast::<u8>().add(offset).cast::<u16>().read() }
     }
 

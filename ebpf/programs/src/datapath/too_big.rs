@@ -1,4 +1,5 @@
-//! A packet that does not fit the tunnel and must not be fragmented: its sender is told how big it may be.
+//! A packet that does not fit the tunnel and must not be fragmented: its sender is told how big it
+//! may be.
 
 use mesh_ebpf::checksum;
 use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4};
@@ -11,9 +12,11 @@ use super::{PASS, Verdict};
 
 const NO_SUM: u64 = u64::MAX;
 
-/// Turns the packet into the answer and sends it back. [`PASS`], and nothing changed, where the kernel refuses to cut it.
+/// Turns the packet into the answer and sends it back. [`PASS`], and nothing changed, where the
+/// kernel refuses to cut it.
 ///
-/// Calls, not inlined: their buffers are not on the stack of every other packet, nor on it all at once. `vni` has the bytes of a [`Vni`].
+/// Calls, not inlined: their buffers are not on the stack of every other packet, nor on it all at
+/// once. `vni` has the bytes of a [`Vni`].
 #[inline(never)]
 pub(super) fn answer(skb: Skb, vni: u32, mtu: u32) -> Verdict {
     let vni = Vni(vni.to_ne_bytes());

@@ -40,7 +40,8 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     run_published(skb, published::arrived(skb))
 }
 
-/// Where a probe says whether its sender's former ones were answered: a reserved byte after the VNI.
+/// Where a probe says whether its sender's former ones were answered: a reserved byte after the
+/// VNI.
 const FLAGS_OF_PROBE: usize = VNI_OFFSET + 3;
 
 #[inline(never)]
@@ -53,8 +54,8 @@ fn decide(skb: Skb) -> Verdict {
     if skb.read(0, frame).is_err() {
         return PASS;
     }
-    // A probe of WireGuard's path looks like one of VXLAN's but for its port. Messages of WireGuard begin
-    // with another byte.
+    // A probe of WireGuard's path looks like one of VXLAN's but for its port. Messages of WireGuard
+    // begin with another byte.
     let by_wireguard = [frame[36], frame[37]] == config.wireguard_port && frame[42] == 0x08;
     let port = if by_wireguard { config.wireguard_port } else { config.vxlan_port };
     let Some(outer) = Outer::parse(frame, local, port, skb.length(), skb.is_gso()) else {
@@ -88,8 +89,8 @@ fn decide(skb: Skb) -> Verdict {
     }
 }
 
-/// Removes the outer headers of a packet of the routing mesh. What leaves the mesh here must not take the notes of a
-/// tunnel along.
+/// Removes the outer headers of a packet of the routing mesh. What leaves the mesh here must not
+/// take the notes of a tunnel along.
 #[inline(always)]
 fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
     let mut headers = Headers::new();
@@ -111,9 +112,10 @@ fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
 
 /// Removes the outer headers and delivers the frame.
 ///
-/// Removing them leaves the kernel's notes of a tunnel on the packet. A container that only receives TCP never sees
-/// them. UDP super-packets would be lost by them, and one that forwards might hand them to a network card: those go
-/// through the VXLAN device, which clears them. So does what the kernel refuses here: IPv6 before 6.3.
+/// Removing them leaves the kernel's notes of a tunnel on the packet. A container that only
+/// receives TCP never sees them. UDP super-packets would be lost by them, and one that forwards
+/// might hand them to a network card: those go through the VXLAN device, which clears them. So does
+/// what the kernel refuses here: IPv6 before 6.3.
 #[inline(always)]
 fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> Result<Verdict, Reason> {
     let vni = outer.vni;
@@ -140,8 +142,9 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// A probe of another node, or its answer to one of ours. One of WireGuard's path goes to the engine in user space, which
-/// answers it: so it meets the host's firewall, as the messages of WireGuard do.
+/// A probe of another node, or its answer to one of ours. One of WireGuard's path goes to the
+/// engine in user space, which answers it: so it meets the host's firewall, as the messages of
+/// WireGuard do.
 #[inline(always)]
 fn probe(
     skb: Skb,
@@ -168,7 +171,8 @@ fn probe(
     DROP
 }
 
-/// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program records the answer.
+/// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program
+/// records the answer.
 #[inline(always)]
 fn answer_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *frame;

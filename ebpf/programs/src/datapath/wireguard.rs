@@ -1,4 +1,5 @@
-//! What the WireGuard engine decrypted: it was encrypted with the key of the node that the frame's source MAC names.
+//! What the WireGuard engine decrypted: it was encrypted with the key of the node that the frame's
+//! source MAC names.
 
 use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{
@@ -63,8 +64,8 @@ fn deliver(skb: Skb, tag: FrameTag, network: &Network, headers: &Headers) -> Res
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// Whether a node may send a packet with this source: one of its own addresses, or one outside the network, which a
-/// container that routes for others sends.
+/// Whether a node may send a packet with this source: one of its own addresses, or one outside the
+/// network, which a container that routes for others sends.
 #[inline(always)]
 fn may_send_from(tag: FrameTag, headers: &Headers) -> bool {
     match maps::block(&maps::BlockLookup::new(tag.vni, headers.source())) {

@@ -1,9 +1,9 @@
-//! To and from the kernel's WireGuard. Its device has IP packets and no frames: VXLAN between tunnel addresses, which is
-//! what the engine in user space puts into WireGuard by itself.
+//! To and from the kernel's WireGuard. Its device has IP packets and no frames: VXLAN between
+//! tunnel addresses, which is what the engine in user space puts into WireGuard by itself.
 //!
-//! No route leads to that device and it has no address. It takes what is redirected there, finds the peer by the outer
-//! destination and drops what is for none; and it only lets out what was encrypted with the key whose address, of the
-//! node's two, is the source.
+//! No route leads to that device and it has no address. It takes what is redirected there, finds
+//! the peer by the outer destination and drops what is for none; and it only lets out what was
+//! encrypted with the key whose address, of the node's two, is the source.
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::ip;
@@ -58,8 +58,9 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
         length: skb.length(),
     };
     if let Err(refused) = skb.grow_outer() {
-        // It counts as encapsulated since it was received (a container that routes sends such): room alone will do, but for
-        // a super-packet, and for IPv6, which the kernel would go on taking it for.
+        // It counts as encapsulated since it was received (a container that routes sends such):
+        // room alone will do, but for a super-packet, and for IPv6, which the kernel would go on
+        // taking it for.
         if skb.is_gso() || u16::from_be_bytes([e0, e1]) == ETHERTYPE_IPV6 {
             return Err(refused);
         }
@@ -80,8 +81,9 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     Ok(skb.send(WIREGUARD_KERNEL_IFINDEX))
 }
 
-/// Makes a frame of what the kernel's WireGuard let out, as it comes from the engine in user space: with network and node in
-/// its source MAC. [`PASS`], or the packet is dropped: nothing else has any business on this host.
+/// Makes a frame of what the kernel's WireGuard let out, as it comes from the engine in user space:
+/// with network and node in its source MAC. [`PASS`], or the packet is dropped: nothing else has
+/// any business on this host.
 #[inline(never)]
 pub(super) fn receive(skb: Skb) -> Verdict {
     match unwrap(skb) {
@@ -108,7 +110,8 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
     let peer = tunnel_sender(outer.source).ok_or(Reason::SpoofedPeer)?;
     let refused = |_| Reason::DecapsulationFailed;
     let ethertype = u16::from_be_bytes(buffer.half(OUTER + 12));
-    // The device does not join packets. If somebody has told it to: the kernel would take UDP's for a tunnel's for ever.
+    // The device does not join packets. If somebody has told it to: the kernel would take UDP's for
+    // a tunnel's for ever.
     let next = const { HEADERS + ETHERNET } as u32 + if ethertype == ETHERTYPE_IPV6 { 6 } else { 9 };
     if skb.is_gso() && skb.load::<1>(next).map_err(refused)? != [ip::TCP] {
         return Err(Reason::DecapsulationFailed);
@@ -129,8 +132,8 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
     if congested && !skb.mark_congestion() { Err(Reason::DecapsulationFailed) } else { Ok(()) }
 }
 
-/// Removes the headers before an IPv6 packet. Kernels before 6.3 take what is left for IPv4, unless it is made IPv6 as a
-/// translator would: so its header is removed as well and written again.
+/// Removes the headers before an IPv6 packet. Kernels before 6.3 take what is left for IPv4, unless
+/// it is made IPv6 as a translator would: so its header is removed as well and written again.
 #[inline(always)]
 fn ipv6(skb: Skb) -> Result<(), Refused> {
     let header = skb.load::<40>(const { (HEADERS + ETHERNET) as u32 })?;

@@ -18,8 +18,8 @@ pub(super) const DROP: Action = XDP_DROP;
 /// Sends the packet out of the device that it came by.
 pub(super) const SEND_BACK: Action = XDP_TX;
 
-/// The packet that the program was called for. It lies in one piece: the program says nothing of buffers of several, so
-/// the kernel gives it none.
+/// The packet that the program was called for. It lies in one piece: the program says nothing of
+/// buffers of several, so the kernel gives it none.
 #[derive(Clone, Copy)]
 pub(super) struct Xdp(*mut xdp_md);
 
@@ -48,23 +48,25 @@ impl Xdp {
         unsafe { (*self.0).ingress_ifindex }
     }
 
-    /// The first `N` bytes of the frame where they lie, if there are so many. Not valid any more once the frame has
-    /// another start.
+    /// The first `N` bytes of the frame where they lie, if there are so many. Not valid any more
+    /// once the frame has another start.
     #[inline(always)]
     pub(super) fn start<const N: usize>(self) -> Option<Start<N>> {
         let (data, end) = self.bounds();
         Start::between(data, end)
     }
 
-    /// Has the frame begin so many bytes earlier, or later if negative. What is in new bytes is the caller's to write.
+    /// Has the frame begin so many bytes earlier, or later if negative. What is in new bytes is the
+    /// caller's to write.
     #[inline(always)]
     pub(super) fn extend(self, bytes: i32) -> Result<(), Refused> {
         // The kernel takes away what is added to the start.
         if unsafe { helpers::bpf_xdp_adjust_head(self.0, -bytes) } == 0 { Ok(()) } else { Err(Refused) }
     }
 
-    /// The MACs, destination's first, by which an IPv4 packet leaves by the device that it came by: those of its next hop
-    /// and of the device. `None` where that is not its way, or the next hop is not known at the moment.
+    /// The MACs, destination's first, by which an IPv4 packet leaves by the device that it came by:
+    /// those of its next hop and of the device. `None` where that is not its way, or the next hop
+    /// is not known at the moment.
     #[inline(always)]
     pub(super) fn macs(self, protocol: u8, source: u32, destination: u32) -> Option<[u8; 12]> {
         let ifindex = self.ifindex();
@@ -74,7 +76,8 @@ impl Xdp {
             helpers::bpf_fib_lookup(self.0.cast(), (&raw mut route).cast(), length, BPF_FIB_LOOKUP_OUTPUT)
         };
         let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) = (route.destination_mac, route.source_mac);
-        // Before 6.6 neighbours that are still asked for count as known: their MAC is zero, or was right until lately.
+        // Before 6.6 neighbours that are still asked for count as known: their MAC is zero, or was
+        // right until lately.
         if answer != 0 || route.ifindex != ifindex || d0 | d1 | d2 | d3 | d4 | d5 == 0 {
             return None;
         }

@@ -1,8 +1,9 @@
-//! `./dev bench fuzz`: random and mutated packets through every program of a running host, by `BPF_PROG_TEST_RUN`
-//! (the kernel's `Documentation/bpf/bpf_prog_run.rst`).
+//! `./dev bench fuzz`: random and mutated packets through every program of a running host, by
+//! `BPF_PROG_TEST_RUN` (the kernel's `Documentation/bpf/bpf_prog_run.rst`).
 //!
-//! The maps are those of a live host, so packets meet real endpoints, services and peers. Three things must hold:
-//! every run returns a verdict, no packet is delivered outside its network, and the host carries traffic afterwards.
+//! The maps are those of a live host, so packets meet real endpoints, services and peers. Three
+//! things must hold: every run returns a verdict, no packet is delivered outside its network, and
+//! the host carries traffic afterwards.
 
 mod packet;
 mod target;

@@ -185,8 +185,8 @@ impl Mutator {
     }
 }
 
-/// The packet, as long as the kernel demands of one that is to be run: it refuses one that says IP and is too short for
-/// an IP header (`bpf_prog_test_run_skb`).
+/// The packet, as long as the kernel demands of one that is to be run: it refuses one that says IP
+/// and is too short for an IP header (`bpf_prog_test_run_skb`).
 fn runnable(mut packet: Vec<u8>) -> Vec<u8> {
     let header = match packet[12..14] {
         [0x08, 0x00] => 20,

@@ -158,7 +158,8 @@ impl Target {
         Ok((result.return_value, usize::try_from(result.data_size_out)?.min(out.len())))
     }
 
-    /// Fails if what the program sends on would reach a container of a network that the packet is not of.
+    /// Fails if what the program sends on would reach a container of a network that the packet is
+    /// not of.
     fn check(&self, packet: &[u8], sent: &[u8], site: &Site) -> anyhow::Result<()> {
         let leaves = match self.origin {
             Origin::Red => {

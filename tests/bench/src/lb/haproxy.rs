@@ -1,4 +1,5 @@
-//! The peer: HAProxy in TCP mode on the client's host, or on the host that a published port is called on.
+//! The peer: HAProxy in TCP mode on the client's host, or on the host that a published port is
+//! called on.
 
 use std::{fmt::Write as _, fs, net::Ipv4Addr};
 
@@ -8,7 +9,8 @@ use mesh_harness::{Host, Process};
 use super::ports;
 use crate::instruments::listen;
 
-/// Starts it on `host`, at `address` (unspecified: all of the host's), for `backends`. It ends when the value is dropped.
+/// Starts it on `host`, at `address` (unspecified: all of the host's), for `backends`. It ends when
+/// the value is dropped.
 pub(super) fn start(host: &Host, address: Ipv4Addr, backends: &[Ipv4Addr]) -> anyhow::Result<Process> {
     let mut config =
         "global\n  maxconn 4000\ndefaults\n  mode tcp\n  option splice-auto\n  timeout connect 5s\n  \

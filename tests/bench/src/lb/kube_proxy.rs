@@ -1,6 +1,7 @@
-//! The peer: services by nftables as kube-proxy's nft mode makes them. One map from address, protocol and port to a
-//! service's chain, a random number to an endpoint's chain, DNAT there, and connection tracking for the rest; published
-//! ports are masqueraded, for the reply must come back this way.
+//! The peer: services by nftables as kube-proxy's nft mode makes them. One map from address,
+//! protocol and port to a service's chain, a random number to an endpoint's chain, DNAT there, and
+//! connection tracking for the rest; published ports are masqueraded, for the reply must come back
+//! this way.
 
 use std::{fmt::Write as _, net::Ipv4Addr, time::Duration};
 
@@ -24,7 +25,8 @@ pub(super) fn load(host: &Host, services: &[Service]) -> Result<()> {
     nft(host, rules(services))
 }
 
-/// Takes the last backend of the service `number` out, in one transaction that touches nothing else.
+/// Takes the last backend of the service `number` out, in one transaction that touches nothing
+/// else.
 pub(super) fn remove_last_backend(host: &Host, number: usize, service: &Service) -> Result<()> {
     let left = service.backends.len() - 1;
     let changes = service.ports.iter().map(|(protocol, port)| {

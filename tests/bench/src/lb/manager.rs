@@ -39,7 +39,8 @@ impl Manager {
         Ok(Self { runtime, client })
     }
 
-    /// Creates the services `s0`, `s1`, ... of these numbers, each with all the endpoints; their virtual addresses.
+    /// Creates the services `s0`, `s1`, ... of these numbers, each with all the endpoints; their
+    /// virtual addresses.
     pub(super) fn create(
         &self,
         network: &str,
@@ -65,7 +66,8 @@ impl Manager {
         self.runtime.block_on(stream::iter(numbers).map(one).buffered(AT_ONCE).try_collect())
     }
 
-    /// Milliseconds until a change of one backend is in the kernel of every node: the mean of taking it out and back.
+    /// Milliseconds until a change of one backend is in the kernel of every node: the mean of
+    /// taking it out and back.
     pub(super) fn drain_and_activate(&self, service: &str, endpoint: &str) -> anyhow::Result<f64> {
         let (service, endpoint) = (service.to_owned(), endpoint.to_owned());
         let mut client = self.client.clone();

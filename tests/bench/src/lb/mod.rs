@@ -1,8 +1,9 @@
 //! `./dev bench lb`: what services cost, inside a network and published.
 //!
-//! Two hosts. *Inside*: a client container on the first calls backends on the second, directly and through a virtual
-//! address. *Published*: a machine outside calls a port of the first host, which has no backend. The peers have hosts of
-//! their own, with what flannel builds between containers, so that their packets pass the host's firewall, or a proxy.
+//! Two hosts. *Inside*: a client container on the first calls backends on the second, directly and
+//! through a virtual address. *Published*: a machine outside calls a port of the first host, which
+//! has no backend. The peers have hosts of their own, with what flannel builds between containers,
+//! so that their packets pass the host's firewall, or a proxy.
 
 mod haproxy;
 mod kube_proxy;

@@ -1,11 +1,11 @@
-//! Nanoseconds per packet: the programs of a running pair of hosts, with their own tables, each run on a crafted packet by
-//! `BPF_PROG_TEST_RUN` (the kernel's `Documentation/bpf/bpf_prog_run.rst`).
+//! Nanoseconds per packet: the programs of a running pair of hosts, with their own tables, each run
+//! on a crafted packet by `BPF_PROG_TEST_RUN` (the kernel's `Documentation/bpf/bpf_prog_run.rst`).
 //!
-//! The XDP program knows of a flow what `underlay` found out of it on the same processor a moment ago, and leaves all others
-//! to that.
+//! The XDP program knows of a flow what `underlay` found out of it on the same processor a moment
+//! ago, and leaves all others to that.
 //!
-//! A program changes its packet, so that every run begins with a fresh one; what a run costs that leaves its packet
-//! alone at once is subtracted.
+//! A program changes its packet, so that every run begins with a fresh one; what a run costs that
+//! leaves its packet alone at once is subtracted.
 
 use std::{
     fs,
@@ -324,7 +324,8 @@ impl Link {
         frame.extend(ip);
         frame.extend(source.port().to_be_bytes());
         frame.extend(destination.port().to_be_bytes());
-        // Sequence numbers, header length, flags, window; the checksum is only ever changed by differences.
+        // Sequence numbers, header length, flags, window; the checksum is only ever changed by
+        // differences.
         frame.extend([0, 0, 0, 1, 0, 0, 0, 1, 0x50, flags, 0xff, 0xff, 0x12, 0x34, 0, 0]);
         frame.resize(LENGTH, 0);
         frame

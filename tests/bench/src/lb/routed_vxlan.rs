@@ -1,5 +1,5 @@
-//! The peers' network: what flannel builds, a bridge on each host and routes over a VXLAN device between them, so that
-//! the host's own firewall sees every packet and can translate it.
+//! The peers' network: what flannel builds, a bridge on each host and routes over a VXLAN device
+//! between them, so that the host's own firewall sees every packet and can translate it.
 
 use std::net::Ipv4Addr;
 
@@ -8,7 +8,8 @@ use mesh_harness::{Container, Lab, Result, ip_batch_in};
 /// Bytes that VXLAN adds on an IPv4 underlay.
 const OVERHEAD: u32 = 50;
 
-/// Joins the lab's first two hosts; one client container on the first, `backends` containers on the second.
+/// Joins the lab's first two hosts; one client container on the first, `backends` containers on the
+/// second.
 pub(super) fn join(lab: &Lab, underlay_mtu: u32, backends: usize) -> Result<(Container, Vec<Container>)> {
     let mtu = underlay_mtu - OVERHEAD;
     for (own, other) in [(1, 2), (2, 1)] {

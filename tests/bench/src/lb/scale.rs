@@ -1,7 +1,9 @@
-//! Many services: whether one of ten thousand costs what one of ten does, and how long they all take to load.
+//! Many services: whether one of ten thousand costs what one of ten does, and how long they all
+//! take to load.
 //!
-//! Every service has the same ten endpoints as its backends: real containers, each a backend of them all. The machine is not as
-//! fast in one minute as in another, so each number of services is compared with an endpoint that is asked directly, in turn.
+//! Every service has the same ten endpoints as its backends: real containers, each a backend of
+//! them all. The machine is not as fast in one minute as in another, so each number of services is
+//! compared with an endpoint that is asked directly, in turn.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -35,8 +37,8 @@ const LOAD_LIMIT: Duration = Duration::from_mins(2);
 const PROBE: Duration = Duration::from_millis(100);
 /// Changes whose time is measured.
 const CHANGES: usize = 20;
-/// Services that one container asks before its kernel forgets them as neighbours, of which it has room for a thousand
-/// (`net.ipv4.neigh.default.gc_thresh3`, which counts all namespaces together).
+/// Services that one container asks before its kernel forgets them as neighbours, of which it has
+/// room for a thousand (`net.ipv4.neigh.default.gc_thresh3`, which counts all namespaces together).
 const NEIGHBOURS: usize = 256;
 
 /// What was measured with one number of services.
@@ -46,7 +48,8 @@ pub(super) struct Level {
     mesh: Calls,
     /// Through the manager, one call for each service and each backend, some at once.
     create_s: f64,
-    /// From the start of an agent on a host without any state in its kernel until all virtual addresses answer there.
+    /// From the start of an agent on a host without any state in its kernel until all virtual
+    /// addresses answer there.
     load_s: Samples,
     /// One backend drained or activated: from the call until the kernel of every node has it.
     change_ms: Samples,
@@ -136,8 +139,9 @@ fn mesh(options: &Options, levels: &mut [Level]) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Restarts host 3, so that its kernel has nothing, and measures until services all over the list answer there, in a
-/// container that is called by the number of the start: what ended with the one before may still have its name.
+/// Restarts host 3, so that its kernel has nothing, and measures until services all over the list
+/// answer there, in a container that is called by the number of the start: what ended with the one
+/// before may still have its name.
 fn load_time(lab: &Lab, vips: &[Ipv4Addr], start: usize) -> anyhow::Result<(f64, Container)> {
     let host = lab.host(3);
     host.power_off()?;

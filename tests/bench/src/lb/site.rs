@@ -38,8 +38,9 @@ enum Caller {
 }
 
 impl Caller {
-    /// Containers on the second host that serve and are no backends: who is called directly. Were it a backend, a connection
-    /// through the service would meet what a direct one between the same ports left there, and wait for it.
+    /// Containers on the second host that serve and are no backends: who is called directly. Were
+    /// it a backend, a connection through the service would meet what a direct one between the same
+    /// ports left there, and wait for it.
     fn others(self) -> usize {
         usize::from(self == Self::Container)
     }
@@ -163,7 +164,8 @@ pub(super) fn namespaces(containers: &[Container]) -> Vec<Netns> {
     containers.iter().map(|container| container.netns().clone()).collect()
 }
 
-/// The three servers in each of the namespaces. What is measured on one CPU has its servers there too.
+/// The three servers in each of the namespaces. What is measured on one CPU has its servers there
+/// too.
 pub(super) fn serve(lab: &Lab, namespaces: &[Netns]) -> anyhow::Result<(Vec<Process>, Vec<ServerProcess>)> {
     let directory = lab.path();
     let log = directory.join("bench.log");

@@ -1,7 +1,7 @@
 //! Looking at the wire: frames as they pass a device, without a start-up race.
 //!
-//! The packet socket exists when [`Capture::start`] returns, so nothing sent after that is missed; frames that the
-//! socket's buffer could not take are counted, never silently gone.
+//! The packet socket exists when [`Capture::start`] returns, so nothing sent after that is missed;
+//! frames that the socket's buffer could not take are counted, never silently gone.
 
 mod frame;
 mod stats;
@@ -71,14 +71,15 @@ impl CaptureOptions {
         self
     }
 
-    /// Bytes kept of each frame; all unless set. [`Frame::len`] tells the whole length all the same.
+    /// Bytes kept of each frame; all unless set. [`Frame::len`] tells the whole length all the
+    /// same.
     pub fn snap_len(mut self, bytes: usize) -> Self {
         self.snap_len = bytes;
         self
     }
 
-    /// Frames that the namespace itself sends or forwards out, too. Without them, a frame that crosses a bridge is
-    /// captured once, where it comes in.
+    /// Frames that the namespace itself sends or forwards out, too. Without them, a frame that
+    /// crosses a bridge is captured once, where it comes in.
     pub fn with_outgoing(mut self) -> Self {
         self.outgoing = true;
         self
@@ -124,7 +125,8 @@ impl CaptureOptions {
                     let frame = Frame { at: Instant::now(), ifindex: device, outgoing, len, bytes };
                     shared.frames.lock().unwrap_or_else(PoisonError::into_inner).push(frame);
                 }
-                // The buffer is empty: the moment to stop, so that no frame taken before the stop is left out.
+                // The buffer is empty: the moment to stop, so that no frame taken before the stop
+                // is left out.
                 Err(Errno::EAGAIN) if shared.stop.load(Ordering::Acquire) => return,
                 // ENETDOWN: a device that was captured on went down; others may not have.
                 Ok((_, None)) | Err(Errno::EAGAIN | Errno::EINTR | Errno::ENETDOWN) => {}

@@ -12,7 +12,8 @@ use crate::{Error, Result};
 pub(super) fn lost(socket: &OwnedFd) -> Result<u32> {
     let mut stats = nix::libc::tpacket_stats { tp_packets: 0, tp_drops: 0 };
     let mut len: nix::libc::socklen_t = 8;
-    // SAFETY: `stats` is a plain struct of two u32, of which `len` tells the size; both outlive the call.
+    // SAFETY: `stats` is a plain struct of two u32, of which `len` tells the size; both outlive the
+    // call.
     let result = unsafe {
         nix::libc::getsockopt(
             socket.as_raw_fd(),

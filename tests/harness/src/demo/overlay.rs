@@ -107,8 +107,8 @@ pub(super) fn ping_all(show: &Show, members: &[Member]) -> Result<()> {
 pub(super) fn show_the_wire(show: &Show, lab: &Lab, members: &[Member], wire: Capture) -> Result<()> {
     show.step("On the wire it is WireGuard, and was from the first packet on");
     let (from, to) = (&members[0], &members[1]);
-    // The patterns fill the data of every request and reply; one ping is between the hosts themselves, so that the
-    // capture is seen to see.
+    // The patterns fill the data of every request and reply; one ping is between the hosts
+    // themselves, so that the capture is seen to see.
     let ping = |pattern: &[u8], address: IpAddr| {
         let hex: String = pattern.iter().map(|byte| format!("{byte:02x}")).collect::<Vec<_>>().concat();
         ["ping", "-n", "-c", "3", "-i", "0.05", "-p", &hex, &address.to_string()].map(str::to_owned)

@@ -1,4 +1,5 @@
-//! A service on the network: its name, its published port, and what its callers notice when replicas go.
+//! A service on the network: its name, its published port, and what its callers notice when
+//! replicas go.
 
 use std::{
     collections::BTreeSet,

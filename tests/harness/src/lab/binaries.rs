@@ -14,7 +14,8 @@ pub struct Binaries {
 }
 
 impl Binaries {
-    /// `MESH_BIN_DIR`, else the directory of the running executable; for a test, which runs from `deps/`, its parent.
+    /// `MESH_BIN_DIR`, else the directory of the running executable; for a test, which runs from
+    /// `deps/`, its parent.
     pub fn locate() -> Result<Self> {
         let dir = match env::var_os("MESH_BIN_DIR") {
             Some(dir) => PathBuf::from(dir),

@@ -56,7 +56,8 @@ enum Stage {
     Cluster,
 }
 
-/// The WireGuard engine that hosts of tests use on whatever kernel: `MESH_WIREGUARD_ENGINE`, or `userspace`.
+/// The WireGuard engine that hosts of tests use on whatever kernel: `MESH_WIREGUARD_ENGINE`, or
+/// `userspace`.
 pub fn wireguard_engine() -> String {
     std::env::var("MESH_WIREGUARD_ENGINE").unwrap_or_else(|_| "userspace".to_owned())
 }
@@ -121,15 +122,16 @@ impl LabBuilder {
         self
     }
 
-    /// Gives hosts a second device, `eth1`, with the addresses 10.99.0.1 and so on (`fd99::1`, where the underlay has IPv6), on a
-    /// network with an outside client of its own.
+    /// Gives hosts a second device, `eth1`, with the addresses 10.99.0.1 and so on (`fd99::1`,
+    /// where the underlay has IPv6), on a network with an outside client of its own.
     pub fn second_nic(mut self, second_nic: bool) -> Self {
         self.second_nic = second_nic;
         self
     }
 
-    /// Two hosts joined by one veth pair, without the bridge between them: the shortest wire, for measurements. They
-    /// reach neither the outside nor the outside client, and cannot be unplugged.
+    /// Two hosts joined by one veth pair, without the bridge between them: the shortest wire, for
+    /// measurements. They reach neither the outside nor the outside client, and cannot be
+    /// unplugged.
     pub fn cabled(mut self) -> Self {
         self.cabled = true;
         self.hosts = 2;
@@ -142,7 +144,8 @@ impl LabBuilder {
         self
     }
 
-    /// What carries encrypted networks, as meshd's `--wireguard-engine` has it; [`wireguard_engine`] unless set.
+    /// What carries encrypted networks, as meshd's `--wireguard-engine` has it;
+    /// [`wireguard_engine`] unless set.
     pub fn wireguard_engine(mut self, engine: impl Into<String>) -> Self {
         self.wireguard_engine = engine.into();
         self
@@ -258,7 +261,8 @@ fn in_parallel<T: Send>(items: impl Iterator<Item = T>, body: impl Fn(T) -> Resu
     Error::collect(errors)
 }
 
-/// Several meshds that start at once on a machine without bpffs would each mount one over the other's.
+/// Several meshds that start at once on a machine without bpffs would each mount one over the
+/// other's.
 fn mount_bpffs() -> Result<()> {
     let path = Path::new("/sys/fs/bpf");
     let mounted = statfs(path).map_err(|errno| Error::File {

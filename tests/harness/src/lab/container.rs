@@ -170,7 +170,8 @@ struct Dns {
     options: Vec<String>,
 }
 
-/// Adds what the new endpoint says about names to the container's resolv.conf, if it is not there already.
+/// Adds what the new endpoint says about names to the container's resolv.conf, if it is not there
+/// already.
 fn learn_name_servers(dir: &LabDir, container: &Container, attached: &str) -> Result<()> {
     #[derive(Deserialize)]
     struct Endpoint {

@@ -1,10 +1,12 @@
-//! A container that is none of Mesh's: behind a bridge and a NAT of its host's own, as Docker makes them.
+//! A container that is none of Mesh's: behind a bridge and a NAT of its host's own, as Docker makes
+//! them.
 
 use super::{Container, Lab};
 use crate::{Result, ip_batch_in};
 
 impl Lab {
-    /// Makes such a container, `docker`, on host `host`: 172.17.0.2 on the bridge `docker0`, masqueraded with its own ports.
+    /// Makes such a container, `docker`, on host `host`: 172.17.0.2 on the bridge `docker0`,
+    /// masqueraded with its own ports.
     pub fn docker_like(&self, host: usize) -> Result<Container> {
         let container = self.namespace(host, "docker")?;
         let host = self.host(host);

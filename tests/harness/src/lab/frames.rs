@@ -1,5 +1,5 @@
-//! A program that lets everything pass (XDP), for the bridge's ports: only a veth end with one is woken for what the other end's
-//! driver sends.
+//! A program that lets everything pass (XDP), for the bridge's ports: only a veth end with one is
+//! woken for what the other end's driver sends.
 
 use std::{
     io,
@@ -37,7 +37,8 @@ struct Pin {
     flags: u32,
 }
 
-/// Attaches the program to each of the devices, which keep it. `pin` is a path on bpffs that nobody else has.
+/// Attaches the program to each of the devices, which keep it. `pin` is a path on bpffs that nobody
+/// else has.
 pub(super) fn attach(netns: &Netns, devices: &[&str], pin: &Path) -> Result<()> {
     let pinned = Pinned::new(pin).map_err(Error::system("pin a program"))?;
     for device in devices {
@@ -80,8 +81,8 @@ impl Drop for Pinned {
 
 #[expect(unsafe_code, reason = "bpf(2) takes a pointer to a union")]
 fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<libc::c_long> {
-    // SAFETY: the kernel reads `size_of::<T>()` bytes at `attributes`, which is a `repr(C)` prefix of `union bpf_attr` for
-    // the command. Pointers inside it live until the call returns.
+    // SAFETY: the kernel reads `size_of::<T>()` bytes at `attributes`, which is a `repr(C)` prefix
+    // of `union bpf_attr` for the command. Pointers inside it live until the call returns.
     let result =
         unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attributes), size_of::<T>()) };
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result) }

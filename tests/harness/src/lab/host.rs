@@ -84,8 +84,8 @@ impl Host {
         ip_batch_in(&self.netns, &[format!("addr del {address}/24 dev {}", underlay::DEVICE)])
     }
 
-    /// Replaces one of its IPv4 addresses on the underlay by another one, as a DHCP client does whose new lease differs.
-    /// [`Host::address`] stays what it was.
+    /// Replaces one of its IPv4 addresses on the underlay by another one, as a DHCP client does
+    /// whose new lease differs. [`Host::address`] stays what it was.
     pub fn change_address(&self, old: Ipv4Addr, new: Ipv4Addr) -> Result<()> {
         let device = underlay::DEVICE;
         ip_batch_in(
@@ -162,8 +162,9 @@ impl Host {
         Ok(nodes.into_iter().map(|node| (node.name, node.state)).collect())
     }
 
-    /// Makes a container namespace, or takes the one of that name on this host, and runs `meshctl endpoint attach
-    /// OPTIONS` for it. When that fails, a namespace made for it is removed again; the output is handed back as it is.
+    /// Makes a container namespace, or takes the one of that name on this host, and runs `meshctl
+    /// endpoint attach OPTIONS` for it. When that fails, a namespace made for it is removed again;
+    /// the output is handed back as it is.
     pub fn container<S: Into<String>>(
         &self,
         name: &str,
@@ -195,7 +196,8 @@ impl Host {
         }
         argv.extend(["--wireguard-engine".to_owned(), lab.wireguard_engine]);
         argv.extend(lab.meshd_args);
-        // A socket left by a killed meshd would look like one that is served, until it is connected to.
+        // A socket left by a killed meshd would look like one that is served, until it is connected
+        // to.
         let meshd = self.netns.cmd(argv).hostname(self.name()).spawn(&self.log_file())?.detach();
         self.dir.update(|state| {
             if let Some(host) = state.host_mut(&self.state.name) {
@@ -226,8 +228,8 @@ impl Host {
         underlay::set_plugged(&Names::new(self.dir.prefix()).underlay(), self.name(), true)
     }
 
-    /// Restarts the whole machine: everything that runs on it, its devices, its containers and what is not on disk
-    /// goes; meshd starts again with the same state directory.
+    /// Restarts the whole machine: everything that runs on it, its devices, its containers and what
+    /// is not on disk goes; meshd starts again with the same state directory.
     pub fn reboot(&self) -> Result<()> {
         self.power_off()?;
         self.power_on()?;
@@ -262,12 +264,14 @@ impl Host {
         self.path().join("meshd.log")
     }
 
-    /// Every instance has directories of its own; the machine's /etc/mesh is none of the lab's business.
+    /// Every instance has directories of its own; the machine's /etc/mesh is none of the lab's
+    /// business.
     fn write_config(&self, more: &str) -> Result<String> {
         let path = self.path();
         fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
         let config = path.join("meshd.toml");
-        // The machine's own resolvers are not to be reached from here; the outside machine may serve names.
+        // The machine's own resolvers are not to be reached from here; the outside machine may
+        // serve names.
         let resolv_conf = path.join("resolv.conf");
         fs::write(&resolv_conf, format!("nameserver {CLIENT}\n"))
             .map_err(Error::file("write", &resolv_conf))?;

@@ -26,8 +26,8 @@ pub use underlay::{GATEWAY, OUTSIDE_V4, OUTSIDE_V6};
 use self::state::{LabDir, LabState};
 use crate::{Cmd, Error, Netns, Result, eventually};
 
-/// A lab that is up. One that [`LabBuilder::start`] made is taken down when the value is dropped, also by a panic;
-/// one that [`Lab::open`] found, or that was kept ([`Lab::keep`]), stays.
+/// A lab that is up. One that [`LabBuilder::start`] made is taken down when the value is dropped,
+/// also by a panic; one that [`Lab::open`] found, or that was kept ([`Lab::keep`]), stays.
 #[derive(Debug)]
 pub struct Lab {
     dir: LabDir,
@@ -53,7 +53,8 @@ impl Lab {
         teardown::take_down(&LabDir::new(prefix)?)
     }
 
-    /// Takes down every lab whose owner ended before it could; the start of another one does so too. Says what it cannot.
+    /// Takes down every lab whose owner ended before it could; the start of another one does so
+    /// too. Says what it cannot.
     pub fn down_abandoned() {
         teardown::take_down_abandoned();
     }
@@ -107,18 +108,20 @@ impl Lab {
         self.state.names().client()
     }
 
-    /// The machine outside on the second network, at 10.99.0.200; in a lab with [`LabBuilder::second_nic`].
+    /// The machine outside on the second network, at 10.99.0.200; in a lab with
+    /// [`LabBuilder::second_nic`].
     pub fn second_client(&self) -> Netns {
         self.state.names().second_client()
     }
 
-    /// The namespace with the bridge. It is also the hosts' default gateway, and behind that the world: it has
-    /// [`OUTSIDE_V4`] and, with an IPv6 underlay, [`OUTSIDE_V6`].
+    /// The namespace with the bridge. It is also the hosts' default gateway, and behind that the
+    /// world: it has [`OUTSIDE_V4`] and, with an IPv6 underlay, [`OUTSIDE_V6`].
     pub fn underlay(&self) -> Netns {
         self.state.names().underlay()
     }
 
-    /// Makes a container namespace and attaches it on host `host` with `meshctl endpoint attach OPTIONS`.
+    /// Makes a container namespace and attaches it on host `host` with `meshctl endpoint attach
+    /// OPTIONS`.
     pub fn container<S: Into<String>>(
         &self,
         host: usize,
@@ -140,7 +143,8 @@ impl Lab {
         container::find(&self.dir, name)
     }
 
-    /// The command line that `lab exec NAME -- ARGV` means, in a container, or on `client`, `underlay` or a host.
+    /// The command line that `lab exec NAME -- ARGV` means, in a container, or on `client`,
+    /// `underlay` or a host.
     pub fn cmd_in<S: Into<String>>(&self, name: &str, argv: impl IntoIterator<Item = S>) -> Result<Cmd> {
         match name {
             "client" => Ok(self.client().cmd(argv)),
@@ -168,7 +172,8 @@ impl Lab {
         self.dir.update(|state| engine.clone_into(&mut state.wireguard_engine))
     }
 
-    /// Changes the lines that [`LabBuilder::meshd_config`] gave, for every meshd that is started from now on.
+    /// Changes the lines that [`LabBuilder::meshd_config`] gave, for every meshd that is started
+    /// from now on.
     pub fn set_meshd_config(&self, lines: &str) -> Result<()> {
         self.dir.update(|state| lines.clone_into(&mut state.meshd_config))
     }
@@ -190,14 +195,15 @@ impl Lab {
         underlay::unblock(&self.underlay())
     }
 
-    /// Turns checksum, segmentation and receive offloads of every underlay device on or off. With them off, what
-    /// crosses the underlay is as on a real wire: whole checksums, packets of MTU size.
+    /// Turns checksum, segmentation and receive offloads of every underlay device on or off. With
+    /// them off, what crosses the underlay is as on a real wire: whole checksums, packets of MTU
+    /// size.
     pub fn set_underlay_offloads(&self, on: bool) -> Result<()> {
         underlay::set_offloads(&self.state, on)
     }
 
-    /// Has the underlay's devices behave as network cards do, for programs in drivers (XDP): offloads off, and what a machine's
-    /// driver sends is taken by the bridge's port.
+    /// Has the underlay's devices behave as network cards do, for programs in drivers (XDP):
+    /// offloads off, and what a machine's driver sends is taken by the bridge's port.
     pub fn behave_like_cards(&self) -> Result<()> {
         underlay::set_offloads(&self.state, false)?;
         underlay::take_frames(&self.state)
@@ -236,7 +242,8 @@ impl Drop for Lab {
         if !self.owned {
             return;
         }
-        // A test may also fail by an error, which is not seen here; nextest shows this for those that failed only.
+        // A test may also fail by an error, which is not seen here; nextest shows this for those
+        // that failed only.
         if std::thread::panicking() || std::env::var_os("NEXTEST").is_some() {
             for host in self.hosts() {
                 eprintln!("--- end of meshd's log on {}:\n{}", host.name(), host.log_tail());

@@ -1,5 +1,5 @@
-//! A second network beside the underlay, with an outside client of its own: what hosts with a public network card and a private
-//! one have.
+//! A second network beside the underlay, with an outside client of its own: what hosts with a
+//! public network card and a private one have.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
@@ -24,7 +24,8 @@ pub(super) fn address(number: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 99, 0, number)
 }
 
-/// IPv6 address of host `number` on the second network: `fd99::1` for host 1, its number read as hexadecimal digits.
+/// IPv6 address of host `number` on the second network: `fd99::1` for host 1, its number read as
+/// hexadecimal digits.
 pub(super) fn address6(number: u8) -> Ipv6Addr {
     Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, super::underlay::digits(number))
 }

@@ -19,7 +19,8 @@ use crate::{Error, ProcessId, Result};
 /// Where labs have their directories.
 const LABS: &str = "/run/mesh-lab";
 
-/// Everything about a lab. It is written before the things it names are made, so that clean-up knows them all.
+/// Everything about a lab. It is written before the things it names are made, so that clean-up
+/// knows them all.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub(super) struct LabState {
     pub(super) prefix: String,
@@ -171,7 +172,8 @@ impl LabDir {
         self.path().join(host)
     }
 
-    /// What `container` is to see as /etc/resolv.conf; not there while nobody has told it a name server.
+    /// What `container` is to see as /etc/resolv.conf; not there while nobody has told it a name
+    /// server.
     pub(super) fn resolv_conf(&self, container: &str) -> PathBuf {
         self.path().join(format!("{container}.resolv.conf"))
     }

@@ -8,8 +8,8 @@ use super::{
 };
 use crate::{Error, Netns, ProcessId, Result, netns};
 
-/// Removes the lab's processes, namespaces, bpffs directories and its own directory. It goes on after an error and
-/// returns them all.
+/// Removes the lab's processes, namespaces, bpffs directories and its own directory. It goes on
+/// after an error and returns them all.
 pub(super) fn take_down(dir: &LabDir) -> Result<()> {
     let mut errors = Vec::new();
     let (meshds, namespaces, bpffs) = match dir.load() {

@@ -12,7 +12,8 @@ use crate::{Netns, Result, ip_batch_in, netns};
 pub const GATEWAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 1);
 /// The machine outside.
 pub(super) const CLIENT: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 200);
-/// An address of the outside world, reached through the default gateway. The world has no route to overlay networks.
+/// An address of the outside world, reached through the default gateway. The world has no route to
+/// overlay networks.
 pub const OUTSIDE_V4: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 1);
 /// Likewise, where the underlay has IPv6.
 pub const OUTSIDE_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1);
@@ -90,7 +91,8 @@ impl Machine {
             lines.push("route add default via fd77::1".to_owned());
         }
         ip_batch_in(&self.netns, &lines)?;
-        // The kernel sends one destination six ICMP errors at once and then one a second. Tests ask more often.
+        // The kernel sends one destination six ICMP errors at once and then one a second. Tests ask
+        // more often.
         self.netns.sysctl("net.ipv4.icmp_ratelimit", "0")?;
         self.netns.sysctl("net.ipv6.icmp.ratelimit", "0")
     }
@@ -142,7 +144,8 @@ fn cable(one: &Machine, two: &Machine, mtu: u32) -> String {
 pub(super) fn recreate_host(state: &LabState, host: &HostState) -> Result<()> {
     let machine = Machine::host(state, host);
     let underlay = state.names().underlay();
-    // The old device goes with its namespace, which the kernel takes apart when it sees fit: it may be doing so.
+    // The old device goes with its namespace, which the kernel takes apart when it sees fit: it may
+    // be doing so.
     if device_exists(&underlay, &machine.port)?
         && let Err(error) = ip_batch_in(&underlay, &[format!("link del {}", machine.port)])
         && device_exists(&underlay, &machine.port)?
@@ -165,9 +168,11 @@ pub(super) fn recreate_host(state: &LabState, host: &HostState) -> Result<()> {
     Ok(())
 }
 
-/// Cuts a host off, or connects it again. Its own device keeps its carrier, as behind a switch that has failed.
+/// Cuts a host off, or connects it again. Its own device keeps its carrier, as behind a switch that
+/// has failed.
 pub(super) fn set_plugged(underlay: &Netns, host: &str, plugged: bool) -> Result<()> {
-    // A bridge port's state would do as well, but the kernel enables the port again with the next carrier event.
+    // A bridge port's state would do as well, but the kernel enables the port again with the next
+    // carrier event.
     let master = if plugged { format!("master {BRIDGE}") } else { "nomaster".to_owned() };
     ip_batch_in(underlay, &[format!("link set {host} {master}")])
 }
@@ -199,7 +204,8 @@ pub(super) fn forget_neighbour(state: &LabState, address: Ipv4Addr) -> Result<()
     Ok(())
 }
 
-/// A port that is off the bridge hears what its host sends; without these it would answer in the gateway's place.
+/// A port that is off the bridge hears what its host sends; without these it would answer in the
+/// gateway's place.
 fn silence_port(underlay: &Netns, port: &str) -> Result<()> {
     underlay.sysctl(&format!("net.ipv4.conf.{port}.arp_ignore"), "8")?;
     underlay.sysctl(&format!("net.ipv6.conf.{port}.disable_ipv6"), "1")
@@ -230,8 +236,8 @@ pub(super) fn take_frames(state: &LabState) -> Result<()> {
     frames::attach(&state.names().underlay(), &ports, &state.names().bpffs("pass"))
 }
 
-/// Every veth device of the underlay: the bridge's ports, called as their machines, and the machines' own; then those of the
-/// hosts' second network.
+/// Every veth device of the underlay: the bridge's ports, called as their machines, and the
+/// machines' own; then those of the hosts' second network.
 fn devices(state: &LabState) -> Vec<(Netns, String)> {
     let names = state.names();
     let hosts = state.hosts.iter().map(|host| host.name.as_str());

@@ -72,7 +72,8 @@ impl Connection {
         Self::open_from(netns, None, target)
     }
 
-    /// Connects from a given address and port; one that an earlier connection used may be used again.
+    /// Connects from a given address and port; one that an earlier connection used may be used
+    /// again.
     pub fn open_from(netns: &Netns, source: Option<SocketAddr>, target: SocketAddr) -> Result<Self> {
         let stream = netns
             .enter(|| open(target, source, PATIENCE))?
@@ -97,7 +98,8 @@ impl Connection {
         answer.map_err(Error::system(format!("ask {} on an open connection", self.target)))
     }
 
-    /// Has `bytes` bytes sent and compares them with what the server is to send. Fails when nothing comes for 10 s.
+    /// Has `bytes` bytes sent and compares them with what the server is to send. Fails when nothing
+    /// comes for 10 s.
     pub fn download(&mut self, bytes: u64) -> Result<Download> {
         let failed = || Error::system(format!("download {bytes} bytes from {}", self.target));
         let begin = Instant::now();
@@ -151,8 +153,8 @@ impl UdpClient {
         Ok(Self { socket: super::udp::bind(netns, source)? })
     }
 
-    /// Sends one datagram to `target`; its answer, or nothing when none comes within `timeout` or an ICMP error does.
-    /// An answer from another address than was asked is none.
+    /// Sends one datagram to `target`; its answer, or nothing when none comes within `timeout` or
+    /// an ICMP error does. An answer from another address than was asked is none.
     pub fn ask(&self, target: SocketAddr, timeout: Duration) -> Result<Option<Answer>> {
         self.ask_with(b"who?", target, timeout)
     }
@@ -214,7 +216,8 @@ pub(super) fn request_once(
     parse(body)
 }
 
-/// Connects in the calling thread's namespace; every later step on the stream has the same time-out.
+/// Connects in the calling thread's namespace; every later step on the stream has the same
+/// time-out.
 fn open(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> io::Result<TcpStream> {
     let family = if target.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
     let socket = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
@@ -229,7 +232,8 @@ fn open(target: SocketAddr, source: Option<SocketAddr>, timeout: Duration) -> io
     let deadline = Instant::now() + ENDING;
     loop {
         match connect(socket.as_raw_fd(), &SockaddrStorage::from(target)) {
-            // An earlier connection from there has been closed, and its end is not yet acknowledged.
+            // An earlier connection from there has been closed, and its end is not yet
+            // acknowledged.
             Err(Errno::EADDRNOTAVAIL) if source.is_some() && Instant::now() < deadline => {
                 thread::sleep(Duration::from_millis(1));
             }

@@ -1,8 +1,10 @@
-//! What transfers consist of: bytes that both ends can make, so that what arrived can be told from what was sent.
+//! What transfers consist of: bytes that both ends can make, so that what arrived can be told from
+//! what was sent.
 
 use std::fmt::Write as _;
 
-/// Bytes that are made, written and read at a time. Both ends use the same, for content is made in such pieces.
+/// Bytes that are made, written and read at a time. Both ends use the same, for content is made in
+/// such pieces.
 pub(super) const CHUNK: usize = 256 << 10;
 
 /// Bytes without a pattern that a shift or swap would leave intact (xorshift64*).

@@ -11,7 +11,8 @@ use crate::{Error, Netns, Result};
 const SIZE: usize = 1024;
 const UDP: u8 = 17;
 
-/// Sends a datagram in fragments of 1024 bytes from `netns`, in the order that `order` puts their numbers in.
+/// Sends a datagram in fragments of 1024 bytes from `netns`, in the order that `order` puts their
+/// numbers in.
 pub fn send_fragments(
     netns: &Netns,
     source: SocketAddr,
@@ -46,7 +47,8 @@ fn datagram(source: SocketAddr, target: SocketAddr, payload: &[u8]) -> Vec<u8> {
     datagram
 }
 
-/// The IP packet with one of the fragments. The kernel fills in an IPv4 header's length and checksum.
+/// The IP packet with one of the fragments. The kernel fills in an IPv4 header's length and
+/// checksum.
 fn fragment(source: IpAddr, target: IpAddr, datagram: &[u8], number: usize) -> Vec<u8> {
     let part = &datagram[number * SIZE..datagram.len().min((number + 1) * SIZE)];
     let more = (number + 1) * SIZE < datagram.len();

@@ -1,4 +1,5 @@
-//! UDP as QUIC sends it: one system call, one packet through the stack, many datagrams (`UDP_SEGMENT`, udp(7)).
+//! UDP as QUIC sends it: one system call, one packet through the stack, many datagrams
+//! (`UDP_SEGMENT`, udp(7)).
 
 use std::{
     io::IoSlice,
@@ -47,8 +48,8 @@ pub struct GsoReport {
 }
 
 impl GsoTransfer {
-    /// 50 bursts of `segments` datagrams of `segment` bytes, 8 at least. The kernel allows up to 64 segments and
-    /// 65,507 bytes in a burst, and a segment must fit the path's MTU.
+    /// 50 bursts of `segments` datagrams of `segment` bytes, 8 at least. The kernel allows up to 64
+    /// segments and 65,507 bytes in a burst, and a segment must fit the path's MTU.
     pub fn new(segment: u16, segments: u16) -> Self {
         Self { segment: segment.max(8), segments, bursts: 50, gro: false }
     }
@@ -65,8 +66,8 @@ impl GsoTransfer {
         self
     }
 
-    /// Sends from `client` to `server_address` in `server`. The sender waits for each burst, so that nothing is lost
-    /// for want of room.
+    /// Sends from `client` to `server_address` in `server`. The sender waits for each burst, so
+    /// that nothing is lost for want of room.
     pub fn run(&self, client: &Netns, server: &Netns, server_address: IpAddr) -> Result<GsoReport> {
         let receiver = bind(server, SocketAddr::new(server_address, 0))?;
         setsockopt(&receiver, RcvBufForce, &RECEIVE_BUFFER).map_err(Error::system("size socket"))?;

@@ -1,4 +1,5 @@
-//! Many short connections: connect, request, close; what failed, who answered, and how long the slowest took.
+//! Many short connections: connect, request, close; what failed, who answered, and how long the
+//! slowest took.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -52,8 +52,8 @@ pub struct LossReport {
 }
 
 impl LossMeter {
-    /// Sends from `client` to `server_address` in `server`, one datagram every `interval`; returns once the first
-    /// has arrived.
+    /// Sends from `client` to `server_address` in `server`, one datagram every `interval`; returns
+    /// once the first has arrived.
     pub fn start(client: &Netns, server: &Netns, server_address: IpAddr, interval: Duration) -> Result<Self> {
         let receiving = bind(server, SocketAddr::new(server_address, 0))?;
         // A reader that does not get the processor for a while is no loss on the way.
@@ -91,7 +91,8 @@ impl LossMeter {
                         Ok(_) => sent.count += 1,
                         Err(_) => sent.errors += 1,
                     }
-                    // What could not be sent in time is not made up for: a burst would measure queues.
+                    // What could not be sent in time is not made up for: a burst would measure
+                    // queues.
                     let now = Instant::now();
                     next = (next + interval).max(now);
                     thread::sleep(next - now);

@@ -1,7 +1,8 @@
-//! Traffic that tells whether it arrived: transfers with checksums, echoes, pings, a meter of lost packets.
+//! Traffic that tells whether it arrived: transfers with checksums, echoes, pings, a meter of lost
+//! packets.
 //!
-//! Sockets are made inside a namespace and used from threads of the test, so both ends share one process and one
-//! clock.
+//! Sockets are made inside a namespace and used from threads of the test, so both ends share one
+//! process and one clock.
 
 mod client;
 mod content;

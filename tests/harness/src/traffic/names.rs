@@ -24,8 +24,9 @@ const HEADER: usize = 12;
 /// Types of records.
 const A: [u8; 2] = [0, 1];
 
-/// Answers over UDP for the names that it was given, and that no other exists. Names that begin with `slow` have an
-/// address, which takes 3 s; the answer to one that begins with `loop` points to itself.
+/// Answers over UDP for the names that it was given, and that no other exists. Names that begin
+/// with `slow` have an address, which takes 3 s; the answer to one that begins with `loop` points
+/// to itself.
 #[derive(Debug)]
 pub struct NameServer {
     asked: Arc<Mutex<Vec<String>>>,

@@ -1,6 +1,6 @@
-//! ICMP echo. Not the system's ping, which gives up on the last requests too early: as soon as one reply has come, it
-//! waits for the others no longer than twice the longest round trip or one interval, whatever it was told, and a
-//! reply that a busy machine gives later is lost to it.
+//! ICMP echo. Not the system's ping, which gives up on the last requests too early: as soon as one
+//! reply has come, it waits for the others no longer than twice the longest round trip or one
+//! interval, whatever it was told, and a reply that a busy machine gives later is lost to it.
 
 use std::{
     fmt::Write as _,
@@ -18,7 +18,8 @@ use rustix::net::{
 
 use crate::{Error, Netns, Result};
 
-/// Bytes before an echo's data: type, code, checksum, identifier, sequence number (RFC 792, RFC 4443).
+/// Bytes before an echo's data: type, code, checksum, identifier, sequence number (RFC 792, RFC
+/// 4443).
 const HEADER: usize = 8;
 /// Largest IP packet.
 const MAX_PACKET: usize = 65_535;
@@ -89,7 +90,8 @@ impl Ping {
         self
     }
 
-    /// Runs it from `netns`. Missing replies are not an error here; see [`PingReport::all_answered`].
+    /// Runs it from `netns`. Missing replies are not an error here; see
+    /// [`PingReport::all_answered`].
     pub fn run(&self, netns: &Netns) -> Result<PingReport> {
         let socket = netns.enter(|| self.socket())?.map_err(Error::system(format!(
             "ping {} from {}",

@@ -18,7 +18,8 @@ const SYN: u8 = 2;
 /// How many packets are sent before the receiver is given the CPU.
 const BURST: u32 = 64;
 
-/// Speaks SCTP over IPv4, also where the kernel has no such sockets: what it sends and receives begins with the header.
+/// Speaks SCTP over IPv4, also where the kernel has no such sockets: what it sends and receives
+/// begins with the header.
 #[derive(Debug)]
 pub struct RawSocket {
     socket: UdpSocket,
@@ -75,7 +76,8 @@ impl RawTcp {
         sent.map(drop).map_err(Error::system(format!("send to {target}")))
     }
 
-    /// The next segment to `source`, whoever sent it, with its flags; nothing when none comes within `timeout`.
+    /// The next segment to `source`, whoever sent it, with its flags; nothing when none comes
+    /// within `timeout`.
     pub fn receive(&self, timeout: Duration) -> Result<Option<(SocketAddr, u8)>> {
         let (begin, mut buffer) = (Instant::now(), [0; 2048]);
         while begin.elapsed() < timeout {
@@ -100,7 +102,8 @@ impl RawTcp {
     }
 }
 
-/// Begins `count` TCP connections from `netns` that nobody goes on with, each from the source that `source` says.
+/// Begins `count` TCP connections from `netns` that nobody goes on with, each from the source that
+/// `source` says.
 pub fn syn_flood(
     netns: &Netns,
     target: SocketAddrV4,
@@ -133,7 +136,8 @@ pub(super) fn open_family(netns: &Netns, family: AddressFamily, protocol: SockPr
     Ok(socket)
 }
 
-/// An IPv4 packet with the first segment of a connection. The kernel fills in the IP header's length and checksum.
+/// An IPv4 packet with the first segment of a connection. The kernel fills in the IP header's
+/// length and checksum.
 fn syn(source: SocketAddrV4, target: SocketAddrV4) -> Vec<u8> {
     let (from, to) = (source.ip().octets(), target.ip().octets());
     let mut packet = vec![0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0];

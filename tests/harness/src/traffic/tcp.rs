@@ -62,7 +62,8 @@ impl TcpSink {
         self.address
     }
 
-    /// Waits for the end of the connection. Fails when none comes within 10 s, or one makes no progress for so long.
+    /// Waits for the end of the connection. Fails when none comes within 10 s, or one makes no
+    /// progress for so long.
     pub fn finish(self) -> Result<TcpReceived> {
         match self.reader.join() {
             Ok(result) => result,
@@ -71,7 +72,8 @@ impl TcpSink {
     }
 }
 
-/// Connects from `netns` to `target`, sends `bytes` bytes that depend on `seed`, and returns their SHA-256.
+/// Connects from `netns` to `target`, sends `bytes` bytes that depend on `seed`, and returns their
+/// SHA-256.
 pub fn tcp_send(netns: &Netns, target: SocketAddr, bytes: u64, seed: u64) -> Result<String> {
     let failed = |action: &str| Error::system(format!("{action} {target} from {}", netns.name()));
     let mut stream =
@@ -90,7 +92,8 @@ pub fn tcp_send(netns: &Netns, target: SocketAddr, bytes: u64, seed: u64) -> Res
     Ok(hex(&digest.finalize()))
 }
 
-/// Sends `bytes` bytes from `client` to a listener on `server_address` in `server` and compares both ends.
+/// Sends `bytes` bytes from `client` to a listener on `server_address` in `server` and compares
+/// both ends.
 pub fn tcp_transfer(
     client: &Netns,
     server: &Netns,

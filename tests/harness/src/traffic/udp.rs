@@ -62,8 +62,8 @@ impl Drop for UdpEcho {
     }
 }
 
-/// Sends one datagram from `netns` and returns the answer, or nothing when none comes within `timeout`.
-/// `from` fixes the source; an unspecified address with port 0 leaves it to the kernel.
+/// Sends one datagram from `netns` and returns the answer, or nothing when none comes within
+/// `timeout`. `from` fixes the source; an unspecified address with port 0 leaves it to the kernel.
 pub fn udp_request(
     netns: &Netns,
     from: SocketAddr,

@@ -1,13 +1,14 @@
 //! A web server that says who it is and who asked.
 //!
-//! - `GET /`: `NAME CLIENT`, the server's name and the client's address and port as the server sees them.
+//! - `GET /`: `NAME CLIENT`, the server's name and the client's address and port as the server sees
+//!   them.
 //! - `GET /bytes/N`: N bytes of known content.
 //! - `GET /zeros/N`: N zero bytes, which cost the server least.
 //! - `GET /health`: 200, or 503 after [`WebServer::set_healthy`].
 //! - Any datagram to the same port: `NAME CLIENT`.
 //!
-//! It keeps connections open unless asked not to (`Connection: close`), and then it is the first to close, so that a
-//! client that asks often does not run out of ports.
+//! It keeps connections open unless asked not to (`Connection: close`), and then it is the first to
+//! close, so that a client that asks often does not run out of ports.
 
 use std::{
     collections::BTreeMap,
@@ -54,7 +55,8 @@ struct Shared {
 }
 
 impl WebServer {
-    /// Listens in `netns` on all its addresses of both families, TCP and UDP, and calls itself `name`.
+    /// Listens in `netns` on all its addresses of both families, TCP and UDP, and calls itself
+    /// `name`.
     pub fn start(netns: &Netns, name: &str, port: u16) -> Result<Self> {
         let (tcp, udp) = netns
             .enter(|| sockets(port))?

@@ -1,5 +1,5 @@
-//! A [`super::WebServer`] as a process of its own, which is measured without its client's share, or outlives its lab's
-//! maker.
+//! A [`super::WebServer`] as a process of its own, which is measured without its client's share, or
+//! outlives its lab's maker.
 
 use std::{net::TcpStream, path::Path, time::Duration};
 

@@ -1,4 +1,5 @@
-//! What the programs of two nodes should do with a packet: a reference that is simple rather than fast.
+//! What the programs of two nodes should do with a packet: a reference that is simple rather than
+//! fast.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -23,7 +24,8 @@ pub(super) enum Outcome {
     Elsewhere,
 }
 
-/// A service: its addresses, the port published for it with the backends' own, and the numbers in its table.
+/// A service: its addresses, the port published for it with the backends' own, and the numbers in
+/// its table.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Service {
     pub(super) vips: [Address; 2],
@@ -155,7 +157,8 @@ pub(super) struct Model {
 }
 
 impl Model {
-    /// How many directions of flows are established on a node: of the network, and towards published ports.
+    /// How many directions of flows are established on a node: of the network, and towards
+    /// published ports.
     pub(super) fn established(&self, node: usize) -> [usize; 2] {
         let established = self.entries[node].iter().filter(|(_, entry)| entry.stage == Stage::Established);
         let (network, published): (Vec<_>, Vec<_>) = established.partition(|((network, _), _)| *network);
@@ -196,7 +199,8 @@ impl Model {
         self.forward(node, packet)
     }
 
-    /// What arrives at a node from outside, or is sent by one of its endpoints, for one of the host's addresses.
+    /// What arrives at a node from outside, or is sent by one of its endpoints, for one of the
+    /// host's addresses.
     pub(super) fn arrived(&mut self, node: usize, packet: Packet) -> Outcome {
         let flow = packet.flow();
         let is_published = |service: &&Service| {
@@ -345,8 +349,8 @@ impl Model {
         Choice::Backend(number)
     }
 
-    /// Sees to it that replies to what was `asked` are known. Returns their flow, and whether they are that (or another
-    /// connection's of the client, between the same ports).
+    /// Sees to it that replies to what was `asked` are known. Returns their flow, and whether they
+    /// are that (or another connection's of the client, between the same ports).
     fn expect(
         &mut self,
         node: usize,
@@ -411,15 +415,16 @@ impl Model {
         (true, replies)
     }
 
-    /// Whether the backend may have a direct connection between the same ports: not with somebody outside, and not where
-    /// it has answered the flow's former connection.
+    /// Whether the backend may have a direct connection between the same ports: not with somebody
+    /// outside, and not where it has answered the flow's former connection.
     fn may_be_direct(&self, node: usize, (replies, expected): (Flow, Entry), client: Address) -> bool {
         let known = |entry: &Entry| entry.is_same(&expected) && (!entry.begins || entry.stage != Stage::New);
         (expected.kind != Kind::Published || self.endpoints.contains_key(&client))
             && !self.entries[node].get(&(true, replies)).is_some_and(known)
     }
 
-    /// Whether there is an entry for replies. That of a connection that is over is none for a new one.
+    /// Whether there is an entry for replies. That of a connection that is over is none for a new
+    /// one.
     fn is_expected(&self, node: usize, (replies, expected): (Flow, Entry), starts: bool) -> bool {
         let is_own = |entry: &Entry| entry.is_same(&expected) && (!starts || entry.stage != Stage::Over);
         self.entries[node].get(&(true, replies)).is_some_and(is_own)

@@ -47,8 +47,8 @@ pub(super) enum Upper {
     },
 }
 
-/// What packets of one direction of a flow have in common. Echo requests have their identifier as source port, replies as
-/// destination port.
+/// What packets of one direction of a flow have in common. Echo requests have their identifier as
+/// source port, replies as destination port.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Flow {
     pub(super) source: Address,
@@ -150,7 +150,8 @@ impl Packet {
         self
     }
 
-    /// With another port at one end (0 the source's); in an error, at the quoted packet's other end.
+    /// With another port at one end (0 the source's); in an error, at the quoted packet's other
+    /// end.
     pub(super) const fn with_port(mut self, end: usize, port: u16) -> Self {
         if let Upper::Unreachable { quoted } = &mut self.upper {
             quoted.set_port(1 - end, port);
@@ -208,7 +209,8 @@ impl Packet {
         ip(self.source, self.destination, protocol, &upper)
     }
 
-    /// The checksum of an upper layer, with the pseudo header where the protocol has one. Of one that is right: 0.
+    /// The checksum of an upper layer, with the pseudo header where the protocol has one. Of one
+    /// that is right: 0.
     fn sum(&self, protocol: u8, upper: &[u8]) -> u16 {
         if protocol == ICMP {
             return checksum(upper);

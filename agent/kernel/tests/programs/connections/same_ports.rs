@@ -1,4 +1,5 @@
-//! One port of a client in two connections to one backend: neither the programs nor the model may mix them up.
+//! One port of a client in two connections to one backend: neither the programs nor the model may
+//! mix them up.
 
 use mesh_ebpf_types::Address;
 
@@ -45,7 +46,8 @@ impl<'w> Case<'w> {
         self.ends()
     }
 
-    /// Whoever got the last packet but so many says that nobody listens there. What the error quotes is from that port.
+    /// Whoever got the last packet but so many says that nobody listens there. What the error
+    /// quotes is from that port.
     fn refuse(&mut self, got: usize) -> u16 {
         self.step(&[], &Step::Error { got, cpu: 0 }).expect("as the model says");
         let [_, port] = self.last().flow().ports;
@@ -151,7 +153,8 @@ fn a_second_flow_from_one_port_to_one_backend_gets_another_port_there() {
     }
 }
 
-/// A backend that closes first has the connection in TIME-WAIT for a minute, and takes a SYN for an old one.
+/// A backend that closes first has the connection in TIME-WAIT for a minute, and takes a SYN for an
+/// old one.
 #[test]
 fn a_connection_that_is_over_keeps_its_port_from_those_by_another_way() {
     let mut world = World::new();

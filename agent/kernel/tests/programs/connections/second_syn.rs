@@ -1,5 +1,5 @@
-//! A SYN of a connection that is alive, or was a moment ago: what its backend answers returns as the connection's other
-//! packets do.
+//! A SYN of a connection that is alive, or was a moment ago: what its backend answers returns as
+//! the connection's other packets do.
 
 use mesh_ebpf_types::Address;
 
@@ -129,7 +129,8 @@ fn a_second_syn_does_not_leave_a_backend_that_is_drained_but_one_that_fails() {
             if stays {
                 let expected = connection.expected();
                 assert_eq!(connection.answer(ACK), expected);
-                // A client that begins anew resets what the backend remembers, and is free to go elsewhere.
+                // A client that begins anew resets what the backend remembers, and is free to go
+                // elsewhere.
                 assert_eq!(connection.send(RST), first);
                 assert_ne!(connection.send(SYN), first);
             }

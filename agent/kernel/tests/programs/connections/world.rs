@@ -22,7 +22,8 @@ use crate::support::{
 };
 use crate::support::{frame, vxlan};
 
-/// The last byte of each endpoint's address; the first half is on the first node. The first of each half is no backend.
+/// The last byte of each endpoint's address; the first half is on the first node. The first of each
+/// half is no backend.
 pub(super) const ENDPOINTS: [u8; 6] = [5, 6, 7, 70, 71, 72];
 /// Those that may be backends.
 pub(super) const BACKENDS: [usize; 4] = [1, 2, 4, 5];
@@ -205,8 +206,8 @@ impl World {
         model
     }
 
-    /// Makes the backends of a service, of which `states` has one each of [`BACKENDS`], what they are to be. Numbers
-    /// of those that stay are kept.
+    /// Makes the backends of a service, of which `states` has one each of [`BACKENDS`], what they
+    /// are to be. Numbers of those that stay are kept.
     pub(super) fn apply(
         &mut self,
         addresses: Addresses,
@@ -302,7 +303,8 @@ impl World {
         self.tables.extend(entries.iter().map(TableEntry::key));
     }
 
-    /// How many directions of flows are established on a node: of the network, and towards published ports.
+    /// How many directions of flows are established on a node: of the network, and towards
+    /// published ports.
     pub(super) fn established(&mut self, addresses: Addresses, node: usize) -> [usize; 2] {
         let counts = self.nodes[node].datapath.connections().expect("counted");
         let count = |vni| counts.get(&vni).map_or(0, |count| usize::try_from(*count).expect("few"));

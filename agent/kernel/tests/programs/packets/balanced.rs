@@ -16,7 +16,8 @@ const SYN: u8 = 2;
 const ACK: u8 = 0x10;
 const RST: u8 = 4;
 
-/// A node whose VIP has a backend on another node (7), whose other VIP has none, and a local backend (6).
+/// A node whose VIP has a backend on another node (7), whose other VIP has none, and a local
+/// backend (6).
 fn node() -> Instance {
     with_services(Instance::configured())
 }

@@ -144,7 +144,8 @@ impl Node {
         self.counters().into_iter().filter_map(grown).collect()
     }
 
-    /// What both do with a packet whose flow is known. It is known for a tenth of a second at least.
+    /// What both do with a packet whose flow is known. It is known for a tenth of a second at
+    /// least.
     #[track_caller]
     fn both(&mut self, packet: &[u8]) -> (Ran, Ran) {
         let mut tries = 0;

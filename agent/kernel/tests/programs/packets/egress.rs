@@ -1,4 +1,5 @@
-//! What leaves by the data-path device, and whose the answers are: published ports share the host's with its own flows.
+//! What leaves by the data-path device, and whose the answers are: published ports share the host's
+//! with its own flows.
 
 use std::net::{TcpListener, UdpSocket};
 

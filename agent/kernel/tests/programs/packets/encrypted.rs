@@ -1,4 +1,5 @@
-//! Encrypted networks: into the WireGuard engine's device or nowhere, out of it from whom it says or not at all.
+//! Encrypted networks: into the WireGuard engine's device or nowhere, out of it from whom it says
+//! or not at all.
 
 use mesh_ebpf_types::{
     Address, Block, BlockKey, BlockKind, Config, EndpointKey, FrameTag, Mac, MapEntry, MapKey, Network,
@@ -18,7 +19,8 @@ const PEER: u16 = 0x1234;
 const OTHER: u16 = 0x4321;
 const THIRD: [u8; 4] = [192, 168, 77, 13];
 
-/// The block from `.64` is `PEER`'s, that from `.128` of `OTHER`, that from `.192` of a node without a key.
+/// The block from `.64` is `PEER`'s, that from `.128` of `OTHER`, that from `.192` of a node
+/// without a key.
 fn node() -> Instance {
     let mut node = Instance::configured();
     let network = Network { flags: mesh_ebpf_types::ENCRYPTED, mtu: MTU, prefix6: PREFIX6 };

@@ -414,7 +414,8 @@ fn headers_that_lie_are_malformed() {
         packet[offset] = value;
         node.run(ENDPOINT, &packet).dropped(Reason::Malformed);
     }
-    // The kernel makes no test packet with less than a whole IP header; ARP is read by the same code.
+    // The kernel makes no test packet with less than a whole IP header; ARP is read by the same
+    // code.
     for length in 34..sound.len() {
         node.run(ENDPOINT, &sound[..length]).dropped(Reason::Malformed);
     }

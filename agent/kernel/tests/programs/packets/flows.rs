@@ -23,7 +23,8 @@ const THERE: u32 = 7;
 const SENDER: u32 = 5;
 const NEIGHBOUR: u32 = 6;
 
-/// A node with a VIP and published ports. 8080 leads to the other node, 8081 to the sending endpoint.
+/// A node with a VIP and published ports. 8080 leads to the other node, 8081 to the sending
+/// endpoint.
 fn node() -> Instance {
     let mut node = Instance::configured();
     let backend = |number: u32, last, at, flags| {
@@ -238,7 +239,8 @@ fn a_node_that_leaves_is_no_longer_believed_about_known_flows() {
     node.run(UNDERLAY, &arrived).is(REDIRECT, VNI, Reason::Received);
 }
 
-/// A fragment of a segment to a published port. The kernel of the test's namespace forwards to no stand-in.
+/// A fragment of a segment to a published port. The kernel of the test's namespace forwards to no
+/// stand-in.
 #[test]
 fn a_first_fragment_after_a_later_one_is_dropped_where_the_kernel_puts_none_in_order() {
     let mut node = node();

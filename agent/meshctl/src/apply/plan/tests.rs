@@ -386,7 +386,8 @@ proptest! {
             ..declared(&[network("theirs")], &[service("theirs", "web", &foreign)])
         };
         if let Ok(plan) = plan(&theirs, &cluster.listed, false) {
-            // A file of its own ports twice is refused when it is read; here it breaks a manager's rule.
+            // A file of its own ports twice is refused when it is read; here it breaks a manager's
+            // rule.
             let _ = cluster.run(&plan);
         }
         let foreign = cluster.listed.clone();

@@ -20,8 +20,8 @@ enum Undo {
     Never,
 }
 
-/// Makes one call after the other. The managers have checked all of them: one that fails was overtaken by another change, or
-/// the managers are away. Returns what is done and stays so.
+/// Makes one call after the other. The managers have checked all of them: one that fails was
+/// overtaken by another change, or the managers are away. Returns what is done and stays so.
 pub(super) async fn all(
     client: &Client,
     plan: Plan,

@@ -81,7 +81,8 @@ fn as_text(applied: &Applied, failed: bool) -> String {
     applied.changes.iter().map(line).collect()
 }
 
-/// What is said besides the result: mistakes, what is without effect, and in one line what concerns containers only.
+/// What is said besides the result: mistakes, what is without effect, and in one line what concerns
+/// containers only.
 fn notes(declared: &Declared, format: Option<Format>) -> Vec<String> {
     #[derive(Serialize)]
     #[serde(rename_all = "lowercase")]
@@ -123,7 +124,8 @@ fn containers(ignored: &[Ignored], format: Option<Format>) -> Option<String> {
     })
 }
 
-/// Plans the changes and has the managers check them all. Also returns what there is, and the nodes that were away.
+/// Plans the changes and has the managers check them all. Also returns what there is, and the nodes
+/// that were away.
 async fn planned(
     client: &Client,
     asked: &Apply,

@@ -1,4 +1,5 @@
-//! The file that `apply` reads, and what it is read with: the environment and the `.env` file beside it.
+//! The file that `apply` reads, and what it is read with: the environment and the `.env` file
+//! beside it.
 
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
@@ -53,14 +54,16 @@ pub(super) fn declared(asked: &Apply) -> Result<Declared, Problem> {
     Ok(declared)
 }
 
-/// The environment's variables, and those of the files: `.env` in the folder, if it is there, unless others are named.
+/// The environment's variables, and those of the files: `.env` in the folder, if it is there,
+/// unless others are named.
 fn variables(folder: &Path, files: &[PathBuf]) -> Result<Variables, Problem> {
     let mut variables: Variables = std::env::vars_os()
         .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
         .collect();
     let beside = [folder.join(".env")];
     let named = !files.is_empty();
-    // Of several files the last counts, and what is there already is kept: so the last is read first.
+    // Of several files the last counts, and what is there already is kept: so the last is read
+    // first.
     for file in if named { files } else { &beside }.iter().rev() {
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,

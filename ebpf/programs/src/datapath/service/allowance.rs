@@ -1,7 +1,8 @@
 //! How many flows a network may have in `CONNECTIONS`, and when each of them was last used.
 //!
-//! The map would forget whosever entry was unused for longest. User space shares it out instead: a network that has spent its
-//! allowance keeps its new flows in `PENDING`, until user space has allowed it more.
+//! The map would forget whosever entry was unused for longest. User space shares it out instead: a
+//! network that has spent its allowance keeps its new flows in `PENDING`, until user space has
+//! allowed it more.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use mesh_ebpf_types::{Allowance, Connection, ConnectionKey, USED_SHIFT, Vni};
@@ -35,13 +36,15 @@ fn spend() -> bool {
     let [v0, v1, v2] = packet.reply_vni;
     let own = ALLOWANCES.get_ptr_mut(Vni([0, v0, v1, v2]));
     let Some(allowance) = own.or_else(|| ALLOWANCES.get_ptr_mut(Vni::NONE)) else { return true };
-    // SAFETY: without preallocation an entry lives until the program ends (RCU); a lost count of refusals is none that matters.
+    // SAFETY: without preallocation an entry lives until the program ends (RCU); a lost count of
+    // refusals is none that matters.
     let Allowance { left, refused } = unsafe { &mut *allowance };
     if *left <= 0 {
         *refused += 1;
         return false;
     }
-    // Of two processors that do this at the same instant one may not count. The table has a margin for that.
+    // Of two processors that do this at the same instant one may not count. The table has a margin
+    // for that.
     *left -= 1;
     true
 }

@@ -1,9 +1,10 @@
 //! Fragments to the host's addresses whose first one comes late.
 //!
-//! Only the first fragment has ports: a later one that comes before it does not tell whether it is for a published port.
-//! All fragments of such a packet go to the host's kernel, at the address that stands for the host's own. The kernel
-//! reassembles them for connection tracking, and forwards them in order to `mesh0`. There `host` gives them to the
-//! program of the device that they arrived at once more, as they were.
+//! Only the first fragment has ports: a later one that comes before it does not tell whether it is
+//! for a published port. All fragments of such a packet go to the host's kernel, at the address
+//! that stands for the host's own. The kernel reassembles them for connection tracking, and
+//! forwards them in order to `mesh0`. There `host` gives them to the program of the device that
+//! they arrived at once more, as they were.
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{EndpointKey, Mac, Reason, Vni, host_published};
@@ -16,14 +17,16 @@ use crate::datapath::route::Route;
 use crate::datapath::skb::Skb;
 use crate::datapath::{PASS, Verdict};
 
-/// What stands in keys of `FRAGMENTS` for a network: the value is the device that such a packet arrived at.
+/// What stands in keys of `FRAGMENTS` for a network: the value is the device that such a packet
+/// arrived at.
 const DEVICE: [u8; 3] = [0xff; 3];
 /// Likewise: the two parts of the frame's destination.
 const MAC_START: [u8; 3] = [0xff, 0xff, 0xfe];
 const MAC_END: [u8; 3] = [0xff, 0xff, 0xfd];
 
-/// Whether the fragment at hand, for one of the host's addresses, goes to the kernel. Notes it of a packet whose first
-/// fragment comes late. Other nodes' packets do not: what nodes send each other in fragments is for their tunnels.
+/// Whether the fragment at hand, for one of the host's addresses, goes to the kernel. Notes it of a
+/// packet whose first fragment comes late. Other nodes' packets do not: what nodes send each other
+/// in fragments is for their tunnels.
 #[inline(never)]
 pub(super) fn goes_aside(skb: Skb) -> bool {
     let Some(packet) = maps::packet() else { return false };
@@ -42,7 +45,8 @@ pub(super) fn goes_aside(skb: Skb) -> bool {
     has_way(skb)
 }
 
-/// Whether the kernel forwards to what stands for the address, which becomes [`packet::Packet::to`].
+/// Whether the kernel forwards to what stands for the address, which becomes
+/// [`packet::Packet::to`].
 #[inline(never)]
 fn has_way(skb: Skb) -> bool {
     let Some(packet) = maps::packet() else { return false };
@@ -53,7 +57,8 @@ fn has_way(skb: Skb) -> bool {
     skb.forwards(&mut route)
 }
 
-/// Addresses a fragment to what stands for its destination ([`goes_aside`]), for the kernel to forward.
+/// Addresses a fragment to what stands for its destination ([`goes_aside`]), for the kernel to
+/// forward.
 #[inline(never)]
 pub(super) fn set_aside(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
@@ -68,7 +73,8 @@ pub(super) fn set_aside(skb: Skb) -> Verdict {
     PASS
 }
 
-/// Gives a fragment that the kernel put in order, and that has been read, to the program that it was set aside by.
+/// Gives a fragment that the kernel put in order, and that has been read, to the program that it
+/// was set aside by.
 #[inline(never)]
 pub(in crate::datapath) fn come_back(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
@@ -115,7 +121,8 @@ fn note(what: [u8; 3], value: [u8; 4]) {
 fn noted(what: [u8; 3]) -> [u8; 4] {
     if key(what)
         && let Some(packet) = maps::packet()
-        // SAFETY: the value is copied at once; should the entry be reused meanwhile, one fragment is lost.
+        // SAFETY: the value is copied at once; should the entry be reused meanwhile, one fragment
+        // is lost.
         && let Some(value) = unsafe { FRAGMENTS.get(&packet.other) }
     {
         return *value;
@@ -123,7 +130,8 @@ fn noted(what: [u8; 3]) -> [u8; 4] {
     [0; 4]
 }
 
-/// Makes the key of such an entry of the packet at hand. The kernel gives fragments of IPv6 another identification.
+/// Makes the key of such an entry of the packet at hand. The kernel gives fragments of IPv6 another
+/// identification.
 #[inline(always)]
 fn key(what: [u8; 3]) -> bool {
     let Some(packet) = maps::packet() else { return false };

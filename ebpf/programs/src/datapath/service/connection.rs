@@ -1,7 +1,7 @@
 //! Which backend a flow has, and whether it is over.
 //!
-//! `CONNECTIONS` holds what has been answered and used since; `PENDING`, smaller, what has not, and what is over. So
-//! neither a flood of new flows nor many short ones push idle connections out.
+//! `CONNECTIONS` holds what has been answered and used since; `PENDING`, smaller, what has not, and
+//! what is over. So neither a flood of new flows nor many short ones push idle connections out.
 
 use mesh_ebpf::transport::{FIN, RST, swapped};
 use mesh_ebpf::{flow, ip};
@@ -20,8 +20,8 @@ pub(in crate::datapath) const NO_BACKEND: u32 = 0;
 /// [`choose`]: the flow's backend is gone, and another could not go on with it.
 pub(in crate::datapath) const GONE: u32 = u32::MAX;
 
-/// Finds or chooses the backend of a packet towards one, from the table in [`super::packet::Packet::table`]. Returns its
-/// number, [`NO_BACKEND`] or [`GONE`].
+/// Finds or chooses the backend of a packet towards one, from the table in
+/// [`super::packet::Packet::table`]. Returns its number, [`NO_BACKEND`] or [`GONE`].
 #[inline(never)]
 pub(in crate::datapath) fn choose() -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
@@ -52,8 +52,9 @@ pub(in crate::datapath) fn choose() -> u32 {
 
 /// Whether the packet at hand goes to the backend of its flow.
 ///
-/// A SYN of a live connection may be late, repeated or forged. The backend decides what it means (RFC 5961, section 4), so
-/// it goes there. The end of an SCTP association is not seen here: an INIT leaves a draining backend.
+/// A SYN of a live connection may be late, repeated or forged. The backend decides what it means
+/// (RFC 5961, section 4), so it goes there. The end of an SCTP association is not seen here: an
+/// INIT leaves a draining backend.
 #[inline(always)]
 fn keeps(backend: &Backend) -> bool {
     let Some(packet) = packet() else { return false };
@@ -94,14 +95,16 @@ fn begin(number: u32) {
     flows::forget();
 }
 
-/// The number of the backend that the flow has had, and in [`super::packet::Packet::client_port`] the port that its client has
-/// there. For a packet that begins a flow: only of one that was answered and is not over.
+/// The number of the backend that the flow has had, and in [`super::packet::Packet::client_port`]
+/// the port that its client has there. For a packet that begins a flow: only of one that was
+/// answered and is not over.
 #[inline(never)]
 pub(super) fn known() -> u32 {
     let Some(packet) = packet() else { return NO_BACKEND };
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.key) {
-        // SAFETY: entries of preallocated maps always are memory of the map. This one may have become another flow's by
-        // now: then this packet goes astray, as it would have without an entry.
+        // SAFETY: entries of preallocated maps always are memory of the map. This one may have
+        // become another flow's by now: then this packet goes astray, as it would have without an
+        // entry.
         let value = unsafe { &mut *connection };
         packet.client_port = value.port;
         note_use(value);
@@ -139,8 +142,8 @@ fn note_arrival(value: &mut Connection) {
     maps::renew(&packet.other);
 }
 
-/// The device that the packets of the client arrive at whose flow [`super::packet::Packet::other`] is the key of; 0 where that is
-/// not known.
+/// The device that the packets of the client arrive at whose flow [`super::packet::Packet::other`]
+/// is the key of; 0 where that is not known.
 #[inline(never)]
 pub(super) fn arrived_at() -> u32 {
     let Some(packet) = packet() else { return 0 };
@@ -152,8 +155,8 @@ pub(super) fn arrived_at() -> u32 {
     })
 }
 
-/// Whether the packet at hand goes on with a flow whose replies do not pass here: that its client goes on is all that tells
-/// of an answer.
+/// Whether the packet at hand goes on with a flow whose replies do not pass here: that its client
+/// goes on is all that tells of an answer.
 #[inline(always)]
 fn is_answered_elsewhere() -> bool {
     let Some(packet) = packet() else { return false };
@@ -178,7 +181,8 @@ fn pick() -> u32 {
     maps::maglev(first.wrapping_add(flow::entry(hash, size)))
 }
 
-/// Notes that what [`super::packet::Packet::other`] is the key of was answered. Whether that is new.
+/// Notes that what [`super::packet::Packet::other`] is the key of was answered. Whether that is
+/// new.
 #[inline(never)]
 pub(super) fn mark_answered() -> bool {
     let Some(packet) = packet() else { return false };
@@ -190,7 +194,8 @@ pub(super) fn mark_answered() -> bool {
     first
 }
 
-/// Makes [`super::packet::Packet::other`] the key of the opposite direction, in a network or (zero) towards published ports.
+/// Makes [`super::packet::Packet::other`] the key of the opposite direction, in a network or (zero)
+/// towards published ports.
 #[inline(always)]
 pub(in crate::datapath) fn opposite_key(vni: [u8; 3]) {
     let Some(packet) = packet() else { return };
@@ -214,8 +219,9 @@ pub(in crate::datapath) fn note_reply() {
     }
 }
 
-/// Notes a packet that ends a direction of its flow, `bit`, in both entries: the packet's own, and that which
-/// [`super::packet::Packet::other`] is the key of. An entry whose flow is over moves to `PENDING`.
+/// Notes a packet that ends a direction of its flow, `bit`, in both entries: the packet's own, and
+/// that which [`super::packet::Packet::other`] is the key of. An entry whose flow is over moves to
+/// `PENDING`.
 #[inline(always)]
 pub(in crate::datapath) fn finish(bit: u8) {
     let Some(packet) = packet() else { return };

@@ -1,7 +1,9 @@
-//! By which device a reply leaves to its client outside: the one that the client's packets arrive at, if a route of the
-//! kernel's leads out of it to the client. Otherwise, as a reply of the kernel's own would.
+//! By which device a reply leaves to its client outside: the one that the client's packets arrive
+//! at, if a route of the kernel's leads out of it to the client. Otherwise, as a reply of the
+//! kernel's own would.
 //!
-//! Without the route, a neighbour on any of the host's interfaces could speak in a stranger's name, and would be answered.
+//! Without the route, a neighbour on any of the host's interfaces could speak in a stranger's name,
+//! and would be answered.
 
 use super::{connection, flows};
 use crate::datapath::maps::{self, packet};
@@ -9,7 +11,8 @@ use crate::datapath::route::Route;
 use crate::datapath::skb::Skb;
 use crate::datapath::{DROP, Verdict};
 
-/// Sends a reply to its client outside. [`super::packet::Packet::other`] is the key of the opposite direction.
+/// Sends a reply to its client outside. [`super::packet::Packet::other`] is the key of the opposite
+/// direction.
 #[inline(never)]
 pub(super) fn to_outside(skb: Skb) -> Verdict {
     let Some(config) = maps::config() else { return DROP };
@@ -33,7 +36,8 @@ fn leads(skb: Skb, ifindex: u32) -> u32 {
     if skb.leads(&mut route) { ifindex } else { 0 }
 }
 
-/// The device that the kernel forwards the reply at hand to, if it arrived at `from`; `from` itself where it tells none.
+/// The device that the kernel forwards the reply at hand to, if it arrived at `from`; `from` itself
+/// where it tells none.
 #[inline(never)]
 fn way(skb: Skb, from: u32) -> u32 {
     let mut route = question(from);

@@ -13,9 +13,10 @@ use crate::datapath::{PASS, Verdict};
 /// What [`replies::back`] returns of a VIP's flow.
 const BACK: u32 = ConnectionKind::Back as u32 + 1;
 
-/// Verdict for a frame of a network, decapsulated, counted and with the MAC of the endpoint that it is for, whose source is a
-/// backend's address: it may be a reply to what a client here sent to a VIP. `ifindex` is of the endpoint's device. In outer
-/// headers that this mesh made, `node` was the sender and `mac` the frame's destination; `node` is 0 where it came otherwise.
+/// Verdict for a frame of a network, decapsulated, counted and with the MAC of the endpoint that it
+/// is for, whose source is a backend's address: it may be a reply to what a client here sent to a
+/// VIP. `ifindex` is of the endpoint's device. In outer headers that this mesh made, `node` was the
+/// sender and `mac` the frame's destination; `node` is 0 where it came otherwise.
 #[inline(always)]
 pub(in crate::datapath) fn from_backend(vni: Vni, ifindex: u32, node: u32, mac: [u32; 2]) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };

@@ -1,6 +1,7 @@
 //! Services: VIPs and published ports.
 //!
-//! A packet is read once into [`packet::Packet`], a part of a map, since the stack has no room for it. Then
+//! A packet is read once into [`packet::Packet`], a part of a map, since the stack has no room for
+//! it. Then
 //!
 //! | module | does |
 //! | --- | --- |
@@ -15,12 +16,13 @@
 //! | [`connection`] | which backend a flow has, and whether it is over |
 //! | [`replies`] | what replies become, and which are whose |
 //!
-//! A flow has two entries where both directions are translated: each is looked after with each packet of the first
-//! direction, so neither outlives the other by much. Two CPUs that handle one flow at once may lose a note of each other
-//! (that it was answered, that it is over): the next packet makes it again.
+//! A flow has two entries where both directions are translated: each is looked after with each
+//! packet of the first direction, so neither outlives the other by much. Two CPUs that handle one
+//! flow at once may lose a note of each other (that it was answered, that it is over): the next
+//! packet makes it again.
 
-//! The stack of all functions that are called within each other is 512 bytes, and there may be eight of them. So the parts
-//! do not call each other, but tell what comes next ([`run`]).
+//! The stack of all functions that are called within each other is 512 bytes, and there may be
+//! eight of them. So the parts do not call each other, but tell what comes next ([`run`]).
 
 mod allowance;
 pub(super) mod aside;
@@ -64,7 +66,8 @@ pub(super) const TO_OUTSIDE: Verdict = 0x30f;
 pub(super) const ASIDE: Verdict = 0x310;
 /// Likewise, for one of the host's addresses, see [`aside`].
 pub(super) const SET_ASIDE: Verdict = 0x311;
-/// The first fragment of a packet to a published port, after a later one that the kernel did not put in order.
+/// The first fragment of a packet to a published port, after a later one that the kernel did not
+/// put in order.
 pub(super) const LATE: Verdict = 0x312;
 
 /// What follows a part's verdict.

@@ -20,8 +20,8 @@ use crate::datapath::{GO_ON, PASS, TRANSLATED, Verdict, too_big};
 /// What [`replies::back`] returns of a published port's flow.
 const PUBLISHED_KIND: u32 = ConnectionKind::Published as u32 + 1;
 
-/// Balances what an endpoint sends. [`GO_ON`], and nothing changed, where that is not for services; [`TRANSLATED`] where it
-/// goes on to a backend.
+/// Balances what an endpoint sends. [`GO_ON`], and nothing changed, where that is not for services;
+/// [`TRANSLATED`] where it goes on to a backend.
 #[inline(never)]
 pub(in crate::datapath) fn balance(skb: Skb) -> Verdict {
     let Some(interface) = maps::interface(skb.ifindex()) else { return GO_ON };
@@ -91,8 +91,8 @@ fn decide(skb: Skb) -> Verdict {
     GO_ON
 }
 
-/// Whether the fragment at hand goes to the host's kernel: the first one has to be known to tell where it goes, and a later
-/// one came before it. Datagrams to the outside go there in any case.
+/// Whether the fragment at hand goes to the host's kernel: the first one has to be known to tell
+/// where it goes, and a later one came before it. Datagrams to the outside go there in any case.
 #[inline(never)]
 fn goes_aside() -> bool {
     let Some(packet) = maps::packet() else { return false };
@@ -173,7 +173,8 @@ pub(super) fn is_too_big(skb: Skb, network: &Network) -> bool {
     segment_length(skb) > network.mtu
 }
 
-/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments cannot be told.
+/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments
+/// cannot be told.
 #[inline(never)]
 pub(super) fn segment_length(skb: Skb) -> u32 {
     /// See `encapsulate`.
@@ -192,8 +193,8 @@ pub(super) fn segment_length(skb: Skb) -> u32 {
     }
 }
 
-/// The backend that a container was given is itself: it gets the packet from elsewhere, since no host takes a packet from
-/// its own address.
+/// The backend that a container was given is itself: it gets the packet from elsewhere, since no
+/// host takes a packet from its own address.
 #[inline(never)]
 pub(super) fn to_itself(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return GO_ON };

@@ -1,8 +1,9 @@
-//! Which packets to a published port are not the service's: what answers a flow that the host, or something behind its NAT,
-//! began from that port, and what a socket of the host is for.
+//! Which packets to a published port are not the service's: what answers a flow that the host, or
+//! something behind its NAT, began from that port, and what a socket of the host is for.
 //!
-//! Such flows are noted in `HOST_FLOWS` as they leave ([`note`], by `egress`), and user space adds those that the kernel tracks
-//! when it publishes a port. All of this is the long way's; what the short way knows of a tuple ends when a flow is noted.
+//! Such flows are noted in `HOST_FLOWS` as they leave ([`note`], by `egress`), and user space adds
+//! those that the kernel tracks when it publishes a port. All of this is the long way's; what the
+//! short way knows of a tuple ends when a flow is noted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_ebpf::ip;
@@ -16,7 +17,8 @@ use crate::datapath::skb::Skb;
 
 /// `TCP_TIME_WAIT`.
 const TIME_WAIT: u32 = 6;
-/// How long after its last packet a UDP flow of the host's is taken for one, in nanoseconds: longer than the kernel's NAT does.
+/// How long after its last packet a UDP flow of the host's is taken for one, in nanoseconds: longer
+/// than the kernel's NAT does.
 const DATAGRAMS: u64 = 180_000_000_000;
 /// How long after a TCP flow's last packet nothing else may begin with its tuple.
 const SEGMENTS: u64 = 60_000_000_000;
@@ -72,8 +74,8 @@ pub(super) fn has_socket(skb: Skb) -> bool {
 fn is_noted() -> bool {
     let Some(packet) = packet() else { return false };
     let Some(flow) = HOST_FLOWS.get_ptr_mut(&packet.key) else { return false };
-    // SAFETY: entries of preallocated maps always are memory of the map. This one may have become another flow's by now:
-    // then one packet goes astray.
+    // SAFETY: entries of preallocated maps always are memory of the map. This one may have become
+    // another flow's by now: then one packet goes astray.
     let HostFlow { time, ended, .. } = unsafe { *flow };
     // SAFETY: takes nothing, returns the time.
     let age = unsafe { bpf_ktime_get_ns() }.saturating_sub(time);
@@ -116,7 +118,8 @@ fn asks<const N: usize>(skb: Skb, tuple: &mut [u32; N]) -> bool {
     }
 }
 
-/// Notes the flow of the packet at hand, which leaves and is not Mesh's own, if its port is published.
+/// Notes the flow of the packet at hand, which leaves and is not Mesh's own, if its port is
+/// published.
 #[inline(never)]
 pub(in crate::datapath) fn note() {
     let Some(packet) = packet() else { return };

@@ -45,7 +45,8 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) class: u32,
     /// The backend's number.
     pub(in crate::datapath) number: u32,
-    /// The node that a client spoke to, or that the packet goes to, as it lies in memory; 0 for this one.
+    /// The node that a client spoke to, or that the packet goes to, as it lies in memory; 0 for
+    /// this one.
     pub(in crate::datapath) node: u32,
     /// The VNI that it is sent with, as a number.
     pub(in crate::datapath) tunnel_vni: u32,
@@ -53,8 +54,8 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) fits: u32,
     /// The device of the endpoint that it is for.
     pub(in crate::datapath) ifindex: u32,
-    /// The device that a client's packet outside arrived at, and 0 for all others; whether the flow's former ones arrived at
-    /// another one.
+    /// The device that a client's packet outside arrived at, and 0 for all others; whether the
+    /// flow's former ones arrived at another one.
     pub(in crate::datapath) arrived_at: u32,
     pub(in crate::datapath) moved: u32,
     /// Where the upper layer's header is.
@@ -75,7 +76,8 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) table: [u32; 3],
     /// The destination MAC that the frame was sent to in a tunnel: a word, and a half of one.
     pub(in crate::datapath) tunnel_mac: [u32; 2],
-    /// The backends' port, in the upper half of a word as it lies in memory; 0 where it is the flow's own.
+    /// The backends' port, in the upper half of a word as it lies in memory; 0 where it is the
+    /// flow's own.
     pub(in crate::datapath) target: [u8; 2],
     /// What becomes of the client's port, as it lies in memory; 0 where it stays.
     pub(in crate::datapath) client_port: [u8; 2],
@@ -281,8 +283,8 @@ fn quoted(skb: Skb) -> u32 {
 fn fragment() -> u32 {
     let Some(packet) = packet() else { return OTHER };
     packet.key.ports = packet.identification.to_ne_bytes();
-    // SAFETY: the value is copied at once; should the entry be reused meanwhile, the ports are another packet's, and what
-    // they lead to drops the fragment.
+    // SAFETY: the value is copied at once; should the entry be reused meanwhile, the ports are
+    // another packet's, and what they lead to drops the fragment.
     if let Some(ports) = unsafe { FRAGMENTS.get(&packet.key) }
         && *ports != ASIDE
     {
@@ -300,7 +302,8 @@ pub(in crate::datapath) fn in_network(vni: Vni) {
     packet.key.vni = [v0, v1, v2];
 }
 
-/// Notes that the fragments of the packet at hand go to the kernel, which puts them in order: a later one came first.
+/// Notes that the fragments of the packet at hand go to the kernel, which puts them in order: a
+/// later one came first.
 #[inline(never)]
 pub(in crate::datapath) fn set_aside() {
     let Some(packet) = packet() else { return };
@@ -342,7 +345,8 @@ pub(in crate::datapath) fn remember_fragment() {
     let _ = FRAGMENTS.insert(&packet.other, &packet.key.ports, 0);
 }
 
-/// Remembers that a packet in fragments is for no service: its later ones have no port that is published.
+/// Remembers that a packet in fragments is for no service: its later ones have no port that is
+/// published.
 #[inline(never)]
 pub(in crate::datapath) fn remember_unserved() {
     let Some(packet) = packet() else { return };
@@ -354,7 +358,8 @@ pub(in crate::datapath) fn remember_unserved() {
     let _ = FRAGMENTS.insert(&packet.other, &[0; 4], 0);
 }
 
-/// Whether two addresses are one, compared as words where they lie: a copy would be made byte by byte.
+/// Whether two addresses are one, compared as words where they lie: a copy would be made byte by
+/// byte.
 #[inline(always)]
 pub(in crate::datapath) fn is_same(one: &Address, other: &Address) -> bool {
     // SAFETY: an address has sixteen bytes and the alignment of words.

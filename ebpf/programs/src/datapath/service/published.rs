@@ -1,5 +1,6 @@
-//! Published ports. The node that receives a packet sends it, as it is, to the backend's node; that one translates it, and
-//! remembers through which node the client spoke, which is the replies' way back.
+//! Published ports. The node that receives a packet sends it, as it is, to the backend's node; that
+//! one translates it, and remembers through which node the client spoke, which is the replies' way
+//! back.
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
@@ -28,8 +29,8 @@ const READ: usize = 38;
 const PLAIN_IPV4: u16 = u16::from_ne_bytes([0x08, 0]);
 pub(in crate::datapath) const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device. [`PASS`], and nothing changed, unless it is for a published port on
-/// one of the host's addresses.
+/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device. [`PASS`],
+/// and nothing changed, unless it is for a published port on one of the host's addresses.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     if is_nothing(skb) || is_unpublished(skb) || packet::read(skb, 0) == OTHER {
@@ -56,8 +57,8 @@ pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     }
 }
 
-/// Whether an address is the host's, and user space does not know yet: one that moved here a moment ago. The kernel would
-/// reset the connections that came with it.
+/// Whether an address is the host's, and user space does not know yet: one that moved here a moment
+/// ago. The kernel would reset the connections that came with it.
 #[inline(always)]
 fn is_new_address(skb: Skb, source: Address, destination: Address) -> bool {
     let (Some(source), Some(destination)) = (source.to_v4(), destination.to_v4()) else { return false };
@@ -90,8 +91,8 @@ fn is_nothing(skb: Skb) -> bool {
     maps::published(destination, frame.half(36).to_ne_bytes(), protocol).is_none()
 }
 
-/// Sends a packet to a published port to its backend, or refuses it. [`PASS`] where the port is not published. The packet has
-/// been read; its destination is the host's.
+/// Sends a packet to a published port to its backend, or refuses it. [`PASS`] where the port is not
+/// published. The packet has been read; its destination is the host's.
 #[inline(never)]
 pub(super) fn receive() -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
@@ -169,8 +170,8 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
     if maps::stood_for(packet.key.destination).is_some() { FROM_OWN } else { TUNNEL }
 }
 
-/// What the host sent to what stands for one of its addresses goes to another node as if to that address: only here it is
-/// known what stands for which.
+/// What the host sent to what stands for one of its addresses goes to another node as if to that
+/// address: only here it is known what stands for which.
 #[inline(never)]
 pub(super) fn from_own(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
@@ -179,8 +180,8 @@ pub(super) fn from_own(skb: Skb) -> Verdict {
     if translate(skb, DESTINATION, 0) { TUNNEL } else { dropped(skb, Vni::NONE, Reason::TranslationFailed) }
 }
 
-/// Translates a packet to a published port, and gives it to the backend, which is on this node. Its node is the
-/// one that the client spoke to.
+/// Translates a packet to a published port, and gives it to the backend, which is on this node. Its
+/// node is the one that the client spoke to.
 #[inline(never)]
 pub(super) fn to_endpoint(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
@@ -224,8 +225,8 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
     }
 }
 
-/// Verdict for a frame of the routing mesh from another node, without its outer headers. `sender` is that node, as it lies in
-/// memory; `secret`: the frame came encrypted.
+/// Verdict for a frame of the routing mesh from another node, without its outer headers. `sender`
+/// is that node, as it lies in memory; `secret`: the frame came encrypted.
 #[inline(always)]
 pub(in crate::datapath) fn of_mesh(vni: u32, sender: u32, secret: bool) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
@@ -302,8 +303,9 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     TUNNEL
 }
 
-/// Whether a reply leaves by this node although its client spoke to another: where the cluster allows it, and the client is
-/// neither a container nor that other host itself. What an encrypted network sends to a host stays inside WireGuard.
+/// Whether a reply leaves by this node although its client spoke to another: where the cluster
+/// allows it, and the client is neither a container nor that other host itself. What an encrypted
+/// network sends to a host stays inside WireGuard.
 #[inline(always)]
 fn returns_directly(number: u32, node: u32) -> bool {
     let (Some(packet), Some(config), Some(backend)) = (maps::packet(), maps::config(), maps::backend(number))
@@ -340,8 +342,8 @@ pub(super) fn reply_arrived(skb: Skb) -> Verdict {
     LEAVE
 }
 
-/// A reply to the host itself: from one of its own addresses it becomes one from what stands for that ([`from_own`]). `false`
-/// where the kernel refuses.
+/// A reply to the host itself: from one of its own addresses it becomes one from what stands for
+/// that ([`from_own`]). `false` where the kernel refuses.
 #[inline(always)]
 fn to_stand_in(skb: Skb) -> bool {
     let Some(packet) = maps::packet() else { return false };

@@ -11,8 +11,8 @@ use crate::datapath::maps;
 use crate::datapath::skb::Skb;
 use crate::datapath::{DROP, Verdict};
 
-/// Answers with a reset, or "port unreachable", out of the device that the packet came in by. `gone`: the flow had a
-/// backend.
+/// Answers with a reset, or "port unreachable", out of the device that the packet came in by.
+/// `gone`: the flow had a backend.
 #[inline(never)]
 pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
     let Some(packet) = maps::packet() else { return DROP };
@@ -32,9 +32,10 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
     skb.send(skb.ifindex())
 }
 
-/// Drops what an endpoint may not send: to the outside from an internal network ([`Reason::Internal`]), or to a host. `why` is
-/// the reason, as its number. The endpoint has a default route: it is answered as its own kernel would without one, so that
-/// programs do not wait for a time-out.
+/// Drops what an endpoint may not send: to the outside from an internal network
+/// ([`Reason::Internal`]), or to a host. `why` is the reason, as its number. The endpoint has a
+/// default route: it is answered as its own kernel would without one, so that programs do not wait
+/// for a time-out.
 #[inline(never)]
 pub(in crate::datapath) fn unreachable_for(skb: Skb, why: u32) -> Verdict {
     let Some(interface) = maps::interface(skb.ifindex()) else { return DROP };

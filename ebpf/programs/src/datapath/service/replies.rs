@@ -1,10 +1,12 @@
 //! What replies of a backend become, and which are whose.
 //!
-//! A client may have the same port in several connections: to two VIPs, to a VIP and straight to one of its backends, to two of
-//! the hosts' addresses. Towards one backend those are the same tuple, so that the later one gets another port there
-//! ([`change_port`]). Where that cannot be (what goes straight to a backend is not known here; a container that calls itself
-//! through two VIPs), a TCP connection that is established keeps its replies: one that begins waits in `PENDING` under the same
-//! key until the backend itself says, by a SYN, that the former one is over.
+//! A client may have the same port in several connections: to two VIPs, to a VIP and straight to
+//! one of its backends, to two of the hosts' addresses. Towards one backend those are the same
+//! tuple, so that the later one gets another port there ([`change_port`]). Where that cannot be
+//! (what goes straight to a backend is not known here; a container that calls itself through two
+//! VIPs), a TCP connection that is established keeps its replies: one that begins waits in
+//! `PENDING` under the same key until the backend itself says, by a SYN, that the former one is
+//! over.
 
 use mesh_ebpf::transport::{RST, SYN, swapped};
 use mesh_ebpf::{flow, ip};
@@ -24,11 +26,13 @@ const TRIES: u32 = 8;
 /// [`Connection::node`] of a container's flow to itself through a published port of its host.
 pub(in crate::datapath) const HAIRPIN_NODE: u32 = u32::MAX;
 
-/// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a [`ConnectionKind`], `node` the
-/// data-path address of the node that the client spoke to (0 for VIPs, and for this one).
+/// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a
+/// [`ConnectionKind`], `node` the data-path address of the node that the client spoke to (0 for
+/// VIPs, and for this one).
 ///
-/// [`super::packet::Packet::to`] is the backend's address; it is clear now what becomes of the client's port. `other` is
-/// overwritten: with the replies' key, or the packet's own where replies are another flow's.
+/// [`super::packet::Packet::to`] is the backend's address; it is clear now what becomes of the
+/// client's port. `other` is overwritten: with the replies' key, or the packet's own where replies
+/// are another flow's.
 #[inline(never)]
 pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) {
     let Some(packet) = packet() else { return };
@@ -64,8 +68,9 @@ pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, ha
     flows::forget();
 }
 
-/// Whether there is an entry for replies to the packet at hand, with the key [`super::packet::Packet::other`]. The entry is
-/// updated. That of a connection that is over is no entry for a new one.
+/// Whether there is an entry for replies to the packet at hand, with the key
+/// [`super::packet::Packet::other`]. The entry is updated. That of a connection that is over is no
+/// entry for a new one.
 #[inline(never)]
 fn is_expected(backend: u32, kind: u32, node: u32) -> bool {
     let Some(packet) = packet() else { return false };
@@ -99,8 +104,8 @@ fn is_expected(backend: u32, kind: u32, node: u32) -> bool {
     true
 }
 
-/// As [`is_expected`], where the client spoke to another node, and its port may be another one at the backend: what is known
-/// of the flow here says so.
+/// As [`is_expected`], where the client spoke to another node, and its port may be another one at
+/// the backend: what is known of the flow here says so.
 #[inline(never)]
 fn is_expected_elsewhere(backend: u32, kind: u32, node: u32) -> bool {
     let Some(packet) = packet() else { return false };
@@ -111,7 +116,8 @@ fn is_expected_elsewhere(backend: u32, kind: u32, node: u32) -> bool {
     is_expected(backend, kind, node)
 }
 
-/// Whether the client's port may become another one now: a connection has the one that it began with.
+/// Whether the client's port may become another one now: a connection has the one that it began
+/// with.
 #[inline(always)]
 fn may_change_port() -> bool {
     packet().is_some_and(|packet| match packet.key.protocol {
@@ -120,8 +126,9 @@ fn may_change_port() -> bool {
     })
 }
 
-/// Whether another flow has or had the replies with the key [`super::packet::Packet::other`]. That it is over is no reason to
-/// take its place: the backend may have the connection in TIME-WAIT (RFC 9293, section 3.6.1).
+/// Whether another flow has or had the replies with the key [`super::packet::Packet::other`]. That
+/// it is over is no reason to take its place: the backend may have the connection in TIME-WAIT (RFC
+/// 9293, section 3.6.1).
 #[inline(never)]
 fn is_taken(kind: u32) -> bool {
     let Some(packet) = packet() else { return false };
@@ -130,8 +137,8 @@ fn is_taken(kind: u32) -> bool {
     entry.is_some_and(|connection| is_anothers(unsafe { &*connection }, kind))
 }
 
-/// Finds a port of the client's with which the flow is no other one's at the backend, and remembers it with the flow.
-/// Changes nothing where there is none within [`TRIES`].
+/// Finds a port of the client's with which the flow is no other one's at the backend, and remembers
+/// it with the flow. Changes nothing where there is none within [`TRIES`].
 #[inline(never)]
 fn change_port(backend: u32, kind: u32) {
     let Some(packet) = packet() else { return };
@@ -197,9 +204,9 @@ fn await_replies(backend: u32, kind: u32, node: u32) {
 
 /// Whether the backend may have a direct connection between the ports of the one that begins.
 ///
-/// It has none if the flow's former connection was answered, and with nobody outside. The backend's segments are the flow's
-/// then, whatever they are: it may still have the former connection, and answers a SYN of the new one with an ACK (RFC 5961,
-/// section 4; RFC 9293, section 3.10.7.4).
+/// It has none if the flow's former connection was answered, and with nobody outside. The backend's
+/// segments are the flow's then, whatever they are: it may still have the former connection, and
+/// answers a SYN of the new one with an ACK (RFC 5961, section 4; RFC 9293, section 3.10.7.4).
 #[inline(never)]
 fn may_be_direct(kind: u32) -> bool {
     let Some(packet) = packet() else { return false };
@@ -241,8 +248,8 @@ fn reply_key(hairpin: u32) {
     packet.other.vni = packet.reply_vni;
 }
 
-/// What a container that reaches itself through a VIP sees as the source: the VIP, which it can answer in any network;
-/// something else where its answers would look like what it asked.
+/// What a container that reaches itself through a VIP sees as the source: the VIP, which it can
+/// answer in any network; something else where its answers would look like what it asked.
 #[inline(always)]
 pub(in crate::datapath) fn hairpin_source() -> Address {
     let Some(packet) = packet() else { return Address::NONE };
@@ -255,8 +262,8 @@ pub(in crate::datapath) fn hairpin_source() -> Address {
 }
 
 /// Looks up whether a packet is a reply of a backend that has to be translated back; then
-/// [`super::packet::Packet::to`] is the source's new address. Returns the connection's kind, and one more; 0 for none. The
-/// rest of it is in [`super::packet::Packet::found`].
+/// [`super::packet::Packet::to`] is the source's new address. Returns the connection's kind, and
+/// one more; 0 for none. The rest of it is in [`super::packet::Packet::found`].
 #[inline(never)]
 pub(in crate::datapath) fn back() -> u32 {
     let Some(packet) = packet() else { return 0 };
@@ -294,8 +301,8 @@ pub(in crate::datapath) fn back() -> u32 {
     } else if value.state & ANSWERED == 0 {
         value.state |= ANSWERED;
         mark_answered();
-        // The client's next packet makes an entry established, which is done on the long way: the other one, where there
-        // is one, and this one where the client spoke to another node.
+        // The client's next packet makes an entry established, which is done on the long way: the
+        // other one, where there is one, and this one where the client spoke to another node.
         maps::renew(&packet.other);
         // Packets of a direct connection may have been remembered since.
         maps::renew(&packet.key);
@@ -303,7 +310,8 @@ pub(in crate::datapath) fn back() -> u32 {
     u32::from(packet.found.kind) + 1
 }
 
-/// Whether the reply at hand begins what contested an established connection; that is forgotten then.
+/// Whether the reply at hand begins what contested an established connection; that is forgotten
+/// then.
 #[inline(always)]
 fn is_superseded(connection: *mut Connection) -> bool {
     let Some(packet) = packet() else { return false };
@@ -317,7 +325,8 @@ fn is_superseded(connection: *mut Connection) -> bool {
     superseded
 }
 
-/// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand that was found.
+/// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand
+/// that was found.
 #[inline(always)]
 pub(super) fn forward_key() {
     let Some(packet) = packet() else { return };
@@ -335,8 +344,8 @@ pub(super) fn forward_key() {
     packet.other.vni = if published { [0; 3] } else { packet.key.vni };
 }
 
-/// Forgets replies of a tuple, if need be once the backend answers: the packet at hand begins a direct connection between the
-/// same ports.
+/// Forgets replies of a tuple, if need be once the backend answers: the packet at hand begins a
+/// direct connection between the same ports.
 #[inline(never)]
 pub(in crate::datapath) fn forget_replies() {
     let Some(packet) = packet() else { return };

@@ -17,8 +17,9 @@ const V6_SOURCE: u32 = 8;
 pub(super) const SOURCE: u32 = 0;
 pub(super) const DESTINATION: u32 = 1;
 
-/// Replaces one end's address by [`super::packet::Packet::to`], and its port by `port` (two bytes as they lie in memory; 0
-/// leaves it). In an ICMP error, the quoted packet's opposite end likewise. `false` where the kernel refuses.
+/// Replaces one end's address by [`super::packet::Packet::to`], and its port by `port` (two bytes
+/// as they lie in memory; 0 leaves it). In an ICMP error, the quoted packet's opposite end
+/// likewise. `false` where the kernel refuses.
 #[inline(never)]
 pub(super) fn translate(skb: Skb, side: u32, port: u16) -> bool {
     let Some(packet) = packet() else { return false };
@@ -33,8 +34,8 @@ pub(super) fn translate(skb: Skb, side: u32, port: u16) -> bool {
     quoted_address(skb, side) && quoted_port(skb, side, port) && (!own_too || address(skb, side))
 }
 
-/// Replaces the client's port, which is at one end, by [`super::packet::Packet::client_port`] where that is not 0. In an ICMP
-/// error, the quoted packet's. `false` where the kernel refuses.
+/// Replaces the client's port, which is at one end, by [`super::packet::Packet::client_port`] where
+/// that is not 0. In an ICMP error, the quoted packet's. `false` where the kernel refuses.
 #[inline(never)]
 pub(super) fn translate_client(skb: Skb, side: u32) -> bool {
     let Some(packet) = packet() else { return false };
@@ -86,8 +87,8 @@ fn own_port(skb: Skb, side: u32, port: u16) -> bool {
         .is_ok()
 }
 
-/// The quoted packet's address: its source's, where the error's destination changes. The checksum over it is mended but for
-/// IPv4, where the quoted header's own checksum makes up for the change.
+/// The quoted packet's address: its source's, where the error's destination changes. The checksum
+/// over it is mended but for IPv4, where the quoted header's own checksum makes up for the change.
 #[inline(never)]
 fn quoted_address(skb: Skb, side: u32) -> bool {
     let Some(packet) = packet() else { return false };

@@ -36,8 +36,8 @@ pub(super) fn send(skb: Skb) -> Verdict {
     }
 }
 
-/// How a node that is reached through WireGuard stands in a packet's or an entry's `node`: its number there after two
-/// zeroes, which no node's address begins with.
+/// How a node that is reached through WireGuard stands in a packet's or an entry's `node`: its
+/// number there after two zeroes, which no node's address begins with.
 #[inline(always)]
 pub(in crate::datapath) const fn of_peer(peer: u16) -> u32 {
     let [p0, p1] = peer.to_be_bytes();

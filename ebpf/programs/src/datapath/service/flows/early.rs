@@ -1,12 +1,13 @@
-//! The short way of packets of published ports that only pass through this node, taken where the driver has them: nothing is
-//! allocated for them, and they leave by the device that they came by.
+//! The short way of packets of published ports that only pass through this node, taken where the
+//! driver has them: nothing is allocated for them, and they leave by the device that they came by.
 //!
-//! What is known of a flow is the tc program's: the driver's program looks it up in the same entry of `FLOWS` and never makes
-//! one. It runs for the same packets as `underlay`, before it, on the same CPU, as a part of receiving them: a softirq, like all
-//! that runs tc programs, or code that keeps softirqs off. So neither interrupts the other at an entry.
+//! What is known of a flow is the tc program's: the driver's program looks it up in the same entry
+//! of `FLOWS` and never makes one. It runs for the same packets as `underlay`, before it, on the
+//! same CPU, as a part of receiving them: a softirq, like all that runs tc programs, or code that
+//! keeps softirqs off. So neither interrupts the other at an entry.
 //!
-//! Whatever `underlay` has to see is left to it, and is not changed before that is clear. What passes here is on the wire as
-//! it would have been, and is counted alike.
+//! Whatever `underlay` has to see is left to it, and is not changed before that is clear. What
+//! passes here is on the wire as it would have been, and is counted alike.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::headers::ETHERNET;
@@ -26,7 +27,8 @@ use crate::datapath::xdp::{Action, DROP, PASS, SEND_BACK, Xdp};
 /// Length of both MACs in a frame.
 const MACS: usize = 12;
 
-/// What arrived at the data-path device. [`PASS`], and nothing changed, where the flow is not known.
+/// What arrived at the data-path device. [`PASS`], and nothing changed, where the flow is not
+/// known.
 #[inline(always)]
 pub(in crate::datapath) fn early(xdp: Xdp) -> Action {
     passing(xdp).unwrap_or(PASS)
@@ -98,7 +100,8 @@ fn counted(flow: &Flow, length: u32, inner: u32) -> Action {
     SEND_BACK
 }
 
-/// Whether the packet is for this host, and leaves by the device that it came by; its new MACs are in the template then.
+/// Whether the packet is for this host, and leaves by the device that it came by; its new MACs are
+/// in the template then.
 #[inline(always)]
 fn leads_back(
     xdp: Xdp,

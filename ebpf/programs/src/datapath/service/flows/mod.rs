@@ -1,10 +1,11 @@
-//! Balanced IPv4 flows that passed lately, as in [`crate::datapath::sent`]: what the long way made of a packet, the next ones
-//! with the same addresses and ports get at once.
+//! Balanced IPv4 flows that passed lately, as in [`crate::datapath::sent`]: what the long way made
+//! of a packet, the next ones with the same addresses and ports get at once.
 //!
-//! An entry holds until user space changes an entry of any map, until a program changes what the flow's tuple stands for
-//! ([`crate::datapath::maps::renew`]), and for [`UNTIL`] at most: then a packet goes the long way, where the flow's entries in
-//! `CONNECTIONS` are looked up, so that they are not taken for unused. So does whatever begins or ends a TCP connection, and
-//! whatever is out of the ordinary.
+//! An entry holds until user space changes an entry of any map, until a program changes what the
+//! flow's tuple stands for ([`crate::datapath::maps::renew`]), and for [`UNTIL`] at most: then a
+//! packet goes the long way, where the flow's entries in `CONNECTIONS` are looked up, so that they
+//! are not taken for unused. So does whatever begins or ends a TCP connection, and whatever is out
+//! of the ordinary.
 
 mod early;
 mod remember;
@@ -32,7 +33,8 @@ use crate::datapath::{GO_ON, LONG_WAY, Verdict};
 const UNTIL: u64 = 100;
 /// How long a next hop is used, see [`crate::datapath::sent`].
 const NEXT_HOP_UNTIL: u64 = 25;
-/// Ethernet, IPv4 without options, and TCP up to its flags. Datagrams that are shorter go the long way.
+/// Ethernet, IPv4 without options, and TCP up to its flags. Datagrams that are shorter go the long
+/// way.
 const READ: usize = ETHERNET + 20 + 14;
 /// The same inside the outer headers.
 const READ_TUNNELLED: usize = OUTER + READ;
@@ -66,7 +68,8 @@ pub(in crate::datapath) struct FlowKey {
     /// Source and destination port.
     ports: u32,
     protocol: u32,
-    /// The source MAC of what an endpoint sends, the destination MAC of what is for one; zero otherwise.
+    /// The source MAC of what an endpoint sends, the destination MAC of what is for one; zero
+    /// otherwise.
     mac: [u32; 2],
 }
 
@@ -140,7 +143,8 @@ fn known(key: &FlowKey) -> Option<&'static mut Flow> {
     if holds { Some(flow) } else { None }
 }
 
-/// Whether a packet neither begins nor ends a connection, and is nothing out of the ordinary. Its frame starts at `base`.
+/// Whether a packet neither begins nor ends a connection, and is nothing out of the ordinary. Its
+/// frame starts at `base`.
 #[inline(always)]
 fn is_ordinary<const N: usize>(frame: Start<N>, base: usize, length: u32, gso: bool) -> bool {
     let total = u32::from(u16::from_be(frame.half(base + 16)));
@@ -165,8 +169,8 @@ fn packet_length(frame: Start<READ>, length: u32, payload: u32) -> u32 {
     }
 }
 
-/// What an endpoint sends. [`LONG_WAY`], and nothing changed, where the flow is not known; [`GO_ON`], and nothing changed,
-/// where it is known to be none of a service.
+/// What an endpoint sends. [`LONG_WAY`], and nothing changed, where the flow is not known;
+/// [`GO_ON`], and nothing changed, where it is known to be none of a service.
 #[inline(never)]
 pub(in crate::datapath) fn sent(skb: Skb) -> Verdict {
     from_endpoint(skb).unwrap_or(LONG_WAY)
@@ -181,7 +185,8 @@ fn from_endpoint(skb: Skb) -> Option<Verdict> {
     untunnelled(skb, frame, [frame.word(6), frame.half(10).into()])
 }
 
-/// What arrived at the data-path device for a published port. [`LONG_WAY`], and nothing changed, where the flow is not known.
+/// What arrived at the data-path device for a published port. [`LONG_WAY`], and nothing changed,
+/// where the flow is not known.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     from_outside(skb).unwrap_or(LONG_WAY)
@@ -230,7 +235,8 @@ fn from_node(skb: Skb) -> Option<Verdict> {
     if flow.way == UNBALANCED {
         return Some(GO_ON);
     }
-    // See `underlay`: what leaves again must not take the notes of a tunnel along, nor may datagrams.
+    // See `underlay`: what leaves again must not take the notes of a tunnel along, nor may
+    // datagrams.
     if gso && (flow.way == LEAVES || frame.byte(OUTER + 23) != ip::TCP) {
         return None;
     }
@@ -266,7 +272,8 @@ fn mend(skb: Skb, flow: &Flow, base: u32) -> Result<(), Refused> {
     skb.mend_l4(checksum, flow.from_port, flow.to_port, 2, false, udp)
 }
 
-/// Sends a packet to another node. `None`, and nothing changed, where it does not fit or the kernel refuses.
+/// Sends a packet to another node. `None`, and nothing changed, where it does not fit or the kernel
+/// refuses.
 #[inline(always)]
 fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32) -> Option<Verdict> {
     if packet_length(frame, length, payload) > flow.mtu {

@@ -1,6 +1,7 @@
 //! What the long way finds out of a flow.
 //!
-//! Before anything is looked up, [`begin`] notes what a packet is; whichever part finds out where it goes has that remembered.
+//! Before anything is looked up, [`begin`] notes what a packet is; whichever part finds out where
+//! it goes has that remembered.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::transport::{FIN, RST, SYN};
@@ -40,7 +41,8 @@ pub(in crate::datapath) struct Memo {
 /// What a packet is counted as, and what it becomes.
 #[derive(Clone, Copy)]
 pub(in crate::datapath) struct Becomes {
-    /// `SOURCE`, `DESTINATION`, or [`NEITHER`]: the end that becomes [`super::super::packet::Packet::to`].
+    /// `SOURCE`, `DESTINATION`, or [`NEITHER`]: the end that becomes
+    /// [`super::super::packet::Packet::to`].
     pub(in crate::datapath) end: u32,
     /// That end's new port; 0 leaves it.
     pub(in crate::datapath) port: [u8; 2],
@@ -48,8 +50,8 @@ pub(in crate::datapath) struct Becomes {
     pub(in crate::datapath) reason: Reason,
 }
 
-/// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in [`FlowKey`]; `hash` is 0 where it
-/// is not known.
+/// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in
+/// [`FlowKey`]; `hash` is 0 where it is not known.
 #[inline(always)]
 pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2], hash: u32) {
     let Some(packet) = packet() else { return };
@@ -120,8 +122,9 @@ pub(in crate::datapath) fn leaves(ifindex: u32) {
     goes(LEAVES, ifindex);
 }
 
-/// Remembers that it goes to the node and with the VNI that [`super::super::packet::Packet`] says, where packets of up to
-/// `mtu` bytes fit. `mac` is the inner frame's destination, for a frame of a network.
+/// Remembers that it goes to the node and with the VNI that [`super::super::packet::Packet`] says,
+/// where packets of up to `mtu` bytes fit. `mac` is the inner frame's destination, for a frame of a
+/// network.
 #[inline(always)]
 pub(in crate::datapath) fn to_node(becomes: Becomes, mtu: u32, mac: Mac) {
     let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
