@@ -76,7 +76,7 @@ async fn a_worker_is_told_which_command_needs_which_node() {
     assert_eq!(refused.hint.as_deref(), Some("run it on a manager: h1"));
     let request = v1::CheckChangesRequest::default();
     let refused: Problem = h2.control().check_changes(request).await.unwrap_err().into();
-    assert!(refused.message.starts_with("meshctl apply, needs"), "{refused}");
+    assert!(refused.message.starts_with("meshctl apply, on node h2, needs"), "{refused}");
 }
 
 #[tokio::test]
