@@ -194,7 +194,7 @@ async fn a_worker_reads_the_clusters_state_but_may_not_change_it() {
     assert_eq!(nodes.len(), 3);
     let request = v1::CreateNetworkRequest { name: "mine".into(), ..v1::CreateNetworkRequest::default() };
     let problem: Problem = agents[1].control().create_network(request).await.unwrap_err().into();
-    assert_eq!(problem.kind, ProblemKind::Denied, "{problem}");
+    assert_eq!(problem.kind, ProblemKind::NotManager, "{problem}");
     assert!(problem.hint.is_some());
 }
 

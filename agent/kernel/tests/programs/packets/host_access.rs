@@ -13,6 +13,7 @@ use crate::support::{
 const GATEWAY: [u8; 4] = [10, 64, 0, 1];
 const CONTROL: [u8; 4] = [203, 0, 113, 9];
 const SYN: u8 = 2;
+const RST: u8 = 4;
 const ACK: u8 = 0x10;
 
 impl Instance {
@@ -98,16 +99,18 @@ fn by_default_endpoints_reach_the_name_server_and_no_other_socket_of_the_host() 
 }
 
 #[test]
-fn a_refused_connection_is_answered_and_its_segments_are_not() {
+fn refused_segments_are_answered_with_a_reset_unless_they_are_one() {
     let mut node = Instance::configured();
     let outcome = |node: &mut Instance, flags| {
         let packet = ipv4([10, 64, 0, 5], LOCAL, 6, &tcp(40000, 7377, flags));
         node.run(ProgramKind::Endpoint, &frame(mac(1), mac(5), 0x0800, &packet))
     };
-    let answered = outcome(&mut node, SYN);
-    answered.is(REDIRECT, VNI, Reason::HostAccess);
-    assert_eq!((answered.frame[23], answered.frame[34]), (1, 3), "ICMP, destination unreachable");
-    outcome(&mut node, ACK).dropped(Reason::HostAccess);
+    for flags in [SYN, ACK] {
+        let answered = outcome(&mut node, flags);
+        answered.is(REDIRECT, VNI, Reason::HostAccess);
+        assert_eq!((answered.frame[23], answered.frame[47] & RST), (6, RST), "{flags}");
+    }
+    outcome(&mut node, RST).dropped(Reason::HostAccess);
 }
 
 #[test]

@@ -33,9 +33,10 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
 }
 
 /// Drops what an endpoint may not send: to the outside from an internal network
-/// ([`Reason::Internal`]), or to a host. `why` is the reason, as its number. The endpoint has a
-/// default route: it is answered as its own kernel would without one, so that programs do not wait
-/// for a time-out.
+/// ([`Reason::Internal`]), or to a host ([`Reason::HostAccess`]). `why` is the reason, as its
+/// number. Programs are told, so that they do not wait for a time-out: to the outside, as their own
+/// kernel would without the default route; to a host, as a host would whose port is closed, also
+/// of connections that were open while the port was published.
 #[inline(never)]
 pub(in crate::datapath) fn unreachable_for(skb: Skb, why: u32) -> Verdict {
     let Some(interface) = maps::interface(skb.ifindex()) else { return DROP };
@@ -46,12 +47,18 @@ pub(in crate::datapath) fn unreachable_for(skb: Skb, why: u32) -> Verdict {
         return verdict;
     }
     let Some(packet) = maps::packet() else { return verdict };
+    if packet.first_fragment != 0 {
+        return verdict;
+    }
+    let to_host = why == Reason::HostAccess;
     let told = match packet.key.protocol {
-        ip::TCP => packet.starts != 0,
-        ip::UDP | ip::ICMP | ip::ICMPV6 => packet.first_fragment == 0,
+        ip::TCP if to_host => reset(skb),
+        ip::TCP => packet.starts != 0 && unreachable(skb, Unreachable::Network as u32),
+        ip::UDP if to_host => unreachable(skb, Unreachable::Port as u32),
+        ip::UDP | ip::ICMP | ip::ICMPV6 => unreachable(skb, Unreachable::Network as u32),
         _ => false,
     };
-    if told && unreachable(skb, Unreachable::Network as u32) { skb.send(skb.ifindex()) } else { verdict }
+    if told { skb.send(skb.ifindex()) } else { verdict }
 }
 
 /// Turns a segment into the reset that answers it.
