@@ -154,8 +154,9 @@ fn containers_reach_names_and_published_ports_of_hosts_and_no_other_socket_until
     reach(&hosts, false)?;
     assert!(!answered(&datagrams), "an old flow goes on");
     (&stream).write_all(b"unheard").expect("sent");
-    std::thread::sleep(SILENCE);
-    assert!(!acknowledged()?, "an old connection goes on");
+    stream.set_read_timeout(Some(PATIENCE)).expect("a timeout");
+    let told = (&stream).read(&mut [0; 9]).map_err(|error| error.kind());
+    assert_eq!(told, Err(ErrorKind::ConnectionReset), "an old connection");
     assert!(!resolves(&c1)?);
     c1.ping(Ipv4Addr::new(10, 64, 0, 1))?.none_answered()?;
     published()?;

@@ -100,10 +100,11 @@ fn a_host_whose_address_changes_is_reached_at_the_new_one_and_its_connections_go
     refused(&h1.meshctl(["node", "update", "--data-path-addr", "192.168.77.11", "h3"])?, 4);
 
     // A manager's address changes: while it has both, the agents in session learn the new one.
-    eventually("every agent is in session", PATIENCE, || {
-        let nodes = json(&h1, &["node", "ls"]).unwrap_or_default();
-        nodes.as_array().is_some_and(|nodes| nodes.iter().all(|node| node["state"] == "ready"))
-    })?;
+    for host in [&h2, &h3] {
+        eventually("the agents are in session", PATIENCE, || {
+            json(host, &["status"]).is_ok_and(|status| status["manager"] == format!("{}:7377", h1.address()))
+        })?;
+    }
     let (old, new) = (h1.address(), moved(h1.address()));
     h1.add_address(new)?;
     let address = new.to_string();
