@@ -43,11 +43,15 @@
 //!
 //! # Borrowing an address
 //!
-//! | manager | owner A | borrower B |
-//! | --- | --- | --- |
-//! | writes a [`Lease::borrow`] to B, pending from A | | does not use it yet |
-//! | asks A, with the lease's revision; again after a reconnect of A or its own restart, for all of [`Leases::pending`] | [`LocalPool::cede`]: in use? refuses. Otherwise makes durable that it will not hand it out, and agrees | |
-//! | [`Leases::settle`]: agreed, the lease becomes active; refused, it is removed (or is A's again) | | sees it active and assigns, or asks again |
+//! 1. The manager writes a [`Lease::borrow`] to the borrower B, pending from the owner A. B does
+//!    not use it yet.
+//! 2. The manager asks A, with the lease's revision; again after a reconnect of A or its own
+//!    restart, for all of [`Leases::pending`].
+//! 3. A decides ([`LocalPool::cede`]): it refuses if the address is in use. Otherwise it makes
+//!    durable that it will not hand it out, and agrees.
+//! 4. The manager settles it ([`Leases::settle`]): agreed, the lease becomes active; refused, it is
+//!    removed (or is A's again).
+//! 5. B sees it active and assigns the address, or asks again.
 //!
 //! While the borrow is pending, neither hands the address out, and packets go to A
 //! ([`Lease::route_to`]). Whether the manager borrows well depends on what nodes report

@@ -187,7 +187,7 @@ pub(crate) async fn authorize(
     Ok(Caller { node, role })
 }
 
-/// What a worker is told that asks for what managers do.
+/// The error for a worker that calls a method of managers.
 async fn not_manager(records: &Records, method: Method, worker: &Node) -> Result<Problem, Problem> {
     let nodes = records.nodes().await?;
     let managers = nodes.iter().filter(|node| node.value.role == Role::Manager);

@@ -8,14 +8,16 @@
 //!
 //! # What is answered, on a network `app`
 //!
-//! | name | answer |
-//! | --- | --- |
-//! | `NAME`, `NAME.app`: a service | its virtual IP; with [`EndpointMode::RoundRobin`] its backends, shuffled |
-//! | `tasks.SERVICE`, `tasks.SERVICE.app` | its backends, shuffled |
-//! | `NAME`, `NAME.app`: an endpoint, or an alias of endpoints | its address; those of all that have the alias, shuffled |
-//! | an address in `in-addr.arpa` or `ip6.arpa` | the endpoint or the service that has it, as `NAME.app` |
-//! | any other single label, any other address of the network's subnets | NXDOMAIN |
-//! | everything else, also under `app` | what the host's own resolvers say; NXDOMAIN on an internal network |
+//! - `NAME`, `NAME.app` of a service: its virtual IP; with [`EndpointMode::RoundRobin`] its
+//!   backends, shuffled.
+//! - `tasks.SERVICE`, `tasks.SERVICE.app`: its backends, shuffled.
+//! - `NAME`, `NAME.app` of an endpoint, or an alias of endpoints: its address; those of all that
+//!   have the alias, shuffled.
+//! - An address in `in-addr.arpa` or `ip6.arpa`: the endpoint or the service that has it, as
+//!   `NAME.app`.
+//! - Any other single label, any other address of the network's subnets: NXDOMAIN.
+//! - Everything else, also under `app`: what the host's own resolvers say; NXDOMAIN on an internal
+//!   network.
 //!
 //! - A container in several networks ([`Client`]) is answered from all of them, whichever gateway
 //!   address it asks. Names under a network's own name go first, then bare names, the first

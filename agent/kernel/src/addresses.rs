@@ -60,7 +60,7 @@ pub(crate) fn add(netlink: &mut Netlink, index: u32, address: InterfaceAddress) 
     }
 }
 
-/// Takes an address from a device; one that is gone is no error.
+/// Removes an address from a device. An address that does not exist is not an error.
 pub(crate) fn remove(
     netlink: &mut Netlink,
     index: u32,

@@ -120,7 +120,7 @@ pub(crate) fn set(firewall: &Firewall) -> Result<(), KernelError> {
     run("set the table inet mesh", &ruleset(firewall))
 }
 
-/// Removes the table; one that is gone is no error.
+/// Removes the table. A table that does not exist is not an error.
 pub(crate) fn remove() -> Result<(), KernelError> {
     let table = format!("inet {}", naming::FIREWALL_TABLE);
     run("remove the table inet mesh", &format!("table {table}\ndelete table {table}\n"))

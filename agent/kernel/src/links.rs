@@ -311,8 +311,8 @@ pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(),
     set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
 }
 
-/// Removes a device, and waits until nobody finds it any more, here or at the other end of a pair;
-/// one that is gone is no error.
+/// Removes a device, and waits until no process finds it, here or at the other end of a pair. A
+/// device that does not exist is not an error.
 ///
 /// The kernel answers some 20 ms later: when all memory of the device has been given back. Nobody
 /// has to wait for that, and so another thread does. Should the process end before, the kernel goes
@@ -334,7 +334,8 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32) -> Result<(), RequestErr
     }
 }
 
-/// Removes a device, and waits for all that this takes; one that is gone is no error.
+/// Removes a device, and waits until the kernel has finished. A device that does not exist is not
+/// an error.
 fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.header.index = index;

@@ -96,7 +96,7 @@ pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(
     }
 }
 
-/// Takes that back; one that is gone is no error.
+/// Removes that route. A route that does not exist is not an error.
 pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::DelRoute(unreachable(subnet)), 0) {
         Err(error) if matches!(error.errno(), Some(errno::SRCH | errno::NODEV)) => Ok(()),
@@ -206,7 +206,7 @@ pub(crate) fn put(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result
     netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
-/// Removes the route to a subnet out of a device; one that is gone is no error.
+/// Removes the route to a subnet out of a device. A route that does not exist is not an error.
 pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::DelRoute(message(index, route.subnet)), 0) {
         Err(error) if matches!(error.errno(), Some(errno::SRCH | errno::NODEV)) => Ok(()),

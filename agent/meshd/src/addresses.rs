@@ -224,9 +224,9 @@ pub fn families(network: &Network) -> BTreeSet<Family> {
     network.subnets.iter().map(|subnet| subnet.subnet.family()).collect()
 }
 
-/// The subnets' layouts. A manager that sends a subnet which cannot be laid out is of a version
-/// with other rules: no addresses of it are handed out here, rather than ones that it may have
-/// reserved.
+/// The subnets' layouts. A manager that sends a subnet which cannot be laid out has a version with
+/// other rules. This node assigns no addresses of such a subnet, since the manager may reserve
+/// them.
 fn layouts(network: &Network) -> impl Iterator<Item = SubnetLayout> {
     let layout = |subnet: &Subnet| {
         SubnetLayout::new(SubnetSpec {

@@ -160,17 +160,19 @@ fn address_of(text: &str, host: &[HostAddress]) -> Result<IpAddr, AdvertiseError
     }
 }
 
+/// A host with these addresses on these interfaces.
+#[cfg(test)]
+pub(crate) fn host(addresses: &[(&str, &str)]) -> Vec<HostAddress> {
+    let parse = |(interface, address): &(&str, &str)| HostAddress {
+        interface: interface.parse().unwrap(),
+        address: address.parse().unwrap(),
+    };
+    addresses.iter().map(parse).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn host(addresses: &[(&str, &str)]) -> Vec<HostAddress> {
-        let parse = |(interface, address): &(&str, &str)| HostAddress {
-            interface: interface.parse().unwrap(),
-            address: address.parse().unwrap(),
-        };
-        addresses.iter().map(parse).collect()
-    }
 
     fn one() -> Vec<HostAddress> {
         host(&[("lo", "127.0.0.1"), ("eth0", "192.0.2.1"), ("eth0", "fe80::1"), ("eth0", "2001:db8::1")])

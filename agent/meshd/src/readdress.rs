@@ -255,14 +255,7 @@ pub async fn listen_somewhere(advertised: std::net::SocketAddr) -> Result<tokio:
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn host(addresses: &[(&str, &str)]) -> Vec<HostAddress> {
-        let address = |(interface, address): &(&str, &str)| HostAddress {
-            interface: interface.parse().unwrap(),
-            address: address.parse().unwrap(),
-        };
-        addresses.iter().map(address).collect()
-    }
+    use crate::advertise::host;
 
     fn follows(advertise: &str, data_path: &str, now: &[(&str, &str)]) -> Result<Change, String> {
         let named = Named { advertise: advertise.into(), data_path: data_path.into() };

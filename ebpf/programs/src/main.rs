@@ -1,14 +1,16 @@
 //! The programs of the datapath.
 //!
-//! | program | stands at the ingress of | takes |
+//! | program | at the ingress of | takes |
 //! | --- | --- | --- |
 //! | `endpoint` | the host-side device of an endpoint | all that the container sends |
-//! | `underlay` | the data-path device | VXLAN to this node, and packets to published ports; everything else passes untouched |
+//! | `underlay` | the data-path device | VXLAN to this node, packets to published ports |
 //! | `overlay` | the VXLAN device | what the underlay program left to it |
 //! | `host` | `mesh0p` | what the host sends to endpoints and to published ports |
 //! | `wireguard` | `meshwg0` | what the WireGuard engine decrypted |
-//! | `published` | the host's other interfaces | packets to published ports; everything else passes untouched |
-//! | `published_l3` | the same without Ethernet headers | the same |
+//! | `published` | the host's other interfaces | packets to published ports |
+//! | `published_l3` | the same without Ethernet headers | packets to published ports |
+//!
+//! `underlay`, `published` and `published_l3` leave all other packets untouched.
 //!
 //! `egress` stands at the egress of the data-path device, and sees what leaves after the host's own
 //! NAT.

@@ -5,15 +5,17 @@ use crate::{Address, Mac};
 /// [`Config::flags`]: drops are reported in `EVENTS` (somebody reads them).
 pub const EVENTS_WANTED: u8 = 1;
 
-/// [`Config::flags`]: replies of published ports leave by the backend's node (direct server return).
+/// [`Config::flags`]: replies of published ports leave by the backend's node (direct server
+/// return).
 pub const DIRECT_RETURN: u8 = 2;
 
-/// [`Config::flags`]: what goes to the kernel's WireGuard comes from this node's address for keys of even generations.
+/// [`Config::flags`]: what goes to the kernel's WireGuard comes from this node's address for keys
+/// of even generations.
 pub const FROM_EVEN_KEY: u8 = 4;
 
-/// [`Config::flags`]: it comes from the address for keys of odd generations. With both, everything goes twice: while the
-/// device's key is replaced nobody can tell which will encrypt a packet, and the other end takes
-/// what agrees with the key.
+/// [`Config::flags`]: it comes from the address for keys of odd generations. With both, everything
+/// goes twice: while the device's key is replaced nobody can tell which will encrypt a packet, and
+/// the other end takes what agrees with the key.
 pub const FROM_ODD_KEY: u8 = 8;
 
 /// [`Config::flags`]: what arrives at the data-path device is for no published port.

@@ -11,7 +11,8 @@ pub const ENCRYPTED: u32 = 2;
 /// [`Network::flags`]: endpoints may ask the name server at the gateway address, and ping hosts.
 pub const HOST_DNS: u32 = 4;
 
-/// [`Network::flags`]: endpoints may send to every socket of the hosts. Without it and [`HOST_DNS`] they reach none.
+/// [`Network::flags`]: endpoints may send to every socket of the hosts. Without it and [`HOST_DNS`]
+/// they reach none.
 pub const HOST_ALL: u32 = 8;
 
 /// [`Network::flags`]: endpoints may send to the addresses of cloud metadata services.
@@ -131,7 +132,8 @@ pub struct HostRouteKey {
     pub address: Address,
 }
 
-/// [`Member::kind`]: the address is not the node's data-path address: no tunnel's packet comes from it.
+/// [`Member::kind`]: the address is not the node's data-path address: no tunnel's packet comes from
+/// it.
 pub const CONTROL_ADDRESS: u8 = 1;
 
 /// Value of `MEMBERS`, a hash by [`Address`]: an address of a node of the cluster. VXLAN is taken

@@ -8,12 +8,12 @@ use crate::{Address, EndpointKey, Vni};
 /// whichever of the hosts' addresses it speaks to.
 pub const AFFINITY_CLIENT_IP: u32 = 1;
 
-/// [`Published::flags`]: only backends of the node that receives a packet take it (`mode=host`). Its table holds those
-/// only.
+/// [`Published::flags`]: only backends of the node that receives a packet take it (`mode=host`).
+/// Its table holds those only.
 pub const HOST_MODE: u32 = 2;
 
-/// [`Published::flags`]: the port is about to be published. The `egress` program records flows that leave from it, and
-/// nothing else happens yet.
+/// [`Published::flags`]: the port is about to be published. The `egress` program records flows that
+/// leave from it, and nothing else happens yet.
 pub const WATCHED: u32 = 4;
 
 /// [`Backend::flags`]: its endpoint is on this node.
@@ -22,11 +22,12 @@ pub const LOCAL: u16 = 1;
 /// [`Backend::flags`]: new flows do not begin with it; those that it has go on.
 pub const DRAINING: u16 = 2;
 
-/// [`Backend::flags`]: its network is encrypted; [`Backend::peer`] is its node's number in WireGuard.
+/// [`Backend::flags`]: its network is encrypted; [`Backend::peer`] is its node's number in
+/// WireGuard.
 pub const BACKEND_ENCRYPTED: u16 = 4;
 
-/// [`Backend::flags`]: it fails its check, or its node does not answer. A client that begins a connection anew gets another
-/// backend, even if this one has its former connection.
+/// [`Backend::flags`]: it fails its check, or its node does not answer. A client that begins a
+/// connection anew gets another backend, even if this one has its former connection.
 pub const FAILING: u16 = 8;
 
 /// How many entries one element of `MAGLEV` holds: the kernel pads elements of arrays to eight

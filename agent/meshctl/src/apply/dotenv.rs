@@ -1,6 +1,7 @@
 //! The `.env` file beside a Compose file: `NAME=VALUE` lines.
 //!
-//! <https://docs.docker.com/compose/how-tos/environment-variables/variable-interpolation/#env-file-syntax>
+//! Source: Docker's page "Set, use, and manage variables in a Compose file with interpolation",
+//! section "`.env` file syntax".
 
 use std::collections::BTreeMap;
 

@@ -12,8 +12,8 @@ use crate::filter::{self, EndpointKey, Filter};
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Attach a container's network namespace to a network; prints the id and the addresses, and
-    /// below them what belongs into the container's resolv.conf
+    /// Attach a container's network namespace to a network; prints the id, the addresses and the
+    /// lines for the container's resolv.conf
     Attach(Box<Attach>),
     /// List endpoints
     #[command(visible_alias = "list")]

@@ -446,8 +446,8 @@ impl Agent {
         self.endpoints_told.send_modify(|told| *told = count.max(*told));
     }
 
-    /// Waits until the manager knows of all changes of endpoints so far, so that who asks it next
-    /// finds them. Without a session nothing is waited for: the next one begins with all endpoints.
+    /// Waits until the manager has all changes of endpoints so far: a query to it then returns
+    /// them. Returns at once without a session: the next one begins with all endpoints.
     pub async fn told(&self) {
         let wanted = *self.endpoints_changed.borrow();
         let mut told = self.endpoints_told.subscribe();

@@ -99,8 +99,7 @@ impl Agent {
         self.save_pools(Survives::Kill)
     }
 
-    /// Writes all of the view and of the pools durably: before another node is told that it may
-    /// rely on it.
+    /// Writes all of the view and of the pools durably. Another node relies on it only afterwards.
     pub fn save_everything(&self) -> Result<(), FileError> {
         let wanted = self.read(|state| state.view_number);
         self.save_view(wanted, Survives::PowerLoss)?;

@@ -5,9 +5,9 @@
 //!
 //! | module | does |
 //! | --- | --- |
-//! | [`outbound`] | what endpoints send: to VIPs, to their host's published ports, and replies of backends |
+//! | [`outbound`] | what endpoints send to VIPs and published ports, and replies of backends |
 //! | [`inbound`] | replies of backends that arrive for clients here |
-//! | [`published`] | packets to published ports, on the node that receives them and on the backend's |
+//! | [`published`] | packets to published ports, on the receiving and on the backend's node |
 //! | [`own`] | which packets to published ports are not the service's, but the host's own |
 //! | [`flows`] | what passed lately: the short way of all of these |
 //! | [`aside`] | fragments to the host's addresses that the kernel puts in order |
@@ -20,7 +20,7 @@
 //! packet of the first direction, so neither outlives the other by much. Two CPUs that handle one
 //! flow at once may lose a note of each other (that it was answered, that it is over): the next
 //! packet makes it again.
-
+//!
 //! The stack of all functions that are called within each other is 512 bytes, and there may be
 //! eight of them. So the parts do not call each other, but tell what comes next ([`run`]).
 

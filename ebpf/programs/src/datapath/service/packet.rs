@@ -20,8 +20,8 @@ pub(in crate::datapath) const FLOW: u32 = 1;
 pub(in crate::datapath) const LATER: u32 = 2;
 /// [`Packet::class`]: as [`LATER`], but the first has not been seen: the key has no ports.
 pub(in crate::datapath) const LOST: u32 = 3;
-/// [`Packet::class`]: an ICMP error; the key is of the quoted packet, turned round, which is the direction that the error
-/// goes.
+/// [`Packet::class`]: an ICMP error; the key is of the quoted packet, turned round, which is the
+/// direction that the error goes.
 pub(in crate::datapath) const ERROR: u32 = 4;
 
 /// What stands in `FRAGMENTS` for ports while a packet's fragments go to the kernel.

@@ -48,8 +48,8 @@ const INNER_IP: usize = OUTER + ETHERNET;
 /// [`Flow::end`]: nothing of the packet changes; its source; its destination.
 pub(super) const NEITHER: u32 = 2;
 
-/// [`Flow::way`]: to another node; to an endpoint of this one; to somebody outside; as if there were no services,
-/// though it comes from a backend.
+/// [`Flow::way`]: to another node; to an endpoint of this one; to somebody outside; as if there
+/// were no services, though it comes from a backend.
 const TO_NODE: u32 = 0;
 const TO_ENDPOINT: u32 = 1;
 const LEAVES: u32 = 2;
