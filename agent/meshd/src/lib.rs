@@ -18,7 +18,6 @@ pub mod config;
 pub mod copies;
 mod detach;
 pub mod dns;
-pub mod durable;
 pub mod encryption;
 pub mod endpoint_store;
 pub mod fairness;
@@ -46,3 +45,5 @@ mod test_host;
 pub mod unreadable;
 pub mod view;
 pub mod xdp;
+
+use mesh_sys::durable;

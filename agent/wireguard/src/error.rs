@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use mesh_sys::durable::FileError;
+
 /// Result of this crate.
 pub type Result<T> = std::result::Result<T, Error>;
 
@@ -46,6 +48,9 @@ pub enum Error {
         /// What the kernel said.
         source: io::Error,
     },
+    /// A file could not be replaced.
+    #[error(transparent)]
+    Replace(#[from] FileError),
     /// The file with the private keys is not what was once written to it.
     #[error("the key file {path} is damaged ({reason}); remove it to get a new key", path = path.display())]
     KeyFile {

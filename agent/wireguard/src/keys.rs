@@ -2,14 +2,15 @@
 
 use std::{
     fmt,
-    fs::{self, File, OpenOptions},
-    io::{Read, Write},
-    os::unix::fs::{OpenOptionsExt, PermissionsExt},
+    fs::File,
+    io::Read,
+    os::unix::fs::PermissionsExt,
     path::{Path, PathBuf},
     str::FromStr,
 };
 
 use boringtun::x25519;
+use mesh_sys::durable::{self, Survives};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, Result, base64};
@@ -237,29 +238,13 @@ fn read(path: &Path, file: File) -> Result<Vec<OwnKey>> {
 fn write(path: &Path, keys: &[OwnKey]) -> Result<()> {
     let text = serde_json::to_vec(keys)
         .map_err(|error| Error::System { action: "write keys".to_owned(), source: error.into() })?;
-    let temporary = path.with_extension("new");
-    match fs::remove_file(&temporary) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(Error::file("replace", temporary)(error));
-        }
-        _ => {}
-    }
-    let mut file = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(Error::file("create", &temporary))?;
-    file.write_all(&text).and_then(|()| file.sync_all()).map_err(Error::file("write", &temporary))?;
-    fs::rename(&temporary, path).map_err(Error::file("replace", path))?;
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("write", folder))?;
-    }
-    Ok(())
+    Ok(durable::write(path, &text, Survives::PowerLoss)?)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     #[test]

@@ -6,6 +6,7 @@ use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use mesh_model::{NodeId, Role};
+use mesh_sys::durable::{self, Survives};
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
     ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, SanType,
@@ -14,7 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use sha2::{Digest, Sha256};
 
-use super::{IdentityError, private_file};
+use super::IdentityError;
 
 /// How long a node's certificate is valid. Its agent renews it when a third of this has passed.
 pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
@@ -112,15 +113,15 @@ impl CertificateAuthority {
         params.not_after = (now + CA_VALIDITY).into();
         let cert_pem = params.self_signed(&key).map_err(IdentityError::make("the CA's certificate"))?.pem();
         // The key first: a certificate without its key would look like a CA that cannot be used.
-        private_file::write(&directory.join(KEY_FILE), &key.serialize_pem())?;
-        private_file::write(&directory.join(CERT_FILE), &cert_pem)?;
+        durable::write(&directory.join(KEY_FILE), key.serialize_pem().as_bytes(), Survives::PowerLoss)?;
+        durable::write(&directory.join(CERT_FILE), cert_pem.as_bytes(), Survives::PowerLoss)?;
         Self::from_pem(cert_pem, cluster, key)
     }
 
     /// Reads the one of a cluster from its directory.
     pub fn load(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
-        let cert_pem = private_file::read(&directory.join(CERT_FILE))?;
-        let key_pem = private_file::read(&directory.join(KEY_FILE))?;
+        let cert_pem = durable::read_text(&directory.join(CERT_FILE))?;
+        let key_pem = durable::read_text(&directory.join(KEY_FILE))?;
         let key = KeyPair::from_pem(&key_pem).map_err(|e| IdentityError::malformed("the CA's key", &e))?;
         Self::from_pem(cert_pem, cluster, key)
     }

@@ -3,27 +3,19 @@
 
 mod authority;
 mod node;
-mod private_file;
 pub mod tls;
-
-use std::path::PathBuf;
 
 pub use authority::{CertificateAuthority, Fingerprint, InvalidFingerprint, NODE_VALIDITY};
 pub use node::{NodeIdentity, NodeKey, PeerIdentity};
+
+use mesh_sys::durable::FileError;
 
 /// Why something about keys or certificates did not work.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file could not be read or written.
-    #[error("cannot {action} {}: {source}", path.display())]
-    File {
-        /// `read` or `write`.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The reason.
-        source: std::io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] FileError),
     /// A key, certificate or request could not be made.
     #[error("cannot make {what}: {source}")]
     Make {

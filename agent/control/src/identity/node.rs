@@ -5,12 +5,13 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use mesh_model::{NodeId, Role};
+use mesh_sys::durable::{self, Survives};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
-use super::{Fingerprint, IdentityError, NODE_VALIDITY, private_file};
+use super::{Fingerprint, IdentityError, NODE_VALIDITY};
 
 const CERTIFICATE: &str = "the node's certificate";
 /// Clocks of a cluster may differ by this much without an effect on certificates.
@@ -126,14 +127,14 @@ impl std::fmt::Debug for NodeIdentity {
 impl NodeIdentity {
     /// Reads what [`save`](Self::save) wrote.
     pub fn load(path: &Path) -> Result<Self, IdentityError> {
-        Self::from_pem(&private_file::read(path)?)
+        Self::from_pem(&durable::read_text(path)?)
     }
 
     /// Writes it to one file of mode 0600, which has the old identity or the new one at any time.
     pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
         let parts = [&self.key_pem, &self.cert_pem, &self.ca_pem];
         let text: String = parts.iter().flat_map(|part| [part.trim_end(), "\n"]).collect();
-        private_file::write(path, &text)
+        Ok(durable::write(path, text.as_bytes(), Survives::PowerLoss)?)
     }
 
     fn from_pem(text: &str) -> Result<Self, IdentityError> {

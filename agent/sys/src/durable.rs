@@ -1,38 +1,39 @@
-//! Files that are whole or absent, whatever happens while they are written.
+//! Files that readers find whole or not at all, whenever the writer is interrupted.
 
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::ffi::OsString;
+use std::fs::{self, DirBuilder, File};
 use std::io::{self, BufWriter, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// So many bytes are written at once.
+/// Bytes per write of [`write_json`].
 const BUFFER: usize = 64 << 10;
 
-/// Ends the name of a file that is still being written.
+/// Suffix of a file that is still being written.
 const UNFINISHED: &str = ".tmp";
 
 /// Why a state file could not be read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum FileError {
-    /// The file system said no.
+    /// The operating system refused.
     #[error("cannot {action} {}: {source}", path.display())]
     Io {
-        /// What was tried: `read`, `write`, `remove`.
+        /// The operation: `read`, `write`, `create` or `remove`.
         action: &'static str,
-        /// On which file.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The reason.
         source: io::Error,
     },
-    /// The content is not what it should be.
+    /// The content is not the expected JSON.
     #[error("{} is damaged or of another version: {source}", path.display())]
     Content {
         /// The file.
         path: PathBuf,
-        /// Where and why.
+        /// Position and reason.
         source: serde_json::Error,
     },
 }
@@ -43,16 +44,16 @@ impl FileError {
     }
 }
 
-/// How much a write has to survive.
+/// The worst event that a completed write survives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Survives {
     /// The end of this process at any instant.
     Kill,
-    /// That, and a loss of power once the call has returned.
+    /// A loss of power after the call has returned.
     PowerLoss,
 }
 
-/// Replaces the file at `path` (mode 0600) by `bytes`, in one step for every reader.
+/// Replaces the file at `path` (mode 0600) by `bytes`, atomically for every reader.
 pub fn write(path: &Path, bytes: &[u8], survives: Survives) -> Result<(), FileError> {
     replace(path, survives, |file| file.write_all(bytes)).map_err(FileError::io("write", path))
 }
@@ -62,31 +63,34 @@ fn replace(
     survives: Survives,
     write: impl FnOnce(&mut File) -> io::Result<()>,
 ) -> io::Result<()> {
-    let mut unfinished = path.as_os_str().to_owned();
+    let name = path.file_name().ok_or(io::ErrorKind::InvalidFilename)?;
+    let dir = parent(path);
+    let mut unfinished: OsString = name.to_owned();
     unfinished.push(UNFINISHED);
-    let unfinished = PathBuf::from(unfinished);
-    let written = (|| {
-        let mut file =
-            OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&unfinished)?;
-        write(&mut file)?;
-        if survives == Survives::PowerLoss {
-            file.sync_all()?;
-        }
-        fs::rename(&unfinished, path)?;
-        if survives == Survives::PowerLoss {
-            sync_parent(path)?;
-        }
-        Ok(())
-    })();
-    if written.is_err() {
-        // A full disk must not keep the half that fitted; what matters is the error that led here.
-        let _ = fs::remove_file(&unfinished);
+    // The name is fixed, so that interrupted writes leave one file at most. That file may have
+    // another mode, so it is not reused.
+    remove_if_exists(&dir.join(&unfinished))?;
+    // Dropping the file removes it: half of it must not stay on a full disk.
+    let mut file = tempfile::Builder::new().prefix(&unfinished).rand_bytes(0).tempfile_in(dir)?;
+    write(file.as_file_mut())?;
+    if survives == Survives::PowerLoss {
+        file.as_file().sync_all()?;
     }
-    written
+    file.persist(path)?;
+    if survives == Survives::PowerLoss {
+        File::open(dir)?.sync_all()?;
+    }
+    Ok(())
 }
 
-/// [`write`] of a value as JSON, which is never in memory as a whole: of a large cluster it is a
-/// hundred megabytes.
+/// The directory of a file; the working directory for a bare name.
+fn parent(path: &Path) -> &Path {
+    path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."))
+}
+
+/// Replaces the file at `path` (mode 0600) by a value as JSON, atomically for every reader.
+///
+/// The text is streamed: of a large cluster it is a hundred megabytes.
 pub fn write_json<T: Serialize>(path: &Path, value: &T, survives: Survives) -> Result<(), FileError> {
     let written = replace(path, survives, |file| {
         let mut buffer = BufWriter::with_capacity(BUFFER, file);
@@ -97,7 +101,12 @@ pub fn write_json<T: Serialize>(path: &Path, value: &T, survives: Survives) -> R
     written.map_err(FileError::io("write", path))
 }
 
-/// Reads a value that [`write_json`] wrote; `None` when there is no such file.
+/// Reads a text file.
+pub fn read_text(path: &Path) -> Result<String, FileError> {
+    fs::read_to_string(path).map_err(FileError::io("read", path))
+}
+
+/// Reads a value that [`write_json`] wrote; returns `None` if the file does not exist.
 pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileError> {
     match fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -108,21 +117,24 @@ pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<Option<T>, FileErro
     }
 }
 
-/// Removes a file; no error when there is none. A loss of power may bring it back.
+/// Removes a file; succeeds if it does not exist. A loss of power may bring it back.
 pub fn remove(path: &Path) -> Result<(), FileError> {
+    remove_if_exists(path).map_err(FileError::io("remove", path))
+}
+
+fn remove_if_exists(path: &Path) -> io::Result<()> {
     match fs::remove_file(path) {
-        Ok(()) => Ok(()),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(error) => Err(FileError::io("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 
-/// Creates a directory (mode 0700) with those above it; no error when it is there.
+/// Creates a directory (mode 0700) with its parents; succeeds if it exists.
 pub fn create_dir(path: &Path) -> Result<(), FileError> {
     DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(FileError::io("create", path))
 }
 
-/// Removes what writes that never finished have left in a directory.
+/// Removes the files that interrupted writes have left in a directory.
 pub fn remove_unfinished(dir: &Path) -> Result<(), FileError> {
     let entries = fs::read_dir(dir).map_err(FileError::io("read", dir))?;
     for entry in entries {
@@ -132,10 +144,6 @@ pub fn remove_unfinished(dir: &Path) -> Result<(), FileError> {
         }
     }
     Ok(())
-}
-
-fn sync_parent(path: &Path) -> io::Result<()> {
-    path.parent().map_or(Ok(()), |dir| File::open(dir)?.sync_all())
 }
 
 #[cfg(test)]
@@ -173,6 +181,31 @@ mod tests {
         remove_unfinished(dir.path()).unwrap();
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().map(|e| e.unwrap().file_name()).collect();
         assert_eq!(left, ["b.json"]);
+    }
+
+    #[test]
+    fn a_failed_write_keeps_the_old_content_and_leaves_nothing_beside_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("a.json");
+        write(&path, b"old", Survives::PowerLoss).unwrap();
+        let failed = replace(&path, Survives::PowerLoss, |file| {
+            file.write_all(b"half")?;
+            Err(io::ErrorKind::StorageFull.into())
+        });
+        assert_eq!(failed.unwrap_err().kind(), io::ErrorKind::StorageFull);
+        assert_eq!(read_text(&path).unwrap(), "old");
+        assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn a_file_that_an_interrupted_write_left_readable_does_not_pass_its_mode_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let left = dir.path().join("key.tmp");
+        fs::write(&left, "half").unwrap();
+        fs::set_permissions(&left, fs::Permissions::from_mode(0o644)).unwrap();
+        write(&path, b"secret", Survives::PowerLoss).unwrap();
+        assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
     }
 
     #[test]

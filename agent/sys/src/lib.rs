@@ -1,0 +1,6 @@
+//! The operating system below the domain: code here knows files, sockets and processes, and
+//! nothing of networks, endpoints or clusters.
+//!
+//! `unsafe` calls of the agents belong into this crate, each in the thinnest possible wrapper.
+
+pub mod durable;
