@@ -1,4 +1,4 @@
-//! What all calls and sessions of one manager share, and its tasks in the background.
+//! What all calls and sessions of one manager share.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -6,26 +6,23 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Instant;
 
 use mesh_model::cluster::Cluster;
-use mesh_model::{Network, NetworkId, NodeId, NodeState, Role};
-use mesh_store::{Compare, Revision, Txn};
-use tokio::sync::broadcast::error::RecvError;
+use mesh_model::{NodeId, NodeState, Role};
 use tokio::sync::{Notify, watch};
-use tokio::task::JoinSet;
-use tracing::{info, warn};
+use tracing::info;
 
 use crate::attempts::Attempts;
 use crate::endpoints::Endpoints;
-use crate::feed::{Feed, News};
+use crate::feed::Feed;
 use crate::health::Health;
 use crate::identity::{CertificateAuthority, PeerIdentity};
-use crate::leases::LeaseDesk;
+use crate::leases::desk::LeaseDesk;
+use crate::limits;
 use crate::liveness::Liveness;
 use crate::paths::PathReports;
-use crate::records::{RecordError, Records, Versioned, put};
+use crate::records::{RecordError, Records};
 use crate::reports::{Checker, Faults, Routes};
-use crate::services::ServiceDesk;
-use crate::sessions::{Sessions, follow_taken};
-use crate::{keys, limits, services};
+use crate::services::desk::ServiceDesk;
+use crate::sessions::registry::Sessions;
 
 /// The state of every node.
 pub(crate) type NodeStates = Arc<BTreeMap<NodeId, NodeState>>;
@@ -46,7 +43,7 @@ pub(crate) struct Core {
     cluster: Cluster,
     own: PeerIdentity,
     liveness: Mutex<Liveness>,
-    liveness_changed: Notify,
+    pub(crate) liveness_changed: Notify,
     states: watch::Sender<NodeStates>,
     begun: tokio::time::Instant,
     /// What each node's host routes by itself, as its agent last said.
@@ -67,16 +64,14 @@ impl fmt::Debug for Core {
 }
 
 impl Core {
-    pub(crate) async fn start(
+    pub(crate) fn new(
         records: Records,
+        feed: Feed,
         authority: CertificateAuthority,
         cluster: Cluster,
         own: PeerIdentity,
-        tasks: &mut JoinSet<()>,
-    ) -> Result<Arc<Self>, RecordError> {
-        forget_removals(&records).await?;
-        let feed = Feed::start(&**records.store()).await?;
-        let core = Arc::new(Self {
+    ) -> Self {
+        let core = Self {
             records,
             authority,
             feed,
@@ -96,24 +91,10 @@ impl Core {
             routes: Mutex::default(),
             faults: Faults::default(),
             attempts: Attempts::default(),
-        });
+        };
         core.follow_members();
         core.derive_states();
-        let feeding = core.clone();
-        tasks.spawn(async move { feeding.feed.run(feeding.records.store().clone()).await });
-        let sweeping = core.clone();
-        tasks.spawn(async move {
-            if let Err(error) = services::sweep(&sweeping).await {
-                warn!(%error, "cannot remove the backends of nodes that are gone");
-            }
-        });
-        let watching = core.clone();
-        tasks.spawn(async move { watching.watch_nodes().await });
-        let checking = core.clone();
-        tasks.spawn(async move { checking.follow_leases().await });
-        let compacting = core.clone();
-        tasks.spawn(async move { compacting.compact().await });
-        Ok(core)
+        core
     }
 
     /// Waits until the view has everything that is in the store now.
@@ -206,55 +187,13 @@ impl Core {
         check(Checker { view: &view, node, is_trusted })
     }
 
-    /// Checks reported endpoints again whenever the leases of their network change: of an address
-    /// that is another node's by now, its former owner must not go on reporting an endpoint.
-    async fn follow_leases(self: &Arc<Self>) {
-        let ((), mut news) = self.feed.subscribe(|_| ());
-        loop {
-            match news.recv().await {
-                Ok(News::Batch(batch)) => {
-                    for network in batch.leased_networks() {
-                        self.check_endpoints(Some(network));
-                    }
-                }
-                Ok(News::Gap) | Err(RecvError::Lagged(_)) => self.check_endpoints(None),
-                Err(RecvError::Closed) => return,
-            }
-        }
-    }
-
-    fn check_endpoints(self: &Arc<Self>, network: Option<&NetworkId>) {
-        for node in self.endpoints.reporters(network) {
-            let taken = self.checked(&node, |checker| self.endpoints.check_again(checker, network));
-            follow_taken(self, &node, taken);
-        }
-    }
-
     fn liveness<T>(&self, change: impl FnOnce(&mut Liveness) -> T) -> T {
         // Each change leaves it whole.
         change(&mut self.liveness.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Derives the states of nodes anew at each event, and as time passes.
-    async fn watch_nodes(&self) {
-        let mut revisions = self.feed.revisions();
-        loop {
-            tokio::select! {
-                changed = revisions.changed() => {
-                    if changed.is_err() {
-                        return;
-                    }
-                    self.follow_members();
-                }
-                () = self.liveness_changed.notified() => {}
-                () = tokio::time::sleep(limits::LIVENESS_TICK) => {}
-            }
-            self.derive_states();
-        }
-    }
-
-    /// What is remembered of nodes that are gone is forgotten.
-    fn follow_members(&self) {
+    /// Forgets what is remembered of nodes that are gone.
+    pub(crate) fn follow_members(&self) {
         let nodes: BTreeSet<NodeId> = self.feed.view().nodes.keys().cloned().collect();
         self.endpoints.retain(&nodes);
         self.health.retain(&nodes);
@@ -267,7 +206,8 @@ impl Core {
         self.liveness(|liveness| liveness.set_nodes(nodes, managers));
     }
 
-    fn derive_states(&self) {
+    /// Derives the states of all nodes from what was heard of them until now.
+    pub(crate) fn derive_states(&self) {
         let states = self.liveness(|liveness| liveness.states(Instant::now()));
         self.states.send_if_modified(|known| {
             let is_changed = **known != states;
@@ -280,32 +220,4 @@ impl Core {
             is_changed
         });
     }
-
-    /// Forgets the store's history, except for that of the last minutes, which watches may still
-    /// need.
-    async fn compact(&self) {
-        let mut before = self.feed.view().revision;
-        loop {
-            tokio::time::sleep(limits::COMPACT_EVERY).await;
-            if let Err(error) = self.records.store().compact(Revision(before)).await {
-                warn!(%error, "cannot compact the store");
-            }
-            before = self.feed.view().revision;
-        }
-    }
-}
-
-/// A manager that ended while it removed a network left it marked: the removal has to be asked for
-/// again.
-async fn forget_removals(records: &Records) -> Result<(), RecordError> {
-    for Versioned { value, revision } in records.networks().await? {
-        if value.removing {
-            let key = keys::network(&value.id);
-            let unchanged = Compare::mod_revision(key.clone(), revision);
-            let txn = Txn::when([unchanged]).then([put(key, &Network { removing: false, ..value })]);
-            // Somebody else has changed it: then the mark is theirs.
-            records.commit(txn).await?;
-        }
-    }
-    Ok(())
 }

@@ -12,11 +12,11 @@ use mesh_store::{Compare, Op, Txn};
 use tracing::info;
 
 use crate::core::Core;
-use crate::identity::{IdentityError, NODE_VALIDITY, PeerIdentity};
+use crate::errors::{identity_problem, usage};
+use crate::identity::{NODE_VALIDITY, PeerIdentity};
 use crate::records::{RecordError, Tries, Versioned, put};
-use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
-use crate::{keys, nodes, reports};
+use crate::{keys, reports};
 
 /// Makes who has a token a member: checks the token, writes the node's record, issues the
 /// certificate.
@@ -44,7 +44,7 @@ pub(crate) async fn join(
         core.attempts.failed(address, Instant::now());
     }
     let role = role?;
-    nodes::check_role(core, role)?;
+    check_role(core, role)?;
     let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(|e| usage(&e))?;
     // A cluster within one host, whose manager has a loopback address, can have more of them.
     let own = core.records.node(core.node_id()).await?;
@@ -80,6 +80,15 @@ pub(crate) async fn join(
         ca_pem: core.authority.cert_pem().to_owned(),
         managers: managers(core).await?,
     })
+}
+
+/// Refuses a further manager where the store is one manager's own.
+pub(crate) fn check_role(core: &Core, role: Role) -> Result<(), Problem> {
+    if role == Role::Worker || core.records.store().is_shared() {
+        return Ok(());
+    }
+    Err(Problem::new(ProblemKind::Failed, "a cluster has one manager only so far: another one cannot join")
+        .hint("join the host as a worker: meshctl cluster join-token worker"))
 }
 
 /// `HOST:PORT` of every manager.
@@ -247,13 +256,4 @@ pub(crate) fn check_underlay<'a>(
         }
     }
     Ok(())
-}
-
-/// A bad request is the caller's mistake, the rest is ours.
-pub(crate) fn identity_problem(error: &IdentityError) -> Problem {
-    let kind = match error {
-        IdentityError::Malformed { .. } => ProblemKind::Usage,
-        _ => ProblemKind::Failed,
-    };
-    Problem::new(kind, error.to_string())
 }

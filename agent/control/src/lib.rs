@@ -2,7 +2,7 @@
 //!
 //! A [`Manager`] works on a store and serves three services. [`join`] is how a host becomes a
 //! member, [`connect`] how a member reaches a manager; the manager's own agent uses
-//! [`Manager::local_channel`] instead. What agents have to do in their sessions is in [`session`].
+//! [`Manager::local_channel`] instead. What agents have to do in their sessions is in [`session_client`].
 #![forbid(unsafe_code)]
 
 mod access;
@@ -13,6 +13,7 @@ mod connections;
 mod core;
 mod endpoints;
 mod enroll;
+mod errors;
 mod feed;
 #[cfg(fuzzing)]
 pub mod fuzzing;
@@ -20,11 +21,13 @@ mod health;
 pub mod identity;
 mod join;
 mod keys;
+mod layout;
 mod leases;
 pub mod limits;
 mod liveness;
 mod manager;
 mod networks;
+mod node_status;
 mod nodes;
 mod paths;
 mod problems;
@@ -33,10 +36,11 @@ mod records;
 mod reports;
 mod resolve;
 mod rotation;
-mod service;
+mod rpc;
 mod services;
-pub mod session;
+pub mod session_client;
 mod sessions;
+mod tasks;
 pub mod token;
 pub mod transport;
 mod view;
@@ -47,6 +51,6 @@ pub use join::{JoinParameters, Joined, join};
 pub use liveness::{Standing, probe_targets};
 pub use manager::{ClusterParameters, Manager, ManagerError, ThisNode};
 pub use records::RecordError;
-pub use service::MemberService;
+pub use rpc::MemberService;
 pub use token::JoinToken;
 pub use transport::{PeerInfo, connect};

@@ -24,9 +24,9 @@ use crate::connections::{Bounds, Connections};
 use crate::core::Core;
 use crate::identity::{CertificateAuthority, IdentityError, NODE_VALIDITY, NodeIdentity, NodeKey, tls};
 use crate::records::{RecordError, Records, put};
-use crate::service::{EnrollmentService, MemberService};
+use crate::rpc::{EnrollmentService, MemberService};
 use crate::token::TokenRecord;
-use crate::{clock, keys, limits, problems, transport};
+use crate::{clock, keys, limits, problems, tasks, transport};
 
 /// How many descriptors a process has where nobody says so.
 const DESCRIPTORS: u64 = 1024;
@@ -201,7 +201,7 @@ impl Manager {
         }
         let tls = Arc::new(RwLock::new(tls::server_config(identity)?));
         let mut tasks = JoinSet::new();
-        let core = Core::start(records, authority, cluster, own, &mut tasks).await?;
+        let core = tasks::start(records, authority, cluster, own, &mut tasks).await?;
         let (local, connections) = transport::pipe();
         let service = MemberService::local(core.clone());
         tasks.spawn(async move {

@@ -1,4 +1,4 @@
-//! Nodes: listing, availability, removal, and what a node asks about itself.
+//! Nodes: availability, removal, join tokens and renewed certificates.
 
 use mesh_model::{Node, NodeId, NodeState, Role};
 use mesh_proto::v1::{
@@ -11,33 +11,14 @@ use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
-use crate::enroll::identity_problem;
+use crate::enroll::check_role;
+use crate::errors::{identity_problem, usage};
 use crate::identity::NODE_VALIDITY;
+use crate::node_status::status;
 use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::{check_removable, resolve_node};
-use crate::service::usage;
 use crate::token::{JoinToken, TokenRecord};
 use crate::{keys, leases, limits, readdress, services};
-
-/// A node with what is known of it now.
-pub(crate) fn status(core: &Core, node: &Node) -> NodeStatus {
-    let state = core.states().borrow().get(&node.id).copied().unwrap_or(NodeState::Unknown);
-    NodeStatus {
-        node: Some(node.into()),
-        state: mesh_proto::v1::NodeState::from(state).into(),
-        // The only manager that there is decides.
-        leader: node.id == *core.node_id(),
-        last_seen: core.sessions.last_seen(&node.id).map(|at| at.to_string()).unwrap_or_default(),
-        unreachable_from: core.paths.of(&node.id, &core.feed.view().nodes),
-    }
-}
-
-/// Every node, sorted by name.
-pub(crate) async fn list(core: &Core) -> Result<Vec<NodeStatus>, Problem> {
-    let mut nodes: Vec<Node> = core.records.nodes().await?.into_iter().map(|node| node.value).collect();
-    nodes.sort_by(|a, b| a.name.cmp(&b.name));
-    Ok(nodes.iter().map(|node| status(core, node)).collect())
-}
 
 /// Changes a node's addresses and its availability.
 pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<NodeStatus, Problem> {
@@ -117,15 +98,6 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
             return Ok(node);
         }
     }
-}
-
-/// Refuses a further manager where the store is one manager's own.
-pub(crate) fn check_role(core: &Core, role: Role) -> Result<(), Problem> {
-    if role == Role::Worker || core.records.store().is_shared() {
-        return Ok(());
-    }
-    Err(Problem::new(ProblemKind::Failed, "a cluster has one manager only so far: another one cannot join")
-        .hint("join the host as a worker: meshctl cluster join-token worker"))
 }
 
 /// The join token of a role, after drawing a new one if asked to.

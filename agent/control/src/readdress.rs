@@ -10,7 +10,7 @@ use tracing::{info, warn};
 
 use crate::core::Core;
 use crate::enroll::{check_distinct, check_underlay};
-use crate::nodes::status;
+use crate::node_status::status;
 use crate::records::{Tries, Versioned, put};
 use crate::reports::underlay_address;
 use crate::{keys, limits};

@@ -12,8 +12,8 @@ use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
+use crate::errors::usage;
 use crate::records::{Tries, Versioned, put};
-use crate::service::usage;
 use crate::{keys, limits};
 
 /// So many generations of a node's keys at most: the one in use, the next one, and some that are on

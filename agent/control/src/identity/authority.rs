@@ -2,7 +2,6 @@
 
 use std::fmt;
 use std::path::Path;
-use std::str::FromStr;
 use std::time::{Duration, SystemTime};
 
 use mesh_model::{NodeId, Role};
@@ -13,12 +12,11 @@ use rcgen::{
 };
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
-use sha2::{Digest, Sha256};
 
 use super::IdentityError;
+use super::fingerprint::Fingerprint;
+use super::node::role_name;
 
-/// How long a node's certificate is valid. Its agent renews it when a third of this has passed.
-pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// How long the CA's own certificate is valid.
 const CA_VALIDITY: Duration = Duration::from_hours(20 * 365 * 24);
 /// Certificates are valid from here on, so that hosts take them however far their clocks are
@@ -31,54 +29,6 @@ pub(super) const MANAGER_NAME: &str = "mesh-manager";
 
 const CERT_FILE: &str = "ca.crt";
 const KEY_FILE: &str = "ca.key";
-
-/// SHA-256 of a certificate's DER form. As text: 64 lowercase hexadecimal characters.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 32]);
-
-/// A text that is no fingerprint.
-#[derive(Debug, thiserror::Error)]
-#[error("a certificate's fingerprint has 64 hexadecimal characters, this one has {len} characters")]
-pub struct InvalidFingerprint {
-    /// How many characters it has.
-    pub len: usize,
-}
-
-impl Fingerprint {
-    /// The fingerprint of a certificate.
-    pub fn of(certificate: &CertificateDer<'_>) -> Self {
-        Self(Sha256::digest(certificate).into())
-    }
-}
-
-impl FromStr for Fingerprint {
-    type Err = InvalidFingerprint;
-
-    fn from_str(text: &str) -> Result<Self, InvalidFingerprint> {
-        let invalid = || InvalidFingerprint { len: text.chars().count() };
-        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(invalid());
-        }
-        let mut bytes = [0; 32];
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = str::from_utf8(digits).map_err(|_| invalid())?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
-        }
-        Ok(Self(bytes))
-    }
-}
-
-impl fmt::Display for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
-    }
-}
-
-impl fmt::Debug for Fingerprint {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        fmt::Display::fmt(self, f)
-    }
-}
 
 /// The certificate authority with its private key.
 pub struct CertificateAuthority {
@@ -176,7 +126,7 @@ impl CertificateAuthority {
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, node.as_str());
-        params.distinguished_name.push(DnType::OrganizationalUnitName, super::node::role_name(role));
+        params.distinguished_name.push(DnType::OrganizationalUnitName, role_name(role));
         params.distinguished_name.push(DnType::OrganizationName, self.cluster.as_str());
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.extended_key_usages = vec![ExtendedKeyUsagePurpose::ClientAuth];

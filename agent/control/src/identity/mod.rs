@@ -2,11 +2,13 @@
 //! connection accept.
 
 mod authority;
+mod fingerprint;
 mod node;
 pub mod tls;
 
-pub use authority::{CertificateAuthority, Fingerprint, InvalidFingerprint, NODE_VALIDITY};
-pub use node::{NodeIdentity, NodeKey, PeerIdentity};
+pub use authority::CertificateAuthority;
+pub use fingerprint::{Fingerprint, InvalidFingerprint};
+pub use node::{NODE_VALIDITY, NodeIdentity, NodeKey, PeerIdentity};
 
 use mesh_sys::durable::FileError;
 

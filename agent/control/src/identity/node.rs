@@ -11,9 +11,12 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate, X509Name};
 
-use super::{Fingerprint, IdentityError, NODE_VALIDITY};
+use super::IdentityError;
+use super::fingerprint::Fingerprint;
 
 const CERTIFICATE: &str = "the node's certificate";
+/// How long a node's certificate is valid. Its agent renews it after a third of that time.
+pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// Clocks of a cluster may differ by this much without an effect on certificates.
 const SLACK: Duration = Duration::from_hours(24);
 

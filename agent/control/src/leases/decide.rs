@@ -13,9 +13,11 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use tokio::time::{Instant, timeout};
 
 use super::borrow::{Outcome, outcome};
-use super::subnet::{LeaseSet, layout};
-use super::{Asker, Wanted, quota};
+use super::quota;
+use super::request::{Asker, Wanted};
+use super::subnet::LeaseSet;
 use crate::core::Core;
+use crate::layout::layout;
 use crate::records::{Tries, put};
 use crate::{keys, limits};
 

@@ -2,13 +2,14 @@
 
 mod borrow;
 mod decide;
+pub(crate) mod desk;
 mod quota;
+mod request;
 mod subnet;
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::sync::Arc;
 
 use mesh_ipam::{CedeAnswer, Family};
 use mesh_model::{Lease, Network, NetworkId, NodeId, Prefix, Role};
@@ -20,73 +21,13 @@ use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
+use crate::errors::usage;
 use crate::records::{RecordError, Tries, Versioned};
 use crate::resolve::resolve_network;
-use crate::service::usage;
 use crate::{keys, limits};
 
-pub(crate) use subnet::layout;
-use subnet::{LeaseSet, change_op};
-
-/// How long a prefix that was given back is leased to others only when nothing else is free.
-const RESTS: Duration = Duration::from_mins(1);
-
-/// What one manager remembers beside the records, to decide well and without getting into its own
-/// way.
-#[derive(Debug, Default)]
-pub(crate) struct LeaseDesk {
-    /// One decision at a time per network; networks share a few locks.
-    deciding: [tokio::sync::Mutex<()>; 16],
-    released: Mutex<Vec<(NetworkId, Prefix, Instant)>>,
-}
-
-impl LeaseDesk {
-    async fn turn(&self, network: &NetworkId) -> tokio::sync::MutexGuard<'_, ()> {
-        let digit = network.as_str().bytes().next().map_or(0, |b| usize::from(b % 16));
-        self.deciding[digit].lock().await
-    }
-
-    fn released(&self, network: &NetworkId, prefix: Prefix) {
-        let now = Instant::now();
-        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        released.retain(|(_, _, at)| now.saturating_duration_since(*at) < RESTS);
-        released.push((network.clone(), prefix, now));
-    }
-
-    fn recently_released(&self, network: &NetworkId) -> Vec<Prefix> {
-        let now = Instant::now();
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
-        let resting =
-            released.iter().filter(|(id, _, at)| id == network && now.saturating_duration_since(*at) < RESTS);
-        resting.map(|(_, prefix, _)| *prefix).collect()
-    }
-}
-
-/// Which node asks for addresses.
-#[derive(Debug, Clone)]
-pub(crate) struct Asker {
-    node: NodeId,
-    /// Whether it gets only what its endpoints need, and some to go on with.
-    is_bounded: bool,
-}
-
-/// What a node wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Wanted {
-    /// Exactly this address.
-    Address(IpAddr),
-    /// Some, of this family.
-    Any(Family),
-}
-
-impl Wanted {
-    fn family(self) -> Family {
-        match self {
-            Self::Address(address) => Family::of(address),
-            Self::Any(family) => family,
-        }
-    }
-}
+use self::request::{Asker, Wanted};
+use self::subnet::{LeaseSet, change_op};
 
 /// Gives the caller a lease, and answers once every live agent of the network can reach its
 /// addresses.

@@ -6,8 +6,9 @@ use mesh_ipam::Family;
 use mesh_model::{Network, NodeId};
 use mesh_proto::{Problem, ProblemKind};
 
-use super::subnet::{LeaseSet, layout};
+use super::subnet::LeaseSet;
 use crate::core::Core;
+use crate::layout::layout;
 
 /// So many blocks may be held without a use, at least.
 const BLOCKS: u128 = 4;

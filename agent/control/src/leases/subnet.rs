@@ -3,8 +3,8 @@
 
 use std::collections::BTreeSet;
 
-use mesh_ipam::{LeaseChange, Leases, SubnetLayout, SubnetSpec};
-use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix, Subnet};
+use mesh_ipam::{LeaseChange, Leases};
+use mesh_model::{Lease, LeaseState, Network, NetworkId, NodeId, Prefix};
 use mesh_store::{Compare, Op, Txn};
 
 use crate::core::Core;
@@ -78,18 +78,6 @@ impl LeaseSet {
         let txn = Txn::when(compares.into_iter().chain(member)).then([self.fence.advance()]).then(ops);
         Ok(core.records.commit(txn).await?.map(|revision| revision.0))
     }
-}
-
-/// How a subnet is divided. `None` never happens for a record that was validated when it was
-/// written.
-pub(crate) fn layout(subnet: &Subnet) -> Option<SubnetLayout> {
-    SubnetLayout::new(SubnetSpec {
-        subnet: subnet.subnet,
-        gateway: Some(subnet.gateway),
-        ip_range: subnet.ip_range,
-        aux: subnet.aux.clone(),
-    })
-    .ok()
 }
 
 /// Whether the lease waits for this node's answer.

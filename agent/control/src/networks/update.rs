@@ -8,9 +8,9 @@ use mesh_store::{Compare, Txn};
 use tracing::{info, warn};
 
 use crate::core::Core;
+use crate::errors::usage;
 use crate::records::{Tries, Versioned, put};
 use crate::resolve::resolve_network;
-use crate::service::usage;
 use crate::{keys, limits};
 
 /// Changes a network, and answers once every live agent has it so in its kernel.

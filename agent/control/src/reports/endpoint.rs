@@ -9,7 +9,7 @@ use mesh_proto::convert::{InvalidMessage, parse, parse_optional};
 use mesh_proto::v1;
 
 use super::{names, shown};
-use crate::leases::layout;
+use crate::layout::layout;
 use crate::view::View;
 
 /// Most aliases of one endpoint.

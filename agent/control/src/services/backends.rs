@@ -14,10 +14,10 @@ use super::update::interested;
 use super::{backend_status, wait_applied};
 use crate::access::Caller;
 use crate::core::Core;
+use crate::errors::usage;
 use crate::keys;
 use crate::records::{Tries, Versioned, put};
 use crate::resolve::{resolve_endpoint, resolve_network, resolve_service, within};
-use crate::service::usage;
 
 /// Makes an endpoint a backend; one that is one already stays as it is.
 pub(crate) async fn add(
@@ -71,7 +71,7 @@ fn existing(core: &Core, service: &Service, wanted: &Backend) -> Result<BackendS
 
 /// The record of a new backend.
 async fn record(core: &Core, service: &Service, endpoint: &v1::Endpoint) -> Result<Backend, Problem> {
-    let id = core.services.number(core).await?;
+    let id = core.services.number(&core.records, &core.feed).await?;
     let read = || {
         Ok(Backend {
             id,

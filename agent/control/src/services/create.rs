@@ -9,10 +9,10 @@ use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Txn};
 use tracing::info;
 
-use super::desk::{Choices, Choosing};
+use super::desk::{Choices, Choosing, ServiceDesk};
 use super::ports::{Checked, PortRecords};
 use super::request::Wanted;
-use super::{ServiceDesk, contended, network_name, ports, shared_names, status, vips, wait_applied};
+use super::{contended, network_name, ports, shared_names, status, vips, wait_applied};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{RecordError, Tries, Versioned, put};

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use mesh_model::{NodeId, Protocol, PublishedPort};
 
-use crate::sessions::PortAnswer;
+use crate::sessions::registry::PortAnswer;
 
 /// How many ports are asked about beside those that are meant.
 const COUNT: usize = 16;

@@ -9,9 +9,9 @@ use mesh_model::{BackendId, NetworkId, Protocol};
 use mesh_store::{Compare, Txn};
 use tokio::sync::Notify;
 
-use crate::core::Core;
+use crate::feed::Feed;
 use crate::keys;
-use crate::records::{RecordError, Tries, Versioned, put};
+use crate::records::{RecordError, Records, Tries, Versioned, put};
 
 /// So many numbers are reserved at once.
 const RUN: u32 = 64;
@@ -49,16 +49,16 @@ impl ServiceDesk {
     }
 
     /// A backend's number that no other backend has or lately had.
-    pub(super) async fn number(&self, core: &Core) -> Result<BackendId, RecordError> {
+    pub(super) async fn number(&self, records: &Records, feed: &Feed) -> Result<BackendId, RecordError> {
         let mut numbers = self.numbers.lock().await;
         loop {
             let (next, left) = match *numbers {
                 Some((next, left)) if left > 0 => (next, left),
-                _ => (reserve(core).await?, RUN),
+                _ => (reserve(records).await?, RUN),
             };
             *numbers = Some((next.next(), left - 1));
             // After millions of backends the numbers go round.
-            if core.feed.view().services.backend_by_number(next).is_none() {
+            if feed.view().services.backend_by_number(next).is_none() {
                 return Ok(next);
             }
         }
@@ -66,12 +66,12 @@ impl ServiceDesk {
 }
 
 /// Reserves the run of numbers that begins with the one returned.
-async fn reserve(core: &Core) -> Result<BackendId, RecordError> {
+async fn reserve(records: &Records) -> Result<BackendId, RecordError> {
     let mut tries = Tries::default();
     loop {
         tries.next()?;
         let key = keys::backend_numbers();
-        let last: Option<Versioned<BackendId>> = core.records.get(key.clone()).await?;
+        let last: Option<Versioned<BackendId>> = records.get(key.clone()).await?;
         let unchanged = match &last {
             Some(last) => Compare::mod_revision(key.clone(), last.revision),
             None => Compare::absent(key.clone()),
@@ -79,7 +79,7 @@ async fn reserve(core: &Core) -> Result<BackendId, RecordError> {
         let last = last.map_or(BackendId::LAST, |last| last.value);
         let first = last.next();
         let txn = Txn::when([unchanged]).then([put(key, &last.after(RUN))]);
-        if core.records.commit(txn).await?.is_some() {
+        if records.commit(txn).await?.is_some() {
             return Ok(first);
         }
     }

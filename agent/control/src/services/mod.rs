@@ -3,7 +3,7 @@
 mod backends;
 mod create;
 mod decoys;
-mod desk;
+pub(crate) mod desk;
 mod names;
 mod ports;
 mod removals;
@@ -27,7 +27,6 @@ use crate::view::ServiceRecords;
 
 pub(crate) use backends::{add, remove as remove_backend, set_state};
 pub(crate) use create::{create, proposed as proposed_service};
-pub(crate) use desk::ServiceDesk;
 pub(crate) use names::shared as shared_names;
 pub(crate) use ports::ask_hosts;
 pub(crate) use removals::{follow_hello, follow_removals, forget_node, sweep};

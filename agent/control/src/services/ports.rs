@@ -11,7 +11,7 @@ use super::desk::{Choice, Choosing};
 use super::{decoys, network_name, node_name};
 use crate::core::Core;
 use crate::records::{RecordError, Versioned, put};
-use crate::sessions::PortAnswer;
+use crate::sessions::registry::PortAnswer;
 use crate::view::View;
 use crate::{keys, limits};
 

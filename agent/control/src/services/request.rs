@@ -8,7 +8,7 @@ use mesh_proto::convert::{parse, parse_optional};
 use mesh_proto::v1::{self, CreateServiceRequest};
 use mesh_proto::{InvalidMessage, Problem, ProblemKind};
 
-use crate::service::usage;
+use crate::errors::usage;
 
 /// What a service is to be.
 #[derive(Debug, Clone)]

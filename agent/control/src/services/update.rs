@@ -10,15 +10,15 @@ use mesh_proto::{InvalidMessage, Problem, ProblemKind};
 use mesh_store::{Compare, Txn};
 use tracing::info;
 
-use super::desk::{Choices, Choosing};
+use super::desk::{Choices, Choosing, ServiceDesk};
 use super::ports::{Checked, PortRecords};
 use super::request::{ByNumber, aliases, check_distinct};
-use super::{ServiceDesk, contended, ports, request, shared_names, status, wait_applied};
+use super::{contended, ports, request, shared_names, status, wait_applied};
 use crate::core::Core;
+use crate::errors::usage;
 use crate::keys;
 use crate::records::{Tries, Versioned, put};
 use crate::resolve::resolve_service;
-use crate::service::usage;
 use crate::view::View;
 
 /// Changes a service, and answers once every live agent that is concerned has it so in its kernel.

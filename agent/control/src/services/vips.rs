@@ -9,7 +9,7 @@ use mesh_proto::{Problem, ProblemKind};
 
 use super::desk::{Choice, Choosing};
 use super::request::Wanted;
-use crate::leases::layout;
+use crate::layout::layout;
 use crate::view::View;
 
 /// The addresses that a new service gets: those that it wants, or free ones.

@@ -1,13 +1,14 @@
 //! Agents' sessions: which are live, how far each has come, and what each is told.
 
 mod reader;
-mod registry;
+pub(crate) mod registry;
 mod soft;
+mod taken;
 mod writer;
 
 use std::sync::Arc;
 
-use mesh_model::{Node, NodeId, Role};
+use mesh_model::{Node, Role};
 use mesh_proto::v1::{AgentMessage, Hello, ManagerMessage, agent_message};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Txn};
@@ -19,11 +20,10 @@ use tracing::{info, warn};
 
 use crate::access::Caller;
 use crate::core::Core;
-use crate::endpoints::Taken;
 use crate::records::{RecordError, Tries, put};
 use crate::{keys, limits, reports, services};
 
-pub(crate) use registry::{PortAnswer, Sessions};
+pub(crate) use taken::follow_taken;
 
 /// What an agent hears.
 pub(crate) type Outbound = ReceiverStream<Result<ManagerMessage, Status>>;
@@ -94,14 +94,6 @@ async fn hello(inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Problem> 
         Some(agent_message::Kind::Hello(hello)) => Ok(hello),
         _ => Err(usage("a session's first message must be Hello")),
     }
-}
-
-/// Acts on what a report of endpoints changed, or a later check of it.
-pub(crate) fn follow_taken(core: &Arc<Core>, node: &NodeId, taken: Taken) {
-    for (endpoint, withheld) in taken.withheld {
-        core.faults.set(node, endpoint.as_str(), withheld);
-    }
-    services::follow_removals(core, node, taken.gone);
 }
 
 /// The record of a node follows what its agent says about the host.

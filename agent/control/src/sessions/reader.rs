@@ -9,8 +9,8 @@ use tokio::time::timeout;
 use tonic::Streaming;
 use tracing::warn;
 
-use super::follow_taken;
 use super::registry::Session;
+use super::taken::follow_taken;
 use crate::access::Caller;
 use crate::core::Core;
 use crate::{clock, leases, limits};

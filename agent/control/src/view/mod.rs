@@ -1,6 +1,7 @@
 //! The records as one manager sees them at one revision, and what a revision changes for each node.
 //! Pure.
 
+mod apply;
 mod batch;
 mod services;
 #[cfg(test)]
@@ -10,7 +11,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use mesh_model::{Backend, EndpointId, Lease, Network, NetworkId, Node, NodeId, Prefix, Service, ServiceId};
-use mesh_store::{Event, Key, KeyValue};
+use mesh_store::{Key, KeyValue};
 use tracing::error;
 
 use crate::keys;
@@ -112,20 +113,6 @@ impl View {
     /// Who is told about a service.
     pub(crate) fn audience(&self, service: &ServiceId) -> Audience {
         self.services.audience(service)
-    }
-
-    /// Goes on to the next revision.
-    pub(crate) fn apply(&mut self, revision: u64, events: &[Event]) -> Batch {
-        let before = batch::Before::new(self, events);
-        let changes = events
-            .iter()
-            .filter_map(|event| match event {
-                Event::Put(kv) => self.put(kv),
-                Event::Delete { key, .. } => self.remove(key),
-            })
-            .collect();
-        self.revision = revision;
-        before.batch(self, changes)
     }
 
     /// What a node with this level is told of a network.

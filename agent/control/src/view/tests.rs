@@ -3,7 +3,7 @@ use mesh_model::{
     Role, Subnet, Vni,
 };
 use mesh_proto::v1::{self, change::Kind};
-use mesh_store::{Revision, Value};
+use mesh_store::{Event, Revision, Value};
 use proptest::prelude::*;
 
 use super::*;

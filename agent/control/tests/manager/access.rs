@@ -1,7 +1,7 @@
 //! Who may call what, over real connections: the whole table.
 
 use mesh_control::identity::tls::join_client_config;
-use mesh_control::session::{control_client, session_client};
+use mesh_control::session_client::{control_client, session_client};
 use mesh_control::{Access, Method, connect};
 use mesh_proto::v1;
 use mesh_proto::v1::{Availability, Role};

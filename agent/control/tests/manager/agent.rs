@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use mesh_control::limits::HEARTBEAT;
-use mesh_control::session::session_client;
+use mesh_control::session_client::session_client;
 use mesh_proto::v1::agent_message::Kind as Say;
 use mesh_proto::v1::manager_message::Kind as Hear;
 use mesh_proto::v1::{

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use mesh_control::identity::tls;
-use mesh_control::session::control_client;
+use mesh_control::session_client::control_client;
 use mesh_control::{
     ClusterParameters, JoinParameters, Manager, NodeIdentity, PeerIdentity, ThisNode, connect, join,
 };

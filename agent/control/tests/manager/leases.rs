@@ -240,7 +240,7 @@ async fn leases_of_two_managers_at_once_never_overlap() {
     let mut tasks = JoinSet::new();
     for n in 0..200 {
         let manager = if n % 2 == 0 { &cluster.manager } else { &second };
-        let mut control = mesh_control::session::control_client(manager.local_channel());
+        let mut control = mesh_control::session_client::control_client(manager.local_channel());
         let request = LeaseRequest { network: app.id.clone(), address: String::new(), family: 4 };
         tasks.spawn(async move { control.lease(request).await.unwrap().into_inner().lease.unwrap().prefix });
     }

@@ -69,7 +69,7 @@ async fn two_managers_at_once_give_nothing_twice() {
         // other\'s way.
         let request = CreateNetworkRequest { vni: Some(100 + n), ..network(&format!("n{n}")) };
         let channel = if n % 2 == 0 { cluster.manager.local_channel() } else { second.local_channel() };
-        let mut control = mesh_control::session::control_client(channel);
+        let mut control = mesh_control::session_client::control_client(channel);
         tasks.spawn(async move { control.create_network(request).await.unwrap().into_inner() });
     }
     let created: Vec<Network> = tasks.join_all().await;

@@ -8,7 +8,7 @@ use tonic::{Request, Response, Status};
 use super::MemberService;
 use crate::access::Method;
 use crate::resolve::resolve_node;
-use crate::{changes, leases, networks, nodes, readdress, rotation, services};
+use crate::{changes, leases, networks, node_status, nodes, readdress, rotation, services};
 
 /// Each call: authorized by its method's entry in the access table, then done by a function on the
 /// shared state. There is no other way to the message than through the authorization.
@@ -53,9 +53,9 @@ calls! {
     inspect_network: InspectNetwork(v1::InspectNetworkRequest) -> v1::InspectNetworkResponse,
         |core, _, message| networks::inspect(core, &message.network).await?;
     list_nodes: ListNodes(v1::ListNodesRequest) -> v1::ListNodesResponse,
-        |core, _, _| v1::ListNodesResponse { nodes: nodes::list(core).await? };
+        |core, _, _| v1::ListNodesResponse { nodes: node_status::list(core).await? };
     inspect_node: InspectNode(v1::InspectNodeRequest) -> v1::NodeStatus,
-        |core, _, message| nodes::status(core, &resolve_node(core, &message.node).await?.value);
+        |core, _, message| node_status::status(core, &resolve_node(core, &message.node).await?.value);
     list_endpoints: ListEndpoints(v1::ListEndpointsRequest) -> v1::ListEndpointsResponse,
         |core, _, message| networks::list_endpoints(core, &message).await?;
     get_cluster: GetCluster(v1::GetClusterRequest) -> v1::Cluster,

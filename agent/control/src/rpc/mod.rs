@@ -6,9 +6,9 @@ mod session;
 
 use std::sync::Arc;
 
+use mesh_proto::Problem;
 use mesh_proto::v1::control_server::ControlServer;
 use mesh_proto::v1::session_server::SessionServer;
-use mesh_proto::{InvalidMessage, Problem, ProblemKind};
 use tonic::Request;
 
 use crate::access::{Caller, Method, authorize, identity};
@@ -53,9 +53,4 @@ impl MemberService {
         let identity = identity(request, self.own.as_ref());
         authorize(&self.core.records, &self.core.cluster().id, identity, method).await
     }
-}
-
-/// A message that cannot be read is the caller's mistake.
-pub(crate) fn usage(error: &InvalidMessage) -> Problem {
-    Problem::new(ProblemKind::Usage, error.to_string())
 }

@@ -1,0 +1,40 @@
+//! What one manager remembers about leases beside the records.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use mesh_model::{NetworkId, Prefix};
+
+/// How long a prefix that was given back is leased to others only when nothing else is free.
+const RESTS: Duration = Duration::from_mins(1);
+
+/// What one manager remembers beside the records, to decide well and without getting into its own
+/// way.
+#[derive(Debug, Default)]
+pub(crate) struct LeaseDesk {
+    /// One decision at a time per network; networks share a few locks.
+    deciding: [tokio::sync::Mutex<()>; 16],
+    released: Mutex<Vec<(NetworkId, Prefix, Instant)>>,
+}
+
+impl LeaseDesk {
+    pub(super) async fn turn(&self, network: &NetworkId) -> tokio::sync::MutexGuard<'_, ()> {
+        let digit = network.as_str().bytes().next().map_or(0, |b| usize::from(b % 16));
+        self.deciding[digit].lock().await
+    }
+
+    pub(super) fn released(&self, network: &NetworkId, prefix: Prefix) {
+        let now = Instant::now();
+        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        released.retain(|(_, _, at)| now.saturating_duration_since(*at) < RESTS);
+        released.push((network.clone(), prefix, now));
+    }
+
+    pub(super) fn recently_released(&self, network: &NetworkId) -> Vec<Prefix> {
+        let now = Instant::now();
+        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let resting =
+            released.iter().filter(|(id, _, at)| id == network && now.saturating_duration_since(*at) < RESTS);
+        resting.map(|(_, prefix, _)| *prefix).collect()
+    }
+}

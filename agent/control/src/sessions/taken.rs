@@ -1,0 +1,17 @@
+//! What follows from the endpoints that a node reports.
+
+use std::sync::Arc;
+
+use mesh_model::NodeId;
+
+use crate::core::Core;
+use crate::endpoints::Taken;
+use crate::services;
+
+/// Acts on what a report of endpoints changed, or a later check of it.
+pub(crate) fn follow_taken(core: &Arc<Core>, node: &NodeId, taken: Taken) {
+    for (endpoint, withheld) in taken.withheld {
+        core.faults.set(node, endpoint.as_str(), withheld);
+    }
+    services::follow_removals(core, node, taken.gone);
+}
