@@ -1,53 +1,15 @@
 //! Conversions between messages and the model's records: total in one direction, checked in the
 //! other.
 
+mod field;
 pub mod host_policy;
 mod service;
 
-use std::fmt::Display;
-use std::str::FromStr;
-
 use mesh_model as model;
 
+pub use self::field::{InvalidMessage, parse, parse_optional, required};
+use self::field::{checked, port};
 use crate::v1;
-
-/// A message whose field does not hold what it should.
-#[derive(Debug, thiserror::Error)]
-#[error("field {field}: {reason}")]
-pub struct InvalidMessage {
-    /// Which field.
-    pub field: &'static str,
-    /// What is wrong with it.
-    pub reason: String,
-}
-
-/// Parses a text field.
-pub fn parse<T: FromStr<Err: Display>>(field: &'static str, text: &str) -> Result<T, InvalidMessage> {
-    text.parse().map_err(|e: T::Err| InvalidMessage { field, reason: e.to_string() })
-}
-
-/// Parses a text field that may be empty.
-pub fn parse_optional<T: FromStr<Err: Display>>(
-    field: &'static str,
-    text: &str,
-) -> Result<Option<T>, InvalidMessage> {
-    if text.is_empty() { Ok(None) } else { parse(field, text).map(Some) }
-}
-
-fn checked<T, U: TryInto<T, Error: Display>>(field: &'static str, value: U) -> Result<T, InvalidMessage> {
-    value.try_into().map_err(|e: U::Error| InvalidMessage { field, reason: e.to_string() })
-}
-
-/// Takes a port, which is not 0.
-fn port(field: &'static str, port: u32) -> Result<u16, InvalidMessage> {
-    let port = checked::<std::num::NonZeroU16, _>(field, checked::<u16, _>(field, port)?)?;
-    Ok(port.get())
-}
-
-/// Takes a message field that must be there.
-pub fn required<T>(field: &'static str, value: Option<T>) -> Result<T, InvalidMessage> {
-    value.ok_or_else(|| InvalidMessage { field, reason: "is missing".into() })
-}
 
 impl From<model::Role> for v1::Role {
     fn from(role: model::Role) -> Self {

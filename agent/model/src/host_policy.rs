@@ -5,7 +5,7 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::service::{InvalidWord, words};
+use crate::word::{InvalidWord, words};
 
 /// Which sockets of hosts the containers of a network may reach, on any address of any node.
 /// Published ports are not among them: they are reached always. Nor are packets that answer what a

@@ -24,6 +24,7 @@ pub mod published;
 pub mod service;
 pub mod traffic;
 pub mod wireguard;
+pub mod word;
 
 pub use backend::{Backend, BackendId, BackendState};
 pub use cluster::{Availability, Lease, LeaseState, Network, Node, NodeState, Role, Subnet, Wireguard};

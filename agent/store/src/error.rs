@@ -1,7 +1,7 @@
 //! What can go wrong with a store that is open, and when one is opened
 
 use std::io;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::{Key, Revision};
 
@@ -122,6 +122,22 @@ pub enum OpenError {
 }
 
 impl OpenError {
+    /// Which error of opening an input or output error is.
+    pub(crate) fn of_io(path: &Path, source: io::Error) -> Self {
+        let path = path.to_owned();
+        match source.kind() {
+            io::ErrorKind::NotFound => Self::Missing { path },
+            io::ErrorKind::AlreadyExists => Self::Exists { path },
+            io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+                Self::Permission { path, source }
+            }
+            // A file that ends too early, or does not start as a store does.
+            io::ErrorKind::UnexpectedEof => Self::Damaged { path, reason: "it is truncated".to_owned() },
+            io::ErrorKind::InvalidData => Self::Damaged { path, reason: source.to_string() },
+            _ => Self::Io { path, source },
+        }
+    }
+
     /// What a person can do about it, when there is something.
     pub fn hint(&self) -> Option<&'static str> {
         match self {

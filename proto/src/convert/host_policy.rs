@@ -2,8 +2,7 @@
 
 use mesh_model as model;
 
-use super::InvalidMessage;
-use super::service::{enumeration, known};
+use super::field::{InvalidMessage, enumeration, known};
 use crate::v1;
 
 enumeration!(HostAccess { None, Dns, All }, unspecified: Ok(Self::default()));

@@ -5,34 +5,8 @@ use std::time::Duration;
 use mesh_model as model;
 use mesh_model::health::InvalidHealthCheck;
 
-use super::{InvalidMessage, checked, parse, parse_optional, port};
+use super::field::{InvalidMessage, checked, enumeration, known, parse, parse_optional, port};
 use crate::v1;
-
-/// Both ways between an enum of the model and its message, and what the message's unspecified value
-/// means.
-macro_rules! enumeration {
-    ($model:ident { $($variant:ident),+ }, unspecified: $unspecified:expr) => {
-        impl From<model::$model> for v1::$model {
-            fn from(value: model::$model) -> Self {
-                match value {
-                    $(model::$model::$variant => Self::$variant,)+
-                }
-            }
-        }
-
-        impl TryFrom<v1::$model> for model::$model {
-            type Error = InvalidMessage;
-
-            fn try_from(value: v1::$model) -> Result<Self, InvalidMessage> {
-                match value {
-                    $(v1::$model::$variant => Ok(Self::$variant),)+
-                    v1::$model::Unspecified => $unspecified,
-                }
-            }
-        }
-    };
-}
-pub(super) use enumeration;
 
 enumeration!(EndpointMode { Vip, Dnsrr }, unspecified: Ok(Self::Vip));
 enumeration!(Affinity { None, ClientIp }, unspecified: Ok(Self::None));
@@ -43,11 +17,6 @@ enumeration!(
     BackendState { Active, Draining },
     unspecified: Err(InvalidMessage { field: "state", reason: "is missing".into() })
 );
-
-/// Reads an enum's number; one that this version does not know is an error, not the default.
-pub(super) fn known<V: TryFrom<i32>>(field: &'static str, number: i32) -> Result<V, InvalidMessage> {
-    V::try_from(number).map_err(|_| InvalidMessage { field, reason: format!("{number} is not known") })
-}
 
 fn text<T: ToString>(value: Option<T>) -> String {
     value.map_or_else(String::new, |value| value.to_string())

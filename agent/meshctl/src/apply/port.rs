@@ -5,7 +5,7 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use mesh_model::published::is_host_address;
-use mesh_model::service::InvalidWord;
+use mesh_model::word::InvalidWord;
 use mesh_model::{Protocol, PublishMode, PublishedPort};
 
 use super::Port;

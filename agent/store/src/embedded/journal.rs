@@ -15,7 +15,6 @@ use std::process;
 use redb::backends::FileBackend;
 use redb::{Builder, Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
-use super::open_error;
 use crate::mvcc::{Mvcc, Record};
 use crate::{Key, OpenError, Revision, Value};
 
@@ -43,7 +42,7 @@ pub(super) struct Journal {
 impl Journal {
     /// Makes an empty journal. It appears at `path` in one step and complete.
     pub(super) fn create(path: &Path) -> Result<Self, OpenError> {
-        if path.try_exists().map_err(|error| open_error(path, error))? {
+        if path.try_exists().map_err(|error| OpenError::of_io(path, error))? {
             return Err(OpenError::Exists { path: path.to_owned() });
         }
         let unfinished = Unfinished::new(path);
@@ -53,16 +52,16 @@ impl Journal {
             .create_new(true)
             .mode(0o600)
             .open(&unfinished.0)
-            .map_err(|error| open_error(path, error))?;
+            .map_err(|error| OpenError::of_io(path, error))?;
         let database = builder()
             .create_with_backend(FileBackend::new(file).map_err(|error| database_error(path, error))?)
             .map_err(|error| database_error(path, error))?;
         let journal = Self { path: path.to_owned(), database };
         journal.initialise().map_err(|error| damaged_or_io(path, error))?;
         // Unlike a rename, a link never replaces a file that another process has just made.
-        fs::hard_link(&unfinished.0, path).map_err(|error| open_error(path, error))?;
+        fs::hard_link(&unfinished.0, path).map_err(|error| OpenError::of_io(path, error))?;
         drop(unfinished);
-        sync_directory(path).map_err(|error| open_error(path, error))?;
+        sync_directory(path).map_err(|error| OpenError::of_io(path, error))?;
         Ok(journal)
     }
 
@@ -197,7 +196,7 @@ fn database_error(path: &Path, error: DatabaseError) -> OpenError {
 
 fn damaged_or_io(path: &Path, error: redb::Error) -> OpenError {
     match error {
-        redb::Error::Io(error) => open_error(path, error),
+        redb::Error::Io(error) => OpenError::of_io(path, error),
         redb::Error::Corrupted(reason) => OpenError::Damaged { path: path.to_owned(), reason },
         error => OpenError::Damaged { path: path.to_owned(), reason: error.to_string() },
     }

@@ -3,7 +3,6 @@
 mod journal;
 mod writer;
 
-use std::io;
 use std::path::Path;
 use std::thread::{self, JoinHandle};
 
@@ -128,21 +127,5 @@ impl Drop for EmbeddedStore {
             // atomic.
             let _: thread::Result<()> = writer.join();
         }
-    }
-}
-
-/// Which error of opening an input or output error is.
-fn open_error(path: &Path, source: io::Error) -> OpenError {
-    let path = path.to_owned();
-    match source.kind() {
-        io::ErrorKind::NotFound => OpenError::Missing { path },
-        io::ErrorKind::AlreadyExists => OpenError::Exists { path },
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            OpenError::Permission { path, source }
-        }
-        // A file that ends too early, or does not start as a store does.
-        io::ErrorKind::UnexpectedEof => OpenError::Damaged { path, reason: "it is truncated".to_owned() },
-        io::ErrorKind::InvalidData => OpenError::Damaged { path, reason: source.to_string() },
-        _ => OpenError::Io { path, source },
     }
 }
