@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_proto::{Problem, ProblemKind};
+use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
 /// So many wrong tokens may come from one address at once; then one in each interval.
@@ -105,8 +105,7 @@ impl Attempts {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is made whole under the lock.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

@@ -2,11 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Instant;
 
 use mesh_model::cluster::Cluster;
 use mesh_model::{NodeId, NodeState, Role};
+use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 use tracing::info;
 
@@ -172,12 +173,12 @@ impl Core {
 
     /// An agent said what its host routes by itself.
     pub(crate) fn set_routes(&self, node: &NodeId, routes: Routes) {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), routes);
+        self.routes.lock().insert(node.clone(), routes);
     }
 
     /// What hosts route by themselves.
     pub(crate) fn routes(&self) -> BTreeMap<NodeId, Routes> {
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.routes.lock().clone()
     }
 
     /// Checks something that a node reported against the records as they are now.
@@ -188,8 +189,7 @@ impl Core {
     }
 
     fn liveness<T>(&self, change: impl FnOnce(&mut Liveness) -> T) -> T {
-        // Each change leaves it whole.
-        change(&mut self.liveness.lock().unwrap_or_else(PoisonError::into_inner))
+        change(&mut self.liveness.lock())
     }
 
     /// Forgets what is remembered of nodes that are gone.
@@ -198,7 +198,7 @@ impl Core {
         self.endpoints.retain(&nodes);
         self.health.retain(&nodes);
         self.faults.retain(&nodes);
-        self.routes.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| nodes.contains(node));
+        self.routes.lock().retain(|node, _| nodes.contains(node));
         let view = self.feed.view();
         let managers = view.nodes.values().filter(|node| node.role == Role::Manager);
         let managers = managers.map(|node| node.id.clone()).collect();

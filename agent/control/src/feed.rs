@@ -1,10 +1,11 @@
 //! Follows the store, keeps the current view, and hands each revision's changes to the sessions.
 
-use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard};
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::StreamExt;
 use mesh_store::{KeyRange, Revision, Store, StoreError};
+use parking_lot::{RwLock, RwLockReadGuard};
 use tokio::sync::{broadcast, watch};
 use tracing::warn;
 
@@ -42,8 +43,7 @@ impl Feed {
 
     /// The current view. It is held for a moment only.
     pub(crate) fn view(&self) -> RwLockReadGuard<'_, View> {
-        // A panic while it was written leaves at worst a view that the next gap replaces.
-        self.view.read().unwrap_or_else(PoisonError::into_inner)
+        self.view.read()
     }
 
     /// Something of the current view, and every change from there on: nothing is missed or repeated
@@ -97,7 +97,7 @@ impl Feed {
                 Ok(batch) => batch,
                 Err(error) => return Some(error),
             };
-            let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+            let mut view = self.view.write();
             let changes = Arc::new(view.apply(batch.revision.0, &batch.events));
             // Under the lock, so that a subscriber's snapshot and its first news fit. Nobody
             // listening is no error.
@@ -108,7 +108,7 @@ impl Feed {
     }
 
     fn replace(&self, new: View) {
-        let mut view = self.view.write().unwrap_or_else(PoisonError::into_inner);
+        let mut view = self.view.write();
         self.revision.send_replace(new.revision);
         *view = new;
         // As above.

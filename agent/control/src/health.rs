@@ -2,9 +2,10 @@
 //! out.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use mesh_model::{BackendId, Finding, NodeId};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::broadcast;
 
 use crate::limits;
@@ -111,7 +112,6 @@ impl Health {
     }
 
     fn lock(&self) -> MutexGuard<'_, Known> {
-        // Each change is made whole under the lock.
-        self.known.lock().unwrap_or_else(PoisonError::into_inner)
+        self.known.lock()
     }
 }

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::sync::Arc;
 
 use jiff::Timestamp;
 use mesh_ipam::{Pool, PoolError, validate_pools};
@@ -11,6 +11,7 @@ use mesh_model::cluster::Cluster;
 use mesh_model::{Availability, Mtu, Name, NetworkId, Node, NodeId, Prefix, Role};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Store, Txn};
+use parking_lot::{Mutex, RwLock};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio::sync::mpsc;
@@ -222,7 +223,7 @@ impl Manager {
     ) -> Result<(), ManagerError> {
         let (connections, incoming) = mpsc::channel(64);
         let tls = self.tls.clone();
-        let config = move || tls.read().unwrap_or_else(PoisonError::into_inner).clone();
+        let config = move || tls.read().clone();
         let mut accept = JoinSet::new();
         let (descriptors, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
             .unwrap_or((DESCRIPTORS, DESCRIPTORS));
@@ -268,7 +269,7 @@ impl Manager {
     /// Takes a renewed certificate into use for connections from now on.
     pub fn set_identity(&self, identity: &NodeIdentity) -> Result<(), ManagerError> {
         let config = tls::server_config(identity)?;
-        *self.tls.write().unwrap_or_else(PoisonError::into_inner) = config;
+        *self.tls.write() = config;
         Ok(())
     }
 
@@ -303,7 +304,7 @@ impl Manager {
     /// Ends all sessions and every task of the manager.
     pub fn shutdown(&self) {
         self.core.end_sessions();
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).abort_all();
+        self.tasks.lock().abort_all();
     }
 }
 

@@ -1,10 +1,10 @@
 //! Which nodes cannot reach which others, as they report.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mesh_model::{Node, NodeId};
 use mesh_proto::v1::{UnreachableFrom, UnreachablePeer};
+use parking_lot::{Mutex, MutexGuard};
 
 /// By the node that reports: whom it cannot reach, and whether by WireGuard.
 type Reports = BTreeMap<NodeId, BTreeSet<(NodeId, bool)>>;
@@ -47,7 +47,6 @@ impl PathReports {
     }
 
     fn lock(&self) -> MutexGuard<'_, Reports> {
-        // Each change leaves it whole.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }

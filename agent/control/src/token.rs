@@ -4,13 +4,14 @@
 //! only managers have. So who reads the store, or a backup of it, cannot join with what is found
 //! there.
 
-use std::fmt::{self, Write};
-use std::hint::black_box;
+use std::fmt;
 use std::str::FromStr;
 
+use hex::FromHex;
 use mesh_model::Role;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use subtle::ConstantTimeEq;
 
 use crate::identity::{Fingerprint, InvalidFingerprint};
 
@@ -31,8 +32,7 @@ impl fmt::Debug for Secret {
 impl PartialEq for Secret {
     /// Takes the same time wherever the two differ.
     fn eq(&self, other: &Self) -> bool {
-        let difference = self.0.iter().zip(other.0).fold(0, |sum, (a, b)| black_box(sum | (a ^ b)));
-        difference == 0
+        self.0.ct_eq(&other.0).into()
     }
 }
 
@@ -83,21 +83,12 @@ impl FromStr for JoinToken {
 
 fn parse_secret(text: &str) -> Result<Secret, InvalidToken> {
     let invalid = || InvalidToken::Secret { len: text.chars().count() };
-    if text.len() != SECRET_LEN * 2 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-        return Err(invalid());
-    }
-    let mut bytes = [0; SECRET_LEN];
-    for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-        let digits = str::from_utf8(digits).map_err(|_| invalid())?;
-        *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
-    }
-    Ok(Secret(bytes))
+    <[u8; SECRET_LEN]>::from_hex(text).map(Secret).map_err(|_| invalid())
 }
 
 impl fmt::Display for JoinToken {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{VERSION}-{}-", self.ca)?;
-        self.secret.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        write!(f, "{VERSION}-{}-{}", self.ca, hex::encode(self.secret.0))
     }
 }
 
@@ -112,12 +103,7 @@ impl TokenRecord {
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0u8; 32];
         getrandom::fill(&mut bytes)?;
-        let mut nonce = String::with_capacity(64);
-        for byte in bytes {
-            // Writing to a string cannot fail.
-            let _ = write!(nonce, "{byte:02x}");
-        }
-        Ok(Self { nonce })
+        Ok(Self { nonce: hex::encode(bytes) })
     }
 
     /// The secret that belongs to it. `ca_key` is the CA's private key in some fixed encoding.

@@ -1,15 +1,10 @@
 //! Questions for names that are not ours: asked of the host's resolvers, equal ones once.
 
-use std::{
-    collections::HashMap,
-    io,
-    net::SocketAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::HashMap, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use hickory_proto::op::{Message, ResponseCode};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     sync::watch,
     time::{Instant, sleep, sleep_until},
@@ -73,7 +68,7 @@ impl Forwarder {
 
 fn lock(in_flight: &Mutex<HashMap<Question, Pending>>) -> MutexGuard<'_, HashMap<Question, Pending>> {
     // Nothing panics while it is held; whatever is in the map can be waited for.
-    in_flight.lock().unwrap_or_else(PoisonError::into_inner)
+    in_flight.lock()
 }
 
 /// Asks the first resolver, and the next ones as well when there is no answer after a while or when

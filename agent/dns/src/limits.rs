@@ -1,11 +1,8 @@
 //! How much of the server one client may use.
 
-use std::{
-    collections::HashMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
-};
+use std::{collections::HashMap, net::IpAddr, sync::Arc};
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::Notify, time::Instant};
 
 /// Most questions of one client that wait for an answer from outside.
@@ -49,7 +46,7 @@ impl Waiting {
 
     fn lock(&self) -> MutexGuard<'_, HashMap<IpAddr, usize>> {
         // Numbers only, each changed whole.
-        self.by_client.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_client.lock()
     }
 }
 
@@ -115,8 +112,7 @@ impl Connections {
     }
 
     fn lock(&self) -> MutexGuard<'_, Open> {
-        // Each change is made whole under the lock.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

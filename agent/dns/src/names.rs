@@ -1,12 +1,9 @@
 //! All networks' names, ready to be asked, and which of them a client sees.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use hickory_proto::rr::{Name, RecordType};
+use parking_lot::Mutex;
 use tokio::sync::watch;
 
 use crate::{
@@ -78,7 +75,7 @@ impl Names {
 
     fn indexes(&self, zones: Vec<(String, Arc<Zone>)>, known: &[String]) -> Vec<Arc<Index>> {
         // An index that a panic left there is whole: it is replaced by assignment only.
-        let mut indexes = self.indexes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut indexes = self.indexes.lock();
         if indexes.len() > known.len() {
             indexes.retain(|name, _| known.contains(name));
         }

@@ -4,9 +4,10 @@ use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
 };
 
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{
     net::{TcpListener, UdpSocket},
     sync::watch,
@@ -97,6 +98,6 @@ impl DnsServer {
 
     fn served(&self) -> MutexGuard<'_, BTreeMap<String, Served>> {
         // The map is whole whenever it can be seen.
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+        self.served.lock()
     }
 }

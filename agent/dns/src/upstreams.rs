@@ -4,11 +4,11 @@ use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr, SocketAddrV6},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use nix::net::if_::if_nametoindex;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::{sync::watch, time::Instant};
 
 use crate::zone::Zones;
@@ -93,8 +93,7 @@ impl Upstreams {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // Whatever a panic left there is still a list of resolvers.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

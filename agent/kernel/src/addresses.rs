@@ -6,8 +6,9 @@ use mesh_model::observed::InterfaceAddress;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
-use crate::netlink::{Netlink, RequestError, errno, parse};
+use crate::netlink::{Netlink, RequestError, parse};
 
 pub(crate) fn family(address: IpAddr) -> AddressFamily {
     match address {
@@ -55,7 +56,7 @@ pub(crate) fn add(netlink: &mut Netlink, index: u32, address: InterfaceAddress) 
         message.attributes.push(AddressAttribute::Flags(AddressFlags::Nodad));
     }
     match netlink.request(RouteNetlinkMessage::NewAddress(message), NLM_F_CREATE | NLM_F_EXCL) {
-        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
     }
 }
@@ -67,7 +68,7 @@ pub(crate) fn remove(
     address: InterfaceAddress,
 ) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::DelAddress(message(index, address)), 0) {
-        Err(error) if matches!(error.errno(), Some(errno::ADDRNOTAVAIL | errno::NODEV)) => Ok(()),
+        Err(error) if matches!(error.errno(), Some(Errno::EADDRNOTAVAIL | Errno::ENODEV)) => Ok(()),
         answer => answer,
     }
 }

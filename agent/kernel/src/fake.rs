@@ -48,8 +48,8 @@ impl FakeKernel {
     }
 }
 
-/// `EIO` of errno(3).
-const EIO: i32 = 5;
+/// The error of a refused action.
+const EIO: i32 = nix::errno::Errno::EIO as i32;
 
 impl Kernel for FakeKernel {
     fn observe(&mut self, desired: Option<&Desired>, _depth: Depth) -> Result<Observed, KernelError> {

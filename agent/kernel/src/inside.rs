@@ -11,7 +11,7 @@ use netlink_packet_route::link::LinkFlags;
 
 use crate::links::{self, RawLink};
 use crate::netlink::{Netlink, RequestError};
-use crate::{KernelError, addresses, netns, routes};
+use crate::{KernelError, addresses, namespace, routes};
 
 /// The host's end of an endpoint's pair, as far as it tells that the inner end was set down and up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,8 +50,8 @@ pub struct Restored {
 /// Gives the inner end of a pair the addresses and routes that it has lost. One that is down keeps
 /// what it has: whoever set it down will set it up.
 pub fn restore(inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError> {
-    let namespace = netns::open(&inner.netns)?;
-    let mut netlink = netns::netlink(&inner.netns, &namespace, || ())?;
+    let namespace = namespace::open(&inner.netns)?;
+    let mut netlink = namespace::netlink(&inner.netns, &namespace, || ())?;
     let path = inner.netns.path.display();
     let failed =
         |error: RequestError| error.during(format!("restore what {} in {path} has lost", inner.ifname));

@@ -16,6 +16,7 @@ mod links;
 pub mod linux;
 pub mod listeners;
 pub mod memory;
+mod namespace;
 mod netlink;
 pub mod netns;
 pub mod programs;

@@ -15,9 +15,10 @@ use netlink_packet_route::link::{
     AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
     LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
 };
+use nix::errno::Errno;
 
-use crate::netlink::{Netlink, RequestError, errno, kind};
-use crate::{KernelError, addresses, netns, routes, sysctl};
+use crate::netlink::{Netlink, RequestError, kind};
+use crate::{KernelError, addresses, namespace, routes, sysctl};
 
 const IFLA_ADDRESS: u16 = 1;
 const IFLA_IFNAME: u16 = 3;
@@ -246,7 +247,7 @@ fn get(
         Ok(())
     });
     match answer {
-        Err(error) if error.errno() == Some(errno::NODEV) => Ok(None),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         answer => answer.map(|()| found),
     }
 }
@@ -274,7 +275,9 @@ fn set(
 fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
     match set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::AfSpecUnspec(vec![mode])]) {
-        Err(error) if matches!(error.errno(), Some(errno::AFNOSUPPORT | errno::OPNOTSUPP | errno::NODEV)) => {
+        Err(error)
+            if matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::ENODEV)) =>
+        {
             Ok(())
         }
         answer => answer,
@@ -340,7 +343,7 @@ fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mut message = LinkMessage::default();
     message.header.index = index;
     match netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
-        Err(error) if error.errno() == Some(errno::NODEV) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
         answer => answer,
     }
 }
@@ -369,14 +372,14 @@ pub(crate) fn create_vxlan(netlink: &mut Netlink, device: &VxlanDevice) -> Resul
     if let Err(error) = create(netlink, message) {
         return Err(match error.errno() {
             // Another device with the name, or another VXLAN device with the port.
-            Some(errno::EXIST) if by_name(netlink, name).is_ok_and(|found| found.is_none()) => taken(),
+            Some(Errno::EEXIST) if by_name(netlink, name).is_ok_and(|found| found.is_none()) => taken(),
             _ => exists(error, name, action()),
         });
     }
     let ready = silence_ipv6(netlink, *index).and_then(|()| set(netlink, *index, LinkFlags::Up, Vec::new()));
     ready.map_err(|error| {
         undo(netlink, *index);
-        if error.errno() == Some(errno::ADDRINUSE) { taken() } else { error.during(action()) }
+        if error.errno() == Some(Errno::EADDRINUSE) { taken() } else { error.during(action()) }
     })
 }
 
@@ -413,7 +416,7 @@ pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<()
 /// Makes an endpoint's pair in one request, the inner end in its namespace from the start, under
 /// its final name. Then configures the inner end. The outer end stays down: it has no program yet.
 pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) -> Result<(), KernelError> {
-    let namespace = netns::open(&device.netns)?;
+    let namespace = namespace::open(&device.netns)?;
     let mut peer = LinkMessage::default();
     peer.attributes = vec![
         LinkAttribute::IfName(device.ifname.to_string()),
@@ -438,7 +441,7 @@ pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) ->
         );
         let here = by_name(netlink, &device.name).is_ok_and(|found| found.is_some())
             || by_index(netlink, device.index).is_ok_and(|found| found.is_some());
-        return Err(if error.errno() == Some(errno::EXIST) && !here {
+        return Err(if error.errno() == Some(Errno::EEXIST) && !here {
             KernelError::IfnameTaken { ifname: device.ifname.clone(), netns: device.netns.path.clone() }
         } else {
             exists(error, &device.name, action)
@@ -457,7 +460,7 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     let has_ipv6 = addresses.iter().any(|address| address.address.is_ipv6());
     // Container runtimes like to turn IPv6 off in the namespaces that they make.
     let mut allowed = Ok(());
-    let mut inner = netns::netlink(&device.netns, namespace, || {
+    let mut inner = namespace::netlink(&device.netns, namespace, || {
         if has_ipv6 {
             allowed = sysctl::allow_ipv6(ifname);
         }
@@ -468,7 +471,7 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     let index = found.map(|link| link.index).ok_or_else(|| KernelError::Refused {
         action: configure(),
         detail: Some("it vanished".to_owned()),
-        source: io::Error::from_raw_os_error(errno::NODEV),
+        source: io::Error::from(Errno::ENODEV),
     })?;
     if !has_ipv6 {
         silence_ipv6(&mut inner, index).map_err(|error| error.during(configure()))?;
@@ -500,8 +503,8 @@ pub(crate) fn set_endpoint_mtu(
     mtu: u32,
     burst: Option<u32>,
 ) -> Result<(), KernelError> {
-    let namespace = netns::open(netns)?;
-    let mut inner = netns::netlink(netns, &namespace, || ())?;
+    let namespace = namespace::open(netns)?;
+    let mut inner = namespace::netlink(netns, &namespace, || ())?;
     let action = || format!("set the MTU of the container's interface in {} to {mtu}", netns.path.display());
     let attributes = [Some(LinkAttribute::Mtu(mtu)), burst.map(LinkAttribute::GsoMaxSize)];
     set(&mut inner, peer, LinkFlags::empty(), attributes.into_iter().flatten().collect())
@@ -520,7 +523,7 @@ fn veth(peer: LinkMessage) -> LinkAttribute {
 /// A device of ours that exists would have been observed, so the one in the way is somebody else's.
 fn exists(error: RequestError, name: &IfName, action: String) -> KernelError {
     match error.errno() {
-        Some(errno::EXIST) => KernelError::NameTaken { name: name.clone() },
+        Some(Errno::EEXIST) => KernelError::NameTaken { name: name.clone() },
         _ => error.during(action),
     }
 }

@@ -10,7 +10,7 @@ use mesh_model::{Action, Desired, naming};
 use crate::links::RawLink;
 use crate::netlink::Netlink;
 use crate::{
-    Depth, Kernel, KernelError, Programs, addresses, filters, firewall, links, netns, routes, sysctl,
+    Depth, Kernel, KernelError, Programs, addresses, filters, firewall, links, namespace, routes, sysctl,
 };
 
 /// [`Kernel`] of the network namespace in which it was opened.
@@ -74,7 +74,7 @@ impl<P: Programs + Send> LinuxKernel<P> {
         observed.namespaces.retain(|id| desired.endpoints.contains_key(id));
         for endpoint in desired.endpoints.values() {
             if !observed.namespaces.contains(&endpoint.id)
-                && netns::exists(&endpoint.netns, observed.links.contains_key(&endpoint.host_ifname()))
+                && namespace::exists(&endpoint.netns, observed.links.contains_key(&endpoint.host_ifname()))
             {
                 observed.namespaces.insert(endpoint.id.clone());
             }
@@ -244,7 +244,7 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             host_routes: host_routes.into_iter().collect(),
             unreachable: unreachable.into_iter().collect(),
             namespaces: endpoints
-                .filter(|e| netns::exists(&e.netns, links.contains_key(&e.host_ifname())))
+                .filter(|e| namespace::exists(&e.netns, links.contains_key(&e.host_ifname())))
                 .map(|e| e.id.clone())
                 .collect(),
             programs: self.programs.observe()?,

@@ -14,6 +14,7 @@ use netlink_packet_core::{
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::NETLINK_ROUTE;
 use netlink_sys::{Socket, SocketAddr};
+use nix::errno::Errno;
 
 use crate::KernelError;
 
@@ -25,20 +26,6 @@ const DUMP_ATTEMPTS: usize = 8;
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
 
-/// An errno(3) number that we tell from others.
-pub(crate) mod errno {
-    pub(crate) const PERM: i32 = 1;
-    pub(crate) const NOENT: i32 = 2;
-    pub(crate) const SRCH: i32 = 3;
-    pub(crate) const ACCES: i32 = 13;
-    pub(crate) const EXIST: i32 = 17;
-    pub(crate) const NODEV: i32 = 19;
-    pub(crate) const OPNOTSUPP: i32 = 95;
-    pub(crate) const AFNOSUPPORT: i32 = 97;
-    pub(crate) const ADDRINUSE: i32 = 98;
-    pub(crate) const ADDRNOTAVAIL: i32 = 99;
-}
-
 /// Why a request was not answered as hoped.
 #[derive(Debug)]
 pub(crate) enum RequestError {
@@ -46,8 +33,8 @@ pub(crate) enum RequestError {
     Transport(io::Error),
     /// The kernel refused.
     Refused {
-        /// See errno(3).
-        errno: i32,
+        /// The kernel's error number.
+        errno: Errno,
         /// The kernel's words, if it had any.
         message: Option<String>,
     },
@@ -55,7 +42,7 @@ pub(crate) enum RequestError {
 
 impl RequestError {
     /// The kernel's error number.
-    pub(crate) fn errno(&self) -> Option<i32> {
+    pub(crate) fn errno(&self) -> Option<Errno> {
         match self {
             Self::Transport(_) => None,
             Self::Refused { errno, .. } => Some(*errno),
@@ -68,9 +55,9 @@ impl RequestError {
         match self {
             Self::Transport(source) => KernelError::Netlink { action, source },
             Self::Refused { errno, message } => {
-                let source = io::Error::from_raw_os_error(errno);
+                let source = io::Error::from(errno);
                 match errno {
-                    errno::PERM | errno::ACCES => KernelError::Permission { action, source },
+                    Errno::EPERM | Errno::EACCES => KernelError::Permission { action, source },
                     _ => KernelError::Refused { action, detail: message, source },
                 }
             }
@@ -211,10 +198,7 @@ impl Netlink {
 
 /// Reads an acknowledgement: an error number, then the request or its header, then attributes.
 fn acknowledged(flags: u16, bytes: &[u8]) -> Result<(), RequestError> {
-    let errno = number(bytes)?;
-    if errno == 0 {
-        return Ok(());
-    }
+    let Some(errno) = error_number(bytes)? else { return Ok(()) };
     let mut message = None;
     if flags & NLM_F_ACK_TLVS != 0 {
         let request = bytes.get(HEADER + 4..).unwrap_or_default();
@@ -236,18 +220,18 @@ fn acknowledged(flags: u16, bytes: &[u8]) -> Result<(), RequestError> {
 
 /// Reads the end of a dump, which may carry an error number.
 fn done(bytes: &[u8]) -> Result<(), RequestError> {
-    match number(bytes) {
-        Ok(errno) if errno != 0 => Err(RequestError::Refused { errno, message: None }),
+    match error_number(bytes) {
+        Ok(Some(errno)) => Err(RequestError::Refused { errno, message: None }),
         _ => Ok(()),
     }
 }
 
-/// The error number after a message's header, which is negative there.
-fn number(bytes: &[u8]) -> Result<i32, RequestError> {
+/// Reads the error number after a message's header, which is negative there; 0 is no error.
+fn error_number(bytes: &[u8]) -> Result<Option<Errno>, RequestError> {
     let number = bytes.get(HEADER..HEADER + 4).and_then(|bytes| bytes.try_into().ok());
-    number
-        .map(|bytes| i32::from_ne_bytes(bytes).wrapping_neg())
-        .ok_or_else(|| malformed("an acknowledgement is cut short"))
+    let number = number.ok_or_else(|| malformed("an acknowledgement is cut short"))?;
+    let number = i32::from_ne_bytes(number).wrapping_neg();
+    Ok((number != 0).then(|| Errno::from_raw(number)))
 }
 
 /// Reads a message that the packet library knows.

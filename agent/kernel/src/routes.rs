@@ -11,9 +11,10 @@ use netlink_packet_route::route::{
     RouteType,
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
+use nix::errno::Errno;
 
 use crate::addresses::family;
-use crate::netlink::{Netlink, RequestError, errno, parse};
+use crate::netlink::{Netlink, RequestError, parse};
 
 /// The routes out of a device, but for those that the kernel makes with its addresses.
 pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, RequestError> {
@@ -31,7 +32,7 @@ pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, 
             Err(error)
                 if matches!(
                     error.errno(),
-                    Some(errno::NODEV | errno::NOENT | errno::OPNOTSUPP | errno::AFNOSUPPORT)
+                    Some(Errno::ENODEV | Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)
                 ) => {}
             Err(error) => return Err(error),
         }
@@ -55,7 +56,8 @@ pub(crate) fn dump_unreachable(netlink: &mut Netlink) -> Result<Vec<Prefix>, Req
         {
             Ok(found) => routes.extend(found),
             Err(error)
-                if matches!(error.errno(), Some(errno::NOENT | errno::OPNOTSUPP | errno::AFNOSUPPORT)) => {}
+                if matches!(error.errno(), Some(Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {
+            }
             Err(error) => return Err(error),
         }
     }
@@ -91,7 +93,7 @@ fn unreachable(subnet: Prefix) -> RouteMessage {
 /// that is so is no error.
 pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::NewRoute(unreachable(subnet)), NLM_F_CREATE | NLM_F_EXCL) {
-        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
     }
 }
@@ -99,7 +101,7 @@ pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(
 /// Removes that route. A route that does not exist is not an error.
 pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::DelRoute(unreachable(subnet)), 0) {
-        Err(error) if matches!(error.errno(), Some(errno::SRCH | errno::NODEV)) => Ok(()),
+        Err(error) if matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => Ok(()),
         answer => answer,
     }
 }
@@ -116,7 +118,8 @@ pub(crate) fn dump_all(netlink: &mut Netlink) -> Result<Vec<(u32, Prefix)>, Requ
         {
             Ok(found) => routes.extend(found),
             Err(error)
-                if matches!(error.errno(), Some(errno::NOENT | errno::OPNOTSUPP | errno::AFNOSUPPORT)) => {}
+                if matches!(error.errno(), Some(Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {
+            }
             Err(error) => return Err(error),
         }
     }
@@ -209,7 +212,7 @@ pub(crate) fn put(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result
 /// Removes the route to a subnet out of a device. A route that does not exist is not an error.
 pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::DelRoute(message(index, route.subnet)), 0) {
-        Err(error) if matches!(error.errno(), Some(errno::SRCH | errno::NODEV)) => Ok(()),
+        Err(error) if matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => Ok(()),
         answer => answer,
     }
 }
@@ -219,7 +222,7 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Res
 pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
     {
-        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
     }
 }
@@ -254,7 +257,7 @@ pub(crate) fn add_default(
         RouteAttribute::Priority(if internal { INTERNAL_METRIC } else { METRIC }.saturating_add(index)),
     ];
     match netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL) {
-        Err(error) if error.errno() == Some(errno::EXIST) => Ok(()),
+        Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
     }
 }

@@ -17,6 +17,9 @@ use tonic::{Response, Status};
 
 use crate::report;
 
+/// The agent's socket unless another one is named.
+pub(crate) const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
+
 /// How long a call may take: an attach may wait for other hosts, nothing takes longer than that.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 

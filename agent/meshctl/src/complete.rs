@@ -1,58 +1,18 @@
-//! Completion of names by the shell: asks the local agent, within a moment, and is silent when
-//! there is none.
+//! Candidates for names on the command line: requests them from the local agent, and offers none if
+//! it does not answer in time.
 
 use std::collections::BTreeSet;
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsStr;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::CommandFactory;
 use clap_complete::engine::{ArgValueCompleter, CompletionCandidate};
-use clap_complete::env::{CompleteEnv, Shells};
 use mesh_proto::{Problem, v1};
 
-use crate::cli::{Cli, DEFAULT_SOCKET};
-use crate::client::Client;
-use crate::report;
+use crate::client::{Client, DEFAULT_SOCKET};
 
-/// The variable by which a completion script asks for candidates.
-const VARIABLE: &str = "MESHCTL_COMPLETE";
 /// A person at a prompt does not wait for longer.
 const LIMIT: Duration = Duration::from_millis(1500);
-const PROGRAM: &str = "meshctl";
-
-/// Answers a completion script, if it is one that calls. Returns whether it was.
-pub(crate) fn answer(args: &[OsString]) -> bool {
-    let current_dir = std::env::current_dir().ok();
-    let answered = CompleteEnv::with_factory(Cli::command)
-        .var(VARIABLE)
-        .bin(PROGRAM)
-        .try_complete(args.iter().cloned(), current_dir.as_deref());
-    // A shell in the middle of a line has no use for an error.
-    answered.unwrap_or(true)
-}
-
-/// The script that a shell reads to complete `meshctl`.
-pub(crate) fn script(shell: clap_complete::Shell) -> Result<String, Problem> {
-    let failed =
-        |why: &dyn ToString| report::failed(format!("completion script for {shell}: {}", why.to_string()));
-    let shells = Shells::builtins();
-    let completer =
-        shells.completer(&shell.to_string()).ok_or_else(|| failed(&"there is none for this shell"))?;
-    let mut script = Vec::new();
-    completer
-        .write_registration(VARIABLE, PROGRAM, PROGRAM, &program(), &mut script)
-        .map_err(|error| failed(&error))?;
-    String::from_utf8(script).map_err(|error| failed(&error))
-}
-
-/// How the script calls this program: as it was called, if by its name alone, so that it may move.
-fn program() -> String {
-    let called = std::env::args_os().next().map(PathBuf::from).unwrap_or_default();
-    let by_path = called.components().count() > 1;
-    let path = std::env::current_exe().ok().filter(|_| by_path);
-    path.and_then(|path| path.into_os_string().into_string().ok()).unwrap_or_else(|| PROGRAM.to_owned())
-}
 
 /// Completes names of networks.
 pub(crate) fn networks() -> ArgValueCompleter {

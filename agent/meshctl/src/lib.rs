@@ -10,7 +10,9 @@ mod cli;
 mod client;
 mod command;
 mod complete;
+mod completion;
 mod filter;
+mod format;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod report;
@@ -22,14 +24,15 @@ use std::ffi::OsString;
 
 use clap::Parser;
 
-use crate::cli::{Cli, Command, Format, usage};
+use crate::cli::{Cli, Command, usage};
+use crate::format::Format;
 use crate::report::Report;
 
 /// Runs the command line `args` (the program's name first), prints its result, and returns the exit
 /// code: 0 done, 1 failed, 2 usage, 3 not found, 4 conflict, 5 the agent or the cluster is
 /// unreachable, 6 only a manager can do it, 7 a removal was not confirmed.
 pub fn run(args: &[OsString]) -> u8 {
-    if complete::answer(args) {
+    if completion::answer(args) {
         return 0;
     }
     let cli = match Cli::try_parse_from(args) {
@@ -42,7 +45,7 @@ pub fn run(args: &[OsString]) -> u8 {
 
 fn execute(cli: Cli) -> Report {
     if let Command::Completion { shell } = cli.command {
-        return complete::script(shell).into();
+        return completion::script(shell).into();
     }
     // One thread is enough for a few calls in turn, and quicker to start.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().enable_time().build();

@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use mesh_proto::{Problem, ProblemKind};
 use serde::Serialize;
 
-use crate::cli::Format;
+use crate::format::Format;
 use crate::terminal;
 
 /// A command's result: what goes to standard output, and what went wrong, in order.

@@ -13,7 +13,7 @@ use boringtun::x25519;
 use mesh_sys::durable::{self, Survives};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use crate::{Error, Result, base64};
+use crate::{Error, Result, key_text};
 
 /// Number of a node's key pair: it grows by one with each rotation.
 pub type Generation = u32;
@@ -24,7 +24,7 @@ pub struct PublicKey(pub [u8; 32]);
 
 impl fmt::Display for PublicKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&base64::encode(&self.0))
+        f.write_str(&key_text::encode(&self.0))
     }
 }
 
@@ -38,7 +38,7 @@ impl FromStr for PublicKey {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        base64::decode(text).map(Self).ok_or(Error::BadKey)
+        key_text::decode(text).map(Self).ok_or(Error::BadKey)
     }
 }
 
@@ -86,7 +86,7 @@ impl FromStr for PrivateKey {
     type Err = Error;
 
     fn from_str(text: &str) -> Result<Self> {
-        base64::decode(text).map(|bytes| Self(bytes.into())).ok_or(Error::BadKey)
+        key_text::decode(text).map(|bytes| Self(bytes.into())).ok_or(Error::BadKey)
     }
 }
 
@@ -104,7 +104,7 @@ impl<'de> Deserialize<'de> for PublicKey {
 
 impl Serialize for PrivateKey {
     fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-        serializer.serialize_str(&base64::encode(&self.0.to_bytes()))
+        serializer.serialize_str(&key_text::encode(&self.0.to_bytes()))
     }
 }
 
@@ -303,6 +303,6 @@ mod tests {
     fn a_private_key_does_not_show_itself() {
         let key = PrivateKey::generate().unwrap();
         let own = OwnKey { generation: 1, private: key.clone(), active: true };
-        assert!(!format!("{own:?}").contains(&base64::encode(&key.0.to_bytes())));
+        assert!(!format!("{own:?}").contains(&key_text::encode(&key.0.to_bytes())));
     }
 }

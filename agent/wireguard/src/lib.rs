@@ -39,7 +39,6 @@
 //! [`WireguardEngine::follow`]. Packets come from another address for each of two keys:
 //! [`TunnelSources`].
 
-mod base64;
 mod config;
 mod engine;
 mod error;
@@ -47,6 +46,7 @@ mod fake;
 #[cfg(fuzzing)]
 pub mod fuzzing;
 mod kernel;
+mod key_text;
 mod keys;
 mod packet;
 mod process;

@@ -14,11 +14,12 @@ mod registry;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use mesh_ipam::Family;
 use mesh_model::{EndpointId, Name, NetworkId, NodeId};
 use mesh_proto::v1;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{broadcast, watch};
 
 use self::registry::Registry;
@@ -239,7 +240,6 @@ impl Endpoints {
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {
-        // Each change is made whole under the lock.
-        self.registry.lock().unwrap_or_else(PoisonError::into_inner)
+        self.registry.lock()
     }
 }

@@ -1,7 +1,6 @@
 //! The endpoints themselves, with what finds them: each change costs what it changes.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::time::Instant;
 
@@ -295,12 +294,7 @@ impl Registry {
 /// first: they keep endpoints by their ids, and the one must not replace the other there.
 fn id_of_twin(node: &NodeId, id: &EndpointId) -> String {
     let digest = Sha256::new().chain_update(node.as_str()).chain_update(id.as_str()).finalize();
-    let mut id = String::with_capacity(24);
-    for byte in digest.iter().take(12) {
-        // Writing to a string cannot fail.
-        let _ = write!(id, "{byte:02x}");
-    }
-    id
+    hex::encode(&digest[..12])
 }
 
 fn name_key(endpoint: &CheckedEndpoint) -> NameKey {

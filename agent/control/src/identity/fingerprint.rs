@@ -3,6 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
+use hex::FromHex;
 use rustls::pki_types::CertificateDer;
 use sha2::{Digest, Sha256};
 
@@ -30,21 +31,13 @@ impl FromStr for Fingerprint {
 
     fn from_str(text: &str) -> Result<Self, InvalidFingerprint> {
         let invalid = || InvalidFingerprint { len: text.chars().count() };
-        if text.len() != 64 || !text.bytes().all(|b| b.is_ascii_hexdigit()) {
-            return Err(invalid());
-        }
-        let mut bytes = [0; 32];
-        for (byte, digits) in bytes.iter_mut().zip(text.as_bytes().chunks(2)) {
-            let digits = str::from_utf8(digits).map_err(|_| invalid())?;
-            *byte = u8::from_str_radix(digits, 16).map_err(|_| invalid())?;
-        }
-        Ok(Self(bytes))
+        <[u8; 32]>::from_hex(text).map(Self).map_err(|_| invalid())
     }
 }
 
 impl fmt::Display for Fingerprint {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+        f.write_str(&hex::encode(self.0))
     }
 }
 

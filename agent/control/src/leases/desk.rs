@@ -1,9 +1,9 @@
 //! What one manager remembers about leases beside the records.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use mesh_model::{NetworkId, Prefix};
+use parking_lot::Mutex;
 
 /// How long a prefix that was given back is leased to others only when nothing else is free.
 const RESTS: Duration = Duration::from_mins(1);
@@ -25,14 +25,14 @@ impl LeaseDesk {
 
     pub(super) fn released(&self, network: &NetworkId, prefix: Prefix) {
         let now = Instant::now();
-        let mut released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut released = self.released.lock();
         released.retain(|(_, _, at)| now.saturating_duration_since(*at) < RESTS);
         released.push((network.clone(), prefix, now));
     }
 
     pub(super) fn recently_released(&self, network: &NetworkId) -> Vec<Prefix> {
         let now = Instant::now();
-        let released = self.released.lock().unwrap_or_else(PoisonError::into_inner);
+        let released = self.released.lock();
         let resting =
             released.iter().filter(|(id, _, at)| id == network && now.saturating_duration_since(*at) < RESTS);
         resting.map(|(_, prefix, _)| *prefix).collect()

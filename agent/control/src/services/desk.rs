@@ -3,10 +3,10 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use mesh_model::{BackendId, NetworkId, Protocol};
 use mesh_store::{Compare, Txn};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::Notify;
 
 use crate::feed::Feed;
@@ -37,8 +37,7 @@ pub(crate) struct ServiceDesk {
 impl ServiceDesk {
     /// To choose while nobody else does.
     pub(super) fn choose(&self) -> Choosing<'_> {
-        // Each change is one operation of the set.
-        let taken = self.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.chosen.lock();
         Choosing { taken, choices: Choices { desk: self, mine: Vec::new() } }
     }
 
@@ -124,7 +123,7 @@ impl Drop for Choices<'_> {
         if self.mine.is_empty() {
             return;
         }
-        let mut chosen = self.desk.chosen.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut chosen = self.desk.chosen.lock();
         for choice in &self.mine {
             chosen.remove(choice);
         }

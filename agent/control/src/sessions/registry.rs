@@ -1,8 +1,8 @@
 //! Which nodes have a session with this manager, and up to which revision their kernels are.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::join_all;
@@ -10,6 +10,7 @@ use jiff::Timestamp;
 use mesh_model::{NodeId, PublishedPort};
 use mesh_proto::v1::{PortCheck, PortCheckAnswer};
 use mesh_proto::{Problem, ProblemKind};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::{Instant, sleep_until, timeout_at};
 
@@ -58,7 +59,7 @@ impl Session {
 
     /// The agent said which ports its host's sockets have.
     pub(super) fn answered(&self, answer: PortCheckAnswer) {
-        let asked = self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&answer.number);
+        let asked = self.asked.lock().remove(&answer.number);
         // Nobody may wait for it any more.
         let _: Option<Result<_, _>> = asked.map(|asked| asked.send(answer));
     }
@@ -66,7 +67,7 @@ impl Session {
     /// The answer about these ports; `None` when the session ends first.
     async fn check_ports(&self, number: u64, ports: &[PublishedPort]) -> Option<PortCheckAnswer> {
         let (answer, answered) = oneshot::channel();
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).insert(number, answer);
+        self.asked.lock().insert(number, answer);
         let ports = ports.iter().map(Into::into).collect();
         self.questions.send(PortCheck { number, ports }).ok()?;
         tokio::select! {
@@ -76,7 +77,7 @@ impl Session {
     }
 
     fn forget_question(&self, number: u64) {
-        self.asked.lock().unwrap_or_else(PoisonError::into_inner).remove(&number);
+        self.asked.lock().remove(&number);
     }
 
     /// Waits until somebody else ends the session.
@@ -263,12 +264,12 @@ impl Sessions {
 
     /// The node's agent was heard now.
     pub(crate) fn saw(&self, node: &NodeId) {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).insert(node.clone(), Timestamp::now());
+        self.seen.lock().insert(node.clone(), Timestamp::now());
     }
 
     /// When the node's agent was last heard since this manager began.
     pub(crate) fn last_seen(&self, node: &NodeId) -> Option<Timestamp> {
-        self.seen.lock().unwrap_or_else(PoisonError::into_inner).get(node).copied()
+        self.seen.lock().get(node).copied()
     }
 
     /// A node's clock is so many milliseconds ahead of this host's.
@@ -282,12 +283,10 @@ impl Sessions {
     }
 
     fn clocks(&self) -> MutexGuard<'_, BTreeMap<NodeId, i64>> {
-        // Each change is one operation of the map.
-        self.clocks.lock().unwrap_or_else(PoisonError::into_inner)
+        self.clocks.lock()
     }
 
     fn live(&self) -> MutexGuard<'_, BTreeMap<NodeId, Arc<Session>>> {
-        // Each change is one operation of the map.
-        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+        self.live.lock()
     }
 }

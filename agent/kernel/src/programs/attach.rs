@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::programs::SchedClassifier;
+use aya::programs::{ProgramError, SchedClassifier};
 use mesh_ebpf_types::ProgramKind;
 use mesh_model::observed::Attachment;
 
+use super::attach_method::AttachMethod;
 use super::bpffs::{self, Pins};
-use super::datapath::AttachMethod;
 use super::{ProgramsError, clsact, syscall};
 
 /// Attaches a program, or puts it in the place of the one that is there.
@@ -60,7 +60,7 @@ pub(super) fn programs(
 }
 
 fn tcx_attach(pins: &Pins, attachment: Attachment, program: &SchedClassifier) -> io::Result<()> {
-    let program = super::datapath::descriptor(program).map_err(io::Error::other)?;
+    let program = descriptor(program).map_err(io::Error::other)?;
     if let Some((link, _)) = tcx_link(pins, attachment)? {
         return syscall::link_update(link.as_fd(), program);
     }
@@ -85,4 +85,9 @@ fn tcx_link(pins: &Pins, attachment: Attachment) -> io::Result<Option<(std::os::
 fn failed(action: &'static str, attachment: Attachment) -> impl Fn(io::Error) -> ProgramsError {
     let Attachment { ifindex, kind } = attachment;
     move |source| ProgramsError::Attach { action, kind, ifindex, source }
+}
+
+/// A program's descriptor.
+fn descriptor(program: &SchedClassifier) -> Result<BorrowedFd<'_>, ProgramError> {
+    Ok(program.fd()?.as_fd())
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 use std::{panic, thread};
 
 use aya::programs::{Program, ProgramError, SchedClassifier};
-use aya::util::KernelVersion;
 use aya::{Ebpf, EbpfLoader};
 use mesh_ebpf_types::{
     Address, Allowance, EARLY, MapEntry, MapKey, PathKey, ProgramKind, SocketProgram, TableEntry, TableKey,
@@ -16,50 +15,15 @@ use mesh_ebpf_types::{
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
+use super::attach_method::AttachMethod;
 use super::bpffs::{self, Pins};
-use super::maps::{self, Maps};
+use super::maps::Maps;
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, Take, Visit, attach, digest, sockets, syscall, xdp};
+use super::{Counters, Programs, ProgramsError, Take, Visit, attach, digest, layouts, sockets, syscall, xdp};
 use crate::memory;
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
-
-/// How programs are attached to devices, but for endpoints': they always stand in filters. Making a
-/// tcx link waits for all readers of the device (some 10 ms) even though nothing is read before it
-/// is set up, and nobody else has programs there that a link would have to get on with.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum AttachMethod {
-    /// tcx links (Linux 6.6): pinned, replaced atomically, side by side with others' programs.
-    Tcx,
-    /// Filters of a clsact queueing discipline, replaced atomically too.
-    Clsact,
-}
-
-impl AttachMethod {
-    /// The best that the running kernel has.
-    pub fn of_kernel() -> Self {
-        if KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0)) {
-            Self::Tcx
-        } else {
-            Self::Clsact
-        }
-    }
-
-    /// How programs of one kind are attached.
-    pub(super) const fn at(self, kind: ProgramKind) -> Self {
-        match kind {
-            ProgramKind::Endpoint => Self::Clsact,
-            ProgramKind::Underlay
-            | ProgramKind::Overlay
-            | ProgramKind::Host
-            | ProgramKind::Wireguard
-            | ProgramKind::Egress
-            | ProgramKind::Published
-            | ProgramKind::PublishedLayer3 => self,
-        }
-    }
-}
 
 /// How many entries the maps may have. Memory is taken as entries come, but for hash buckets: 16
 /// bytes for each.
@@ -176,21 +140,21 @@ impl Datapath {
         let mut object = EbpfLoader::new()
             .btf(None)
             .default_map_pin_directory(self.pins.maps())
-            .map_max_entries(maps::NETWORKS, networks)
-            .map_max_entries(maps::INTERFACES, endpoints)
-            .map_max_entries(maps::ENDPOINTS, endpoints * 2)
-            .map_max_entries(maps::BLOCKS, blocks)
-            .map_max_entries(maps::HOST_ROUTES, networks * 4)
-            .map_max_entries(maps::MEMBERS, nodes)
-            .map_max_entries(maps::PROBES, nodes)
-            .map_max_entries(maps::PATHS, nodes * 4)
-            .map_max_entries(maps::SERVICES, services)
-            .map_max_entries(maps::PUBLISHED, services)
-            .map_max_entries(maps::BACKENDS, backends)
-            .map_max_entries(maps::BACKEND_ADDRESSES, backends * 2)
-            .map_max_entries(maps::MAGLEV, maglev.div_ceil(16))
-            .map_max_entries(maps::CONNECTIONS, connections)
-            .map_max_entries(maps::PENDING, connections.div_ceil(4))
+            .map_max_entries(layouts::NETWORKS, networks)
+            .map_max_entries(layouts::INTERFACES, endpoints)
+            .map_max_entries(layouts::ENDPOINTS, endpoints * 2)
+            .map_max_entries(layouts::BLOCKS, blocks)
+            .map_max_entries(layouts::HOST_ROUTES, networks * 4)
+            .map_max_entries(layouts::MEMBERS, nodes)
+            .map_max_entries(layouts::PROBES, nodes)
+            .map_max_entries(layouts::PATHS, nodes * 4)
+            .map_max_entries(layouts::SERVICES, services)
+            .map_max_entries(layouts::PUBLISHED, services)
+            .map_max_entries(layouts::BACKENDS, backends)
+            .map_max_entries(layouts::BACKEND_ADDRESSES, backends * 2)
+            .map_max_entries(layouts::MAGLEV, maglev.div_ceil(16))
+            .map_max_entries(layouts::CONNECTIONS, connections)
+            .map_max_entries(layouts::PENDING, connections.div_ceil(4))
             .load(OBJECT)
             .map_err(|source| ProgramsError::Load(Box::new(source)))?;
         load_all(&mut object)?;
@@ -255,7 +219,7 @@ impl Programs for Datapath {
         let attachments = self.attachments()?;
         let (pins, entries) = match &self.loaded {
             Some(loaded) => (PinState::Current, loaded.maps.entries()?),
-            None if maps::layouts_match(&self.pins) => (
+            None if layouts::layouts_match(&self.pins) => (
                 PinState::Earlier,
                 Maps::open(&self.pins).and_then(|maps| maps.entries()).unwrap_or_default(),
             ),
@@ -268,7 +232,7 @@ impl Programs for Datapath {
         // Kernels before 5.11 count eBPF memory against this limit; later ones do not, and may
         // forbid raising it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
-        if !maps::layouts_match(&self.pins) {
+        if !layouts::layouts_match(&self.pins) {
             self.pins.remove_version()?;
         }
         self.pins.create()?;
@@ -326,7 +290,7 @@ impl Programs for Datapath {
     fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError> {
         match &mut self.loaded {
             Some(loaded) => loaded.maps.tables().entries(),
-            None if self.pins.map(maps::SERVICES).exists() && maps::layouts_match(&self.pins) => {
+            None if self.pins.map(layouts::SERVICES).exists() && layouts::layouts_match(&self.pins) => {
                 Tables::open(&self.pins)?.entries()
             }
             None => Ok(BTreeMap::new()),
@@ -348,10 +312,10 @@ impl Programs for Datapath {
             return Ok(());
         }
         let wider = tables.wider_maglev(wanted)?;
-        let pin = self.pins.map(maps::MAGLEV);
+        let pin = self.pins.map(layouts::MAGLEV);
         let former = syscall::open_pin(&pin).map_err(|source| ProgramsError::Table {
             action: "open",
-            map: maps::MAGLEV,
+            map: layouts::MAGLEV,
             source,
         })?;
         pin_over(wider.array(), pin.clone())?;
@@ -500,9 +464,4 @@ fn pin_over(object: BorrowedFd<'_>, path: PathBuf) -> Result<(), ProgramsError> 
     syscall::pin(object, &beside)
         .and_then(|()| std::fs::rename(&beside, &path))
         .map_err(|source| ProgramsError::Pin { action: "create", path, source })
-}
-
-/// A program's descriptor.
-pub(super) fn descriptor(program: &SchedClassifier) -> Result<BorrowedFd<'_>, ProgramError> {
-    Ok(program.fd()?.as_fd())
 }

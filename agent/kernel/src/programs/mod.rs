@@ -5,12 +5,14 @@
 //! bpffs: they outlive the process, and the next one adopts them.
 
 mod attach;
+mod attach_method;
 mod bpffs;
 mod clsact;
 mod datapath;
 mod digest;
 mod error;
 mod fake;
+mod layouts;
 mod maps;
 mod probe;
 mod sockets;
@@ -22,8 +24,9 @@ mod xdp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+pub use attach_method::AttachMethod;
 pub use bpffs::ensure_bpffs;
-pub use datapath::{AttachMethod, Datapath, MapSizes, Options};
+pub use datapath::{Datapath, MapSizes, Options};
 pub use error::ProgramsError;
 pub use fake::FakePrograms;
 pub use mesh_ebpf_types::{

@@ -16,7 +16,7 @@ use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
 use super::bpffs::Pins;
-use super::maps;
+use super::layouts;
 use super::syscall;
 use super::words::Words;
 use super::{ProgramsError, Take, Visit};
@@ -62,17 +62,17 @@ impl Tables {
                 source: Box::new(source),
             })
         };
-        let elements = size(maps::MAGLEV)? as usize;
+        let elements = size(layouts::MAGLEV)? as usize;
         Ok(Self {
-            services: open(maps::SERVICES)?,
-            published: open(maps::PUBLISHED)?,
-            host_flows: open(maps::HOST_FLOWS)?,
-            backends: open(maps::BACKENDS)?,
-            addresses: open(maps::BACKEND_ADDRESSES)?,
-            connections: open(maps::CONNECTIONS)?,
-            connections_size: size(maps::CONNECTIONS)?,
-            allowances: open(maps::ALLOWANCES)?,
-            maglev: Words::new(open(maps::MAGLEV)?, elements * MAGLEV_ROW),
+            services: open(layouts::SERVICES)?,
+            published: open(layouts::PUBLISHED)?,
+            host_flows: open(layouts::HOST_FLOWS)?,
+            backends: open(layouts::BACKENDS)?,
+            addresses: open(layouts::BACKEND_ADDRESSES)?,
+            connections: open(layouts::CONNECTIONS)?,
+            connections_size: size(layouts::CONNECTIONS)?,
+            allowances: open(layouts::ALLOWANCES)?,
+            maglev: Words::new(open(layouts::MAGLEV)?, elements * MAGLEV_ROW),
         })
     }
 
@@ -89,11 +89,11 @@ impl Tables {
                 TableEntry::BackendAddress(key) => addresses.push((key, 0_u32)),
             }
         }
-        put(&self.addresses, maps::BACKEND_ADDRESSES, &addresses)?;
-        put(&self.backends, maps::BACKENDS, &backends)?;
-        put(&self.services, maps::SERVICES, &services)?;
+        put(&self.addresses, layouts::BACKEND_ADDRESSES, &addresses)?;
+        put(&self.backends, layouts::BACKENDS, &backends)?;
+        put(&self.services, layouts::SERVICES, &services)?;
         self.watch(&published)?;
-        put(&self.published, maps::PUBLISHED, &published)
+        put(&self.published, layouts::PUBLISHED, &published)
     }
 
     /// Prepares ports to be published: replies to flows that left from them before go on to whoever
@@ -103,14 +103,14 @@ impl Tables {
         let mut new = Vec::new();
         for (key, value) in published {
             let has = syscall::has(self.published.as_fd(), key, *value);
-            if !has.map_err(|error| failed("read", maps::PUBLISHED, error))? {
+            if !has.map_err(|error| failed("read", layouts::PUBLISHED, error))? {
                 new.push((*key, Published { flags: value.flags | WATCHED, ..*value }));
             }
         }
         if new.is_empty() {
             return Ok(());
         }
-        put(&self.published, maps::PUBLISHED, &new)?;
+        put(&self.published, layouts::PUBLISHED, &new)?;
         let ports: BTreeSet<([u8; 2], u8)> = new.iter().map(|(key, _)| (key.port, key.protocol)).collect();
         let flow = HostFlow { time: monotonic(), ..HostFlow::default() };
         let running: Vec<_> = conntrack::replies()
@@ -121,7 +121,7 @@ impl Tables {
             })
             .map(|key| (key, flow))
             .collect();
-        put(&self.host_flows, maps::HOST_FLOWS, &running)
+        put(&self.host_flows, layouts::HOST_FLOWS, &running)
     }
 
     /// Removes entries, in the opposite order. Goes on after an error, and returns the first.
@@ -137,10 +137,10 @@ impl Tables {
             }
         }
         [
-            delete(&self.published, maps::PUBLISHED, &published),
-            delete(&self.services, maps::SERVICES, &services),
-            delete(&self.backends, maps::BACKENDS, &backends),
-            delete(&self.addresses, maps::BACKEND_ADDRESSES, &addresses),
+            delete(&self.published, layouts::PUBLISHED, &published),
+            delete(&self.services, layouts::SERVICES, &services),
+            delete(&self.backends, layouts::BACKENDS, &backends),
+            delete(&self.addresses, layouts::BACKEND_ADDRESSES, &addresses),
         ]
         .into_iter()
         .collect()
@@ -149,16 +149,16 @@ impl Tables {
     /// All entries.
     pub(super) fn entries(&self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError> {
         let mut entries = Vec::new();
-        dump(&self.services, maps::SERVICES, |key: ServiceKey, value: Service| {
+        dump(&self.services, layouts::SERVICES, |key: ServiceKey, value: Service| {
             entries.push(TableEntry::Service(key, value));
         })?;
-        dump(&self.published, maps::PUBLISHED, |key: PublishedKey, value: Published| {
+        dump(&self.published, layouts::PUBLISHED, |key: PublishedKey, value: Published| {
             entries.push(TableEntry::Published(key, value));
         })?;
-        dump(&self.backends, maps::BACKENDS, |key: u32, value: Backend| {
+        dump(&self.backends, layouts::BACKENDS, |key: u32, value: Backend| {
             entries.push(TableEntry::Backend(key, value));
         })?;
-        dump(&self.addresses, maps::BACKEND_ADDRESSES, |key: EndpointKey, _: u32| {
+        dump(&self.addresses, layouts::BACKEND_ADDRESSES, |key: EndpointKey, _: u32| {
             entries.push(TableEntry::BackendAddress(key));
         })?;
         Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
@@ -167,9 +167,9 @@ impl Tables {
     /// Another array for `MAGLEV`, with room for at least so many entries, that holds what this one
     /// does; or its beginning.
     pub(super) fn wider_maglev(&self, entries: u32) -> Result<Words, ProgramsError> {
-        let failed = |error| failed("enlarge", maps::MAGLEV, error);
+        let failed = |error| failed("enlarge", layouts::MAGLEV, error);
         let rows = entries.div_ceil(ROW);
-        let array = syscall::create_array(maps::MAGLEV, ROW * 4, rows).map_err(failed)?;
+        let array = syscall::create_array(layouts::MAGLEV, ROW * 4, rows).map_err(failed)?;
         let wider = Words::new(array, rows as usize * MAGLEV_ROW);
         wider.copy(&self.maglev).map_err(failed)?;
         Ok(wider)
@@ -198,8 +198,8 @@ impl Tables {
     pub(super) fn write_maglev(&self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
         match self.maglev.write(first as usize, backends) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(ProgramsError::TableFull { map: maps::MAGLEV }),
-            Err(error) => Err(failed("write", maps::MAGLEV, error)),
+            Ok(false) => Err(ProgramsError::TableFull { map: layouts::MAGLEV }),
+            Err(error) => Err(failed("write", layouts::MAGLEV, error)),
         }
     }
 
@@ -207,7 +207,7 @@ impl Tables {
     pub(super) fn read_maglev(&self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
         let past = || io::ErrorKind::InvalidInput.into();
         let read = self.maglev.read(first as usize, size as usize).and_then(|words| words.ok_or_else(past));
-        read.map_err(|error| failed("read", maps::MAGLEV, error))
+        read.map_err(|error| failed("read", layouts::MAGLEV, error))
     }
 
     /// Entries of `CONNECTIONS`, by network.
@@ -222,24 +222,24 @@ impl Tables {
 
     /// Shows the entries of `CONNECTIONS`.
     pub(super) fn visit_connections(&self, visit: &mut Visit<'_>) -> Result<(), ProgramsError> {
-        dump(&self.connections, maps::CONNECTIONS, |key, value| visit(&key, &value))
+        dump(&self.connections, layouts::CONNECTIONS, |key, value| visit(&key, &value))
     }
 
     /// Removes entries of `CONNECTIONS`.
     pub(super) fn forget_connections(&self, takes: &mut Take<'_>) -> Result<(), ProgramsError> {
         let mut chosen: Vec<ConnectionKey> = Vec::new();
-        dump(&self.connections, maps::CONNECTIONS, |key, value| {
+        dump(&self.connections, layouts::CONNECTIONS, |key, value| {
             if takes(&key, &value) {
                 chosen.push(key);
             }
         })?;
-        delete(&self.connections, maps::CONNECTIONS, &chosen)
+        delete(&self.connections, layouts::CONNECTIONS, &chosen)
     }
 
     /// The entries of `ALLOWANCES`.
     pub(super) fn allowances(&self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError> {
         let mut allowances = BTreeMap::new();
-        dump(&self.allowances, maps::ALLOWANCES, |vni: Vni, value: Allowance| {
+        dump(&self.allowances, layouts::ALLOWANCES, |vni: Vni, value: Allowance| {
             allowances.insert(vni, value);
         })?;
         Ok(allowances)
@@ -252,8 +252,8 @@ impl Tables {
         };
         let entries: Vec<_> = allowances.iter().map(allowance).collect();
         let gone = self.allowances()?.into_keys().filter(|vni| !allowances.contains_key(vni));
-        delete(&self.allowances, maps::ALLOWANCES, &gone.collect::<Vec<_>>())?;
-        put(&self.allowances, maps::ALLOWANCES, &entries)
+        delete(&self.allowances, layouts::ALLOWANCES, &gone.collect::<Vec<_>>())?;
+        put(&self.allowances, layouts::ALLOWANCES, &entries)
     }
 }
 

@@ -5,16 +5,11 @@ use std::collections::BTreeMap;
 
 use mesh_model::{Name, PublishedPort};
 
+use super::network::{self, DEFAULT_NETWORK, Networks};
 use super::notes;
 use super::variables::Variables;
 use super::yaml::{self, Invalid, Item, Reason};
-use super::{Declared, Network, Service, network, service};
-
-/// The network of services that name none, as Compose calls it.
-pub(super) const DEFAULT_NETWORK: &str = "default";
-
-/// The networks of a file by the names that they have inside it.
-pub(super) type Networks<'a> = BTreeMap<&'a str, Name>;
+use super::{Declared, Network, Service, service};
 
 /// What is known about a file besides its text.
 #[derive(Debug, Clone, Default)]

@@ -11,6 +11,12 @@ use super::yaml::{Invalid, Item, Reason, Section};
 use super::{LABEL, Network, Subnet};
 use crate::cli::value;
 
+/// The network of services that name none, as Compose calls it.
+pub(super) const DEFAULT_NETWORK: &str = "default";
+
+/// The networks of a file by the names that they have inside it.
+pub(super) type Networks<'a> = BTreeMap<&'a str, Name>;
+
 /// Where Docker keeps a network's MTU among its driver's options.
 const DOCKERS_MTU: &str = "com.docker.network.driver.mtu";
 

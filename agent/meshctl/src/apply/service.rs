@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mesh_model::{Affinity, EndpointMode, HealthCheck, Name, WhenAllUnhealthy};
 
-use super::file::{DEFAULT_NETWORK, Networks};
+use super::network::{DEFAULT_NETWORK, Networks};
 use super::notes::Ignored;
 use super::schema::OWN;
 use super::yaml::{Invalid, Item, Reason, Section};

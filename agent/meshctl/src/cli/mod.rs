@@ -13,8 +13,11 @@ pub(crate) mod value;
 
 use std::path::PathBuf;
 
-use clap::{Parser, Subcommand, ValueEnum};
+use clap::{Parser, Subcommand};
 use clap_complete::Shell;
+
+use crate::client::DEFAULT_SOCKET;
+use crate::format::Format;
 
 /// Joins the containers of many hosts into private networks
 #[derive(Debug, Parser)]
@@ -47,9 +50,6 @@ pub(crate) struct Cli {
     pub(crate) format: Option<Format>,
 }
 
-/// The agent's socket where none is named.
-pub(crate) const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
-
 /// Where options that every command takes stand in its help.
 const GLOBAL: &str = "Options of every command";
 
@@ -59,15 +59,6 @@ Example:
   meshctl network create app
   meshctl service create --name web --network app -p 8080:80
   meshctl endpoint attach --network app --netns web --service web";
-
-/// The form of a result.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Format {
-    /// For people.
-    Table,
-    /// For scripts.
-    Json,
-}
 
 /// The commands.
 #[derive(Debug, Subcommand)]
@@ -125,7 +116,7 @@ pub(crate) enum Command {
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use clap::{CommandFactory, ValueEnum};
 
     use super::*;
 
@@ -163,7 +154,7 @@ mod tests {
     #[test]
     fn there_is_a_completion_script_for_every_shell() {
         for shell in Shell::value_variants() {
-            assert!(crate::complete::script(*shell).unwrap().contains("MESHCTL_COMPLETE"), "{shell}");
+            assert!(crate::completion::script(*shell).unwrap().contains("MESHCTL_COMPLETE"), "{shell}");
         }
     }
 }

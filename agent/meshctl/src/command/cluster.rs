@@ -4,10 +4,10 @@ use mesh_model::{NodeState, Role};
 use mesh_proto::{Problem, ProblemKind, v1};
 use serde::Serialize;
 
-use super::in_form;
-use crate::cli::Format;
+use super::results::in_form;
 use crate::cli::cluster::{Addresses, Command, Init, Join, JoinToken, Leave};
 use crate::client::{Client, incomplete};
+use crate::format::Format;
 use crate::report::Report;
 use crate::table::{self, details};
 use crate::view::{self, Cluster, Member, Node, present};

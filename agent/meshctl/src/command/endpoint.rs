@@ -2,11 +2,11 @@
 
 use mesh_proto::{Problem, ProblemKind, v1};
 
-use super::{each, ids, in_form, inspect, list_of};
-use crate::cli::Format;
+use super::results::{each, ids, in_form, inspect, list_of};
 use crate::cli::endpoint::{Attach, Command, Ls};
 use crate::client::Client;
 use crate::filter::{EndpointKey, Filter, passes};
+use crate::format::Format;
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short};
 use crate::view::{Dns, Endpoint, Named};

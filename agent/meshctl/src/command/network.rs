@@ -5,12 +5,12 @@ use std::collections::{BTreeMap, HashMap};
 use mesh_proto::{Problem, ProblemKind, v1};
 
 use super::confirm::confirm;
-use super::{each, ids, inspect, list_of};
-use crate::cli::Format;
+use super::results::{each, ids, inspect, list_of};
 use crate::cli::network::{Command, Create, Ls, Prune, Update};
 use crate::cli::value::{AuxAddress, KeyValue};
 use crate::client::{Client, incomplete};
 use crate::filter::{Filter, NetworkKey, passes};
+use crate::format::Format;
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short, yes_no};
 use crate::view::{DRIVER, Named, Network, NetworkCounter};

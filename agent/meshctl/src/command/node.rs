@@ -3,12 +3,12 @@
 use mesh_proto::{Problem, v1};
 use serde::Serialize;
 
+use super::results::{each, ids, in_form, inspect, list_of};
 use super::status::chosen;
-use super::{each, ids, in_form, inspect, list_of};
-use crate::cli::Format;
 use crate::cli::node::{Command, Ls, Rm, Update};
 use crate::client::Client;
 use crate::filter::{Filter, NodeKey, passes};
+use crate::format::Format;
 use crate::report::Report;
 use crate::table::{columns, details, or_none, short, yes_no};
 use crate::view::{self, Named, Node, present};

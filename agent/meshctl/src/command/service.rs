@@ -6,11 +6,11 @@ use mesh_model::port_list::{ranges, shortened};
 use mesh_model::{HealthCheck, HealthKind, PublishedPort};
 use mesh_proto::{Problem, ProblemKind, v1};
 
-use super::{each, ids, in_form, inspect, list_of};
-use crate::cli::Format;
+use super::results::{each, ids, in_form, inspect, list_of};
 use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls, Ps, Update};
 use crate::client::Client;
 use crate::filter::{BackendKey, Filter, ServiceKey, passes};
+use crate::format::Format;
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short, yes_no};
 use crate::view::service::{Backend, Service};

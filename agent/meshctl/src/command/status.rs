@@ -3,9 +3,9 @@
 use mesh_proto::{Problem, v1};
 use serde::Serialize;
 
-use super::in_form;
-use crate::cli::Format;
+use super::results::in_form;
 use crate::client::Client;
+use crate::format::Format;
 use crate::table::{NONE, columns, details, or_none};
 use crate::terminal::line;
 use crate::view::{self, Cluster, Member, present};

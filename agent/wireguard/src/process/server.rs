@@ -11,7 +11,7 @@ use std::{
         },
     },
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
@@ -25,6 +25,7 @@ use nix::{
     },
     unistd::{geteuid, setsid},
 };
+use parking_lot::Mutex;
 
 use super::protocol::{self, LOCK, Request, Response, SOCKET};
 use crate::{Error, Result, Userspace, WireguardEngine, sys::Wake, userspace::Handover};
@@ -165,7 +166,7 @@ fn converse(mut stream: UnixStream, engine: &Mutex<Userspace>, version: &str, pa
     }
     while let Ok(Some(request)) = protocol::read(&mut stream) {
         let ends = matches!(request, Request::Stop | Request::HandOver);
-        let mut engine = engine.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut engine = engine.lock();
         let answered = answer(request, &mut engine, version, &mut stream);
         if ends && matches!(answered, Ok(true)) {
             // Whoever comes now finds nobody, or the successor.

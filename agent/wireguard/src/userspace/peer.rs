@@ -2,12 +2,11 @@
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, Ordering},
-    },
+    sync::atomic::{AtomicBool, Ordering},
     time::Instant,
 };
+
+use parking_lot::{Mutex, MutexGuard};
 
 use super::link::Link;
 use crate::{PeerConfig, PeerStatus, TunnelSources};
@@ -55,9 +54,7 @@ impl Peer {
 
     /// Locks it.
     pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
-        // Nothing leaves the state half changed, so a thread that panicked does not make it
-        // unusable.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Notes that its timers have to run; true if they were stopped.

@@ -2,11 +2,13 @@
 
 use std::{
     sync::{
-        Arc, Mutex, OnceLock, PoisonError,
+        Arc, OnceLock,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::Thread,
 };
+
+use parking_lot::Mutex;
 
 use super::{counters::Counters, peer::Peer, table::Table};
 use crate::sys::Wake;
@@ -41,7 +43,7 @@ impl Shared {
 
     /// The table that is valid now.
     pub(super) fn table(&self) -> Arc<Table> {
-        Arc::clone(&self.table.lock().unwrap_or_else(PoisonError::into_inner))
+        Arc::clone(&self.table.lock())
     }
 
     /// A view for [`Shared::refresh`].
@@ -60,7 +62,7 @@ impl Shared {
 
     /// Makes `table` the valid one.
     pub(super) fn replace(&self, table: Table) {
-        *self.table.lock().unwrap_or_else(PoisonError::into_inner) = Arc::new(table);
+        *self.table.lock() = Arc::new(table);
         self.version.fetch_add(1, Ordering::Release);
         self.wake_workers();
     }

@@ -10,11 +10,11 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use serde::Serialize;
 
 use super::confirm::confirm;
-use super::in_form;
+use super::results::in_form;
 use crate::apply::{self, Change, Conflict, Declared, Ignored, Listed, Plan, Step, Warning, Why};
-use crate::cli::Format;
 use crate::cli::apply::Apply;
 use crate::client::{Client, incomplete};
+use crate::format::Format;
 use crate::report::{self, Report};
 use crate::view::unusable;
 
