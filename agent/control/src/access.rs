@@ -52,7 +52,7 @@ pub enum Access {
     Administration,
     /// Every member.
     Reading,
-    /// Every member, about its own records only: whose they are is told by the certificate, never
+    /// Every member, about its own records only: the certificate identifies the member, never
     /// by the request.
     OwnRecords,
     /// Managers, and every member about its own endpoints.
@@ -201,7 +201,7 @@ async fn not_manager(records: &Records, method: Method, worker: &Node) -> Result
         .hint(format!("run it on a manager: {}", managers.join(", "))))
 }
 
-/// What a node hears that is no member any more.
+/// The error for a node that is no longer a member.
 pub(crate) fn removed(node: &NodeId) -> Problem {
     Problem::new(ProblemKind::Denied, format!("node {node} was removed from the cluster"))
         .hint("meshctl cluster leave --force on that host, then join again")

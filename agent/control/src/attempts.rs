@@ -51,14 +51,11 @@ impl Attempts {
         }
         of_address.refused += 1;
         known.total += 1;
-        Err(Problem::new(
-            ProblemKind::Denied,
-            format!("too many attempts to join with a wrong token came from {address}"),
-        )
-        .hint(format!(
-            "wait {} s, and take the current token: meshctl cluster join-token worker",
-            INTERVAL.as_secs()
-        )))
+        Err(Problem::new(ProblemKind::Denied, format!("too many joins with a wrong token from {address}"))
+            .hint(format!(
+                "wait {} s, then use the current token: meshctl cluster join-token worker",
+                INTERVAL.as_secs()
+            )))
     }
 
     /// A wrong token came from an address.
@@ -75,9 +72,9 @@ impl Attempts {
         let before = before.unwrap_or(OfAddress { left: BURST, last: now, refused: 0 });
         let left = before.left(now).saturating_sub(1);
         let refused = before.refused + 1;
-        warn!(%address, refused, "an attempt to join with a wrong token");
+        warn!(%address, refused, "a join with a wrong token");
         if left == 0 {
-            warn!(%address, "attempts to join from this address are not listened to for a while");
+            warn!(%address, "joins from this address are rejected for a while");
         }
         known.addresses.insert(address, OfAddress { left, last: now, refused });
     }
@@ -100,7 +97,7 @@ impl Attempts {
         let (address, most) = busiest?;
         // People mistype.
         (count > u64::from(BURST) / 2).then(|| {
-            format!("{count} attempts to join with a wrong token in the last minutes, {most} of them from {address}")
+            format!("{count} joins with a wrong token in the last minutes, {most} of them from {address}")
         })
     }
 

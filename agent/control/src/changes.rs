@@ -14,7 +14,7 @@ use mesh_proto::{Problem, ProblemKind};
 use crate::core::Core;
 use crate::networks::{self, Taken};
 use crate::resolve::{network_in, service_in};
-use crate::services::{self, ask_hosts};
+use crate::services::{self, check_host_ports};
 use crate::view::View;
 
 /// Finds which of the changes cannot be made, and why.
@@ -26,14 +26,8 @@ pub(crate) async fn check(
     core.catch_up().await?;
     let taken = Taken::read(core).await?;
     let view = core.feed.view().clone();
-    let mut rehearsal = Rehearsal {
-        core,
-        taken,
-        view,
-        missing: BTreeSet::new(),
-        named: BTreeMap::new(),
-        warnings: Vec::new(),
-    };
+    let mut rehearsal =
+        DryRun { core, taken, view, missing: BTreeSet::new(), named: BTreeMap::new(), warnings: Vec::new() };
     let mut faults = Vec::new();
     for (index, change) in request.changes.into_iter().enumerate() {
         let kind = change.kind.ok_or_else(|| Problem::new(ProblemKind::Usage, "a change is empty"))?;
@@ -45,7 +39,7 @@ pub(crate) async fn check(
     let mut unchecked_nodes = Vec::new();
     if !ports.is_empty() {
         let ports: Vec<PublishedPort> = ports.into_iter().collect();
-        let answers = ask_hosts(core, &ports).await?;
+        let answers = check_host_ports(core, &ports).await?;
         for (index, named) in &rehearsal.named {
             let in_use = answers.in_use(core, |port| named.contains(port));
             faults.extend(in_use.map(|problem| fault(*index, problem)));
@@ -66,7 +60,7 @@ fn fault(index: usize, problem: Problem) -> ChangeFault {
 }
 
 /// The records as the changes so far would leave them.
-struct Rehearsal<'a> {
+struct DryRun<'a> {
     core: &'a Core,
     taken: Taken,
     view: View,
@@ -77,7 +71,7 @@ struct Rehearsal<'a> {
     warnings: Vec<String>,
 }
 
-impl Rehearsal<'_> {
+impl DryRun<'_> {
     async fn make(&mut self, index: usize, change: Kind) -> Result<(), Problem> {
         match change {
             Kind::CreateNetwork(request) => self.create_network(request),

@@ -104,16 +104,16 @@ impl Core {
     }
 
     /// The nodes that have not reported their endpoints since this manager began.
-    pub(crate) fn unheard(&self) -> BTreeSet<NodeId> {
+    pub(crate) fn nodes_without_report(&self) -> BTreeSet<NodeId> {
         let view = self.feed.view();
-        view.nodes.keys().filter(|node| !self.endpoints.has_heard(node)).cloned().collect()
+        view.nodes.keys().filter(|node| !self.endpoints.has_report(node)).cloned().collect()
     }
 
     /// Right after this manager began, waits until all nodes have reported their endpoints, or have
     /// had the time to.
     pub(crate) async fn first_reports(&self) {
         let mut reports = self.endpoints.reports();
-        let all = reports.wait_for(|_| self.unheard().is_empty());
+        let all = reports.wait_for(|_| self.nodes_without_report().is_empty());
         // Later, this is over at once.
         let _ = tokio::time::timeout_at(self.begun + limits::FIRST_REPORTS, all).await;
     }
@@ -145,22 +145,22 @@ impl Core {
         self.states.borrow().get(node) == Some(&NodeState::Down)
     }
 
-    /// An agent was heard.
-    pub(crate) fn heard(&self, node: &NodeId) {
-        self.sessions.saw(node);
-        if self.liveness(|liveness| liveness.heard(node, Instant::now())) {
+    /// Notes that a message of an agent has arrived.
+    pub(crate) fn message_received(&self, node: &NodeId) {
+        self.sessions.record_seen(node);
+        if self.liveness(|liveness| liveness.message_received(node, Instant::now())) {
             self.liveness_changed.notify_one();
         }
     }
 
-    /// An agent has no session any more.
-    pub(crate) fn silent(&self, node: &NodeId) {
+    /// Notes that an agent's session has ended.
+    pub(crate) fn session_ended(&self, node: &NodeId) {
         self.paths.forget(node);
         self.liveness(|liveness| liveness.closed(node));
         self.liveness_changed.notify_one();
     }
 
-    /// An agent said whose datapaths answer it.
+    /// Notes which nodes' data paths respond to an agent.
     pub(crate) fn probed(&self, prober: &NodeId, seen: impl Iterator<Item = (NodeId, bool)>) {
         let now = Instant::now();
         self.liveness(|liveness| {
@@ -171,12 +171,12 @@ impl Core {
         self.liveness_changed.notify_one();
     }
 
-    /// An agent said what its host routes by itself.
+    /// Replaces the routes of an agent's host.
     pub(crate) fn set_routes(&self, node: &NodeId, routes: Routes) {
         self.routes.lock().insert(node.clone(), routes);
     }
 
-    /// What hosts route by themselves.
+    /// The routes that hosts have of their own.
     pub(crate) fn routes(&self) -> BTreeMap<NodeId, Routes> {
         self.routes.lock().clone()
     }
@@ -206,7 +206,7 @@ impl Core {
         self.liveness(|liveness| liveness.set_nodes(nodes, managers));
     }
 
-    /// Derives the states of all nodes from what was heard of them until now.
+    /// Derives the states of all nodes from the messages and probes until now.
     pub(crate) fn derive_states(&self) {
         let states = self.liveness(|liveness| liveness.states(Instant::now()));
         self.states.send_if_modified(|known| {

@@ -18,7 +18,7 @@ use crate::records::{RecordError, Tries, Versioned, put};
 use crate::token::{JoinToken, TokenRecord};
 use crate::{keys, reports};
 
-/// Makes who has a token a member: checks the token, writes the node's record, issues the
+/// Admits a host with a token: checks the token, writes the node's record, and issues the
 /// certificate.
 ///
 /// `previous` is whose certificate the host has shown. A node that says who it was stays it if it
@@ -49,9 +49,9 @@ pub(crate) async fn join(
     // A cluster within one host, whose manager has a loopback address, can have more of them.
     let own = core.records.node(core.node_id()).await?;
     let is_local = own.is_some_and(|own| own.value.data_path_addr.is_loopback());
-    let mut node = wanted(&request, role, is_local).map_err(|error| match error {
-        WantedError::Message(error) => usage(&error),
-        WantedError::Random(error) => RecordError::from(error).into(),
+    let mut node = requested_node(&request, role, is_local).map_err(|error| match error {
+        InvalidJoin::Message(error) => usage(&error),
+        InvalidJoin::Random(error) => RecordError::from(error).into(),
     })?;
     if let Some(known) = known
         && core.records.node(&known).await?.is_some()
@@ -60,7 +60,7 @@ pub(crate) async fn join(
         if !is_proved {
             return Err(Problem::new(
                 ProblemKind::Denied,
-                format!("the host says that it is node {known}, but shows no valid certificate of it"),
+                format!("the host claims to be node {known} but presents no valid certificate for it"),
             )
             .hint("remove the old node first: meshctl node rm on a manager"));
         }
@@ -87,7 +87,7 @@ pub(crate) fn check_role(core: &Core, role: Role) -> Result<(), Problem> {
     if role == Role::Worker || core.records.store().is_shared() {
         return Ok(());
     }
-    Err(Problem::new(ProblemKind::Failed, "a cluster has one manager only so far: another one cannot join")
+    Err(Problem::new(ProblemKind::Failed, "a cluster supports one manager for now: another one cannot join")
         .hint("join the host as a worker: meshctl cluster join-token worker"))
 }
 
@@ -106,9 +106,9 @@ async fn role_of(core: &Core, token: &JoinToken) -> Result<Role, Problem> {
     if token.ca != core.authority.fingerprint() {
         return Err(Problem::new(
             ProblemKind::Denied,
-            "the token is of another cluster: its CA is not this one's",
+            "the token belongs to another cluster: its CA differs",
         )
-        .hint("take the token of this cluster: meshctl cluster join-token worker"));
+        .hint("use this cluster's token: meshctl cluster join-token worker"));
     }
     for role in [Role::Worker, Role::Manager] {
         let record: Option<Versioned<TokenRecord>> = core.records.get(keys::token(role)).await?;
@@ -117,21 +117,21 @@ async fn role_of(core: &Core, token: &JoinToken) -> Result<Role, Problem> {
         }
     }
     Err(Problem::new(ProblemKind::Denied, "the token was rotated or mistyped")
-        .hint("take the current one: meshctl cluster join-token worker, run on a manager"))
+        .hint("use the current one: run meshctl cluster join-token worker on a manager"))
 }
 
-enum WantedError {
+enum InvalidJoin {
     Message(mesh_proto::InvalidMessage),
     Random(getrandom::Error),
 }
 
-impl From<mesh_proto::InvalidMessage> for WantedError {
+impl From<mesh_proto::InvalidMessage> for InvalidJoin {
     fn from(error: mesh_proto::InvalidMessage) -> Self {
         Self::Message(error)
     }
 }
 
-fn wanted(request: &JoinRequest, role: Role, is_local: bool) -> Result<Node, WantedError> {
+fn requested_node(request: &JoinRequest, role: Role, is_local: bool) -> Result<Node, InvalidJoin> {
     let invalid = |field| move |reason| mesh_proto::InvalidMessage { field, reason };
     let mtu = reports::data_path_mtu(request.data_path_mtu).map_err(invalid("data_path_mtu"))?;
     let data_path_addr = parse("data_path_addr", &request.data_path_addr)?;
@@ -142,10 +142,10 @@ fn wanted(request: &JoinRequest, role: Role, is_local: bool) -> Result<Node, Wan
     let advertise_addr: SocketAddr = parse("advertise_addr", &request.advertise_addr)?;
     check(advertise_addr.ip()).map_err(invalid("advertise_addr"))?;
     if advertise_addr.port() == 0 {
-        return Err(invalid("advertise_addr")("port 0 is no port".to_owned()).into());
+        return Err(invalid("advertise_addr")("port 0 is invalid".to_owned()).into());
     }
     Ok(Node {
-        id: NodeId::random().map_err(WantedError::Random)?,
+        id: NodeId::random().map_err(InvalidJoin::Random)?,
         name: parse("name", &request.name)?,
         role,
         availability: Availability::Active,
@@ -215,7 +215,7 @@ pub(crate) fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
     if node.data_path_addr == other.data_path_addr {
         return Err(Problem::new(
             ProblemKind::Conflict,
-            format!("data-path address {} is that of node {} already", node.data_path_addr, other.name),
+            format!("data-path address {} belongs to node {}", node.data_path_addr, other.name),
         )
         .hint("if this host was that node, remove it first: meshctl node rm on a manager"));
     }
@@ -225,7 +225,7 @@ pub(crate) fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
     {
         return Err(Problem::new(
             ProblemKind::Conflict,
-            format!("advertised address {advertised} is that of node {} already", other.name),
+            format!("advertised address {advertised} belongs to node {}", other.name),
         )
         .hint("choose another one with --advertise-addr"));
     }

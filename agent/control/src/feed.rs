@@ -13,7 +13,7 @@ use crate::limits;
 use crate::records::RecordError;
 use crate::view::{Batch, View};
 
-/// What a session hears.
+/// What a session receives.
 #[derive(Debug, Clone)]
 pub(crate) enum News {
     /// The next revision.
@@ -78,7 +78,7 @@ impl Feed {
             let error = self.follow(store.watch(KeyRange::all(), from)).await;
             match error {
                 None | Some(StoreError::Closed) => return,
-                Some(error) => warn!(%error, "lost the thread of the store; reading it anew"),
+                Some(error) => warn!(%error, "lost track of the store; reading it again"),
             }
             match read(&*store).await {
                 Ok(view) => self.replace(view),

@@ -107,7 +107,7 @@ impl Health {
     }
 
     /// Whether the node has reported since this manager began.
-    pub(crate) fn has_heard(&self, node: &NodeId) -> bool {
+    pub(crate) fn has_report(&self, node: &NodeId) -> bool {
         self.lock().by_node.contains_key(node)
     }
 

@@ -70,7 +70,8 @@ pub async fn join(manager: &str, token: &str, parameters: JoinParameters) -> Res
         node_id: node_id.map(String::from).unwrap_or_default(),
     };
     let response = EnrollmentClient::new(channel).join(request).await?.into_inner();
-    joined(key, response).map_err(|e| failed(&format!("the manager at {manager} sent a bad answer: {e}")))
+    joined(key, response)
+        .map_err(|e| failed(&format!("the manager at {manager} sent an invalid response: {e}")))
 }
 
 fn joined(key: NodeKey, response: JoinResponse) -> Result<Joined, convert::InvalidMessage> {

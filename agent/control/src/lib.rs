@@ -2,7 +2,8 @@
 //!
 //! A [`Manager`] works on a store and serves three services. [`join`] is how a host becomes a
 //! member, [`connect`] how a member reaches a manager; the manager's own agent uses
-//! [`Manager::local_channel`] instead. What agents have to do in their sessions is in [`session_client`].
+//! [`Manager::local_channel`] instead. What agents have to do in their sessions is in
+//! [`session_client`].
 #![forbid(unsafe_code)]
 
 mod access;

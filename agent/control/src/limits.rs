@@ -23,18 +23,16 @@ pub(crate) const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
 pub(crate) const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(5);
 /// When the server ends, calls under way have this long to finish.
 pub(crate) const DRAIN: Duration = Duration::from_secs(2);
-/// Largest message, a snapshot in the worst case: tonic's 4 MiB are about 20 000 leases.
-pub(crate) const MAX_MESSAGE: usize = 64 << 20;
 
-/// Both sides of a session say something at least this often.
+/// Longest interval between two messages of either side of a session.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
-/// A session in which nothing was heard for this long has ended.
+/// A session without a message for this long has ended.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
-/// A session that is silent for longer cannot contradict probers who get no answer: one heartbeat
-/// and some slack.
-pub(crate) const SILENT: Duration = Duration::from_millis(700);
-/// What a prober reported counts for this long; it reports every second.
-pub(crate) const PROBE_REPORT: Duration = Duration::from_millis(2500);
+/// A session without a message for longer than this does not contradict probers that get no reply:
+/// one heartbeat and some slack.
+pub(crate) const MESSAGE_GAP: Duration = Duration::from_millis(700);
+/// A report of probes is valid for this long; an agent reports every second.
+pub(crate) const PROBE_REPORT_VALIDITY: Duration = Duration::from_millis(2500);
 /// Node states are derived anew this often, beside at each event.
 pub(crate) const LIVENESS_TICK: Duration = Duration::from_millis(100);
 /// The first message of a session must come within.

@@ -1,4 +1,4 @@
-//! The state of nodes from what is heard of their agents and of their datapaths. Pure: time is
+//! The state of nodes, from messages of their agents and probes of their data paths. Pure: time is
 //! passed in.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use mesh_model::{NodeId, NodeState};
 
-use crate::limits::{PROBE_REPORT, SESSION_TIMEOUT, SILENT};
+use crate::limits::{MESSAGE_GAP, PROBE_REPORT_VALIDITY, SESSION_TIMEOUT};
 
 /// Each node probes so many others.
 const PROBED: usize = 3;
@@ -66,13 +66,13 @@ struct Report {
     at: Instant,
 }
 
-/// What a manager has heard, when.
+/// The messages and probes that a manager knows, with their times.
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     nodes: BTreeSet<NodeId>,
     /// Those of them that are managers.
     managers: BTreeSet<NodeId>,
-    /// When the agent was last heard in its session, while it has one.
+    /// When the last message of the agent arrived, while it has a session.
     sessions: BTreeMap<NodeId, Instant>,
     /// By target, then by prober.
     reports: BTreeMap<NodeId, BTreeMap<NodeId, Report>>,
@@ -92,9 +92,9 @@ impl Liveness {
 
     /// A message came in the node's session, which may be new. True when the node was silent
     /// before.
-    pub(crate) fn heard(&mut self, node: &NodeId, now: Instant) -> bool {
+    pub(crate) fn message_received(&mut self, node: &NodeId, now: Instant) -> bool {
         let before = self.sessions.insert(node.clone(), now);
-        before.is_none_or(|before| now.saturating_duration_since(before) >= SILENT)
+        before.is_none_or(|before| now.saturating_duration_since(before) >= MESSAGE_GAP)
     }
 
     /// The node's session has ended.
@@ -124,7 +124,7 @@ impl Liveness {
     /// get no answer: two, or all if there are fewer, and no manager's host gets one. *Unknown*:
     /// its agent has no session, and nobody knows worse.
     fn state(&self, node: &NodeId, now: Instant) -> NodeState {
-        if self.silence(node, now).is_some_and(|silence| silence < SILENT) {
+        if self.silence(node, now).is_some_and(|silence| silence < MESSAGE_GAP) {
             NodeState::Ready
         } else if self.is_unanswered(node, now) {
             NodeState::Down
@@ -141,13 +141,13 @@ impl Liveness {
 
     fn is_unanswered(&self, target: &NodeId, now: Instant) -> bool {
         // A prober that is silent itself may be the one that is cut off.
-        let is_live = |node: &NodeId| self.silence(node, now).is_some_and(|silence| silence < SILENT);
+        let is_live = |node: &NodeId| self.silence(node, now).is_some_and(|silence| silence < MESSAGE_GAP);
         let probers = probers(&self.nodes, &self.managers, target, is_live);
         let reports = self.reports.get(target);
         let (mut answered, mut unanswered) = (0, 0);
         for prober in &probers {
             let report = reports.and_then(|reports| reports.get(*prober));
-            match report.filter(|report| now.saturating_duration_since(report.at) < PROBE_REPORT) {
+            match report.filter(|report| now.saturating_duration_since(report.at) < PROBE_REPORT_VALIDITY) {
                 // What a worker reports may be a lie; a manager's host is believed.
                 Some(Report { answering: true, .. }) if self.managers.contains(*prober) => return false,
                 Some(Report { answering: true, .. }) => answered += 1,
@@ -171,13 +171,13 @@ mod tests {
         (0..count).map(|n| format!("{n:024x}").parse().unwrap()).collect()
     }
 
-    /// Nodes whose agents were all heard at `now`.
+    /// Nodes whose agents have all sent a message at `now`.
     fn all_ready(count: usize, now: Instant) -> (Vec<NodeId>, Liveness) {
         let nodes = nodes(count);
         let mut liveness = Liveness::default();
         liveness.set_nodes(nodes.iter().cloned().collect(), nodes.iter().take(1).cloned().collect());
         for node in &nodes {
-            liveness.heard(node, now);
+            liveness.message_received(node, now);
         }
         (nodes, liveness)
     }
@@ -237,7 +237,7 @@ mod tests {
             };
             let standings: BTreeMap<NodeId, Standing> = states.iter().map(standing).collect();
             for (_, node) in nodes.iter().enumerate().filter(|(index, _)| !is_gone(*index)) {
-                liveness.heard(node, now);
+                liveness.message_received(node, now);
                 for target in probe_targets(&standings, node) {
                     let target_index = nodes.iter().position(|other| *other == target).unwrap();
                     liveness.probed(node, &target, !is_gone(target_index), now);
@@ -296,7 +296,7 @@ mod tests {
         assert_eq!(liveness.states(now)[&nodes[2]], NodeState::Unknown, "one gets an answer");
         liveness.probed(&nodes[1], &nodes[2], false, now);
         assert_eq!(liveness.states(now)[&nodes[2]], NodeState::Down);
-        liveness.heard(&nodes[2], now);
+        liveness.message_received(&nodes[2], now);
         assert_eq!(liveness.states(now)[&nodes[2]], NodeState::Ready);
     }
 
@@ -308,9 +308,9 @@ mod tests {
         liveness.probed(&nodes[1], &nodes[2], false, now);
         assert_eq!(liveness.states(now)[&nodes[2]], NodeState::Ready);
         for prober in &nodes[..2] {
-            liveness.heard(prober, now + SILENT);
+            liveness.message_received(prober, now + MESSAGE_GAP);
         }
-        assert_eq!(liveness.states(now + SILENT)[&nodes[2]], NodeState::Down, "it is silent now");
+        assert_eq!(liveness.states(now + MESSAGE_GAP)[&nodes[2]], NodeState::Down, "it is silent now");
     }
 
     #[test]
@@ -320,8 +320,8 @@ mod tests {
         // Two hosts are unplugged at once: the last one's word is enough, and nobody's old word
         // holds it up.
         liveness.probed(&nodes[1], &nodes[2], true, now);
-        let later = now + SILENT;
-        liveness.heard(&nodes[0], later);
+        let later = now + MESSAGE_GAP;
+        liveness.message_received(&nodes[0], later);
         liveness.probed(&nodes[0], &nodes[2], false, later);
         assert_eq!(liveness.states(later)[&nodes[2]], NodeState::Down);
         assert_eq!(
@@ -338,9 +338,9 @@ mod tests {
         liveness.closed(&nodes[2]);
         liveness.probed(&nodes[0], &nodes[2], false, now);
         liveness.probed(&nodes[1], &nodes[2], false, now);
-        let later = now + PROBE_REPORT;
-        liveness.heard(&nodes[0], later);
-        liveness.heard(&nodes[1], later);
+        let later = now + PROBE_REPORT_VALIDITY;
+        liveness.message_received(&nodes[0], later);
+        liveness.message_received(&nodes[1], later);
         assert_eq!(liveness.states(later)[&nodes[2]], NodeState::Unknown);
     }
 
@@ -379,7 +379,7 @@ mod tests {
             for step in steps {
                 match step {
                     Step::Heard(node) if node < count => {
-                        liveness.heard(&nodes[node], now);
+                        liveness.message_received(&nodes[node], now);
                         heard.insert(node, now);
                     }
                     Step::Closed(node) if node < count => {
@@ -396,14 +396,14 @@ mod tests {
                 }
                 let states = liveness.states(now);
                 prop_assert_eq!(states.len(), count);
-                let speaks = |node: usize| heard.get(&node).is_some_and(|&at| now - at < SILENT);
+                let speaks = |node: usize| heard.get(&node).is_some_and(|&at| now - at < MESSAGE_GAP);
                 for (index, node) in nodes.iter().enumerate() {
                     let is_live = |node: &NodeId| speaks(nodes.iter().position(|other| other == node).unwrap());
                     let chosen = probers(&members, &managers, node, is_live);
                     let witnesses: Vec<usize> =
                         (0..count).filter(|&prober| chosen.contains(&nodes[prober])).collect();
                     let fresh = |prober: usize| {
-                        said.get(&(prober, index)).filter(|(_, at)| now - *at < PROBE_REPORT).map(|(answer, _)| *answer)
+                        said.get(&(prober, index)).filter(|(_, at)| now - *at < PROBE_REPORT_VALIDITY).map(|(answer, _)| *answer)
                     };
                     let answered = witnesses.iter().filter(|&&p| fresh(p) == Some(true)).count();
                     let unanswered = witnesses.iter().filter(|&&p| fresh(p) == Some(false)).count();

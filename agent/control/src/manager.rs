@@ -29,7 +29,7 @@ use crate::rpc::{EnrollmentService, MemberService};
 use crate::token::TokenRecord;
 use crate::{clock, keys, limits, problems, tasks, transport};
 
-/// How many descriptors a process has where nobody says so.
+/// The number of descriptors of a process without a configured limit.
 const DESCRIPTORS: u64 = 1024;
 
 /// What `cluster init` decides for the whole cluster.
@@ -64,10 +64,10 @@ pub struct ThisNode {
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
     /// The store has a cluster already.
-    #[error("the store has a cluster already")]
+    #[error("the store already contains a cluster")]
     Exists,
     /// The identity is not this cluster's, or not a manager's.
-    #[error("the node's certificate is not one of a manager of cluster {cluster}")]
+    #[error("the node's certificate is not that of a manager of cluster {cluster}")]
     NotManager {
         /// The store's cluster.
         cluster: String,

@@ -22,7 +22,7 @@ use crate::{keys, leases, limits, readdress, services};
 
 /// Changes a node's addresses and its availability.
 pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<NodeStatus, Problem> {
-    let addresses = readdress::Wanted::parse(&request.advertise_addr, &request.data_path_addr)?;
+    let addresses = readdress::RequestedAddresses::parse(&request.advertise_addr, &request.data_path_addr)?;
     if !addresses.is_empty() {
         let node = resolve_node(core, &request.node).await?.value;
         let status = readdress::set(core, &node.id, &addresses).await?;
@@ -59,7 +59,7 @@ pub(crate) async fn remove(core: &Core, request: &RemoveNodeRequest) -> Result<R
     if state == Some(NodeState::Ready) && !request.force {
         return Err(Problem::new(ProblemKind::Conflict, format!("node {} is ready", node.name)).hint(
             format!(
-                "run meshctl cluster leave on it, or remove it all the same: meshctl node rm --force {}",
+                "run meshctl cluster leave on it, or force its removal: meshctl node rm --force {}",
                 node.name
             ),
         ));

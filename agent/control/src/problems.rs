@@ -1,4 +1,4 @@
-//! What a manager shows of the nodes' faults to whoever looks at its own host.
+//! The faults of nodes' reports, for the status of the manager's own host.
 
 use crate::clock;
 use crate::core::Core;
@@ -18,9 +18,9 @@ pub(crate) fn all(core: &Core) -> Vec<String> {
         }
         let more = faults.len().saturating_sub(PER_NODE);
         let shown = faults.iter().take(PER_NODE);
-        lines.extend(shown.map(|fault| format!("node {} reports what is refused: {fault}", node.name)));
+        lines.extend(shown.map(|fault| format!("reports of node {} were rejected: {fault}", node.name)));
         if more > 0 {
-            lines.push(format!("node {} reports what is refused: {more} more faults", node.name));
+            lines.push(format!("reports of node {} were rejected: {more} more faults", node.name));
         }
     }
     lines.extend(clocks(core));

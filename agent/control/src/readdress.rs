@@ -1,4 +1,4 @@
-//! A node's addresses change: its host was given others, or somebody names others.
+//! Changes of a node's addresses, by its host or by an administrator.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,12 +17,12 @@ use crate::{keys, limits};
 
 /// The addresses that a node is to have, as far as they are to change.
 #[derive(Debug, Default)]
-pub(crate) struct Wanted {
+pub(crate) struct RequestedAddresses {
     advertise: Option<(IpAddr, Option<u16>)>,
     data_path: Option<IpAddr>,
 }
 
-impl Wanted {
+impl RequestedAddresses {
     /// Reads `IP` or `IP:PORT`, and `IP`; an empty text leaves the address as it is.
     pub(crate) fn parse(advertise: &str, data_path: &str) -> Result<Self, Problem> {
         let invalid = |what: &str, text: &str| {
@@ -30,7 +30,7 @@ impl Wanted {
                 ProblemKind::Usage,
                 format!("{what} address {text:?} is not an IP address of a host"),
             )
-            .hint("an interface can be named on the node itself only")
+            .hint("an interface name is accepted only on the node itself")
         };
         let host = |address: &IpAddr| underlay_address(*address).is_ok();
         let ip = |text: &str| text.parse::<IpAddr>().ok().filter(host);
@@ -68,7 +68,11 @@ impl Wanted {
 
 /// Changes a node's addresses, and answers once every agent in session has the change in its
 /// kernel.
-pub(crate) async fn set(core: &Core, id: &NodeId, wanted: &Wanted) -> Result<NodeStatus, Problem> {
+pub(crate) async fn set(
+    core: &Core,
+    id: &NodeId,
+    wanted: &RequestedAddresses,
+) -> Result<NodeStatus, Problem> {
     let mut tries = Tries::default();
     loop {
         tries.next()?;
@@ -109,13 +113,13 @@ mod tests {
     #[test]
     fn only_addresses_that_a_host_can_have_are_taken() {
         for text in ["eth0", "0.0.0.0", "224.0.0.1", "255.255.255.255", "192.0.2.1:0", "192.0.2.300"] {
-            assert!(Wanted::parse(text, "").is_err(), "{text}");
+            assert!(RequestedAddresses::parse(text, "").is_err(), "{text}");
         }
         for text in ["eth0", "0.0.0.0", "224.0.0.1", "192.0.2.1:4789", "2001:db8::1"] {
-            assert!(Wanted::parse("", text).is_err(), "{text}");
+            assert!(RequestedAddresses::parse("", text).is_err(), "{text}");
         }
-        assert!(Wanted::parse("", "").unwrap().is_empty());
-        assert_eq!(Wanted::parse("192.0.2.1:99", "").unwrap().advertise.unwrap().1, Some(99));
-        assert!(!Wanted::parse("", "192.0.2.1").unwrap().is_empty());
+        assert!(RequestedAddresses::parse("", "").unwrap().is_empty());
+        assert_eq!(RequestedAddresses::parse("192.0.2.1:99", "").unwrap().advertise.unwrap().1, Some(99));
+        assert!(!RequestedAddresses::parse("", "192.0.2.1").unwrap().is_empty());
     }
 }

@@ -34,13 +34,13 @@ pub enum RecordError {
         key: Key,
     },
     /// Others changed the same records again and again.
-    #[error("gave up after {tries} tries, each overtaken by another change")]
+    #[error("gave up after {tries} attempts because of concurrent changes")]
     Overtaken {
         /// How often it was tried.
         tries: usize,
     },
     /// The kernel has no randomness to give.
-    #[error("cannot draw an identifier: {0}")]
+    #[error("cannot generate an identifier: {0}")]
     Random(#[from] getrandom::Error),
 }
 

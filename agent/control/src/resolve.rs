@@ -1,4 +1,4 @@
-//! Finds what people name: by id, by name, or by an unambiguous beginning of an id.
+//! Finds objects by id, by name, or by an unambiguous prefix of an id.
 
 use std::sync::Arc;
 
@@ -12,12 +12,10 @@ use crate::keys;
 use crate::records::Versioned;
 use crate::view::View;
 
-/// So much of an id has to be given, at least, to name what is to be removed: fewer characters are
-/// easily those of something else.
+/// Least characters of an id prefix in a removal: fewer may match another object by mistake.
 const SHORTEST_TO_REMOVE: usize = 4;
 
-/// Refuses the beginning of an id that is too short to remove by it what it names: `what`, called
-/// `name`.
+/// Refuses an id prefix that is too short to remove the object `name`, a `what`, by it.
 pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(), Problem> {
     // `NETWORK/NAME` ends with a whole name.
     if text.eq_ignore_ascii_case(name.as_str()) || text.contains('/') || text.len() >= SHORTEST_TO_REMOVE {
@@ -25,9 +23,11 @@ pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(),
     }
     Err(Problem::new(
         ProblemKind::Usage,
-        format!("{text} is too short for the beginning of an id: it takes {SHORTEST_TO_REMOVE} characters"),
+        format!(
+            "{text} is too short for an id prefix: at least {SHORTEST_TO_REMOVE} characters are required"
+        ),
     )
-    .hint(format!("for {what} {name}, give its name")))
+    .hint(format!("to remove {what} {name}, use its name")))
 }
 
 /// The network that `text` names.
@@ -113,22 +113,22 @@ fn on_several_networks(view: &View, text: &str, name: &Name, services: &[&Arc<Se
         services.iter().filter_map(network).map(|network| format!("{network}/{name}")).collect();
     paths.sort();
     Problem::new(ProblemKind::Usage, format!("service {text} is on several networks: {}", paths.join(", ")))
-        .hint("name it as NETWORK/NAME")
+        .hint("use NETWORK/NAME")
 }
 
 fn no_such_service(text: &str) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("service {text} does not exist"))
-        .hint("meshctl service ls shows those that do")
+        .hint("list services with: meshctl service ls")
 }
 
-/// What stands after `NETWORK/`, where that is given; it has to be this network.
+/// Returns the part after `NETWORK/`, if that is given; the network must be this one.
 pub(crate) fn within<'a>(view: &View, network: &Network, text: &'a str) -> Result<&'a str, Problem> {
     let Some((named, rest)) = text.split_once('/') else { return Ok(text) };
     if network_in(view, named)?.id == network.id {
         return Ok(rest);
     }
     Err(Problem::new(ProblemKind::Conflict, format!("endpoint {text} is not on network {}", network.name))
-        .hint("a service's backends are endpoints of its own network"))
+        .hint("a service's backends must be endpoints of its own network"))
 }
 
 /// The endpoint of a network that `text` names: by id, name, or an unambiguous beginning of an id.
@@ -151,7 +151,7 @@ pub(crate) fn resolve_endpoint(
             ProblemKind::Usage,
             format!("endpoint {text} is ambiguous: {}", ids.join(", ")),
         )
-        .hint("name it by its id, or by its name where nodes have endpoints of the same id"));
+        .hint("use its id, or its name if several nodes have endpoints with this id"));
     }
     let endpoint = match found.into_iter().next() {
         Some(endpoint) => endpoint,
@@ -169,7 +169,7 @@ pub(crate) fn resolve_endpoint(
                 network.name
             ),
         )
-        .hint("a service's backends are endpoints of its own network"));
+        .hint("a service's backends must be endpoints of its own network"));
     }
     Ok(endpoint)
 }
@@ -222,6 +222,6 @@ fn by_beginning<T>(
             ))
         }
         (None, _) => Err(Problem::new(ProblemKind::NotFound, format!("{what} {text} does not exist"))
-            .hint(format!("meshctl {what} ls shows those that do"))),
+            .hint(format!("list them with: meshctl {what} ls"))),
     }
 }

@@ -70,7 +70,7 @@ fn check_against_others(core: &Core, node: &Node, wireguard: &Wireguard) -> Resu
         if let Some(key) = wireguard.keys.values().find(|key| keys.keys.values().any(|known| known == *key)) {
             return Err(Problem::new(
                 ProblemKind::Conflict,
-                format!("the public key {key} is that of node {} already", other.name),
+                format!("the public key {key} belongs to node {}", other.name),
             ));
         }
     }
@@ -79,7 +79,7 @@ fn check_against_others(core: &Core, node: &Node, wireguard: &Wireguard) -> Resu
     match wireguard.keys.keys().next_back().filter(|newest| **newest > highest) {
         Some(newest) => Err(Problem::new(
             ProblemKind::Usage,
-            format!("keys of generation {newest} are not called for: {highest} is the highest now"),
+            format!("keys of generation {newest} were not requested: the highest is {highest}"),
         )),
         None => Ok(()),
     }
@@ -88,7 +88,7 @@ fn check_against_others(core: &Core, node: &Node, wireguard: &Wireguard) -> Resu
 fn check(wireguard: &Wireguard) -> Result<(), Problem> {
     let problem = |message: String| Err(Problem::new(ProblemKind::Usage, message));
     if wireguard.keys.is_empty() || wireguard.keys.len() > MAX_KEYS {
-        return problem(format!("a node has 1 to {MAX_KEYS} keys, not {}", wireguard.keys.len()));
+        return problem(format!("a node must have 1 to {MAX_KEYS} keys, not {}", wireguard.keys.len()));
     }
     match wireguard.keys.iter().find(|(_, key)| !is_public_key(key)) {
         Some((generation, _)) => {
@@ -121,7 +121,7 @@ pub(crate) async fn rotate(core: &Core) -> Result<RotateKeysResponse, Problem> {
         let announced = nodes.iter().filter_map(|node| newest(&node.value)).max().unwrap_or(0);
         let next = current.as_ref().map_or(0, |current| current.value).max(announced).checked_add(1);
         let next =
-            next.ok_or_else(|| Problem::new(ProblemKind::Exhausted, "no generation of keys is left"))?;
+            next.ok_or_else(|| Problem::new(ProblemKind::Exhausted, "all key generations are used up"))?;
         let unchanged = match current {
             Some(current) => Compare::mod_revision(keys::generation(), current.revision),
             None => Compare::absent(keys::generation()),

@@ -51,7 +51,7 @@ pub struct JoinToken {
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidToken {
     /// It does not begin as tokens do.
-    #[error("this is no join token: one begins with {VERSION}-")]
+    #[error("not a join token: it must begin with {VERSION}-")]
     Version,
     /// A part is missing, or there are too many.
     #[error("the join token is incomplete: it has the form {VERSION}-<CA fingerprint>-<secret>")]
@@ -145,7 +145,7 @@ mod tests {
     fn a_damaged_token_is_refused_with_what_is_wrong() {
         let text = token().to_string();
         let error = |text: &str| text.parse::<JoinToken>().unwrap_err().to_string();
-        assert_eq!(error("SWMTKN-1-abc"), "this is no join token: one begins with MESH-1-");
+        assert_eq!(error("SWMTKN-1-abc"), "not a join token: it must begin with MESH-1-");
         assert!(error("MESH-1-abcd").contains("incomplete"));
         assert!(error("MESH-1-abcd-ef").contains("fingerprint is damaged"));
         assert!(error(&text[..text.len() - 1]).contains("secret is damaged"));

@@ -124,7 +124,7 @@ pub(crate) async fn accept(
             let handshake = timeout(limits::HANDSHAKE, handshake(&acceptor, stream, address));
             let done = tokio::select! {
                 done = handshake => done,
-                _ = place.closed() => return debug!(%address, "a handshake was cut off for newer connections"),
+                _ = place.closed() => return debug!(%address, "a handshake was aborted for newer connections"),
             };
             match done {
                 Ok(Ok((stream, peer))) => {
@@ -187,11 +187,9 @@ async fn resolve(address: &str) -> Result<(), Problem> {
             .hint(format!("check the name {host}, or give the manager's IP address"))
     };
     match timeout(limits::CONNECT, tokio::net::lookup_host(address)).await {
-        Err(_) => {
-            Err(unknown(&format!("no name server has answered within {} s", limits::CONNECT.as_secs())))
-        }
+        Err(_) => Err(unknown(&format!("no name server responded within {} s", limits::CONNECT.as_secs()))),
         Ok(Err(error)) => Err(unknown(&error.to_string())),
-        Ok(Ok(mut found)) => found.next().map(drop).ok_or_else(|| unknown("it has no address")),
+        Ok(Ok(mut found)) => found.next().map(drop).ok_or_else(|| unknown("the name has no address")),
     }
 }
 
@@ -213,12 +211,12 @@ fn connect_problem(address: &str, error: &tonic::transport::Error) -> Problem {
     match tls::tls_error(error) {
         Some(tls) if tls::is_foreign_ca(tls) => Problem::new(
             ProblemKind::Denied,
-            format!("the manager at {address} has another CA than this token"),
+            format!("the manager at {address} has a different CA than this token"),
         )
-        .hint("take the token of that cluster: meshctl cluster join-token worker, run on its manager"),
+        .hint("use that cluster's token: run meshctl cluster join-token worker on its manager"),
         Some(rustls::Error::InvalidCertificate(reason)) => Problem::new(
             ProblemKind::Denied,
-            format!("who answers at {address} is no manager of this cluster: {reason}"),
+            format!("the server at {address} is not a manager of this cluster: {reason}"),
         ),
         Some(tls) => {
             Problem::new(ProblemKind::Denied, format!("TLS with the manager at {address} failed: {tls}"))

@@ -121,7 +121,7 @@ fn list<T>(before: Option<&List<T>>, parts: Vec<Part<T>>) -> io::Result<List<T>>
 }
 
 fn unknown() -> io::Error {
-    io::Error::new(io::ErrorKind::InvalidData, "the change refers to what is not there")
+    io::Error::new(io::ErrorKind::InvalidData, "the change refers to a missing record")
 }
 
 #[cfg(test)]

@@ -50,14 +50,14 @@ impl Question {
 
     /// Asks one resolver, with an id and a source port that cannot be guessed. Without a time-out
     /// of its own.
-    pub(crate) async fn ask(&self, resolver: SocketAddr) -> io::Result<Message> {
+    pub(crate) async fn query(&self, resolver: SocketAddr) -> io::Result<Message> {
         let id = rand::random();
         let message = self.message(id)?;
         let question = question_octets(&self.query)?;
         let is_answer = |reply: &[u8]| answers(reply, id, &question);
         let reply = match self.transport {
-            Transport::Udp => ask_udp(resolver, &message, is_answer).await,
-            Transport::Tcp => ask_tcp(resolver, &message, is_answer).await,
+            Transport::Udp => query_udp(resolver, &message, is_answer).await,
+            Transport::Tcp => query_tcp(resolver, &message, is_answer).await,
         };
         read(&reply?, &self.query)
     }
@@ -85,7 +85,7 @@ fn malformed(error: impl std::error::Error + Send + Sync + 'static) -> io::Error
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-async fn ask_udp(
+async fn query_udp(
     resolver: SocketAddr,
     message: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,
@@ -119,7 +119,7 @@ async fn ask_udp(
     }
 }
 
-async fn ask_tcp(
+async fn query_tcp(
     resolver: SocketAddr,
     message: &[u8],
     is_answer: impl Fn(&[u8]) -> bool,

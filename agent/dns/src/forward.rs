@@ -54,7 +54,7 @@ impl Forwarder {
                 in_flight.insert(question.clone(), pending.clone());
                 let (upstreams, all) = (Arc::clone(&self.upstreams), Arc::clone(&self.in_flight));
                 tokio::spawn(async move {
-                    let reply = ask(&upstreams, &question).await;
+                    let reply = query(&upstreams, &question).await;
                     lock(&all).remove(&question);
                     let _ = answer.send(Some(reply));
                 });
@@ -74,16 +74,17 @@ fn lock(in_flight: &Mutex<HashMap<Question, Pending>>) -> MutexGuard<'_, HashMap
 /// Asks the first resolver, and the next ones as well when there is no answer after a while or when
 /// one does not know. The first answer is taken, also from one that is late. What a resolver that
 /// does not know said is better than nothing.
-async fn ask(upstreams: &Upstreams, question: &Question) -> Option<Arc<Message>> {
+async fn query(upstreams: &Upstreams, question: &Question) -> Option<Arc<Message>> {
     let resolvers: Vec<SocketAddr> = upstreams.in_order().await.into_iter().take(MAX_RESOLVERS).collect();
-    let ask = |resolver: SocketAddr| async move { (resolver, Instant::now(), question.ask(resolver).await) };
+    let query =
+        |resolver: SocketAddr| async move { (resolver, Instant::now(), question.query(resolver).await) };
     let mut asked = FuturesUnordered::new();
     let (mut passed, mut begun, mut next_at) = (None, 0, Instant::now());
     let end = sleep(PATIENCE);
     tokio::pin!(end);
     loop {
         if let Some(resolver) = resolvers.get(begun).filter(|_| Instant::now() >= next_at) {
-            asked.push(ask(*resolver));
+            asked.push(query(*resolver));
             begun += 1;
             next_at = Instant::now() + NEXT;
         }
@@ -101,17 +102,17 @@ async fn ask(upstreams: &Upstreams, question: &Question) -> Option<Arc<Message>>
                         passed.get_or_insert(Arc::new(reply));
                     }
                     Err(error) => {
-                        tracing::debug!(%resolver, %error, "the resolver gives no answer");
+                        tracing::debug!(%resolver, %error, "the resolver does not respond");
                         // One whose answers are malformed is not silent.
                         if error.kind() != io::ErrorKind::InvalidData {
-                            upstreams.silent(resolver, asked_at);
+                            upstreams.record_silence(resolver, asked_at);
                         }
                     }
                 }
                 next_at = Instant::now();
             }
             () = sleep_until(next_at), if begun < resolvers.len() => {
-                upstreams.silent(resolvers[begun - 1], next_at - NEXT);
+                upstreams.record_silence(resolvers[begun - 1], next_at - NEXT);
             }
             () = &mut end => return passed,
         }

@@ -125,7 +125,7 @@ fn take(buffer: &mut Vec<u8>) -> io::Result<Option<Vec<u8>>> {
     let Some(length) = buffer.first_chunk::<LENGTH>() else { return Ok(None) };
     let length = usize::from(u16::from_be_bytes(*length));
     if length > MAX_QUERY {
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "no question is as long"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the question is too long"));
     }
     if buffer.len() < LENGTH + length {
         return Ok(None);

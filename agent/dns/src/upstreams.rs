@@ -78,7 +78,7 @@ impl Upstreams {
 
     /// Notes that a resolver did not answer a question of then. One that has answered others since
     /// is not silent: some names take their time.
-    pub(crate) fn silent(&self, resolver: SocketAddr, asked_at: Instant) {
+    pub(crate) fn record_silence(&self, resolver: SocketAddr, asked_at: Instant) {
         let mut state = self.state();
         if state.answered_at.get(&resolver).is_none_or(|answered_at| *answered_at < asked_at) {
             state.silent_since.insert(resolver, Instant::now());
@@ -170,7 +170,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_resolver_that_did_not_answer_is_tried_last_for_a_while() {
         let (_file, upstreams) = upstreams("nameserver 192.0.2.1\nnameserver 192.0.2.2", "10.64.0.1");
-        upstreams.silent("192.0.2.1:53".parse().unwrap(), Instant::now());
+        upstreams.record_silence("192.0.2.1:53".parse().unwrap(), Instant::now());
         assert_eq!(texts(&upstreams.in_order().await), ["192.0.2.2", "192.0.2.1"]);
         tokio::time::advance(DISTRUST).await;
         assert_eq!(texts(&upstreams.in_order().await), ["192.0.2.1", "192.0.2.2"]);
@@ -182,7 +182,7 @@ mod tests {
         let (first, asked_at) = ("192.0.2.1:53".parse().unwrap(), Instant::now());
         tokio::time::advance(Duration::from_millis(100)).await;
         upstreams.answered(first);
-        upstreams.silent(first, asked_at);
+        upstreams.record_silence(first, asked_at);
         assert_eq!(texts(&upstreams.in_order().await), ["192.0.2.1", "192.0.2.2"]);
     }
 

@@ -69,7 +69,7 @@ pub enum KernelError {
         source: Option<io::Error>,
     },
     /// The path cannot be opened as a network namespace.
-    #[error("{path} is no network namespace")]
+    #[error("{path} is not a network namespace")]
     NoNamespace {
         /// The path.
         path: PathBuf,
@@ -78,7 +78,7 @@ pub enum KernelError {
         source: io::Error,
     },
     /// The container has a device of that name.
-    #[error("the namespace {netns} has an interface {ifname} already")]
+    #[error("the namespace {netns} already has an interface {ifname}")]
     IfnameTaken {
         /// The name.
         ifname: IfName,
@@ -86,7 +86,7 @@ pub enum KernelError {
         netns: PathBuf,
     },
     /// `nft` is not installed.
-    #[error("the command nft is not there: the firewall's rules cannot be set")]
+    #[error("the command nft is not installed: the firewall rules cannot be set")]
     NftMissing,
     /// `nft` failed.
     #[error("nft cannot {action}: {message}")]
@@ -132,14 +132,14 @@ impl KernelError {
             }
             Self::NameTaken { name } => format!("rename or remove it: ip link delete {name}"),
             Self::PortTaken { port, .. } => format!(
-                "see who has it with `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`, or make the cluster with another --data-path-port"
+                "find its user with `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`, or create the cluster with another --data-path-port"
             ),
             Self::OwnNamespace { .. } => "start the container with a network namespace of its own".to_owned(),
-            Self::NamespaceGone { .. } => "start the container again and attach it anew".to_owned(),
+            Self::NamespaceGone { .. } => "restart the container and attach it again".to_owned(),
             Self::NoNamespace { .. } => {
-                "give the path of a namespace such as /run/netns/NAME or /proc/PID/ns/net".to_owned()
+                "specify the path of a namespace such as /run/netns/NAME or /proc/PID/ns/net".to_owned()
             }
-            Self::IfnameTaken { .. } => "choose another name with --ifname, or leave it out".to_owned(),
+            Self::IfnameTaken { .. } => "choose another name with --ifname, or omit it".to_owned(),
             Self::Iptables { chain: "FORWARD", .. } => {
                 "accept them: iptables -I FORWARD -i mesh0 -j ACCEPT; iptables -I FORWARD -o mesh0 -m conntrack \
                  --ctstate RELATED,ESTABLISHED -j ACCEPT"

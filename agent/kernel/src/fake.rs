@@ -1,4 +1,4 @@
-//! The kernel in memory, for tests of what stands on it.
+//! The kernel in memory, for tests of its users.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;

@@ -97,11 +97,11 @@ fn range(rule: &str, start: &str) -> Option<RangeInclusive<u16>> {
     Some(first.parse().ok()?..=last.parse().ok()?)
 }
 
-/// What there is of the table.
+/// Reads the state of the table.
 pub(crate) fn observe() -> Result<FirewallState, KernelError> {
     let output = match nft(&["list", "table", "inet", naming::FIREWALL_TABLE], "") {
-        // Without the command there is no table of ours either. That it is missing is told when it
-        // is needed.
+        // Without the command there is no table of ours either. A missing command is reported when
+        // it is needed.
         Err(KernelError::NftMissing) => return Ok(FirewallState::Absent),
         output => output?,
     };
@@ -115,12 +115,12 @@ pub(crate) fn observe() -> Result<FirewallState, KernelError> {
     Err(failed("list the table inet mesh", &error))
 }
 
-/// Makes the table, in the place of what there is.
+/// Creates the table, or replaces it.
 pub(crate) fn set(firewall: &Firewall) -> Result<(), KernelError> {
     run("set the table inet mesh", &ruleset(firewall))
 }
 
-/// Removes the table. A table that does not exist is not an error.
+/// Removes the table; succeeds if it does not exist.
 pub(crate) fn remove() -> Result<(), KernelError> {
     let table = format!("inet {}", naming::FIREWALL_TABLE);
     run("remove the table inet mesh", &format!("table {table}\ndelete table {table}\n"))
@@ -136,7 +136,7 @@ fn run(action: &'static str, ruleset: &str) -> Result<(), KernelError> {
 }
 
 fn failed(action: &'static str, message: &str) -> KernelError {
-    let first = message.lines().next().unwrap_or("it said nothing");
+    let first = message.lines().next().unwrap_or("it printed no error");
     if first.contains("Operation not permitted") {
         let source = io::Error::from(io::ErrorKind::PermissionDenied);
         return KernelError::Permission { action: action.to_owned(), source };

@@ -48,7 +48,7 @@ pub fn host_routes() -> Result<Vec<Prefix>, KernelError> {
 
 fn open() -> Result<Netlink, KernelError> {
     Netlink::open()
-        .map_err(|source| KernelError::Netlink { action: "speak to the kernel".to_owned(), source })
+        .map_err(|source| KernelError::Netlink { action: "open a netlink socket".to_owned(), source })
 }
 
 fn foreign_links(netlink: &mut Netlink) -> Result<Vec<RawLink>, KernelError> {

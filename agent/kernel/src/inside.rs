@@ -13,7 +13,7 @@ use crate::links::{self, RawLink};
 use crate::netlink::{Netlink, RequestError};
 use crate::{KernelError, addresses, namespace, routes};
 
-/// The host's end of an endpoint's pair, as far as it tells that the inner end was set down and up.
+/// The host's end of an endpoint's pair, which shows whether the inner end was set down and up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OuterEnd {
     /// Interface index.
@@ -27,7 +27,7 @@ pub struct OuterEnd {
 /// The host's ends of all endpoints' pairs in the calling thread's namespace.
 pub fn outer_ends() -> Result<BTreeMap<IfName, OuterEnd>, KernelError> {
     let mut netlink = Netlink::open()
-        .map_err(|source| KernelError::Netlink { action: "speak to the kernel".to_owned(), source })?;
+        .map_err(|source| KernelError::Netlink { action: "open a netlink socket".to_owned(), source })?;
     let found = links::dump(&mut netlink).map_err(|error| error.during("list the network devices"))?;
     let outer = |link: &RawLink| {
         let (name, _) = link.ours()?;

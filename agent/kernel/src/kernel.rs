@@ -4,7 +4,7 @@ use mesh_model::{Action, Desired, Observed};
 
 use crate::{KernelError, Programs};
 
-/// How much is looked at.
+/// The extent of an observation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Depth {
     /// Nothing but whether the namespaces of endpoints that are new in the desired state are there;
@@ -23,7 +23,7 @@ pub enum Depth {
 /// Calls block, for microseconds mostly; those that remove a device wait until nobody finds it any
 /// more, some milliseconds. Each makes one attempt: only the loop repeats.
 pub trait Kernel: Send {
-    /// Reads what there is of ours. `desired` tells where to look beside that: for the data-path
+    /// Reads the state of our objects. `desired` adds places to read: for the data-path
     /// address and for the endpoints' namespaces. Its first call looks at everything, whatever
     /// `depth` says.
     fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError>;

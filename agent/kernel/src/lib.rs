@@ -2,7 +2,6 @@
 
 mod addresses;
 mod conntrack;
-pub mod driver;
 pub mod error;
 pub mod events;
 pub mod execute;

@@ -44,11 +44,10 @@ const ETHERNET: u16 = 1;
 /// WireGuard.
 const LAYER_3: [u16; 8] = [512, 519, 768, 769, 776, 778, 823, 0xFFFE];
 
-/// How long the kernel may take to tell a device that it has a carrier. It usually does within a
-/// millisecond.
+/// Longest wait for a device's carrier. The kernel usually sets it within a millisecond.
 const CARRIER_DEADLINE: Duration = Duration::from_millis(200);
 
-/// How often is looked whether a device is gone.
+/// Interval between checks whether the device is gone.
 const REMOVAL_PAUSE: Duration = Duration::from_micros(200);
 
 /// Whether a device's own programs see the packets that come by it.
@@ -63,7 +62,7 @@ enum Role {
     Vrf,
 }
 
-/// A device as netlink tells it.
+/// A device as netlink reports it.
 ///
 /// Read by hand: the packet library would take apart a hundred attributes of each device, and hosts
 /// have hundreds.
@@ -284,7 +283,7 @@ fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     }
 }
 
-/// Sets a device up, and waits until the kernel has told both ends of a pair that they have a
+/// Sets a device up, and waits until both ends of a pair have a
 /// carrier: until then it drops what the other end sends. A pair whose other end is down has none;
 /// that is not waited for long.
 pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
@@ -367,7 +366,7 @@ pub(crate) fn create_vxlan(netlink: &mut Netlink, device: &VxlanDevice) -> Resul
         LinkAttribute::Mtu(*mtu),
         LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)]),
     ];
-    let action = || format!("make the VXLAN device {name}");
+    let action = || format!("create the VXLAN device {name}");
     let taken = || KernelError::PortTaken { port: *port, name: name.clone() };
     if let Err(error) = create(netlink, message) {
         return Err(match error.errno() {
@@ -396,7 +395,7 @@ pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<()
         LinkAttribute::Mtu(leg.mtu),
         veth(peer),
     ];
-    let action = || format!("make the devices {} and {}", leg.name, leg.peer_name);
+    let action = || format!("create the devices {} and {}", leg.name, leg.peer_name);
     if let Err(error) = create(netlink, message) {
         let peer_exists = by_name(netlink, &leg.peer_name).is_ok_and(|found| found.is_some());
         let name = if peer_exists { &leg.peer_name } else { &leg.name };
@@ -434,7 +433,7 @@ pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) ->
     ];
     if let Err(error) = create(netlink, message) {
         let action = format!(
-            "make the device {} with {} in {}",
+            "create the device {} with {} in {}",
             device.name,
             device.ifname,
             device.netns.path.display()
@@ -488,7 +487,7 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     }
     for gateway in &device.gateways {
         routes::add_default(&mut inner, index, *gateway, device.internal)
-            .map_err(|error| error.during(format!("make {gateway} the default route in {path}")))?;
+            .map_err(|error| error.during(format!("set the default route to {gateway} in {path}")))?;
     }
     Ok(())
 }

@@ -30,7 +30,7 @@ pub struct LinuxKernel<P> {
 }
 
 struct Remembered {
-    /// The data-path address that was looked for.
+    /// The data-path address of the last observation.
     address: IpAddr,
     observed: Observed,
 }
@@ -39,7 +39,7 @@ impl<P: Programs + Send> LinuxKernel<P> {
     /// Opens it.
     pub fn open(programs: P) -> Result<Self, KernelError> {
         let netlink = Netlink::open()
-            .map_err(|source| KernelError::Netlink { action: "speak to the kernel".to_owned(), source })?;
+            .map_err(|source| KernelError::Netlink { action: "open a netlink socket".to_owned(), source })?;
         Ok(Self { netlink, programs, firewall: None, filters: None, remembered: None })
     }
 
@@ -163,7 +163,7 @@ impl<P: Programs + Send> LinuxKernel<P> {
                 })?;
             }
             Action::PutUnreachable { subnet } => {
-                let action = || format!("make {subnet} unreachable but by routes of its own");
+                let action = || format!("add the unreachable route to {subnet}");
                 routes::put_unreachable(netlink, *subnet).map_err(|error| error.during(action()))?;
             }
             Action::RemoveUnreachable { subnet } => {

@@ -1,5 +1,5 @@
 //! The sockets of a network namespace that wait for packets of anybody: one reading of each table,
-//! however many ports somebody asks about.
+//! regardless of the number of ports.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;

@@ -7,13 +7,10 @@
 
 use std::fs::File;
 use std::io;
-use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
-use std::os::unix::net::UnixDatagram;
 
 use mesh_model::endpoint::NetnsRef;
 use nix::errno::Errno;
-use nix::libc;
 use nix::sched::{CloneFlags, setns};
 
 use crate::KernelError;
@@ -44,34 +41,17 @@ pub(crate) fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Resul
     Ok(result)
 }
 
-/// The kernel's own number of the calling thread's namespace (`SO_NETNS_COOKIE`, Linux 5.14); 0
-/// where it has none to tell.
-#[expect(unsafe_code, reason = "nix has no wrapper for this socket option")]
+/// The cookie of the calling thread's namespace; 0 if the kernel has none.
 pub(crate) fn own_cookie() -> io::Result<u64> {
-    let socket = UnixDatagram::unbound()?;
-    let mut cookie = 0u64;
-    let mut length: libc::socklen_t = 8;
-    // SAFETY: the descriptor is open for the whole call, and the kernel writes at most `length`
-    // bytes, which is the size of `cookie`.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_NETNS_COOKIE,
-            (&raw mut cookie).cast(),
-            &raw mut length,
-        )
-    };
-    match Errno::result(result) {
-        Ok(_) => Ok(cookie),
-        Err(Errno::ENOPROTOOPT) => Ok(0),
-        Err(errno) => Err(errno.into()),
+    match mesh_sys::netns::own_cookie() {
+        Err(error) if error.raw_os_error() == Some(Errno::ENOPROTOOPT as i32) => Ok(0),
+        cookie => cookie,
     }
 }
 
 /// Whether the namespace is still the one at its path. With a device of ours still in it, it is
-/// alive, and nobody else has its inode number; otherwise the cookie tells, for which it has to be
-/// entered.
+/// alive, and nobody else has its inode number; otherwise the cookie decides, for which it has to
+/// be entered.
 pub(crate) fn exists(netns: &NetnsRef, has_device: bool) -> bool {
     if has_device {
         std::fs::metadata(&netns.path).is_ok_and(|found| found.ino() == netns.inode)

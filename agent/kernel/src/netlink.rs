@@ -1,4 +1,4 @@
-//! A netlink socket with one owner, who asks one thing at a time.
+//! A netlink socket with one owner and one request at a time.
 //!
 //! The kernel runs one dump per socket, and so a socket has one owner. Requests block, for
 //! microseconds: the kernel works on them within the `send`, and its answer is there when that
@@ -20,22 +20,22 @@ use crate::KernelError;
 
 /// Room for one `recvmsg`: the kernel fills at most 32 KiB in a dump.
 const RECEIVE_BUFFER: usize = 64 * 1024;
-/// How often a dump is repeated that a change on the host interrupted.
+/// Attempts at a dump that changes on the host interrupt.
 const DUMP_ATTEMPTS: usize = 8;
 /// The attribute of an acknowledgement that has the kernel's words.
 const NLMSGERR_ATTR_MSG: u16 = 1;
 const HEADER: usize = 16;
 
-/// Why a request was not answered as hoped.
+/// Why a request failed.
 #[derive(Debug)]
 pub(crate) enum RequestError {
-    /// It did not reach the kernel, or what came back made no sense.
+    /// It did not reach the kernel, or the reply was malformed.
     Transport(io::Error),
     /// The kernel refused.
     Refused {
         /// The kernel's error number.
         errno: Errno,
-        /// The kernel's words, if it had any.
+        /// The kernel's message, if there is one.
         message: Option<String>,
     },
 }
@@ -49,7 +49,7 @@ impl RequestError {
         }
     }
 
-    /// Says what was tried, and on what.
+    /// Adds the action that failed.
     pub(crate) fn during(self, action: impl Into<String>) -> KernelError {
         let action = action.into();
         match self {
@@ -98,13 +98,13 @@ impl Netlink {
         Ok(Self { socket, sequence: 0, buffer: Vec::with_capacity(RECEIVE_BUFFER) })
     }
 
-    /// Asks for a change and waits for the acknowledgement.
+    /// Requests a change and waits for the acknowledgement.
     pub(crate) fn request(&mut self, message: RouteNetlinkMessage, flags: u16) -> Result<(), RequestError> {
         self.send(message, NLM_F_REQUEST | NLM_F_ACK | flags)?;
         self.receive(|_, _| Ok(())).map(|_| ())
     }
 
-    /// Asks for one thing and hands its payload on.
+    /// Requests one object and passes its payload to `each`.
     pub(crate) fn get(
         &mut self,
         message: RouteNetlinkMessage,
@@ -114,8 +114,7 @@ impl Netlink {
         self.receive(each).map(|_| ())
     }
 
-    /// Asks for a list, of which a change on the host may have cut out an item: then all of it once
-    /// more.
+    /// Requests a list; repeats the request if a change on the host has interrupted the dump.
     pub(crate) fn dump<T>(
         &mut self,
         message: &RouteNetlinkMessage,
@@ -162,8 +161,8 @@ impl Netlink {
         mut each: impl FnMut(u16, &[u8]) -> Result<(), RequestError>,
     ) -> Result<bool, RequestError> {
         let mut consistent = true;
-        // What `each` finds wrong is told only at the end: the rest of the answer must not be left
-        // for the next one.
+        // What `each` finds wrong is returned only at the end: the rest of the answer must not be
+        // left for the next one.
         let mut outcome = Ok(());
         loop {
             self.buffer.clear();
@@ -244,7 +243,7 @@ pub(crate) fn parse(bytes: &[u8]) -> Result<RouteNetlinkMessage, RequestError> {
     }
 }
 
-/// What a device is, by its kind's name in netlink.
+/// Returns the kind of a device by its name in netlink.
 pub(crate) fn kind(name: &[u8]) -> naming::Kind {
     match name {
         b"veth" => naming::Kind::Veth,

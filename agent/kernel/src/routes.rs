@@ -16,45 +16,22 @@ use nix::errno::Errno;
 use crate::addresses::family;
 use crate::netlink::{Netlink, RequestError, parse};
 
-/// The routes out of a device, but for those that the kernel makes with its addresses.
-pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, RequestError> {
+/// Reads the routes of the main table, of either family, that a request with more attributes
+/// selects.
+fn dump_main<T>(
+    netlink: &mut Netlink,
+    select: impl Fn(&mut RouteMessage),
+    read: impl Fn(RouteNetlinkMessage) -> Option<T>,
+) -> Result<Vec<T>, RequestError> {
     let mut routes = Vec::new();
     for family in [AddressFamily::Inet, AddressFamily::Inet6] {
         let mut message = RouteMessage::default();
         message.header.address_family = family;
         message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.attributes.push(RouteAttribute::Oif(index));
-        match netlink
-            .dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(host_route(parse(message)?, index)))
-        {
+        select(&mut message);
+        match netlink.dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(read(parse(message)?))) {
             Ok(found) => routes.extend(found),
-            // No such device, no route in that family yet, or no IPv6 in this kernel.
-            Err(error)
-                if matches!(
-                    error.errno(),
-                    Some(Errno::ENODEV | Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)
-                ) => {}
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(routes)
-}
-
-/// The metric of routes that make a subnet unreachable: any other route to it comes first.
-const LAST_METRIC: u32 = u32::MAX;
-
-/// The subnets that routes of ours make unreachable.
-pub(crate) fn dump_unreachable(netlink: &mut Netlink) -> Result<Vec<Prefix>, RequestError> {
-    let mut routes = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        message.header.protocol = naming::ROUTE_PROTOCOL.into();
-        match netlink
-            .dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(unreachable_prefix(parse(message)?)))
-        {
-            Ok(found) => routes.extend(found),
+            // No route in that family yet, or the kernel has no IPv6.
             Err(error)
                 if matches!(error.errno(), Some(Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {
             }
@@ -62,6 +39,25 @@ pub(crate) fn dump_unreachable(netlink: &mut Netlink) -> Result<Vec<Prefix>, Req
         }
     }
     Ok(routes)
+}
+
+/// Returns the routes out of a device, without those that the kernel makes with its addresses; none
+/// if the device does not exist.
+pub(crate) fn dump(netlink: &mut Netlink, index: u32) -> Result<Vec<HostRoute>, RequestError> {
+    let select = |message: &mut RouteMessage| message.attributes.push(RouteAttribute::Oif(index));
+    match dump_main(netlink, select, |message| host_route(message, index)) {
+        Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(Vec::new()),
+        routes => routes,
+    }
+}
+
+/// The metric of routes that make a subnet unreachable: any other route to it comes first.
+const LAST_METRIC: u32 = u32::MAX;
+
+/// Returns the subnets that routes of ours make unreachable.
+pub(crate) fn dump_unreachable(netlink: &mut Netlink) -> Result<Vec<Prefix>, RequestError> {
+    let select = |message: &mut RouteMessage| message.header.protocol = naming::ROUTE_PROTOCOL.into();
+    dump_main(netlink, select, unreachable_prefix)
 }
 
 fn unreachable_prefix(message: RouteNetlinkMessage) -> Option<Prefix> {
@@ -89,8 +85,8 @@ fn unreachable(subnet: Prefix) -> RouteMessage {
     message
 }
 
-/// Makes a subnet unreachable for everyone who has no other route to it than a default route; one
-/// that is so is no error.
+/// Adds an unreachable route to a subnet, so that packets to it do not follow a default route;
+/// succeeds if the route exists.
 pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::NewRoute(unreachable(subnet)), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
@@ -98,7 +94,7 @@ pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(
     }
 }
 
-/// Removes that route. A route that does not exist is not an error.
+/// Removes that route; succeeds if it does not exist.
 pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
     match netlink.request(RouteNetlinkMessage::DelRoute(unreachable(subnet)), 0) {
         Err(error) if matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => Ok(()),
@@ -106,24 +102,10 @@ pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Resul
     }
 }
 
-/// Every route of the main table to a prefix, with the index of its device: whoever made it, the
-/// kernel included.
+/// Returns the prefix of every route of the main table with the index of its device, whoever made
+/// the route, the kernel included.
 pub(crate) fn dump_all(netlink: &mut Netlink) -> Result<Vec<(u32, Prefix)>, RequestError> {
-    let mut routes = Vec::new();
-    for family in [AddressFamily::Inet, AddressFamily::Inet6] {
-        let mut message = RouteMessage::default();
-        message.header.address_family = family;
-        message.header.table = RouteHeader::RT_TABLE_MAIN;
-        match netlink.dump(&RouteNetlinkMessage::GetRoute(message), |message| Ok(prefix_of(parse(message)?)))
-        {
-            Ok(found) => routes.extend(found),
-            Err(error)
-                if matches!(error.errno(), Some(Errno::ENOENT | Errno::EOPNOTSUPP | Errno::EAFNOSUPPORT)) => {
-            }
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(routes)
+    dump_main(netlink, |_| (), prefix_of)
 }
 
 fn prefix_of(message: RouteNetlinkMessage) -> Option<(u32, Prefix)> {

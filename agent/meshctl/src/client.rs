@@ -20,14 +20,14 @@ use crate::report;
 /// The agent's socket unless another one is named.
 pub(crate) const DEFAULT_SOCKET: &str = "/run/mesh/meshd.sock";
 
-/// How long a call may take: an attach may wait for other hosts, nothing takes longer than that.
+/// Limit of a call: an attach may wait for other nodes, and takes the longest.
 pub(crate) const CALL_LIMIT: Duration = Duration::from_secs(30);
 
 /// Most bytes of an answer; lists of a large cluster pass gRPC's usual 4 MiB.
 const ANSWER_LIMIT: usize = 256 << 20;
 
-/// Calls to one agent, over one connection that the first of them opens: what is wrong with the
-/// command line itself is found before.
+/// Calls to one agent, over one connection. The first call opens it, so that errors of the command
+/// line itself come first.
 #[derive(Debug)]
 pub(crate) struct Client {
     socket: PathBuf,
@@ -44,17 +44,17 @@ impl Client {
         self.channel.get_or_try_init(|| connect(&self.socket)).await.cloned()
     }
 
-    /// What concerns the cluster.
+    /// The client of cluster calls.
     pub(crate) async fn control(&self) -> Result<ControlClient<Channel>, Problem> {
         Ok(ControlClient::new(self.channel().await?).max_decoding_message_size(ANSWER_LIMIT))
     }
 
-    /// What concerns this host.
+    /// The client of calls about this host.
     pub(crate) async fn local(&self) -> Result<LocalClient<Channel>, Problem> {
         Ok(LocalClient::new(self.channel().await?).max_decoding_message_size(ANSWER_LIMIT))
     }
 
-    /// Waits for a call's answer.
+    /// Waits for a call's response.
     pub(crate) async fn call<T>(
         &self,
         answer: impl Future<Output = Result<Response<T>, Status>>,
@@ -88,7 +88,7 @@ async fn within<T>(
             ProblemKind::Unreachable,
             format!("meshd at {}, no answer within {} s", socket.display(), limit.as_secs()),
         )
-        .hint("see what it is doing: journalctl -u meshd")),
+        .hint("check its log: journalctl -u meshd")),
     }
 }
 
@@ -106,14 +106,14 @@ fn problem(socket: &Path, status: Status) -> Problem {
 }
 
 fn connection_lost(socket: &Path, reason: &str) -> Problem {
-    let message = format!("meshd at {}, connection lost before an answer came: {reason}", socket.display());
-    Problem::new(ProblemKind::Unreachable, message).hint("did it stop? systemctl status meshd")
+    let message = format!("meshd at {}, connection lost before the response: {reason}", socket.display());
+    Problem::new(ProblemKind::Unreachable, message).hint("check whether it stopped: systemctl status meshd")
 }
 
 fn cannot_connect(socket: &Path, error: &io::Error) -> Problem {
     let socket = socket.display();
     let running =
-        "is meshd running? systemctl start meshd; if its socket is elsewhere, name it with --socket";
+        "check that meshd runs: systemctl start meshd; if its socket is elsewhere, specify it with --socket";
     match error.kind() {
         io::ErrorKind::NotFound => Problem::new(
             ProblemKind::Unreachable,
@@ -122,7 +122,7 @@ fn cannot_connect(socket: &Path, error: &io::Error) -> Problem {
         .hint(running),
         io::ErrorKind::ConnectionRefused => Problem::new(
             ProblemKind::Unreachable,
-            format!("meshd at {socket}, cannot connect: nobody listens on the socket"),
+            format!("meshd at {socket}, cannot connect: no process listens on the socket"),
         )
         .hint(running),
         io::ErrorKind::PermissionDenied => {
@@ -133,10 +133,10 @@ fn cannot_connect(socket: &Path, error: &io::Error) -> Problem {
     }
 }
 
-/// An answer that lacks what it must have.
+/// The error for a response without a required field.
 pub(crate) fn incomplete(what: &str) -> Problem {
     report::failed(format!("meshd's answer, cannot be used: {what} is missing"))
-        .hint("are meshctl and meshd of the same version? meshctl --version; meshctl status")
+        .hint("check that meshctl and meshd have the same version: meshctl --version; meshctl status")
 }
 
 #[cfg(test)]
@@ -156,7 +156,7 @@ mod tests {
         let broken = Status::from_error(Box::new(io::Error::other("stream closed")));
         let problem = problem(Path::new("/s"), broken);
         assert_eq!(problem.kind, ProblemKind::Unreachable);
-        assert_eq!(problem.message, "meshd at /s, connection lost before an answer came: stream closed");
+        assert_eq!(problem.message, "meshd at /s, connection lost before the response: stream closed");
     }
 
     #[test]

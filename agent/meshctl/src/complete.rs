@@ -45,7 +45,7 @@ pub(crate) fn services() -> ArgValueCompleter {
                 .services
                 .into_iter()
                 .filter_map(|status| Some((status.network_name, status.service?.name)));
-            Ok(telling(&named.collect::<Vec<_>>()))
+            Ok(qualified(&named.collect::<Vec<_>>()))
         })
     })
 }
@@ -57,13 +57,13 @@ pub(crate) fn endpoints() -> ArgValueCompleter {
             let request = v1::ListEndpointsRequest::default();
             let answer = client.call(client.control().await?.list_endpoints(request)).await?;
             let named = answer.endpoints.into_iter().map(|one| (one.network_name, one.name));
-            Ok(telling(&named.collect::<Vec<_>>()))
+            Ok(qualified(&named.collect::<Vec<_>>()))
         })
     })
 }
 
 /// Names, as `NETWORK/NAME` where several networks have the name.
-fn telling(named: &[(String, String)]) -> Vec<String> {
+fn qualified(named: &[(String, String)]) -> Vec<String> {
     let is_shared =
         |name: &str| named.iter().filter(|(_, other)| other.eq_ignore_ascii_case(name)).count() > 1;
     named
@@ -106,7 +106,7 @@ mod tests {
     #[test]
     fn only_names_of_several_networks_are_completed_with_their_network() {
         let named = |network: &str, name: &str| (network.to_owned(), name.to_owned());
-        let all = telling(&[named("app", "web"), named("app", "db"), named("back", "WEB")]);
+        let all = qualified(&[named("app", "web"), named("app", "db"), named("back", "WEB")]);
         assert_eq!(all, ["app/web", "db", "back/WEB"]);
     }
 }

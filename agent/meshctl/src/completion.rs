@@ -31,7 +31,7 @@ pub(crate) fn script(shell: clap_complete::Shell) -> Result<String, Problem> {
         |why: &dyn ToString| report::failed(format!("completion script for {shell}: {}", why.to_string()));
     let shells = Shells::builtins();
     let completer =
-        shells.completer(&shell.to_string()).ok_or_else(|| failed(&"there is none for this shell"))?;
+        shells.completer(&shell.to_string()).ok_or_else(|| failed(&"this shell is not supported"))?;
     let mut script = Vec::new();
     completer
         .write_registration(VARIABLE, PROGRAM, PROGRAM, &program(), &mut script)

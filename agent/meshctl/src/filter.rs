@@ -24,13 +24,13 @@ pub(crate) trait Key: ValueEnum + Copy + PartialEq {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub(crate) enum InvalidFilter {
     /// There is no `=`.
-    #[error("a filter is KEY=VALUE; the keys are {keys}")]
+    #[error("a filter must be KEY=VALUE; the keys are {keys}")]
     Syntax {
         /// The keys that exist.
         keys: String,
     },
     /// The list has no such key.
-    #[error("no filter key {key:?}; the keys are {keys}")]
+    #[error("unknown filter key {key:?}; the keys are {keys}")]
     Key {
         /// What was given.
         key: String,
@@ -53,7 +53,7 @@ fn keys<K: Key>() -> String {
 }
 
 /// Whether something passes all filters, when `holds` says whether it has a value under a key.
-pub(crate) fn passes<K: Key>(filters: &[Filter<K>], holds: impl Fn(K, &str) -> bool) -> bool {
+pub(crate) fn matches_all<K: Key>(filters: &[Filter<K>], holds: impl Fn(K, &str) -> bool) -> bool {
     filters.iter().all(|filter| {
         if filter.key.all_must_hold() {
             return holds(filter.key, &filter.value);
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn an_unknown_key_is_refused_and_the_known_ones_named() {
         let error = parse::<NetworkKey>("colour=red").unwrap_err().to_string();
-        assert_eq!(error, "no filter key \"colour\"; the keys are driver, id, label, name, vni");
+        assert_eq!(error, "unknown filter key \"colour\"; the keys are driver, id, label, name, vni");
         assert!(parse::<NetworkKey>("name").is_err());
     }
 
@@ -179,16 +179,16 @@ mod tests {
             NetworkKey::Vni => value == "4096",
             _ => false,
         };
-        assert!(passes(&filters(&[]), holds));
-        assert!(passes(&filters(&["name=web", "name=app"]), holds));
-        assert!(passes(&filters(&["name=web", "vni=4096", "name=app"]), holds));
-        assert!(!passes(&filters(&["name=app", "vni=4097"]), holds));
+        assert!(matches_all(&filters(&[]), holds));
+        assert!(matches_all(&filters(&["name=web", "name=app"]), holds));
+        assert!(matches_all(&filters(&["name=web", "vni=4096", "name=app"]), holds));
+        assert!(!matches_all(&filters(&["name=app", "vni=4097"]), holds));
     }
 
     #[test]
     fn several_labels_must_all_be_there() {
         let holds = |_, value: &str| value == "tier=web";
-        assert!(passes(&filters(&["label=tier=web"]), holds));
-        assert!(!passes(&filters(&["label=tier=web", "label=team=a"]), holds));
+        assert!(matches_all(&filters(&["label=tier=web"]), holds));
+        assert!(!matches_all(&filters(&["label=tier=web", "label=team=a"]), holds));
     }
 }

@@ -1,9 +1,9 @@
-//! The command that people type: it parses, makes a call or a few to the local agent's socket, and
-//! prints.
+//! The command `meshctl`: it parses its arguments, makes a few calls on the local agent's socket,
+//! and prints the result.
 //!
-//! Everything that decides (names, limits, conflicts) is the agent's and the managers'; here are
-//! only the forms in which people and scripts ask and are answered. Errors of every origin are
-//! [`mesh_proto::Problem`]s, whose kind is the exit code.
+//! The agent and the managers make all decisions (names, limits, conflicts); this crate only reads
+//! requests and formats results, for people and for scripts. All errors are
+//! [`mesh_proto::Problem`]s, whose kind determines the exit code.
 
 mod apply;
 mod cli;

@@ -1,4 +1,4 @@
-//! What a command has to say at its end, and how it says it.
+//! The result of a command, and its output.
 
 use std::io::{self, Write};
 
@@ -8,12 +8,12 @@ use serde::Serialize;
 use crate::format::Format;
 use crate::terminal;
 
-/// A command's result: what goes to standard output, and what went wrong, in order.
+/// A command's result: its output and its errors, in order.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
     /// For standard output; lines end in a newline.
     pub(crate) text: String,
-    /// For standard error, though nothing is wrong; lines end in a newline.
+    /// Notes for standard error; lines end in a newline.
     pub(crate) notes: Vec<String>,
     /// For standard error; the first decides the exit code.
     pub(crate) problems: Vec<Problem>,
@@ -52,7 +52,7 @@ impl Report {
         }
         for problem in &self.problems {
             let text = if json { as_json(problem) } else { as_text(problem) };
-            // Nobody is left to tell when standard error is gone; the exit code still says it.
+            // If standard error is closed, the exit code still reports the failure.
             let _ = write(&mut io::stderr().lock(), &safe(&text));
         }
         self.problems.first().map_or(0, |problem| problem.kind.exit_code())
@@ -64,8 +64,7 @@ fn safe(text: &str) -> std::borrow::Cow<'_, str> {
     terminal::safe(text, terminal::Form::Text)
 }
 
-/// Writes all of `text`; a reader that left early (`| head`) has seen what it wanted and is no
-/// error.
+/// Writes all of `text`; a reader that closes the pipe early (`| head`) is not an error.
 fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
     match to.write_all(text.as_bytes()).and_then(|()| to.flush()) {
         Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
@@ -73,7 +72,7 @@ fn write(to: &mut impl Write, text: &str) -> io::Result<()> {
     }
 }
 
-/// The form for people: a line, and one with the hint.
+/// Formats an error as text: a line, and one with the hint.
 fn as_text(problem: &Problem) -> String {
     let message = terminal::line(&problem.message);
     match &problem.hint {
@@ -82,7 +81,7 @@ fn as_text(problem: &Problem) -> String {
     }
 }
 
-/// The form for scripts: one line, `{"error":{"kind":..,"message":..,"hint":..|null}}`.
+/// Formats an error as JSON: one line, `{"error":{"kind":..,"message":..,"hint":..|null}}`.
 fn as_json(problem: &Problem) -> String {
     #[derive(Serialize)]
     struct Envelope<'a> {
@@ -98,7 +97,7 @@ fn as_json(problem: &Problem) -> String {
     line(&Envelope { error })
 }
 
-/// A warning: the command was carried out, but something may not be as expected.
+/// Formats a warning: the command succeeded, but something may not be as expected.
 pub(crate) fn warning(text: &str, format: Option<Format>) -> String {
     #[derive(Serialize)]
     struct Envelope<'a> {
@@ -124,7 +123,7 @@ pub(crate) fn line<T: Serialize>(value: &T) -> String {
     terminal::safe(&text, terminal::Form::Json).into_owned() + "\n"
 }
 
-/// Something was tried and did not work.
+/// A failure of kind `failed`.
 pub(crate) fn failed(message: String) -> Problem {
     Problem::new(ProblemKind::Failed, message)
 }

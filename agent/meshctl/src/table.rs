@@ -4,7 +4,7 @@ use comfy_table::{Table, presets};
 
 use crate::terminal::line;
 
-/// What stands where there is nothing, so that columns can still be counted.
+/// The placeholder of an empty cell, so that columns can still be counted.
 pub(crate) const NONE: &str = "-";
 
 /// Characters of an id in a table; a prefix names the object as well as the whole id does.

@@ -6,12 +6,12 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
-use mesh_kernel::driver::Driver;
 use mesh_kernel::inside::{self, OuterEnd, Restored};
 use mesh_kernel::{Event, Events, KernelError, Listeners, netns};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::plan::InnerEnd;
 use mesh_model::{IfName, Mtu, Prefix};
+use mesh_sys::ethtool::Driver;
 use tokio::sync::mpsc;
 
 use crate::advertise::HostAddress;
@@ -189,6 +189,6 @@ impl Host for ThisHost {
     }
 
     fn driver(&self, interface: &IfName) -> io::Result<Driver> {
-        mesh_kernel::driver::driver(interface)
+        mesh_sys::ethtool::driver(interface.as_str())
     }
 }

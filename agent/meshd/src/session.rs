@@ -13,7 +13,7 @@ use mesh_model::{
 use mesh_proto::convert::{InvalidMessage, parse};
 use mesh_proto::v1::session_client::SessionClient;
 use mesh_proto::v1::{agent_message, manager_message};
-use mesh_proto::{Problem, v1};
+use mesh_proto::{MAX_MESSAGE, Problem, v1};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
@@ -34,8 +34,6 @@ const FIRST_PAUSE: Duration = Duration::from_millis(50);
 const LAST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the probes' results are said again.
 const PROBE_REPORT: Duration = Duration::from_secs(1);
-/// A snapshot of a large cluster is larger than tonic's 4 MiB.
-const MAX_MESSAGE: usize = 64 << 20;
 /// Messages that may wait for the manager to take them.
 const QUEUE: usize = 16;
 

@@ -8,7 +8,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use mesh_ipam::Delays;
-use mesh_kernel::driver::Driver;
 use mesh_kernel::inside::{OuterEnd, Restored};
 use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, Listeners, Programs};
 use mesh_model::desired::Encapsulation;
@@ -16,6 +15,7 @@ use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
 use mesh_model::plan::InnerEnd;
 use mesh_model::{Action, Desired, IfName, InterfacePatterns, Mtu, Observed, Prefix};
+use mesh_sys::ethtool::Driver;
 use mesh_wireguard::{EngineConfig, EngineKind, EngineStatus, FakeEngine, WireguardEngine};
 use tokio::sync::mpsc;
 

@@ -8,12 +8,12 @@
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use mesh_kernel::driver::Driver;
 use mesh_kernel::programs::AttachedProgram;
 use mesh_kernel::{Depth, Programs, ProgramsError};
 use mesh_model::Observed;
 use mesh_model::desired::{Encapsulation, Underlay};
 use mesh_model::observed::UnderlayLink;
+use mesh_sys::ethtool::Driver;
 
 use crate::config::XdpChoice;
 use crate::host::Host;

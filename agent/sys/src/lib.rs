@@ -3,4 +3,9 @@
 //!
 //! `unsafe` calls of the agents belong into this crate, each in the thinnest possible wrapper.
 
+pub mod descriptors;
+pub mod device;
 pub mod durable;
+pub mod ethtool;
+pub mod helper;
+pub mod netns;

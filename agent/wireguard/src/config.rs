@@ -202,7 +202,7 @@ pub enum DropReason {
     UnknownPeer,
     /// To send: no session came about in time, or too much waited for it.
     NoSession,
-    /// To send: nobody knows where the peer is.
+    /// To send: the peer's underlay address is not known.
     NoEndpoint,
     /// To send: the frame and the kernel's description of it contradict each other.
     MalformedFrame,

@@ -17,7 +17,7 @@ pub enum Error {
         port: u16,
     },
     /// The kernel has no TUN/TAP driver, or none is allowed here.
-    #[error("cannot make the device {device}: no usable /dev/net/tun ({source})")]
+    #[error("cannot create the device {device}: no usable /dev/net/tun ({source})")]
     NoTun {
         /// Name of the device.
         device: String,
@@ -25,7 +25,7 @@ pub enum Error {
         source: io::Error,
     },
     /// The device exists already and belongs to something else.
-    #[error("the device {device} exists already and is in use")]
+    #[error("the device {device} already exists and is in use")]
     DeviceTaken {
         /// Name of the device.
         device: String,

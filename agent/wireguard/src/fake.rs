@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use crate::{EngineConfig, EngineKind, EngineStatus, PeerStatus, Result, WireguardEngine};
 
-/// Remembers what it was told and moves no packet.
+/// Remembers the configuration and moves no packet.
 #[derive(Debug, Default)]
 pub struct FakeEngine {
     config: Option<EngineConfig>,

@@ -51,7 +51,7 @@ impl PrivateKey {
     pub fn generate() -> Result<Self> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|error| Error::System {
-            action: "draw a private key".to_owned(),
+            action: "generate a private key".to_owned(),
             source: error.into(),
         })?;
         Ok(Self(bytes.into()))

@@ -6,7 +6,7 @@
 //! - [`EngineProcess`]: the same in a process of its own ([`engine_main`]) that goes on when the
 //!   daemon ends.
 //!
-//! [`EngineChoice`] is what a node is told about them, and [`try_kernel_wireguard`] whether the
+//! [`EngineChoice`] configures which of them a node uses, and [`try_kernel_wireguard`] whether the
 //! kernel's works. On the wire all are the same: VXLAN (RFC 7348) between tunnel addresses, inside
 //! WireGuard. Hosts with different engines understand each other.
 //!

@@ -1,6 +1,6 @@
 //! VXLAN over UDP over IPv4 (RFC 7348): the outer headers.
 
-use mesh_ebpf_types::Vni;
+use mesh_ebpf_types::{Vni, source_port};
 
 use crate::checksum;
 use crate::headers::ETHERNET;
@@ -12,11 +12,6 @@ pub const OUTER: usize = ETHERNET + 20 + 8 + 8;
 pub const UDP_CHECKSUM_OFFSET: usize = ETHERNET + 20 + 6;
 /// Where the VNI (and a reserved byte after it) is in the frame.
 pub const VNI_OFFSET: usize = OUTER - 4;
-
-/// The range that UDP source ports are taken from, so that ECMP and RSS spread flows: 32768 to
-/// 60999, as Linux does.
-const FIRST_PORT: u16 = 32768;
-const PORTS: u64 = 61000 - FIRST_PORT as u64;
 
 /// What the outer headers of a received frame say.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -208,13 +203,6 @@ impl Template {
         self.frame[34..36].copy_from_slice(&source_port(hash).to_be_bytes());
         self.frame[38..40].copy_from_slice(&((length + 16) as u16).to_be_bytes());
     }
-}
-
-/// The UDP source port of a flow.
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "the product's upper half is below the number of ports")]
-pub const fn source_port(hash: u32) -> u16 {
-    FIRST_PORT + ((hash as u64 * PORTS) >> 32) as u16
 }
 
 /// The outer ECN field for an inner traffic class (RFC 6040, 4.1, in the compatible form that Linux

@@ -70,7 +70,7 @@ proptest! {
         prop_assert_eq!(reference(&frame[14..34]), [0, 0]);
         let outer = Outer::parse(&frame, destination, port, length + 50, false);
         prop_assert_eq!(outer, Some(Outer { source, vni, plain: true }));
-        prop_assert!((32768..61000).contains(&vxlan::source_port(hash)));
+        prop_assert!((32768..61000).contains(&mesh_ebpf_types::source_port(hash)));
         // One byte less than it says.
         prop_assert_eq!(Outer::parse(&frame, destination, port, length + 49, false), None);
     }

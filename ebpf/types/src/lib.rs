@@ -19,6 +19,7 @@ mod pod;
 mod program;
 mod services;
 mod tag;
+mod vxlan;
 mod wireguard;
 
 pub use address::{Address, Mac, Vni};
@@ -44,6 +45,7 @@ pub use services::{
     WATCHED, host_published, host_published_number, is_host_published, published_vni,
 };
 pub use tag::FrameTag;
+pub use vxlan::source_port;
 pub use wireguard::{
     WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_sender, tunnel_source,
 };

@@ -2,7 +2,7 @@
 //!
 //! Names of endpoints are the nodes' to choose, so that attaching works without any manager. Of
 //! those that choose the same name in one network, the first to be reported has it; the others'
-//! agents are told that they are refused, and other nodes do not resolve it to them. Those that
+//! agents receive a refusal, and other nodes do not resolve it to them. Those that
 //! were attached while no manager could say so stay reachable by id, and get the name when the
 //! first gives it up.
 //!
@@ -35,7 +35,7 @@ pub(crate) struct EndpointNews {
     pub(crate) removed: Vec<v1::Endpoint>,
 }
 
-/// What a report changed beside what other nodes are told.
+/// What a report changed besides what other nodes receive.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
     /// The node's endpoints that are known no more.
@@ -137,13 +137,13 @@ impl Endpoints {
                 }
             }
         }
-        self.tell(registry, news);
+        self.publish(registry, news);
         taken
     }
 
     /// Under the lock, so that a subscriber's list and its first news fit. Nobody listening is no
     /// error.
-    fn tell(&self, _registry: &Registry, news: EndpointNews) {
+    fn publish(&self, _registry: &Registry, news: EndpointNews) {
         // Another node's endpoint may have got the name that this one gave up.
         let (own, others): (Vec<_>, Vec<_>) =
             news.put.into_iter().partition(|endpoint| endpoint.node_id == news.node.as_str());
@@ -178,7 +178,7 @@ impl Endpoints {
                 news.removed.extend(registry.remove(&node, &id, &mut news.put));
             }
             registry.forget(&node);
-            self.tell(&registry, news);
+            self.publish(&registry, news);
         }
     }
 
@@ -187,10 +187,10 @@ impl Endpoints {
         self.lock().all(network).map(|endpoint| endpoint.listed.clone()).collect()
     }
 
-    /// Those of a network as other nodes are told of them, in order of node and id.
-    pub(crate) fn told(&self, network: &NetworkId) -> Vec<v1::Endpoint> {
+    /// Those of a network as other nodes receive them, in order of node and id.
+    pub(crate) fn visible(&self, network: &NetworkId) -> Vec<v1::Endpoint> {
         let registry = self.lock();
-        registry.all(Some(network)).map(|endpoint| registry.told(endpoint)).collect()
+        registry.all(Some(network)).map(|endpoint| registry.visible(endpoint)).collect()
     }
 
     /// The addresses of a network that each node uses.
@@ -235,8 +235,8 @@ impl Endpoints {
     }
 
     /// Whether the node has reported since this manager began.
-    pub(crate) fn has_heard(&self, node: &NodeId) -> bool {
-        self.lock().has_heard(node)
+    pub(crate) fn has_report(&self, node: &NodeId) -> bool {
+        self.lock().has_report(node)
     }
 
     fn lock(&self) -> MutexGuard<'_, Registry> {

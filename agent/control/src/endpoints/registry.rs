@@ -80,7 +80,7 @@ impl Registry {
         self.refused.remove(node);
     }
 
-    pub(super) fn has_heard(&self, node: &NodeId) -> bool {
+    pub(super) fn has_report(&self, node: &NodeId) -> bool {
         self.nodes.contains_key(node)
     }
 
@@ -131,7 +131,7 @@ impl Registry {
         let own = self.nodes.get(node);
         let is_new = own.is_none_or(|own| !own.contains_key(id));
         if is_new && own.is_some_and(|own| own.len() >= MAX_ENDPOINTS) {
-            return Err(format!("endpoint {name} ({id}): a node has {MAX_ENDPOINTS} endpoints at most"));
+            return Err(format!("endpoint {name} ({id}): a node can have at most {MAX_ENDPOINTS} endpoints"));
         }
         let holders = self.names.get(&(endpoint.network.clone(), name.folded())).into_iter().flatten();
         if let Some((_, twin)) = holders.into_iter().find(|(of, other)| of == node && other != id) {
@@ -148,7 +148,7 @@ impl Registry {
         Ok(endpoint)
     }
 
-    /// Puts an endpoint. What other nodes are told anew is added to `told`.
+    /// Puts an endpoint. What other nodes now receive is added to `told`.
     pub(super) fn put(&mut self, node: &NodeId, mut endpoint: CheckedEndpoint, told: &mut Vec<v1::Endpoint>) {
         if let Some(refused) = self.refused.get_mut(node) {
             refused.remove(&endpoint.id);
@@ -181,10 +181,10 @@ impl Registry {
         }
         self.owners.entry(id.clone()).or_default().insert(node.clone());
         self.nodes.entry(node.clone()).or_default().insert(id.clone(), endpoint);
-        told.extend(self.get(node, &id).map(|endpoint| self.told(endpoint)));
+        told.extend(self.get(node, &id).map(|endpoint| self.visible(endpoint)));
     }
 
-    /// Removes an endpoint. What other nodes are told of others for that reason is added to `told`.
+    /// Removes an endpoint. What other nodes therefore receive of others is added to `told`.
     pub(super) fn remove(
         &mut self,
         node: &NodeId,
@@ -213,7 +213,7 @@ impl Registry {
             if let Some((of, other)) = next
                 && let Some(next) = self.get(&of, &other)
             {
-                told.push(self.told(next));
+                told.push(self.visible(next));
             }
         }
         Some(endpoint.told)
@@ -238,8 +238,8 @@ impl Registry {
         }
     }
 
-    /// An endpoint as other nodes are told of it: without a name that another had first.
-    pub(super) fn told(&self, endpoint: &CheckedEndpoint) -> v1::Endpoint {
+    /// An endpoint as other nodes receive it: without a name that another one had first.
+    pub(super) fn visible(&self, endpoint: &CheckedEndpoint) -> v1::Endpoint {
         let mut told = endpoint.told.clone();
         let first = self.names.get(&name_key(endpoint)).and_then(|holders| holders.first());
         if first.is_some_and(|(node, id)| node.as_str() != told.node_id || *id != endpoint.id) {
@@ -290,7 +290,7 @@ impl Registry {
     }
 }
 
-/// The id under which other nodes are told of an endpoint whose id another node's endpoint had
+/// The id under which other nodes receive an endpoint whose id another node's endpoint had
 /// first: they keep endpoints by their ids, and the one must not replace the other there.
 fn id_of_twin(node: &NodeId, id: &EndpointId) -> String {
     let digest = Sha256::new().chain_update(node.as_str()).chain_update(id.as_str()).finalize();

@@ -51,7 +51,7 @@ impl CertificateAuthority {
     /// Makes a new one for a cluster, and writes its key and certificate (mode 0600) into an
     /// existing directory.
     pub fn create(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
-        let key = KeyPair::generate().map_err(IdentityError::make("the CA's key"))?;
+        let key = KeyPair::generate().map_err(IdentityError::creation("the CA's key"))?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
         params.distinguished_name.push(DnType::CommonName, "Mesh CA");
@@ -61,7 +61,8 @@ impl CertificateAuthority {
         let now = SystemTime::now();
         params.not_before = NOT_BEFORE.into();
         params.not_after = (now + CA_VALIDITY).into();
-        let cert_pem = params.self_signed(&key).map_err(IdentityError::make("the CA's certificate"))?.pem();
+        let cert_pem =
+            params.self_signed(&key).map_err(IdentityError::creation("the CA's certificate"))?.pem();
         // The key first: a certificate without its key would look like a CA that cannot be used.
         durable::write(&directory.join(KEY_FILE), key.serialize_pem().as_bytes(), Survives::PowerLoss)?;
         durable::write(&directory.join(CERT_FILE), cert_pem.as_bytes(), Survives::PowerLoss)?;
@@ -136,7 +137,7 @@ impl CertificateAuthority {
             names.push(MANAGER_NAME);
         }
         for name in names {
-            let name = name.try_into().map_err(IdentityError::make("a node's certificate"))?;
+            let name = name.try_into().map_err(IdentityError::creation("a node's certificate"))?;
             params.subject_alt_names.push(SanType::DnsName(name));
         }
         params.use_authority_key_identifier_extension = true;
@@ -144,7 +145,7 @@ impl CertificateAuthority {
         params.not_after = (now + validity).into();
         let request = CertificateSigningRequestParams { params, public_key: request.public_key };
         let certificate =
-            request.signed_by(&self.issuer).map_err(IdentityError::make("a node's certificate"))?;
+            request.signed_by(&self.issuer).map_err(IdentityError::creation("a node's certificate"))?;
         Ok(certificate.pem())
     }
 }

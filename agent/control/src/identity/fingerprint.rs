@@ -13,7 +13,7 @@ pub struct Fingerprint([u8; 32]);
 
 /// A text that is no fingerprint.
 #[derive(Debug, thiserror::Error)]
-#[error("a certificate's fingerprint has 64 hexadecimal characters, this one has {len} characters")]
+#[error("a certificate fingerprint must have 64 hexadecimal characters, not {len}")]
 pub struct InvalidFingerprint {
     /// How many characters it has.
     pub len: usize,

@@ -20,7 +20,7 @@ pub enum IdentityError {
     File(#[from] FileError),
     /// A key, certificate or request could not be made.
     #[error("cannot make {what}: {source}")]
-    Make {
+    Create {
         /// What was to be made.
         what: &'static str,
         /// The reason.
@@ -44,7 +44,7 @@ impl IdentityError {
         Self::Malformed { what, reason: reason.to_string() }
     }
 
-    fn make(what: &'static str) -> impl FnOnce(rcgen::Error) -> Self {
-        move |source| Self::Make { what, source }
+    fn creation(what: &'static str) -> impl FnOnce(rcgen::Error) -> Self {
+        move |source| Self::Create { what, source }
     }
 }

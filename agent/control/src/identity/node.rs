@@ -44,7 +44,7 @@ impl PeerIdentity {
             "manager" => Role::Manager,
             "worker" => Role::Worker,
             other => {
-                return Err(IdentityError::malformed(CERTIFICATE, &format!("there is no role {other:?}")));
+                return Err(IdentityError::malformed(CERTIFICATE, &format!("role {other:?} does not exist")));
             }
         };
         let cluster = single(subject, X509Name::iter_organization, "organization")?.to_owned();
@@ -93,14 +93,14 @@ impl std::fmt::Debug for NodeKey {
 impl NodeKey {
     /// Draws a new ECDSA P-256 key.
     pub fn generate() -> Result<Self, IdentityError> {
-        let key = KeyPair::generate().map_err(IdentityError::make("the node's key"))?;
+        let key = KeyPair::generate().map_err(IdentityError::creation("the node's key"))?;
         let mut params = CertificateParams::default();
         // A manager knows who asks and ignores what a request says about it.
         params.distinguished_name = DistinguishedName::new();
         let request = params
             .serialize_request(&key)
             .and_then(|request| request.pem())
-            .map_err(IdentityError::make("the certificate signing request"))?;
+            .map_err(IdentityError::creation("the certificate signing request"))?;
         Ok(Self { key_pem: key.serialize_pem(), csr_pem: request })
     }
 

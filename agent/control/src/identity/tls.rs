@@ -1,4 +1,4 @@
-//! TLS 1.3 configurations of both ends, and how errors of the handshake are told to a person.
+//! TLS 1.3 configurations of both ends, and errors of the handshake in words.
 
 use std::error::Error;
 use std::io;

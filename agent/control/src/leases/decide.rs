@@ -1,4 +1,4 @@
-//! From what a node wants to a lease that it has.
+//! Decides which lease a node's request is granted.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -14,9 +14,10 @@ use tokio::time::{Instant, timeout};
 
 use super::borrow::{Outcome, outcome};
 use super::quota;
-use super::request::{Asker, Wanted};
+use super::request::{RequestedLease, Requester};
 use super::subnet::LeaseSet;
 use crate::core::Core;
+use crate::errors::check_stays;
 use crate::layout::layout;
 use crate::records::{Tries, put};
 use crate::{keys, limits};
@@ -62,17 +63,17 @@ enum Step {
 pub(super) async fn grant(
     core: &Core,
     network: &NetworkId,
-    asker: &Asker,
-    wanted: Wanted,
+    requester: &Requester,
+    wanted: RequestedLease,
 ) -> Result<Granted, Problem> {
-    let node = &asker.node;
+    let node = &requester.node;
     let mut learned = Learned::new();
     let mut tries = Tries::default();
     // Two owners that do not answer, one after the other, are all that a caller has time for.
     let deadline = learned.began + 2 * limits::CEDE;
     loop {
         tries.next()?;
-        match step(core, network, asker, wanted, &learned).await? {
+        match step(core, network, requester, wanted, &learned).await? {
             Step::Granted(granted) => return Ok(*granted),
             Step::Again => {}
             Step::Wait { prefix, revision, from } => {
@@ -93,7 +94,7 @@ pub(super) async fn grant(
         if Instant::now() >= deadline {
             return Err(Problem::new(
                 ProblemKind::Unreachable,
-                "no node has said in time whether it gives up an address",
+                "no node has confirmed in time that it releases an address",
             )
             .hint("try again"));
         }
@@ -116,7 +117,7 @@ impl Learned {
         &mut self,
         core: &Core,
         network: &NetworkId,
-        wanted: Wanted,
+        wanted: RequestedLease,
         (prefix, from): (Prefix, NodeId),
         outcome: &Outcome,
     ) -> Result<(), Problem> {
@@ -124,15 +125,15 @@ impl Learned {
         // A third node has got it: that one is the owner now.
         let is_moved = matches!(outcome, Outcome::Written(lease) if lease.node != from);
         match wanted {
-            Wanted::Address(_) if is_moved => {}
-            Wanted::Address(address) if is_silent => {
-                return Err(owner_silent(core, network, address, &from).await?);
+            RequestedLease::Address(_) if is_moved => {}
+            RequestedLease::Address(address) if is_silent => {
+                return Err(owner_unresponsive(core, network, address, &from).await?);
             }
-            Wanted::Address(address) => return Err(in_use(core, network, address, &from).await?),
-            Wanted::Any(_) if is_silent => {
+            RequestedLease::Address(address) => return Err(in_use(core, network, address, &from).await?),
+            RequestedLease::Any(_) if is_silent => {
                 self.silent.insert(from);
             }
-            Wanted::Any(_) => {
+            RequestedLease::Any(_) => {
                 self.refused.entry(from).or_default().insert(prefix.first());
             }
         }
@@ -143,22 +144,17 @@ impl Learned {
 async fn step(
     core: &Core,
     network: &NetworkId,
-    asker: &Asker,
-    wanted: Wanted,
+    requester: &Requester,
+    wanted: RequestedLease,
     learned: &Learned,
 ) -> Result<Step, Problem> {
-    let node = &asker.node;
+    let node = &requester.node;
     let _turn = core.leases.turn(network).await;
     let set = LeaseSet::read(core, network)
         .await?
         .ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("network {network} does not exist")))?;
-    if set.network().removing {
-        return Err(Problem::new(
-            ProblemKind::Conflict,
-            format!("network {} is being removed", set.network().name),
-        ));
-    }
-    if asker.is_bounded
+    check_stays(set.network())?;
+    if requester.is_bounded
         && let Err(problem) = quota::check(core, &set, node, wanted.family())
         && !is_held(&set, node, wanted)
     {
@@ -166,14 +162,14 @@ async fn step(
         return if learned.began.elapsed() < limits::EXPLAINED { Ok(Step::Pause) } else { Err(problem) };
     }
     match wanted {
-        Wanted::Address(address) => static_step(core, &set, node, address, learned).await,
-        Wanted::Any(family) => any_step(core, &set, node, family, learned).await,
+        RequestedLease::Address(address) => static_step(core, &set, node, address, learned).await,
+        RequestedLease::Any(family) => any_step(core, &set, node, family, learned).await,
     }
 }
 
 /// Whether the node asks for an address that it has.
-fn is_held(set: &LeaseSet, node: &NodeId, wanted: Wanted) -> bool {
-    let Wanted::Address(address) = wanted else { return false };
+fn is_held(set: &LeaseSet, node: &NodeId, wanted: RequestedLease) -> bool {
+    let RequestedLease::Address(address) = wanted else { return false };
     let subnet = set.network().subnets.iter().find(|subnet| subnet.subnet.contains(address));
     let leases = subnet.map(|subnet| set.leases_in(&subnet.subnet));
     leases.is_some_and(|leases| leases.deciding(address).is_some_and(|held| held.node == *node))
@@ -210,7 +206,9 @@ async fn static_step(
             borrow(core, set, node, address, &leases).await
         }
         StaticDecision::Borrow { from } if learned.may_return(core, &from) => Ok(Step::Pause),
-        StaticDecision::Borrow { from } => Err(owner_silent(core, &set.network().id, address, &from).await?),
+        StaticDecision::Borrow { from } => {
+            Err(owner_unresponsive(core, &set.network().id, address, &from).await?)
+        }
         StaticDecision::Undecided { from, .. } => {
             let prefix = Prefix::single(address);
             let revision = set.find(&prefix).map_or(0, |lease| lease.revision);
@@ -310,7 +308,7 @@ fn granted(set: &LeaseSet, node: &NodeId, lease: Lease) -> Granted {
     Granted { network: set.network().clone(), revision: lease.revision, lease, others }
 }
 
-/// Asks whoever has the address, by these leases, to give it up.
+/// Asks the node that holds the address, by these leases, to release it.
 async fn borrow(
     core: &Core,
     set: &LeaseSet,
@@ -348,7 +346,7 @@ async fn name_of(core: &Core, node: &NodeId) -> Result<String, Problem> {
 
 /// Why an address cannot be borrowed from a node that does not answer: what it last reported still
 /// counts.
-async fn owner_silent(
+async fn owner_unresponsive(
     core: &Core,
     network: &NetworkId,
     address: IpAddr,
@@ -360,9 +358,9 @@ async fn owner_silent(
     let owner = name_of(core, owner).await?;
     Ok(Problem::new(
         ProblemKind::Unreachable,
-        format!("address {address} belongs to a block of node {owner}, whose agent does not answer"),
+        format!("address {address} is in a block of node {owner}, whose agent does not respond"),
     )
-    .hint(format!("take another address, bring {owner} back, or remove it: meshctl node rm --force {owner}")))
+    .hint(format!("choose another address, restart {owner}, or remove it: meshctl node rm --force {owner}")))
 }
 
 async fn in_use(
@@ -402,14 +400,14 @@ async fn exhausted(
         network.subnets.iter().any(|subnet| subnet.subnet.family() == family && subnet.ip_range.is_some());
     let problem = Problem::new(
         ProblemKind::Exhausted,
-        format!("network {} has no free address left in {}", network.name, subnets.join(", ")),
+        format!("network {} has no free address in {}", network.name, subnets.join(", ")),
     );
     let most = elsewhere.into_iter().max_by_key(|(_, free)| *free);
     Ok(match most {
         Some((node, free)) => {
             let name = name_of(core, node).await?;
             problem.hint(format!(
-                "node {name} does not answer and has {free} free ones: bring it back, or meshctl node rm --force {name}"
+                "node {name} does not respond and holds {free} free ones: restart it, or run meshctl node rm --force {name}"
             ))
         }
         None if has_range => problem.hint(

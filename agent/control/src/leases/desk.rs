@@ -5,11 +5,10 @@ use std::time::{Duration, Instant};
 use mesh_model::{NetworkId, Prefix};
 use parking_lot::Mutex;
 
-/// How long a prefix that was given back is leased to others only when nothing else is free.
+/// A released prefix is leased to others only if nothing else is free, for this long.
 const RESTS: Duration = Duration::from_mins(1);
 
-/// What one manager remembers beside the records, to decide well and without getting into its own
-/// way.
+/// What one manager remembers besides the records, so that its decisions do not conflict.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseDesk {
     /// One decision at a time per network; networks share a few locks.

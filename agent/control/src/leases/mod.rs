@@ -1,4 +1,4 @@
-//! Leases: which addresses are whose to assign.
+//! Leases: the blocks of addresses that each node assigns from.
 
 mod borrow;
 mod decide;
@@ -26,10 +26,10 @@ use crate::records::{RecordError, Tries, Versioned};
 use crate::resolve::resolve_network;
 use crate::{keys, limits};
 
-use self::request::{Asker, Wanted};
+use self::request::{RequestedLease, Requester};
 use self::subnet::{LeaseSet, change_op};
 
-/// Gives the caller a lease, and answers once every live agent of the network can reach its
+/// Grants the caller a lease, and returns once every live agent of the network can reach its
 /// addresses.
 pub(crate) async fn lease(
     core: &Arc<Core>,
@@ -37,15 +37,15 @@ pub(crate) async fn lease(
     request: &LeaseRequest,
 ) -> Result<LeaseResponse, Problem> {
     let wanted = match parse_optional("address", &request.address).map_err(|e| usage(&e))? {
-        Some(address) => Wanted::Address(address),
-        None => Wanted::Any(family(request.family)?),
+        Some(address) => RequestedLease::Address(address),
+        None => RequestedLease::Any(family(request.family)?),
     };
     let network = resolve_network(core, &request.network).await?.value;
-    let asker = Asker { node: caller.id().clone(), is_bounded: caller.role() != Role::Manager };
+    let requester = Requester { node: caller.id().clone(), is_bounded: caller.role() != Role::Manager };
     let core = core.clone();
     // Goes on when the caller hangs up: a borrow that was begun has to be settled or withdrawn.
     let task = tokio::spawn(async move {
-        let granted = decide::grant(&core, &network.id, &asker, wanted).await?;
+        let granted = decide::grant(&core, &network.id, &requester, wanted).await?;
         wait_applied(&core, &granted.network, &granted.others, granted.revision).await;
         Ok::<_, Problem>(LeaseResponse {
             network: Some((&granted.network).into()),
@@ -53,15 +53,19 @@ pub(crate) async fn lease(
             revision: granted.revision,
         })
     });
-    task.await
-        .map_err(|error| Problem::new(ProblemKind::Failed, format!("the lease call broke off: {error}")))?
+    task.await.map_err(|error| {
+        Problem::new(ProblemKind::Failed, format!("the lease request was aborted: {error}"))
+    })?
 }
 
 fn family(number: u32) -> Result<Family, Problem> {
     match number {
         4 => Ok(Family::Ipv4),
         6 => Ok(Family::Ipv6),
-        other => Err(Problem::new(ProblemKind::Usage, format!("there is no address family {other}: 4 or 6"))),
+        other => Err(Problem::new(
+            ProblemKind::Usage,
+            format!("address family {other} does not exist: use 4 or 6"),
+        )),
     }
 }
 
@@ -75,8 +79,7 @@ async fn wait_applied(core: &Core, network: &Network, others: &[NodeId], revisio
     }
 }
 
-/// Takes a lease back from the caller. Another one of the same prefix than the one that is meant
-/// stays.
+/// Releases a lease of the caller. Another lease of the same prefix stays.
 pub(crate) async fn release(
     core: &Core,
     caller: &Caller,
@@ -95,7 +98,7 @@ pub(crate) async fn release(
         if meant.node != *caller.id() {
             return Err(Problem::new(
                 ProblemKind::Denied,
-                format!("lease {prefix} of network {} is another node's", set.network().name),
+                format!("lease {prefix} of network {} belongs to another node", set.network().name),
             ));
         }
         let change = set.leases_around(&prefix).give_back(caller.id(), &prefix, request.revision);

@@ -30,9 +30,11 @@ pub(super) fn check(core: &Core, set: &LeaseSet, node: &NodeId, family: Family) 
     let name = &set.network().name;
     Err(Problem::new(
         ProblemKind::Exhausted,
-        format!("this node holds {held} addresses of network {name} and uses {used}: it gets no more before it uses those"),
+        format!(
+            "this node holds {held} addresses of network {name} and uses only {used}: it must use those first"
+        ),
     )
-    .hint("attach endpoints, or wait until addresses that were released a moment ago may be used again"))
+    .hint("attach endpoints, or wait until recently released addresses are available again"))
 }
 
 fn head_start(network: &Network, family: Family) -> u128 {

@@ -7,7 +7,7 @@ use mesh_model::NodeId;
 
 /// Which node asks for addresses.
 #[derive(Debug, Clone)]
-pub(super) struct Asker {
+pub(super) struct Requester {
     pub(super) node: NodeId,
     /// Whether it gets only what its endpoints need, and some to go on with.
     pub(super) is_bounded: bool,
@@ -15,14 +15,14 @@ pub(super) struct Asker {
 
 /// What a node wants.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wanted {
+pub(super) enum RequestedLease {
     /// Exactly this address.
     Address(IpAddr),
     /// Some, of this family.
     Any(Family),
 }
 
-impl Wanted {
+impl RequestedLease {
     pub(super) fn family(self) -> Family {
         match self {
             Self::Address(address) => Family::of(address),

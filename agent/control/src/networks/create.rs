@@ -10,7 +10,7 @@ use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Op, Txn};
 use tracing::info;
 
-use super::request::{Wanted, record};
+use super::request::{RequestedNetwork, record};
 use crate::core::Core;
 use crate::keys;
 use crate::records::{Fence, RecordError, Tries, Versioned, put};
@@ -20,7 +20,7 @@ const IPV6_SUBNET: u8 = 64;
 
 /// Makes a network.
 pub(crate) async fn create(core: &Core, request: CreateNetworkRequest) -> Result<Network, Problem> {
-    let wanted = Wanted::parse(request)?;
+    let wanted = RequestedNetwork::parse(request)?;
     let mut tries = Tries::default();
     loop {
         tries.next()?;
@@ -51,7 +51,7 @@ pub(crate) fn proposed(
     taken: &Taken,
     request: CreateNetworkRequest,
 ) -> Result<Network, Problem> {
-    taken.fit(core, &Wanted::parse(request)?)
+    taken.fit(core, &RequestedNetwork::parse(request)?)
 }
 
 /// What is taken already.
@@ -93,7 +93,7 @@ impl Taken {
     }
 
     /// The network as it can be made, or what is in its way.
-    pub(super) fn fit(&self, core: &Core, wanted: &Wanted) -> Result<Network, Problem> {
+    pub(super) fn fit(&self, core: &Core, wanted: &RequestedNetwork) -> Result<Network, Problem> {
         if let Some(other) = self.networks.iter().find(|other| other.name.is_same(&wanted.name)) {
             return Err(conflict(format!("network {} exists already: {}", other.name, other.id)));
         }
@@ -109,7 +109,7 @@ impl Taken {
                 find_overlap(&spec.subnet, &taken).or_else(|| find_overlap(&spec.subnet, &self.routes));
             if let Some((_, whose)) = overlap {
                 return Err(conflict(format!("subnet {} overlaps {whose}", spec.subnet))
-                    .hint("choose another subnet, or give none to get a free one"));
+                    .hint("choose another subnet, or omit it to allocate a free one"));
             }
         }
         taken.extend(self.automatic_routes.iter().cloned());
@@ -144,14 +144,14 @@ impl Taken {
             self.networks.iter().map(|network| (network.vni, network)).collect();
         if let Some(vni) = wanted {
             return match taken.get(&vni) {
-                Some(other) => Err(conflict(format!("VNI {vni} is that of network {}", other.name))),
+                Some(other) => Err(conflict(format!("VNI {vni} belongs to network {}", other.name))),
                 None => Ok(vni),
             };
         }
         let used: BTreeSet<u32> = taken.keys().map(|vni| vni.get()).collect();
         let free = (Vni::FIRST_AUTOMATIC.get()..=Vni::LAST.get()).find(|vni| !used.contains(vni));
         free.and_then(|vni| vni.try_into().ok())
-            .ok_or_else(|| Problem::new(ProblemKind::Exhausted, "every VNI is that of a network already"))
+            .ok_or_else(|| Problem::new(ProblemKind::Exhausted, "all VNIs are in use"))
     }
 }
 
@@ -172,5 +172,5 @@ fn conflict(message: String) -> Problem {
 
 fn exhausted(error: &PoolError) -> Problem {
     Problem::new(ProblemKind::Exhausted, error.to_string())
-        .hint("give a subnet with --subnet, or remove networks that are not needed: meshctl network prune")
+        .hint("specify a subnet with --subnet, or remove unused networks: meshctl network prune")
 }

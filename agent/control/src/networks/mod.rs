@@ -55,7 +55,7 @@ pub(crate) async fn list_endpoints(
     };
     let mut endpoints = endpoints(core, network.as_ref());
     endpoints.retain(|endpoint| node.as_ref().is_none_or(|node| endpoint.node_id == node.as_str()));
-    let unheard = core.unheard();
+    let unheard = core.nodes_without_report();
     let view = core.feed.view();
     let asked = unheard.iter().filter(|id| node.as_ref().is_none_or(|node| node == *id));
     let names = asked.filter_map(|id| view.nodes.get(id)).map(|node| node.name.to_string());

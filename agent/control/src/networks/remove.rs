@@ -8,13 +8,14 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_model::{Name, Network, NodeId};
+use mesh_model::{Network, NodeId};
 use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_store::{Compare, KeyValue, Op, Revision, Txn};
 use tracing::{info, warn};
 
 use super::endpoints;
 use crate::core::Core;
+use crate::errors::being_removed;
 use crate::records::{RecordError, Versioned, put};
 use crate::resolve::{check_removable, resolve_network};
 use crate::{keys, limits};
@@ -22,7 +23,7 @@ use crate::{keys, limits};
 /// A message names no more endpoints or nodes than this.
 const NAMED: usize = 3;
 /// More services than this are not even counted.
-const LOOKED_AT: usize = 1000;
+const MAX_COUNTED: usize = 1000;
 
 /// Removes a network.
 pub(crate) async fn remove(core: &Arc<Core>, text: &str) -> Result<Network, Problem> {
@@ -32,7 +33,7 @@ pub(crate) async fn remove(core: &Arc<Core>, text: &str) -> Result<Network, Prob
     // Goes on when the caller hangs up: a network must not stay marked.
     let task = tokio::spawn(async move { remove_one(&core, network).await });
     task.await
-        .map_err(|error| Problem::new(ProblemKind::Failed, format!("the removal broke off: {error}")))?
+        .map_err(|error| Problem::new(ProblemKind::Failed, format!("the removal was aborted: {error}")))?
 }
 
 /// Removes every network that has no endpoint. Those that turn out to have one stay.
@@ -42,7 +43,7 @@ pub(crate) async fn prune(core: &Arc<Core>) -> Result<Vec<Network>, Problem> {
         match remove(core, network.value.id.as_str()).await {
             Ok(network) => removed.push(network),
             Err(problem) if matches!(problem.kind, ProblemKind::Conflict | ProblemKind::NotFound) => {
-                info!(network = %network.value.name, %problem, "prune left a network");
+                info!(network = %network.value.name, %problem, "prune kept a network");
             }
             Err(problem) => return Err(problem),
         }
@@ -68,7 +69,7 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
     if removed.is_err()
         && let Err(error) = unmark(core, &network, marked).await
     {
-        warn!(network = %name, %error, "cannot take back the mark of a removal");
+        warn!(network = %name, %error, "cannot clear the removal mark of a network");
     }
     removed.map(|()| network)
 }
@@ -86,10 +87,6 @@ pub(crate) async fn check_removal(
     check_unused(core, network)?;
     check_unnamed(network, services)?;
     check_holders_live(core, network, &holders(core, network).await?)
-}
-
-fn being_removed(name: &Name) -> Problem {
-    Problem::new(ProblemKind::Conflict, format!("network {name} is being removed already"))
 }
 
 /// Marks the network, so that it takes no new endpoints and leases.
@@ -115,7 +112,7 @@ async fn remove_marked(core: &Core, network: &Network, marked: Revision) -> Resu
         return Err(Problem::new(
             ProblemKind::Unreachable,
             format!(
-                "network {} stays: node {} has not answered in time",
+                "network {} was not removed: node {} did not respond in time",
                 network.name,
                 node_name(core, late)
             ),
@@ -168,7 +165,7 @@ fn check_unused(core: &Core, network: &Network) -> Result<(), Problem> {
 
 /// The network has no service.
 async fn check_no_services(core: &Core, network: &Network) -> Result<(), Problem> {
-    let found = core.records.store().range(keys::service_names(&network.id), None, Some(LOOKED_AT)).await;
+    let found = core.records.store().range(keys::service_names(&network.id), None, Some(MAX_COUNTED)).await;
     let found = found.map_err(RecordError::from)?.kvs;
     let name = |kv: &KeyValue| kv.key.as_str()?.rsplit('/').next().map(str::to_owned);
     check_unnamed(network, found.iter().filter_map(name).collect())
@@ -196,9 +193,9 @@ fn check_holders_live(core: &Core, network: &Network, holders: &BTreeSet<NodeId>
     let Some(first) = away.first().cloned() else { return Ok(()) };
     Err(Problem::new(
         ProblemKind::Conflict,
-        format!("network {} may be in use on {}, which cannot be asked now", network.name, listed(away)),
+        format!("network {} may be in use on {}, which cannot be reached now", network.name, listed(away)),
     )
-    .hint(format!("bring it back, or remove it from the cluster: meshctl node rm {first}")))
+    .hint(format!("restart it, or remove it from the cluster: meshctl node rm {first}")))
 }
 
 fn node_name(core: &Core, node: &NodeId) -> String {

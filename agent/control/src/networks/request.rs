@@ -15,7 +15,7 @@ const MAX_SUBNETS: usize = 16;
 
 /// A valid request.
 #[derive(Debug)]
-pub(super) struct Wanted {
+pub(super) struct RequestedNetwork {
     pub(super) name: Name,
     /// The subnets that were given.
     pub(super) subnets: Vec<SubnetSpec>,
@@ -35,15 +35,15 @@ fn usage(message: &impl ToString) -> Problem {
     Problem::new(ProblemKind::Usage, message.to_string())
 }
 
-impl Wanted {
+impl RequestedNetwork {
     /// Checks a request.
     pub(super) fn parse(request: CreateNetworkRequest) -> Result<Self, Problem> {
         let name: Name = request.name.parse().map_err(|e| usage(&e))?;
         if !matches!(request.driver.as_str(), "" | "overlay") {
-            return Err(usage(&format!("there is no network driver {:?}", request.driver))
-                .hint("the only one is overlay, which is the default"));
+            return Err(usage(&format!("network driver {:?} does not exist", request.driver))
+                .hint("the only driver is overlay, which is the default"));
         }
-        // Docker takes `-o encrypted` with any value for a wish to encrypt; ignoring it would be
+        // Docker takes `-o encrypted` with any value as a request to encrypt; ignoring it would be
         // the worst answer.
         let encrypted = request.encrypted || request.options.contains_key(ENCRYPTED);
         let subnets = subnets(&request)?;
@@ -71,7 +71,7 @@ impl Wanted {
             .into_iter()
             .find_map(|(what, map)| map.keys().any(|key| key.trim().is_empty()).then_some(what))
         {
-            return Err(usage(&format!("a {what} has no name before its =")));
+            return Err(usage(&format!("a {what} must have a name before =")));
         }
         Ok(Self {
             name,
@@ -99,7 +99,7 @@ const MTU_OPTIONS: [&str; 2] = ["mtu", "com.docker.network.driver.mtu"];
 fn with_options(mut mtu: Option<Mtu>, request: &CreateNetworkRequest) -> Result<Option<Mtu>, Problem> {
     for (key, value) in request.options.iter().collect::<BTreeMap<_, _>>() {
         if !OPTIONS.contains(&key.as_str()) && !key.trim().is_empty() {
-            return Err(usage(&format!("there is no network option {key:?}"))
+            return Err(usage(&format!("network option {key:?} does not exist"))
                 .hint(format!("the options are {}", OPTIONS.join(", "))));
         }
         if !MTU_OPTIONS.contains(&key.as_str()) {
@@ -109,7 +109,7 @@ fn with_options(mut mtu: Option<Mtu>, request: &CreateNetworkRequest) -> Result<
         let bytes = value.parse::<u32>().map_err(|error| invalid(error.to_string()))?;
         let given = Mtu::try_from(bytes).map_err(|error| invalid(error.to_string()))?;
         if let Some(other) = mtu.filter(|other| *other != given) {
-            return Err(invalid(format!("the MTU is given as {other}, too")));
+            return Err(invalid(format!("the MTU is also given as {other}")));
         }
         mtu = Some(given);
     }
@@ -134,7 +134,7 @@ fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
     }
     for text in &request.gateways {
         let gateway: IpAddr =
-            text.parse().map_err(|_| usage(&format!("gateway {text:?} is no IP address")))?;
+            text.parse().map_err(|_| usage(&format!("gateway {text:?} is not an IP address")))?;
         let spec = around(&mut specs, &format!("gateway {gateway}"), |subnet| subnet.contains(gateway))?;
         if let Some(other) = spec.gateway.replace(gateway) {
             return Err(usage(&format!("subnet {} has two gateways: {other} and {gateway}", spec.subnet)));
@@ -150,11 +150,11 @@ fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
     // Sorted, so that of several mistakes always the same one is named.
     for (name, text) in request.aux.iter().collect::<BTreeMap<_, _>>() {
         if name.is_empty() {
-            return Err(usage(&format!("auxiliary address {text} has no name: write NAME=IP")));
+            return Err(usage(&format!("auxiliary address {text} has no name: use NAME=IP")));
         }
         let what = format!("auxiliary address {name}={text}");
         let address: IpAddr =
-            text.parse().map_err(|_| usage(&format!("{what}: {text:?} is no IP address")))?;
+            text.parse().map_err(|_| usage(&format!("{what}: {text:?} is not an IP address")))?;
         let spec = around(&mut specs, &what, |subnet| subnet.contains(address))?;
         spec.aux.insert(name.clone(), address);
     }
@@ -172,9 +172,9 @@ fn around<'a>(
     let given: Vec<String> = specs.iter().map(|spec| spec.subnet.to_string()).collect();
     specs.iter_mut().find(|spec| fits(&spec.subnet)).ok_or_else(|| {
         if given.is_empty() {
-            usage(&format!("{what} needs a subnet to be in")).hint("give one with --subnet")
+            usage(&format!("{what} requires a subnet that contains it")).hint("specify one with --subnet")
         } else {
-            usage(&format!("{what} is in none of the subnets {}", given.join(", ")))
+            usage(&format!("{what} is not in any of the subnets {}", given.join(", ")))
         }
     })
 }

@@ -1,14 +1,14 @@
 //! Changing a network: what its containers may reach of the hosts.
 
 use mesh_model::{Network, NodeId};
+use mesh_proto::Problem;
 use mesh_proto::convert::host_policy;
 use mesh_proto::v1::UpdateNetworkRequest;
-use mesh_proto::{Problem, ProblemKind};
 use mesh_store::{Compare, Txn};
 use tracing::{info, warn};
 
 use crate::core::Core;
-use crate::errors::usage;
+use crate::errors::{check_stays, usage};
 use crate::records::{Tries, Versioned, put};
 use crate::resolve::resolve_network;
 use crate::{keys, limits};
@@ -39,10 +39,7 @@ pub(crate) async fn update(core: &Core, request: UpdateNetworkRequest) -> Result
 
 /// The network as it is to be.
 pub(crate) fn check(current: &Network, request: &UpdateNetworkRequest) -> Result<Network, Problem> {
-    if current.removing {
-        let message = format!("network {} is being removed", current.name);
-        return Err(Problem::new(ProblemKind::Conflict, message));
-    }
+    check_stays(current)?;
     let host_policy = host_policy::change(current.host_policy, request.host_access, request.metadata)
         .map_err(|error| usage(&error))?;
     Ok(Network { host_policy, ..current.clone() })

@@ -27,7 +27,7 @@ pub(crate) struct CheckedEndpoint {
     pub(crate) addresses: Vec<IpAddr>,
     /// Its record for people: made of the fields as they were read, and of nothing else.
     pub(crate) listed: v1::Endpoint,
-    /// What other nodes are told, if no other endpoint has its name.
+    /// What other nodes receive, if no other endpoint has its name.
     pub(crate) told: v1::Endpoint,
     /// Why other nodes do not resolve some of its names.
     pub(crate) withheld: Option<String>,
@@ -50,7 +50,7 @@ impl Checker<'_> {
             .read(reported)
             .map_err(|error| format!("{}: {} is not valid: {}", what(), error.field, shown(&error.reason)))?;
         let Some(network) = self.view.networks.get(&read.network) else {
-            return Err(format!("{}: there is no network {}", what(), read.network));
+            return Err(format!("{}: network {} does not exist", what(), read.network));
         };
         for address in &read.addresses {
             self.check_address(network, *address).map_err(|why| format!("{}: {why}", what()))?;
@@ -68,7 +68,7 @@ impl Checker<'_> {
         let aliases: Vec<Name> =
             reported.aliases.iter().map(|alias| parse("alias", alias)).collect::<Result<_, _>>()?;
         if aliases.len() > MAX_ALIASES {
-            let reason = format!("{} are too many: {MAX_ALIASES} at most", aliases.len());
+            let reason = format!("{} are too many: at most {MAX_ALIASES}", aliases.len());
             return Err(InvalidMessage { field: "aliases", reason });
         }
         let ipv4 = parse_optional::<std::net::Ipv4Addr>("ipv4", &reported.ipv4)?;
@@ -92,13 +92,18 @@ impl Checker<'_> {
             dns: reported.dns.as_ref().map(dns).transpose()?,
             warnings: Vec::new(),
         };
-        let (told, withheld) = self.told(&listed, &name, &aliases);
+        let (visible, withheld) = self.visible(&listed, &name, &aliases);
         let addresses = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6)).collect();
-        Ok(CheckedEndpoint { id, network, name, addresses, listed, told, withheld })
+        Ok(CheckedEndpoint { id, network, name, addresses, listed, told: visible, withheld })
     }
 
     /// An endpoint without those of its names that would hide others.
-    fn told(&self, listed: &v1::Endpoint, name: &Name, aliases: &[Name]) -> (v1::Endpoint, Option<String>) {
+    fn visible(
+        &self,
+        listed: &v1::Endpoint,
+        name: &Name,
+        aliases: &[Name],
+    ) -> (v1::Endpoint, Option<String>) {
         let mut told = listed.clone();
         if self.is_trusted {
             return (told, None);

@@ -36,14 +36,14 @@ pub(crate) fn routes(texts: &[String], pools: &[Prefix], is_trusted: bool) -> (R
         match text.parse::<Prefix>() {
             Ok(route) if route.len() < shortest(route.family()) => {}
             Ok(route) => all.push(route),
-            Err(_) if faults.is_empty() => faults.push(format!("route {} is no prefix", shown(text))),
+            Err(_) if faults.is_empty() => faults.push(format!("route {} is not a prefix", shown(text))),
             Err(_) => {}
         }
     }
     all.sort_unstable();
     all.dedup();
     if all.len() > MAX_ROUTES {
-        faults.push(format!("{} routes are too many: only {MAX_ROUTES} are heeded", all.len()));
+        faults.push(format!("{} routes are too many: only the first {MAX_ROUTES} are considered", all.len()));
         // The widest matter most.
         all.sort_by_key(Prefix::len);
         all.truncate(MAX_ROUTES);

@@ -103,7 +103,7 @@ calls! {
         |core, _, _| rotation::rotate(core).await?;
     set_addresses: SetAddresses(v1::SetAddressesRequest) -> v1::NodeStatus,
         |core, caller, message| {
-            let wanted = readdress::Wanted::parse(&message.advertise_addr, &message.data_path_addr)?;
+            let wanted = readdress::RequestedAddresses::parse(&message.advertise_addr, &message.data_path_addr)?;
             readdress::set(core, caller.id(), &wanted).await?
         };
     set_wireguard: SetWireguard(v1::SetWireguardRequest) -> v1::SetWireguardResponse,

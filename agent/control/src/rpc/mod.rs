@@ -6,15 +6,14 @@ mod session;
 
 use std::sync::Arc;
 
-use mesh_proto::Problem;
 use mesh_proto::v1::control_server::ControlServer;
 use mesh_proto::v1::session_server::SessionServer;
+use mesh_proto::{MAX_MESSAGE, Problem};
 use tonic::Request;
 
 use crate::access::{Caller, Method, authorize, identity};
 use crate::core::Core;
 use crate::identity::PeerIdentity;
-use crate::limits;
 
 pub(crate) use enrollment::EnrollmentService;
 
@@ -39,14 +38,12 @@ impl MemberService {
 
     /// The service to add to a server.
     pub fn control_server(self) -> ControlServer<Self> {
-        ControlServer::new(self).max_encoding_message_size(limits::MAX_MESSAGE)
+        ControlServer::new(self).max_encoding_message_size(MAX_MESSAGE)
     }
 
     /// The service to add to a server.
     pub fn session_server(self) -> SessionServer<Self> {
-        SessionServer::new(self)
-            .max_decoding_message_size(limits::MAX_MESSAGE)
-            .max_encoding_message_size(limits::MAX_MESSAGE)
+        SessionServer::new(self).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
     }
 
     async fn authorize<T>(&self, request: &Request<T>, method: Method) -> Result<Caller, Problem> {

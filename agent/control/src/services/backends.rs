@@ -52,7 +52,10 @@ pub(crate) async fn add(
     // A removal that was reported meanwhile has not seen it.
     if !core.endpoints.has(&backend.node, &backend.endpoint) {
         super::removals::remove_all(core, vec![Arc::new(backend.clone())]).await?;
-        return Err(Problem::new(ProblemKind::NotFound, format!("endpoint {} is gone", backend.name)));
+        return Err(Problem::new(
+            ProblemKind::NotFound,
+            format!("endpoint {} no longer exists", backend.name),
+        ));
     }
     wait_applied(core, &service, revision.0, interested(core, &service)).await;
     Ok(backend_status(core, &service, &backend))
@@ -60,7 +63,7 @@ pub(crate) async fn add(
 
 /// Why a backend could not be written: it is there, or what it needs is gone.
 fn existing(core: &Core, service: &Service, wanted: &Backend) -> Result<BackendStatus, Problem> {
-    let gone = |what: String| Problem::new(ProblemKind::NotFound, format!("{what} is gone"));
+    let gone = |what: String| Problem::new(ProblemKind::NotFound, format!("{what} no longer exists"));
     let found = core.feed.view().services.backend(&service.id, &wanted.endpoint).cloned();
     if let Some(backend) = found {
         return Ok(backend_status(core, service, &backend));
@@ -175,9 +178,9 @@ async fn find(
         [] => {
             return Err(Problem::new(
                 ProblemKind::NotFound,
-                format!("endpoint {text} is no backend of service {}", service.name),
+                format!("endpoint {text} is not a backend of service {}", service.name),
             )
-            .hint(format!("meshctl service ps {} shows those that are", service.name)));
+            .hint(format!("list its backends with: meshctl service ps {}", service.name)));
         }
         [backend] => backend.endpoint.clone(),
         several => {
@@ -186,11 +189,11 @@ async fn find(
                 ProblemKind::Usage,
                 format!("backend {text} of service {} is ambiguous: {}", service.name, ids.join(", ")),
             )
-            .hint("name it by its endpoint's id"));
+            .hint("use its endpoint's id"));
         }
     };
     let found = core.records.get(keys::backend(&service.id, &endpoint)).await?;
-    found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("backend {text} is gone")))
+    found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("backend {text} no longer exists")))
 }
 
 /// A worker changes only what its own endpoints are.
@@ -200,7 +203,7 @@ fn check_own(caller: &Caller, node: &NodeId, backend: &Backend) -> Result<(), Pr
     }
     Err(Problem::new(
         ProblemKind::Denied,
-        format!("endpoint {} is another node's, and node {} is a worker", backend.name, caller.node().name),
+        format!("endpoint {} is on another node, and node {} is a worker", backend.name, caller.node().name),
     )
     .hint("run it on a manager, or on the endpoint's own node"))
 }

@@ -11,9 +11,10 @@ use tracing::info;
 
 use super::desk::{Choices, Choosing, ServiceDesk};
 use super::ports::{Checked, PortRecords};
-use super::request::Wanted;
+use super::request::RequestedService;
 use super::{contended, network_name, ports, shared_names, status, vips, wait_applied};
 use crate::core::Core;
+use crate::errors::check_stays;
 use crate::keys;
 use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::resolve_network;
@@ -22,7 +23,7 @@ use crate::view::View;
 /// Makes a service, and answers once every live agent that is concerned has it in its kernel.
 pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result<ServiceStatus, Problem> {
     let network = request.network.clone();
-    let wanted = Wanted::parse(request)?;
+    let wanted = RequestedService::parse(request)?;
     let network = resolve_network(core, &network).await?.value.id;
     let mut checked = Checked::default();
     let mut tries = Tries::default();
@@ -61,7 +62,7 @@ pub(crate) fn proposed(
     network: &NetworkId,
     request: CreateServiceRequest,
 ) -> Result<(Service, Vec<PublishedPort>), Problem> {
-    let wanted = Wanted::parse(request)?;
+    let wanted = RequestedService::parse(request)?;
     // Nobody else chooses at this desk, so there is nothing to wait for.
     let desk = ServiceDesk::default();
     let planned = plan(view, desk.choose(), network, &wanted, &Checked::default())?;
@@ -77,11 +78,11 @@ fn plan<'a>(
     view: &View,
     mut choosing: Choosing<'a>,
     network: &NetworkId,
-    wanted: &Wanted,
+    wanted: &RequestedService,
     checked: &Checked,
 ) -> Result<Option<(Service, Choices<'a>)>, Problem> {
     let network = view.networks.get(network).ok_or_else(|| gone(network))?;
-    check_network(network)?;
+    check_stays(network)?;
     if let Some(other) = view.services.named(&wanted.name).find(|other| other.network == network.id) {
         return Err(Problem::new(
             ProblemKind::Conflict,
@@ -117,13 +118,13 @@ fn plan<'a>(
     Ok(Some((service, choosing.done())))
 }
 
-/// `None`: somebody was faster, and what has to be done about it is told by a new plan.
+/// `None`: another call was faster; a new plan has to be made.
 async fn write(core: &Core, service: &Service) -> Result<Option<u64>, Problem> {
     let network_key = keys::network(&service.network);
     let reads = std::iter::once(Op::get(network_key.clone())).chain(PortRecords::reads(&service.ports));
     let mut read = core.records.read(reads).await?;
     let network: Versioned<Network> = read.one()?.ok_or_else(|| gone(&service.network))?;
-    check_network(&network.value)?;
+    check_stays(&network.value)?;
     let mut records = PortRecords::of(&service.ports, &mut read)?;
     if !service.ports.iter().all(|port| records.add(port, &service.id)) {
         return Ok(None);
@@ -144,14 +145,4 @@ async fn write(core: &Core, service: &Service) -> Result<Option<u64>, Problem> {
 
 fn gone(network: &NetworkId) -> Problem {
     Problem::new(ProblemKind::NotFound, format!("network {network} does not exist"))
-}
-
-fn check_network(network: &Network) -> Result<(), Problem> {
-    if network.removing {
-        return Err(Problem::new(
-            ProblemKind::Conflict,
-            format!("network {} is being removed", network.name),
-        ));
-    }
-    Ok(())
 }

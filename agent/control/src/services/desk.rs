@@ -1,5 +1,5 @@
-//! What one manager remembers beside the records, so that its calls do not get into each other's
-//! way: which free values are being tried by whom, and which backends' numbers are its own to give.
+//! What one manager remembers besides the records, so that its calls do not conflict: the free
+//! values that calls are trying to take, and the reserved numbers of backends.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,7 +13,7 @@ use crate::feed::Feed;
 use crate::keys;
 use crate::records::{RecordError, Records, Tries, Versioned, put};
 
-/// So many numbers are reserved at once.
+/// Numbers that are reserved at once.
 const RUN: u32 = 64;
 
 /// Something free that a call has chosen and is about to write.
@@ -35,7 +35,7 @@ pub(crate) struct ServiceDesk {
 }
 
 impl ServiceDesk {
-    /// To choose while nobody else does.
+    /// Takes the exclusive right to choose.
     pub(super) fn choose(&self) -> Choosing<'_> {
         let taken = self.chosen.lock();
         Choosing { taken, choices: Choices { desk: self, mine: Vec::new() } }

@@ -28,7 +28,7 @@ use crate::view::ServiceRecords;
 pub(crate) use backends::{add, remove as remove_backend, set_state};
 pub(crate) use create::{create, proposed as proposed_service};
 pub(crate) use names::shared as shared_names;
-pub(crate) use ports::ask_hosts;
+pub(crate) use ports::check_host_ports;
 pub(crate) use removals::{follow_hello, follow_removals, forget_node, sweep};
 pub(crate) use remove::remove;
 pub(crate) use status::health_text;
@@ -68,7 +68,8 @@ pub(crate) async fn inspect(core: &Core, text: &str) -> Result<ServiceStatus, Pr
 
 /// Other calls have chosen all that is free.
 fn contended() -> Problem {
-    Problem::new(ProblemKind::Exhausted, "all that is free is being taken by other calls").hint("try again")
+    Problem::new(ProblemKind::Exhausted, "all free values are being allocated by other calls")
+        .hint("try again")
 }
 
 /// Waits until the view and the live agents of these nodes have a revision. An agent that is late

@@ -16,7 +16,7 @@ use crate::view::View;
 use crate::{keys, limits};
 
 /// What is shown of a node that claims ports of which it cannot use all.
-const DOUBTFUL: &str = "it claims to use nearly every port: its answers about ports are not believed";
+const DOUBTFUL: &str = "it claims to use nearly every port, so its answer is not trusted";
 
 /// What the agents said about their hosts' sockets.
 #[derive(Debug, Default)]
@@ -65,7 +65,7 @@ fn published_already(view: &View, by: &BTreeMap<ServiceId, Vec<PublishedPort>>) 
         Some(format!("{} published by service {} of network {network} already", are(ports), service.name))
     });
     Problem::new(ProblemKind::Conflict, each.collect::<Vec<_>>().join("; "))
-        .hint("publish other ports, or take these from the other service")
+        .hint("publish other ports, or remove these from the other service")
 }
 
 /// `port 80/tcp is` or `ports 80-82/tcp are`.
@@ -84,7 +84,7 @@ fn renumbered_sctp(port: &PublishedPort) -> Problem {
     let PublishedPort { published, target, .. } = port;
     Problem::new(
         ProblemKind::Usage,
-        format!("port {published}/sctp cannot lead to port {target}: sctp ports keep their number"),
+        format!("port {published}/sctp cannot be mapped to port {target}: sctp requires the same number"),
     )
     .hint(format!("publish {target}:{target}/sctp"))
 }
@@ -107,7 +107,7 @@ fn automatic(
             ProblemKind::Exhausted,
             format!("every {protocol} port from {first} to {last} is in use"),
         )
-        .hint("publish a port of your own choice")
+        .hint("specify the published port")
     })?;
     choosing.take(Choice::Port(protocol, port));
     Ok(port)
@@ -129,7 +129,7 @@ impl Checked {
         if open.is_empty() {
             return Ok(true);
         }
-        let answers = ask_hosts(core, &open).await?;
+        let answers = check_host_ports(core, &open).await?;
         let wanted: BTreeSet<&PublishedPort> = wanted.iter().collect();
         self.free.extend(&open);
         let mut is_fit = true;
@@ -164,9 +164,9 @@ pub(crate) struct HostAnswers {
 }
 
 /// Asks the agents of all nodes about ports. An agent in session that does not answer is an error.
-pub(crate) async fn ask_hosts(core: &Core, ports: &[PublishedPort]) -> Result<HostAnswers, Problem> {
+pub(crate) async fn check_host_ports(core: &Core, ports: &[PublishedPort]) -> Result<HostAnswers, Problem> {
     // Right after this manager began, agents are about to return. Its own is in this process.
-    if core.unheard().iter().any(|node| node != core.node_id()) {
+    if core.nodes_without_report().iter().any(|node| node != core.node_id()) {
         core.first_reports().await;
     }
     let nodes: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
@@ -181,7 +181,7 @@ pub(crate) async fn ask_hosts(core: &Core, ports: &[PublishedPort]) -> Result<Ho
     for (node, answer) in answers {
         let name = || node_name(&core.feed.view(), &node);
         match answer {
-            PortAnswer::Silent => failure = Some(unanswered(&name(), "its agent has not answered in time")),
+            PortAnswer::Silent => failure = Some(unanswered(&name(), "its agent did not respond in time")),
             PortAnswer::Failed(why) => failure = Some(unanswered(&name(), &why)),
             PortAnswer::Away => _ = found.away.insert(node),
             PortAnswer::Taken(taken) if taken.is_empty() => {}
@@ -208,10 +208,10 @@ impl HostAnswers {
         let each = nodes.iter().map(|(ports, nodes)| {
             let node = if nodes.len() == 1 { "node" } else { "nodes" };
             let sockets = match (ports.len(), nodes.len()) {
-                (1, 1) => "a socket of that host has it",
-                (1, _) => "sockets of those hosts have it",
-                (_, 1) => "sockets of that host have them",
-                (_, _) => "sockets of those hosts have them",
+                (1, 1) => "a socket of that host uses it",
+                (1, _) => "sockets of those hosts use it",
+                (_, 1) => "sockets of that host use them",
+                (_, _) => "sockets of those hosts use them",
             };
             format!("{} in use on {node} {}: {sockets}", are(ports), nodes.join(", "))
         });
@@ -220,8 +220,7 @@ impl HostAnswers {
         let nodes: Vec<&str> = nodes.into_iter().collect();
         let first = nodes.first().copied().unwrap_or_default();
         let hint = format!(
-            "publish another port, or stop what has this one on {} (`ss -lntup` shows it); a node that objects without a \
-             reason can be removed: meshctl node rm --force {first}",
+            "publish another port, or stop the program that uses it on {} (`ss -lntup` shows it); a node that wrongly reports a conflict can be removed: meshctl node rm --force {first}",
             nodes.join(", ")
         );
         (!each.is_empty()).then(|| Problem::new(ProblemKind::Conflict, each.join("; ")).hint(hint))
@@ -239,7 +238,7 @@ fn unanswered(node: &str, why: &str) -> Problem {
         ProblemKind::Unreachable,
         format!("node {node} cannot say whether sockets of its host have the ports: {why}"),
     )
-    .hint(format!("try again; if it stays so, see `meshctl status` on {node}"))
+    .hint(format!("try again; if the error persists, see `meshctl status` on {node}"))
 }
 
 /// The publishers of one port: by host address or `any`.

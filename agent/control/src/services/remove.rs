@@ -27,7 +27,7 @@ pub(crate) async fn remove(core: &Core, text: &str) -> Result<ServiceStatus, Pro
         let reads = [Op::get(keys::service(&found.id)), Op::get(key.clone())].into_iter();
         let mut read = core.records.read(reads.chain(PortRecords::reads(&found.ports))).await?;
         let Some(Versioned { value: service, revision }) = read.one::<Service>()? else {
-            return Err(Problem::new(ProblemKind::NotFound, format!("service {text} is gone")));
+            return Err(Problem::new(ProblemKind::NotFound, format!("service {text} no longer exists")));
         };
         // One that was created when spellings of a name were different names may have another one's
         // folded name.

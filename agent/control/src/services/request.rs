@@ -12,7 +12,7 @@ use crate::errors::usage;
 
 /// What a service is to be.
 #[derive(Debug, Clone)]
-pub(super) struct Wanted {
+pub(super) struct RequestedService {
     pub(super) name: Name,
     pub(super) endpoint_mode: EndpointMode,
     pub(super) vip: Option<Ipv4Addr>,
@@ -25,7 +25,7 @@ pub(super) struct Wanted {
     pub(super) labels: BTreeMap<String, String>,
 }
 
-impl Wanted {
+impl RequestedService {
     pub(super) fn parse(request: CreateServiceRequest) -> Result<Self, Problem> {
         let wanted = Self::read(request).map_err(|error| usage(&error))?;
         if wanted.endpoint_mode == EndpointMode::Dnsrr

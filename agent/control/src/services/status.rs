@@ -12,7 +12,7 @@ use crate::view::{ServiceRecords, View};
 
 /// What is said of a backend that fails its check, or has not passed it, and gets connections all
 /// the same.
-const FALLBACK: &str = "no backend passes its check: all are used";
+const FALLBACK: &str = "no backend passes its check; all are used";
 
 /// A service with what is known of it now.
 pub(super) fn status(core: &Core, service: &Arc<Service>) -> ServiceStatus {

@@ -33,7 +33,10 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
         core.catch_up().await?;
         let current: Option<Versioned<Service>> = core.records.get(keys::service(&id)).await?;
         let Some(Versioned { value: current, revision }) = current else {
-            return Err(Problem::new(ProblemKind::NotFound, format!("service {} is gone", request.service)));
+            return Err(Problem::new(
+                ProblemKind::NotFound,
+                format!("service {} no longer exists", request.service),
+            ));
         };
         let freed = core.services.freed();
         let planned = plan(&core.feed.view(), core.services.choose(), &current, &request, &add, &checked)?;
@@ -94,7 +97,7 @@ pub(crate) fn proposed(
     Ok((wanted, named))
 }
 
-/// The nodes that are told about the service as it is in the view.
+/// The nodes that receive the service, as it is in the view.
 pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
     let view = core.feed.view();
     view.interested(&service.network, view.audience(&service.id))
@@ -167,7 +170,7 @@ fn remove_port(service: &mut Service, meant: &v1::PublishedPort) -> Result<(), P
     let protocol = meant.protocol().try_into().map_err(|e| usage(&e))?;
     let mode = (meant.mode() != v1::PublishMode::Unspecified).then(|| meant.mode());
     if meant.published == 0 && meant.target == 0 {
-        return Err(Problem::new(ProblemKind::Usage, "name the port that is to be removed"));
+        return Err(Problem::new(ProblemKind::Usage, "specify the port to remove"));
     }
     let is_meant = |port: &PublishedPort| {
         port.protocol == protocol

@@ -8,7 +8,7 @@ use mesh_model::{EndpointMode, Network};
 use mesh_proto::{Problem, ProblemKind};
 
 use super::desk::{Choice, Choosing};
-use super::request::Wanted;
+use super::request::RequestedService;
 use crate::layout::layout;
 use crate::view::View;
 
@@ -16,7 +16,7 @@ use crate::view::View;
 pub(super) fn choose(
     view: &View,
     network: &Network,
-    wanted: &Wanted,
+    wanted: &RequestedService,
     choosing: &mut Choosing<'_>,
 ) -> Result<(Option<Ipv4Addr>, Option<Ipv6Addr>), Problem> {
     if wanted.endpoint_mode == EndpointMode::Dnsrr {
@@ -87,12 +87,12 @@ fn problem(view: &View, network: &Network, error: &VipError) -> Problem {
             let whose: Vec<String> = whose.map(ToString::to_string).collect();
             Problem::new(
                 ProblemKind::Conflict,
-                format!("virtual address {address} is that of service {} already", whose.join(", ")),
+                format!("virtual address {address} belongs to service {}", whose.join(", ")),
             )
         }
         VipError::NoBlock { .. } | VipError::Exhausted { .. } => {
             Problem::new(ProblemKind::Exhausted, format!("network {}: {error}", network.name))
-                .hint("make the service with --endpoint-mode dnsrr, or the network with a larger subnet")
+                .hint("create the service with --endpoint-mode dnsrr, or the network with a larger subnet")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Agents' sessions: which are live, how far each has come, and what each is told.
+//! Agents' sessions: which are live, which revision each has applied, and what each receives.
 
 mod reader;
 pub(crate) mod registry;
@@ -25,10 +25,10 @@ use crate::{keys, limits, reports, services};
 
 pub(crate) use taken::follow_taken;
 
-/// What an agent hears.
+/// The messages to an agent.
 pub(crate) type Outbound = ReceiverStream<Result<ManagerMessage, Status>>;
 
-/// Begins a session. It ends with its stream, when nothing is heard for too long, when a newer one
+/// Begins a session. It ends with its stream, without a message for too long, when a newer one
 /// of the same node begins, or when the node is removed.
 pub(crate) fn open(core: Arc<Core>, caller: Caller, inbound: Streaming<AgentMessage>) -> Outbound {
     let (outbound, messages) = mpsc::channel(limits::SESSION_QUEUE);
@@ -71,7 +71,7 @@ async fn run(
     let taken = core.checked(caller.id(), |checker| core.endpoints.replace(checker, endpoints));
     follow_taken(core, caller.id(), taken);
     services::follow_hello(core, caller.id());
-    core.heard(caller.id());
+    core.message_received(caller.id());
     if let Err(error) = follow_host(core, caller.node(), &hello).await {
         warn!(node = %caller.node().name, %error, "cannot update the node's record");
     }
@@ -81,7 +81,7 @@ async fn run(
         problem = session.ended() => problem,
     };
     if core.sessions.end(&session) {
-        core.silent(caller.id());
+        core.session_ended(caller.id());
     }
     problem
 }
@@ -89,10 +89,10 @@ async fn run(
 async fn hello(inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Problem> {
     let usage = |message| Problem::new(ProblemKind::Usage, message);
     let first = timeout(limits::HELLO, inbound.message()).await;
-    let first = first.map_err(|_| usage("a session's first message did not come"))??;
+    let first = first.map_err(|_| usage("the first message of the session did not arrive"))??;
     match first.and_then(|message| message.kind) {
         Some(agent_message::Kind::Hello(hello)) => Ok(hello),
-        _ => Err(usage("a session's first message must be Hello")),
+        _ => Err(usage("the first message of the session must be Hello")),
     }
 }
 

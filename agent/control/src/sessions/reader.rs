@@ -29,12 +29,14 @@ pub(super) async fn run(
             Ok(Err(status)) => {
                 return Problem::new(
                     ProblemKind::Unreachable,
-                    format!("the connection broke: {}", status.message()),
+                    format!("the connection failed: {}", status.message()),
                 );
             }
-            Err(_) => return Problem::new(ProblemKind::Unreachable, "the agent was silent for too long"),
+            Err(_) => {
+                return Problem::new(ProblemKind::Unreachable, "no message from the agent for too long");
+            }
         };
-        core.heard(caller.id());
+        core.message_received(caller.id());
         match message.kind {
             // Nobody has applied what is not written yet.
             Some(Kind::Applied(applied)) => {
@@ -54,7 +56,9 @@ pub(super) async fn run(
                 core.sessions.set_clock(caller.id(), unix_ms.saturating_sub(clock::unix_ms()));
             }
             Some(Kind::Heartbeat(_)) | None => {}
-            Some(Kind::Hello(_)) => return Problem::new(ProblemKind::Usage, "a session has one Hello"),
+            Some(Kind::Hello(_)) => {
+                return Problem::new(ProblemKind::Usage, "a session must have only one Hello");
+            }
         }
     }
 }

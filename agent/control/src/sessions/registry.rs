@@ -173,7 +173,7 @@ impl Sessions {
         let number = self.questions.fetch_add(1, Ordering::Relaxed);
         let deadline = Instant::now() + within;
         let asks = nodes.into_iter().map(|node| async move {
-            let answer = self.ask_for_ports(&node, number, ports, deadline).await;
+            let answer = self.request_port_check(&node, number, ports, deadline).await;
             (node, answer)
         });
         join_all(asks).await
@@ -181,7 +181,7 @@ impl Sessions {
 
     /// Asks one. A session that ends meanwhile does not make its node one that is away: its agent
     /// may begin another at once.
-    async fn ask_for_ports(
+    async fn request_port_check(
         &self,
         node: &NodeId,
         number: u64,
@@ -262,12 +262,12 @@ impl Sessions {
         }
     }
 
-    /// The node's agent was heard now.
-    pub(crate) fn saw(&self, node: &NodeId) {
+    /// Notes that a message of the node's agent has just arrived.
+    pub(crate) fn record_seen(&self, node: &NodeId) {
         self.seen.lock().insert(node.clone(), Timestamp::now());
     }
 
-    /// When the node's agent was last heard since this manager began.
+    /// When the last message of the node's agent arrived, since this manager started.
     pub(crate) fn last_seen(&self, node: &NodeId) -> Option<Timestamp> {
         self.seen.lock().get(node).copied()
     }

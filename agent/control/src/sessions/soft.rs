@@ -1,4 +1,4 @@
-//! What agents are told that no record has: who passes the checks, which endpoints there are, and
+//! What agents receive that is in no record: which backends pass their checks, the endpoints, and
 //! questions.
 
 use std::collections::BTreeSet;
@@ -17,49 +17,49 @@ use crate::view::{Level, View};
 
 impl Writer<'_> {
     /// Everything, at the session's start.
-    pub(super) async fn tell_all_soft(&self) -> Result<(), Problem> {
-        self.tell_all_health().await?;
-        self.tell_networks_endpoints(&self.networks_with_lease()).await?;
+    pub(super) async fn send_all_soft(&self) -> Result<(), Problem> {
+        self.send_all_health().await?;
+        self.send_network_endpoints(&self.networks_with_lease()).await?;
         let generation = self.core.feed.view().generation;
-        if generation > 0 { self.tell_generation(generation).await } else { Ok(()) }
+        if generation > 0 { self.send_generation(generation).await } else { Ok(()) }
     }
 
-    pub(super) async fn tell_generation(&self, number: u32) -> Result<(), Problem> {
+    pub(super) async fn send_generation(&self, number: u32) -> Result<(), Problem> {
         self.send(Kind::RotateKeys(RotateKeys { number })).await
     }
 
     /// The health of all backends that the agent knows.
-    async fn tell_all_health(&self) -> Result<(), Problem> {
+    async fn send_all_health(&self) -> Result<(), Problem> {
         let message = {
             let view = self.core.feed.view();
             let put = self.core.health.all().into_iter().filter(|(id, _)| self.knows(&view, *id));
-            let unheard = view.nodes.keys().filter(|node| !self.core.health.has_heard(node));
+            let unheard = view.nodes.keys().filter(|node| !self.core.health.has_report(node));
             BackendHealth { put: put.map(entry).collect(), all: true, unheard: ids(unheard) }
         };
         self.send(Kind::BackendHealth(message)).await
     }
 
     /// What has changed of it; after a gap, all of it.
-    pub(super) async fn tell_health(&self, news: Result<HealthNews, RecvError>) -> Result<(), Problem> {
-        let Ok(news) = news else { return self.tell_all_health().await };
+    pub(super) async fn send_health(&self, news: Result<HealthNews, RecvError>) -> Result<(), Problem> {
+        let Ok(news) = news else { return self.send_all_health().await };
         let put: Vec<_> = {
             let view = self.core.feed.view();
             news.iter().filter(|(id, _)| self.knows(&view, **id)).map(|(id, ok)| entry((*id, *ok))).collect()
         };
-        self.tell_some_health(put).await
+        self.send_some_health(put).await
     }
 
-    /// What is known of the backends that the agent was just told.
-    pub(super) async fn tell_health_of_new(&self, changes: &[Change]) -> Result<(), Problem> {
+    /// What is known of the backends that the agent has just received.
+    pub(super) async fn send_health_of_new(&self, changes: &[Change]) -> Result<(), Problem> {
         let backends = changes.iter().filter_map(|change| match &change.kind {
             Some(change::Kind::PutBackend(backend)) => BackendId::try_from(backend.id).ok(),
             _ => None,
         });
         let put = backends.filter_map(|id| Some(entry((id, Some(self.core.health.get(id)?))))).collect();
-        self.tell_some_health(put).await
+        self.send_some_health(put).await
     }
 
-    async fn tell_some_health(&self, put: Vec<BackendHealthEntry>) -> Result<(), Problem> {
+    async fn send_some_health(&self, put: Vec<BackendHealthEntry>) -> Result<(), Problem> {
         if put.is_empty() {
             return Ok(());
         }
@@ -67,31 +67,28 @@ impl Writer<'_> {
     }
 
     /// All endpoints of other nodes in these networks.
-    pub(super) async fn tell_networks_endpoints(
-        &self,
-        networks: &BTreeSet<NetworkId>,
-    ) -> Result<(), Problem> {
+    pub(super) async fn send_network_endpoints(&self, networks: &BTreeSet<NetworkId>) -> Result<(), Problem> {
         if networks.is_empty() {
             return Ok(());
         }
         let own = |endpoint: &Endpoint| endpoint.node_id == self.node.as_str();
-        let lists = networks.iter().flat_map(|network| self.core.endpoints.told(network));
+        let lists = networks.iter().flat_map(|network| self.core.endpoints.visible(network));
         let put = lists.filter(|endpoint| !own(endpoint)).collect();
         let unheard = {
             let view = self.core.feed.view();
-            ids(view.nodes.keys().filter(|node| !self.core.endpoints.has_heard(node)))
+            ids(view.nodes.keys().filter(|node| !self.core.endpoints.has_report(node)))
         };
         let networks = networks.iter().map(ToString::to_string).collect();
         self.send(Kind::Endpoints(Endpoints { put, removed: Vec::new(), all: true, networks, unheard })).await
     }
 
     /// What has changed of them; after a gap, all of them.
-    pub(super) async fn tell_endpoints(
+    pub(super) async fn send_endpoints(
         &self,
         news: Result<std::sync::Arc<EndpointNews>, RecvError>,
     ) -> Result<(), Problem> {
         let Ok(news) = news else {
-            return self.tell_networks_endpoints(&self.networks_with_lease()).await;
+            return self.send_network_endpoints(&self.networks_with_lease()).await;
         };
         if news.node == *self.node {
             return Ok(());
@@ -111,17 +108,17 @@ impl Writer<'_> {
         self.send(Kind::Endpoints(message)).await
     }
 
-    /// The networks of which the agent is told everything.
+    /// The networks of which the agent receives all records.
     pub(super) fn networks_with_lease(&self) -> BTreeSet<NetworkId> {
         let full = self.known.iter().filter(|(_, level)| **level == Level::Full);
         full.map(|(network, _)| network.clone()).collect()
     }
 
-    /// Whether the agent has been told of the backend.
+    /// Whether the agent has received the backend.
     fn knows(&self, view: &View, backend: BackendId) -> bool {
         let Some(backend) = view.services.backend_by_number(backend) else { return false };
         let level = self.known.get(&backend.network).copied();
-        Level::hears(level, view.audience(&backend.service))
+        Level::receives(level, view.audience(&backend.service))
     }
 }
 

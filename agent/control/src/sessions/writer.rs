@@ -1,4 +1,4 @@
-//! What agents are told: a snapshot, then each revision's changes, without a gap.
+//! What agents receive: a snapshot, then each revision's changes, without a gap.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -31,7 +31,7 @@ pub(super) async fn run(
     let known = BTreeMap::new();
     let mut writer = Writer { core, node: caller.id(), session, questions, outbound, known };
     loop {
-        match writer.tell().await {
+        match writer.send_changes().await {
             // It fell too far behind: what it missed is in the next snapshot.
             Ok(()) => {}
             Err(problem) => return problem,
@@ -51,10 +51,10 @@ pub(super) struct Writer<'a> {
 
 impl Writer<'_> {
     /// A snapshot, and what follows it until there is a gap.
-    async fn tell(&mut self) -> Result<(), Problem> {
+    async fn send_changes(&mut self) -> Result<(), Problem> {
         let mut states = self.core.states();
         let mut reported = self.session.reported();
-        // Before what is told in full, so that nothing is missed in between.
+        // Before the full list is sent, so that nothing is missed in between.
         let (mut health, mut endpoints) = (self.core.health.subscribe(), self.core.endpoints.subscribe());
         let (known, mut news) = self.core.feed.subscribe(|view| Known::of(view, self.node));
         // The messages are made while others change the view.
@@ -72,7 +72,7 @@ impl Writer<'_> {
         for lease in &snapshot.asked {
             self.send(Kind::Cede(cede(lease))).await?;
         }
-        self.tell_all_soft().await?;
+        self.send_all_soft().await?;
         let mut refused = self.core.endpoints.refused(self.node);
         if !refused.is_empty() {
             let (number, refused) = (*reported.borrow(), refused.clone());
@@ -90,7 +90,7 @@ impl Writer<'_> {
                 batch = news.recv() => match batch {
                     Ok(News::Batch(batch)) => {
                         known = batch.revision;
-                        if self.tell_batch(&batch).await? {
+                        if self.send_batch(&batch).await? {
                             told = known;
                         }
                     }
@@ -100,9 +100,9 @@ impl Writer<'_> {
                     }
                 },
                 Some(check) = self.questions.recv() => self.send(Kind::PortCheck(check)).await?,
-                news = health.recv() => self.tell_health(news).await?,
+                news = health.recv() => self.send_health(news).await?,
                 news = endpoints.recv() => {
-                    self.tell_endpoints(news).await?;
+                    self.send_endpoints(news).await?;
                     // Another node's endpoint may have given up a name that one of this node's
                     // waits for.
                     let now = self.core.endpoints.refused(self.node);
@@ -147,7 +147,7 @@ impl Writer<'_> {
     }
 
     /// Tells what a revision changes for the agent; false when that is nothing.
-    async fn tell_batch(&mut self, batch: &Batch) -> Result<bool, Problem> {
+    async fn send_batch(&mut self, batch: &Batch) -> Result<bool, Problem> {
         let is_removed =
             |change: &RecordChange| matches!(change, RecordChange::RemoveNode(id) if id == self.node);
         if batch.changes.iter().any(is_removed) {
@@ -157,18 +157,18 @@ impl Writer<'_> {
         let changes = batch.changes_for(self.node, &mut self.known);
         if !changes.is_empty() {
             self.send(Kind::Delta(Delta { revision: batch.revision, changes: changes.clone() })).await?;
-            self.tell_health_of_new(&changes).await?;
+            self.send_health_of_new(&changes).await?;
             if let Some(with_lease) = with_lease {
                 let gained = self.networks_with_lease().difference(&with_lease).cloned().collect();
-                self.tell_networks_endpoints(&gained).await?;
+                self.send_network_endpoints(&gained).await?;
             }
         }
         for change in &batch.changes {
             match change {
-                RecordChange::PutLease(lease) if is_asked(lease, self.node) => {
+                RecordChange::PutLease(lease) if awaits_answer(lease, self.node) => {
                     self.send(Kind::Cede(cede(lease))).await?;
                 }
-                RecordChange::Generation(generation) => self.tell_generation(*generation).await?,
+                RecordChange::Generation(generation) => self.send_generation(*generation).await?,
                 _ => {}
             }
         }
@@ -181,7 +181,7 @@ impl Writer<'_> {
         match timeout(limits::SESSION_STALL, self.outbound.send(Ok(message))).await {
             Ok(Ok(())) => Ok(()),
             Ok(Err(_)) => Err(Problem::new(ProblemKind::Unreachable, "the agent ended it")),
-            Err(_) => Err(Problem::new(ProblemKind::Unreachable, "the agent takes no messages")),
+            Err(_) => Err(Problem::new(ProblemKind::Unreachable, "the agent does not read messages")),
         }
     }
 }
@@ -194,7 +194,7 @@ struct AgentSnapshot {
     asked: Vec<Lease>,
 }
 
-/// What an agent is told of a view.
+/// What an agent receives of a view.
 struct Known {
     revision: u64,
     nodes: Vec<Node>,
@@ -209,7 +209,7 @@ impl Known {
             revision: view.revision,
             nodes: view.nodes.values().cloned().collect(),
             networks: view.networks_of(node).collect(),
-            asked: all.filter(|lease| is_asked(lease, node)).cloned().collect(),
+            asked: all.filter(|lease| awaits_answer(lease, node)).cloned().collect(),
         }
     }
 }
@@ -234,7 +234,7 @@ fn snapshot(known: Known) -> AgentSnapshot {
     }
 }
 
-fn is_asked(lease: &Lease, node: &NodeId) -> bool {
+fn awaits_answer(lease: &Lease, node: &NodeId) -> bool {
     matches!(&lease.state, LeaseState::Pending { from, .. } if from == node)
 }
 

@@ -19,7 +19,7 @@ pub(crate) struct Batch {
     /// Of nodes, networks, leases and keys.
     pub(crate) changes: Vec<RecordChange>,
     services: Vec<ServiceChange>,
-    /// The networks of which nodes may now be told more or less than before.
+    /// The networks of which nodes may now receive more or less than before.
     interest: BTreeMap<NetworkId, Interest>,
 }
 
@@ -33,18 +33,18 @@ struct ServiceChange {
     put: Option<Arc<Service>>,
     put_backends: Vec<Arc<Backend>>,
     removed_backends: Vec<BackendId>,
-    /// All that there is of it, for those who had not heard of it.
+    /// All of it, for nodes that did not have it.
     whole: Option<ServiceRecords>,
 }
 
-/// Who is told how much of a network.
+/// Which nodes receive how much of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Interest {
     exists: bool,
     holders: BTreeSet<NodeId>,
-    /// For those who come to hear all of it.
+    /// For nodes that now receive all of it.
     full: Option<Arc<NetworkRecords>>,
-    /// For those who come to hear of its record and its published services only.
+    /// For nodes that now receive only its record and its published services.
     published: Option<Arc<NetworkRecords>>,
 }
 
@@ -155,7 +155,7 @@ impl Before {
     }
 }
 
-/// Who is told how much now, with the records for those who are told more, or less, than before.
+/// Which nodes receive how much now, with the records for those that receive more or less.
 fn now(view: &View, id: &NetworkId, before: &Interest) -> Interest {
     let mut now = Interest::of(view, id);
     let is_new = !before.exists;
@@ -169,19 +169,19 @@ fn now(view: &View, id: &NetworkId, before: &Interest) -> Interest {
 }
 
 impl Batch {
-    /// Whether some node may be told more or less of a network than before.
+    /// Whether some node may receive more or less of a network than before.
     pub(crate) fn changes_interest(&self) -> bool {
         !self.interest.is_empty()
     }
 
-    /// What a node has to be told of this revision. `known`: how much of which networks it has been
-    /// told.
+    /// What a node must receive of this revision. `known`: how much of which networks it has
+    /// received.
     pub(crate) fn changes_for(
         &self,
         node: &NodeId,
         known: &mut BTreeMap<NetworkId, Level>,
     ) -> Vec<v1::Change> {
-        // The networks that it is told anew, or not at all any more, with what it was told before.
+        // The networks that it newly receives, or no longer receives, with its level before.
         let mut retold: BTreeMap<&NetworkId, Option<Level>> = BTreeMap::new();
         let mut wholes = Vec::new();
         for (id, interest) in &self.interest {
@@ -190,7 +190,7 @@ impl Batch {
                 continue;
             }
             retold.insert(id, before);
-            // One that it is told less of is forgotten first.
+            // One of which it receives less is removed first.
             if before > after {
                 wholes.push(Kind::RemoveNetwork(id.to_string()));
                 known.remove(id);
@@ -205,8 +205,8 @@ impl Batch {
         for change in &self.services {
             let after = known.get(&change.network).copied();
             match retold.get(&change.network) {
-                None => change.tell(after, &mut kinds),
-                Some(before) if *before < after => change.tell_removals(*before, after, &mut kinds),
+                None => change.append_to(after, &mut kinds),
+                Some(before) if *before < after => change.append_removals(*before, after, &mut kinds),
                 Some(_) => {}
             }
         }
@@ -223,9 +223,9 @@ impl Batch {
 }
 
 impl ServiceChange {
-    /// For a node that is told as much of the network as before.
-    fn tell(&self, level: Option<Level>, kinds: &mut Vec<Kind>) {
-        match (Level::hears(level, self.before), Level::hears(level, self.after)) {
+    /// For a node that receives as much of the network as before.
+    fn append_to(&self, level: Option<Level>, kinds: &mut Vec<Kind>) {
+        match (Level::receives(level, self.before), Level::receives(level, self.after)) {
             (false, false) => {}
             (false, true) => kinds.extend(self.whole.iter().flat_map(whole_service)),
             (true, false) => kinds.push(Kind::RemoveService(self.id.to_string())),
@@ -237,12 +237,12 @@ impl ServiceChange {
         }
     }
 
-    /// For a node that is told all that there is of the network, and knows some of it already.
-    fn tell_removals(&self, before: Option<Level>, after: Option<Level>, kinds: &mut Vec<Kind>) {
-        if !Level::hears(before, self.before) {
+    /// For a node that receives all of the network, and has some of it already.
+    fn append_removals(&self, before: Option<Level>, after: Option<Level>, kinds: &mut Vec<Kind>) {
+        if !Level::receives(before, self.before) {
             return;
         }
-        if Level::hears(after, self.after) {
+        if Level::receives(after, self.after) {
             kinds.extend(self.removed_backends.iter().map(|id| Kind::RemoveBackend(id.get())));
         } else {
             kinds.push(Kind::RemoveService(self.id.to_string()));
@@ -268,17 +268,19 @@ fn message(
     known: &BTreeMap<NetworkId, Level>,
     retold: &BTreeMap<&NetworkId, Option<Level>>,
 ) -> Option<Kind> {
-    let hears = |id: &NetworkId, level| {
+    let receives = |id: &NetworkId, level| {
         known.get(id).is_some_and(|known| *known >= level) && !retold.contains_key(id)
     };
     let kind = match change {
         RecordChange::PutNode(node) => Kind::PutNode(node.into()),
         RecordChange::RemoveNode(id) => Kind::RemoveNode(id.to_string()),
-        RecordChange::PutNetwork(network) if hears(&network.id, Level::Published) => {
+        RecordChange::PutNetwork(network) if receives(&network.id, Level::Published) => {
             Kind::PutNetwork(network.into())
         }
-        RecordChange::PutLease(lease) if hears(&lease.network, Level::Full) => Kind::PutLease(lease.into()),
-        RecordChange::RemoveLease(lease) if hears(&lease.network, Level::Full) => {
+        RecordChange::PutLease(lease) if receives(&lease.network, Level::Full) => {
+            Kind::PutLease(lease.into())
+        }
+        RecordChange::RemoveLease(lease) if receives(&lease.network, Level::Full) => {
             Kind::RemoveLease(lease.into())
         }
         _ => return None,

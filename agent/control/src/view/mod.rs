@@ -20,7 +20,7 @@ use crate::records::{decode, decode_lease};
 pub(crate) use batch::Batch;
 pub(crate) use services::{Audience, ServiceRecords, Services};
 
-/// How much a node is told of a network.
+/// How much of a network a node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
     /// Its record, so that packets to it leave nowhere else, and its services with published ports.
@@ -30,8 +30,8 @@ pub(crate) enum Level {
 }
 
 impl Level {
-    /// Whether a node with this level of a network is told about a service there.
-    pub(crate) fn hears(this: Option<Self>, audience: Audience) -> bool {
+    /// Whether a node with this level of a network receives a service there.
+    pub(crate) fn receives(this: Option<Self>, audience: Audience) -> bool {
         match audience {
             Audience::Nobody => false,
             Audience::Holders => this == Some(Self::Full),
@@ -40,7 +40,7 @@ impl Level {
     }
 }
 
-/// What a node is told of a network.
+/// What a node receives of a network.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NetworkRecords {
     pub(crate) network: Network,
@@ -48,7 +48,7 @@ pub(crate) struct NetworkRecords {
     pub(crate) services: Vec<ServiceRecords>,
 }
 
-/// All records that agents are told about.
+/// All records that agents receive.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct View {
     pub(crate) revision: u64,
@@ -90,7 +90,7 @@ impl View {
         view
     }
 
-    /// What the node is told of each network.
+    /// What the node receives of each network.
     pub(crate) fn networks_of(&self, node: &NodeId) -> impl Iterator<Item = (Level, NetworkRecords)> {
         let holds = move |id: &NetworkId| {
             self.leases.get(id).into_iter().flat_map(BTreeMap::values).any(|lease| lease.node == *node)
@@ -101,7 +101,7 @@ impl View {
         })
     }
 
-    /// The nodes that are told about a service with this audience in this network.
+    /// The nodes that receive a service with this audience in this network.
     pub(crate) fn interested(&self, network: &NetworkId, audience: Audience) -> Vec<NodeId> {
         match audience {
             Audience::Nobody => Vec::new(),
@@ -110,12 +110,12 @@ impl View {
         }
     }
 
-    /// Who is told about a service.
+    /// Which nodes receive a service.
     pub(crate) fn audience(&self, service: &ServiceId) -> Audience {
         self.services.audience(service)
     }
 
-    /// What a node with this level is told of a network.
+    /// What a node with this level receives of a network.
     fn network_records(&self, id: &NetworkId, level: Level) -> Option<NetworkRecords> {
         let network = self.networks.get(id)?.clone();
         let services = |ids: &mut dyn Iterator<Item = &ServiceId>| {

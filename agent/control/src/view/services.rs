@@ -9,7 +9,7 @@ use mesh_model::{
     Backend, BackendId, EndpointId, Name, NetworkId, NodeId, Protocol, PublishedPort, Service, ServiceId,
 };
 
-/// Who is told about a service.
+/// Which nodes receive a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Audience {
     /// There is no such service.

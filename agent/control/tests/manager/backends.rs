@@ -188,7 +188,7 @@ async fn what_cannot_be_a_backend_is_refused_by_name() {
     for drain in [true, false] {
         let problem = set_state(&own, drain, "c1").await.unwrap_err();
         assert_eq!(problem.kind, ProblemKind::NotFound);
-        assert!(problem.message.contains("c1 is no backend of service web"), "{problem}");
+        assert!(problem.message.contains("c1 is not a backend of service web"), "{problem}");
     }
 }
 

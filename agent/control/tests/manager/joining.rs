@@ -35,7 +35,10 @@ async fn a_foreign_token_is_told_from_a_wrong_one() {
     let (cluster, other) = (Cluster::start().await, Cluster::start().await);
     let foreign = other.token(Role::Worker).await;
     let error = join(&cluster.address, &foreign, cluster.parameters("h2")).await.unwrap_err();
-    assert_eq!(error.message, format!("the manager at {} has another CA than this token", cluster.address));
+    assert_eq!(
+        error.message,
+        format!("the manager at {} has a different CA than this token", cluster.address)
+    );
 
     let mut wrong: JoinToken = cluster.token(Role::Worker).await.parse().unwrap();
     wrong.secret = other.token(Role::Worker).await.parse::<JoinToken>().unwrap().secret;
@@ -80,7 +83,7 @@ async fn a_taken_node_name_or_address_is_a_conflict_that_names_the_other_side() 
     let mut twin = cluster.parameters("h2");
     twin.data_path_addr = "192.168.77.11".parse().unwrap();
     let error = join(&cluster.address, &token, twin).await.unwrap_err();
-    assert_eq!(error.message, "data-path address 192.168.77.11 is that of node h1 already");
+    assert_eq!(error.message, "data-path address 192.168.77.11 belongs to node h1");
 }
 
 #[tokio::test]
@@ -305,7 +308,7 @@ async fn wrong_tokens_are_counted_shown_and_not_listened_to_for_ever() {
         messages.push(error.message);
     }
     assert_eq!(messages[0], "the token was rotated or mistyped");
-    assert!(messages[13].starts_with("too many attempts to join with a wrong token"), "{messages:?}");
+    assert!(messages[13].starts_with("too many joins with a wrong token"), "{messages:?}");
     assert_eq!(cluster.manager.refused_joins(), 14);
     let problems = cluster.manager.problems();
     assert!(problems.iter().any(|line| line.contains("127.0.0.1")), "{problems:?}");

@@ -144,10 +144,10 @@ async fn an_address_of_an_absent_node_is_refused_with_what_to_do() {
     other.until(|known| known.states[h2.id.as_str()] != mesh_proto::v1::NodeState::Ready).await;
     let problem = h3.lease(&small, "10.1.0.4").await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Unreachable);
-    assert!(problem.message.contains("node h2, whose agent does not answer"), "{problem}");
+    assert!(problem.message.contains("node h2, whose agent does not respond"), "{problem}");
     let problem = h3.lease(&small, "").await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Exhausted);
-    assert!(problem.hint.unwrap().contains("node h2 does not answer"));
+    assert!(problem.hint.unwrap().contains("node h2 does not respond"));
 }
 
 #[tokio::test]

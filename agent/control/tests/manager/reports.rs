@@ -66,7 +66,7 @@ async fn an_endpoint_that_its_node_cannot_have_is_known_to_nobody_and_refused_wi
         ("health", v1::Endpoint { health: "\x1b".into(), ..good() }, "health"),
         ("service", v1::Endpoint { service: "a b".into(), ..good() }, "service"),
         ("created_at", v1::Endpoint { created_at: "now\x07".into(), ..good() }, "created_at"),
-        ("network", v1::Endpoint { network_id: "f".repeat(24), ..good() }, "there is no network"),
+        ("network", v1::Endpoint { network_id: "f".repeat(24), ..good() }, "does not exist"),
         (
             "dns",
             v1::Endpoint {

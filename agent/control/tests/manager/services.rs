@@ -98,7 +98,7 @@ async fn what_a_service_cannot_have_is_refused_by_name() {
         (service("x", "none"), ProblemKind::NotFound, "network none"),
         (service("x", ""), ProblemKind::Usage, "network"),
         (service("-x", "app"), ProblemKind::Usage, "name"),
-        (vip("10.1.0.241"), ProblemKind::Conflict, "10.1.0.241 is that of service web"),
+        (vip("10.1.0.241"), ProblemKind::Conflict, "10.1.0.241 belongs to service web"),
         (vip("10.9.0.1"), ProblemKind::Usage, "in no subnet of network app: 10.1.0.0/24"),
         (vip("10.1.0.7"), ProblemKind::Usage, "no virtual address of subnet 10.1.0.0/24"),
         (vip("fd00::1"), ProblemKind::Usage, "vip"),
@@ -121,7 +121,7 @@ async fn what_a_service_cannot_have_is_refused_by_name() {
         (with_ports("x", &["10.0.0.5:8080:80"]), ProblemKind::Conflict, "8080/tcp"),
         (with_ports("x", &["9090:80"]), ProblemKind::Conflict, "9090/tcp"),
         (with_ports("x", &["1:80", "10.0.0.5:1:81"]), ProblemKind::Usage, "same port"),
-        (with_ports("x", &["81:80/sctp"]), ProblemKind::Usage, "sctp ports keep their number"),
+        (with_ports("x", &["81:80/sctp"]), ProblemKind::Usage, "sctp requires the same number"),
         (
             CreateServiceRequest { health: Some(http("healthz")), ..service("x", "app") },
             ProblemKind::Usage,

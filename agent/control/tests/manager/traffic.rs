@@ -10,7 +10,7 @@ use mesh_proto::v1::{
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, Member, PATIENCE, endpoint, network, service};
 
-const FALLBACK: &str = "no backend passes its check: all are used";
+const FALLBACK: &str = "no backend passes its check; all are used";
 
 /// Two hosts with one checked backend of service `web` each.
 struct Scene {

@@ -12,7 +12,7 @@ use super::attach_method::AttachMethod;
 use super::bpffs::{self, Pins};
 use super::{ProgramsError, clsact, syscall};
 
-/// Attaches a program, or puts it in the place of the one that is there.
+/// Attaches a program, or replaces the attached one.
 pub(super) fn attach(
     method: AttachMethod,
     pins: &Pins,
@@ -26,7 +26,7 @@ pub(super) fn attach(
     }
 }
 
-/// Detaches; what is not attached is no error.
+/// Detaches a program; succeeds if it is not attached.
 pub(super) fn detach(method: AttachMethod, pins: &Pins, attachment: Attachment) -> Result<(), ProgramsError> {
     if method.at(attachment.kind) == AttachMethod::Clsact {
         clsact::detach(attachment).map_err(failed("detach", attachment))?;
@@ -34,7 +34,7 @@ pub(super) fn detach(method: AttachMethod, pins: &Pins, attachment: Attachment) 
     bpffs::detach(&pins.link(attachment))
 }
 
-/// Ids of the programs that are attached. Left out is where none is, or whose device is gone.
+/// Returns the ids of attached programs, without devices that have none or no longer exist.
 pub(super) fn programs(
     method: AttachMethod,
     pins: &Pins,

@@ -210,7 +210,7 @@ impl Programs for Datapath {
             self.loaded = None;
             return Ok(ObservedPrograms::default());
         }
-        // Pins that somebody removed make the next pass load again.
+        // Removed pins make the next reconciliation load again.
         if ProgramKind::ALL.iter().any(|kind| !self.pins.program(*kind).exists())
             || !self.pins.xdp_program().exists()
         {
@@ -366,7 +366,7 @@ impl Programs for Datapath {
 
     fn attach_sockets(&mut self) -> Result<(), ProgramsError> {
         let failed = |source| ProgramsError::Sockets { action: "attach", program: "connect4", source };
-        let cookie = sockets::netns_cookie().map_err(failed)?;
+        let cookie = mesh_sys::netns::own_cookie().map_err(failed)?;
         self.loaded()?.maps.set_netns(cookie)?;
         let cgroup = sockets::cgroup_root().map_err(failed)?;
         SocketProgram::ALL.into_iter().try_for_each(|kind| sockets::attach(&self.pins, &cgroup, kind))

@@ -1,6 +1,6 @@
 //! A digest of the pins of an instance and of what each link runs.
 //!
-//! No event of the kernel says that somebody removed a pin or detached a link.
+//! The kernel reports no event when a program removes a pin or detaches a link.
 
 use std::ffi::OsString;
 use std::fs;

@@ -13,7 +13,7 @@ use super::{
     Visit,
 };
 
-/// [`Programs`] without a kernel: remembers what it is told. Tests set the fields to play the
+/// [`Programs`] without a kernel: remembers what is applied. Tests set the fields to play the
 /// kernel's part.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct FakePrograms {

@@ -73,7 +73,7 @@ pub trait Programs {
     /// gap.
     fn attach(&mut self, attachment: Attachment) -> Result<(), ProgramsError>;
 
-    /// Detaches; what is not attached is no error.
+    /// Detaches a program; succeeds if it is not attached.
     fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError>;
 
     /// Writes entries of the service tables, over those that are there. Not all or nothing: after

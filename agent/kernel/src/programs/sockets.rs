@@ -72,10 +72,3 @@ pub(super) fn attached(pins: &Pins) -> Result<Option<AttachedProgram>, ProgramsE
     }
     Ok(Some(state))
 }
-
-/// The cookie of the calling thread's network namespace.
-pub(super) fn netns_cookie() -> io::Result<u64> {
-    let socket =
-        std::net::UdpSocket::bind(("127.0.0.1", 0)).or_else(|_| std::net::UdpSocket::bind(("0.0.0.0", 0)))?;
-    syscall::netns_cookie(socket.as_fd())
-}

@@ -28,7 +28,7 @@ pub(super) fn attach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
     syscall::pin(link.as_fd(), &path).map_err(&failed)
 }
 
-/// Detaches; what is not attached is no error.
+/// Detaches a program; succeeds if it is not attached.
 pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
     bpffs::detach(&pins.xdp_link(ifindex))
 }

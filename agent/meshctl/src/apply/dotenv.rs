@@ -11,7 +11,7 @@ use super::variables::{InvalidVariable, Variables, fill_in};
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidDotenv {
     /// A line that gives no variable.
-    #[error("line {line}, it is no NAME=VALUE")]
+    #[error("line {line}, expected NAME=VALUE")]
     Line {
         /// Counted from 1.
         line: usize,

@@ -16,7 +16,7 @@ use super::{Declared, Network, Service, service};
 pub(crate) struct Given {
     /// The project's name unless the file has one.
     pub(crate) project: String,
-    /// What `$NAME` stands for.
+    /// The values of `$NAME`.
     pub(crate) variables: Variables,
     /// The active profiles; `*` is all of them.
     pub(crate) profiles: Vec<String>,
@@ -31,7 +31,7 @@ pub(crate) fn read(text: &str, mut given: Given) -> Result<Declared, Invalid> {
     given.variables.entry("COMPOSE_PROJECT_NAME".to_owned()).or_insert_with(|| project.clone());
     let mut warnings = Vec::new();
     yaml::fill(&mut document, &given.variables, &mut warnings)?;
-    let mut declared = understand(&document, project, &given.profiles)?;
+    let mut declared = interpret(&document, project, &given.profiles)?;
     warnings.extend(declared.ignored.iter().filter_map(notes::unknown));
     warnings.sort_by(|a, b| (a.line, &a.message).cmp(&(b.line, &b.message)));
     declared.warnings = warnings;
@@ -48,7 +48,7 @@ fn project(document: &yaml::Node, given: &Given) -> Result<String, Invalid> {
     }
 }
 
-fn understand(document: &yaml::Node, project: String, profiles: &[String]) -> Result<Declared, Invalid> {
+fn interpret(document: &yaml::Node, project: String, profiles: &[String]) -> Result<Declared, Invalid> {
     let root = Item::root(document);
     let mut ignored = Vec::new();
     let mut section = root.clone().section()?;

@@ -119,7 +119,7 @@ impl<'a> Asked<'a> {
             (Some(tcp), None) => Some((tcp.read(HealthKind::parse_tcp)?, tcp)),
             (None, Some(http)) => Some((http.read(HealthKind::parse_http)?, http)),
             (Some(_), Some(http)) => {
-                return Err(http.invalid(Reason::Contradiction("there is a health-tcp already")));
+                return Err(http.invalid(Reason::Contradiction("health-tcp is also given")));
             }
         };
         if let Some((kind, at)) = kind {
@@ -236,7 +236,7 @@ fn host_header(header: &str) -> Option<String> {
     (name.eq_ignore_ascii_case("host") && !value.is_empty()).then(|| value.to_owned())
 }
 
-/// `nc -z HOST PORT`: whether somebody listens.
+/// `nc -z HOST PORT`: whether the port is open.
 fn netcat(arguments: &[&str]) -> Option<Tried> {
     let [flags, host, port] = arguments else { return None };
     let loopback = matches!(*flags, "-z" | "-vz" | "-zv").then(|| loopback(host)).flatten()?;

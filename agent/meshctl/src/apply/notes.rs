@@ -1,4 +1,4 @@
-//! What is said about a file that can be applied.
+//! Notes and warnings about a file that can be applied.
 
 use std::fmt;
 
@@ -62,6 +62,6 @@ impl fmt::Display for Warning {
 pub(super) fn unknown(ignored: &Ignored) -> Option<Warning> {
     let Why::Unknown { hint } = &ignored.why else { return None };
     let hint = hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"));
-    let message = format!("{} is no key of Compose and has no effect{hint}", ignored.key);
+    let message = format!("{} is not a Compose key and has no effect{hint}", ignored.key);
     Some(Warning { line: ignored.line, key: ignored.key.clone(), message })
 }

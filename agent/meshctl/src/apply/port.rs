@@ -16,10 +16,10 @@ use super::yaml::{Invalid, Item};
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidPort {
     /// It is neither a port nor a range of ports.
-    #[error("{0:?} is neither a port (1 to 65535) nor a range of ports, as in 8000-8010")]
+    #[error("{0:?} is not a port (1 to 65535) or a range of ports such as 8000-8010")]
     Range(String),
     /// It is no address.
-    #[error("{0:?} is no IP address of a host")]
+    #[error("{0:?} is not an IP address of a host")]
     HostIp(String),
     /// The two ranges do not go together.
     #[error("a range of target ports needs a range of published ports of the same length")]
@@ -159,7 +159,7 @@ mod tests {
     fn a_subnet_as_host_address_is_named_as_the_mistake() {
         for (text, address) in [("10.0.0.0/24:1222:2", "10.0.0.0/24"), ("fd00::/64:80:80/udp", "fd00::/64")] {
             let error = short(text).unwrap_err().to_string();
-            assert_eq!(error, format!("{address:?} is no IP address of a host"), "{text}");
+            assert_eq!(error, format!("{address:?} is not an IP address of a host"), "{text}");
         }
     }
 

@@ -64,13 +64,13 @@ pub(super) fn difference<'a>(declared: &'a [Port], there: &[PublishedPort]) -> D
 /// Why a port cannot be published.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct NoneFree<'a> {
-    /// What is in the way of the last one that was looked at.
+    /// The conflict of the last port that was tried.
     pub(super) port: PublishedPort,
     /// Whose it is.
     pub(super) owner: &'a str,
 }
 
-/// Chooses a published port that nobody has; 0 where that is the cluster's to choose.
+/// Chooses a free published port; 0 leaves the choice to the cluster.
 pub(super) fn choose<'a>(port: &Port, taken: &Taken<'a>) -> Result<PublishedPort, NoneFree<'a>> {
     if port.is_automatic() {
         return Ok(port.with(0));

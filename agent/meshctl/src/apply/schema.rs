@@ -237,13 +237,13 @@ impl Schema {
         }
     }
 
-    /// The allowed key that a misspelt one most likely stands for.
+    /// Returns the allowed key that is most similar to an unknown one.
     pub(super) fn nearest(&self, key: &str) -> Option<&'static str> {
         nearest(key, self.keys())
     }
 }
 
-/// The word that a misspelt one most likely stands for.
+/// Returns the most similar known word.
 pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     let folded = word.to_lowercase().replace('-', "_");
     let distance = |other: &&str| strsim::osa_distance(&folded, &other.replace('-', "_"));
@@ -253,7 +253,7 @@ pub(super) fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) 
     (distance(&best) <= allowed).then_some(best)
 }
 
-/// Where a key is allowed that stands at a place where it is not, in words.
+/// Describes where a misplaced key is allowed.
 pub(super) fn home(key: &str) -> Option<&'static str> {
     let places = [(&SERVICE, "a service"), (&NETWORK, "a network"), (&ROOT, "the file's top level")];
     places.into_iter().find(|(schema, _)| schema.knows(key)).map(|(_, place)| place)

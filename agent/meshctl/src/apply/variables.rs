@@ -31,7 +31,7 @@ pub(crate) enum InvalidVariable {
         message: String,
     },
     /// A `$` that begins no variable.
-    #[error("{0:?} is no variable: write $$ for a plain dollar sign")]
+    #[error("{0:?} is not a variable: write $$ for a literal dollar sign")]
     Syntax(String),
     /// More braces within braces than are followed.
     #[error("variables are nested too deeply")]
@@ -98,7 +98,7 @@ impl Filling<'_> {
         value.cloned().unwrap_or_default()
     }
 
-    /// What stands between braces: a name, and perhaps an operator with a word.
+    /// The text between braces: a name, and perhaps an operator with a word.
     fn braced(&mut self, inside: &str, depth: usize) -> Result<String, InvalidVariable> {
         let invalid = || InvalidVariable::Syntax(format!("${{{inside}}}"));
         let (name, operation) = name(inside).ok_or_else(invalid)?;

@@ -1,5 +1,4 @@
-//! YAML as a tree in which everything knows its line, so that whatever is wrong or not understood
-//! can be pointed at.
+//! YAML as a tree of nodes with their lines, so that errors and notes can name the line.
 
 use std::collections::BTreeMap;
 use std::error::Error;
@@ -66,7 +65,7 @@ pub(super) enum Reason {
     #[error("{0}")]
     Syntax(String),
     /// There are several documents.
-    #[error("the file has several YAML documents, separated by ---, and must have one")]
+    #[error("the file must have one YAML document, not several separated by ---")]
     SeveralDocuments,
     /// It is too large, or becomes so by its aliases.
     #[error(
@@ -89,7 +88,7 @@ pub(super) enum Reason {
         empty: bool,
     },
     /// A key of Mesh's own section that there is not.
-    #[error("there is no such key{}", nearest.map_or_else(String::new, |key| format!("; did you mean {key}?")))]
+    #[error("unknown key{}", nearest.map_or_else(String::new, |key| format!("; did you mean {key}?")))]
     NoSuchKey {
         /// What was probably meant.
         nearest: Option<&'static str>,
@@ -99,11 +98,11 @@ pub(super) enum Reason {
     /// A key of Mesh's own section has no value.
     #[error("it has no value")]
     NoValue,
-    /// Mesh's own section stands where none is read.
-    #[error("{OWN} is read below a network and below a service only")]
+    /// Mesh's own section is at a place where none is read.
+    #[error("{OWN} is allowed only in a network and in a service")]
     OwnMisplaced,
     /// It is of another kind.
-    #[error("it is {is}, and must be {must}")]
+    #[error("it must be {must}, not {is}")]
     Kind {
         /// What it must be.
         must: &'static str,
@@ -147,11 +146,11 @@ impl Invalid {
         match &self.reason {
             Reason::BlankPort { name, .. } => {
                 format!(
-                    "set {name} in the environment or in .env beside the file, or write ${{{name}:-PORT}}"
+                    "set {name} in the environment or in .env next to the file, or write ${{{name}:-PORT}}"
                 )
             }
             Reason::NoSuchKey { known, .. } => format!("the keys are {}", known.join(", ")),
-            Reason::SeveralDocuments => "apply each document by itself".to_owned(),
+            Reason::SeveralDocuments => "apply each document separately".to_owned(),
             _ => "see `meshctl apply --help`".to_owned(),
         }
     }
@@ -302,17 +301,17 @@ impl<'a> Item<'a> {
         self.invalid(Reason::Kind { must, is })
     }
 
-    /// Nothing stands there.
+    /// Whether it is empty.
     pub(super) fn is_null(&self) -> bool {
         self.node.value == Value::Null
     }
 
-    /// It is a list.
+    /// Whether it is a list.
     pub(super) fn is_list(&self) -> bool {
         matches!(self.node.value, Value::List(_))
     }
 
-    /// It is a map.
+    /// Whether it is a map.
     pub(super) fn is_map(&self) -> bool {
         matches!(self.node.value, Value::Map(_))
     }
@@ -358,7 +357,7 @@ impl<'a> Item<'a> {
         read(text).map_err(|error| self.invalid(Reason::Value { text: text.to_owned(), error: error.into() }))
     }
 
-    /// The values of a list; none where nothing stands.
+    /// Returns the values of a list; none if it is empty.
     pub(super) fn list(&self) -> Result<Vec<Item<'a>>, Invalid> {
         match &self.node.value {
             Value::Null => Ok(Vec::new()),
@@ -374,7 +373,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// The keys and values of a map; none where nothing stands.
+    /// Returns the keys and values of a map; none if it is empty.
     pub(super) fn entries(&self) -> Result<Vec<(&'a str, Item<'a>)>, Invalid> {
         match &self.node.value {
             Value::Null => Ok(Vec::new()),
@@ -385,7 +384,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// A map whose keys are known; empty where nothing stands.
+    /// Returns a map whose keys are known; it may be empty.
     pub(super) fn section(self) -> Result<Section<'a>, Invalid> {
         let left = match &self.node.value {
             Value::Null => Vec::new(),
@@ -403,7 +402,7 @@ impl<'a> Item<'a> {
 }
 
 impl<'a> Section<'a> {
-    /// Takes the value of a key; `None` also where nothing stands after the key.
+    /// Takes the value of a key; `None` also for an empty value.
     pub(super) fn take(&mut self, key: &str) -> Option<Item<'a>> {
         let at = self.left.iter().position(|(have, _)| have.text == key)?;
         let (key, node) = self.left.remove(at);
@@ -455,7 +454,7 @@ impl<'a> Section<'a> {
     }
 }
 
-/// Why a key has no effect where it stands.
+/// Returns why a key has no effect at its place.
 fn why(schema: &'static Schema, key: &Key, node: &Node) -> Why {
     let known = schema.keys();
     let text = key.text.as_str();

@@ -8,35 +8,35 @@ use super::value;
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a cluster whose first manager is this host
+    /// Create a cluster with this host as its first manager
     Init(Init),
-    /// Make this host a member of a cluster
+    /// Join this host to a cluster
     Join(Join),
-    /// Print what to run on a host that is to join
+    /// Print the command that joins another host
     JoinToken(JoinToken),
-    /// Show the cluster that this host is a member of
+    /// Show the cluster of this host
     #[command(after_help = "Example:\n  meshctl cluster status")]
     Status,
-    /// Have every host make a new key for encrypted networks; no packet is lost for it
+    /// Replace the keys of encrypted networks on every node, without packet loss
     #[command(after_help = "Example:\n  meshctl cluster rotate-keys")]
     RotateKeys,
-    /// Leave the cluster and remove everything of it from this host
+    /// Leave the cluster and remove all its state from this host
     Leave(Leave),
 }
 
-/// Which of the host's addresses the cluster is to use.
+/// The host's addresses in the cluster.
 #[derive(Debug, Args)]
 pub(crate) struct Addresses {
-    /// Where the other hosts reach this one: an address or an interface
+    /// Address at which other nodes reach this one, or the interface that has it
     /// [default: the host's only global address]
     #[arg(long, value_name = "IP|IFACE[:PORT]", value_parser = value::not_empty)]
     pub(crate) advertise_addr: Option<String>,
 
-    /// Where tunnels end: an address or an interface [default: the advertised address]
+    /// Address of tunnel endpoints, or the interface that has it [default: the advertised address]
     #[arg(long, value_name = "IP|IFACE", value_parser = value::not_empty)]
     pub(crate) data_path_addr: Option<String>,
 
-    /// This host's name in the cluster [default: the host's name]
+    /// Name of the node [default: the host's name]
     #[arg(long, value_name = "NAME")]
     pub(crate) node_name: Option<Name>,
 }
@@ -49,11 +49,11 @@ pub(crate) struct Init {
     #[command(flatten)]
     pub(crate) addresses: Addresses,
 
-    /// UDP port of VXLAN on every host
+    /// UDP port of VXLAN on every node
     #[arg(long, value_name = "PORT", default_value_t = 4789, value_parser = clap::value_parser!(u16).range(1..))]
     pub(crate) data_path_port: u16,
 
-    /// Where networks without --subnet get theirs from; may be repeated
+    /// Pool of the subnets of networks without --subnet; may be repeated
     #[arg(long, value_name = "CIDR", default_value = "10.64.0.0/10")]
     pub(crate) default_addr_pool: Vec<Prefix>,
 
@@ -61,9 +61,9 @@ pub(crate) struct Init {
     #[arg(long, value_name = "BITS", default_value_t = 20, value_parser = clap::value_parser!(u8).range(1..=32))]
     pub(crate) default_addr_pool_mask_length: u8,
 
-    /// Direct server return: what a published port answers leaves by the backend's own host, as
-    /// from the address that the client spoke to. For underlays that let a host send from another
-    /// one's address
+    /// Use direct server return: the backend's node sends replies of published ports to the client
+    /// itself, from the address that the client connected to. The underlay must forward packets
+    /// with another node's source address
     #[arg(long)]
     pub(crate) dsr: bool,
 }
@@ -72,7 +72,7 @@ pub(crate) struct Init {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl cluster join --token TOKEN 192.0.2.11:7377")]
 pub(crate) struct Join {
-    /// What `meshctl cluster join-token` printed on a manager
+    /// Token that `meshctl cluster join-token` printed on a manager
     #[arg(long, value_name = "TOKEN", value_parser = value::not_empty)]
     pub(crate) token: String,
 
@@ -80,7 +80,7 @@ pub(crate) struct Join {
     #[command(flatten)]
     pub(crate) addresses: Addresses,
 
-    /// A manager
+    /// Address of a manager
     #[arg(value_name = "HOST:PORT", value_parser = value::host_port)]
     pub(crate) manager: String,
 }
@@ -89,15 +89,15 @@ pub(crate) struct Join {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl cluster join-token worker")]
 pub(crate) struct JoinToken {
-    /// The role of the host; a cluster has one manager only so far
+    /// Role of the host; a cluster supports one manager for now
     #[arg(value_enum)]
     pub(crate) role: Role,
 
-    /// Make a new token; the old one is worth nothing from then on
+    /// Replace the token; the old one becomes invalid
     #[arg(long)]
     pub(crate) rotate: bool,
 
-    /// Print the token only
+    /// Print only the token
     #[arg(short, long)]
     pub(crate) quiet: bool,
 }
@@ -106,12 +106,12 @@ pub(crate) struct JoinToken {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl cluster leave")]
 pub(crate) struct Leave {
-    /// Leave even with endpoints attached, as a manager, or when no manager answers
+    /// Leave even if endpoints are attached, this host is a manager, or no manager responds
     #[arg(short, long)]
     pub(crate) force: bool,
 }
 
-/// A role that a host can join in.
+/// The role of a host that joins.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Role {
     /// Runs endpoints only.

@@ -1,6 +1,6 @@
-//! What people type who know Docker, and what it is called here.
+//! Hints for users who type Docker's commands and flags.
 
-/// Words of Docker's commands, and what to do instead. Longer ones come first.
+/// Docker's commands and the hint for each. Longer ones come first.
 const WORDS: &[(&[&str], &str)] = &[
     (&["network", "connect"], "attach a container: meshctl endpoint attach --network NETWORK --netns NAME"),
     (&["network", "disconnect"], "detach a container: meshctl endpoint detach ENDPOINT"),
@@ -10,13 +10,10 @@ const WORDS: &[(&[&str], &str)] = &[
         &["stack", "rm"],
         "remove what the file declares: meshctl service rm NAME..., then meshctl network rm NAME...",
     ),
-    (
-        &["stack"],
-        "a file is applied with meshctl apply -f compose.yaml; meshctl service ls lists its services",
-    ),
+    (&["stack"], "apply the file: meshctl apply -f compose.yaml; list its services: meshctl service ls"),
     (&["compose"], "apply the file: meshctl apply -f compose.yaml; containers are started by your runtime"),
-    (&["node", "promote"], "a cluster has one manager only so far"),
-    (&["node", "demote"], "a cluster has one manager only so far"),
+    (&["node", "promote"], "a cluster supports one manager for now"),
+    (&["node", "demote"], "a cluster supports one manager for now"),
     (&["node", "ps"], "list the endpoints of a node: meshctl endpoint ls --node NODE"),
     (&["service", "scale"], SCALE),
     (&["service", "logs"], RUNTIME),
@@ -25,16 +22,19 @@ const WORDS: &[(&[&str], &str)] = &[
     (&["swarm", "join-token"], "print a token: meshctl cluster join-token worker"),
     (&["swarm", "join"], "join a cluster: meshctl cluster join --token TOKEN HOST:PORT"),
     (&["swarm", "leave"], "leave the cluster: meshctl cluster leave"),
-    (&["swarm"], "the commands for the cluster are meshctl cluster ..."),
+    (&["swarm"], "use meshctl cluster ..."),
     (&["deploy"], "apply the file: meshctl apply -f compose.yaml"),
     (&["up"], "apply the file: meshctl apply -f compose.yaml"),
     (&["down"], "remove what the file declares: meshctl service rm NAME..., then meshctl network rm NAME..."),
     (&["ps"], "list endpoints: meshctl endpoint ls; the backends of a service: meshctl service ps SERVICE"),
     (&["ls"], "list networks, services, endpoints or nodes: meshctl network ls"),
-    (&["inspect"], "say of what: meshctl network inspect NETWORK, meshctl service inspect SERVICE"),
+    (
+        &["inspect"],
+        "name the kind of object: meshctl network inspect NETWORK, meshctl service inspect SERVICE",
+    ),
     (&["info"], "show this host's state: meshctl status; the cluster's: meshctl cluster status"),
     (&["system"], "show this host's state: meshctl status"),
-    (&["stats"], "print this host's figures: meshctl metrics"),
+    (&["stats"], "print this host's metrics: meshctl metrics"),
     (&["port"], "list published ports: meshctl service ls"),
     (&["version"], "meshctl --version"),
     (&["run"], RUN),
@@ -53,7 +53,7 @@ const WORDS: &[(&[&str], &str)] = &[
     (&["config"], RUNTIME),
 ];
 
-/// Flags of Docker's commands that have no meaning here.
+/// Docker's flags that Mesh does not have, and the hint for each.
 const FLAGS: &[(&str, &str)] = &[
     ("--replicas", SCALE),
     ("--image", RUNTIME),
@@ -64,18 +64,18 @@ const FLAGS: &[(&str, &str)] = &[
     ("--autolock", RUNTIME_NONE),
 ];
 
-const RUNTIME: &str = "containers are your runtime's; Mesh connects them: meshctl endpoint attach --help";
+const RUNTIME: &str =
+    "use your container runtime; Mesh only connects containers: meshctl endpoint attach --help";
 const RUN: &str = "start the container with your runtime, then attach it: meshctl endpoint attach --network NETWORK --pid PID";
 const SCALE: &str = "start containers with your runtime and attach each: meshctl endpoint attach --service SERVICE --network NETWORK ...";
 const RUNTIME_NONE: &str = "the manager's store is not encrypted";
 
-/// What to do instead of a command that does not exist. `words`: the command line's words without
-/// flags.
+/// Returns the hint for a command that does not exist. `words` is the command line without flags.
 pub(super) fn instead_of(words: &[&str]) -> Option<&'static str> {
     WORDS.iter().find(|(known, _)| words.starts_with(known)).map(|(_, hint)| *hint)
 }
 
-/// What to do instead of a flag that does not exist.
+/// Returns the hint for a flag that does not exist.
 pub(super) fn instead_of_flag(flag: &str) -> Option<&'static str> {
     let flag = flag.split('=').next().unwrap_or(flag);
     FLAGS.iter().find(|(known, _)| *known == flag).map(|(_, hint)| *hint)

@@ -1,5 +1,4 @@
-//! The command line: what can be typed. Names, flags and defaults are Docker's where Docker has
-//! them.
+//! The command line. Names, flags and defaults are those of Docker where Docker has them.
 
 pub(crate) mod apply;
 pub(crate) mod cluster;
@@ -19,11 +18,11 @@ use clap_complete::Shell;
 use crate::client::DEFAULT_SOCKET;
 use crate::format::Format;
 
-/// Joins the containers of many hosts into private networks
+/// Connect the containers of many hosts by private networks
 #[derive(Debug, Parser)]
 #[command(name = "meshctl", version, after_help = EXAMPLE, disable_help_subcommand = true)]
 pub(crate) struct Cli {
-    /// What to do.
+    /// The command.
     #[command(subcommand)]
     pub(crate) command: Command,
 
@@ -38,7 +37,7 @@ pub(crate) struct Cli {
     )]
     pub(crate) socket: PathBuf,
 
-    /// Form of the result, and with json of errors too [default: json for inspect, else table]
+    /// Output format; json applies to errors too [default: json for inspect, table otherwise]
     #[arg(
         long,
         global = true,
@@ -50,7 +49,7 @@ pub(crate) struct Cli {
     pub(crate) format: Option<Format>,
 }
 
-/// Where options that every command takes stand in its help.
+/// Heading of the options that every command takes.
 const GLOBAL: &str = "Options of every command";
 
 const EXAMPLE: &str = "\
@@ -63,53 +62,53 @@ Example:
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make, join and leave the cluster
+    /// Create, join and leave the cluster
     #[command(after_help = "Example:\n  meshctl cluster init --advertise-addr eth0")]
     Cluster {
-        /// What to do.
+        /// The command.
         #[command(subcommand)]
         command: cluster::Command,
     },
-    /// Look after the cluster's hosts
+    /// Manage the cluster's nodes
     #[command(after_help = "Example:\n  meshctl node ls")]
     Node {
-        /// What to do.
+        /// The command.
         #[command(subcommand)]
         command: node::Command,
     },
-    /// Look after networks
+    /// Manage networks
     #[command(after_help = "Example:\n  meshctl network create app")]
     Network {
-        /// What to do.
+        /// The command.
         #[command(subcommand)]
         command: network::Command,
     },
     /// Attach containers to networks
     #[command(after_help = "Example:\n  meshctl endpoint attach --network app --netns web")]
     Endpoint {
-        /// What to do.
+        /// The command.
         #[command(subcommand)]
         command: endpoint::Command,
     },
-    /// Look after services: names, virtual addresses and published ports for sets of endpoints
+    /// Manage services: a name, virtual addresses and published ports for a set of endpoints
     #[command(after_help = "Example:\n  meshctl service create --name web --network app -p 8080:80")]
     Service {
-        /// What to do.
+        /// The command.
         #[command(subcommand)]
         command: service::Command,
     },
-    /// Make networks and services as a file declares them
+    /// Create and update the networks and services that a file declares
     Apply(apply::Apply),
-    /// Show how this host's agent and its datapath are doing
+    /// Show the state of this host's agent and data path
     #[command(after_help = "Example:\n  meshctl status --format json")]
     Status,
-    /// Print this host's figures as monitoring systems read them (OpenMetrics)
+    /// Print this host's metrics in the OpenMetrics text format
     #[command(after_help = "Example:\n  meshctl metrics")]
     Metrics,
-    /// Print a completion script for a shell; it completes names by asking the local agent
+    /// Print a completion script for a shell; names are completed from the local agent
     #[command(after_help = "Example:\n  meshctl completion bash > /etc/bash_completion.d/meshctl")]
     Completion {
-        /// Which shell.
+        /// The shell
         shell: Shell,
     },
 }

@@ -12,20 +12,20 @@ use crate::filter::{self, Filter, NetworkKey};
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// Make a network
+    /// Create a network
     Create(Box<Create>),
-    /// Change what the containers of a network may reach of the hosts
+    /// Change the access of a network's containers to hosts
     #[command(arg_required_else_help = true)]
     Update(Update),
     /// List networks
     #[command(visible_alias = "list")]
     Ls(Ls),
-    /// Show everything about networks
+    /// Show all details of networks
     Inspect(Inspect),
-    /// Remove networks that nothing is attached to
+    /// Remove networks without endpoints
     #[command(visible_alias = "remove")]
     Rm(Rm),
-    /// Remove all networks that nothing is attached to
+    /// Remove all networks without endpoints
     Prune(Prune),
 }
 
@@ -34,39 +34,39 @@ pub(crate) enum Command {
 #[command(after_help = CREATE_EXAMPLE)]
 #[expect(clippy::struct_excessive_bools, reason = "each is an independent flag that people type")]
 pub(crate) struct Create {
-    /// The driver
+    /// Network driver
     #[arg(short, long, default_value = "overlay", value_parser = ["overlay"])]
     pub(crate) driver: String,
 
-    /// Let its packets leave a host encrypted or not at all
+    /// Encrypt all traffic between hosts; drop what cannot be encrypted
     #[arg(long)]
     pub(crate) encrypted: bool,
 
-    /// A subnet, IPv4 or IPv6; may be repeated [default: the next free one of the cluster's pools]
+    /// IPv4 or IPv6 subnet; may be repeated [default: the next free one of the cluster's pools]
     #[arg(long, value_name = "CIDR")]
     pub(crate) subnet: Vec<Prefix>,
 
-    /// The gateway of the subnet that it lies in [default: the subnet's first address]
+    /// Gateway address of the subnet that contains it [default: the subnet's first address]
     #[arg(long, value_name = "IP")]
     pub(crate) gateway: Vec<IpAddr>,
 
-    /// Hand out addresses of this part of the subnet that it lies in only
+    /// Allocate endpoint addresses only from this range of the subnet
     #[arg(long, value_name = "CIDR")]
     pub(crate) ip_range: Vec<Prefix>,
 
-    /// An address that is never handed out, with the name of what has it; may be repeated
+    /// Reserve an address (for a router, say); it is never allocated; may be repeated
     #[arg(long, value_name = "NAME=IP", value_parser = value::aux_address)]
     pub(crate) aux_address: Vec<AuxAddress>,
 
-    /// Give it an IPv6 subnet too
+    /// Add an IPv6 subnet
     #[arg(long)]
     pub(crate) ipv6: bool,
 
-    /// Reach nothing outside the network
+    /// Block all traffic to and from outside the network
     #[arg(long)]
     pub(crate) internal: bool,
 
-    /// Whether containers may be attached by hand
+    /// Allow containers to be attached manually
     #[arg(
         long,
         action = ArgAction::Set,
@@ -78,40 +78,39 @@ pub(crate) struct Create {
     )]
     pub(crate) attachable: bool,
 
-    /// Which sockets of the hosts its containers may reach, published ports aside: `none`, not even
-    /// the name server, so that its containers resolve no names; `dns`, the name server at the
-    /// gateway address, and pings are answered; `all`, every one of every node
+    /// Sockets of the nodes that containers may reach besides published ports: `none` (containers
+    /// cannot resolve names either), `dns` (the name server at the gateway address, and pings), or
+    /// `all` (every socket of every node)
     #[arg(long, value_name = "ACCESS", value_enum, default_value_t = HostAccess::Dns, hide_possible_values = true)]
     pub(crate) host_access: HostAccess,
 
-    /// Whether its containers may reach cloud metadata services, 169.254.0.0/16 and `fd00:ec2::254`
-    /// among them: `block` or `allow`
+    /// Access of containers to cloud metadata services, such as those in 169.254.0.0/16 and at
+    /// `fd00:ec2::254`: `block` or `allow`
     #[arg(long, value_name = "ACCESS", value_enum, default_value_t = Metadata::Block, hide_possible_values = true)]
     pub(crate) metadata: Metadata,
 
-    /// Upper bound of its MTU in bytes [default: what the underlay leaves]
+    /// Maximum MTU in bytes [default: the underlay's MTU minus the encapsulation overhead]
     #[arg(long, value_name = "BYTES", value_parser = value::mtu)]
     pub(crate) mtu: Option<Mtu>,
 
-    /// Its VXLAN network identifier [default: the next free one from 4096]
+    /// VXLAN network identifier [default: the next free one from 4096]
     #[arg(long, value_name = "VNI", value_parser = value::vni)]
     pub(crate) vni: Option<Vni>,
 
-    /// A label; may be repeated
+    /// Label; may be repeated
     #[arg(long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
     pub(crate) label: Vec<KeyValue>,
 
-    /// An option in Docker's spelling: encrypted, mtu or com.docker.network.driver.mtu; may be
-    /// repeated
+    /// Driver option as in Docker: encrypted, mtu or com.docker.network.driver.mtu; may be repeated
     #[arg(short, long, value_name = "KEY[=VALUE]", value_parser = value::key_value)]
     pub(crate) opt: Vec<KeyValue>,
 
-    /// Its name
+    /// Name of the network
     pub(crate) name: Name,
 }
 
 const CREATE_EXAMPLE: &str = "\
-Subnets, gateways, ranges and auxiliary addresses belong together by where they lie.
+Each gateway, range and reserved address belongs to the subnet that contains it.
 
 Example:
   meshctl network create app
@@ -124,34 +123,34 @@ Example:
     group = ArgGroup::new("change").args(["host_access", "metadata"]).multiple(true).required(true)
 )]
 pub(crate) struct Update {
-    /// Which sockets of the hosts its containers may reach: `none`, `dns` or `all`; see `network
-    /// create --help`
+    /// Sockets of the nodes that containers may reach: `none`, `dns` or `all`; see `network create
+    /// --help`
     #[arg(long, value_name = "ACCESS", value_enum, hide_possible_values = true)]
     pub(crate) host_access: Option<HostAccess>,
 
-    /// Whether its containers may reach cloud metadata services: `block` or `allow`
+    /// Access of containers to cloud metadata services: `block` or `allow`
     #[arg(long, value_name = "ACCESS", value_enum, hide_possible_values = true)]
     pub(crate) metadata: Option<Metadata>,
 
-    /// Its name, id or beginning of its id
+    /// Name, id or id prefix
     #[arg(value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) network: String,
 }
 
 const UPDATE_EXAMPLE: &str = "\
-The change takes effect at once, for open connections too.
+The change takes effect immediately, also for open connections.
 
 Example:
   meshctl network update --host-access all app";
 
-/// Which sockets of the hosts containers may reach.
+/// The sockets of the nodes that containers may reach.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum HostAccess {
     /// None, not even the name server.
     None,
     /// The name server at the gateway address.
     Dns,
-    /// Every one.
+    /// Every socket.
     All,
 }
 
@@ -165,12 +164,12 @@ impl From<HostAccess> for mesh_proto::v1::HostAccess {
     }
 }
 
-/// Whether containers may reach cloud metadata services.
+/// The access of containers to cloud metadata services.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Metadata {
-    /// They may not.
+    /// No access.
     Block,
-    /// They may.
+    /// Access.
     Allow,
 }
 
@@ -187,12 +186,12 @@ impl From<Metadata> for mesh_proto::v1::MetadataAccess {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl network ls --filter label=tier=web")]
 pub(crate) struct Ls {
-    /// Print ids only
+    /// Print only ids
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// Only those with: driver=NAME, id=PREFIX, label=KEY[=VALUE], name=PART, vni=VNI; repeated,
-    /// one of the values of each key must hold, and all labels
+    /// Filter by driver=NAME, id=PREFIX, label=KEY[=VALUE], name=PART or vni=VNI; may be repeated:
+    /// all labels and one value of each other key must match
     #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<NetworkKey>)]
     pub(crate) filter: Vec<Filter<NetworkKey>>,
 }
@@ -201,7 +200,7 @@ pub(crate) struct Ls {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl network inspect app")]
 pub(crate) struct Inspect {
-    /// Names, ids or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) networks: Vec<String>,
 }
@@ -210,7 +209,7 @@ pub(crate) struct Inspect {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl network rm app db")]
 pub(crate) struct Rm {
-    /// Names, ids or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "NETWORK", value_parser = value::not_empty, add = complete::networks())]
     pub(crate) networks: Vec<String>,
 }
@@ -219,7 +218,7 @@ pub(crate) struct Rm {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl network prune -f")]
 pub(crate) struct Prune {
-    /// Do not ask
+    /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) force: bool,
 }

@@ -9,14 +9,14 @@ use crate::filter::{self, Filter, NodeKey};
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub(crate) enum Command {
-    /// List the cluster's hosts
+    /// List the cluster's nodes
     #[command(visible_alias = "list")]
     Ls(Ls),
-    /// Show everything about hosts
+    /// Show all details of nodes
     Inspect(Inspect),
-    /// Change a host
+    /// Change a node
     Update(Update),
-    /// Take hosts out of the cluster
+    /// Remove nodes from the cluster
     #[command(visible_alias = "remove")]
     Rm(Rm),
 }
@@ -25,12 +25,12 @@ pub(crate) enum Command {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl node ls --filter state=ready --filter role=worker")]
 pub(crate) struct Ls {
-    /// Print ids only
+    /// Print only ids
     #[arg(short, long)]
     pub(crate) quiet: bool,
 
-    /// Only those with: availability=active|drain, id=PREFIX, name=PART, role=manager|worker,
-    /// state=ready|unknown|down; repeated, one of the values of each key must hold
+    /// Filter by availability=active|drain, id=PREFIX, name=PART, role=manager|worker or
+    /// state=ready|unknown|down; may be repeated: one value of each key must match
     #[arg(short = 'f', long, value_name = "KEY=VALUE", value_parser = filter::parse::<NodeKey>)]
     pub(crate) filter: Vec<Filter<NodeKey>>,
 }
@@ -39,7 +39,7 @@ pub(crate) struct Ls {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl node inspect h2")]
 pub(crate) struct Inspect {
-    /// Names, ids or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "NODE", value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) nodes: Vec<String>,
 }
@@ -51,20 +51,21 @@ pub(crate) struct Inspect {
     group = ArgGroup::new("change").args(["availability", "advertise_addr", "data_path_addr"]).multiple(true).required(true)
 )]
 pub(crate) struct Update {
-    /// Whether it takes new work
+    /// Whether backends of the node get new connections
     #[arg(long, value_enum)]
     pub(crate) availability: Option<Availability>,
 
-    /// Where the other hosts reach it; on the node itself, an interface can be named, which is then
-    /// followed
+    /// Address at which other nodes reach it. On the node itself an interface is accepted too; its
+    /// address is then followed
     #[arg(long, value_name = "IP|IFACE[:PORT]", value_parser = value::not_empty)]
     pub(crate) advertise_addr: Option<String>,
 
-    /// Where its tunnels end; on the node itself, an interface can be named, which is then followed
+    /// Address of its tunnel endpoints. On the node itself an interface is accepted too; its
+    /// address is then followed
     #[arg(long, value_name = "IP|IFACE", value_parser = value::not_empty)]
     pub(crate) data_path_addr: Option<String>,
 
-    /// Name, id or beginning of an id
+    /// Name, id or id prefix
     #[arg(value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) node: String,
 }
@@ -73,21 +74,21 @@ pub(crate) struct Update {
 #[derive(Debug, Args)]
 #[command(after_help = "Example:\n  meshctl node rm h2")]
 pub(crate) struct Rm {
-    /// Remove a host that is not down, and with its endpoints
+    /// Remove a node even if it is ready
     #[arg(short, long)]
     pub(crate) force: bool,
 
-    /// Names, ids or beginnings of ids
+    /// Names, ids or id prefixes
     #[arg(required = true, value_name = "NODE", value_parser = value::not_empty, add = complete::nodes())]
     pub(crate) nodes: Vec<String>,
 }
 
-/// Whether a host takes new work.
+/// Whether backends of a node get new connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Availability {
-    /// It does.
+    /// They do.
     Active,
-    /// It keeps what it has and takes nothing new.
+    /// They keep their connections and get no new ones.
     Drain,
 }
 

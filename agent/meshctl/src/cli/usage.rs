@@ -1,4 +1,4 @@
-//! Wrong command lines, reported in the form of every other error.
+//! Usage errors, reported in the same format as all other errors.
 
 use std::ffi::OsString;
 
@@ -9,7 +9,7 @@ use mesh_proto::{Problem, ProblemKind};
 use super::{Cli, docker};
 use crate::report::Report;
 
-/// Prints what clap has to say (help and versions are no errors) and returns the exit code.
+/// Prints clap's message and returns the exit code. Help and version are not errors.
 pub(crate) fn report(error: &Error, args: &[OsString]) -> u8 {
     let text = error.render().to_string();
     match error.kind() {
@@ -17,16 +17,16 @@ pub(crate) fn report(error: &Error, args: &[OsString]) -> u8 {
             Report { text, ..Report::default() }.print(false)
         }
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand => {
-            // The whole help is the best answer; it goes where errors go. Nobody is left to tell if
-            // that fails.
+            // The whole help goes to standard error. If that fails, there is nowhere left to report
+            // it.
             let _ = error.print();
             ProblemKind::Usage.exit_code()
         }
-        _ => Report::from(problem(error, &text, args)).print(wants_json(args)),
+        _ => Report::from(problem(error, &text, args)).print(requests_json(args)),
     }
 }
 
-/// clap's several paragraphs in one line and a hint.
+/// Condenses clap's paragraphs to one line and a hint.
 fn problem(error: &Error, text: &str, args: &[OsString]) -> Problem {
     let mut paragraphs = text.split("\n\n");
     let what = paragraphs.next().unwrap_or_default();
@@ -41,7 +41,7 @@ fn problem(error: &Error, text: &str, args: &[OsString]) -> Problem {
     Problem::new(ProblemKind::Usage, what).hint(tip.map_or(help, |tip| tip.trim().to_owned()))
 }
 
-/// What Docker's word that was typed is called here.
+/// Returns the hint for a command or flag of Docker.
 fn of_docker(error: &Error, args: &[OsString]) -> Option<&'static str> {
     let typed = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => Some(text.as_str()),
@@ -53,7 +53,7 @@ fn of_docker(error: &Error, args: &[OsString]) -> Option<&'static str> {
             let wrong = typed(ContextKind::InvalidSubcommand)?;
             let args = args.iter().skip(1).filter_map(|arg| arg.to_str());
             let words: Vec<&str> = args.skip_while(|arg| arg.starts_with('-')).collect();
-            // From the command's first word on, wherever options stand.
+            // Start at the first word of the command; options may precede it.
             let first = words.iter().position(|word| *word == wrong)?;
             let before = first.checked_sub(1).and_then(|index| words.get(index)).copied();
             let next = words.get(first + 1).copied();
@@ -69,7 +69,7 @@ fn of_docker(error: &Error, args: &[OsString]) -> Option<&'static str> {
     }
 }
 
-/// The command that was meant, as far as it can be followed.
+/// Returns the longest valid command path on the command line.
 fn command_path(args: &[OsString]) -> String {
     let root = Cli::command();
     let mut command = &root;
@@ -83,8 +83,8 @@ fn command_path(args: &[OsString]) -> String {
     path
 }
 
-/// Whether errors are to be JSON, read from a line that could not be parsed.
-fn wants_json(args: &[OsString]) -> bool {
+/// Whether the command line, which could not be parsed, requests errors as JSON.
+fn requests_json(args: &[OsString]) -> bool {
     args.iter().any(|word| word == "--format=json")
         || args.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json")
 }

@@ -1,4 +1,4 @@
-//! How the values of flags are read.
+//! Parsers for the values of flags.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -7,37 +7,37 @@ use std::time::Duration;
 use mesh_model::net::{InvalidMtu, InvalidVni};
 use mesh_model::{Mtu, Vni};
 
-/// Why a text is no value of its flag.
+/// Why a value is invalid for its flag.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum InvalidValue {
-    /// It is empty.
-    #[error("it is empty")]
+    /// The value is empty.
+    #[error("the value is empty")]
     Empty,
-    /// It has no name before its `=`.
-    #[error("it is KEY=VALUE with a KEY that is not empty")]
+    /// The key is missing.
+    #[error("expected KEY=VALUE with a non-empty KEY")]
     NoKey,
-    /// It is no `NAME=IP`.
-    #[error("it is NAME=IP, as in printer=10.80.0.9")]
+    /// Not `NAME=IP`.
+    #[error("expected NAME=IP, for example printer=10.80.0.9")]
     NoAuxAddress,
-    /// It is no `HOST:PORT`.
-    #[error("it is HOST:PORT, as in 192.0.2.11:7377 or [2001:db8::11]:7377")]
+    /// Not `HOST:PORT`.
+    #[error("expected HOST:PORT, for example 192.0.2.11:7377 or [2001:db8::11]:7377")]
     NoHostPort,
-    /// The path means another namespace to the agent than to the caller.
-    #[error("to the agent it is the agent's own namespace; use --pid")]
+    /// The path means another namespace in the agent than in the caller.
+    #[error("the agent would resolve it to its own namespace; use --pid")]
     OwnProcess,
     /// The path cannot be sent.
-    #[error("it is no path that can be made absolute")]
+    #[error("the path cannot be made absolute")]
     NoPath,
-    /// It is no length of time.
-    #[error("it is a time with its unit, as in 500ms, 2s or 1m30s")]
+    /// Not a duration.
+    #[error("expected a time with a unit, for example 500ms, 2s or 1m30s")]
     NoDuration,
-    /// It is no whole number.
+    /// Not an integer.
     #[error(transparent)]
     NoNumber(#[from] std::num::ParseIntError),
-    /// It is no MTU.
+    /// Not an MTU.
     #[error(transparent)]
     Mtu(#[from] InvalidMtu),
-    /// It is no VNI.
+    /// Not a VNI.
     #[error(transparent)]
     Vni(#[from] InvalidVni),
 }
@@ -45,27 +45,27 @@ pub(crate) enum InvalidValue {
 /// A label or an option.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct KeyValue {
-    /// Its name.
+    /// The key.
     pub(crate) key: String,
     /// Its value; empty when none was given.
     pub(crate) value: String,
 }
 
-/// An address that is in use by something that is no endpoint.
+/// A reserved address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct AuxAddress {
-    /// What has it.
+    /// The name of its user.
     pub(crate) name: String,
     /// The address.
     pub(crate) ip: IpAddr,
 }
 
-/// Anything but nothing: an empty name in a request would mean "all" or "default".
+/// Rejects an empty value: an empty name in a request would mean "all" or "default".
 pub(crate) fn not_empty(text: &str) -> Result<String, InvalidValue> {
     if text.is_empty() { Err(InvalidValue::Empty) } else { Ok(text.to_owned()) }
 }
 
-/// `KEY=VALUE`, or `KEY` alone.
+/// Parses `KEY=VALUE` or `KEY`.
 pub(crate) fn key_value(text: &str) -> Result<KeyValue, InvalidValue> {
     let (key, value) = text.split_once('=').unwrap_or((text, ""));
     if key.is_empty() {
@@ -74,7 +74,7 @@ pub(crate) fn key_value(text: &str) -> Result<KeyValue, InvalidValue> {
     Ok(KeyValue { key: key.to_owned(), value: value.to_owned() })
 }
 
-/// `NAME=IP`.
+/// Parses `NAME=IP`.
 pub(crate) fn aux_address(text: &str) -> Result<AuxAddress, InvalidValue> {
     let (name, ip) = text.split_once('=').ok_or(InvalidValue::NoAuxAddress)?;
     match ip.parse() {
@@ -83,7 +83,7 @@ pub(crate) fn aux_address(text: &str) -> Result<AuxAddress, InvalidValue> {
     }
 }
 
-/// `HOST:PORT`, where an IPv6 address stands in brackets.
+/// Parses `HOST:PORT`, with brackets around an IPv6 address.
 pub(crate) fn host_port(text: &str) -> Result<String, InvalidValue> {
     let (host, port) = text.rsplit_once(':').ok_or(InvalidValue::NoHostPort)?;
     let bracketed = host.starts_with('[') && host.ends_with(']');
@@ -95,8 +95,8 @@ pub(crate) fn host_port(text: &str) -> Result<String, InvalidValue> {
     }
 }
 
-/// A name under `/run/netns`, or a path, made absolute since the agent's working directory is
-/// another.
+/// Parses a name under `/run/netns`, or a path. The path becomes absolute, because the agent has
+/// another working directory.
 pub(crate) fn netns(text: &str) -> Result<String, InvalidValue> {
     let text = not_empty(text)?;
     if !text.contains('/') {
@@ -109,8 +109,8 @@ pub(crate) fn netns(text: &str) -> Result<String, InvalidValue> {
     path.into_os_string().into_string().map_err(|_| InvalidValue::NoPath)
 }
 
-/// A length of time as Go and Compose write it: numbers with units from hours to microseconds, one
-/// after the other.
+/// Parses a duration as Go and Compose write it: a sequence of numbers with units from hours to
+/// microseconds.
 pub(crate) fn duration(text: &str) -> Result<Duration, InvalidValue> {
     let mut rest = text;
     let mut total = Duration::ZERO;
@@ -135,12 +135,12 @@ pub(crate) fn duration(text: &str) -> Result<Duration, InvalidValue> {
     if text.is_empty() { Err(InvalidValue::NoDuration) } else { Ok(total) }
 }
 
-/// An MTU in bytes.
+/// Parses an MTU in bytes.
 pub(crate) fn mtu(text: &str) -> Result<Mtu, InvalidValue> {
     Ok(text.parse::<u32>()?.try_into()?)
 }
 
-/// A VNI.
+/// Parses a VNI.
 pub(crate) fn vni(text: &str) -> Result<Vni, InvalidValue> {
     Ok(text.parse::<u32>()?.try_into()?)
 }

@@ -109,9 +109,9 @@ async fn rotate_keys(client: &Client, format: Option<Format>) -> Result<String, 
     in_form(&rotated, format, |Rotated { generation, pending }| {
         let pending = match pending.as_slice() {
             [] => String::new(),
-            nodes => format!("Still to announce theirs: {}\n", table::list(nodes)),
+            nodes => format!("Nodes that have not announced their keys yet: {}\n", table::list(nodes)),
         };
-        format!("Every host makes a key of generation {generation}.\n{pending}")
+        format!("Every node creates a key of generation {generation}.\n{pending}")
     })
 }
 
@@ -154,8 +154,8 @@ async fn status(client: &Client, format: Option<Format>) -> Report {
         Err(problem) => return problem.into(),
     };
     let Some(cluster) = local.cluster else {
-        return Problem::new(ProblemKind::Conflict, "cluster status, this host is a member of no cluster")
-            .hint("make one with `meshctl cluster init`, or join one with `meshctl cluster join`")
+        return Problem::new(ProblemKind::Conflict, "cluster status, this host is not in a cluster")
+            .hint("create one with `meshctl cluster init`, or join one with `meshctl cluster join`")
             .into();
     };
     let (nodes, mut problems) = match count(client).await {

@@ -10,7 +10,7 @@ use crate::report;
 /// result's. Without a terminal it is an error, with `hint` as what to do.
 pub(super) fn confirm(command: &str, what: &str, hint: &str) -> Result<(), Problem> {
     if !io::stdin().is_terminal() {
-        let message = format!("{command}, needs a yes, standard input is no terminal to ask at");
+        let message = format!("{command}, requires confirmation, and standard input is not a terminal");
         return Err(Problem::new(ProblemKind::Unconfirmed, message).hint(hint));
     }
     let asked = |error: io::Error| report::failed(format!("{command}, cannot ask: {error}"));
@@ -22,6 +22,6 @@ pub(super) fn confirm(command: &str, what: &str, hint: &str) -> Result<(), Probl
     if matches!(answer.trim().to_lowercase().as_str(), "y" | "yes") {
         Ok(())
     } else {
-        Err(report::failed(format!("{command}, nothing was removed: the answer was not yes")))
+        Err(report::failed(format!("{command}, nothing was removed: not confirmed")))
     }
 }

@@ -5,7 +5,7 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use super::results::{each, ids, in_form, inspect, list_of};
 use crate::cli::endpoint::{Attach, Command, Ls};
 use crate::client::Client;
-use crate::filter::{EndpointKey, Filter, passes};
+use crate::filter::{EndpointKey, Filter, matches_all};
 use crate::format::Format;
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short};
@@ -101,13 +101,15 @@ async fn all(client: &Client, network: String, node: String) -> Result<v1::ListE
     client.call(client.control().await?.list_endpoints(request)).await
 }
 
-/// What no endpoint is found for may be on a node that a manager has not heard since it began.
+/// An endpoint that is not found may be on a node that has not reported since the manager started.
 fn perhaps_elsewhere(problem: Problem, unheard: &[String]) -> Problem {
     if unheard.is_empty() {
         return problem;
     }
-    problem
-        .hint(format!("since it began, the manager has not heard of the endpoints on {}", unheard.join(", ")))
+    problem.hint(format!(
+        "the manager has restarted and has no report yet of the endpoints on {}",
+        unheard.join(", ")
+    ))
 }
 
 /// The endpoint meant by an id, a name, or the beginning of an id, in this order; each may be
@@ -138,16 +140,15 @@ fn find<'a>(endpoints: &'a [v1::Endpoint], asked: &str) -> Result<&'a v1::Endpoi
         }
         several => {
             let which = several.iter().map(|e| format!("{} on network {}", e.id, e.network_name));
-            let message = format!("endpoint inspect, {asked}, could be any of {}", several.len());
-            let hint =
-                format!("name one as NETWORK/NAME, or by its id: {}", which.collect::<Vec<_>>().join(", "));
+            let message = format!("endpoint inspect, {asked}, matches {} endpoints", several.len());
+            let hint = format!("use NETWORK/NAME, or the id: {}", which.collect::<Vec<_>>().join(", "));
             Err(Problem::new(ProblemKind::Usage, message).hint(hint))
         }
     }
 }
 
 fn matches(filters: &[Filter<EndpointKey>], endpoint: &Endpoint) -> bool {
-    passes(filters, |key, value| match key {
+    matches_all(filters, |key, value| match key {
         EndpointKey::Id => endpoint.id.starts_with(value),
         EndpointKey::Name => endpoint.name.contains(value),
         EndpointKey::Network => endpoint.network.eq_ignore_ascii_case(value),

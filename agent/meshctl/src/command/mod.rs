@@ -1,4 +1,4 @@
-//! What each command does: its calls, and its result in the form asked for.
+//! The commands: their calls, and their results in the requested format.
 
 mod apply;
 mod cluster;

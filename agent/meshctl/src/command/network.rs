@@ -9,7 +9,7 @@ use super::results::{each, ids, inspect, list_of};
 use crate::cli::network::{Command, Create, Ls, Prune, Update};
 use crate::cli::value::{AuxAddress, KeyValue};
 use crate::client::{Client, incomplete};
-use crate::filter::{Filter, NetworkKey, passes};
+use crate::filter::{Filter, NetworkKey, matches_all};
 use crate::format::Format;
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short, yes_no};
@@ -94,7 +94,7 @@ fn encrypted_option(options: &mut HashMap<String, String>) -> Result<bool, Probl
         Some("" | "true") => Ok(true),
         Some(other) => Err(Problem::new(
             ProblemKind::Usage,
-            format!("network create, option encrypted={other}, is neither true nor false"),
+            format!("network create, option encrypted={other}, must be true or false"),
         )
         .hint("write --encrypted")),
     }
@@ -109,9 +109,10 @@ fn aux_addresses(addresses: Vec<AuxAddress>) -> Result<HashMap<String, String>, 
     let mut aux = HashMap::new();
     for AuxAddress { name, ip } in addresses {
         if let Some(other) = aux.insert(name.clone(), ip.to_string()) {
-            let message =
-                format!("network create, --aux-address {name}={ip}, {name} is given {other} already");
-            return Err(Problem::new(ProblemKind::Usage, message).hint("give each address a name of its own"));
+            let message = format!("network create, --aux-address {name}={ip}, {name} is already {other}");
+            return Err(
+                Problem::new(ProblemKind::Usage, message).hint("use a different name for each address")
+            );
         }
     }
     Ok(aux)
@@ -164,7 +165,7 @@ fn row(network: &v1::Network) -> [String; 6] {
 }
 
 fn matches(filters: &[Filter<NetworkKey>], network: &v1::Network) -> bool {
-    passes(filters, |key, value| match key {
+    matches_all(filters, |key, value| match key {
         NetworkKey::Driver => value == DRIVER,
         NetworkKey::Id => network.id.starts_with(value),
         NetworkKey::Label => match value.split_once('=') {
@@ -185,7 +186,7 @@ async fn one(client: &Client, network: String) -> Result<Network, Problem> {
 }
 
 /// This host's counters of a network and the MTU that endpoints get here; nothing for a network
-/// that the host's datapath has never heard of.
+/// that the host's data path does not know.
 async fn counters(client: &Client, vni: u32) -> Result<(Vec<NetworkCounter>, Option<u32>), Problem> {
     let request = v1::NetworkCountersRequest { vni };
     match client.call(client.local().await?.network_counters(request)).await {
@@ -245,8 +246,8 @@ async fn prune(client: &Client, prune: &Prune, format: Option<Format>) -> Report
 
 async fn pruned(client: &Client, prune: &Prune) -> Result<Vec<Named>, Problem> {
     if !prune.force {
-        let question = "This removes all networks that nothing is attached to.";
-        confirm("network prune", question, "use -f to remove without a question")?;
+        let question = "This removes all networks without endpoints.";
+        confirm("network prune", question, "use -f to remove without confirmation")?;
     }
     let answer = client.call(client.control().await?.prune_networks(v1::PruneNetworksRequest {})).await?;
     Ok(answer.removed.into_iter().map(|gone| Named { id: gone.id, name: gone.name }).collect())

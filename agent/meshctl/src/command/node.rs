@@ -7,7 +7,7 @@ use super::results::{each, ids, in_form, inspect, list_of};
 use super::status::chosen;
 use crate::cli::node::{Command, Ls, Rm, Update};
 use crate::client::Client;
-use crate::filter::{Filter, NodeKey, passes};
+use crate::filter::{Filter, NodeKey, matches_all};
 use crate::format::Format;
 use crate::report::Report;
 use crate::table::{columns, details, or_none, short, yes_no};
@@ -73,7 +73,7 @@ fn row(node: &Node) -> [String; 9] {
 }
 
 fn matches(filters: &[Filter<NodeKey>], node: &Node) -> bool {
-    passes(filters, |key, value| match key {
+    matches_all(filters, |key, value| match key {
         NodeKey::Availability => view::availability(node.availability) == value,
         NodeKey::Id => node.id.starts_with(value),
         NodeKey::Name => node.name.contains(value),

@@ -6,7 +6,7 @@ use serde::Serialize;
 use crate::format::Format;
 use crate::report::{self, Report};
 
-/// Does the same for each name, and goes on after an error.
+/// Makes a call for each name, and continues after an error.
 pub(super) async fn each<T>(
     names: Vec<String>,
     mut call: impl AsyncFnMut(String) -> Result<T, Problem>,
@@ -21,7 +21,7 @@ pub(super) async fn each<T>(
     (done, problems)
 }
 
-/// The result of several removals and the like: what is gone, a line each.
+/// The result of several removals and the like, one line each.
 pub(super) fn list_of<T: Serialize>(
     (done, mut problems): (Vec<T>, Vec<Problem>),
     format: Option<Format>,
@@ -58,7 +58,7 @@ pub(super) async fn inspect<T: Serialize>(
     Report { text, problems, ..Report::default() }
 }
 
-/// A result as text for people unless JSON is asked for.
+/// Formats a result as text, or as JSON if requested.
 pub(super) fn in_form<T: Serialize + ?Sized>(
     value: &T,
     format: Option<Format>,
@@ -67,7 +67,7 @@ pub(super) fn in_form<T: Serialize + ?Sized>(
     if format == Some(Format::Json) { report::json(value) } else { Ok(text(value)) }
 }
 
-/// Ids, a line each, or as a JSON array.
+/// Formats ids, one a line, or as a JSON array.
 pub(super) fn ids<'a>(ids: impl Iterator<Item = &'a str>, format: Option<Format>) -> Result<String, Problem> {
     let ids: Vec<_> = ids.collect();
     in_form(&ids, format, |ids| ids.iter().flat_map(|id| [id, "\n"]).collect())

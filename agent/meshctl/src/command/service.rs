@@ -9,7 +9,7 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use super::results::{each, ids, in_form, inspect, list_of};
 use crate::cli::service::{Backend as BackendCommand, Command, Create, Health, Ls, Ps, Update};
 use crate::client::Client;
-use crate::filter::{BackendKey, Filter, ServiceKey, passes};
+use crate::filter::{BackendKey, Filter, ServiceKey, matches_all};
 use crate::format::Format;
 use crate::report::{self, Report};
 use crate::table::{columns, details, list, or_none, short, yes_no};
@@ -67,7 +67,7 @@ fn notes(answer: &v1::ServiceStatus, format: Option<Format>) -> Vec<String> {
 pub(super) fn unchecked(nodes: &[String], format: Option<Format>) -> Vec<String> {
     let warn = |node: &String| {
         let text = format!(
-            "node {node} is away: if a socket of its host has a published port, `meshctl status` there reports it when the node returns"
+            "node {node} is not connected: if a socket of its host uses a published port, `meshctl status` on that node reports it once it is back"
         );
         report::warning(&text, format)
     };
@@ -78,9 +78,9 @@ fn create_request(create: Create) -> Result<v1::CreateServiceRequest, Problem> {
     let health = match kind(&create.health) {
         Some(kind) => Some(check("service create", kind, &create.health, None)?),
         None if create.health.interval.is_some() || create.health.retries.is_some() => {
-            let message = "service create, --health-interval and --health-retries, there is no check";
+            let message = "service create, --health-interval and --health-retries, no check is given";
             return Err(Problem::new(ProblemKind::Usage, message)
-                .hint("say what is checked: --health-tcp or --health-http"));
+                .hint("specify the check: --health-tcp or --health-http"));
         }
         None => None,
     };
@@ -157,7 +157,7 @@ async fn update(client: &Client, update: Update, format: Option<Format>) -> Resu
         None => {
             let message = format!("service update, {}, its endpoints are not checked", update.service);
             return Err(Problem::new(ProblemKind::Conflict, message)
-                .hint("say what is checked: --health-tcp or --health-http"));
+                .hint("specify the check: --health-tcp or --health-http"));
         }
     };
     let affinity = update
@@ -236,7 +236,7 @@ fn reasons(backends: &[Backend]) -> String {
 }
 
 fn matches(filters: &[Filter<ServiceKey>], service: &Service) -> bool {
-    passes(filters, |key, value| match key {
+    matches_all(filters, |key, value| match key {
         ServiceKey::Id => service.id.starts_with(value),
         ServiceKey::Label => match value.split_once('=') {
             None => service.labels.contains_key(value),
@@ -269,7 +269,7 @@ async fn ps(client: &Client, ps: Ps, format: Option<Format>) -> Report {
 }
 
 fn matches_backend(filters: &[Filter<BackendKey>], backend: &Backend) -> bool {
-    passes(filters, |key, value| match key {
+    matches_all(filters, |key, value| match key {
         BackendKey::Health => backend.health == value,
         BackendKey::Id => backend.id.starts_with(value),
         BackendKey::Name => backend.name.contains(value),

@@ -22,7 +22,7 @@ pub(crate) struct Network {
     pub(crate) driver: &'static str,
     pub(crate) vni: u32,
     pub(crate) subnets: Vec<Subnet>,
-    /// What endpoints get on this host, in bytes; null when the host cannot tell.
+    /// What endpoints get on this host, in bytes; null if the host does not know it.
     pub(crate) mtu: Option<u32>,
     pub(crate) encrypted: bool,
     pub(crate) internal: bool,

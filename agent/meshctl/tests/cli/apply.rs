@@ -171,7 +171,7 @@ fn a_subnet_that_changed_is_a_conflict_and_nothing_is_touched() {
 fn what_cannot_be_understood_is_a_usage_error_with_its_line() {
     for (text, message) in [
         ("services:\n  web: [1\n", "compose.yaml line 2, unclosed bracket"),
-        ("a: 1\nservices: x\n", "compose.yaml line 2, services: it is text, and must be a map"),
+        ("a: 1\nservices: x\n", "compose.yaml line 2, services: it must be a map, not text"),
         (
             "services:\n  web:\n    ports: [\"80:x\"]\n",
             "line 3, services.web.ports[0]: \"80:x\": \"x\" is neither a port",
@@ -290,7 +290,7 @@ fn a_prune_that_removes_everything_needs_a_yes() {
     for text in [without_services.as_str(), "name: shop\n"] {
         let refused = apply(&agent, text, &["--prune"]);
         assert_eq!((refused.code, refused.out.as_str()), (7, ""), "{}", refused.err);
-        assert!(refused.err.contains("error: apply, needs a yes"), "{}", refused.err);
+        assert!(refused.err.contains("error: apply, requires confirmation"), "{}", refused.err);
         assert!(
             refused
                 .err

@@ -67,7 +67,7 @@ fn without_a_socket_the_agent_is_unreachable_and_the_hint_says_how_to_start_it()
     let done = run();
     assert_eq!(done.code, 5);
     assert!(
-        done.err.contains("no such socket") && done.err.contains("hint: is meshd running?"),
+        done.err.contains("no such socket") && done.err.contains("hint: check that meshd runs"),
         "{}",
         done.err
     );
@@ -76,7 +76,7 @@ fn without_a_socket_the_agent_is_unreachable_and_the_hint_says_how_to_start_it()
     let done = run();
     assert_eq!(done.code, 5);
     assert!(
-        done.err.contains("nobody listens") && done.err.contains("systemctl start meshd"),
+        done.err.contains("no process listens") && done.err.contains("systemctl start meshd"),
         "{}",
         done.err
     );

@@ -47,7 +47,7 @@ fn an_endpoint_is_named_with_its_network_where_the_name_alone_is_not_enough() {
     let agent = agent();
     let ambiguous = agent.run("endpoint inspect web");
     assert_eq!(ambiguous.code, 2, "{}", ambiguous.err);
-    assert!(ambiguous.err.contains("hint: name one as NETWORK/NAME"), "{}", ambiguous.err);
+    assert!(ambiguous.err.contains("hint: use NETWORK/NAME"), "{}", ambiguous.err);
     for (name, id) in [("app/web", 1), ("BACK/web", 2), ("back/db", 3), ("db", 3)] {
         let found = agent.run(&format!("endpoint inspect {name}")).json();
         assert_eq!(found["id"], json!(format!("eee{id:021}")), "{name}");

@@ -197,7 +197,7 @@ fn prune_without_a_terminal_needs_force() {
     let agent = agent();
     let refused = agent.run("network prune");
     assert_eq!(refused.code, 7);
-    assert!(refused.err.ends_with("hint: use -f to remove without a question\n"), "{}", refused.err);
+    assert!(refused.err.ends_with("hint: use -f to remove without confirmation\n"), "{}", refused.err);
     assert!(!agent.services.with(|state| state.pruned));
     assert_eq!(agent.run("network prune -f").text(), "");
     assert!(agent.services.with(|state| state.pruned));

@@ -250,7 +250,10 @@ fn attach_tells_what_belongs_into_resolv_conf() {
 #[test]
 fn rotated_keys_are_told_with_the_nodes_that_follow_later() {
     let text = agent().run("cluster rotate-keys").text();
-    assert_eq!(text, "Every host makes a key of generation 2.\nStill to announce theirs: h3\n");
+    assert_eq!(
+        text,
+        "Every node creates a key of generation 2.\nNodes that have not announced their keys yet: h3\n"
+    );
     assert_eq!(
         agent().run("cluster rotate-keys --format json").json(),
         json!({"generation": 2, "pending": ["h3"]})

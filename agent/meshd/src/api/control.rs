@@ -6,16 +6,13 @@ use std::sync::Arc;
 use mesh_model::{EndpointPhase, Network};
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::v1::control_server::Control;
-use mesh_proto::{Problem, ProblemKind, v1};
+use mesh_proto::{MAX_MESSAGE, Problem, ProblemKind, v1};
 use tonic::transport::Channel;
 use tonic::{Code, Request, Response, Status, async_trait};
 
 use crate::managers::Connected;
 use crate::membership::Memberships;
 use crate::session;
-
-/// A cluster of many networks and endpoints is larger than tonic's 4 MiB.
-const MAX_MESSAGE: usize = 64 << 20;
 
 /// Passes calls on to a manager, as this node.
 #[derive(Debug, Clone)]

@@ -5,14 +5,13 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_dns::{Change, Sockets, Status, Zones};
 use mesh_model::naming;
-use rustix::net::sockopt::socket_peercred;
-use rustix::process::{Signal, kill_process};
+use mesh_sys::helper;
 use tokio::sync::watch;
 
 use super::process::{COMMAND, SOCKET};
@@ -96,29 +95,12 @@ impl Helper {
         let Settings { run_dir, resolv_conf } = &self.settings;
         // Of this very program, even when there is another one at its path by now.
         let mut command = Command::new("/proc/self/exe");
-        command.arg(COMMAND).arg(run_dir).arg(resolv_conf).stdin(Stdio::null()).stdout(Stdio::null());
-        let mut child = command.spawn()?;
-        let deadline = Instant::now() + PATIENCE;
-        let stream = loop {
+        command.arg(COMMAND).arg(run_dir).arg(resolv_conf);
+        let stream = helper::start(&mut command, PATIENCE, "dns-reaper", |child| {
             // The socket of a former process may still be there.
-            if let Ok(stream) = connect(run_dir, PATIENCE)
-                && socket_peercred(&stream)
-                    .is_ok_and(|peer| i64::from(peer.pid.as_raw_nonzero().get()) == i64::from(child.id()))
-            {
-                break stream;
-            }
-            if let Some(status) = child.try_wait()? {
-                return Err(io::Error::other(format!("it ended at once ({status})")));
-            }
-            if Instant::now() >= deadline {
-                return Err(io::Error::new(io::ErrorKind::TimedOut, "it did not start"));
-            }
-            thread::sleep(Duration::from_millis(2));
-        };
-        // Somebody has to take its exit status when it ends.
-        let reap = move || drop(child.wait());
-        thread::Builder::new().name("dns-reaper".to_owned()).stack_size(64 << 10).spawn(reap)?;
-        Ok(stream)
+            connect(run_dir, PATIENCE).ok().filter(|stream| helper::is_peer(stream, child))
+        });
+        Ok(stream?)
     }
 
     /// Notices when the process ends: a connection of its own ends with it.
@@ -280,8 +262,7 @@ fn answer(stream: &UnixStream) -> io::Result<(Answer, Option<Sockets>)> {
 
 /// Ends the process at the other end of a connection, which may be stopped or hang.
 fn end_by_force(stream: &UnixStream) {
-    let killed = socket_peercred(stream).and_then(|peer| kill_process(peer.pid, Signal::KILL));
-    if let Err(error) = killed {
+    if let Err(error) = helper::kill_peer(stream) {
         tracing::debug!(%error, "the name server's process could not be ended");
     }
 }

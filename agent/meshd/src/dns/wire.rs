@@ -2,18 +2,14 @@
 //! each after its length, some with descriptors.
 
 use std::collections::BTreeMap;
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
-use std::mem::MaybeUninit;
+use std::io::{self, Read, Write};
 use std::net::{IpAddr, TcpListener, UdpSocket};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use mesh_dns::{Change, Sockets};
-use rustix::net::{
-    RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage,
-    SendFlags, recvmsg, sendmsg,
-};
+use mesh_sys::descriptors;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -118,12 +114,7 @@ pub(super) fn send<T: Serialize>(
     let length = u32::try_from(payload.len()).map_err(io::Error::other)?.to_be_bytes();
     let fds: Vec<BorrowedFd<'_>> =
         sockets.iter().flat_map(|sockets| [sockets.udp.as_fd(), sockets.tcp.as_fd()]).collect();
-    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PAIR))];
-    let mut control = SendAncillaryBuffer::new(&mut space);
-    if !fds.is_empty() && !control.push(SendAncillaryMessage::ScmRights(&fds)) {
-        return Err(io::ErrorKind::InvalidInput.into());
-    }
-    let sent = sendmsg(stream, &[IoSlice::new(&length)], &mut control, SendFlags::NOSIGNAL)?;
+    let sent = descriptors::send(stream, &length, &fds)?;
     let mut stream = stream;
     stream.write_all(&length[sent..])?;
     stream.write_all(&payload)
@@ -134,19 +125,7 @@ pub(super) fn receive<T: DeserializeOwned>(stream: &UnixStream) -> io::Result<Op
     let mut length = [0; LENGTH];
     let (mut filled, mut fds) = (0, Vec::new());
     while filled < LENGTH {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(PAIR))];
-        let mut control = RecvAncillaryBuffer::new(&mut space);
-        let rest = &mut [IoSliceMut::new(&mut length[filled..])];
-        let received = match recvmsg(stream, rest, &mut control, RecvFlags::CMSG_CLOEXEC) {
-            Err(rustix::io::Errno::INTR) => continue,
-            received => received?,
-        };
-        for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(received) = message {
-                fds.extend(received);
-            }
-        }
-        match (received.bytes, filled) {
+        match (descriptors::receive(stream, &mut length[filled..], &mut fds)?, filled) {
             (0, 0) => return Ok(None),
             (0, _) => return Err(io::ErrorKind::UnexpectedEof.into()),
             (bytes, _) => filled += bytes,

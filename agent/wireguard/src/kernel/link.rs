@@ -1,4 +1,4 @@
-//! Making and removing the device.
+//! Creates and removes the device.
 
 use std::io;
 
@@ -15,8 +15,8 @@ use nix::{errno::Errno, net::if_::if_nametoindex};
 use super::netlink;
 use crate::{Error, Result};
 
-/// Makes a WireGuard device unless there is a device of that name: whether that is one is seen when
-/// it is set up. Tells whether it was made.
+/// Creates a WireGuard device unless a device of that name exists; its kind is checked when it is
+/// set up. Returns whether it was created.
 pub(super) fn create(name: &str, index: Option<u32>) -> Result<bool> {
     let mut link = LinkMessage::default();
     link.header.index = index.unwrap_or_default();
@@ -28,13 +28,13 @@ pub(super) fn create(name: &str, index: Option<u32>) -> Result<bool> {
         Err(error) => match error.raw_os_error().map(Errno::from_raw) {
             Some(Errno::EEXIST) => Ok(false),
             Some(Errno::EOPNOTSUPP) => Err(Error::NoKernelWireguard),
-            _ => Err(Error::System { action: format!("make the device {name}"), source: error }),
+            _ => Err(Error::System { action: format!("create the device {name}"), source: error }),
         },
         Ok(()) => Ok(true),
     }
 }
 
-/// Removes the device; one that is gone is fine.
+/// Removes the device; succeeds if it no longer exists.
 pub(super) fn remove(name: &str) -> Result<()> {
     let Ok(index) = if_nametoindex(name) else { return Ok(()) };
     let mut link = LinkMessage::default();

@@ -143,7 +143,7 @@ pub(super) fn moves(config: &EngineConfig, device: &Device) -> Vec<Vec<Wireguard
     let moves = config.peers.values().filter_map(|peer| {
         let (key, address) = (key_in_use(&peer.keys, device)?, peer.tunnel_address);
         let known = device.peers.get(&key)?;
-        // The key that loses it need not be told: an address has one owner.
+        // The key that loses it needs no message: an address has one owner.
         (!known.allowed.contains(&address)).then(|| {
             WireguardPeer(vec![
                 WireguardPeerAttribute::PublicKey(key.0),

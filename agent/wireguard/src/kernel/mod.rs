@@ -65,7 +65,7 @@ pub fn try_kernel_wireguard() -> Result<()> {
         .spawn(|| {
             // Asked outside: a kernel without WireGuard is told before there is anything to fail.
             let mut engine = KernelEngine::new()?;
-            unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("make a network namespace"))?;
+            unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("create a network namespace"))?;
             engine.apply(&sample()?)
         })
         .map_err(Error::system("start a thread"))?
@@ -265,10 +265,11 @@ fn family() -> Result<u16> {
     let answers = netlink::request(NETLINK_GENERIC, &serialize(request, NLM_F_REQUEST | NLM_F_ACK));
     let answers = match answers {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoKernelWireguard),
-        answers => answers.map_err(Error::system("ask the kernel for WireGuard"))?,
+        answers => answers.map_err(Error::system("query the kernel for WireGuard"))?,
     };
     for bytes in answers {
-        let answer: GenlCtrl = deserialize(&bytes).map_err(Error::system("ask the kernel for WireGuard"))?;
+        let answer: GenlCtrl =
+            deserialize(&bytes).map_err(Error::system("query the kernel for WireGuard"))?;
         for attribute in answer.nlas {
             if let GenlCtrlAttrs::FamilyId(id) = attribute {
                 return Ok(id);

@@ -19,7 +19,7 @@ use super::{
 const MAX_SEGMENTS: usize = 64;
 /// Largest inner packet.
 const MAX_PACKET: usize = 65535;
-/// How far back a flow's super-packet is looked for.
+/// Most recent super-packets that are searched for that of a flow.
 const LOOK_BACK: usize = 32;
 /// SYN, RST and URG are never joined.
 const NEVER: u8 = 0x26;

@@ -16,11 +16,11 @@ const CWR: u8 = 0x80;
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut<'f> {
     frame: &'f [u8],
-    way: Way,
+    method: Method,
 }
 
 #[derive(Debug, Clone, Copy)]
-enum Way {
+enum Method {
     /// As it is.
     Whole,
     /// As it is, with the checksum that covers everything from `start` completed at `at`.
@@ -36,22 +36,22 @@ impl<'f> Cut<'f> {
         if frame.len() < ETHERNET {
             return None;
         }
-        let way = match vnet.kind() {
-            GSO_NONE if vnet.flags & NEEDS_CSUM == 0 => Way::Whole,
+        let method = match vnet.kind() {
+            GSO_NONE if vnet.flags & NEEDS_CSUM == 0 => Method::Whole,
             GSO_NONE => {
                 let start = usize::from(vnet.csum_start);
                 let at = start + usize::from(vnet.csum_offset);
                 if start < ETHERNET || at + 2 > frame.len() {
                     return None;
                 }
-                Way::Checksum { start, at }
+                Method::Checksum { start, at }
             }
             kind => Self::segments(vnet, frame, kind)?,
         };
-        Some(Self { frame, way })
+        Some(Self { frame, method })
     }
 
-    fn segments(vnet: &VnetHeader, frame: &[u8], kind: u8) -> Option<Way> {
+    fn segments(vnet: &VnetHeader, frame: &[u8], kind: u8) -> Option<Method> {
         let layers = Layers::of(frame)?;
         let fits = match kind {
             GSO_TCPV4 => layers.protocol == TCP && !layers.v6,
@@ -64,21 +64,21 @@ impl<'f> Cut<'f> {
         if !fits || size == 0 || payload == 0 {
             return None;
         }
-        Some(Way::Segments { layers, size, count: payload.div_ceil(size) })
+        Some(Method::Segments { layers, size, count: payload.div_ceil(size) })
     }
 
     /// Number of frames that come out.
     pub(crate) fn count(&self) -> usize {
-        match self.way {
-            Way::Segments { count, .. } => count,
+        match self.method {
+            Method::Segments { count, .. } => count,
             _ => 1,
         }
     }
 
     /// Bytes of the longest frame that comes out.
     pub(crate) fn longest(&self) -> usize {
-        match self.way {
-            Way::Segments { layers, size, .. } => self.frame.len().min(layers.payload + size),
+        match self.method {
+            Method::Segments { layers, size, .. } => self.frame.len().min(layers.payload + size),
             _ => self.frame.len(),
         }
     }
@@ -86,14 +86,14 @@ impl<'f> Cut<'f> {
     /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if
     /// `out` is too short or there is no such frame.
     pub(crate) fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
-        match self.way {
-            Way::Segments { layers, size, count } => self.write_segment(index, layers, size, count, out),
+        match self.method {
+            Method::Segments { layers, size, count } => self.write_segment(index, layers, size, count, out),
             _ if index != 0 => None,
-            Way::Whole => {
+            Method::Whole => {
                 out.get_mut(..self.frame.len())?.copy_from_slice(self.frame);
                 Some(self.frame.len())
             }
-            Way::Checksum { start, at } => {
+            Method::Checksum { start, at } => {
                 let out = out.get_mut(..self.frame.len())?;
                 out.copy_from_slice(self.frame);
                 // The field holds the pseudo-header's sum, so a plain sum over it completes the

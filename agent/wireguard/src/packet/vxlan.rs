@@ -3,6 +3,8 @@
 
 use std::net::Ipv4Addr;
 
+use mesh_ebpf_types::source_port;
+
 use super::{checksum, layers::ETHERNET};
 
 /// Bytes of IPv4, UDP and VXLAN headers.
@@ -10,8 +12,6 @@ pub(crate) const HEADERS: usize = 20 + 8 + 8;
 /// "The VNI is valid."
 const FLAG_VNI: u8 = 0x08;
 const DONT_FRAGMENT: u8 = 0x40;
-/// First of the ports that a flow's hash chooses from (RFC 6335: dynamic ports).
-const FIRST_PORT: u16 = 49152;
 
 /// Headers for the frames of one flow to one peer.
 #[derive(Debug, Clone)]
@@ -32,9 +32,7 @@ impl Encapsulation {
         h[9] = super::layers::UDP;
         h[12..16].copy_from_slice(&from.octets());
         h[16..20].copy_from_slice(&to.octets());
-        let [low, high, ..] = flow.to_le_bytes();
-        let source = FIRST_PORT | u16::from(low) << 6 | u16::from(high >> 2);
-        h[20..22].copy_from_slice(&source.to_be_bytes());
+        h[20..22].copy_from_slice(&source_port(flow).to_be_bytes());
         h[22..24].copy_from_slice(&port.to_be_bytes());
         h[28] = FLAG_VNI;
         h[32..36].copy_from_slice(&(vni << 8).to_be_bytes());

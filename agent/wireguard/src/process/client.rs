@@ -5,10 +5,11 @@ use std::{
     io,
     os::unix::net::UnixStream,
     path::{Path, PathBuf},
-    process::{Command, Stdio},
-    thread,
-    time::{Duration, Instant},
+    process::Command,
+    time::Duration,
 };
+
+use mesh_sys::helper::{self, StartError};
 
 use super::{
     protocol::{self, Request, Response, SOCKET},
@@ -16,14 +17,12 @@ use super::{
 };
 use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine};
 
-/// How long an engine process may take to start.
+/// Longest time that an engine process may take to start.
 const START: Duration = Duration::from_secs(15);
-/// How long it may take to answer.
+/// Longest time that it may take to respond.
 const ANSWER: Duration = Duration::from_secs(5);
-/// How long it may take to answer that it is alive.
+/// Longest time that it may take to respond to a liveness check.
 const LIFE_SIGN: Duration = Duration::from_secs(3);
-/// Time between two looks whether it has started.
-const LOOK: Duration = Duration::from_millis(2);
 
 /// How engine processes are started.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -103,7 +102,7 @@ impl EngineProcess {
     }
 
     /// Asks the process for a sign of life.
-    fn ask_for_life(&mut self) -> Result<()> {
+    fn check_alive(&mut self) -> Result<()> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             // A caller before has given up waiting for an answer.
@@ -148,32 +147,18 @@ impl EngineProcess {
         if take_over {
             command.arg("--take-over");
         }
-        // Its errors go where ours go; it lives on if that ends.
-        let mut child = command.stdin(Stdio::null()).stdout(Stdio::null()).spawn().map_err(failed())?;
-        let deadline = Instant::now() + START;
-        loop {
-            if let Ok(connection) = Connection::open(&self.run_dir)
-                && connection.version == self.command.version
-            {
-                self.connection = Some(connection);
-                break;
-            }
-            if let Some(status) = child.try_wait().map_err(failed())? {
-                return Err(Error::Process(format!("ended at once ({status})")));
-            }
-            if Instant::now() >= deadline {
-                return Err(Error::Process("did not start in time".to_owned()));
-            }
-            thread::sleep(LOOK);
-        }
-        // Somebody has to take its exit status when it ends.
-        let reap = move || {
-            let _ = child.wait();
+        let connect = |_: &_| {
+            Connection::open(&self.run_dir)
+                .ok()
+                .filter(|connection| connection.version == self.command.version)
         };
-        thread::Builder::new()
-            .name("wireguard-reaper".to_owned())
-            .spawn(reap)
-            .map_err(Error::system("start a thread"))?;
+        // Its errors go where ours go; it lives on if that ends.
+        let started = helper::start(&mut command, START, "wireguard-reaper", connect);
+        self.connection = Some(started.map_err(|error| match error {
+            StartError::Io(error) => failed()(error),
+            StartError::Ended(status) => Error::Process(format!("ended at once ({status})")),
+            StartError::Timeout => Error::Process("did not start in time".to_owned()),
+        })?);
         Ok(())
     }
 
@@ -185,7 +170,7 @@ impl EngineProcess {
         if result.is_err() {
             self.connection = None;
         }
-        match result.map_err(|error| Error::Process(format!("does not answer: {error}")))? {
+        match result.map_err(|error| Error::Process(format!("does not respond: {error}")))? {
             Response::Failed(message) => Err(Error::Remote(message)),
             response => Ok(response),
         }
@@ -230,7 +215,7 @@ impl WireguardEngine for EngineProcess {
     }
 
     fn check(&mut self) -> Result<()> {
-        let alive = self.ask_for_life();
+        let alive = self.check_alive();
         if alive.is_err() {
             (self.connection, self.was_suspended) = (None, false);
             stuck::end(&self.run_dir)?;
@@ -244,7 +229,7 @@ impl WireguardEngine for EngineProcess {
         }
         match self.ask(&Request::Status)? {
             Response::Status(status) => Ok(*status),
-            _ => Err(Error::Process("gave a strange answer".to_owned())),
+            _ => Err(Error::Process("sent an invalid response".to_owned())),
         }
     }
 

@@ -2,14 +2,14 @@
 //! unix socket.
 
 use std::{
-    io::{self, IoSlice, IoSliceMut, Read, Write},
+    io::{self, Read, Write},
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+        fd::{AsFd, OwnedFd},
         unix::net::UnixStream,
     },
 };
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, sendmsg};
+use mesh_sys::descriptors;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{EngineConfig, EngineStatus};
@@ -20,22 +20,20 @@ pub(super) const SOCKET: &str = "wireguard.sock";
 pub(super) const LOCK: &str = "wireguard.lock";
 /// Longest message: some tens of thousands of peers.
 const MAX_MESSAGE: u32 = 64 << 20;
-/// Most descriptors that are handed over at once.
-const MAX_DESCRIPTORS: usize = 64;
 
 /// What the daemon, or a successor, asks for.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request {
-    /// Who are you?
+    /// Requests [`Response::Hello`].
     Hello,
-    /// Make this true.
+    /// Applies a configuration.
     Apply(Box<EngineConfig>),
-    /// How are you?
+    /// Requests [`Response::Status`].
     Status,
-    /// Give device and sockets to me and end.
+    /// Requests device and sockets, and the end of the process.
     HandOver,
-    /// Remove the device and end.
+    /// Removes the device and ends the process.
     Stop,
 }
 
@@ -81,26 +79,13 @@ pub(super) fn read<T: DeserializeOwned>(stream: &mut UnixStream) -> io::Result<O
 
 /// Sends descriptors along with one byte.
 pub(super) fn send_descriptors(stream: &UnixStream, descriptors: &[OwnedFd]) -> io::Result<()> {
-    let raw: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
-    let control = [ControlMessage::ScmRights(&raw)];
-    sendmsg::<UnixAddr>(stream.as_raw_fd(), &[IoSlice::new(b"F")], &control, MsgFlags::MSG_NOSIGNAL, None)?;
-    Ok(())
+    let borrowed: Vec<_> = descriptors.iter().map(AsFd::as_fd).collect();
+    descriptors::send(stream, b"F", &borrowed).map(drop)
 }
 
 /// Receives what [`send_descriptors`] sent.
-#[expect(unsafe_code, reason = "received descriptors come as numbers")]
 pub(super) fn receive_descriptors(stream: &UnixStream) -> io::Result<Vec<OwnedFd>> {
-    let mut byte = [0];
-    let mut slices = [IoSliceMut::new(&mut byte)];
-    let mut space = nix::cmsg_space!([RawFd; MAX_DESCRIPTORS]);
-    let flags = MsgFlags::MSG_CMSG_CLOEXEC;
-    let message = recvmsg::<UnixAddr>(stream.as_raw_fd(), &mut slices, Some(&mut space), flags)?;
-    let mut descriptors = Vec::new();
-    for control in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(raw) = control {
-            // SAFETY: the kernel has just made these descriptors for us; nobody else knows of them.
-            descriptors.extend(raw.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
-        }
-    }
-    Ok(descriptors)
+    let mut received = Vec::new();
+    descriptors::receive(stream, &mut [0], &mut received)?;
+    Ok(received)
 }

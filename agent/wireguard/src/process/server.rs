@@ -33,7 +33,7 @@ use crate::{Error, Result, Userspace, WireguardEngine, sys::Wake, userspace::Han
 /// How long the predecessor may take to be gone.
 const PREDECESSOR: Duration = Duration::from_secs(10);
 /// Time between two looks whether it is.
-const LOOK: Duration = Duration::from_millis(2);
+const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
 /// How an engine process is to run.
 #[derive(Debug, Clone)]
@@ -43,8 +43,9 @@ struct Options {
     take_over: bool,
 }
 
-/// Runs the engine process until it is told to stop: what the command `meshd wireguard-engine`
-/// does, with what follows it as `args`: `--run-dir DIR --version TEXT [--take-over]`.
+/// Runs the engine process until it receives a stop request: what the command `meshd
+/// wireguard-engine` does, with what follows it as `args`: `--run-dir DIR --version TEXT
+/// [--take-over]`.
 ///
 /// It makes itself independent of whoever started it, takes the run folder's lock (of which there
 /// is one, so that there is one engine), and serves the socket `wireguard.sock` there (mode 0600;
@@ -69,12 +70,12 @@ impl Options {
                 "--run-dir" => run_dir = args.next().map(PathBuf::from),
                 "--version" => version = args.next(),
                 "--take-over" => take_over = true,
-                other => return Err(Error::Process(format!("does not know the option {other}"))),
+                other => return Err(Error::Process(format!("got the unknown option {other}"))),
             }
         }
         match (run_dir, version) {
             (Some(run_dir), Some(version)) => Ok(Self { run_dir, version, take_over }),
-            _ => Err(Error::Process("needs --run-dir and --version".to_owned())),
+            _ => Err(Error::Process("requires --run-dir and --version".to_owned())),
         }
     }
 }
@@ -88,11 +89,11 @@ fn lock(run_dir: &Path, patience: Duration) -> Result<Flock<File>> {
         file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => return Ok(lock),
             Err((_, _)) if Instant::now() >= deadline => {
-                return Err(Error::Process("runs already in this folder".to_owned()));
+                return Err(Error::Process("already runs in this folder".to_owned()));
             }
             Err((file, _)) => file,
         };
-        thread::sleep(LOOK);
+        thread::sleep(POLL_INTERVAL);
     }
 }
 
@@ -110,19 +111,19 @@ fn take_over(run_dir: &Path) -> Result<Userspace> {
             }
             let mut descriptors = protocol::receive_descriptors(&stream).map_err(failed())?;
             if descriptors.len() != queues + sockets {
-                return Err(Error::Process("did not get all descriptors of its predecessor".to_owned()));
+                return Err(Error::Process("did not receive all descriptors of its predecessor".to_owned()));
             }
             let sockets = descriptors.split_off(queues);
             Userspace::adopt(Handover { device, port, queues: descriptors, sockets })
         }
         Some(Response::Failed(message)) => Err(Error::Remote(message)),
-        _ => Err(Error::Process("did not understand its predecessor".to_owned())),
+        _ => Err(Error::Process("received an invalid response from its predecessor".to_owned())),
     }
 }
 
 fn serve(engine: Userspace, options: &Options) -> Result<()> {
     let path = options.run_dir.join(SOCKET);
-    // The lock says that nobody serves it.
+    // The lock proves that no process serves it.
     match fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
             return Err(Error::file("replace", path)(error));
@@ -131,7 +132,7 @@ fn serve(engine: Userspace, options: &Options) -> Result<()> {
     }
     let listener = UnixListener::bind(&path).map_err(Error::file("listen on", &path))?;
     let engine = Arc::new(Mutex::new(engine));
-    let stop = Arc::new(Wake::new().map_err(Error::system("make an event descriptor"))?);
+    let stop = Arc::new(Wake::new().map_err(Error::system("create an event descriptor"))?);
     loop {
         let mut fds =
             [PollFd::new(listener.as_fd(), PollFlags::POLLIN), PollFd::new(stop.as_fd(), PollFlags::POLLIN)];
@@ -169,7 +170,7 @@ fn converse(mut stream: UnixStream, engine: &Mutex<Userspace>, version: &str, pa
         let mut engine = engine.lock();
         let answered = answer(request, &mut engine, version, &mut stream);
         if ends && matches!(answered, Ok(true)) {
-            // Whoever comes now finds nobody, or the successor.
+            // Later callers find no process, or the successor.
             let _ = fs::remove_file(path);
             stop.wake();
             return;

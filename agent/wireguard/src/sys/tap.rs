@@ -10,7 +10,8 @@ use std::{
 
 use nix::fcntl::OFlag;
 
-use super::device::request;
+use mesh_sys::device::request;
+
 use crate::packet::virtio;
 
 const TUN: &str = "/dev/net/tun";

@@ -171,7 +171,7 @@ impl Userspace {
 
     /// Closes the device and the sockets, but keeps the sessions with peers.
     fn give_up_device(&mut self) {
-        tracing::warn!("the WireGuard device was changed by another program or failed; making it anew");
+        tracing::warn!("the WireGuard device was changed by another program or failed; recreating it");
         (self.device, self.config) = (None, None);
         self.former = self.running.take().map(|running| running.shared.table());
     }
@@ -270,7 +270,7 @@ impl Running {
         let wakes = (0..sockets.len())
             .map(|_| Wake::new())
             .collect::<io::Result<Vec<_>>>()
-            .map_err(Error::system("make an event descriptor"))?;
+            .map_err(Error::system("create an event descriptor"))?;
         let shared = Arc::new(Shared::new(Table::empty(), wakes, Arc::clone(counters)));
         Ok(Self { port, sockets, shared, threads: Vec::new() })
     }
@@ -367,6 +367,6 @@ fn device_error(name: &str, source: io::Error) -> Error {
         Some(Errno::ENOENT | Errno::ENODEV | Errno::ENXIO | Errno::EACCES | Errno::EPERM) => {
             Error::NoTun { device, source }
         }
-        _ => Error::System { action: format!("make the device {name}"), source },
+        _ => Error::System { action: format!("create the device {name}"), source },
     }
 }

@@ -88,7 +88,7 @@ mod tests {
     const SHORT: Duration = Duration::from_micros(1);
 
     /// Looks in vain until it is given up; returns how long that took.
-    fn look_in_vain(patience: &mut Patience, since: Instant) -> Duration {
+    fn fail_to_find_packets(patience: &mut Patience, since: Instant) -> Duration {
         let mut now = since;
         loop {
             let before = now;
@@ -107,7 +107,7 @@ mod tests {
         assert!(!patience.begins(now), "packets come seldom");
         patience.woken(NEAR / 2);
         assert!(patience.begins(now));
-        let time = look_in_vain(&mut patience, now);
+        let time = fail_to_find_packets(&mut patience, now);
         assert!(time > LOOK && time <= LOOK + 2 * SHORT, "{time:?}");
         assert!(!patience.begins(now + time), "nothing came, so nothing is expected any more");
     }
@@ -122,7 +122,7 @@ mod tests {
         }
         for _ in 0..MOST / VAIN {
             assert!(patience.begins(now));
-            look_in_vain(&mut patience, now);
+            fail_to_find_packets(&mut patience, now);
         }
         assert!(!patience.begins(now), "but so many do");
     }

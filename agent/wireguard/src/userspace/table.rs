@@ -175,7 +175,7 @@ impl Ids {
     fn next(&mut self) -> Result<u32> {
         loop {
             let id = getrandom::u32().map_err(|error| Error::System {
-                action: "draw a session index".to_owned(),
+                action: "generate a session index".to_owned(),
                 source: error.into(),
             })? >> 8;
             if self.taken.insert(id) {

@@ -61,7 +61,7 @@ struct Frame {
 struct Singles(u8);
 
 /// How the packets of one frame go.
-struct Way<'l> {
+struct Route<'l> {
     link: &'l mut Link,
     headers: Encapsulation,
     endpoint: SocketAddr,
@@ -240,11 +240,11 @@ impl Transmit {
         };
         let from = table.sources.of(link.generations.0);
         let headers = Encapsulation::new(from, to, table.vxlan_port, tag.vni, flow_hash(frame));
-        let mut way = Way { link, headers, endpoint, tag, sent: 0 };
+        let mut route = Route { link, headers, endpoint, tag, sent: 0 };
         for index in 0..cut.count() {
             let result = match cut.write(index, &mut self.scratch[vxlan::HEADERS..]) {
-                Some(len) if len > most => self.send_fragments(context, &mut way, len, most),
-                Some(len) => self.send_packet(context, &mut way, len),
+                Some(len) if len > most => self.send_fragments(context, &mut route, len, most),
+                Some(len) => self.send_packet(context, &mut route, len),
                 None => Err(DropReason::MalformedFrame),
             };
             if let Err(reason) = result {
@@ -252,7 +252,7 @@ impl Transmit {
                 break;
             }
         }
-        let sent = way.sent;
+        let sent = route.sent;
         state.tx_bytes += sent;
     }
 
@@ -261,7 +261,7 @@ impl Transmit {
     fn send_fragments(
         &mut self,
         context: Context<'_>,
-        way: &mut Way<'_>,
+        route: &mut Route<'_>,
         len: usize,
         most: usize,
     ) -> Result<(), DropReason> {
@@ -272,20 +272,25 @@ impl Transmit {
             let len = fragments
                 .write(index, &mut self.scratch[vxlan::HEADERS..])
                 .ok_or(DropReason::MalformedFrame)?;
-            self.send_packet(context, way, len)?;
+            self.send_packet(context, route, len)?;
         }
         Ok(())
     }
 
     /// Wraps and encrypts the frame of `len` bytes that is in the scratch buffer behind room for
     /// headers.
-    fn send_packet(&mut self, context: Context<'_>, way: &mut Way<'_>, len: usize) -> Result<(), DropReason> {
+    fn send_packet(
+        &mut self,
+        context: Context<'_>,
+        route: &mut Route<'_>,
+        len: usize,
+    ) -> Result<(), DropReason> {
         let inner = &mut self.scratch[vxlan::HEADERS..vxlan::HEADERS + len];
         // The tag's peer index means nothing to the other host.
-        inner[6..12].copy_from_slice(&FrameTag { peer: 0, ..way.tag }.mac());
+        inner[6..12].copy_from_slice(&FrameTag { peer: 0, ..route.tag }.mac());
         let len = vxlan::HEADERS + len;
         self.identification = self.identification.wrapping_add(1);
-        way.headers.write(&mut self.scratch[..len], len, self.identification).ok_or(DropReason::TooBig)?;
+        route.headers.write(&mut self.scratch[..len], len, self.identification).ok_or(DropReason::TooBig)?;
         // Never past the tunnel's MTU: a full packet would become too large for the underlay.
         let padded = len.next_multiple_of(PADDING).min(context.table.tunnel_mtu);
         self.scratch[len..padded].fill(0);
@@ -293,9 +298,9 @@ impl Transmit {
             self.batch.flush(context);
         }
         let message =
-            way.link.encrypt(&self.scratch[..padded], self.batch.free()).ok_or(DropReason::NoSession)?;
-        self.batch.push(message, way.endpoint);
-        way.sent += message as u64;
+            route.link.encrypt(&self.scratch[..padded], self.batch.free()).ok_or(DropReason::NoSession)?;
+        self.batch.push(message, route.endpoint);
+        route.sent += message as u64;
         Ok(())
     }
 

@@ -153,11 +153,7 @@ fn what_cannot_be_is_refused_with_its_line() {
         ("services:\n  w:\n    ports: [{target: 80, protocol: icmp}]\n", 3, "icmp"),
         ("services:\n  w:\n    deploy: {endpoint_mode: rr}\n", 3, "vip or dnsrr"),
         ("services:\n  w:\n    x-mesh: {health-http: 80}\n", 3, "slash"),
-        (
-            "services:\n  w:\n    x-mesh: {health-tcp: 80, health-http: 80/}\n",
-            3,
-            "there is a health-tcp already",
-        ),
+        ("services:\n  w:\n    x-mesh: {health-tcp: 80, health-http: 80/}\n", 3, "health-tcp is also given"),
         ("services:\n  w:\n    x-mesh: {health-tcp: 80, health-interval: 1ms}\n", 3, "out of range"),
     ] {
         let error = read_file(text).unwrap_err();

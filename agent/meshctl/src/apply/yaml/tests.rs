@@ -29,7 +29,7 @@ fn malformed_yaml_is_reported_with_its_line() {
 fn a_value_of_the_wrong_kind_is_named_with_its_path_and_line() {
     let node = parsed("a:\n  b:\n    - [x]\n").unwrap();
     let error = field(&node, &["a", "b"]).list().unwrap()[0].text().unwrap_err();
-    assert_eq!((error.line, error.to_string().as_str()), (3, "a.b[0]: it is a list, and must be text"));
+    assert_eq!((error.line, error.to_string().as_str()), (3, "a.b[0]: it must be text, not a list"));
 }
 
 #[test]

@@ -42,7 +42,7 @@ pub(super) async fn run(client: &Client, asked: Apply, format: Option<Format>) -
     let everything = format!("This removes all services or all networks of project {}.", plan.project);
     if plan.removes_all && !asked.yes {
         if asked.dry_run {
-            notes.push(report::warning(&format!("{everything} Applying it needs --yes."), format));
+            notes.push(report::warning(&format!("{everything} Applying it requires --yes."), format));
         } else if let Err(problem) = confirm("apply", &everything, NEEDS_YES) {
             return Report { notes, problems: vec![problem], ..Report::default() };
         }
@@ -180,18 +180,18 @@ fn conflict(conflict: &Conflict) -> Problem {
     let (kind, hint) = match conflict {
         Conflict::CannotChange { .. } => (
             ProblemKind::Conflict,
-            "nothing was changed; remove it first to have it made anew, or undo this in the file",
+            "nothing was changed; remove it first to create it again, or revert this in the file",
         ),
         Conflict::Foreign { .. } => (
             ProblemKind::Conflict,
-            "nothing was changed; write it as it is, or give yours another name; a network of others is `external: true`",
+            "nothing was changed; declare it as it is, or use another name; declare a foreign network with `external: true`",
         ),
         Conflict::PortTaken { .. } => (
             ProblemKind::Conflict,
-            "nothing was changed; publish another port, or take it from the other service",
+            "nothing was changed; publish another port, or remove it from the other service",
         ),
         Conflict::NoSuchNetwork(_) => {
-            (ProblemKind::NotFound, "nothing was changed; make it first: meshctl network create")
+            (ProblemKind::NotFound, "nothing was changed; create it first: meshctl network create")
         }
     };
     Problem::new(kind, format!("apply, {conflict}")).hint(hint)

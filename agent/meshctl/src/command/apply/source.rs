@@ -30,7 +30,7 @@ pub(super) fn declared(asked: &Apply) -> Result<Declared, Problem> {
     let file = asked.file.as_path();
     let from_stdin = file == Path::new("-");
     let unreadable =
-        |error: &io::Error| unreadable(file, error).hint("name the file with -f; - is standard input");
+        |error: &io::Error| unreadable(file, error).hint("specify the file with -f; - is standard input");
     let text = if from_stdin {
         let mut text = String::new();
         io::stdin().read_to_string(&mut text).map(|_| text)
@@ -49,7 +49,8 @@ pub(super) fn declared(asked: &Apply) -> Result<Declared, Problem> {
     let given = Given { project: project(&folder), variables, profiles };
     let declared = apply::read(&text, given).map_err(|error| invalid(file, &error))?;
     if declared.project.is_empty() {
-        return Err(usage(file, "has no project name, nor has its folder").hint("write `name: NAME` into it"));
+        return Err(usage(file, "has no project name, and its folder has none either")
+            .hint("add `name: NAME` to the file"));
     }
     Ok(declared)
 }
@@ -68,11 +69,11 @@ fn variables(folder: &Path, files: &[PathBuf]) -> Result<Variables, Problem> {
         let text = match std::fs::read_to_string(file) {
             Ok(text) => text,
             Err(error) if !named && is_no_file(&error) => continue,
-            Err(error) => return Err(unreadable(file, &error).hint("name the file with --env-file")),
+            Err(error) => return Err(unreadable(file, &error).hint("specify the file with --env-file")),
         };
         apply::add_dotenv(&text, &mut variables).map_err(|error| {
             let message = format!("apply, {} {error}", file.display());
-            Problem::new(ProblemKind::Usage, message).hint("write NAME=VALUE, a line each")
+            Problem::new(ProblemKind::Usage, message).hint("write one NAME=VALUE per line")
         })?;
     }
     Ok(variables)
