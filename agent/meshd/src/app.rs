@@ -1,10 +1,12 @@
-//! The agent from its start to its end: configuration, work, drain.
+//! Runs the agent: configuration, start, drain.
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_handle::AgentHandle;
+use mesh_local_api::SocketError;
 use mesh_proto::{Problem, ProblemKind};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
@@ -12,27 +14,27 @@ use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::config::{Config, ConfigError};
+use crate::handle::Handle;
 use crate::instance::{Instance, InstanceError};
 use crate::membership::Memberships;
-use crate::platform;
 use crate::status::StatusReporter;
-use crate::{api, capabilities, metrics};
+use crate::{capabilities, host_platform};
 
 /// Name of the abstract unix socket (unix(7)) that a running agent holds: these are per network
 /// namespace, as kernel state is that an agent owns.
 const NAMESPACE_CLAIM: &str = "mesh/meshd";
-/// How long a killed agent may take to be gone, and how often the next one looks.
+/// Time that a killed agent may take to end, and the interval between checks.
 const PREDECESSOR: Duration = Duration::from_secs(2);
 const PREDECESSOR_PAUSE: Duration = Duration::from_millis(20);
-/// How long calls under way have when the agent ends.
+/// Time that running calls have when the agent ends.
 const DRAIN: Duration = Duration::from_secs(3);
 
-/// Runs the agent until it is told to end.
+/// Runs the agent until a signal ends it.
 pub async fn run(config: Config) -> Result<(), Problem> {
     if !nix::unistd::geteuid().is_root() {
         return Err(Problem::new(
             ProblemKind::Failed,
-            "meshd needs root: it makes network devices and loads eBPF programs",
+            "meshd needs root: it creates network devices and loads eBPF programs",
         )
         .hint("run it with sudo, or as a systemd service"));
     }
@@ -43,18 +45,19 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     let _claim = after_predecessor(claim_namespace).await?;
     let mut terminated = signal(SignalKind::terminate()).map_err(|error| no_signals(&error))?;
     let mut interrupted = signal(SignalKind::interrupt()).map_err(|error| no_signals(&error))?;
-    let platform = platform::build(&config, instance.paths())?;
+    let platform = host_platform::build(&config, instance.paths())?;
     let memberships = Arc::new(Memberships::new(platform));
     memberships.resume().await?;
-    let listener = api::bind(&config.socket).await.map_err(|error| socket_problem(&error))?;
+    let listener = mesh_local_api::bind(&config.socket).await.map_err(|error| socket_problem(&error))?;
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async move { drop(stopped.await) };
     let metrics_problem = watch::Sender::new(None);
     let reporter = StatusReporter::new(memberships.clone(), metrics_problem.subscribe());
+    let handle: Arc<dyn AgentHandle> = Arc::new(Handle::new(memberships.clone(), reporter));
     let metrics = config.metrics_addr.map(|address| {
-        tokio::spawn(metrics::serve(address.socket_addr(), reporter.clone(), metrics_problem))
+        tokio::spawn(mesh_metrics::serve(address.socket_addr(), handle.clone(), metrics_problem))
     });
-    let server = tokio::spawn(api::serve(listener, memberships.clone(), reporter, shutdown));
+    let server = tokio::spawn(mesh_local_api::serve(listener, handle, shutdown));
     notify(NotifyState::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
     tokio::select! {
@@ -104,7 +107,7 @@ async fn after_predecessor<T>(claim: impl Fn() -> Result<T, Problem>) -> Result<
     }
 }
 
-/// Two agents in one network namespace would each remove what the other makes.
+/// Two agents in one network namespace would each remove the other's objects.
 fn claim_namespace() -> Result<UnixListener, Problem> {
     let failed = |error: std::io::Error| {
         if error.kind() == std::io::ErrorKind::AddrInUse {
@@ -121,7 +124,7 @@ fn claim_namespace() -> Result<UnixListener, Problem> {
 fn notify(state: NotifyState<'_>) {
     // Without a service manager there is nobody to tell, which is no error.
     if let Err(error) = sd_notify::notify(&[state]) {
-        tracing::debug!(%error, "the service manager could not be told");
+        tracing::debug!(%error, "cannot notify the service manager");
     }
 }
 
@@ -129,7 +132,7 @@ fn no_signals(error: &std::io::Error) -> Problem {
     Problem::new(ProblemKind::Failed, format!("cannot take signals: {error}"))
 }
 
-/// A wrong configuration as people see it.
+/// Describes a configuration that is not valid.
 pub fn config_problem(error: &ConfigError) -> Problem {
     let problem = Problem::new(ProblemKind::Usage, error.to_string());
     match error {
@@ -146,14 +149,14 @@ fn instance_problem(error: &InstanceError) -> Problem {
         InstanceError::Running { .. } => Problem::new(ProblemKind::Conflict, error.to_string())
             .hint("stop it first, or give this one a --state-dir of its own"),
         InstanceError::Directory { .. } => Problem::new(ProblemKind::Failed, error.to_string())
-            .hint("check that it can be made and is on a writable disk, or choose another one"),
+            .hint("check that it can be created on a writable disk, or choose another one"),
     }
 }
 
-fn socket_problem(error: &api::SocketError) -> Problem {
+fn socket_problem(error: &SocketError) -> Problem {
     let kind = match error {
-        api::SocketError::InUse { .. } | api::SocketError::NoSocket { .. } => ProblemKind::Conflict,
-        api::SocketError::Io { .. } => ProblemKind::Failed,
+        SocketError::InUse { .. } | SocketError::NoSocket { .. } => ProblemKind::Conflict,
+        SocketError::Io { .. } => ProblemKind::Failed,
     };
     Problem::new(kind, error.to_string()).hint("choose another path with --socket")
 }

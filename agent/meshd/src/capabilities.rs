@@ -1,7 +1,8 @@
 //! The capabilities of the process (capabilities(7)): root in a container may lack some, and the
 //! agent gives up what it does not need.
 
-use std::{fs, io};
+use std::fs;
+use std::io;
 
 use mesh_proto::{Problem, ProblemKind};
 use rustix::thread::{
@@ -57,7 +58,7 @@ pub fn drop_unneeded() -> io::Result<()> {
 
 /// What the agent cannot do without: bit, name, what for.
 const NEEDED: [(u32, &str, &str); 2] = [
-    (12, "CAP_NET_ADMIN", "make network devices"),
+    (12, "CAP_NET_ADMIN", "create network devices"),
     (21, "CAP_SYS_ADMIN", "enter containers' namespaces and load eBPF programs"),
 ];
 

@@ -11,6 +11,7 @@ use std::time::Duration;
 use clap::Parser;
 use mesh_kernel::programs::MapSizes;
 use mesh_model::InterfacePatterns;
+use mesh_reconciler::XdpPolicy;
 use serde::Deserialize;
 
 /// The file that is read when `--config` names none; it need not exist.
@@ -44,6 +45,16 @@ pub enum XdpChoice {
     Auto,
     /// Yes; that it cannot be is a problem.
     Native,
+}
+
+impl From<XdpChoice> for XdpPolicy {
+    fn from(choice: XdpChoice) -> Self {
+        match choice {
+            XdpChoice::Off => Self::Off,
+            XdpChoice::Auto => Self::Auto,
+            XdpChoice::Native => Self::Native,
+        }
+    }
 }
 
 /// What is to carry encrypted networks.

@@ -6,13 +6,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use mesh_control::{CertificateAuthority, NodeIdentity};
+use mesh_host::blocking;
+use mesh_state::StatePaths;
+use mesh_sys::durable::{self, FileError, Survives};
 use mesh_wireguard::KeyFile;
 use tokio::time::sleep;
 
-use crate::blocking::blocking;
-use crate::durable::{self, FileError, Survives};
-use crate::instance::StatePaths;
-use crate::member::Membership;
+use crate::member_record::Membership;
 
 /// Pause between two looks whether a file has changed.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -101,12 +101,12 @@ fn copy_file(from: &Path, to: &Path) -> Result<(), FileError> {
 }
 
 /// Replaces what is damaged by its copy, before anything is read.
-pub fn restore(paths: &StatePaths) -> Result<(), FileError> {
+pub(crate) fn restore(paths: &StatePaths) -> Result<(), FileError> {
     kept(paths).iter().try_for_each(|kept| kept.restore(paths))
 }
 
 /// Keeps the copies up to date, for ever.
-pub async fn keep(paths: StatePaths) {
+pub(crate) async fn keep(paths: StatePaths) {
     let mut copied = Vec::new();
     let mut reported = String::new();
     loop {

@@ -6,44 +6,22 @@
 //! that runs here is on the way of a packet.
 #![forbid(unsafe_code)]
 
-pub mod addresses;
-pub mod advertise;
-pub mod agent;
-pub mod api;
 pub mod app;
-pub mod attach;
-mod blocking;
 pub mod capabilities;
 pub mod config;
-pub mod copies;
-mod detach;
-pub mod dns;
-pub mod encryption;
-pub mod endpoint_store;
-pub mod fairness;
-mod health;
-pub mod host;
-mod inside;
-pub mod instance;
-pub mod managers;
-pub mod member;
-pub mod membership;
-pub mod metrics;
-pub mod platform;
-pub mod prober;
-pub mod reachability;
-pub mod readdress;
-pub mod reconcile;
-pub mod reported;
-pub mod services;
-pub mod session;
-pub mod status;
+mod control_plane;
+mod copies;
+mod handle;
+mod host_platform;
+mod instance;
 #[cfg(test)]
-mod test_cluster;
+mod loop_tests;
+mod member;
+mod member_record;
+mod membership;
+mod occupancy;
+mod platform;
+mod readdress;
+mod status;
 #[cfg(test)]
-mod test_host;
-pub mod unreadable;
-pub mod view;
-pub mod xdp;
-
-use mesh_sys::durable;
+mod test_platform;

@@ -1,104 +1,50 @@
-//! The real host and kernel, opened and probed at start.
+//! What a member runs on.
 
-use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
+use mesh_host::{Host, SharedKernel};
 use mesh_ipam::Delays;
-use mesh_kernel::programs::{Datapath, MapSizes, Options, direct_encapsulation, ensure_bpffs};
-use mesh_kernel::{KernelError, LinuxKernel};
+use mesh_model::InterfacePatterns;
 use mesh_model::desired::Encapsulation;
-use mesh_proto::Problem;
-use mesh_wireguard::EngineChoice;
+use mesh_reconciler::{Engines, XdpPolicy};
+use mesh_services::NameServerSettings;
+use mesh_services::reserved_ports::Reservation;
+use mesh_state::StatePaths;
 
-use crate::config::{Config, EncapsulationChoice, WireguardEngine};
-use crate::dns;
-use crate::encryption::HostEngines;
-use crate::host::ThisHost;
-use crate::instance::StatePaths;
-use crate::member::Platform;
-use crate::reconcile::{SharedKernel, explain};
-
-/// Opens the kernel, or says why an agent cannot work on it.
-pub fn build(config: &Config, paths: StatePaths) -> Result<Platform, Problem> {
-    let no_bpf = |error: KernelError| {
-        explain(&error)
-            .hint("meshd needs a kernel with eBPF, and root with CAP_BPF, CAP_NET_ADMIN and CAP_SYS_ADMIN")
-    };
-    ensure_bpffs(&config.bpffs_dir).map_err(|error| no_bpf(error.into()))?;
-    let mut options = Options::new(&config.bpffs_dir);
-    options.sizes.maglev = config.service_table_entries;
-    options.sizes.connections =
-        config.connection_entries.unwrap_or_else(|| MapSizes::connections_for(memory()));
-    let kernel = LinuxKernel::open(Datapath::new(options)).map_err(no_bpf)?;
-    let (encapsulation, encapsulation_reason) = choose(config.encapsulation, direct_encapsulation);
-    Ok(Platform {
-        paths,
-        host: Arc::new(ThisHost),
-        kernel: SharedKernel::new(Box::new(kernel)),
-        encapsulation,
-        encapsulation_reason,
-        xdp: config.xdp,
-        publish_interfaces: config.publish_interfaces.clone(),
-        delays: Delays::default(),
-        name_server: Some(dns::Settings {
-            run_dir: config.run_dir.clone(),
-            resolv_conf: config.resolv_conf.clone(),
-        }),
-        engines: Arc::new(engines(config)),
-        connection_entries: config.connection_entries,
-        rotate_keys: config.rotate_keys,
-    })
+/// The host, the kernel and the settings of a member.
+#[derive(Debug, Clone)]
+pub(crate) struct Platform {
+    /// Where its state is.
+    pub(crate) paths: StatePaths,
+    /// The host.
+    pub(crate) host: Arc<dyn Host>,
+    /// The kernel.
+    pub(crate) kernel: SharedKernel,
+    /// How packets are wrapped.
+    pub(crate) encapsulation: Encapsulation,
+    /// Why so.
+    pub(crate) encapsulation_reason: String,
+    /// Whether the data-path device's driver sends on what only passes through.
+    pub(crate) xdp: XdpPolicy,
+    /// The host's interfaces that answer published ports.
+    pub(crate) publish_interfaces: InterfacePatterns,
+    /// When addresses and blocks may be used again.
+    pub(crate) delays: Delays,
+    /// What a name server needs; without it there is none.
+    pub(crate) name_server: Option<NameServerSettings>,
+    /// What carries encrypted networks.
+    pub(crate) engines: Arc<dyn Engines>,
+    /// Entries that the table of flows should have room for, if somebody has said so.
+    pub(crate) connection_entries: Option<u32>,
+    /// On a manager: after how long all nodes are to make new keys.
+    pub(crate) rotate_keys: Option<Duration>,
 }
 
-/// The host's memory, in bytes; 0 if the kernel does not say.
-fn memory() -> u64 {
-    let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-    let total = text.lines().find_map(|line| line.strip_prefix("MemTotal:"));
-    let kibibytes = total.and_then(|total| total.trim().trim_end_matches(" kB").parse::<u64>().ok());
-    kibibytes.unwrap_or_default() << 10
-}
-
-/// What carries encrypted networks.
-fn engines(config: &Config) -> HostEngines {
-    HostEngines {
-        choice: match config.wireguard_engine {
-            WireguardEngine::Automatic => EngineChoice::Automatic,
-            WireguardEngine::Kernel => EngineChoice::Kernel,
-            WireguardEngine::Userspace => EngineChoice::Userspace,
-        },
-        port: config.wireguard_port,
-        run_dir: config.run_dir.clone(),
-    }
-}
-
-/// How packets are wrapped, and why so. `probe` tells whether the kernel can do what direct
-/// encapsulation takes.
-fn choose(choice: EncapsulationChoice, probe: impl FnOnce() -> io::Result<()>) -> (Encapsulation, String) {
-    match choice {
-        EncapsulationChoice::Direct => (Encapsulation::Direct, "set by option".to_owned()),
-        EncapsulationChoice::Device => (Encapsulation::Device, "set by option".to_owned()),
-        EncapsulationChoice::Auto => match probe() {
-            Ok(()) => (Encapsulation::Direct, "a trial on a packet showed that the kernel can".to_owned()),
-            Err(error) => (
-                Encapsulation::Device,
-                format!("the kernel refused to encapsulate a packet directly: {error}"),
-            ),
-        },
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_kernel_that_refuses_gets_the_device_unless_told_otherwise_and_the_reason_says_so() {
-        let refuses = || Err(io::Error::from(io::ErrorKind::InvalidInput));
-        let (chosen, reason) = choose(EncapsulationChoice::Auto, refuses);
-        assert_eq!(chosen, Encapsulation::Device);
-        assert!(reason.contains("refused") && reason.contains("invalid input"), "{reason}");
-        assert_eq!(choose(EncapsulationChoice::Auto, || Ok(())).0, Encapsulation::Direct);
-        assert_eq!(choose(EncapsulationChoice::Direct, refuses).0, Encapsulation::Direct);
-        assert_eq!(choose(EncapsulationChoice::Device, || Ok(())).0, Encapsulation::Device);
+impl Platform {
+    /// The host's ports that are reserved because they are published.
+    pub(crate) fn reservation(&self) -> Option<Reservation> {
+        let sysctl = self.host.reserved_ports()?;
+        Some(Reservation::open(sysctl, self.paths.reserved_ports()))
     }
 }

@@ -1,42 +1,29 @@
 //! Follows the host's own addresses: one that was named by its interface, or was the only one, may
 //! become another.
 
-use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use mesh_host::advertise::{HostAddress, advertise_address, data_path_address};
+use mesh_host::{Host, blocking, kernel_problem};
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
-use serde::{Deserialize, Serialize};
+use mesh_session::Managers;
+use mesh_state::{Agent, StatePaths};
+use mesh_sys::durable::{self, FileError, Survives};
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::advertise::{HostAddress, advertise_address, data_path_address};
-use crate::agent::Agent;
-use crate::blocking::blocking;
-use crate::durable::{self, FileError, Survives};
-use crate::host::Host;
-use crate::instance::StatePaths;
-use crate::managers::Managers;
-use crate::member::{Membership, listen};
-use crate::reconcile::explain;
+use crate::control_plane::listen;
+use crate::member_record::{Membership, Named};
 
 /// Pause between two looks at the host's addresses.
 const PAUSE: Duration = Duration::from_millis(250);
 
-/// How the addresses of this node were named: texts as `cluster init` and `join` take them.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Named {
-    /// An address or an interface, with an optional port; empty: the host's only global address.
-    pub advertise: String,
-    /// An address or an interface; empty: the advertised address.
-    pub data_path: String,
-}
-
 /// Follows the host's addresses.
 #[derive(Debug)]
-pub struct Readdress {
+pub(crate) struct Readdress {
     agent: Arc<Agent>,
     managers: Arc<Managers>,
     host: Arc<dyn Host>,
@@ -62,7 +49,7 @@ struct Seen {
 
 impl Readdress {
     /// For this node, whose addresses were named like this.
-    pub fn new(
+    pub(crate) fn new(
         agent: Arc<Agent>,
         managers: Arc<Managers>,
         host: Arc<dyn Host>,
@@ -74,10 +61,10 @@ impl Readdress {
 
     /// Gives this node other addresses from now on, named as at `cluster join`; an empty text
     /// leaves one as it is.
-    pub async fn name(&self, advertise: &str, data_path: &str) -> Result<v1::NodeStatus, Problem> {
+    pub(crate) async fn name(&self, advertise: &str, data_path: &str) -> Result<v1::NodeStatus, Problem> {
         let addresses = self.addresses().await?;
         let own = self.agent.node();
-        let usage = |option: &str, error: crate::advertise::AdvertiseError| {
+        let usage = |option: &str, error: mesh_host::advertise::AdvertiseError| {
             Problem::new(ProblemKind::Usage, error.to_string()).hint(error.hint(option))
         };
         let mut request = v1::SetAddressesRequest::default();
@@ -106,7 +93,7 @@ impl Readdress {
     }
 
     /// Follows the host's addresses, for ever.
-    pub async fn run(self: Arc<Self>) {
+    pub(crate) async fn run(self: Arc<Self>) {
         let mut ticks = interval(PAUSE);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut serving = JoinSet::new();
@@ -125,7 +112,7 @@ impl Readdress {
                 }
                 reported.clone_from(&problem);
             }
-            self.agent.note(|state| state.address_problem = problem);
+            self.agent.update(|state| state.address_problem = problem);
             let advertised = self.agent.node().advertise_addr;
             if advertised != served
                 && let Some(manager) = self.managers.own()
@@ -175,7 +162,7 @@ impl Readdress {
 
     async fn addresses(&self) -> Result<Vec<HostAddress>, Problem> {
         let host = self.host.clone();
-        blocking(move || host.addresses()).await.map_err(|error| explain(&error))
+        blocking(move || host.addresses()).await.map_err(|error| kernel_problem(&error))
     }
 
     async fn set(&self, request: v1::SetAddressesRequest) -> Result<v1::NodeStatus, Problem> {
@@ -239,27 +226,15 @@ fn gone(what: &str, addresses: &[HostAddress], node: &str) -> Problem {
     .hint(format!("give it back, or name another: meshctl node update {option} ADDRESS|INTERFACE {node}"))
 }
 
-/// Opens the socket of the control plane where it is advertised; on every address if the host has
-/// another one by now: then it is about to be told to the cluster.
-pub async fn listen_somewhere(advertised: std::net::SocketAddr) -> Result<tokio::net::TcpListener, Problem> {
-    match tokio::net::TcpListener::bind(advertised).await {
-        Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {
-            tracing::warn!(%advertised, "this host does not have the address any more: serving the control plane on all");
-            listen((std::net::Ipv4Addr::UNSPECIFIED, advertised.port()).into()).await
-        }
-        Ok(listener) => Ok(listener),
-        Err(_) => listen(advertised).await,
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use mesh_host::fake::host_addresses;
+
     use super::*;
-    use crate::advertise::host;
 
     fn follows(advertise: &str, data_path: &str, now: &[(&str, &str)]) -> Result<Change, String> {
         let named = Named { advertise: advertise.into(), data_path: data_path.into() };
-        change(&named, "192.0.2.1".parse().unwrap(), "192.0.2.1".parse().unwrap(), &host(now))
+        change(&named, "192.0.2.1".parse().unwrap(), "192.0.2.1".parse().unwrap(), &host_addresses(now))
     }
 
     #[test]

@@ -2,7 +2,7 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
-use mesh_meshd::view::ClusterView;
+use mesh_state::ClusterView;
 use mesh_proto::v1::{ManagerMessage, manager_message::Kind};
 use prost::Message;
 

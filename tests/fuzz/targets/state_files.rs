@@ -4,7 +4,7 @@
 use std::fmt::Debug;
 
 use libfuzzer_sys::fuzz_target;
-use mesh_meshd::view::ClusterView;
+use mesh_state::ClusterView;
 use mesh_model::Endpoint;
 use serde::{Serialize, de::DeserializeOwned};
 

@@ -1,4 +1,4 @@
-//! Becoming a member: of a new cluster, or of one that is there.
+//! Creates and joins clusters.
 
 use std::fs;
 use std::net::{IpAddr, SocketAddr};
@@ -7,18 +7,19 @@ use std::time::Duration;
 
 use mesh_control::identity::tls;
 use mesh_control::{ClusterParameters, JoinParameters, Manager, NodeIdentity, ThisNode};
+use mesh_host::advertise::{advertise_address, data_path_address};
+use mesh_host::kernel_problem;
 use mesh_model::{Mtu, Name, Prefix};
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
+use mesh_state::file_problem;
 use mesh_store::EmbeddedStore;
+use mesh_sys::durable::{self, Survives};
 
-use super::{Memberships, Standing, cannot_remove, open_store};
-use crate::advertise::{advertise_address, data_path_address};
-use crate::attach::not_written;
-use crate::durable::{self, Survives};
-use crate::member::{ControlPlane, Member, Membership, listen};
-use crate::readdress::Named;
-use crate::reconcile::explain;
+use super::{MembershipState, Memberships, cannot_remove, changing, open_store};
+use crate::control_plane::{ControlPlane, listen};
+use crate::member::Member;
+use crate::member_record::{Membership, Named};
 
 /// How long a new member's first session with a manager is waited for.
 const IN_SESSION: Duration = Duration::from_secs(5);
@@ -42,11 +43,14 @@ struct Own {
 
 impl Memberships {
     /// Makes a cluster whose first manager is this host.
-    pub async fn init(&self, request: v1::InitClusterRequest) -> Result<v1::InitClusterResponse, Problem> {
+    pub(crate) async fn init(
+        &self,
+        request: v1::InitClusterRequest,
+    ) -> Result<v1::InitClusterResponse, Problem> {
         let _changing = self.begin()?;
         let own = self.own(&request.node_name, &request.advertise_addr, &request.data_path_addr)?;
         let parameters = cluster_parameters(&request)?;
-        self.stand(Standing::Changing);
+        self.set_state(MembershipState::Changing);
         let begun = self.initialise(own, parameters).await;
         self.settle(begun).await
     }
@@ -57,7 +61,7 @@ impl Memberships {
         match begun {
             Ok((member, response)) => {
                 let agent = Arc::clone(&member.agent);
-                self.stand(Standing::Member(Arc::new(member)));
+                self.set_state(MembershipState::Member(Arc::new(member)));
                 if !agent.is_in_session(IN_SESSION).await {
                     tracing::warn!("a member now, but not yet in session with a manager");
                 }
@@ -75,7 +79,7 @@ impl Memberships {
         let paths = &self.platform.paths;
         let listener = listen(own.advertise_addr).await?;
         paths.remove_member_state().map_err(|error| cannot_remove(&error))?;
-        fs::create_dir(paths.authority()).map_err(|error| cannot_make(&error))?;
+        fs::create_dir(paths.authority()).map_err(|error| cannot_write(&error))?;
         let store = open_store(EmbeddedStore::create(paths.store()))?;
         let this_node = ThisNode {
             name: own.name,
@@ -110,10 +114,13 @@ impl Memberships {
     }
 
     /// Joins the cluster of a manager.
-    pub async fn join(&self, request: v1::JoinClusterRequest) -> Result<v1::JoinClusterResponse, Problem> {
+    pub(crate) async fn join(
+        &self,
+        request: v1::JoinClusterRequest,
+    ) -> Result<v1::JoinClusterResponse, Problem> {
         let _changing = self.begin()?;
         let own = self.own(&request.node_name, &request.advertise_addr, &request.data_path_addr)?;
-        self.stand(Standing::Changing);
+        self.set_state(MembershipState::Changing);
         let begun = self.enroll(own, &request.manager, &request.token).await;
         self.settle(begun).await
     }
@@ -170,7 +177,7 @@ impl Memberships {
             .map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;
         durable::write_json(&paths.membership(), &membership, Survives::PowerLoss)
             .and_then(|()| paths.settle())
-            .map_err(|error| not_written(&error))?;
+            .map_err(|error| file_problem(&error))?;
         Member::start(&self.platform, membership, identity, control_plane)
     }
 
@@ -179,22 +186,21 @@ impl Memberships {
         if self.platform.host.udp_port_is_taken(port) {
             return Err(Problem::new(
                 ProblemKind::Conflict,
-                format!("UDP port {port} is taken: VXLAN could not be received on it"),
+                format!("UDP port {port} is in use: VXLAN could not be received on it"),
             )
             .hint(format!(
-                "see who has it with `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`, or make the cluster with another --data-path-port"
+                "find its user with `ss -lunp 'sport = :{port}'` and `ip -d link show type vxlan`, or create the cluster with another --data-path-port"
             )));
         }
         Ok(())
     }
 
     fn begin(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, Problem> {
-        let busy = || Problem::new(ProblemKind::Conflict, "this host is about to join or leave a cluster");
-        let guard = self.changing.try_lock().map_err(|_| busy())?;
-        match self.standing() {
-            Standing::None => self.refuse_orphans().map(|()| guard),
-            Standing::Changing => Err(busy()),
-            Standing::Member(member) => Err(Problem::new(
+        let guard = self.changing.try_lock().map_err(|_| changing())?;
+        match self.state() {
+            MembershipState::None => self.refuse_orphans().map(|()| guard),
+            MembershipState::Changing => Err(changing()),
+            MembershipState::Member(member) => Err(Problem::new(
                 ProblemKind::Conflict,
                 format!(
                     "this host is a member of a cluster already, as node {}",
@@ -211,14 +217,14 @@ impl Memberships {
         if let Err(error) = paths.remove_member_state().and_then(|()| paths.settle()) {
             tracing::error!(%error, "what was begun could not be removed");
         }
-        self.stand(Standing::None);
+        self.set_state(MembershipState::None);
         problem
     }
 
     fn own(&self, name: &str, advertise: &str, data_path: &str) -> Result<Own, Problem> {
         let host = &self.platform.host;
-        let addresses = host.addresses().map_err(|error| explain(&error))?;
-        let usage = |option: &str, error: crate::advertise::AdvertiseError| {
+        let addresses = host.addresses().map_err(|error| kernel_problem(&error))?;
+        let usage = |option: &str, error: mesh_host::advertise::AdvertiseError| {
             Problem::new(ProblemKind::Usage, error.to_string()).hint(error.hint(option))
         };
         let advertise_addr =
@@ -242,7 +248,7 @@ impl Memberships {
             Problem::new(ProblemKind::Usage, format!("node name {error}")).hint("give one with --node-name")
         })?;
         let data_path_mtu =
-            host.mtu_of(data_path_addr).map_err(|error| explain(&error))?.ok_or_else(|| {
+            host.mtu_of(data_path_addr).map_err(|error| kernel_problem(&error))?.ok_or_else(|| {
                 Problem::new(
                     ProblemKind::Failed,
                     format!("no interface has the data-path address {data_path_addr}"),
@@ -289,6 +295,6 @@ fn invalid(error: &mesh_proto::InvalidMessage) -> Problem {
     Problem::new(ProblemKind::Failed, format!("the new node's record is not valid: {error}"))
 }
 
-fn cannot_make(error: &std::io::Error) -> Problem {
+fn cannot_write(error: &std::io::Error) -> Problem {
     Problem::new(ProblemKind::Failed, format!("cannot write into the state directory: {error}"))
 }

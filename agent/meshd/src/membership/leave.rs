@@ -1,17 +1,18 @@
-//! Ceasing to be a member.
+//! Leaves a cluster.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use mesh_host::kernel_problem;
 use mesh_kernel::Depth;
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
+use mesh_reconciler::{attempt, tunnel_problem};
+use mesh_services::end_name_server;
 use tokio::time::{sleep, timeout};
 
-use super::{Memberships, Standing, cannot_remove};
-use crate::dns;
+use super::{MembershipState, Memberships, cannot_remove, changing};
 use crate::member::Member;
-use crate::reconcile::{attempt, explain};
 
 /// Passes that leaving makes until the kernel has nothing of ours left, and the pause between them.
 const REMOVAL_PASSES: usize = 10;
@@ -21,12 +22,9 @@ const FAREWELL: Duration = Duration::from_secs(10);
 
 impl Memberships {
     /// Ceases to be a member: the cluster forgets the node, and nothing of it stays on the host.
-    pub async fn leave(&self, force: bool) -> Result<(), Problem> {
+    pub(crate) async fn leave(&self, force: bool) -> Result<(), Problem> {
         let conflict = |message: &str| Problem::new(ProblemKind::Conflict, message.to_owned());
-        let _changing = self
-            .changing
-            .try_lock()
-            .map_err(|_| conflict("this host is about to join or leave a cluster"))?;
+        let _changing = self.changing.try_lock().map_err(|_| changing())?;
         let member = self.member()?;
         let attached = member.agent.read(|state| state.endpoints.len());
         if attached > 0 && !force {
@@ -48,11 +46,11 @@ impl Memberships {
                 }
             }
         }
-        self.stand(Standing::Changing);
+        self.set_state(MembershipState::Changing);
         member.stop().await;
         drop(member);
         if let Some(names) = &self.platform.name_server {
-            dns::end(&names.run_dir);
+            end_name_server(&names.run_dir);
         }
         let reservation = self.platform.reservation();
         if let Some(Err(error)) = reservation.map(|mut reservation| reservation.set(&BTreeSet::new())) {
@@ -62,7 +60,7 @@ impl Memberships {
         let removed = paths.remove_member_state().and_then(|()| paths.settle());
         let removed = removed.map_err(|error| cannot_remove(&error));
         let emptied = self.remove_traces().await;
-        self.stand(Standing::None);
+        self.set_state(MembershipState::None);
         removed.and(emptied)
     }
 
@@ -71,7 +69,7 @@ impl Memberships {
         let engines = self.platform.engines.clone();
         let stopped = tokio::task::spawn_blocking(move || engines.remove_left()).await;
         let stopped = match stopped {
-            Ok(stopped) => stopped.map_err(|error| crate::encryption::explain(&error)),
+            Ok(stopped) => stopped.map_err(|error| tunnel_problem(&error)),
             Err(error) => Err(Problem::new(ProblemKind::Failed, error.to_string())),
         };
         self.empty_kernel().await.and(stopped)
@@ -87,14 +85,14 @@ impl Memberships {
                 Ok(outcome) => match outcome.report.failures.first() {
                     // The next pass looks whether it is all gone.
                     None => continue,
-                    Some(failure) => problem = Some(explain(&failure.error)),
+                    Some(failure) => problem = Some(kernel_problem(&failure.error)),
                 },
-                Err(error) => problem = Some(explain(&error)),
+                Err(error) => problem = Some(kernel_problem(&error)),
             }
             sleep(REMOVAL_PAUSE).await;
         }
         let problem = problem
-            .unwrap_or_else(|| Problem::new(ProblemKind::Failed, "somebody else keeps making it anew"));
+            .unwrap_or_else(|| Problem::new(ProblemKind::Failed, "another process keeps creating it again"));
         Err(Problem::new(
             problem.kind,
             format!("not everything of Mesh could be removed from the kernel: {}", problem.message),

@@ -1,4 +1,4 @@
-//! Becoming a member, being one again after a restart, and ceasing to be one.
+//! Joins and leaves clusters, and resumes a membership after a restart.
 //!
 //! `member.json` decides: init and join write it last, leave removes it first. What an interrupted
 //! one of them left is cleaned up by the next start. But a store, a certificate authority or a key
@@ -12,71 +12,72 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use mesh_control::{Manager, NodeIdentity};
 use mesh_proto::{Problem, ProblemKind};
+use mesh_state::file_problem;
 use mesh_store::{EmbeddedStore, OpenError, Store};
+use mesh_sys::durable::{self, FileError};
 
-use crate::attach::not_written;
+use crate::control_plane::{ControlPlane, listen_somewhere};
 use crate::copies;
-use crate::durable::{self, FileError};
-use crate::member::{ControlPlane, Member, Membership, Platform};
-use crate::readdress::listen_somewhere;
+use crate::member::Member;
+use crate::member_record::Membership;
+use crate::platform::Platform;
 
-/// How far this host is a member.
+/// State of this host's membership.
 #[derive(Debug, Clone)]
-pub enum Standing {
-    /// It is none.
+pub(crate) enum MembershipState {
+    /// It is no member.
     None,
-    /// It is about to be one, or to cease to be.
+    /// A call creates, joins or leaves a cluster.
     Changing,
-    /// It is one.
+    /// It is a member.
     Member(Arc<Member>),
 }
 
-/// This host's membership, which may begin and end while the agent runs.
+/// This host's membership. It may begin and end while the agent runs.
 #[derive(Debug)]
-pub struct Memberships {
+pub(crate) struct Memberships {
     platform: Platform,
-    standing: RwLock<Standing>,
+    state: RwLock<MembershipState>,
     /// One init, join or leave at a time.
     changing: tokio::sync::Mutex<()>,
 }
 
 impl Memberships {
     /// A host that is no member yet.
-    pub fn new(platform: Platform) -> Self {
-        Self { platform, standing: RwLock::new(Standing::None), changing: tokio::sync::Mutex::new(()) }
+    pub(crate) fn new(platform: Platform) -> Self {
+        Self { platform, state: RwLock::new(MembershipState::None), changing: tokio::sync::Mutex::new(()) }
     }
 
-    /// What a member stands on.
-    pub fn platform(&self) -> &Platform {
+    /// The host, the kernel and the settings of a member.
+    pub(crate) fn platform(&self) -> &Platform {
         &self.platform
     }
 
-    /// How far this host is a member.
-    pub fn standing(&self) -> Standing {
-        self.standing.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// State of this host's membership.
+    pub(crate) fn state(&self) -> MembershipState {
+        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The member that this host is.
-    pub fn member(&self) -> Result<Arc<Member>, Problem> {
-        match self.standing() {
-            Standing::Member(member) => Ok(member),
-            Standing::None => Err(Problem::new(ProblemKind::Conflict, "this host is no member of a cluster")
-                .hint("meshctl cluster init, or meshctl cluster join")),
-            Standing::Changing => {
-                Err(Problem::new(ProblemKind::Conflict, "this host is about to join or leave a cluster")
-                    .hint("try again in a moment"))
+    pub(crate) fn member(&self) -> Result<Arc<Member>, Problem> {
+        match self.state() {
+            MembershipState::Member(member) => Ok(member),
+            MembershipState::None => {
+                Err(Problem::new(ProblemKind::Conflict, "this host is no member of a cluster")
+                    .hint("meshctl cluster init, or meshctl cluster join"))
             }
+            MembershipState::Changing => Err(changing()),
         }
     }
 
-    fn stand(&self, standing: Standing) {
-        *self.standing.write().unwrap_or_else(PoisonError::into_inner) = standing;
+    fn set_state(&self, state: MembershipState) {
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
     }
 
     /// At start: a member again when it was one; else nothing of an earlier membership may be left.
-    pub async fn resume(&self) -> Result<(), Problem> {
+    pub(crate) async fn resume(&self) -> Result<(), Problem> {
         let paths = &self.platform.paths;
-        copies::restore(paths).map_err(|error| not_written(&error))?;
+        copies::restore(paths).map_err(|error| file_problem(&error))?;
         let membership: Option<Membership> = durable::read_json(&paths.membership()).map_err(|error| {
             Problem::new(ProblemKind::Failed, error.to_string())
                 .hint("restore the state directory from a backup, or empty it and join again")
@@ -93,7 +94,7 @@ impl Memberships {
             return Ok(());
         };
         // An init or join that was interrupted at its very end, or a leave at its very beginning.
-        paths.settle().map_err(|error| not_written(&error))?;
+        paths.settle().map_err(|error| file_problem(&error))?;
         let identity = NodeIdentity::load(&paths.identity()).map_err(|error| {
             Problem::new(ProblemKind::Failed, error.to_string()).hint(format!(
                 "restore {} from a backup; or empty the state directory and join again",
@@ -119,8 +120,8 @@ impl Memberships {
             None
         };
         let member = Member::start(&self.platform, membership, identity, control_plane)?;
-        member.agent.note(|state| state.damage.extend(damage));
-        self.stand(Standing::Member(Arc::new(member)));
+        member.agent.update(|state| state.damage.extend(damage));
+        self.set_state(MembershipState::Member(Arc::new(member)));
         Ok(())
     }
 
@@ -142,12 +143,18 @@ impl Memberships {
     }
 
     /// Ends the member's tasks; the kernel keeps what it has.
-    pub async fn stop(&self) {
-        if let Standing::Member(member) = self.standing() {
+    pub(crate) async fn stop(&self) {
+        if let MembershipState::Member(member) = self.state() {
             member.stop().await;
-            self.stand(Standing::None);
+            self.set_state(MembershipState::None);
         }
     }
+}
+
+/// Describes a host whose membership changes at the moment.
+fn changing() -> Problem {
+    Problem::new(ProblemKind::Conflict, "this host is about to join or leave a cluster")
+        .hint("try again in a moment")
 }
 
 fn open_store(store: Result<EmbeddedStore, OpenError>) -> Result<Arc<dyn Store>, Problem> {

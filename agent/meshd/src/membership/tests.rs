@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use hyper_util::rt::TokioIo;
+use mesh_host::fake::{TAKEN_UDP_PORT, TestHost, TestKernel};
 use mesh_proto::v1;
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::v1::local_client::LocalClient;
@@ -16,9 +17,9 @@ use tokio::time::{Instant, sleep};
 use tonic::transport::{Channel, Endpoint, Uri};
 
 use super::*;
-use crate::api;
+use crate::handle::Handle;
 use crate::status::StatusReporter;
-use crate::test_host::{TAKEN_UDP_PORT, TestHost, TestKernel, platform};
+use crate::test_platform::platform;
 
 struct TestAgent {
     kernel: TestKernel,
@@ -50,12 +51,12 @@ impl TestAgent {
         })
         .await;
         let socket = dir.join("meshd.sock");
-        let listener = api::bind(&socket).await.unwrap();
+        let listener = mesh_local_api::bind(&socket).await.unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
-        let serving = memberships.clone();
         let reporter = StatusReporter::new(memberships.clone(), watch::channel(None).1);
+        let handle = Arc::new(Handle::new(memberships.clone(), reporter));
         let server = tokio::spawn(async move {
-            api::serve(listener, serving, reporter, async { drop(stopped.await) }).await.unwrap();
+            mesh_local_api::serve(listener, handle, async { drop(stopped.await) }).await.unwrap();
         });
         let connector = tower::service_fn(move |_: Uri| {
             let socket = socket.clone();

@@ -1,6 +1,6 @@
-//! What the agent says of itself: on the local socket, and as metrics.
+//! The status of the agent, for the local socket and the metrics.
 
-pub mod tables;
+pub(crate) mod tables;
 mod tunnels;
 
 use std::collections::BTreeMap;
@@ -9,32 +9,36 @@ use std::sync::Arc;
 
 use mesh_control::Manager;
 use mesh_ebpf_types::{Counter, Reason, VXLAN_OVERHEAD_IPV4, VXLAN_OVERHEAD_IPV6};
+use mesh_host::kernel_problem;
 use mesh_kernel::ProgramsError;
 use mesh_model::desired::Encapsulation;
 use mesh_model::{NodeId, NodeState, Vni};
 use mesh_proto::{Problem, ProblemKind, v1};
+use mesh_state::paths::Path;
 use tokio::sync::watch;
 
-use crate::member::{Member, Platform};
-use crate::membership::{Memberships, Standing};
-use crate::reachability::Path;
-use crate::reconcile::explain;
+use crate::member::Member;
+use crate::membership::{MembershipState, Memberships};
+use crate::platform::Platform;
 
-/// Tells how this agent is doing: the one source of the status and of the metrics.
+/// Reports the state of this agent: the source of the status and of the metrics.
 #[derive(Debug, Clone)]
-pub struct StatusReporter {
+pub(crate) struct StatusReporter {
     memberships: Arc<Memberships>,
     metrics_problem: watch::Receiver<Option<String>>,
 }
 
 impl StatusReporter {
     /// Tells of this host, and why its metrics are not served, if they should be and are not.
-    pub fn new(memberships: Arc<Memberships>, metrics_problem: watch::Receiver<Option<String>>) -> Self {
+    pub(crate) fn new(
+        memberships: Arc<Memberships>,
+        metrics_problem: watch::Receiver<Option<String>>,
+    ) -> Self {
         Self { memberships, metrics_problem }
     }
 
     /// Everything about this agent, member or not.
-    pub async fn status(&self) -> v1::StatusResponse {
+    pub(crate) async fn status(&self) -> v1::StatusResponse {
         let mut response = status(&self.memberships).await;
         response.problems.extend(self.metrics_problem.borrow().clone());
         response
@@ -54,10 +58,10 @@ async fn status(memberships: &Memberships) -> v1::StatusResponse {
         resident_bytes: resident_bytes(),
         ..v1::StatusResponse::default()
     };
-    match memberships.standing() {
-        Standing::None => "none".clone_into(&mut response.membership),
-        Standing::Changing => "joining".clone_into(&mut response.membership),
-        Standing::Member(member) => {
+    match memberships.state() {
+        MembershipState::None => "none".clone_into(&mut response.membership),
+        MembershipState::Changing => "joining".clone_into(&mut response.membership),
+        MembershipState::Member(member) => {
             "member".clone_into(&mut response.membership);
             fill_in(&mut response, platform, &member).await;
         }
@@ -122,7 +126,7 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
     };
     response.name_servers = names.networks.into_iter().map(server).collect();
     response.applied_revision = *agent.applied().borrow();
-    let pass = agent.passes().borrow().clone();
+    let pass = agent.reconciliations().borrow().clone();
     response.data_path_interface = pass.underlay;
     response.data_path_mtu = pass.underlay_mtu;
     pass.xdp.mode().clone_into(&mut response.xdp);
@@ -147,7 +151,7 @@ pub(crate) async fn network_counters(
     let mut counters = counters(platform, member).await?;
     counters.retain(|counter| counter.vni == vni);
     let known = member.agent.read(|state| state.view.network_by_vni(network).map(|n| n.id.clone()));
-    let mtu = known.and_then(|id| member.agent.passes().borrow().mtus.get(&id).copied());
+    let mtu = known.and_then(|id| member.agent.reconciliations().borrow().mtus.get(&id).copied());
     Ok(v1::NetworkCountersResponse { counters, mtu: mtu.unwrap_or_else(|| largest_mtu(member)) })
 }
 
@@ -166,7 +170,7 @@ async fn counters(platform: &Platform, member: &Member) -> Result<Vec<v1::Counte
     let counters = match platform.kernel.call(|kernel| kernel.programs().counters()).await {
         // The first pass is not over yet, or could not load them and has said why.
         Err(ProgramsError::NotLoaded) => return Ok(Vec::new()),
-        counters => counters.map_err(|error| explain(&error.into()))?,
+        counters => counters.map_err(|error| kernel_problem(&error.into()))?,
     };
     let names: BTreeMap<u32, String> = member.agent.read(|state| {
         state.view.networks.values().map(|network| (network.vni.into(), network.name.to_string())).collect()

@@ -1,41 +1,17 @@
 //! How full the datapath's table of flows is, and whether it has the size that it should have.
 
-use std::collections::BTreeMap;
-use std::time::Duration;
-
 use mesh_ebpf_types::Vni;
+use mesh_host::kernel_problem;
 use mesh_kernel::ProgramsError;
 use mesh_proto::v1;
-use tokio::time::Instant;
 
-use crate::member::{Member, Platform};
-use crate::reconcile::explain;
-
-/// Counting reads the whole table, so what was counted serves all who ask within this time.
-const AGE: Duration = Duration::from_secs(30);
-
-/// What was counted, and when.
-#[derive(Debug, Default)]
-pub struct Occupancy(tokio::sync::Mutex<Option<(Instant, BTreeMap<Vni, u64>)>>);
-
-impl Occupancy {
-    async fn count(&self, platform: &Platform) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
-        let mut counted = self.0.lock().await;
-        if let Some((at, counts)) = counted.as_ref()
-            && at.elapsed() < AGE
-        {
-            return Ok(counts.clone());
-        }
-        let counts = platform.kernel.call(|kernel| kernel.programs().connections()).await?;
-        *counted = Some((Instant::now(), counts.clone()));
-        Ok(counts)
-    }
-}
+use crate::member::Member;
+use crate::platform::Platform;
 
 /// Adds both to the status. Before the programs are loaded there is nothing to tell.
 pub(super) async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member: &Member) {
     let size = platform.kernel.call(|kernel| kernel.programs().connections_size()).await;
-    let told = match size {
+    let connections = match size {
         Err(ProgramsError::NotLoaded) => return,
         Err(error) => Err(error),
         Ok(size) => {
@@ -45,7 +21,7 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, platform: &Platfo
             member.occupancy.count(platform).await.map(|counts| (size, counts))
         }
     };
-    match told {
+    match connections {
         Ok((capacity, counts)) => {
             let forgotten = member.fairness.forgotten();
             let networks = counts.into_iter().map(|(vni, entries)| {
@@ -54,7 +30,7 @@ pub(super) async fn fill_in(response: &mut v1::StatusResponse, platform: &Platfo
             response.connections =
                 Some(v1::Connections { capacity: capacity.into(), networks: networks.collect() });
         }
-        Err(error) => response.problems.push(explain(&error.into()).message),
+        Err(error) => response.problems.push(kernel_problem(&error.into()).message),
     }
 }
 

@@ -1,13 +1,13 @@
-//! What the agent says of its WireGuard engine.
+//! The status of the WireGuard engine.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 use mesh_model::NodeId;
 use mesh_proto::v1;
+use mesh_reconciler::Tunnels;
 use mesh_wireguard::PeerStatus;
 
-use crate::encryption::Tunnels;
 use crate::member::Member;
 
 /// Fills in the engine, what it dropped, and its peers, sorted by name; what is wrong with it is

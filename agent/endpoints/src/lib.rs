@@ -1,0 +1,16 @@
+//! Attaching containers to networks, and detaching them.
+//!
+//! [`Endpoints`] has the calls; [`upkeep`] has the tasks that nobody calls.
+#![forbid(unsafe_code)]
+
+mod addresses;
+mod attach;
+mod backends;
+mod detach;
+mod endpoints;
+mod names;
+mod record;
+mod request;
+pub mod upkeep;
+
+pub use endpoints::Endpoints;

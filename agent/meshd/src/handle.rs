@@ -1,0 +1,114 @@
+//! The handle that servers of this agent's users get.
+
+use std::sync::Arc;
+
+use mesh_handle::{AgentHandle, ManagerConnection};
+use mesh_model::{EndpointPhase, Network};
+use mesh_proto::{Problem, v1};
+use mesh_session::Connected;
+use mesh_state::endpoint_message;
+use tonic::async_trait;
+
+use crate::membership::Memberships;
+use crate::status::{self, StatusReporter};
+
+/// This process's agent.
+#[derive(Debug)]
+pub(crate) struct Handle {
+    memberships: Arc<Memberships>,
+    reporter: StatusReporter,
+}
+
+impl Handle {
+    /// Creates the handle of the agent with these memberships.
+    pub(crate) fn new(memberships: Arc<Memberships>, reporter: StatusReporter) -> Self {
+        Self { memberships, reporter }
+    }
+}
+
+/// Completes a change of the membership when its caller goes away.
+async fn complete<T: Send + 'static>(
+    change: impl Future<Output = Result<T, Problem>> + Send + 'static,
+) -> Result<T, Problem> {
+    tokio::spawn(change).await.unwrap_or_else(|error| {
+        Err(Problem::new(mesh_proto::ProblemKind::Failed, format!("the change was cut short: {error}")))
+    })
+}
+
+#[async_trait]
+impl AgentHandle for Handle {
+    async fn init(&self, request: v1::InitClusterRequest) -> Result<v1::InitClusterResponse, Problem> {
+        let memberships = self.memberships.clone();
+        complete(async move { memberships.init(request).await }).await
+    }
+
+    async fn join(&self, request: v1::JoinClusterRequest) -> Result<v1::JoinClusterResponse, Problem> {
+        let memberships = self.memberships.clone();
+        complete(async move { memberships.join(request).await }).await
+    }
+
+    async fn leave(&self, force: bool) -> Result<(), Problem> {
+        let memberships = self.memberships.clone();
+        complete(async move { memberships.leave(force).await }).await
+    }
+
+    async fn attach(&self, request: v1::AttachRequest) -> Result<v1::Endpoint, Problem> {
+        self.memberships.member()?.endpoints.attach(request).await
+    }
+
+    async fn detach(&self, endpoint: &str) -> Result<v1::Endpoint, Problem> {
+        self.memberships.member()?.endpoints.detach(endpoint).await
+    }
+
+    async fn status(&self) -> v1::StatusResponse {
+        self.reporter.status().await
+    }
+
+    async fn network_counters(&self, vni: u32) -> Result<v1::NetworkCountersResponse, Problem> {
+        let member = self.memberships.member()?;
+        status::network_counters(self.memberships.platform(), &member, vni).await
+    }
+
+    fn own_endpoints(&self, request: &v1::ListEndpointsRequest) -> Option<v1::ListEndpointsResponse> {
+        let member = self.memberships.member().ok()?;
+        let own = member.agent.node();
+        if ![String::new(), own.name.to_string(), own.id.to_string()].contains(&request.node) {
+            return None;
+        }
+        member.agent.read(|state| {
+            let named = |network: &&Network| {
+                [network.name.as_str(), network.id.as_str()].contains(&request.network.as_str())
+            };
+            let network = state.view.networks.values().find(named);
+            if network.is_none() && !request.network.is_empty() {
+                return None;
+            }
+            let attached = state.endpoints.values().filter(|endpoint| {
+                endpoint.phase == EndpointPhase::Attached
+                    && network.is_none_or(|network| network.id == endpoint.network)
+            });
+            let endpoints = attached.map(|endpoint| endpoint_message(state, endpoint)).collect();
+            Some(v1::ListEndpointsResponse { endpoints, unheard: Vec::new() })
+        })
+    }
+
+    fn is_own_node(&self, node: &str) -> Result<bool, Problem> {
+        let own = self.memberships.member()?.agent.node();
+        Ok([own.name.as_str(), own.id.as_str()].contains(&node))
+    }
+
+    async fn set_addresses(&self, advertise: &str, data_path: &str) -> Result<v1::NodeStatus, Problem> {
+        self.memberships.member()?.readdress.name(advertise, data_path).await
+    }
+
+    async fn manager(&self) -> Result<ManagerConnection, Problem> {
+        let Connected { address, channel } = self.memberships.member()?.managers.connected().await?;
+        Ok(ManagerConnection { address, channel })
+    }
+
+    fn forget_manager(&self, address: &str) {
+        if let Ok(member) = self.memberships.member() {
+            member.managers.forget(address);
+        }
+    }
+}

@@ -1,0 +1,268 @@
+//! The agent's side of the name server's process: finds it or starts it, and keeps it up to date.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::thread;
+use std::time::Duration;
+
+use mesh_dns::{Change, Sockets, Status, Zones};
+use mesh_model::naming;
+use mesh_sys::helper;
+use tokio::sync::watch;
+
+use super::process::{COMMAND, SOCKET};
+use super::settings::{PORT, Settings};
+use super::wire::{Answer, Program, Request, receive, send, strange};
+
+/// How long the process may take to start or to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Time that a status may take: users wait for it.
+const STATUS_PATIENCE: Duration = Duration::from_secs(1);
+
+/// The networks to be served, each on its gateway addresses.
+pub(super) type ServedAddresses = BTreeMap<String, BTreeSet<IpAddr>>;
+
+/// The process, and what it has.
+#[derive(Debug)]
+struct Connected {
+    stream: UnixStream,
+    /// What it knows; nothing that counts at first.
+    zones: Option<Zones>,
+    served: BTreeSet<(String, IpAddr)>,
+}
+
+/// Keeps the process up to date.
+#[derive(Debug)]
+pub(super) struct Helper {
+    settings: Settings,
+    connected: Option<Connected>,
+    /// Changes when a process ends.
+    gone: watch::Sender<u64>,
+}
+
+impl Helper {
+    pub(super) fn new(settings: Settings, gone: watch::Sender<u64>) -> Self {
+        Self { settings, connected: None, gone }
+    }
+
+    /// Brings the process to these names and networks, whatever has become of it. Returns what did
+    /// not work, a line each.
+    pub(super) fn follow(&mut self, zones: &Zones, wanted: &ServedAddresses) -> Vec<String> {
+        let connected = match self.connected.take() {
+            Some(connected) if connected.answers() => Ok(connected),
+            _ => self.connect(zones),
+        };
+        let followed = connected.and_then(|mut connected| {
+            let problems = connected.follow(zones, wanted)?;
+            self.connected = Some(connected);
+            Ok(problems)
+        });
+        followed.unwrap_or_else(|error| vec![format!("the name server's process does not work: {error}")])
+    }
+
+    /// The process that runs, if it is of this version; else a new one, which takes over from it.
+    fn connect(&self, zones: &Zones) -> io::Result<Connected> {
+        let own = Program::own(&self.settings.resolv_conf)?;
+        let old = match connect(&self.settings.run_dir, PATIENCE) {
+            Err(_) => None,
+            Ok(stream) => match hello(&stream) {
+                Ok((program, served)) if program == own => {
+                    self.watch()?;
+                    return Ok(Connected { stream, zones: None, served });
+                }
+                Ok(_) => Some(stream),
+                Err(error) => {
+                    tracing::warn!(%error, "the name server's process does not answer: it is replaced");
+                    end_by_force(&stream);
+                    None
+                }
+            },
+        };
+        let mut new = Connected { stream: self.start()?, zones: None, served: BTreeSet::new() };
+        self.watch()?;
+        if let Some(old) = old {
+            tracing::info!("a name server of this version replaces the former one");
+            new.take_over(&old, zones)?;
+        }
+        Ok(new)
+    }
+
+    fn start(&self) -> io::Result<UnixStream> {
+        let Settings { run_dir, resolv_conf } = &self.settings;
+        // Of this very program, even when there is another one at its path by now.
+        let mut command = Command::new("/proc/self/exe");
+        command.arg(COMMAND).arg(run_dir).arg(resolv_conf);
+        let stream = helper::start(&mut command, PATIENCE, "dns-reaper", |child| {
+            // The socket of a former process may still be there.
+            connect(run_dir, PATIENCE).ok().filter(|stream| helper::is_peer(stream, child))
+        });
+        Ok(stream?)
+    }
+
+    /// Notices when the process ends: a connection of its own ends with it.
+    fn watch(&self) -> io::Result<()> {
+        let stream = connect(&self.settings.run_dir, PATIENCE)?;
+        stream.set_read_timeout(None)?;
+        let gone = self.gone.clone();
+        let wait = move || {
+            let _ = receive::<Answer>(&stream);
+            gone.send_modify(|count| *count += 1);
+        };
+        thread::Builder::new().name("dns-watcher".to_owned()).stack_size(64 << 10).spawn(wait)?;
+        Ok(())
+    }
+}
+
+impl Connected {
+    fn answers(&self) -> bool {
+        hello(&self.stream).is_ok()
+    }
+
+    fn follow(&mut self, zones: &Zones, wanted: &ServedAddresses) -> io::Result<Vec<String>> {
+        // A network's names are there before anybody can ask for them.
+        self.send_zones(zones)?;
+        let is_wanted =
+            |(name, address): &(String, IpAddr)| wanted.get(name).is_some_and(|all| all.contains(address));
+        let changed: BTreeSet<String> =
+            self.served.iter().filter(|served| !is_wanted(served)).map(|(name, _)| name.clone()).collect();
+        for network in changed {
+            self.served.retain(|(name, _)| *name != network);
+            done(&self.stream, &Request::Stop { network }, None)?;
+        }
+        let mut problems = Vec::new();
+        for (network, addresses) in wanted {
+            for address in addresses {
+                if self.served.contains(&(network.clone(), *address)) {
+                    continue;
+                }
+                // A reconciliation creates the device that it is bound to.
+                match Sockets::bind_on(SocketAddr::new(*address, PORT), naming::HOST_LEG) {
+                    Ok(sockets) => self.serve(network, &sockets)?,
+                    Err(error) => {
+                        problems.push(format!("network {network}: no name server on {address}: {error}"));
+                    }
+                }
+            }
+        }
+        Ok(problems)
+    }
+
+    fn send_zones(&mut self, zones: &Zones) -> io::Result<()> {
+        let nothing = Zones::default();
+        let from_nothing = self.zones.is_none();
+        let before = self.zones.as_ref().unwrap_or(&nothing);
+        let change = Change::between(before, zones);
+        if from_nothing || !change.is_empty(before) {
+            done(&self.stream, &Request::Zones { change, from_nothing }, None)?;
+            self.zones = Some(zones.clone());
+        }
+        Ok(())
+    }
+
+    fn serve(&mut self, network: &str, sockets: &Sockets) -> io::Result<()> {
+        let address = sockets.udp.local_addr()?.ip();
+        done(&self.stream, &Request::Serve { network: network.to_owned() }, Some(sockets))?;
+        self.served.insert((network.to_owned(), address));
+        Ok(())
+    }
+
+    /// Serves on the sockets of another process, which then takes nothing more.
+    fn take_over(&mut self, old: &UnixStream, zones: &Zones) -> io::Result<()> {
+        self.send_zones(zones)?;
+        send(old, &Request::Give, None)?;
+        loop {
+            match answer(old)? {
+                (Answer::Sockets { network }, Some(sockets)) => self.serve(&network, &sockets)?,
+                (Answer::Done, _) => break,
+                _ => return Err(strange()),
+            }
+        }
+        done(old, &Request::Retire, None)
+    }
+}
+
+/// Ends the process of a run directory, if there is one.
+pub fn end(run_dir: &Path) {
+    let Ok(stream) = connect(run_dir, PATIENCE) else { return };
+    if done(&stream, &Request::End, None).is_err() {
+        end_by_force(&stream);
+    }
+    // It may not do so itself.
+    if let Err(error) = std::fs::remove_file(run_dir.join(SOCKET)) {
+        tracing::debug!(%error, "the name server's socket could not be removed");
+    }
+}
+
+/// What the process did for each network, over a connection of its own; as last known while it does
+/// not answer.
+#[derive(Debug)]
+pub(super) struct Statistics {
+    run_dir: PathBuf,
+    stream: Option<UnixStream>,
+    last: BTreeMap<String, Status>,
+}
+
+impl Statistics {
+    pub(super) fn new(run_dir: PathBuf) -> Self {
+        Self { run_dir, stream: None, last: BTreeMap::new() }
+    }
+
+    pub(super) fn now(&mut self) -> BTreeMap<String, Status> {
+        // A connection may be of a process that was replaced.
+        let told = self.stream.take().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), status);
+        let told = told.or_else(|_: io::Error| status(connect(&self.run_dir, STATUS_PATIENCE)?));
+        if let Ok((stream, status)) = told {
+            (self.stream, self.last) = (Some(stream), status);
+        }
+        self.last.clone()
+    }
+}
+
+fn status(stream: UnixStream) -> io::Result<(UnixStream, BTreeMap<String, Status>)> {
+    send(&stream, &Request::Status, None)?;
+    match answer(&stream)? {
+        (Answer::Status(status), _) => {
+            Ok((stream, status.into_iter().map(|(name, counts)| (name, counts.into())).collect()))
+        }
+        _ => Err(strange()),
+    }
+}
+
+fn connect(run_dir: &Path, patience: Duration) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(run_dir.join(SOCKET))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
+    Ok(stream)
+}
+
+fn hello(stream: &UnixStream) -> io::Result<(Program, BTreeSet<(String, IpAddr)>)> {
+    send(stream, &Request::Hello, None)?;
+    match answer(stream)? {
+        (Answer::Hello { program, served }, _) => Ok((program, served.into_iter().collect())),
+        _ => Err(strange()),
+    }
+}
+
+fn done(stream: &UnixStream, request: &Request, sockets: Option<&Sockets>) -> io::Result<()> {
+    send(stream, request, sockets)?;
+    match answer(stream)? {
+        (Answer::Done, _) => Ok(()),
+        (Answer::Failed(reason), _) => Err(io::Error::other(reason)),
+        _ => Err(strange()),
+    }
+}
+
+fn answer(stream: &UnixStream) -> io::Result<(Answer, Option<Sockets>)> {
+    receive(stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+}
+
+/// Ends the process at the other end of a connection, which may be stopped or hang.
+fn end_by_force(stream: &UnixStream) {
+    if let Err(error) = helper::kill_peer(stream) {
+        tracing::debug!(%error, "the name server's process could not be ended");
+    }
+}

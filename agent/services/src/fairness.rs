@@ -1,0 +1,307 @@
+//! Shares the table of established flows among the networks, see [`mesh_planner::fairness`].
+//!
+//! Each second the allowances are read, a few hundred bytes. The flows themselves are counted when
+//! a network has spent much of its allowance, and seldom otherwise. While this task is away the
+//! programs go on until the allowances are spent; then new flows of that network stay among those
+//! that are not established.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use mesh_ebpf_types::{Allowance, Connection, ConnectionKey, Vni};
+use mesh_host::SharedKernel;
+use mesh_kernel::programs::{Programs, ProgramsError};
+use mesh_planner::fairness::{Chooser, Share, Usage, clock, network, shares};
+use mesh_state::Agent;
+use nix::time::{ClockId, clock_gettime};
+use tokio::time::{Instant, sleep};
+
+/// Interval between checks of the allowances.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Flows are counted again when so many times what it took has passed.
+const SHARE: u32 = 20;
+/// The flows are counted this often at least, if any were established.
+const RECOUNT: Duration = Duration::from_mins(1);
+/// How long a network counts as one that needs more than it may have.
+const LIMITED: Duration = Duration::from_mins(1);
+/// Of 32: where the table counts as nearly full.
+const NEARLY_FULL: u64 = 26;
+/// This part of the table is for networks that are not known yet.
+const UNKNOWN: u64 = 16;
+/// A network that may make fewer entries than this part of the table has reached its limit.
+const SCARCE: u64 = 64;
+
+/// What is known of one network.
+#[derive(Debug, Default)]
+struct Known {
+    entries: u64,
+    /// What it was allowed when its flows were counted last.
+    allowed: u64,
+    /// When it last had more flows than it may have.
+    limited: Option<Instant>,
+    forgotten: u64,
+}
+
+/// The state that the status shows.
+#[derive(Debug, Default)]
+pub struct Fairness(Mutex<FairnessState>);
+
+#[derive(Debug, Default)]
+struct FairnessState {
+    capacity: u64,
+    networks: BTreeMap<Vni, Known>,
+    /// When the flows were counted last, and how long that took.
+    counted: Option<(Instant, Duration)>,
+}
+
+impl Fairness {
+    /// Returns the number of entries of each network that were deleted to make room.
+    pub fn forgotten(&self) -> BTreeMap<Vni, u64> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        state.networks.iter().map(|(vni, known)| (*vni, known.forgotten)).collect()
+    }
+
+    /// What people should know; `name` names a network.
+    pub fn problems(&self, name: impl Fn(Vni) -> String) -> Vec<String> {
+        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let capacity = state.capacity;
+        let total: u64 = state.networks.values().map(|known| known.entries).sum();
+        let limited = |known: &Known| known.limited.is_some_and(|at| at.elapsed() < LIMITED);
+        let mut problems: Vec<String> = state
+            .networks
+            .iter()
+            .filter(|(_, known)| limited(known))
+            .map(|(vni, known)| {
+                format!(
+                    "network {} has {} of {capacity} entries of the connection table, which is its limit: \
+                     its connections that were unused for longest are forgotten",
+                    name(*vni),
+                    known.entries
+                )
+            })
+            .collect();
+        if capacity > 0 && total * 32 >= capacity * NEARLY_FULL {
+            problems.push(format!(
+                "the connection table is nearly full ({total} of {capacity} entries): \
+                 set a larger connection_entries in meshd.toml"
+            ));
+        }
+        problems
+    }
+}
+
+/// Divides the connection table until it is cancelled.
+pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, fairness: Arc<Fairness>) {
+    let mut changes = agent.service_changes();
+    let mut failing = false;
+    loop {
+        changes.mark_unchanged();
+        let networks = known_networks(&agent);
+        let shared = fairness.clone();
+        let outcome = kernel
+            .call(move |kernel| {
+                let mut state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                state.look(kernel.programs(), networks)
+            })
+            .await;
+        if let Err(error) = &outcome
+            && !matches!(error, ProgramsError::NotLoaded)
+            && !failing
+        {
+            tracing::warn!(%error, "the connection table is not shared out");
+        }
+        failing = outcome.is_err();
+        tokio::select! {
+            // A network that is new has no allowance yet.
+            _ = changes.changed(), if !failing => {}
+            () = sleep(INTERVAL) => {}
+        }
+    }
+}
+
+/// The networks that have services, as far as this node knows.
+fn known_networks(agent: &Agent) -> BTreeSet<Vni> {
+    agent.read(|state| {
+        let vni = |id| state.view.networks.get(id).map(|network| Vni::new(network.vni.get()));
+        state.view.services.iter().filter_map(|(_, records)| vni(&records.service.network)).collect()
+    })
+}
+
+impl FairnessState {
+    /// Sets the allowances anew if that is due. The flows are counted for it unless they were a
+    /// moment ago: then a network has what it had, and what it has spent since.
+    fn look(&mut self, programs: &mut dyn Programs, networks: BTreeSet<Vni>) -> Result<(), ProgramsError> {
+        let left = programs.allowances()?;
+        let since = self.counted.map(|(at, _)| at.elapsed());
+        if since.is_some_and(|since| !self.is_due(&left, &networks, since >= RECOUNT)) {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let may_count = self.counted.is_none_or(|(at, took)| at.elapsed() >= took * SHARE);
+        self.share_out(programs, &left, networks, may_count)?;
+        if may_count {
+            self.counted = Some((Instant::now(), begun.elapsed()));
+        }
+        Ok(())
+    }
+
+    fn is_due(&self, left: &BTreeMap<Vni, Allowance>, networks: &BTreeSet<Vni>, late: bool) -> bool {
+        !networks.iter().all(|vni| left.contains_key(vni))
+            || left.iter().any(|(vni, allowance)| {
+                self.wants_more(*vni, allowance) || late && self.spent(*vni, allowance) > 0
+            })
+    }
+
+    fn spent(&self, vni: Vni, left: &Allowance) -> u64 {
+        let allowed = self.networks.get(&vni).map_or(0, |known| known.allowed);
+        allowed.saturating_sub(u64::try_from(left.left).unwrap_or(0))
+    }
+
+    /// Whether a network has spent half of what it was allowed, or was refused.
+    fn wants_more(&self, vni: Vni, left: &Allowance) -> bool {
+        let allowed = self.networks.get(&vni).map_or(0, |known| known.allowed);
+        left.refused > 0 || self.spent(vni, left) * 2 > allowed
+    }
+
+    fn share_out(
+        &mut self,
+        programs: &mut dyn Programs,
+        left: &BTreeMap<Vni, Allowance>,
+        networks: BTreeSet<Vni>,
+        count: bool,
+    ) -> Result<(), ProgramsError> {
+        let mut counts: BTreeMap<Vni, u64> = networks.into_iter().map(|vni| (vni, 0)).collect();
+        if count {
+            let mut one = |key: &ConnectionKey, value: &Connection| {
+                *counts.entry(network(key, value)).or_default() += 1;
+            };
+            programs.visit_connections(&mut one)?;
+        } else {
+            for (vni, known) in &self.networks {
+                let spent = left.get(vni).map_or(0, |left| self.spent(*vni, left));
+                counts.insert(*vni, known.entries + spent);
+            }
+        }
+        let unknown = counts.remove(&Vni::NONE).unwrap_or_default();
+        let usages = counts.iter().map(|(vni, entries)| {
+            let wants_more = left.get(vni).is_some_and(|left| self.wants_more(*vni, left));
+            (*vni, Usage { entries: *entries, wants_more })
+        });
+        let usages: BTreeMap<Vni, Usage> = usages.collect();
+        self.capacity = programs.connections_room()?;
+        let of_unknown = self.capacity / UNKNOWN;
+        let shares = shares(self.capacity.saturating_sub(of_unknown.max(unknown)), &usages);
+        if count {
+            forget(programs, &shares)?;
+        } else if shares.values().any(|share| share.forget > 0) {
+            // Some of them may be over: they are counted first, a moment later.
+            return Ok(());
+        }
+        let mut allowances: BTreeMap<Vni, u64> =
+            shares.iter().map(|(vni, share)| (*vni, share.allowance)).collect();
+        allowances.insert(Vni::NONE, of_unknown.saturating_sub(unknown));
+        programs.set_allowances(&allowances)?;
+        self.networks.retain(|vni, _| shares.contains_key(vni));
+        for (vni, share) in shares {
+            let refused = left.get(&vni).is_some_and(|left| left.refused > 0);
+            let known = self.networks.entry(vni).or_default();
+            known.entries = usages[&vni].entries - share.forget;
+            known.allowed = share.allowance;
+            known.forgotten += share.forget;
+            if share.forget > 0 || refused && share.allowance < self.capacity / SCARCE {
+                known.limited = Some(Instant::now());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn forget(programs: &mut dyn Programs, shares: &BTreeMap<Vni, Share>) -> Result<(), ProgramsError> {
+    let numbers: BTreeMap<Vni, u64> = shares
+        .iter()
+        .filter(|(_, share)| share.forget > 0)
+        .map(|(vni, share)| (*vni, share.forget))
+        .collect();
+    if numbers.is_empty() {
+        return Ok(());
+    }
+    let mut chooser = Chooser::new(numbers.keys().copied(), clock(uptime()));
+    programs.visit_connections(&mut |key, value| chooser.count(key, value))?;
+    let mut choice = chooser.choose(&numbers);
+    programs.forget_connections(&mut |key, value| choice.takes(key, value))
+}
+
+/// Time as the programs have it.
+fn uptime() -> Duration {
+    clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use mesh_kernel::programs::{FakePrograms, MapSizes, Pins};
+
+    use super::*;
+
+    const RED: Vni = Vni::new(1);
+    const BLUE: Vni = Vni::new(2);
+
+    fn loaded() -> FakePrograms {
+        let mut programs = FakePrograms::default();
+        programs.state.pins = Pins::Current;
+        programs
+    }
+
+    /// Has a network make as many entries as it may; how many.
+    fn fill(programs: &mut FakePrograms, vni: Vni) -> u64 {
+        let allowance = programs.allowances.get_mut(&vni).expect("an allowance");
+        let number = std::mem::take(&mut allowance.left);
+        allowance.refused += 1;
+        for _ in 0..number {
+            let number = u32::try_from(programs.flows.len()).expect("few");
+            let [_, v0, v1, v2] = vni.0;
+            let key =
+                ConnectionKey { ports: number.to_be_bytes(), vni: [v0, v1, v2], ..ConnectionKey::default() };
+            programs.flows.insert(key, Connection { kind: 1, ..Connection::default() });
+        }
+        u64::try_from(number).expect("positive")
+    }
+
+    #[test]
+    fn a_greedy_network_is_told_of_and_never_takes_what_others_are_guaranteed() {
+        let (mut programs, fairness) = (loaded(), Fairness::default());
+        let mut state = fairness.0.lock().unwrap();
+        let capacity = u64::from(MapSizes::default().connections);
+        for round in 0..40 {
+            let left = programs.allowances().unwrap();
+            state.share_out(&mut programs, &left, BTreeSet::from([RED, BLUE]), true).unwrap();
+            let blue = programs.allowances[&BLUE].left;
+            assert!(blue * 5 > i64::try_from(capacity).unwrap(), "{blue} in round {round}");
+            assert!(fill(&mut programs, RED) > 0, "in round {round}");
+            assert!(programs.flows.len() as u64 <= capacity, "in round {round}");
+        }
+        let left = programs.allowances().unwrap();
+        assert!(state.is_due(&left, &BTreeSet::from([RED, BLUE]), false));
+        drop(state);
+        assert!(fairness.forgotten()[&RED] > 0);
+        let problems = fairness.problems(|vni| format!("n{}", vni.number()));
+        assert!(problems.len() == 1 && problems[0].starts_with("network n1 has "), "{problems:?}");
+    }
+
+    #[test]
+    fn flows_are_counted_again_once_half_of_an_allowance_is_spent() {
+        let (mut programs, mut state) = (loaded(), FairnessState::default());
+        let networks = BTreeSet::from([RED, BLUE]);
+        state.share_out(&mut programs, &BTreeMap::new(), networks.clone(), true).unwrap();
+        let due = |state: &FairnessState, programs: &FakePrograms, late| {
+            state.is_due(&programs.allowances, &networks, late)
+        };
+        assert!(!due(&state, &programs, false) && !due(&state, &programs, true));
+        programs.allowances.get_mut(&RED).unwrap().left -= 1;
+        assert!(!due(&state, &programs, false) && due(&state, &programs, true));
+        programs.allowances.get_mut(&RED).unwrap().left /= 3;
+        assert!(due(&state, &programs, false));
+        state.share_out(&mut programs, &BTreeMap::new(), BTreeSet::from([RED]), true).unwrap();
+        assert!(due(&state, &programs, false), "a network is new");
+    }
+}

@@ -1,0 +1,209 @@
+//! Keeps the host from choosing published ports for its outgoing connections.
+
+use std::collections::BTreeSet;
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use mesh_state::Agent;
+use mesh_state::endpoint_store::BOOT_ID;
+use mesh_sys::durable::{self, Survives};
+use serde::{Deserialize, Serialize};
+use tokio::time::sleep;
+
+/// The kernel prints at most every second port, five digits and a comma each.
+const LONGEST: usize = 256 << 10;
+
+/// The published ports, reserved: the answers to an outgoing connection of the host from such a
+/// port would be taken for requests to the service.
+#[derive(Debug)]
+pub struct Reservation {
+    sysctl: PathBuf,
+    record: PathBuf,
+    boot: String,
+    /// The ports that were not reserved before we did it; `None` if the record of them is damaged.
+    ours: Option<BTreeSet<u16>>,
+}
+
+/// Its record on disk: an agent that was killed releases what it reserved, and nothing
+/// else.
+#[derive(Debug, Serialize, Deserialize)]
+struct Record {
+    /// The reservations end with the boot, and are no longer ours after it.
+    #[serde(default)]
+    boot: String,
+    ports: BTreeSet<u16>,
+}
+
+impl Reservation {
+    /// Adopts what a former agent reserved in `sysctl` ([`mesh_host::RESERVED_PORTS`]) and noted in
+    /// `record`.
+    pub fn open(sysctl: PathBuf, record: PathBuf) -> Self {
+        let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim_end().to_owned();
+        let ours = match durable::read_json::<Record>(&record) {
+            // One without a boot was written by an earlier version.
+            Ok(Some(found)) if found.boot == boot || found.boot.is_empty() => Some(found.ports),
+            Ok(_) => Some(BTreeSet::new()),
+            Err(error) => {
+                tracing::warn!(%error, "the record of reserved ports is damaged: all reserved published ports count as ours");
+                None
+            }
+        };
+        Self { sysctl, record, boot, ours }
+    }
+
+    /// Reserves these ports, and releases our reservations of all others.
+    pub fn set(&mut self, ports: &BTreeSet<u16>) -> io::Result<()> {
+        let there = parse(&read_whole(&self.sysctl)?);
+        // Without a record, a port that is published and reserved was reserved for that: it must
+        // not stay so for ever.
+        let before = self.ours.clone().unwrap_or_else(|| there.intersection(ports).copied().collect());
+        let foreign: BTreeSet<u16> = there.difference(&before).copied().collect();
+        let wanted: BTreeSet<u16> = foreign.union(ports).copied().collect();
+        let ours: BTreeSet<u16> = ports.difference(&foreign).copied().collect();
+        if Some(&ours) != self.ours.as_ref() {
+            // The record first, and of both: what is ours must not look like somebody else's after
+            // a kill.
+            self.write(ours.union(&before).copied().collect())?;
+        }
+        if wanted != there {
+            fs::write(&self.sysctl, print(&wanted))?;
+        }
+        if Some(&ours) != self.ours.as_ref() {
+            self.write(ours.clone())?;
+            self.ours = Some(ours);
+        }
+        Ok(())
+    }
+
+    fn write(&self, ports: BTreeSet<u16>) -> io::Result<()> {
+        let record = Record { boot: self.boot.clone(), ports };
+        durable::write_json(&self.record, &record, Survives::Kill).map_err(io::Error::other)
+    }
+}
+
+/// Reads a file of the kernel's with one call: `ip_local_reserved_ports` gives the whole to the
+/// first read, as far as there is room, and nothing to a second one.
+fn read_whole(path: &Path) -> io::Result<String> {
+    let mut buffer = vec![0; LONGEST];
+    let length = File::open(path)?.read(&mut buffer)?;
+    if length == buffer.len() {
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the list of reserved ports is too long"));
+    }
+    buffer.truncate(length);
+    String::from_utf8(buffer).map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+}
+
+/// Interval between checks whether the ports are still reserved.
+const LOOK: Duration = Duration::from_secs(2);
+
+/// Keeps the published ports reserved, and what leaves masqueraded off them, for ever.
+pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
+    agent.view_known().await;
+    let mut changes = agent.service_changes();
+    let mut said = String::new();
+    let mut avoided = BTreeSet::new();
+    loop {
+        changes.mark_unchanged();
+        let ports = agent.read(|state| state.view.services.published_ports());
+        let masqueraded =
+            ports.iter().copied().filter(|port| mesh_planner::may_be_masqueraded(*port)).collect();
+        if avoided != masqueraded {
+            avoided = masqueraded;
+            agent.wake_kernel_loop();
+        }
+        if let Err(error) = reservation.set(&ports)
+            && std::mem::replace(&mut said, error.to_string()) != said
+        {
+            tracing::warn!(%error, "published ports are not kept out of the host's own choice of ports");
+        }
+        tokio::select! {
+            alive = changes.changed() => if alive.is_err() { return },
+            // Other programs replace the whole list, too, and no event reports it.
+            () = sleep(LOOK) => {}
+        }
+    }
+}
+
+/// Reads the sysctl's form: `1,2,10-20`.
+fn parse(text: &str) -> BTreeSet<u16> {
+    let mut ports = BTreeSet::new();
+    for range in text.trim().split(',').filter(|range| !range.is_empty()) {
+        let (first, last) = range.split_once('-').unwrap_or((range, range));
+        if let (Ok(first), Ok(last)) = (first.trim().parse::<u16>(), last.trim().parse::<u16>()) {
+            ports.extend(first..=last);
+        }
+    }
+    ports
+}
+
+/// Writes it. An empty line clears it: the kernel takes no empty write.
+fn print(ports: &BTreeSet<u16>) -> String {
+    let mut ranges: Vec<(u16, u16)> = Vec::new();
+    for port in ports {
+        match ranges.last_mut() {
+            Some((_, last)) if last.checked_add(1) == Some(*port) => *last = *port,
+            _ => ranges.push((*port, *port)),
+        }
+    }
+    let range = |(first, last): &(u16, u16)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
+    let ranges: Vec<String> = ranges.iter().map(range).collect();
+    format!("{}\n", ranges.join(","))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_what_we_reserved_is_given_back_even_by_the_next_agent() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
+        fs::write(&sysctl, "8080,9000-9002\n").unwrap();
+        let open = || Reservation::open(sysctl.clone(), record.clone());
+        let text = || fs::read_to_string(&sysctl).unwrap();
+        let mut first = open();
+        first.set(&[8080, 8081, 30000].into()).unwrap();
+        assert_eq!(text(), "8080-8081,9000-9002,30000\n");
+        let mut next = open();
+        next.set(&[30000].into()).unwrap();
+        assert_eq!(text(), "8080,9000-9002,30000\n");
+        next.set(&BTreeSet::new()).unwrap();
+        assert_eq!(text(), "8080,9000-9002\n");
+        fs::write(&sysctl, "\n").unwrap();
+        open().set(&[65535].into()).unwrap();
+        assert_eq!(text(), "65535\n");
+        open().set(&BTreeSet::new()).unwrap();
+        assert_eq!(text(), "\n");
+    }
+
+    #[test]
+    fn a_damaged_record_keeps_no_published_port_reserved_for_ever() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
+        let open = || Reservation::open(sysctl.clone(), record.clone());
+        for damage in ["", "{\"ports\":[80", "\0\u{1}garbage"] {
+            fs::write(&sysctl, "9000\n").unwrap();
+            let _ = fs::remove_file(&record);
+            open().set(&[8080].into()).unwrap();
+            fs::write(&record, damage).unwrap();
+            open().set(&[8080].into()).unwrap();
+            open().set(&BTreeSet::new()).unwrap();
+            assert_eq!(fs::read_to_string(&sysctl).unwrap(), "9000\n", "{damage:?}");
+        }
+    }
+
+    #[test]
+    fn reservations_of_an_earlier_boot_are_somebody_elses() {
+        let dir = tempfile::tempdir().unwrap();
+        let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
+        fs::write(&sysctl, "9000\n").unwrap();
+        fs::write(&record, "{\"boot\":\"another\",\"ports\":[9000]}").unwrap();
+        Reservation::open(sysctl.clone(), record).set(&BTreeSet::new()).unwrap();
+        assert_eq!(fs::read_to_string(&sysctl).unwrap(), "9000\n");
+    }
+}
