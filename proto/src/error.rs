@@ -31,6 +31,34 @@ pub enum ProblemKind {
 }
 
 impl ProblemKind {
+    /// All kinds, in the order of their exit codes.
+    pub const ALL: [Self; 9] = [
+        Self::Failed,
+        Self::Denied,
+        Self::Exhausted,
+        Self::Usage,
+        Self::NotFound,
+        Self::Conflict,
+        Self::Unreachable,
+        Self::NotManager,
+        Self::Unconfirmed,
+    ];
+
+    /// What the kind means to the caller.
+    pub const fn meaning(self) -> &'static str {
+        match self {
+            Self::Failed => "The operation was tried and failed.",
+            Self::Denied => "The caller is not allowed to do this.",
+            Self::Exhausted => "No address, port or other resource is left.",
+            Self::Usage => "The command line or the request is wrong, or a name is ambiguous.",
+            Self::NotFound => "The named object does not exist.",
+            Self::Conflict => "The object exists already, is in use, or overlaps another one.",
+            Self::Unreachable => "The agent or the managers cannot be reached, or did not answer in time.",
+            Self::NotManager => "Only a manager can do this, and this node is a worker.",
+            Self::Unconfirmed => "The removal needs a confirmation, and nobody gave it.",
+        }
+    }
+
     const fn code(self) -> Code {
         match self {
             Self::Failed => Code::Internal,
@@ -143,21 +171,21 @@ mod tests {
 
     #[test]
     fn each_kind_has_the_name_that_json_gives_it() {
-        for kind in [
-            ProblemKind::Failed,
-            ProblemKind::Usage,
-            ProblemKind::NotFound,
-            ProblemKind::Conflict,
-            ProblemKind::Unreachable,
-            ProblemKind::Denied,
-            ProblemKind::Exhausted,
-            ProblemKind::NotManager,
-            ProblemKind::Unconfirmed,
-        ] {
+        for kind in ProblemKind::ALL {
             assert_eq!(ProblemKind::named(kind.as_str()), kind);
             assert_eq!(serde_json::to_value(kind).unwrap(), kind.as_str());
         }
         assert_eq!(ProblemKind::named("later"), ProblemKind::Failed);
+    }
+
+    #[test]
+    fn the_list_of_all_kinds_is_complete_and_in_order_of_exit_codes() {
+        let codes: Vec<u8> = ProblemKind::ALL.iter().map(|kind| kind.exit_code()).collect();
+        assert!(codes.is_sorted(), "{codes:?}");
+        // The last kind has the highest discriminant: a kind that is added behind it fails here.
+        let last = ProblemKind::ALL.iter().map(|kind| *kind as usize).max();
+        assert_eq!(last, Some(ProblemKind::ALL.len() - 1));
+        assert_eq!(ProblemKind::Unconfirmed as usize + 1, ProblemKind::ALL.len());
     }
 
     #[test]

@@ -12,6 +12,7 @@ mod config;
 mod counters;
 mod derived;
 mod entry;
+mod explain;
 mod maps;
 mod paths;
 #[cfg(feature = "aya")]
@@ -29,6 +30,7 @@ pub use config::{
 pub use counters::{Counter, CounterKey, Event, Reason};
 pub use derived::{NextHop, derived_mac, next_hop};
 pub use entry::{MapEntry, MapKey};
+pub use explain::Explanation;
 pub use maps::{
     ALLOW_FORWARDING, BY_ENDPOINT, BY_HOST, Block, BlockKey, BlockKind, CONTROL_ADDRESS, ENCRYPTED, Endpoint,
     EndpointKey, HOST_ALL, HOST_DNS, HostCall, HostFlow, HostRouteKey, INTERNAL, Interface, METADATA, Member,
