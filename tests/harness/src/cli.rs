@@ -9,7 +9,7 @@ use crate::{
     traffic::{ServerProcess, WebServer},
 };
 
-/// Hosts in network namespaces on this machine, each with a real meshd.
+/// Run hosts with a real meshd in network namespaces of this machine.
 #[derive(Debug, Parser)]
 #[command(name = "mesh-lab", bin_name = "./dev lab", version)]
 pub struct Cli {
@@ -22,7 +22,7 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Make a lab; every host has joined and is ready when this returns
+    /// Create a lab; every host has joined and is ready when this returns
     Up {
         /// Number of hosts
         #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=189))]
@@ -37,22 +37,22 @@ enum Command {
         /// and so on
         #[arg(long)]
         second_nic: bool,
-        /// Force how every meshd encapsulates
+        /// Encapsulation of every meshd
         #[arg(long)]
         encapsulation: Option<Encapsulation>,
-        /// What carries encrypted networks: automatic, kernel or userspace
+        /// WireGuard engine of every meshd: automatic, kernel or userspace
         #[arg(long, default_value = "automatic", value_name = "ENGINE")]
         wireguard_engine: String,
     },
-    /// Take the lab down, all of it; one that is not up is fine
+    /// Remove the whole lab; succeeds if the lab is not up
     Down {
-        /// Not this one, but those of tests and benchmarks that were ended before they could
+        /// Remove instead the labs of tests and benchmarks that were ended before they could
         #[arg(long)]
         abandoned: bool,
     },
     /// Show hosts and containers
     Status {
-        /// How to show them
+        /// Output format
         #[arg(long, default_value = "table")]
         format: Format,
     },
@@ -84,7 +84,7 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// Make a network namespace and attach it on a host
+    /// Create a network namespace and attach it on a host
     Container {
         /// The host
         host: String,
@@ -102,7 +102,7 @@ enum Command {
         #[arg(required = true, trailing_var_arg = true, allow_hyphen_values = true, value_name = "CMD")]
         command: Vec<String>,
     },
-    /// Start a web server in a container that says its name and who asked, over TCP and UDP
+    /// Start a web server in a container that answers its name and the client, over TCP and UDP
     Serve {
         /// The container
         name: String,
@@ -113,7 +113,7 @@ enum Command {
     /// What `serve` runs: a web server in the caller's namespace
     #[command(hide = true)]
     Web {
-        /// What it calls itself
+        /// The name that it answers
         name: String,
         /// Port that it listens on
         port: u16,
