@@ -22,7 +22,7 @@ mod view;
 
 use std::ffi::OsString;
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 use crate::cli::{Cli, Command, usage};
 use crate::format::Format;
@@ -41,6 +41,11 @@ pub fn run(args: &[OsString]) -> u8 {
     };
     let json = cli.format == Some(Format::Json);
     execute(cli).print(json)
+}
+
+/// The whole command line, for manual pages and the reference.
+pub fn command() -> clap::Command {
+    Cli::command()
 }
 
 fn execute(cli: Cli) -> Report {

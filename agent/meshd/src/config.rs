@@ -24,12 +24,12 @@ const ENTRIES: RangeInclusive<u32> = 1024..=1 << 28;
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum EncapsulationChoice {
-    /// Directly where the kernel can, which is probed at start.
+    /// Direct if the kernel supports it, which is tested at start; otherwise device.
     #[default]
     Auto,
-    /// The programs write the outer headers.
+    /// The eBPF programs write the outer headers.
     Direct,
-    /// The kernel's VXLAN device does.
+    /// The kernel's VXLAN device writes them.
     Device,
 }
 
@@ -38,12 +38,12 @@ pub enum EncapsulationChoice {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum XdpChoice {
-    /// No.
+    /// Never.
     #[default]
     Off,
-    /// Where the device is a network card whose driver can do that at little cost to other traffic.
+    /// If the device is a network card whose driver supports it at little cost to other traffic.
     Auto,
-    /// Yes; that it cannot be is a problem.
+    /// Always; `meshctl status` reports a problem if the driver does not support it.
     Native,
 }
 
@@ -61,13 +61,12 @@ impl From<XdpChoice> for XdpPolicy {
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum WireguardEngine {
-    /// The kernel's WireGuard where it works, which is tried before it is first needed; else the
-    /// one in user space.
+    /// The kernel's WireGuard if a test shows that it works, otherwise the engine in user space.
     #[default]
     Automatic,
-    /// The kernel's WireGuard, or none.
+    /// Only the kernel's WireGuard.
     Kernel,
-    /// The one in user space, which every kernel with TUN can run.
+    /// Only the engine in user space, which needs TUN.
     Userspace,
 }
 
@@ -126,45 +125,45 @@ impl TryFrom<String> for MetricsAddress {
     }
 }
 
-/// The agent of Mesh: one per host.
+/// Run the Mesh agent of this host
 #[derive(Debug, Clone, Default, Parser)]
-#[command(name = "meshd", version, about, after_help = "Example: meshd --config /etc/mesh/meshd.toml")]
+#[command(name = "meshd", version, after_help = "Example: meshd --config /etc/mesh/meshd.toml")]
 pub struct Flags {
-    /// Configuration file [default: /etc/mesh/meshd.toml where it exists]
+    /// Configuration file [default: /etc/mesh/meshd.toml if it exists]
     #[arg(long, value_name = "FILE")]
     pub config: Option<PathBuf>,
-    /// Where the state is kept [default: /var/lib/mesh]
+    /// Directory of state that survives a reboot [default: /var/lib/mesh]
     #[arg(long, value_name = "DIR")]
     pub state_dir: Option<PathBuf>,
-    /// Where the socket is made [default: /run/mesh]
+    /// Directory of the socket and other volatile state [default: /run/mesh]
     #[arg(long, value_name = "DIR")]
     pub run_dir: Option<PathBuf>,
-    /// The socket that meshctl talks to [default: meshd.sock in the run directory]
+    /// Unix socket for meshctl [default: meshd.sock in the run directory]
     #[arg(long, value_name = "PATH")]
     pub socket: Option<PathBuf>,
-    /// Where eBPF programs and maps are pinned [default: /sys/fs/bpf/mesh]
+    /// Directory in bpffs where eBPF programs and maps are pinned [default: /sys/fs/bpf/mesh]
     #[arg(long, value_name = "DIR")]
     pub bpffs_dir: Option<PathBuf>,
-    /// How packets are wrapped [default: auto]
+    /// Encapsulation of packets of clear networks [default: auto]
     #[arg(long, value_enum)]
     pub encapsulation: Option<EncapsulationChoice>,
-    /// Whether the data-path device's driver sends on what only passes through [default: off]
+    /// Forward packets of published ports in the network card's driver (XDP) [default: off]
     #[arg(long, value_enum)]
     pub xdp: Option<XdpChoice>,
-    /// The file that names the resolvers of other names than the mesh's own [default:
+    /// File with the resolvers for names outside the mesh (resolv.conf format) [default:
     /// /etc/resolv.conf]
     #[arg(long, value_name = "FILE")]
     pub resolv_conf: Option<PathBuf>,
-    /// What carries encrypted networks [default: automatic]
+    /// WireGuard engine for encrypted networks [default: automatic]
     #[arg(long, value_enum)]
     pub wireguard_engine: Option<WireguardEngine>,
-    /// UDP port of WireGuard [default: 51820]
+    /// UDP port of WireGuard on this host [default: 51820]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     pub wireguard_port: Option<u16>,
-    /// Where metrics are served over HTTP, to whoever reaches it [default: nowhere]
+    /// Address and port of the metrics server (HTTP, no authentication) [default: no server]
     #[arg(long, value_name = "ADDR:PORT")]
     pub metrics_addr: Option<MetricsAddress>,
-    /// What is logged to standard error: a level, or tracing directives [default: info]
+    /// Log level for standard error, or tracing directives [default: info]
     #[arg(long, value_name = "FILTER")]
     pub log: Option<String>,
 }
@@ -361,6 +360,61 @@ mod tests {
         let mut flags = Flags::try_parse_from([&["meshd"], flags].concat()).unwrap();
         flags.config = Some(path);
         Config::load(&flags)
+    }
+
+    const EXAMPLE: &str = include_str!("../../../docs/examples/meshd.toml");
+
+    #[test]
+    fn the_example_file_is_valid_and_has_every_key_once() {
+        load(EXAMPLE, &[]).unwrap();
+        let file: File = toml::from_str(EXAMPLE).unwrap();
+        // A new key is missing here until it is also in the example.
+        let File {
+            state_dir: Some(_),
+            run_dir: Some(_),
+            socket: Some(_),
+            bpffs_dir: Some(_),
+            encapsulation: Some(_),
+            xdp: Some(_),
+            resolv_conf: Some(_),
+            publish_interfaces: Some(_),
+            service_table_entries: Some(_),
+            connection_entries: Some(_),
+            wireguard_engine: Some(_),
+            wireguard_port: Some(_),
+            rotate_keys: Some(_),
+            metrics_addr: Some(_),
+            log: Some(_),
+        } = file
+        else {
+            panic!("docs/examples/meshd.toml lacks a key: {file:?}");
+        };
+    }
+
+    #[test]
+    fn the_defaults_in_the_example_file_are_the_defaults() {
+        let (defaults, _) = EXAMPLE.split_once("# --- Keys without a fixed default").unwrap();
+        assert_eq!(load(defaults, &[]).unwrap(), load("", &[]).unwrap());
+    }
+
+    #[test]
+    fn the_reference_describes_every_key_of_the_example_file() {
+        let page = include_str!("../../../docs/reference/meshd-toml.md");
+        let table: toml::Table = EXAMPLE.parse().unwrap();
+        let described: Vec<&str> = page.lines().filter_map(|line| line.strip_prefix("## ")).collect();
+        let mut keys: Vec<&str> = table.keys().map(String::as_str).collect();
+        keys.sort_unstable();
+        assert_eq!(
+            {
+                let mut sorted = described.clone();
+                sorted.sort_unstable();
+                sorted
+            },
+            keys
+        );
+        for key in keys {
+            assert!(page.contains(&format!("| [`{key}`](#{key}) |")), "{key} is not in the table");
+        }
     }
 
     #[test]

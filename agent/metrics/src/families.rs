@@ -1,4 +1,4 @@
-//! What there is to be told, and under which names.
+//! The families of metrics and how a status fills them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,7 +10,7 @@ use mesh_wireguard::{DropReason, EngineKind};
 
 use crate::exposition::{Labels, Writer, bytes, family, seconds};
 
-/// Writes all that a status has figures for. A host that is no member has its agent's own.
+/// Writes every family for which the status has values. Without a cluster there are the agent's own.
 pub(super) fn write(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {
     agent(to, status)?;
     if let Some(node) = &status.node {
@@ -30,34 +30,40 @@ fn agent(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {
         ("interface", status.data_path_interface.clone()),
         ("xdp", status.xdp.clone()),
     ];
-    to.info(family("mesh_datapath", "How packets leave, and by which interface."), [datapath])?;
+    to.info(family("mesh_datapath", "Encapsulation, data-path interface and XDP mode."), [datapath])?;
     to.value(
         family("mesh_member", "Whether the host is a member of a cluster."),
         u64::from(status.node.is_some()),
     )?;
     to.value(
-        family("mesh_problems", "What does not work now, in lines of meshctl status."),
+        family("mesh_problems", "Current problems, as listed by meshctl status."),
         count(&status.problems),
     )?;
-    to.value(bytes("process_resident_memory", "The agent's memory that is in RAM."), status.resident_bytes)
+    to.value(bytes("process_resident_memory", "Resident memory of the agent."), status.resident_bytes)
 }
 
 fn member(to: &mut Writer<'_>, status: &v1::StatusResponse, node: &v1::Node) -> fmt::Result {
     let cluster = status.cluster.as_ref().map(|cluster| cluster.id.clone()).unwrap_or_default();
     let itself = vec![("cluster", cluster), ("node", node.name.clone()), ("node_id", node.id.clone())];
-    to.info(family("mesh_node", "Which node of which cluster the host is."), [itself])?;
+    to.info(family("mesh_node", "Cluster and node of this host."), [itself])?;
     for (family, value) in [
         (
-            family("mesh_session", "Whether the agent is in session with a manager."),
+            family("mesh_session", "Whether the agent has a session with a manager."),
             u64::from(!status.manager.is_empty()),
         ),
-        (family("mesh_revision", "The last revision of the cluster's records received."), status.revision),
-        (family("mesh_applied_revision", "The last revision that the kernel has."), status.applied_revision),
+        (
+            family("mesh_revision", "Last revision of the cluster's records that the agent received."),
+            status.revision,
+        ),
+        (
+            family("mesh_applied_revision", "Last revision that is applied in the kernel."),
+            status.applied_revision,
+        ),
         (family("mesh_endpoints", "Endpoints on this host."), status.endpoints.into()),
         (family("mesh_networks", "Networks of the cluster."), status.networks.into()),
         (family("mesh_services", "Services that this host knows."), status.services.into()),
         (
-            bytes("mesh_datapath_mtu", "MTU of the data-path interface; 0 before it is known."),
+            bytes("mesh_datapath_mtu", "MTU of the data-path interface; 0 until it is known."),
             status.data_path_mtu.into(),
         ),
     ] {
@@ -65,7 +71,7 @@ fn member(to: &mut Writer<'_>, status: &v1::StatusResponse, node: &v1::Node) -> 
     }
     match status.refused_joins {
         Some(refused) => {
-            let help = "Attempts to join that this manager refused for their tokens since it started.";
+            let help = "Join attempts with a wrong token that this manager refused since it started.";
             to.total(family("mesh_refused_joins", help), refused)
         }
         None => Ok(()),
@@ -77,7 +83,7 @@ fn paths(to: &mut Writer<'_>, paths: &[v1::PeerPath]) -> fmt::Result {
         let by = if path.encrypted { "wireguard" } else { "vxlan" };
         (vec![("peer", path.node.clone()), ("path", by.to_owned())], u64::from(path.reachable))
     });
-    let help = "Whether probes of the path to another node are answered.";
+    let help = "Whether the other node answers probes of this path.";
     to.gauge(family("mesh_path_reachable", help), each)
 }
 
@@ -85,18 +91,17 @@ fn connections(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result 
     // Before the programs are loaded there is no table.
     let Some(connections) = &status.connections else { return Ok(()) };
     to.value(
-        family("mesh_connections_capacity", "Entries that the table of flows to services has room for."),
+        family("mesh_connections_capacity", "Capacity of the table of connections to services, in entries."),
         connections.capacity,
     )?;
     let none = counted_networks(&status.counters).into_iter().map(|one| (one, 0));
     let some = connections.networks.iter().map(|one| ((one.vni, one.network.as_str()), one.entries));
     let entries: BTreeMap<(u32, &str), u64> = none.chain(some).collect();
     let entries = entries.into_iter().map(|((vni, name), entries)| (network(name, vni), entries));
-    let help =
-        "Entries in the table of flows to services; VNI 0: to published ports that came in by this host.";
+    let help = "Entries in the table of connections to services; VNI 0: connections to published ports that entered on this host.";
     to.gauge(family("mesh_connections", help), entries)?;
     let forgotten = connections.networks.iter().map(|one| (network(&one.network, one.vni), one.forgotten));
-    let help = "Entries that were removed because their network had more than its share.";
+    let help = "Entries removed because their network used more than its share.";
     to.counter(family("mesh_connections_forgotten", help), forgotten)
 }
 
@@ -119,15 +124,15 @@ fn packets(to: &mut Writer<'_>, counters: &[v1::Counter]) -> fmt::Result {
     };
     let carried_packets = counters.iter().filter(carried).map(|one| (with_reason(one), one.packets));
     to.counter(
-        family("mesh_packets", "Packets that were carried or answered; reason: what became of them."),
+        family("mesh_packets", "Packets that were carried or answered, by counter."),
         carried_packets,
     )?;
     let carried_bytes = counters.iter().filter(carried).map(|one| (with_reason(one), one.bytes));
-    to.counter(bytes("mesh", "Bytes of the packets that were carried or answered."), carried_bytes)?;
-    let help = "Of the packets carried, those that the data-path device's driver sent on.";
+    to.counter(bytes("mesh", "Bytes of packets that were carried or answered, by counter."), carried_bytes)?;
+    let help = "Packets that the driver of the data-path interface forwarded (XDP).";
     let early = counters.iter().filter(early).map(|one| (network(&one.network, one.vni), one.packets));
     to.counter(family("mesh_xdp_packets", help), early)?;
-    to.counter(family("mesh_dropped_packets", "Packets that were dropped, and why."), drops(counters))
+    to.counter(family("mesh_dropped_packets", "Dropped packets, by reason."), drops(counters))
 }
 
 /// The drops of each network of which anything is counted, and those of no network in particular.
@@ -157,13 +162,13 @@ fn names(to: &mut Writer<'_>, servers: &[v1::NameServer]) -> fmt::Result {
     let each = |value: fn(&v1::NameServer) -> u64| {
         servers.iter().map(move |server| (vec![("network", server.network.clone())], value(server)))
     };
-    let help = "Questions that the network's name server received.";
+    let help = "DNS queries that the network's name server received.";
     to.counter(family("mesh_dns_queries", help), each(|server| server.queries))?;
-    let help = "Questions that were passed on to the host's resolvers.";
+    let help = "DNS queries that were forwarded to the host's resolvers.";
     to.counter(family("mesh_dns_forwarded", help), each(|server| server.forwarded))?;
-    let help = "Questions that were answered with SERVFAIL.";
+    let help = "DNS queries that were answered with SERVFAIL.";
     to.counter(family("mesh_dns_failed", help), each(|server| server.failed))?;
-    let help = "Messages to the network's name server that were no question.";
+    let help = "Messages to the network's name server that were not a valid query.";
     to.counter(family("mesh_dns_malformed", help), each(|server| server.malformed))
 }
 
@@ -173,9 +178,9 @@ fn wireguard(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {
         return Ok(());
     }
     let engine = vec![("engine", status.wireguard_engine.clone())];
-    to.info(family("mesh_wireguard", "What carries encrypted networks."), [engine])?;
+    to.info(family("mesh_wireguard", "WireGuard engine of this host."), [engine])?;
     to.counter(
-        family("mesh_wireguard_dropped_packets", "Packets that the engine dropped, and why."),
+        family("mesh_wireguard_dropped_packets", "Packets that the WireGuard engine dropped, by reason."),
         engine_drops(status),
     )?;
     let peers = &status.wireguard_peers;
@@ -184,13 +189,19 @@ fn wireguard(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {
         labels.push(("endpoint", peer.endpoint.clone()));
         labels
     });
-    to.info(family("mesh_wireguard_peer", "Where the node's end of the tunnel is."), endpoints)?;
+    to.info(
+        family("mesh_wireguard_peer", "Address and port of the other node's end of the tunnel."),
+        endpoints,
+    )?;
     let received = peers.iter().map(|peer| (node(peer), peer.received_bytes));
-    to.counter(bytes("mesh_wireguard_peer_received", "Bytes that came from the node."), received)?;
+    to.counter(
+        bytes("mesh_wireguard_peer_received", "Bytes received from the node through WireGuard."),
+        received,
+    )?;
     let sent = peers.iter().map(|peer| (node(peer), peer.sent_bytes));
-    to.counter(bytes("mesh_wireguard_peer_sent", "Bytes that were sent to the node."), sent)?;
+    to.counter(bytes("mesh_wireguard_peer_sent", "Bytes sent to the node through WireGuard."), sent)?;
     let handshakes = peers.iter().filter_map(|peer| Some((node(peer), handshake(peer)?)));
-    let help = "When the last handshake with the node was, in Unix time; absent: there was none.";
+    let help = "Time of the last handshake with the node, as Unix time; absent without a handshake.";
     to.gauge(seconds("mesh_wireguard_peer_last_handshake", help), handshakes)
 }
 
@@ -230,6 +241,65 @@ fn count<T>(items: &[T]) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// A status for which every family has a sample.
+    fn complete() -> v1::StatusResponse {
+        v1::StatusResponse {
+            node: Some(v1::Node::default()),
+            refused_joins: Some(0),
+            paths: vec![v1::PeerPath::default()],
+            connections: Some(v1::Connections {
+                capacity: 1,
+                networks: vec![v1::NetworkConnections::default()],
+            }),
+            counters: [Reason::Received, Reason::SentEarly]
+                .map(|reason| v1::Counter { reason: reason.name().into(), ..v1::Counter::default() })
+                .to_vec(),
+            name_servers: vec![v1::NameServer::default()],
+            wireguard_engine: EngineKind::Userspace.name().into(),
+            wireguard_peers: vec![v1::WireguardPeer {
+                last_handshake: "1970-01-01T00:01:00Z".into(),
+                ..v1::WireguardPeer::default()
+            }],
+            ..v1::StatusResponse::default()
+        }
+    }
+
+    /// The rows that the reference must have: name, type and labels of the first sample, help.
+    fn rows(text: &str) -> Vec<String> {
+        let mut rows = Vec::new();
+        let (mut help, mut kind) = ("", "");
+        for line in text.lines() {
+            if let Some(rest) = line.strip_prefix("# HELP ") {
+                (help, kind) = (rest.split_once(' ').unwrap().1, "");
+            } else if let Some(rest) = line.strip_prefix("# TYPE ") {
+                kind = rest.split_once(' ').unwrap().1;
+            } else if !line.starts_with('#') && !kind.is_empty() {
+                let (series, _) = line.rsplit_once(' ').unwrap();
+                let (name, labels) = series.split_once('{').unwrap_or((series, ""));
+                let labels: Vec<String> = labels
+                    .trim_end_matches('}')
+                    .split(',')
+                    .filter_map(|label| label.split_once('='))
+                    .map(|(label, _)| format!("`{label}`"))
+                    .collect();
+                rows.push(
+                    format!("| `{name}` | {kind} | {} | {help} |", labels.join(", ")).replace("  ", " "),
+                );
+                kind = "";
+            }
+        }
+        rows
+    }
+
+    #[test]
+    fn the_reference_has_every_metric_with_its_type_labels_and_help() {
+        let page = include_str!("../../../docs/reference/metrics.md");
+        let documented: Vec<&str> = page.lines().filter(|line| line.starts_with("| `")).collect();
+        let expected = rows(&crate::text::text(complete()));
+        assert!(expected.len() > 30, "{expected:?}");
+        assert!(documented == expected, "docs/reference/metrics.md must have:\n{}", expected.join("\n"));
+    }
 
     /// The samples of the families whose names begin so, in order.
     fn samples(status: v1::StatusResponse, start: &str) -> Vec<String> {

@@ -263,3 +263,22 @@ pub(super) fn home(key: &str) -> Option<&'static str> {
 pub(super) fn is_like_a_service<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
     keys.any(|key| matches!(key, "image" | "build" | "ports" | "networks" | "environment" | "command" | OWN))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_describes_every_own_key() {
+        let page = include_str!("../../../../docs/reference/compose.md");
+        for (schema, section) in
+            [(&NETWORK_OWN, "networks.NAME.x-mesh"), (&SERVICE_OWN, "services.NAME.x-mesh")]
+        {
+            let (_, text) = page.split_once(&format!("Key below `{section}`")).unwrap();
+            let (text, _) = text.split_once("\n\n").unwrap();
+            for key in schema.keys() {
+                assert!(text.contains(&format!("| `{key}` |")), "{section}: {key}");
+            }
+        }
+    }
+}

@@ -5,6 +5,7 @@
 mod agent;
 mod apply;
 mod compose;
+mod documents;
 mod errors;
 mod names;
 mod objects;
