@@ -172,11 +172,14 @@ impl Endpoints {
     /// Waits for the kernel to have the endpoint and for the manager to know of it, both at once,
     /// and makes its record say so.
     async fn establish(&self, generation: u64, endpoint: Endpoint) -> Result<Endpoint, Problem> {
-        let (pass, ()) = tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
-        if let Some(problem) = pass.failed.get(&endpoint.id).or(pass.node_failure.as_ref()) {
+        let (reconciliation, ()) =
+            tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
+        if let Some(problem) =
+            reconciliation.failed.get(&endpoint.id).or(reconciliation.node_failure.as_ref())
+        {
             return Err(problem.clone());
         }
-        if pass.lost.contains(&endpoint.id) {
+        if reconciliation.lost.contains(&endpoint.id) {
             let path = endpoint.netns.path.display();
             return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
         }

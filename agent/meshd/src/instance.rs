@@ -43,10 +43,10 @@ pub(crate) struct Instance {
 impl Instance {
     /// Makes the directories that are missing and claims the state directory.
     pub(crate) fn claim(config: &Config) -> Result<Self, InstanceError> {
-        make_dir("state directory", &config.state_dir, 0o700)?;
-        make_dir("run directory", &config.run_dir, 0o755)?;
+        create_dir("state directory", &config.state_dir, 0o700)?;
+        create_dir("run directory", &config.run_dir, 0o755)?;
         if let Some(dir) = config.socket.parent() {
-            make_dir("socket's directory", dir, 0o755)?;
+            create_dir("socket's directory", dir, 0o755)?;
         }
         let directory = |source| InstanceError::Directory {
             what: "state directory",
@@ -77,7 +77,7 @@ impl Instance {
     }
 }
 
-fn make_dir(what: &'static str, path: &Path, mode: u32) -> Result<(), InstanceError> {
+fn create_dir(what: &'static str, path: &Path, mode: u32) -> Result<(), InstanceError> {
     if path.is_dir() {
         return Ok(());
     }

@@ -256,8 +256,8 @@ async fn a_restart_adopts_everything_and_undoes_what_was_half_made() {
 
     kernel.take_applied();
     let rig = Rig::start(dir.path(), &kernel);
-    let pass = rig.agent.reconciled(1).await;
-    assert_eq!(pass.problems, Vec::<String>::new());
+    let reconciliation = rig.agent.reconciled(1).await;
+    assert_eq!(reconciliation.problems, Vec::<String>::new());
     assert_eq!(kernel.take_applied(), [], "the first pass after a restart finds nothing to do");
 }
 
@@ -293,8 +293,8 @@ async fn what_fails_is_tried_again_ever_more_rarely_until_it_works() {
     let kernel = TestKernel::with_underlay();
     kernel.inner.lock().unwrap().refused.insert("CreateVxlan", 12);
     let rig = Rig::start(dir.path(), &kernel);
-    let pass = rig.agent.reconciled(1).await;
-    assert!(pass.node_failure.is_some());
+    let reconciliation = rig.agent.reconciled(1).await;
+    assert!(reconciliation.node_failure.is_some());
     assert_eq!(*rig.agent.applied().borrow(), 0, "a manager must not be told that the kernel has it");
     sleep(Duration::from_mins(1)).await;
     let tries = kernel.reconciliations();
@@ -318,7 +318,12 @@ async fn an_endpoint_whose_namespace_is_gone_is_let_go() {
     }
     let mut reconciliations = rig.agent.reconciliations();
     rig.host.kernel_changed();
-    let lost = reconciliations.wait_for(|pass| !pass.lost.is_empty()).await.unwrap().lost.clone();
+    let lost = reconciliations
+        .wait_for(|reconciliation| !reconciliation.lost.is_empty())
+        .await
+        .unwrap()
+        .lost
+        .clone();
     rig.endpoints.remove_lost(&lost).await;
     assert!(rig.agent.read(|state| state.endpoints.is_empty()));
     assert_eq!(Rig::records(dir.path()), 0);

@@ -102,7 +102,7 @@ impl Readdress {
         let mut seen = Seen::default();
         loop {
             ticks.tick().await;
-            let problem = self.look(&mut seen).await.err().map(|problem| match problem.hint {
+            let problem = self.check(&mut seen).await.err().map(|problem| match problem.hint {
                 Some(hint) => format!("{}: {hint}", problem.message),
                 None => problem.message,
             });
@@ -128,7 +128,7 @@ impl Readdress {
 
     /// One look; what is wrong is returned. A change is told when it was `seen` twice: a DHCP
     /// client may take an address away and give it back a moment later.
-    async fn look(&self, seen: &mut Seen) -> Result<(), Problem> {
+    async fn check(&self, seen: &mut Seen) -> Result<(), Problem> {
         let addresses = self.addresses().await?;
         let own = self.agent.node();
         let named = self.named();
@@ -140,7 +140,7 @@ impl Readdress {
         }
         seen.lost = lost;
         let change = change(&named, own.advertise_addr.ip(), own.data_path_addr, &addresses)
-            .map_err(|what| gone(&what, &addresses, own.name.as_str()))?;
+            .map_err(|what| lost_address(&what, &addresses, own.name.as_str()))?;
         let again = change == seen.change;
         seen.change.clone_from(&change);
         if change == Change::default() || !again {
@@ -215,7 +215,7 @@ fn change(
     Ok(change)
 }
 
-fn gone(what: &str, addresses: &[HostAddress], node: &str) -> Problem {
+fn lost_address(what: &str, addresses: &[HostAddress], node: &str) -> Problem {
     let global = addresses.iter().filter(|held| !held.address.is_loopback());
     let list: Vec<String> = global.map(|held| format!("{} ({})", held.address, held.interface)).collect();
     let option = if what.starts_with("data") { "--data-path-addr" } else { "--advertise-addr" };

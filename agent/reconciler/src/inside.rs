@@ -47,7 +47,7 @@ pub async fn run(agent: Arc<Agent>, host: Arc<dyn Host>) {
         }
         let host = host.clone();
         let (looked, reports) = blocking(move || {
-            let reports = checks.look(&*host);
+            let reports = checks.check(&*host);
             (checks, reports)
         })
         .await;
@@ -74,7 +74,7 @@ struct Checks {
 
 impl Checks {
     /// Makes one round of checks, and returns log messages.
-    fn look(&mut self, host: &dyn Host) -> Vec<String> {
+    fn check(&mut self, host: &dyn Host) -> Vec<String> {
         self.seen.retain(|id, _| self.wanted.contains_key(id));
         self.problems.retain(|id, _| self.wanted.contains_key(id));
         let outer = match host.outer_ends() {

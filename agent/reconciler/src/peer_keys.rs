@@ -14,7 +14,7 @@ use crate::encryption::Encryption;
 
 /// How often it is looked which key a node uses, soon after keys have become known: that is when
 /// they change.
-const LOOK: Duration = Duration::from_millis(5);
+const CHECK_INTERVAL: Duration = Duration::from_millis(5);
 /// How long that is.
 const SOON: Duration = Duration::from_mins(1);
 /// How often it is looked later: a node that has gone away in the middle has two keys until it
@@ -34,7 +34,7 @@ pub async fn run(encryption: Arc<Encryption>) {
 }
 
 fn pause(since: Duration) -> Duration {
-    if since < SOON { LOOK } else { LATER }
+    if since < SOON { CHECK_INTERVAL } else { LATER }
 }
 
 #[cfg(test)]
@@ -43,7 +43,7 @@ mod tests {
 
     #[test]
     fn nodes_that_keep_two_keys_for_long_are_looked_at_less_often() {
-        assert_eq!(pause(Duration::ZERO), LOOK);
+        assert_eq!(pause(Duration::ZERO), CHECK_INTERVAL);
         assert_eq!(pause(Duration::from_hours(1)), LATER);
     }
 }

@@ -57,17 +57,18 @@ pub async fn run(
     loop {
         generations.mark_unchanged();
         forget_counters(&agent, &kernel, &mut counted).await;
-        let pass = reconcile_once(&agent, &kernel, &encryption, &xdp, depth).await;
-        if pass.problems != known_problems {
-            for problem in pass.problems.iter().filter(|problem| !known_problems.contains(*problem)) {
+        let reconciliation = reconcile_once(&agent, &kernel, &encryption, &xdp, depth).await;
+        if reconciliation.problems != known_problems {
+            for problem in reconciliation.problems.iter().filter(|problem| !known_problems.contains(*problem))
+            {
                 tracing::warn!("{problem}");
             }
-            if pass.problems.is_empty() {
+            if reconciliation.problems.is_empty() {
                 tracing::info!("the kernel has its desired state again");
             }
-            known_problems.clone_from(&pass.problems);
+            known_problems.clone_from(&reconciliation.problems);
         }
-        let retry_at = if pass.problems.is_empty() {
+        let retry_at = if reconciliation.problems.is_empty() {
             backoff.reset();
             None
         } else {
@@ -81,7 +82,7 @@ pub async fn run(
             Depth::Quick => due = due.filter(|(_, depth)| *depth == Depth::Full),
             Depth::Remembered => {}
         }
-        agent.finish_reconciliation(pass);
+        agent.finish_reconciliation(reconciliation);
         depth = loop {
             let (look_at, look) = match due {
                 Some((at, depth)) if at < resync_at => (at, depth),
@@ -211,51 +212,52 @@ async fn reconcile_once(
             Ok::<_, KernelError>((outcome, mtus, tunnels, encryption.recent_failure(), xdp))
         })
         .await;
-    let mut pass = Reconciliation { generation, revision, ..Reconciliation::default() };
+    let mut reconciliation = Reconciliation { generation, revision, ..Reconciliation::default() };
     match outcome {
         Err(error) => {
             let problem = kernel_problem(&error);
-            pass.problems.push(problem.message.clone());
-            pass.node_failure = Some(problem);
+            reconciliation.problems.push(problem.message.clone());
+            reconciliation.node_failure = Some(problem);
         }
         Ok((outcome, mtus, tunnels, replaced, xdp)) => {
-            pass.mtus = mtus;
-            pass.problems.extend(xdp.problem());
-            pass.xdp = xdp;
-            pass.loaded = outcome.plan.steps.iter().any(|step| matches!(step.action, Action::LoadPrograms));
+            reconciliation.mtus = mtus;
+            reconciliation.problems.extend(xdp.problem());
+            reconciliation.xdp = xdp;
+            reconciliation.loaded =
+                outcome.plan.steps.iter().any(|step| matches!(step.action, Action::LoadPrograms));
             if !outcome.plan.is_empty() {
                 let steps = outcome.plan.steps.len();
                 tracing::debug!(steps, done = outcome.report.done, took = ?begun.elapsed(), "reconciled");
             }
             if let Some(underlay) = &outcome.observed.underlay {
-                pass.underlay = underlay.name.to_string();
-                pass.underlay_mtu = underlay.mtu;
+                reconciliation.underlay = underlay.name.to_string();
+                reconciliation.underlay_mtu = underlay.mtu;
             }
-            pass.problems.extend(outcome.plan.problems.iter().map(ToString::to_string));
-            pass.lost = outcome.plan.lost;
+            reconciliation.problems.extend(outcome.plan.problems.iter().map(ToString::to_string));
+            reconciliation.lost = outcome.plan.lost;
             let mut failed = BTreeMap::new();
             for failure in &outcome.report.failures {
                 let problem = kernel_problem(&failure.error);
-                pass.problems.push(problem.message.clone());
+                reconciliation.problems.push(problem.message.clone());
                 match &failure.step.endpoint {
                     Some(endpoint) => {
                         failed.entry(endpoint.clone()).or_insert(problem);
                     }
                     None if is_essential(&failure.step.action) => {
-                        pass.node_failure.get_or_insert(problem);
+                        reconciliation.node_failure.get_or_insert(problem);
                     }
                     None => {}
                 }
             }
-            pass.problems.extend(replaced);
+            reconciliation.problems.extend(replaced);
             if let Err(problem) = tunnels {
-                pass.problems.push(problem.message.clone());
+                reconciliation.problems.push(problem.message.clone());
                 failed.extend(encrypted.into_iter().map(|endpoint| (endpoint, problem.clone())));
             }
-            pass.failed = failed;
+            reconciliation.failed = failed;
         }
     }
-    pass
+    reconciliation
 }
 
 /// Returns the generations of the keys that packets may be encrypted with.

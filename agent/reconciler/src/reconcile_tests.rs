@@ -30,9 +30,9 @@ async fn the_datapath_is_ready_for_either_key_while_the_kernels_engine_goes_over
     let engines = TestEngines { of_kernel: true, ..TestEngines::default() };
     let encryption = Arc::new(Encryption::new(Arc::new(engines.clone()), keys.clone()));
     let xdp = Arc::new(Xdp::new(XdpPolicy::Off, TestHost::new("h1", "192.0.2.1")));
-    let pass = async || {
-        let pass = reconcile_once(&agent, &shared, &encryption, &xdp, Depth::Full).await;
-        assert_eq!(pass.problems, Vec::<String>::new());
+    let reconciliation = async || {
+        let reconciliation = reconcile_once(&agent, &shared, &encryption, &xdp, Depth::Full).await;
+        assert_eq!(reconciliation.problems, Vec::<String>::new());
         let put = kernel.take_applied().into_iter().filter_map(|action| match action {
             Action::PutEntry(MapEntry::Config(config)) => Some(config.flags),
             _ => None,
@@ -40,17 +40,21 @@ async fn the_datapath_is_ready_for_either_key_while_the_kernels_engine_goes_over
         let uses = engines.inner.lock().unwrap().config().unwrap().keys.last().unwrap().active;
         (put.collect::<Vec<_>>(), uses)
     };
-    assert_eq!(pass().await, (vec![FROM_ODD_KEY], true));
+    assert_eq!(reconciliation().await, (vec![FROM_ODD_KEY], true));
     encryption.announce_new(2).unwrap();
-    assert_eq!(pass().await, (vec![], false));
+    assert_eq!(reconciliation().await, (vec![], false));
     assert!(encryption.activate_new().unwrap());
-    assert_eq!(pass().await, (vec![FROM_ODD_KEY | FROM_EVEN_KEY, FROM_EVEN_KEY], true));
+    assert_eq!(reconciliation().await, (vec![FROM_ODD_KEY | FROM_EVEN_KEY, FROM_EVEN_KEY], true));
     encryption.retire_old().unwrap();
-    assert_eq!(pass().await, (vec![], true));
+    assert_eq!(reconciliation().await, (vec![], true));
     // An agent that cannot read the keys leaves the datapath to the device, which has them.
     std::fs::write(&keys, "garbage").unwrap();
     let started = Encryption::new(Arc::new(engines.clone()), keys.clone());
-    let pass = reconcile_once(&agent, &shared, &Arc::new(started), &xdp, Depth::Full).await;
-    assert!(pass.problems.iter().any(|problem| problem.contains("is damaged")), "{:?}", pass.problems);
+    let reconciliation = reconcile_once(&agent, &shared, &Arc::new(started), &xdp, Depth::Full).await;
+    assert!(
+        reconciliation.problems.iter().any(|problem| problem.contains("is damaged")),
+        "{:?}",
+        reconciliation.problems
+    );
     assert_eq!(kernel.take_applied(), []);
 }

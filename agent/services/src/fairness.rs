@@ -34,7 +34,7 @@ const SCARCE: u64 = 64;
 
 /// What is known of one network.
 #[derive(Debug, Default)]
-struct Known {
+struct NetworkUsage {
     entries: u64,
     /// What it was allowed when its flows were counted last.
     allowed: u64,
@@ -50,7 +50,7 @@ pub struct Fairness(Mutex<FairnessState>);
 #[derive(Debug, Default)]
 struct FairnessState {
     capacity: u64,
-    networks: BTreeMap<Vni, Known>,
+    networks: BTreeMap<Vni, NetworkUsage>,
     /// When the flows were counted last, and how long that took.
     counted: Option<(Instant, Duration)>,
 }
@@ -67,7 +67,7 @@ impl Fairness {
         let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let capacity = state.capacity;
         let total: u64 = state.networks.values().map(|known| known.entries).sum();
-        let limited = |known: &Known| known.limited.is_some_and(|at| at.elapsed() < LIMITED);
+        let limited = |known: &NetworkUsage| known.limited.is_some_and(|at| at.elapsed() < LIMITED);
         let mut problems: Vec<String> = state
             .networks
             .iter()
@@ -102,7 +102,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, fairness: Arc<Fairness
         let outcome = kernel
             .call(move |kernel| {
                 let mut state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
-                state.look(kernel.programs(), networks)
+                state.check(kernel.programs(), networks)
             })
             .await;
         if let Err(error) = &outcome
@@ -131,7 +131,7 @@ fn known_networks(agent: &Agent) -> BTreeSet<Vni> {
 impl FairnessState {
     /// Sets the allowances anew if that is due. The flows are counted for it unless they were a
     /// moment ago: then a network has what it had, and what it has spent since.
-    fn look(&mut self, programs: &mut dyn Programs, networks: BTreeSet<Vni>) -> Result<(), ProgramsError> {
+    fn check(&mut self, programs: &mut dyn Programs, networks: BTreeSet<Vni>) -> Result<(), ProgramsError> {
         let left = programs.allowances()?;
         let since = self.counted.map(|(at, _)| at.elapsed());
         if since.is_some_and(|since| !self.is_due(&left, &networks, since >= RECOUNT)) {

@@ -97,13 +97,13 @@ fn read_whole(path: &Path) -> io::Result<String> {
 }
 
 /// Interval between checks whether the ports are still reserved.
-const LOOK: Duration = Duration::from_secs(2);
+const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Keeps the published ports reserved, and what leaves masqueraded off them, for ever.
 pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
     agent.view_known().await;
     let mut changes = agent.service_changes();
-    let mut said = String::new();
+    let mut logged = String::new();
     let mut avoided = BTreeSet::new();
     loop {
         changes.mark_unchanged();
@@ -115,14 +115,14 @@ pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
             agent.wake_kernel_loop();
         }
         if let Err(error) = reservation.set(&ports)
-            && std::mem::replace(&mut said, error.to_string()) != said
+            && std::mem::replace(&mut logged, error.to_string()) != logged
         {
             tracing::warn!(%error, "published ports are not kept out of the host's own choice of ports");
         }
         tokio::select! {
             alive = changes.changed() => if alive.is_err() { return },
             // Other programs replace the whole list, too, and no event reports it.
-            () = sleep(LOOK) => {}
+            () = sleep(CHECK_INTERVAL) => {}
         }
     }
 }

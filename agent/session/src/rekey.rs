@@ -19,9 +19,9 @@ use tokio::time::sleep;
 use crate::managers::Managers;
 
 /// Interval between checks whether the old key is still in use.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval between checks whether nodes with smaller numbers use their new keys.
-const LOOK_FOR_TURN: Duration = Duration::from_millis(10);
+const TURN_CHECK_INTERVAL: Duration = Duration::from_millis(10);
 /// Pauses after a failure.
 const FIRST_PAUSE: Duration = Duration::from_millis(200);
 const LAST_PAUSE: Duration = Duration::from_secs(10);
@@ -57,8 +57,8 @@ pub async fn run(agent: Arc<Agent>, managers: Arc<Managers>, encryption: Arc<Enc
                 agent.update(|state| state.key_problem = None);
                 match next {
                     Next::Now => continue,
-                    Next::Soon => LOOK,
-                    Next::Turn => LOOK_FOR_TURN,
+                    Next::Soon => CHECK_INTERVAL,
+                    Next::Turn => TURN_CHECK_INTERVAL,
                     Next::Wait => Duration::MAX,
                 }
             }

@@ -9,12 +9,12 @@ use mesh_proto::v1::control_client::ControlClient;
 use tokio::time::sleep;
 
 /// Interval between checks of the clock: the machine may be suspended, or its clock set.
-const LOOK: Duration = Duration::from_mins(10);
+const CHECK_INTERVAL: Duration = Duration::from_mins(10);
 
 /// Calls for new keys whenever this node's own, in that file, are `interval` old.
 pub async fn run(manager: Manager, interval: Duration, key_file: PathBuf) {
     loop {
-        sleep(LOOK).await;
+        sleep(CHECK_INTERVAL).await;
         let written = std::fs::metadata(&key_file).and_then(|metadata| metadata.modified());
         if !written.is_ok_and(|written| is_due(written, interval, SystemTime::now())) {
             continue;

@@ -16,7 +16,7 @@ use tokio::time::sleep;
 use crate::managers::Managers;
 
 /// How often the clock is compared with the certificate's times.
-const LOOK_AT_CLOCK: Duration = Duration::from_secs(1);
+const CLOCK_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Clocks that differ by less, in milliseconds, do not keep a certificate from being renewed.
 const CLOCKS_AGREE: u64 = 3_600_000;
 /// A renewal of the certificate that failed is tried again after so long.
@@ -57,7 +57,7 @@ pub async fn run(agent: Arc<Agent>, managers: Arc<Managers>, path: PathBuf) {
             Ok(true) => {}
             Ok(false) => {
                 // Not until its time has come: the clock may be set, or the machine suspended.
-                sleep(LOOK_AT_CLOCK).await;
+                sleep(CLOCK_CHECK_INTERVAL).await;
                 continue;
             }
             Err(error) => {

@@ -25,7 +25,7 @@ use crate::damage::without_damaged;
 use crate::desired_tunnels::DesiredTunnels;
 use crate::endpoint_store::EndpointStore;
 use crate::own_endpoints::OwnEndpoints;
-use crate::pass::Reconciliation;
+use crate::reconciliation::Reconciliation;
 use crate::soft::{SavedHealth, SavedNames, Soft};
 use crate::state::{LostView, State};
 use crate::state_paths::StatePaths;
@@ -62,7 +62,7 @@ pub struct Agent {
     pub(crate) view_known: watch::Sender<bool>,
     /// The generation that the managers require of this node's newest key.
     key_calls: watch::Sender<u32>,
-    pub(crate) pass: watch::Sender<Reconciliation>,
+    pub(crate) reconciliation: watch::Sender<Reconciliation>,
     pub(crate) applied: watch::Sender<u64>,
 }
 
@@ -163,7 +163,7 @@ impl Agent {
             revision: watch::Sender::new(revision),
             view_known,
             key_calls: watch::Sender::new(0),
-            pass: watch::Sender::new(Reconciliation::default()),
+            reconciliation: watch::Sender::new(Reconciliation::default()),
             applied: watch::Sender::new(0),
         })
     }
@@ -356,7 +356,7 @@ impl Agent {
 
     /// Subscribes to the results of reconciliations.
     pub fn reconciliations(&self) -> watch::Receiver<Reconciliation> {
-        self.pass.subscribe()
+        self.reconciliation.subscribe()
     }
 
     /// Subscribes to changes that concern services, names and health checks.
@@ -381,12 +381,12 @@ impl Agent {
 
     /// Waits for the end of a reconciliation of at least this generation.
     pub async fn reconciled(&self, generation: u64) -> Reconciliation {
-        let mut reconciliations = self.pass.subscribe();
+        let mut reconciliations = self.reconciliation.subscribe();
         // The sender lives as long as `self`, so that this cannot fail.
         reconciliations
-            .wait_for(|pass| pass.generation >= generation)
+            .wait_for(|reconciliation| reconciliation.generation >= generation)
             .await
-            .map(|pass| pass.clone())
+            .map(|reconciliation| reconciliation.clone())
             .unwrap_or_default()
     }
 }

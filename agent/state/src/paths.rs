@@ -46,7 +46,7 @@ impl Path {
 
 /// What is known of one path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Known {
+struct PathState {
     end: End,
     last_answer: Option<Duration>,
     missed: u32,
@@ -58,7 +58,7 @@ struct Known {
     unanswered: bool,
 }
 
-impl Known {
+impl PathState {
     fn is_broken(&self) -> bool {
         self.reachable == Some(false) || self.unanswered
     }
@@ -66,14 +66,14 @@ impl Known {
 
 /// All paths of a node that matter to it.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct Paths(BTreeMap<Path, Known>);
+pub struct Paths(BTreeMap<Path, PathState>);
 
 impl Paths {
     /// Looks after these paths from now on. What is known of those that stay is kept.
     pub fn retarget(&mut self, wanted: BTreeMap<Path, End>) {
         let mut before = std::mem::take(&mut self.0);
         let keep = |(path, end)| {
-            let known = before.remove(&path).filter(|known| known.end == end).unwrap_or(Known {
+            let known = before.remove(&path).filter(|known| known.end == end).unwrap_or(PathState {
                 end,
                 last_answer: None,
                 missed: 0,
@@ -142,7 +142,7 @@ impl Paths {
 
     /// Whether anything differs that others act on.
     pub fn differ(&self, other: &Self) -> bool {
-        let visible = |known: &Known| (known.reachable == Some(false), known.asks, known.unanswered);
+        let visible = |known: &PathState| (known.reachable == Some(false), known.asks, known.unanswered);
         self.0.len() != other.0.len()
             || self.0.iter().zip(&other.0).any(|(a, b)| {
                 a.0 != b.0
@@ -164,7 +164,7 @@ impl Paths {
 }
 
 /// What is wrong with a path, the likely cause, and what to do.
-fn problem(path: &Path, known: Known, name: &str) -> String {
+fn problem(path: &Path, known: PathState, name: &str) -> String {
     let End { address, port } = known.end;
     let what = if path.encrypted { "encrypted networks, WireGuard" } else { "VXLAN" };
     if known.reachable != Some(false) {

@@ -10,7 +10,7 @@ use crate::addresses::AddressPools;
 use crate::agent::Agent;
 use crate::clock::now;
 use crate::desired_tunnels::DesiredTunnels;
-use crate::pass::Reconciliation;
+use crate::reconciliation::Reconciliation;
 use crate::state::{LostView, State};
 use crate::view::ClusterView;
 
@@ -135,14 +135,14 @@ impl Agent {
     }
 
     /// Publishes the result of a reconciliation.
-    pub fn finish_reconciliation(&self, pass: Reconciliation) {
+    pub fn finish_reconciliation(&self, reconciliation: Reconciliation) {
         self.update(|state| {
-            state.loads += u64::from(pass.loaded);
-            if pass.node_failure.is_none() {
-                state.reconciled_revision = state.reconciled_revision.max(pass.revision);
+            state.loads += u64::from(reconciliation.loaded);
+            if reconciliation.node_failure.is_none() {
+                state.reconciled_revision = state.reconciled_revision.max(reconciliation.revision);
                 self.send_applied(state);
             }
         });
-        self.pass.send_replace(pass);
+        self.reconciliation.send_replace(reconciliation);
     }
 }

@@ -155,8 +155,8 @@ impl Memberships {
             Ok(member) => Ok((member, response)),
             Err(problem) => {
                 // The cluster has the node already, and nobody will ever be it.
-                if let Err(farewell) = withdraw(manager, &joined.identity).await {
-                    tracing::warn!(problem = %farewell, "the cluster keeps a node that never came to be: remove it there");
+                if let Err(announced) = withdraw(manager, &joined.identity).await {
+                    tracing::warn!(problem = %announced, "the cluster keeps a node that never came to be: remove it there");
                 }
                 Err(problem)
             }

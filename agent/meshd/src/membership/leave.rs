@@ -18,7 +18,7 @@ use crate::member::Member;
 const REMOVAL_PASSES: usize = 10;
 const REMOVAL_PAUSE: Duration = Duration::from_millis(200);
 /// How long a manager may take to take note that this node leaves.
-const FAREWELL: Duration = Duration::from_secs(10);
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(10);
 
 impl Memberships {
     /// Ceases to be a member: the cluster forgets the node, and nothing of it stays on the host.
@@ -36,7 +36,7 @@ impl Memberships {
                 .hint("meshctl cluster leave --force destroys the cluster"));
         }
         if !member.membership.keeps_store {
-            match (say_farewell(&member).await, force) {
+            match (announce_leave(&member).await, force) {
                 (Ok(()), _) => {}
                 (Err(problem), true) => {
                     tracing::warn!(%problem, "the cluster does not know yet that this node has left: remove it there");
@@ -102,12 +102,12 @@ impl Memberships {
 }
 
 /// Tells a manager that this node leaves.
-async fn say_farewell(member: &Member) -> Result<(), Problem> {
+async fn announce_leave(member: &Member) -> Result<(), Problem> {
     let late = || Problem::new(ProblemKind::Unreachable, "no manager answered in time");
-    let farewell = async {
+    let announced = async {
         let connected = member.managers.connected().await?;
         ControlClient::new(connected.channel).leave(v1::LeaveRequest {}).await?;
         Ok(())
     };
-    timeout(FAREWELL, farewell).await.unwrap_or_else(|_| Err(late()))
+    timeout(LEAVE_TIMEOUT, announced).await.unwrap_or_else(|_| Err(late()))
 }

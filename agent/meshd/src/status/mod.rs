@@ -126,12 +126,12 @@ async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member:
     };
     response.name_servers = names.networks.into_iter().map(server).collect();
     response.applied_revision = *agent.applied().borrow();
-    let pass = agent.reconciliations().borrow().clone();
-    response.data_path_interface = pass.underlay;
-    response.data_path_mtu = pass.underlay_mtu;
-    pass.xdp.mode().clone_into(&mut response.xdp);
-    response.xdp_reason = pass.xdp.reason;
-    response.problems.extend(pass.problems);
+    let reconciliation = agent.reconciliations().borrow().clone();
+    response.data_path_interface = reconciliation.underlay;
+    response.data_path_mtu = reconciliation.underlay_mtu;
+    reconciliation.xdp.mode().clone_into(&mut response.xdp);
+    response.xdp_reason = reconciliation.xdp.reason;
+    response.problems.extend(reconciliation.problems);
     tunnels::fill_in(response, member).await;
     tables::fill_in(response, platform, member).await;
     match counters(platform, member).await {

@@ -19,9 +19,9 @@ use super::settings::{PORT, Settings};
 use super::wire::{Answer, Program, Request, receive, send, strange};
 
 /// How long the process may take to start or to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// Time that a status may take: users wait for it.
-const STATUS_PATIENCE: Duration = Duration::from_secs(1);
+const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The networks to be served, each on its gateway addresses.
 pub(super) type ServedAddresses = BTreeMap<String, BTreeSet<IpAddr>>;
@@ -67,7 +67,7 @@ impl Helper {
     /// The process that runs, if it is of this version; else a new one, which takes over from it.
     fn connect(&self, zones: &Zones) -> io::Result<Connected> {
         let own = Program::own(&self.settings.resolv_conf)?;
-        let old = match connect(&self.settings.run_dir, PATIENCE) {
+        let old = match connect(&self.settings.run_dir, TIMEOUT) {
             Err(_) => None,
             Ok(stream) => match hello(&stream) {
                 Ok((program, served)) if program == own => {
@@ -96,16 +96,16 @@ impl Helper {
         // Of this very program, even when there is another one at its path by now.
         let mut command = Command::new("/proc/self/exe");
         command.arg(COMMAND).arg(run_dir).arg(resolv_conf);
-        let stream = helper::start(&mut command, PATIENCE, "dns-reaper", |child| {
+        let stream = helper::start(&mut command, TIMEOUT, "dns-reaper", |child| {
             // The socket of a former process may still be there.
-            connect(run_dir, PATIENCE).ok().filter(|stream| helper::is_peer(stream, child))
+            connect(run_dir, TIMEOUT).ok().filter(|stream| helper::is_peer(stream, child))
         });
         Ok(stream?)
     }
 
     /// Notices when the process ends: a connection of its own ends with it.
     fn watch(&self) -> io::Result<()> {
-        let stream = connect(&self.settings.run_dir, PATIENCE)?;
+        let stream = connect(&self.settings.run_dir, TIMEOUT)?;
         stream.set_read_timeout(None)?;
         let gone = self.gone.clone();
         let wait = move || {
@@ -187,7 +187,7 @@ impl Connected {
 
 /// Ends the process of a run directory, if there is one.
 pub fn end(run_dir: &Path) {
-    let Ok(stream) = connect(run_dir, PATIENCE) else { return };
+    let Ok(stream) = connect(run_dir, TIMEOUT) else { return };
     if done(&stream, &Request::End, None).is_err() {
         end_by_force(&stream);
     }
@@ -213,9 +213,9 @@ impl Statistics {
 
     pub(super) fn now(&mut self) -> BTreeMap<String, Status> {
         // A connection may be of a process that was replaced.
-        let told = self.stream.take().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), status);
-        let told = told.or_else(|_: io::Error| status(connect(&self.run_dir, STATUS_PATIENCE)?));
-        if let Ok((stream, status)) = told {
+        let answer = self.stream.take().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), status);
+        let answer = answer.or_else(|_: io::Error| status(connect(&self.run_dir, STATUS_TIMEOUT)?));
+        if let Ok((stream, status)) = answer {
             (self.stream, self.last) = (Some(stream), status);
         }
         self.last.clone()

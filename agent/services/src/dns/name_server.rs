@@ -17,7 +17,7 @@ use super::zones::{Named, Networks};
 use crate::seen::Inputs;
 
 /// Interval between checks whether the process still answers.
-const LOOK: Duration = Duration::from_secs(5);
+const CHECK_INTERVAL: Duration = Duration::from_secs(5);
 /// Pauses before another attempt to create sockets.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
@@ -103,7 +103,7 @@ async fn run(agent: Arc<Agent>, settings: Settings, problems: watch::Sender<Vec<
         if !again {
             backoff.reset();
         }
-        let pause = if again { backoff.pause() } else { LOOK };
+        let pause = if again { backoff.pause() } else { CHECK_INTERVAL };
         tokio::select! {
             _ = news.changed() => {}
             _ = ended.changed() => {}

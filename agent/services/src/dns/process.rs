@@ -35,7 +35,7 @@ pub const COMMAND: &str = "dns-server";
 /// Name of the process' socket in the run directory.
 pub(super) const SOCKET: &str = "dns.sock";
 /// Interval between checks whether the socket's file exists.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time that a replaced process continues: as long as an answer from outside may take.
 const RETIREMENT: Duration = Duration::from_secs(10);
 /// Owns nothing, by convention: `nobody`.
@@ -93,7 +93,7 @@ fn run(run_dir: &Path, resolv_conf: &Path) -> io::Result<()> {
         loop {
             tokio::select! {
                 _ = end.wait_for(|end| *end) => return,
-                () = tokio::time::sleep(LOOK) => {
+                () = tokio::time::sleep(CHECK_INTERVAL) => {
                     let is_there = itself.metadata().is_ok_and(|file| file.nlink() > 0);
                     if !is_there && process.agents.load(Ordering::Relaxed) == 0 {
                         return;
@@ -130,7 +130,7 @@ struct Process {
 fn accept(process: &Arc<Process>, listener: &UnixListener, owner: u32) {
     for stream in listener.incoming() {
         let Ok(stream) = stream else {
-            thread::sleep(LOOK);
+            thread::sleep(CHECK_INTERVAL);
             continue;
         };
         if !socket_peercred(&stream).is_ok_and(|peer| peer.uid.as_raw() == owner) {

@@ -224,7 +224,7 @@ mod tests {
         ]
     }
 
-    fn make(state: &mut State, change: Change) {
+    fn apply_change(state: &mut State, change: Change) {
         let services = &mut state.view.services;
         match change {
             Change::Put(n, backends) => {
@@ -241,8 +241,8 @@ mod tests {
                 let healthy = !state.soft.healthy().contains(&b.try_into().unwrap());
                 let entry = mesh_proto::v1::BackendHealthEntry { backend: b, healthy, ..Default::default() };
                 let put = vec![entry];
-                let told = mesh_proto::v1::BackendHealth { put, all: false, unheard: Vec::new() };
-                state.soft.receive_health(&state.view, &told);
+                let health = mesh_proto::v1::BackendHealth { put, all: false, unheard: Vec::new() };
+                state.soft.receive_health(&state.view, &health);
             }
             Change::Down(n) => {
                 let id = numbered_node(n).id;
@@ -268,7 +268,7 @@ mod tests {
             let (mut named, mut zones) = (Named::default(), Zones::default());
             for change in changes {
                 let (seen, networks, other) = agent.update(|state| {
-                    make(state, change);
+                    apply_change(state, change);
                     let networks = || Networks::of(state, &node().id);
                     (Inputs::of(state, &node().id), networks(), networks())
                 });
