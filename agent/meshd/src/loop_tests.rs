@@ -151,7 +151,7 @@ async fn many_attaches_at_once_share_passes_and_never_an_address() {
     assert_eq!(devices(&rig.kernel), 41);
     // Each attach makes two generations, one when it is wished for and one when it is done.
     let reconciliations = rig.kernel.reconciliations() - before;
-    assert!(reconciliations <= 60, "{passes} passes for 40 attaches");
+    assert!(reconciliations <= 60, "{reconciliations} reconciliations for 40 attaches");
 }
 
 #[tokio::test]
