@@ -10,8 +10,8 @@ pub mod v1 {
     tonic::include_proto!("mesh.v1");
 }
 
-/// Most bytes of a message, a snapshot in the worst case: tonic's default of 4 MiB holds about 20 000
-/// leases.
+/// Most bytes of a message, a snapshot in the worst case: tonic's default of 4 MiB holds about
+/// 20 000 leases.
 pub const MAX_MESSAGE: usize = 64 << 20;
 
 pub use convert::InvalidMessage;

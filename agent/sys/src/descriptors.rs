@@ -25,8 +25,8 @@ pub fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -
     Ok(sendmsg(stream, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL)?)
 }
 
-/// Receives bytes, and appends the descriptors that came with them; returns how many bytes, 0 at the
-/// end of the stream.
+/// Receives bytes, and appends the descriptors that came with them; returns how many bytes, 0 at
+/// the end of the stream.
 pub fn receive(stream: &UnixStream, bytes: &mut [u8], descriptors: &mut Vec<OwnedFd>) -> io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
     loop {

@@ -5,8 +5,8 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use nix::errno::Errno;
 
-/// Returns the kernel's number of a socket's network namespace (`SO_NETNS_COOKIE`, Linux 5.14), which
-/// no other namespace ever gets. `ENOPROTOOPT`: the kernel has none.
+/// Returns the kernel's number of a socket's network namespace (`SO_NETNS_COOKIE`, Linux 5.14),
+/// which no other namespace ever gets. `ENOPROTOOPT`: the kernel has none.
 #[expect(unsafe_code, reason = "neither nix nor rustix wraps this socket option")]
 pub fn cookie(socket: impl AsFd) -> nix::Result<u64> {
     let mut cookie = 0u64;
