@@ -3,6 +3,7 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::num::NonZeroU16;
+use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -62,6 +63,9 @@ pub struct HealthCheck {
     /// Failures in this time after the first try do not count, until the first success: up to a
     /// day.
     pub start_period: Duration,
+    /// From one try to the next in the start period, if not as usual: 100 ms to an hour. Without it,
+    /// and after the start period, a new backend is tried once a second at least.
+    pub start_interval: Option<Duration>,
     /// The loopback address of the endpoint's namespace that is asked, instead of the endpoint's
     /// own address.
     pub loopback: Option<Loopback>,
@@ -138,6 +142,12 @@ pub enum InvalidHealthCheck {
     /// Too often or too seldom.
     #[error("health interval {interval:?} is out of range: 100ms to 1h")]
     Interval {
+        /// The interval as given.
+        interval: Duration,
+    },
+    /// Too often or too seldom.
+    #[error("health start interval {interval:?} is out of range: 100ms to 1h")]
+    StartInterval {
         /// The interval as given.
         interval: Duration,
     },
@@ -222,6 +232,10 @@ impl HealthCheck {
     pub const MAX_RETRIES: u32 = 100;
     /// The longest that a try may take unless it is given.
     const USUAL_TIMEOUT: Duration = Duration::from_secs(1);
+    /// The intervals that there may be.
+    const INTERVALS: RangeInclusive<Duration> = Duration::from_millis(100)..=Self::MAX_INTERVAL;
+    /// The longest that a new backend waits for its next try, unless the start interval says so.
+    const USUAL_START_INTERVAL: Duration = Duration::from_secs(1);
     /// The longest interval and timeout.
     const MAX_INTERVAL: Duration = Duration::from_hours(1);
     /// The longest start period.
@@ -240,14 +254,23 @@ impl HealthCheck {
                 return Err(InvalidHealthCheck::Path { path: path.clone() });
             }
         }
-        if !(Duration::from_millis(100)..=Self::MAX_INTERVAL).contains(&interval) {
+        if !Self::INTERVALS.contains(&interval) {
             return Err(InvalidHealthCheck::Interval { interval });
         }
         if !(1..=Self::MAX_RETRIES).contains(&retries) {
             return Err(InvalidHealthCheck::Retries { retries });
         }
         let (timeout, start_period) = (None, Duration::ZERO);
-        Ok(Self { kind, interval, retries, timeout, start_period, loopback: None, host: None })
+        Ok(Self {
+            kind,
+            interval,
+            retries,
+            timeout,
+            start_period,
+            start_interval: None,
+            loopback: None,
+            host: None,
+        })
     }
 
     /// The same check with another time for one try.
@@ -266,6 +289,14 @@ impl HealthCheck {
         Ok(Self { start_period: period, ..self })
     }
 
+    /// The same check with another interval in the start period.
+    pub fn with_start_interval(self, interval: Duration) -> Result<Self, InvalidHealthCheck> {
+        if !Self::INTERVALS.contains(&interval) {
+            return Err(InvalidHealthCheck::StartInterval { interval });
+        }
+        Ok(Self { start_interval: Some(interval), ..self })
+    }
+
     /// The same check at a loopback address of the endpoint's namespace.
     #[must_use]
     pub fn with_loopback(self, loopback: Loopback) -> Self {
@@ -278,6 +309,16 @@ impl HealthCheck {
             return Err(InvalidHealthCheck::Host { host });
         }
         Ok(Self { host: Some(host), ..self })
+    }
+
+    /// From one try of a backend to the next. `is_new`: it has neither passed yet nor failed often
+    /// enough; `age`: the time since its first try.
+    pub fn pause(&self, is_new: bool, age: Duration) -> Duration {
+        match self.start_interval {
+            _ if !is_new => self.interval,
+            Some(interval) if age < self.start_period => interval,
+            _ => self.interval.min(Self::USUAL_START_INTERVAL),
+        }
     }
 
     /// How long one try may take: the interval, and a second at most, unless it is given.
@@ -311,6 +352,8 @@ struct Unchecked {
     #[serde(default, skip_serializing_if = "is_zero")]
     start_period_ms: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    start_interval_ms: Option<u64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     loopback: Option<Loopback>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     host: Option<String>,
@@ -331,6 +374,9 @@ impl TryFrom<Unchecked> for HealthCheck {
         if let Some(timeout) = unchecked.timeout_ms {
             check = check.with_timeout(Duration::from_millis(timeout))?;
         }
+        if let Some(interval) = unchecked.start_interval_ms {
+            check = check.with_start_interval(Duration::from_millis(interval))?;
+        }
         if let Some(host) = unchecked.host {
             check = check.with_host(host)?;
         }
@@ -348,6 +394,7 @@ impl From<HealthCheck> for Unchecked {
             retries: check.retries,
             timeout_ms: check.timeout.map(millis),
             start_period_ms: millis(check.start_period),
+            start_interval_ms: check.start_interval.map(millis),
             loopback: check.loopback,
             host: check.host,
         }
@@ -394,6 +441,20 @@ mod tests {
     }
 
     #[test]
+    fn the_start_interval_holds_for_a_new_backend_in_the_start_period_only() {
+        let seconds = Duration::from_secs;
+        let check = HealthCheck::new(HealthKind::Tcp { port: 80 }, seconds(30), 3).unwrap();
+        assert_eq!(check.pause(true, Duration::ZERO), seconds(1), "as usual");
+        let check = check.with_start_period(seconds(60)).unwrap();
+        for interval in [Duration::from_millis(200), seconds(5)] {
+            let check = check.clone().with_start_interval(interval).unwrap();
+            assert_eq!(check.pause(true, seconds(59)), interval);
+            assert_eq!(check.pause(true, seconds(60)), seconds(1), "the start period is over");
+            assert_eq!(check.pause(false, Duration::ZERO), seconds(30), "it has passed once");
+        }
+    }
+
+    #[test]
     fn a_check_survives_being_stored() {
         let kind = HealthKind::Http { port: 80, path: "/x".into() };
         let check = HealthCheck::new(kind, Duration::from_millis(1500), 5).unwrap();
@@ -403,6 +464,7 @@ mod tests {
         let check = check
             .with_timeout(Duration::from_secs(30))
             .and_then(|check| check.with_start_period(Duration::from_mins(1)))
+            .and_then(|check| check.with_start_interval(Duration::from_millis(250)))
             .and_then(|check| check.with_host("localhost:8000".into()))
             .unwrap()
             .with_loopback(Loopback::Localhost);
@@ -410,6 +472,8 @@ mod tests {
         assert_eq!(serde_json::from_str::<HealthCheck>(&text).unwrap(), check);
         assert_eq!(check.timeout(), Duration::from_secs(30));
         assert!(check.clone().with_host("a\r\nb".into()).is_err());
-        assert!(check.with_timeout(Duration::ZERO).is_err());
+        assert!(check.clone().with_timeout(Duration::ZERO).is_err());
+        assert!(check.clone().with_start_interval(Duration::from_millis(99)).is_err());
+        assert!(check.with_start_interval(Duration::from_secs(3601)).is_err());
     }
 }

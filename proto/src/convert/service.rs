@@ -72,6 +72,7 @@ impl From<&model::HealthCheck> for v1::HealthCheck {
             retries: check.retries,
             timeout_ms: check.timeout.map_or(0, millis),
             start_period_ms: millis(check.start_period),
+            start_interval_ms: check.start_interval.map_or(0, millis),
             loopback: check.loopback.map(|loopback| loopback.as_str().to_owned()).unwrap_or_default(),
             host: check.host.clone().unwrap_or_default(),
         }
@@ -99,6 +100,10 @@ impl TryFrom<v1::HealthCheck> for model::HealthCheck {
             .map_err(invalid)?;
         if check.timeout_ms != 0 {
             made = made.with_timeout(Duration::from_millis(check.timeout_ms)).map_err(invalid)?;
+        }
+        if check.start_interval_ms != 0 {
+            let interval = Duration::from_millis(check.start_interval_ms);
+            made = made.with_start_interval(interval).map_err(invalid)?;
         }
         if !check.host.is_empty() {
             made = made.with_host(check.host).map_err(invalid)?;

@@ -27,7 +27,7 @@ pub(super) fn read<'a>(
         asked.read_own(own, ignored)?;
     }
     let Some((tried, at)) = asked.tried else {
-        let times = [asked.interval, asked.retries, asked.timeout, asked.start_period];
+        let times = [asked.interval, asked.retries, asked.timeout, asked.start_period, asked.start_interval];
         ignored.extend(times.into_iter().flatten().map(|item| item.ignored()));
         return Ok(None);
     };
@@ -38,10 +38,19 @@ pub(super) fn read<'a>(
     let usual = tried.loopback.map(|_| DOCKER_TIMEOUT);
     let timeout = asked.timeout.map(|timeout| timeout.read(value::duration)).transpose()?.or(usual);
     let start_period = asked.start_period.map(|period| period.read(value::duration)).transpose()?;
+    let start_interval = asked.start_interval.map(|interval| interval.read(value::duration)).transpose()?;
+    let start = Start { period: start_period.unwrap_or_default(), interval: start_interval };
     tried
-        .check(interval, retries, timeout, start_period.unwrap_or_default())
+        .check(interval, retries, timeout, start)
         .map(Some)
         .map_err(|error| at.invalid_key("health check", error))
+}
+
+/// What holds while a container starts.
+#[derive(Debug, Clone, Copy, Default)]
+struct Start {
+    period: Duration,
+    interval: Option<Duration>,
 }
 
 /// What is tried, and where.
@@ -58,9 +67,13 @@ impl Tried {
         interval: Duration,
         retries: u32,
         timeout: Option<Duration>,
-        start_period: Duration,
+        start: Start,
     ) -> Result<HealthCheck, InvalidHealthCheck> {
-        let mut check = HealthCheck::new(self.kind, interval, retries)?.with_start_period(start_period)?;
+        let mut check = HealthCheck::new(self.kind, interval, retries)?.with_start_period(start.period)?;
+        // Docker takes 0 for "as usual", as it does with the timeout.
+        if let Some(interval) = start.interval.filter(|interval| !interval.is_zero()) {
+            check = check.with_start_interval(interval)?;
+        }
         if let Some(timeout) = timeout.filter(|timeout| !timeout.is_zero()) {
             check = check.with_timeout(timeout)?;
         }
@@ -86,6 +99,7 @@ struct Asked<'a> {
     retries: Option<Item<'a>>,
     timeout: Option<Item<'a>>,
     start_period: Option<Item<'a>>,
+    start_interval: Option<Item<'a>>,
 }
 
 impl<'a> Asked<'a> {
@@ -107,6 +121,7 @@ impl<'a> Asked<'a> {
         self.retries = check.take("retries");
         self.timeout = check.take("timeout");
         self.start_period = check.take("start_period");
+        self.start_interval = check.take("start_interval");
         check.finish(ignored);
         Ok(())
     }
@@ -279,7 +294,7 @@ mod tests {
 
     fn of_shell(command: &str) -> Option<String> {
         let tried = tried(&shell_words(command))?;
-        let check = tried.check(Duration::from_secs(1), 1, None, Duration::ZERO).unwrap();
+        let check = tried.check(Duration::from_secs(1), 1, None, Start::default()).unwrap();
         Some(check.to_string())
     }
 

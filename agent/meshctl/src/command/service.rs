@@ -328,7 +328,12 @@ const BACKEND_HEADERS: [&str; 10] = [
 
 fn as_details(service: &Service) -> String {
     let health = service.health.as_ref().map(|health| {
-        format!("{} every {} ms, {} retries", health.check, health.interval_ms, health.retries)
+        let start = match (health.start_period_ms, health.start_interval_ms) {
+            (0, _) => String::new(),
+            (period, None) => format!(", start period {period} ms"),
+            (period, Some(interval)) => format!(", start period {period} ms with a try every {interval} ms"),
+        };
+        format!("{} every {} ms, {} retries{start}", health.check, health.interval_ms, health.retries)
     });
     let pair = |(key, value): (&String, &String)| format!("{}={}", key.escape_debug(), value.escape_debug());
     let mut text = details([

@@ -1,6 +1,7 @@
 //! Services and their backends as scripts see them.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use mesh_model::{
     Affinity, Availability, BackendState, EndpointMode, HealthCheck, NodeState, PublishedPort,
@@ -40,6 +41,12 @@ pub(crate) struct Health {
     /// Milliseconds.
     pub(crate) interval_ms: u64,
     pub(crate) retries: u32,
+    /// Milliseconds that one try may take.
+    pub(crate) timeout_ms: u64,
+    /// Milliseconds after the first try in which failures do not count; 0 without a start period.
+    pub(crate) start_period_ms: u64,
+    /// Milliseconds from one try to the next in the start period; null: as usual.
+    pub(crate) start_interval_ms: Option<u64>,
 }
 
 /// An endpoint as a service's backend.
@@ -106,11 +113,15 @@ impl TryFrom<v1::ServiceStatus> for Service {
 
 impl From<HealthCheck> for Health {
     fn from(check: HealthCheck) -> Self {
+        // At most a day.
+        let millis = |time: Duration| u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         Self {
             check: check.to_string(),
-            // At most an hour.
-            interval_ms: u64::try_from(check.interval.as_millis()).unwrap_or(u64::MAX),
+            interval_ms: millis(check.interval),
             retries: check.retries,
+            timeout_ms: millis(check.timeout()),
+            start_period_ms: millis(check.start_period),
+            start_interval_ms: check.start_interval.map(millis),
         }
     }
 }

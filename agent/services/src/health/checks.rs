@@ -20,8 +20,6 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::health::check::{self, CheckError};
 use crate::health::verdict::Verdict;
 
-/// How often a backend is tried at least until its first verdict: it gets no traffic before.
-const START_INTERVAL: Duration = Duration::from_secs(1);
 /// Time between two reports that differ in the error alone.
 const SAME_VERDICT: Duration = Duration::from_secs(5);
 
@@ -155,9 +153,9 @@ async fn check_for_ever(agent: Arc<Agent>, host: Arc<dyn Host>, id: BackendId, s
             agent.set_health(id, finding.clone());
             (reported, reported_at) = (finding, Some(Instant::now()));
         }
-        let pause =
-            if verdict.healthy().is_none() { check.interval.min(START_INTERVAL) } else { check.interval };
-        sleep_until((begun + pause).max(Instant::now())).await;
+        let now = Instant::now();
+        let pause = check.pause(verdict.healthy().is_none(), verdict.age(now));
+        sleep_until((begun + pause).max(now)).await;
     }
 }
 

@@ -1,5 +1,7 @@
 //! From the results of tries to a backend's health.
 
+use std::time::Duration;
+
 use mesh_model::HealthCheck;
 use tokio::time::Instant;
 
@@ -24,6 +26,11 @@ impl Verdict {
         self.healthy
     }
 
+    /// The time since the first try.
+    pub(super) fn age(&self, now: Instant) -> Duration {
+        now.duration_since(self.begun)
+    }
+
     /// Takes account of one more try. Until the first success, failures do not count in the start
     /// period, and count once in an interval, since tries are more frequent then.
     pub(super) fn judge(&mut self, passed: bool, check: &HealthCheck, now: Instant) {
@@ -32,7 +39,7 @@ impl Verdict {
             return;
         }
         if self.healthy.is_none() {
-            let starts = now.duration_since(self.begun) < check.start_period;
+            let starts = self.age(now) < check.start_period;
             let early = self.counted.is_some_and(|at| now.duration_since(at) < check.interval * 9 / 10);
             if starts || early {
                 return;
@@ -48,8 +55,6 @@ impl Verdict {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use mesh_model::HealthKind;
 
     use super::*;

@@ -25,6 +25,7 @@ fn check() -> model::HealthCheck {
     model::HealthCheck::new(kind, Duration::from_millis(1500), 5)
         .and_then(|check| check.with_timeout(Duration::from_secs(30)))
         .and_then(|check| check.with_start_period(Duration::from_secs(40)))
+        .and_then(|check| check.with_start_interval(Duration::from_millis(700)))
         .and_then(|check| check.with_host("localhost:8080".into()))
         .unwrap()
         .with_loopback(model::Loopback::Localhost)

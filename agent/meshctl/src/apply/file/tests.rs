@@ -117,7 +117,8 @@ fn meshs_own_check_wins_over_a_test_that_is_then_ignored() {
         let keys = declared.ignored.iter().map(|ignored| ignored.key.replace("services.web.", "")).collect();
         (
             declared.services[0].health.as_ref().map(|check| {
-                format!("{check} {:?} {:?} {:?}", check.interval, check.timeout(), check.start_period)
+                let start = check.start_interval.map(|interval| format!(" {interval:?}")).unwrap_or_default();
+                format!("{check} {:?} {:?} {:?}{start}", check.interval, check.timeout(), check.start_period)
             }),
             keys,
         )
@@ -126,6 +127,11 @@ fn meshs_own_check_wins_over_a_test_that_is_then_ignored() {
     let http = "    healthcheck: {test: [CMD, curl, -f, \"http://localhost:8080/\"], interval: 1m30s, timeout: 3s, start_period: 40s}\n";
     let wanted = "http 8080/ at localhost as localhost:8080 90s 3s 40s";
     assert_eq!(check(http), (Some(wanted.into()), none.clone()));
+    let starting = http.replace("40s", "40s, start_interval: 500ms");
+    let wanted = "http 8080/ at localhost as localhost:8080 90s 3s 40s 500ms";
+    assert_eq!(check(&starting), (Some(wanted.into()), none.clone()));
+    let usual = http.replace("40s", "40s, start_interval: 0s");
+    assert_eq!(check(&usual), check(http));
     let plain = "    healthcheck: {test: nc -z 127.0.0.1 80}\n";
     let wanted = "tcp 80 at 127.0.0.1 2s 30s 0ns";
     assert_eq!(check(plain), (Some(wanted.into()), none.clone()), "with Docker's usual timeout");
