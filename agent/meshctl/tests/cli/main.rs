@@ -12,3 +12,4 @@ mod objects;
 mod requests;
 mod service;
 mod services;
+mod shells;
