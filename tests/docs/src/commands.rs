@@ -33,7 +33,8 @@ fn section(command: &Command, level: usize, shown: impl Fn(&Arg) -> bool) -> Str
     let about = command.get_about().map(ToString::to_string).unwrap_or_default();
     let usage = command.clone().render_usage().to_string();
     let usage = usage.trim_start_matches("Usage: ").trim();
-    let mut text = format!("{} {path}\n\n{about}.\n\n```text\n{usage}\n```\n\n", "#".repeat(level));
+    let (heading, about) = ("#".repeat(level), wrapped("", &format!("{about}.")));
+    let mut text = format!("{heading} {path}\n\n{about}\n\n```text\n{usage}\n```\n\n");
     let aliases: Vec<String> = command.get_visible_aliases().map(|alias| format!("`{alias}`")).collect();
     if !aliases.is_empty() {
         text.extend(["Also: ", &aliases.join(", "), ".\n\n"]);
