@@ -22,7 +22,7 @@ pub fn long_lines(text: &str) -> Vec<usize> {
     let mut offset = 0;
     let mut long = Vec::new();
     for (index, line) in text.split_inclusive('\n').enumerate() {
-        let is_exempt = exempt.iter().any(|range| range.contains(&offset));
+        let is_exempt = exempt.iter().any(|range| range.start < offset + line.len() && offset < range.end);
         let breakable = line.trim().contains(' ');
         if line.trim_end().chars().count() > MAX_COLUMNS && breakable && !is_exempt {
             long.push(index + 1);
@@ -100,6 +100,7 @@ mod tests {
         let long = "word ".repeat(30);
         let text = format!("{long}\n\n```\n{long}\n```\n\n| a |\n| --- |\n| {long} |\n\nshort\n\n{long}\n");
         assert_eq!(long_lines(&text), [1, 13]);
+        assert_eq!(long_lines(&format!("- a\n\n      {long}\n")), [0; 0], "code in a list");
     }
 
     #[test]
