@@ -106,7 +106,7 @@ fn the_reference_has_every_key_of_the_json_output() {
 #[test]
 fn the_example_compose_file_is_applied_without_warnings() {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/examples/compose.yaml");
-    let agent = agent();
+    let agent = Agent::start(State::default());
     let mut command = agent.command("apply --dry-run -f");
     let output = command.arg(&file).env_remove("COMPOSE_PROFILES").output().unwrap();
     let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
