@@ -52,3 +52,32 @@ pub const fn step(protocol: u8, bytes: [u8; 4]) -> Next {
         _ => Next::Upper,
     }
 }
+
+/// What follows the fragment offset in an IPv4 header (TTL, protocol, checksum), after one more hop
+/// (RFC 1624).
+#[inline(always)]
+pub const fn lower_ttl([ttl, protocol, c0, c1]: [u8; 4]) -> [u8; 4] {
+    let sum = u16::from_be_bytes([c0, c1]) as u32 + 0x100;
+    // The checksum of a header is never 0xffff: not all of its bytes are zero.
+    let [.., c0, c1] = (sum + (sum >= 0xffff) as u32).to_be_bytes();
+    [ttl.wrapping_sub(1), protocol, c0, c1]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::checksum;
+
+    #[test]
+    fn a_header_whose_ttl_was_lowered_still_sums_up() {
+        for (ttl, identification) in (1..=255).flat_map(|ttl| (0..=0xffff_u16).step_by(251).map(move |id| (ttl, id))) {
+            let [i0, i1] = identification.to_be_bytes();
+            let mut header = [0x45, 0, 0, 28, i0, i1, 0x40, 0, ttl, UDP, 0, 0, 10, 64, 0, 5, 192, 168, 77, 11];
+            let [c0, c1] = checksum::finish(checksum::add(0, &header));
+            header[8..12].copy_from_slice(&lower_ttl([ttl, UDP, c0, c1]));
+            assert_eq!(header[8], ttl - 1);
+            assert_eq!(checksum::finish(checksum::add(0, &header)), [0, 0]);
+            assert_ne!(header[10..12], [0xff; 2]);
+        }
+    }
+}

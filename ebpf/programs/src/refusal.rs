@@ -53,16 +53,18 @@ pub fn ipv4(addresses: [u8; 8], protocol: u8, payload: u32) -> [u8; 20] {
     [0x45, 0, l0, l1, 0, 0, 0x40, 0, 64, protocol, c0, c1, d0, d1, d2, d3, s0, s1, s2, s3]
 }
 
-/// Why a destination is unreachable.
+/// Why a packet does not reach its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreachable {
     /// Nobody takes packets to the port.
     Port,
     /// There is no route to it.
     Network,
+    /// The hop limit is too low for the way to it.
+    HopLimit,
 }
 
-/// The ICMP header of "destination unreachable", for a quote of that sum; `pseudo_sum` is 0 for
+/// The ICMP header of "destination unreachable" or "time exceeded", for a quote of that sum; `pseudo_sum` is 0 for
 /// IPv4.
 #[inline(always)]
 pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) -> [u8; 8] {
@@ -71,6 +73,8 @@ pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) 
         (Unreachable::Network, false) => (3, 0),
         (Unreachable::Port, true) => (1, 4),
         (Unreachable::Network, true) => (1, 0),
+        (Unreachable::HopLimit, false) => (11, 0),
+        (Unreachable::HopLimit, true) => (3, 0),
     };
     let [c0, c1] = checksum::finish(checksum::add(quote_sum + pseudo_sum, &[kind, code]));
     [kind, code, c0, c1, 0, 0, 0, 0]

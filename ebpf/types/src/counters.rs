@@ -121,6 +121,8 @@ reasons! {
     /// To a socket of a host, or to a cloud's metadata service, and the network's policy forbids
     /// it.
     HostAccess = 34, "host_access", true;
+    /// To or from a published port, and its hop limit does not allow another hop.
+    HopLimit = 35, "hop_limit", true;
     /// The service has no backend that could take it, and the sender could not be told.
     NoBackend = 40, "no_backend", true;
     /// A later fragment whose first one has not been seen: its flow cannot be told.

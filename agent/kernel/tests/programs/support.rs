@@ -275,6 +275,16 @@ pub(crate) fn ipv4(source: [u8; 4], destination: [u8; 4], protocol: u8, payload:
     packet
 }
 
+/// An IPv4 packet without options after one more hop.
+pub(crate) fn one_hop_further(packet: &[u8]) -> Vec<u8> {
+    let mut packet = packet.to_vec();
+    packet[8] -= 1;
+    packet[10..12].fill(0);
+    let sum = checksum(&packet[..20]);
+    packet[10..12].copy_from_slice(&sum.to_be_bytes());
+    packet
+}
+
 /// An IPv6 packet.
 pub(crate) fn ipv6(
     source: Address,

@@ -6,7 +6,7 @@ use core::ptr;
 use aya_ebpf::bindings::{
     __sk_buff, BPF_ADJ_ROOM_ENCAP_L2_SHIFT, BPF_F_ADJ_ROOM_DECAP_L3_IPV6, BPF_F_ADJ_ROOM_ENCAP_L2_ETH,
     BPF_F_ADJ_ROOM_ENCAP_L3_IPV4, BPF_F_ADJ_ROOM_ENCAP_L4_UDP, BPF_F_ADJ_ROOM_FIXED_GSO, BPF_F_INGRESS,
-    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FWD_DISABLED,
+    BPF_F_MARK_MANGLED_0, BPF_F_PSEUDO_HDR, BPF_F_RECOMPUTE_CSUM, BPF_F_ZERO_CSUM_TX, BPF_FIB_LKUP_RET_FWD_DISABLED,
     BPF_FIB_LKUP_RET_NO_NEIGH, BPF_FIB_LKUP_RET_NOT_FWDED, BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LOOKUP_OUTPUT,
     BPF_FIB_LOOKUP_SKIP_NEIGH, bpf_adj_room_mode::BPF_ADJ_ROOM_MAC,
 };
@@ -179,6 +179,13 @@ impl Skb {
     pub(super) fn store<const N: usize>(self, offset: u32, bytes: &[u8; N]) -> Result<(), Refused> {
         let length = const { N as u32 };
         check(unsafe { helpers::bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), length, 0) })
+    }
+
+    /// Overwrites `N` bytes of the frame, and mends what a network card summed up of it.
+    #[inline(always)]
+    pub(super) fn store_summed<const N: usize>(self, offset: u32, bytes: &[u8; N]) -> Result<(), Refused> {
+        let (length, flags) = (const { N as u32 }, u64::from(BPF_F_RECOMPUTE_CSUM));
+        check(unsafe { helpers::bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), length, flags) })
     }
 
     /// Overwrites four bytes and mends the UDP checksum, be it absent, partial or complete.

@@ -18,7 +18,8 @@ use proptest::test_runner::TestRunner;
 
 use crate::hosts::succeed;
 use crate::support::{
-    Instance, LOCAL as HERE, REDIRECT, REMOTE, VNI, checksum, config, frame, ipv4, udp, vxlan_to,
+    Instance, LOCAL as HERE, REDIRECT, REMOTE, VNI, checksum, config, frame, ipv4, one_hop_further, udp,
+    vxlan_to,
 };
 
 const XDP_PASS: u32 = 2;
@@ -244,7 +245,7 @@ fn a_known_flow_is_sent_on_as_the_tc_program_would() {
         assert_eq!(early.frame[26..34], [HERE, REMOTE].concat(), "outer addresses");
         assert_eq!(checksum(&early.frame[14..34]), 0, "outer header");
         assert_eq!(early.frame[46..49], published_vni(THERE).0[1..]);
-        assert_eq!(early.frame[64..], request(protocol, ACK));
+        assert_eq!(early.frame[64..], one_hop_further(&request(protocol, ACK)));
 
         node.passes(&reply(protocol, ACK));
         node.is_sent(&reply(protocol, ACK), GATEWAY_MAC);

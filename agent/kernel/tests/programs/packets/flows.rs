@@ -7,7 +7,7 @@ use mesh_ebpf_types::{
 use mesh_kernel::programs::Programs;
 
 use crate::support::{
-    DROP, Instance, LOCAL as HERE, REDIRECT, REMOTE, VNI, checksum, frame, ipv4, mac, v4, vxlan,
+    DROP, Instance, LOCAL as HERE, REDIRECT, REMOTE, VNI, checksum, frame, ipv4, mac, one_hop_further, v4, vxlan,
 };
 
 const ENDPOINT: ProgramKind = ProgramKind::Endpoint;
@@ -136,7 +136,7 @@ fn a_published_port_is_reached_through_another_node_on_the_short_way_too() {
         assert_eq!(outcome.frame[26..34], [HERE, REMOTE].concat(), "outer addresses");
         assert_eq!(checksum(&outcome.frame[14..34]), 0, "outer header");
         assert_eq!(outcome.frame[46..49], published_vni(THERE).0[1..]);
-        assert_eq!(outcome.frame[64..], packet);
+        assert_eq!(outcome.frame[64..], one_hop_further(&packet));
 
         let reply = segment(published, client, flags | ACK);
         let arrived = vxlan(REMOTE, Vni::new(0x00C0_0000 | THERE), &from_outside(&reply));

@@ -12,6 +12,7 @@
 //! | [`flows`] | what passed lately: the short way of all of these |
 //! | [`aside`] | fragments to the host's addresses that the kernel puts in order |
 //! | [`allowance`] | how many flows a network may have |
+//! | [`hops`] | how far packets may still go |
 //! | [`exit`] | by which device a reply leaves |
 //! | [`connection`] | which backend a flow has, and whether it is over |
 //! | [`replies`] | what replies become, and which are whose |
@@ -29,6 +30,7 @@ pub(super) mod aside;
 pub(super) mod connection;
 mod exit;
 pub(super) mod flows;
+mod hops;
 pub(super) mod inbound;
 pub(super) mod outbound;
 pub(super) mod own;
@@ -69,6 +71,8 @@ pub(super) const SET_ASIDE: Verdict = 0x311;
 /// The first fragment of a packet to a published port, after a later one that the kernel did not
 /// put in order.
 pub(super) const LATE: Verdict = 0x312;
+/// The hop limit does not allow that the packet is routed.
+pub(super) const EXPIRED: Verdict = 0x313;
 
 /// What follows a part's verdict.
 #[inline(always)]
@@ -135,6 +139,7 @@ pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
     match verdict {
         REFUSE => refuse::refuse(skb, false),
         RESET => refuse::refuse(skb, true),
+        EXPIRED => refuse::expired(skb),
         verdict => verdict,
     }
 }

@@ -72,6 +72,9 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) identification: u32,
     /// Whether routers must not fragment it.
     pub(in crate::datapath) dont_fragment: u32,
+    /// Its hop limit as it came, and by how much [`super::hops`] has lowered it.
+    pub(in crate::datapath) hop_limit: u32,
+    pub(in crate::datapath) hops: u32,
     /// The table of the service: where it begins, its size, its flags.
     pub(in crate::datapath) table: [u32; 3],
     /// The destination MAC that the frame was sent to in a tunnel: a word, and a half of one.
@@ -125,6 +128,7 @@ fn headers(skb: Skb, vni: u32) -> u32 {
     packet.client_port = [0; 2];
     packet.arrived_at = 0;
     packet.moved = 0;
+    packet.hops = 0;
     match u16::from_be_bytes(ethernet.half(12)) {
         ETHERTYPE_IPV4 => headers_v4(skb),
         ETHERTYPE_IPV6 => headers_v6(skb),
@@ -161,6 +165,7 @@ fn headers_v4(skb: Skb) -> u32 {
     let later = f0 & 0x1f != 0 || f1 != 0;
     packet.first_fragment = u32::from(!later && f0 & 0x20 != 0);
     packet.identification = u32::from(u16::from_ne_bytes(header.half(4)));
+    packet.hop_limit = header.bytes[8].into();
     packet.upper = 14 + length;
     class_of(header.bytes[9], later)
 }
@@ -169,7 +174,7 @@ fn headers_v4(skb: Skb) -> u32 {
 #[inline(never)]
 fn headers_v6(skb: Skb) -> u32 {
     let Some(packet) = packet() else { return OTHER };
-    let Ok([version, _, _, _, l0, l1, next, _]) = skb.load::<8>(14) else { return OTHER };
+    let Ok([version, _, _, _, l0, l1, next, hop_limit]) = skb.load::<8>(14) else { return OTHER };
     let payload = u32::from(u16::from_be_bytes([l0, l1]));
     if version >> 4 != 6
         || skb.length() < 54
@@ -183,6 +188,7 @@ fn headers_v6(skb: Skb) -> u32 {
         return OTHER;
     }
     packet.v6 = 1;
+    packet.hop_limit = hop_limit.into();
     packet.dont_fragment = 1;
     if next == FRAGMENT {
         let Ok([next, _, o0, o1, i0, i1, i2, i3]) = skb.load::<8>(54) else { return OTHER };

@@ -16,8 +16,8 @@ use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
 use super::{
-    FROM_OWN, LATE, LEAVE, REFUSE, REPLY_ARRIVED, RESET, SET_ASIDE, TO_BACKEND, TO_ENDPOINT, TO_ITSELF,
-    TO_OUTSIDE, TO_PUBLISHED, TUNNEL, TUNNELLED, aside, connection, outbound, replies,
+    EXPIRED, FROM_OWN, LATE, LEAVE, REFUSE, REPLY_ARRIVED, RESET, SET_ASIDE, TO_BACKEND, TO_ENDPOINT, TO_ITSELF,
+    TO_OUTSIDE, TO_PUBLISHED, TUNNEL, TUNNELLED, aside, connection, hops, outbound, replies,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
@@ -131,6 +131,10 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
     let [v0, v1, v2] = packet.reply_vni;
     let vni = Vni([0, v0, v1, v2]);
+    let routed = hops::is_routed();
+    if routed && hops::are_spent() {
+        return EXPIRED;
+    }
     let number = connection::choose();
     let Some(backend) = maps::backend(number) else {
         return if number == connection::GONE { RESET } else { REFUSE };
@@ -144,6 +148,9 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
     connection::finish_own(if directly { CLIENT_FINISHED | BACKEND_FINISHED } else { CLIENT_FINISHED });
     count(skb, vni, Reason::Published);
     if backend.flags & LOCAL != 0 {
+        if routed && !hops::lower(skb) {
+            return dropped(skb, vni, Reason::TranslationFailed);
+        }
         (packet.number, packet.node) = (number, 0);
         return TO_ENDPOINT;
     }
@@ -161,6 +168,9 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
         let Some(node) = backend.node.to_v4() else { return dropped(skb, vni, Reason::NotConfigured) };
         u32::from_ne_bytes(node)
     };
+    if routed && !hops::lower(skb) {
+        return dropped(skb, vni, Reason::TranslationFailed);
+    }
     (packet.number, packet.node) = (number, node);
     (packet.tunnel_vni, packet.fits) = (published_vni(number).number(), u32::from(fits));
     if fits && !secret {
@@ -284,6 +294,14 @@ pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return PASS };
     let vni = packet.vni();
     let (node, number) = (u32::from_ne_bytes(packet.found.node), packet.found.backend);
+    if hops::is_reply_routed() {
+        if hops::are_spent() {
+            return EXPIRED;
+        }
+        if !hops::lower(skb) {
+            return dropped(skb, vni, Reason::TranslationFailed);
+        }
+    }
     if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) || !translate_client(skb, DESTINATION) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }

@@ -3,7 +3,7 @@
 use mesh_ebpf::headers::Buffer;
 use mesh_ebpf::refusal::{self, QUOTE_V4, QUOTE_V6, TCP_HEADER, Unreachable};
 use mesh_ebpf::{checksum, ip};
-use mesh_ebpf_types::Reason;
+use mesh_ebpf_types::{Reason, Vni};
 
 use super::packet::{self, FLOW};
 use crate::datapath::count::{count, dropped};
@@ -28,6 +28,22 @@ pub(super) fn refuse(skb: Skb, gone: bool) -> Verdict {
         return dropped(skb, vni, Reason::NoBackend);
     }
     count(skb, vni, Reason::RefusalAnswered);
+    skb.mark();
+    skb.send(skb.ifindex())
+}
+
+/// Drops a packet that may not be routed any further, and tells its sender.
+#[inline(never)]
+pub(super) fn expired(skb: Skb) -> Verdict {
+    let Some(packet) = maps::packet() else { return DROP };
+    let [v0, v1, v2] = packet.reply_vni;
+    let verdict = dropped(skb, Vni([0, v0, v1, v2]), Reason::HopLimit);
+    let told = packet.class == FLOW
+        && packet.first_fragment == 0
+        && unreachable(skb, Unreachable::HopLimit as u32);
+    if !told {
+        return verdict;
+    }
     skb.mark();
     skb.send(skb.ifindex())
 }
@@ -93,7 +109,13 @@ fn unreachable(skb: Skb, why: u32) -> bool {
 
 #[inline(always)]
 const fn reason(why: u32) -> Unreachable {
-    if why == Unreachable::Network as u32 { Unreachable::Network } else { Unreachable::Port }
+    if why == Unreachable::Network as u32 {
+        Unreachable::Network
+    } else if why == Unreachable::HopLimit as u32 {
+        Unreachable::HopLimit
+    } else {
+        Unreachable::Port
+    }
 }
 
 #[inline(never)]

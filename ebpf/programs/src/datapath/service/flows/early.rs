@@ -10,13 +10,12 @@
 //! passes here is on the wire as it would have been, and is counted alike.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use mesh_ebpf::headers::ETHERNET;
 use mesh_ebpf::ip;
-use mesh_ebpf::vxlan::OUTER;
+use mesh_ebpf::vxlan::{OUTER, TEMPLATE};
 use mesh_ebpf_types::{Config, Encapsulation, PUBLISHED_BIT, REPLY_BIT, Reason, Vni};
 
 use super::{
-    Flow, FlowKey, LEAVES, NEITHER, NEXT_HOP_UNTIL, READ, READ_TUNNELLED, TO_NODE, is_ordinary, known,
+    Flow, FlowKey, LEAVES, NEITHER, NEXT_HOP_UNTIL, READ, READ_TUNNELLED, TO_NODE, fill, is_ordinary, is_spent, known,
 };
 use crate::datapath::count::{count_early, count_number};
 use crate::datapath::maps;
@@ -46,19 +45,20 @@ fn passing(xdp: Xdp) -> Option<Action> {
         return None;
     }
     let flow = known(&FlowKey::of(frame, 0, xdp.ifindex(), 0, [0; 2]))?;
-    if flow.way != TO_NODE || flow.end != NEITHER || length - 14 > flow.mtu {
+    if flow.way != TO_NODE || flow.end != NEITHER || length - 14 > flow.mtu || is_spent(flow, frame, 0) {
         return None;
     }
     let (destination, tos) = (destination_mac(frame), frame.byte(15));
     let [here, there] = flow.outer;
     leads_back(xdp, flow, destination, ip::UDP, [here, there])?;
+    fill(flow, frame, 0);
     flow.template.fit(flow.hash, tos, length);
     xdp.extend(const { OUTER as i32 }).ok()?;
-    let Some(outer) = xdp.start::<{ OUTER + ETHERNET }>() else {
+    let Some(outer) = xdp.start::<TEMPLATE>() else {
         count_number(flow.vni, Reason::EncapsulationFailed as u32, 1, length);
         return Some(DROP);
     };
-    outer.store(flow.template.frame.first_chunk::<{ OUTER + ETHERNET }>()?);
+    outer.store(&flow.template.frame);
     Some(counted(flow, length, length))
 }
 

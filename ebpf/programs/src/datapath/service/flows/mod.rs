@@ -97,6 +97,8 @@ pub(in crate::datapath) struct Flow {
     to_port: u32,
     /// What the sum of the IP header grows by.
     difference: u32,
+    /// What is taken from the hop limit.
+    hops: u32,
     /// The flow's hash as it leaves, where the socket has made none.
     hash: u32,
     /// The largest packet that may leave.
@@ -159,6 +161,12 @@ fn is_ordinary<const N: usize>(frame: Start<N>, base: usize, length: u32, gso: b
         && (gso || (total >= 28 && total + base as u32 + 14 <= length))
 }
 
+/// Whether a packet's hop limit is too low for its way. Its frame starts at `base`.
+#[inline(always)]
+fn is_spent<const N: usize>(flow: &Flow, frame: Start<N>, base: usize) -> bool {
+    u32::from(frame.byte(base + 22)) <= flow.hops
+}
+
 /// Length of the IP packet; of the largest segment, if it is a super-packet.
 #[inline(always)]
 fn packet_length(frame: Start<READ>, length: u32, payload: u32) -> u32 {
@@ -205,6 +213,9 @@ fn untunnelled(skb: Skb, frame: Start<READ>, mac: [u32; 2]) -> Option<Verdict> {
         return None;
     }
     let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, mac))?;
+    if is_spent(flow, frame, 0) {
+        return None;
+    }
     if flow.way == UNBALANCED {
         return Some(GO_ON);
     }
@@ -232,6 +243,9 @@ fn from_node(skb: Skb) -> Option<Verdict> {
     let of_mesh = Vni([0, v0, v1, v2]).number() & PUBLISHED_BIT != 0;
     let mac = if of_mesh { [0; 2] } else { [frame.word(50), frame.half(54).into()] };
     let flow = known(&FlowKey::of(frame, OUTER, frame.word(26), frame.word(46), mac))?;
+    if is_spent(flow, frame, OUTER) {
+        return None;
+    }
     if flow.way == UNBALANCED {
         return Some(GO_ON);
     }
@@ -254,6 +268,8 @@ fn fill<const N: usize>(flow: &mut Flow, frame: Start<N>, base: usize) {
         let half = frame.half(base + offset).to_ne_bytes();
         flow.template.frame[OUTER + offset..OUTER + offset + 2].copy_from_slice(&half);
     }
+    let [hops, ..] = flow.hops.to_le_bytes();
+    flow.template.frame[INNER_IP + 8] = flow.template.frame[INNER_IP + 8].wrapping_sub(hops);
     let sum = u32::from(!frame.half(base + 24)) + flow.difference;
     let sum = (sum & 0xffff) + (sum >> 16);
     let sum = !(((sum & 0xffff) + (sum >> 16)) as u16);
@@ -280,9 +296,7 @@ fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32
         return None;
     }
     let (segments, tos) = (skb.segments(), frame.byte(15));
-    if flow.end != NEITHER {
-        fill(flow, frame, 0);
-    }
+    fill(flow, frame, 0);
     let hash = match skb.known_hash() {
         0 => flow.hash,
         known => known,
@@ -298,11 +312,8 @@ fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32
         return None;
     }
     let frame = &flow.template.frame;
-    let written = if flow.end == NEITHER {
-        frame.first_chunk::<{ OUTER + ETHERNET }>().map_or(Err(Refused), |start| skb.store(0, start))
-    } else {
-        mend(skb, flow, const { OUTER as u32 }).and_then(|()| skb.store(0, frame))
-    };
+    let mended = if flow.end == NEITHER { Ok(()) } else { mend(skb, flow, const { OUTER as u32 }) };
+    let written = mended.and_then(|()| skb.store(0, frame));
     if written.is_err() {
         return Some(dropped(skb, flow.vni, Reason::EncapsulationFailed));
     }

@@ -233,6 +233,9 @@ fn commit() {
 fn change(flow: &mut Flow) {
     let Some(packet) = packet() else { return };
     let [mut source, mut destination, ports] = tuple();
+    flow.hops = packet.hops;
+    // The hop limit is the first byte of a half (RFC 1624).
+    flow.difference = flow.hops * u32::from(!u16::from_ne_bytes([1, 0]));
     let [s0, s1, d0, d1] = ports.to_ne_bytes();
     let mut halves = [u16::from_ne_bytes([s0, s1]).into(), u16::from_ne_bytes([d0, d1]).into()];
     if flow.end != NEITHER {
@@ -248,7 +251,7 @@ fn change(flow: &mut Flow) {
         (*address, *port) = (to, flow.to_port);
         let ([f0, f1, f2, f3], [t0, t1, t2, t3]) = ((!flow.from).to_ne_bytes(), to.to_ne_bytes());
         let half = |a, b| u32::from(u16::from_ne_bytes([a, b]));
-        flow.difference = half(f0, f1) + half(f2, f3) + half(t0, t1) + half(t2, t3);
+        flow.difference += half(f0, f1) + half(f2, f3) + half(t0, t1) + half(t2, t3);
     }
     let ([s0, s1, ..], [d0, d1, ..]) = (halves[0].to_le_bytes(), halves[1].to_le_bytes());
     let ports = [s0, s1, d0, d1];
