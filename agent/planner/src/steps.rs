@@ -192,13 +192,13 @@ impl Planner<'_> {
     }
 
     fn shared_attachments(&mut self) {
-        self.attach_where(|kind| kind != ProgramKind::Egress);
+        self.attach_where(|kind| !kind.is_egress());
     }
 
     /// Last of all programs: only then does everything that Mesh sends carry the mark that this one
     /// looks for.
     fn egress(&mut self) {
-        self.attach_where(|kind| kind == ProgramKind::Egress);
+        self.attach_where(ProgramKind::is_egress);
     }
 
     fn attach_where(&mut self, is_due: impl Fn(ProgramKind) -> bool) {

@@ -199,7 +199,8 @@ impl Wanted {
     }
 
     /// Published ports are answered on the host's other interfaces too: what the data-path
-    /// interface receives, its own program looks at. What leaves is looked at on every interface.
+    /// interface receives, its own program looks at. What leaves is looked at on every interface, and
+    /// so is what pretends to come from a node.
     fn publish(&mut self, desired: &Desired, observed: &Observed) {
         let attached = self.attachments.iter();
         let underlay: BTreeSet<u32> = attached
@@ -207,13 +208,17 @@ impl Wanted {
             .map(|attachment| attachment.ifindex)
             .collect();
         for (index, interface) in &observed.host_interfaces {
-            if interface.ethernet {
-                self.attach(ProgramKind::Egress, *index);
-            }
-            if underlay.contains(index) || !desired.publish_interfaces.include(&interface.name) {
+            self.attach(if interface.ethernet { ProgramKind::Egress } else { ProgramKind::EgressLayer3 }, *index);
+            if underlay.contains(index) {
                 continue;
             }
-            let kind = if interface.ethernet { ProgramKind::Published } else { ProgramKind::PublishedLayer3 };
+            let publishes = desired.publish_interfaces.include(&interface.name);
+            let kind = match (interface.ethernet, publishes) {
+                (true, true) => ProgramKind::Published,
+                (false, true) => ProgramKind::PublishedLayer3,
+                (true, false) => ProgramKind::Guard,
+                (false, false) => ProgramKind::GuardLayer3,
+            };
             self.attach(kind, *index);
         }
     }

@@ -1,7 +1,8 @@
 //! The programs.
 
 /// A program of the datapath, named by where it stands. All are tc classifiers:
-/// [`ProgramKind::Egress`] at a device's egress, the others at its ingress.
+/// [`ProgramKind::Egress`] and [`ProgramKind::EgressLayer3`] at a device's egress, the others at its
+/// ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProgramKind {
     /// Host-side device of an endpoint: all that the container sends.
@@ -22,11 +23,18 @@ pub enum ProgramKind {
     /// The host's layer-3 interfaces, whose packets begin with the IP header: packets to published
     /// ports.
     PublishedLayer3,
+    /// As [`ProgramKind::Egress`], of the host's layer-3 interfaces.
+    EgressLayer3,
+    /// The host's other interfaces that do not answer published ports, with Ethernet headers:
+    /// packets that only pretend to come from a node. [`ProgramKind::Published`] drops them, too.
+    Guard,
+    /// As [`ProgramKind::Guard`], of layer-3 interfaces.
+    GuardLayer3,
 }
 
 impl ProgramKind {
     /// All programs.
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 11] = [
         Self::Endpoint,
         Self::Underlay,
         Self::Overlay,
@@ -35,7 +43,15 @@ impl ProgramKind {
         Self::Egress,
         Self::Published,
         Self::PublishedLayer3,
+        Self::EgressLayer3,
+        Self::Guard,
+        Self::GuardLayer3,
     ];
+
+    /// Whether it stands at a device's egress.
+    pub const fn is_egress(self) -> bool {
+        matches!(self, Self::Egress | Self::EgressLayer3)
+    }
 
     /// The program's name in the object, in pins and in messages.
     pub const fn name(self) -> &'static str {
@@ -48,6 +64,9 @@ impl ProgramKind {
             Self::Egress => "egress",
             Self::Published => "published",
             Self::PublishedLayer3 => "published_l3",
+            Self::EgressLayer3 => "egress_l3",
+            Self::Guard => "guard",
+            Self::GuardLayer3 => "guard_l3",
         }
     }
 }

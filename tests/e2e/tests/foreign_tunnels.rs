@@ -4,9 +4,10 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
 use mesh_e2e::service::{change_backend, create_service};
+use mesh_e2e::tunnel::Tunnel;
 use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json};
 use mesh_harness::traffic::{UdpEcho, udp_request};
-use mesh_harness::{Capture, Encapsulation, Lab, Netns, Result, eventually};
+use mesh_harness::{Capture, Encapsulation, Lab, Netns, Result, eventually, ip_batch_in};
 
 const CANARY: &[u8] = b"canary-xyz";
 const TUNNELS: [u16; 2] = [4789, 51820];
@@ -148,5 +149,84 @@ fn nothing_behind_a_hosts_nat_takes_the_handshakes_of_other_hosts() -> Result<()
     eventually("the hosts speak", PATIENCE, || {
         there.ping(here.ipv4().expect("an address")).is_ok_and(|report| report.received > 0)
     })?;
+    Ok(())
+}
+
+/// Has a namespace send in a host's name: its own kernel takes the address for its own.
+fn pretend(netns: &Netns, as_host: Ipv4Addr, packet: &[u8], to: SocketAddr) -> Result<()> {
+    let sent = netns.enter(|| UdpSocket::bind((as_host, 0))?.send_to(packet, to))?;
+    sent.expect("the sender's own kernel lets it");
+    Ok(())
+}
+
+#[test]
+fn nobody_behind_another_interface_of_a_host_pretends_to_be_a_node() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
+        create_network(&lab, "blue", &[])?;
+        let (h1, h2) = (lab.host(1), lab.host(2));
+        let victim = lab.container(2, "blue", ["--network", "blue"])?;
+        let friend = lab.container(1, "friend", ["--network", "blue"])?;
+        let packet = forged(&lab, "blue", victim.ipv4()?)?;
+        // A bridge of another runtime, and a device without Ethernet headers.
+        let docker = lab.docker_like(2)?;
+        let client = lab.client();
+        let (here, there) = (Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2));
+        let ends = [(h2.netns(), h2.address().into(), here), (&client, lab.client_address(), there)];
+        let _tunnel = Tunnel::join(&lab, ends)?;
+        for netns in [docker.netns(), &client] {
+            ip_batch_in(netns, &[format!("addr add {}/32 dev lo", h1.address())])?;
+        }
+        h2.run(["sysctl", "-q", "-w", "net.ipv4.conf.all.rp_filter=0"])?.ok()?;
+        let capture = Capture::start(victim.netns())?;
+        for config in ["", "publish_interfaces = [\"eth*\"]"] {
+            lab.set_meshd_config(config)?;
+            h2.restart_meshd()?;
+            // Interfaces that are new are looked at soon after they are there.
+            for (netns, address) in [(docker.netns(), Ipv4Addr::new(172, 17, 0, 1)), (&client, here)] {
+                for port in TUNNELS {
+                    let before = counted(&h2, "foreign_tunnel")?;
+                    eventually("the packet is dropped and counted", PATIENCE, || {
+                        pretend(netns, h1.address(), &[0; 64], SocketAddr::new(address.into(), port)).is_ok()
+                            && counted(&h2, "foreign_tunnel").is_ok_and(|now| now > before)
+                    })?;
+                    pretend(netns, h1.address(), &packet, SocketAddr::new(address.into(), port))?;
+                }
+                pretend(netns, h1.address(), &packet, SocketAddr::new(h2.address().into(), 4789))?;
+            }
+        }
+        friend.ping(victim.ipv4()?)?.all_answered()?;
+        assert_eq!(capture.stop()?.containing(CANARY).count(), 0, "{encapsulation:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn no_process_of_a_host_speaks_for_it_in_a_tunnel_by_a_device_without_ethernet_headers() -> Result<()> {
+    let lab = Lab::builder().hosts(2).second_nic(true).start()?;
+    create_network(&lab, "blue", &[])?;
+    let (h1, h2) = (lab.host(1), lab.host(2));
+    let victim = lab.container(2, "blue", ["--network", "blue"])?;
+    let packet = forged(&lab, "blue", victim.ipv4()?)?;
+    let (here, there) = (Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2));
+    let ends =
+        [(h1.netns(), h1.second_address().into(), here), (h2.netns(), h2.second_address().into(), there)];
+    let tunnel = Tunnel::join(&lab, ends)?;
+    // Both hosts have a route to each other by it.
+    for (own, other, device) in [(&h1, &h2, &tunnel.devices[0]), (&h2, &h1, &tunnel.devices[1])] {
+        ip_batch_in(own.netns(), &[format!("route add {} dev {device}", other.address())])?;
+    }
+    let capture = Capture::start(victim.netns())?;
+    for port in TUNNELS {
+        let before = counted(&h1, "foreign_tunnel")?;
+        let to = SocketAddr::new(h2.address().into(), port);
+        eventually("the packet is dropped and counted", PATIENCE, || {
+            pretend(h1.netns(), h1.address(), &[0; 64], to).is_ok()
+                && counted(&h1, "foreign_tunnel").is_ok_and(|now| now > before)
+        })?;
+        pretend(h1.netns(), h1.address(), &packet, to)?;
+    }
+    h1.run(["ping", "-c", "1", "-W", "5", &there.to_string()])?.ok()?;
+    assert_eq!(capture.stop()?.containing(CANARY).count(), 0);
     Ok(())
 }

@@ -5,7 +5,6 @@ use std::io;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::programs::{ProgramError, SchedClassifier};
-use mesh_ebpf_types::ProgramKind;
 use mesh_model::observed::Attachment;
 
 use super::attach_method::AttachMethod;
@@ -66,7 +65,7 @@ fn tcx_attach(pins: &Pins, attachment: Attachment, program: &SchedClassifier) ->
     }
     let path = pins.link(attachment);
     bpffs::remove(&path).map_err(io::Error::other)?;
-    let link = syscall::tcx_attach(program, attachment.ifindex, attachment.kind == ProgramKind::Egress)?;
+    let link = syscall::tcx_attach(program, attachment.ifindex, attachment.kind.is_egress())?;
     syscall::pin(link.as_fd(), &path)
 }
 

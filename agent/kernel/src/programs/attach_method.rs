@@ -34,7 +34,10 @@ impl AttachMethod {
             | ProgramKind::Wireguard
             | ProgramKind::Egress
             | ProgramKind::Published
-            | ProgramKind::PublishedLayer3 => self,
+            | ProgramKind::PublishedLayer3
+            | ProgramKind::EgressLayer3
+            | ProgramKind::Guard
+            | ProgramKind::GuardLayer3 => self,
         }
     }
 }

@@ -148,7 +148,7 @@ impl Message {
         message.word(8, sequence);
         message.word(20, attachment.ifindex);
         let all_protocols = u32::from(3_u16.to_be());
-        let parent = if attachment.kind == ProgramKind::Egress { EGRESS } else { INGRESS };
+        let parent = if attachment.kind.is_egress() { EGRESS } else { INGRESS };
         message.header(number(attachment.kind), parent, u32::from(PRIORITY) << 16 | all_protocols);
         message
     }
@@ -274,5 +274,8 @@ const fn number(kind: ProgramKind) -> u32 {
         ProgramKind::Egress => 6,
         ProgramKind::Published => 7,
         ProgramKind::PublishedLayer3 => 8,
+        ProgramKind::EgressLayer3 => 9,
+        ProgramKind::Guard => 10,
+        ProgramKind::GuardLayer3 => 11,
     }
 }

@@ -6,6 +6,7 @@ mod egress;
 mod encrypted;
 mod endpoint;
 mod flows;
+mod guard;
 mod hop_limit;
 mod host;
 mod host_access;

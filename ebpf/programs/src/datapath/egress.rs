@@ -9,14 +9,18 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{Address, Reason, Vni};
 
 use super::count::dropped;
-use super::service::own;
 use super::service::packet::{self, FLOW};
+use super::service::{bare, own};
 use super::skb::Skb;
+use super::start::Start;
 use super::{PASS, Verdict, maps};
 
-/// Ethernet, and IPv4 without options or IPv6, with ports.
-const READ_V4: usize = 38;
-const READ_V6: usize = 58;
+/// IPv4 without options, or IPv6, and ports.
+const READ_V4: usize = 24;
+const READ_V6: usize = 44;
+/// The same after an Ethernet header.
+const READ_FRAME_V4: usize = READ_V4 + 14;
+const READ_FRAME_V6: usize = READ_V6 + 14;
 const LATER_FRAGMENT: u16 = u16::from_ne_bytes([0x1f, 0xff]);
 
 #[inline(always)]
@@ -30,35 +34,58 @@ pub(super) fn egress(skb: Skb) -> Verdict {
     decide(skb)
 }
 
+/// As [`egress`], of a device whose packets begin with the IP header.
+#[inline(always)]
+pub(super) fn layer3(skb: Skb) -> Verdict {
+    if skb.is_marked() || !is_packet_of_interest(skb) || !bare::read(skb) {
+        return PASS;
+    }
+    decide(skb)
+}
+
 /// Whether a glance does not tell that it is of no interest: most of what a host sends.
 #[inline(never)]
 fn is_of_interest(skb: Skb) -> bool {
     match skb.ethertype() {
-        ETHERTYPE_IPV4 => {
-            let Some(frame) = skb.start::<READ_V4>() else { return true };
-            let protocol = frame.byte(23);
-            if frame.half(20) & LATER_FRAGMENT != 0 || !has_ports(protocol) {
-                return false;
-            }
-            let [source, destination] =
-                [26, 30].map(|offset| Address::from_v4(frame.word(offset).to_ne_bytes()));
-            frame.byte(14) != 0x45 || is_interesting(&source, &destination, frame.half(34), protocol)
-        }
-        ETHERTYPE_IPV6 => {
-            let Some(frame) = skb.start::<READ_V6>() else { return true };
-            let protocol = frame.byte(20);
-            if !has_ports(protocol) {
-                // What follows an extension header is not at hand.
-                return protocol != ip::ICMPV6;
-            }
-            let address = |offset: usize| {
-                let [a, b, c, d] = [0, 4, 8, 12].map(|step: usize| frame.word(offset + step));
-                Address::from_words([a, b, c, d])
-            };
-            is_interesting(&address(22), &address(38), frame.half(54), protocol)
-        }
+        ETHERTYPE_IPV4 => skb.start::<READ_FRAME_V4>().is_none_or(|frame| is_of_interest_v4(frame, 14)),
+        ETHERTYPE_IPV6 => skb.start::<READ_FRAME_V6>().is_none_or(|frame| is_of_interest_v6(frame, 14)),
         _ => false,
     }
+}
+
+/// As [`is_of_interest`], of a packet without an Ethernet header.
+#[inline(never)]
+fn is_packet_of_interest(skb: Skb) -> bool {
+    match skb.ethertype() {
+        ETHERTYPE_IPV4 => skb.start::<READ_V4>().is_none_or(|packet| is_of_interest_v4(packet, 0)),
+        ETHERTYPE_IPV6 => skb.start::<READ_V6>().is_none_or(|packet| is_of_interest_v6(packet, 0)),
+        _ => false,
+    }
+}
+
+#[inline(always)]
+fn is_of_interest_v4<const N: usize>(start: Start<N>, at: usize) -> bool {
+    let protocol = start.byte(at + 9);
+    if start.half(at + 6) & LATER_FRAGMENT != 0 || !has_ports(protocol) {
+        return false;
+    }
+    let [source, destination] =
+        [at + 12, at + 16].map(|offset| Address::from_v4(start.word(offset).to_ne_bytes()));
+    start.byte(at) != 0x45 || is_interesting(&source, &destination, start.half(at + 20), protocol)
+}
+
+#[inline(always)]
+fn is_of_interest_v6<const N: usize>(start: Start<N>, at: usize) -> bool {
+    let protocol = start.byte(at + 6);
+    if !has_ports(protocol) {
+        // What follows an extension header is not at hand.
+        return protocol != ip::ICMPV6;
+    }
+    let address = |offset: usize| {
+        let [a, b, c, d] = [0, 4, 8, 12].map(|step: usize| start.word(offset + step));
+        Address::from_words([a, b, c, d])
+    };
+    is_interesting(&address(at + 8), &address(at + 24), start.half(at + 40), protocol)
 }
 
 #[inline(always)]

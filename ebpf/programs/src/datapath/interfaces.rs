@@ -6,7 +6,7 @@ use mesh_ebpf_types::Address;
 
 use super::service::{flows, published, run_published};
 use super::skb::Skb;
-use super::{LONG_WAY, PASS, Verdict, maps};
+use super::{DROP, LONG_WAY, PASS, Verdict, guard, maps};
 
 /// IPv4 without options, and ports.
 const READ: usize = 24;
@@ -16,9 +16,13 @@ const READ: usize = 24;
 pub(super) fn ethernet(skb: Skb) -> Verdict {
     let is_ip = matches!(skb.ethertype(), ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
     if skb.has_vlan() || !skb.is_for_this_host() || !is_ip {
-        return PASS;
+        return guard::ethernet(skb);
     }
-    arrived(skb)
+    let verdict = known(skb);
+    if verdict != LONG_WAY || guard::ethernet(skb) != PASS {
+        return if verdict == LONG_WAY { DROP } else { verdict };
+    }
+    run_published(skb, published::arrived(skb))
 }
 
 /// An interface whose packets begin with the IP header. What may be for a published port gets an
@@ -27,25 +31,30 @@ pub(super) fn ethernet(skb: Skb) -> Verdict {
 /// either case.
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
-    if !is_for_host(skb) || is_nothing(skb) {
-        return PASS;
+    let verdict = guard::layer3(skb);
+    if verdict != PASS || !is_for_host(skb) || is_nothing(skb) {
+        return verdict;
     }
     let ethertype = skb.ethertype().to_be_bytes();
     if skb.add_ethernet().is_err() || skb.store(12, &ethertype).is_err() {
         return PASS;
     }
-    arrived(skb)
+    match known(skb) {
+        LONG_WAY => run_published(skb, published::arrived(skb)),
+        verdict => verdict,
+    }
 }
 
+/// What becomes of a packet whose flow is known; [`LONG_WAY`] for all others.
 #[inline(always)]
-fn arrived(skb: Skb) -> Verdict {
-    if skb.ethertype() == ETHERTYPE_IPV4 {
-        let verdict = flows::arrived(skb);
-        if verdict != LONG_WAY {
-            return run_published(skb, verdict);
-        }
+fn known(skb: Skb) -> Verdict {
+    if skb.ethertype() != ETHERTYPE_IPV4 {
+        return LONG_WAY;
     }
-    run_published(skb, published::arrived(skb))
+    match flows::arrived(skb) {
+        LONG_WAY => LONG_WAY,
+        verdict => run_published(skb, verdict),
+    }
 }
 
 /// Whether an IP packet's destination is one of the host's addresses.

@@ -5,6 +5,7 @@ mod egress;
 mod encapsulate;
 mod encrypt;
 mod endpoint;
+mod guard;
 mod host;
 mod host_access;
 mod interfaces;
@@ -83,11 +84,18 @@ extern "C" fn wireguard(context: *mut __sk_buff) -> Verdict {
     wireguard::wireguard(Skb::new(context))
 }
 
-/// Egress of the data-path device.
+/// Egress of the host's interfaces with Ethernet headers, the data-path device among them.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
 extern "C" fn egress(context: *mut __sk_buff) -> Verdict {
     egress::egress(Skb::new(context))
+}
+
+/// Egress of the host's layer-3 interfaces.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn egress_l3(context: *mut __sk_buff) -> Verdict {
+    egress::layer3(Skb::new(context))
 }
 
 /// Ingress of the host's other interfaces that have Ethernet headers.
@@ -102,6 +110,21 @@ extern "C" fn published(context: *mut __sk_buff) -> Verdict {
 #[unsafe(link_section = "classifier")]
 extern "C" fn published_l3(context: *mut __sk_buff) -> Verdict {
     interfaces::layer3(Skb::new(context))
+}
+
+/// Ingress of the host's other interfaces that have Ethernet headers and do not answer published
+/// ports.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn guard(context: *mut __sk_buff) -> Verdict {
+    guard::ethernet(Skb::new(context))
+}
+
+/// Ingress of the host's layer-3 interfaces that do not answer published ports.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "classifier")]
+extern "C" fn guard_l3(context: *mut __sk_buff) -> Verdict {
+    guard::layer3(Skb::new(context))
 }
 
 /// Where the driver has what arrived at the data-path device.

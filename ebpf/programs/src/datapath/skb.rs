@@ -94,6 +94,12 @@ impl Skb {
         unsafe { (*self.0).vlan_present != 0 }
     }
 
+    /// The number of the VLAN tag beside the frame; 0 where there is none.
+    #[inline(always)]
+    pub(super) fn vlan(self) -> u32 {
+        unsafe { (*self.0).vlan_tci & 0xfff }
+    }
+
     /// Interface index of the device where the program stands.
     #[inline(always)]
     pub(super) fn ifindex(self) -> u32 {
@@ -512,6 +518,13 @@ impl Skb {
         let ifindex = route.ifindex;
         let answer = self.look_up(route, BPF_FIB_LOOKUP_OUTPUT);
         answer == BPF_FIB_LKUP_RET_FWD_DISABLED.into() || is_route(answer) && route.ifindex == ifindex
+    }
+
+    /// As [`Skb::leads`], and the kernel does tell.
+    #[inline(always)]
+    pub(super) fn is_way(self, route: &mut Route) -> bool {
+        let ifindex = route.ifindex;
+        is_route(self.look_up(route, BPF_FIB_LOOKUP_OUTPUT)) && route.ifindex == ifindex
     }
 
     /// The device that the kernel forwards such a packet to which arrived at the route's device;

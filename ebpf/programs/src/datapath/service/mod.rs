@@ -27,6 +27,7 @@
 
 mod allowance;
 pub(super) mod aside;
+pub(super) mod bare;
 pub(super) mod connection;
 mod exit;
 pub(super) mod flows;
