@@ -57,6 +57,12 @@ fn containers_reach_the_outside_and_the_name_server_under_a_policy_of_drop() -> 
         run(&["-F", "FORWARD"])?;
         eventually("they reach the outside again", PATIENCE, || reaches_outside(c, true))?;
         run(&["-P", "FORWARD", "ACCEPT"])?;
+        // A chain of others that theirs jumps to, before whatever is there.
+        run(&["-N", "DOCKER-USER"])?;
+        run(&["-A", "DOCKER-USER", "-j", "DROP"])?;
+        run(&["-I", "FORWARD", "1", "-j", "DOCKER-USER"])?;
+        eventually("they reach the outside all the same", PATIENCE, || reaches_outside(c, true))?;
+        run(&["-D", "FORWARD", "-j", "DOCKER-USER"])?;
 
         run(&["-P", "INPUT", "DROP"])?;
         run(&["-I", "INPUT", "-i", "eth0", "-j", "ACCEPT"])?;
@@ -100,6 +106,17 @@ fn a_chain_of_nftables_that_drops_is_reported_with_the_rules_that_it_lacks() -> 
     nft("insert rule inet corp through iifname mesh0 accept")?;
     nft("insert rule inet corp through oifname mesh0 ct state established,related accept")?;
     nft("insert rule inet corp incoming iifname mesh0 meta l4proto { tcp, udp } th dport 53 accept")?;
+    eventually("the remedy helps", PATIENCE, || reaches_outside(&c, false) && problems(&h1) == "[]")?;
+    // A chain that one jumps to, whose own policy is to accept.
+    nft("add table inet site; add chain inet site user; add rule inet site user drop; \
+         add chain inet site entry { type filter hook forward priority 20; }; \
+         add rule inet site entry jump user")?;
+    eventually("it is reported", PATIENCE, || {
+        problems(&h1).contains("nft insert rule inet site entry iifname mesh0 accept")
+    })?;
+    assert!(!reaches_outside(&c, false));
+    nft("insert rule inet site entry iifname mesh0 accept")?;
+    nft("insert rule inet site entry oifname mesh0 ct state established,related accept")?;
     eventually("the remedy helps", PATIENCE, || reaches_outside(&c, false) && problems(&h1) == "[]")?;
     Ok(())
 }

@@ -1,11 +1,16 @@
 //! Chains of nftables at the hooks `input` and `forward`.
 
+use std::collections::BTreeMap;
+
 use mesh_ipam::Family;
 use mesh_model::naming;
 use mesh_model::observed::{ClosedChain, FilterHook, Iptables};
 
 use crate::KernelError;
 use crate::firewall::nft;
+
+/// How many jumps within each other are followed.
+const MAX_DEPTH: usize = 16;
 
 /// A chain at one of the hooks that is not ours.
 #[derive(Debug, PartialEq, Eq)]
@@ -29,37 +34,102 @@ impl Chain {
         is_theirs.then_some(Iptables { family, hook: self.hook, legacy: false })
     }
 
-    /// Its name, if it drops what it does not accept, and no rule of its table is about our device.
+    /// Its name, if it drops what comes from our device.
     pub(super) fn closed(&self) -> Result<Option<ClosedChain>, KernelError> {
-        let Self { family, table, name, hook, policy_drop } = self;
-        let output = nft(&["list", "chain", family, table, name], "")?;
-        if !is_closed(*hook, *policy_drop, &String::from_utf8_lossy(&output.stdout)) {
-            return Ok(None);
-        }
+        let Self { family, table, name, hook, .. } = self;
         let output = nft(&["list", "table", family, table], "")?;
-        let is_known = String::from_utf8_lossy(&output.stdout).contains(naming::HOST_LEG);
-        Ok((!is_known).then(|| ClosedChain { hook: *hook, chain: format!("{family} {table} {name}") }))
+        let is_closed = self.is_closed(&String::from_utf8_lossy(&output.stdout));
+        Ok(is_closed.then(|| ClosedChain { hook: *hook, chain: format!("{family} {table} {name}") }))
+    }
+
+    /// Whether the chain, in its table as it was listed, drops what comes from our device. A rule
+    /// with conditions that are not understood counts as one that does not match; where one accepts
+    /// something of our device, whoever wrote it knows of us.
+    fn is_closed(&self, listing: &str) -> bool {
+        let chains = Rules::of(listing);
+        match chains.decide(self.hook, &self.name, 0) {
+            Some(decision) => decision == Decision::Drops,
+            None => self.policy_drop && !chains.accept_ours(),
+        }
     }
 }
 
-/// Whether a chain drops what no rule of it accepts.
-fn is_closed(hook: FilterHook, policy_drop: bool, listing: &str) -> bool {
-    for line in listing.lines().map(without_counter) {
-        let line = line.trim();
-        let accepts_dns = hook == FilterHook::Input
-            && line.contains("dport")
-            && line.ends_with("accept")
-            && line.split(|c: char| !c.is_ascii_alphanumeric()).any(|word| matches!(word, "53" | "domain"));
-        // A rule without conditions decides about whatever comes so far.
-        match line {
-            "accept" => return false,
-            _ if accepts_dns => return false,
-            "drop" | "reject" => return true,
-            _ if line.starts_with("reject with") => return true,
-            _ => {}
+/// What becomes of a packet from our device.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Decision {
+    Passes,
+    Drops,
+}
+
+/// The rules of a table's chains, by the chains' names.
+struct Rules<'a>(BTreeMap<&'a str, Vec<&'a str>>);
+
+impl<'a> Rules<'a> {
+    fn of(listing: &'a str) -> Self {
+        let mut chains: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        let mut current = None;
+        for line in listing.lines().map(str::trim) {
+            match line.split_whitespace().collect::<Vec<_>>()[..] {
+                ["chain", name, "{"] => current = Some(chains.entry(name).or_default()),
+                ["table", ..] | ["}"] => current = None,
+                _ => {
+                    if let Some(rules) = &mut current {
+                        rules.push(line);
+                    }
+                }
+            }
         }
+        Self(chains)
     }
-    policy_drop
+
+    /// What a chain, and those that it jumps to, decide; `None`: nothing.
+    fn decide(&self, hook: FilterHook, chain: &str, depth: usize) -> Option<Decision> {
+        for rule in self.0.get(chain)? {
+            let rule = without_counter(without_device(without_counter(rule)));
+            let accepts_dns = hook == FilterHook::Input
+                && rule.contains("dport")
+                && rule.ends_with("accept")
+                && rule
+                    .split(|c: char| !c.is_ascii_alphanumeric())
+                    .any(|word| matches!(word, "53" | "domain"));
+            match rule.split_whitespace().collect::<Vec<_>>()[..] {
+                ["accept"] => return Some(Decision::Passes),
+                ["drop"] | ["reject", ..] => return Some(Decision::Drops),
+                ["return"] => return None,
+                // The kernel allows sixteen jumps within each other.
+                ["jump", other] if depth < MAX_DEPTH => {
+                    if let Some(decision) = self.decide(hook, other, depth + 1) {
+                        return Some(decision);
+                    }
+                }
+                ["goto", other] if depth < MAX_DEPTH => return self.decide(hook, other, depth + 1),
+                _ if accepts_dns => return Some(Decision::Passes),
+                _ => {}
+            }
+        }
+        None
+    }
+
+    /// Whether a rule accepts something of our device.
+    fn accept_ours(&self) -> bool {
+        self.0.values().flatten().any(|rule| rule.contains(naming::HOST_LEG) && rule.ends_with("accept"))
+    }
+}
+
+/// A rule for packets from our device, without that condition.
+fn without_device(rule: &str) -> &str {
+    ["iifname", "iif"]
+        .into_iter()
+        .find_map(|word| {
+            let rest = rule.strip_prefix(word)?.strip_prefix(' ')?;
+            let (is_not, rest) = rest.strip_prefix("!= ").map_or((false, rest), |rest| (true, rest));
+            let name = rest.split(' ').next()?;
+            // Sets and patterns may contain it or not.
+            let is_one = !name.contains(['{', '*', '@']);
+            let is_ours = name.trim_matches('"') == naming::HOST_LEG;
+            (is_one && is_ours != is_not).then(|| rest[name.len()..].trim_start())
+        })
+        .unwrap_or(rule)
 }
 
 /// A rule without `counter packets N bytes N` at its beginning.
@@ -157,8 +227,45 @@ mod tests {
             (Input, true, "tcp dport 22 accept\n", true),
             (Input, true, "meta l4proto { tcp, udp } th dport { 22, 53 } accept\n", false),
             (Forward, true, "udp dport 53 accept\n", true),
+            (Forward, true, "iifname \"mesh0\" accept\n", false),
+            (Forward, true, "iifname { \"mesh0\", \"lan0\" } counter accept\n", false),
+            (Forward, false, "iifname \"mesh0\" counter packets 3 bytes 252 drop\n", true),
+            (Forward, false, "iifname != \"lan0\" drop\n", true),
+            (Forward, false, "iifname != \"mesh0\" drop\n", false),
+            (Forward, false, "iifname != { \"lan0\", \"lan1\" } drop\n", false),
         ] {
-            assert_eq!(is_closed(hook, policy_drop, rules), closed, "{rules}");
+            assert_eq!(closes(hook, policy_drop, rules, ""), closed, "{rules}");
+        }
+    }
+
+    /// Whether a chain with these rules drops what comes from us; `others` are chains beside it.
+    fn closes(hook: FilterHook, policy_drop: bool, rules: &str, others: &str) -> bool {
+        let (family, table, name) = ("inet".to_owned(), "fw".to_owned(), "base".to_owned());
+        let listing = format!("table inet fw {{\n{others}\tchain base {{\n{rules}\t}}\n}}\n");
+        Chain { family, table, name, hook, policy_drop }.is_closed(&listing)
+    }
+
+    #[test]
+    fn chains_that_a_chain_jumps_to_decide_too() {
+        let others = "\tchain user {\n\t\tjump deeper\n\t}\n\tchain deeper {\n\t\tcounter drop\n\t}\n\
+            \tchain open {\n\t\taccept\n\t}\n\tchain back {\n\t\treturn\n\t\tdrop\n\t}\n\
+            \tchain round {\n\t\tjump round\n\t}\n";
+        for (policy_drop, rules, closed) in [
+            (false, "jump user\n", true),
+            (false, "goto user\n", true),
+            (false, "counter packets 3 bytes 252 jump user\naccept\n", true),
+            (false, "iifname \"mesh0\" jump user\n", true),
+            (false, "iifname \"lan0\" jump user\n", false),
+            (false, "accept\njump user\n", false),
+            (true, "jump open\n", false),
+            (true, "jump back\n", true),
+            (false, "jump back\n", false),
+            (false, "goto back\ndrop\n", false),
+            (false, "jump back\ndrop\n", true),
+            (false, "jump round\n", false),
+            (false, "jump missing\n", false),
+        ] {
+            assert_eq!(closes(FilterHook::Forward, policy_drop, rules, others), closed, "{rules}");
         }
     }
 }

@@ -11,6 +11,9 @@ use crate::KernelError;
 /// The beginning of our rules' comments. Each has its own, by which it is recognized.
 const COMMENT: &str = "mesh-";
 
+/// How many jumps within each other are followed.
+const MAX_DEPTH: usize = 16;
+
 /// One of our rules: its comment, and its conditions as iptables prints them.
 type Rule = (&'static str, &'static str);
 
@@ -69,7 +72,8 @@ pub(crate) fn close(iptables: Iptables) -> Result<(), KernelError> {
 
 /// The state of the chain; `None` if it cannot be read.
 pub(super) fn state(iptables: Iptables) -> Option<IptablesState> {
-    let output = command(iptables, &["-S", chain(iptables.hook)]).ok()?;
+    // All chains: a rule may jump to others.
+    let output = command(iptables, &["-S"]).ok()?;
     output.status.success().then(|| parse(iptables, &String::from_utf8_lossy(&output.stdout)))
 }
 
@@ -80,20 +84,75 @@ fn own_comment(line: &str) -> Option<&str> {
     words.next().map(|comment| comment.trim_matches('"')).filter(|comment| comment.starts_with(COMMENT))
 }
 
-/// Reads what `iptables -S CHAIN` printed.
+/// What a rule without conditions does with whatever comes so far.
+enum Step<'a> {
+    Accept,
+    Drop,
+    Return,
+    /// To another chain, and back unless `goto`.
+    Jump {
+        chain: &'a str,
+        goto: bool,
+    },
+}
+
+impl<'a> Step<'a> {
+    /// The step of a rule of a chain; `None` for other lines, and for rules with conditions.
+    fn of(line: &'a str, chain: &str) -> Option<Self> {
+        let mut rule = line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(' ')?;
+        if let Some(comment) = rule.strip_prefix("-m comment --comment ") {
+            rule = match comment.strip_prefix('"') {
+                Some(quoted) => quoted.split_once("\" ")?.1,
+                None => comment.split_once(' ')?.1,
+            };
+        }
+        let (goto, target) = match rule.split_once(' ')? {
+            ("-j", target) => (false, target),
+            ("-g", target) => (true, target),
+            _ => return None,
+        };
+        Some(match target.split(' ').next()? {
+            "ACCEPT" => Self::Accept,
+            "DROP" | "REJECT" => Self::Drop,
+            "RETURN" => Self::Return,
+            chain => Self::Jump { chain, goto },
+        })
+    }
+}
+
+/// Where a chain decides about whatever comes so far, by itself or by a chain that it jumps to, and
+/// whether it drops that.
+fn decides(listing: &str, chain: &str, depth: usize) -> Option<(usize, bool)> {
+    for (place, line) in listing.lines().enumerate() {
+        match Step::of(line, chain) {
+            Some(Step::Accept) => return Some((place, false)),
+            Some(Step::Drop) => return Some((place, true)),
+            Some(Step::Return) => return None,
+            // The kernel allows sixteen jumps within each other.
+            Some(Step::Jump { chain, goto }) if depth < MAX_DEPTH => {
+                match decides(listing, chain, depth + 1) {
+                    Some((_, drops)) => return Some((place, drops)),
+                    None if goto => return None,
+                    None => {}
+                }
+            }
+            Some(Step::Jump { .. }) | None => {}
+        }
+    }
+    None
+}
+
+/// Reads what `iptables -S` printed.
 fn parse(iptables: Iptables, listing: &str) -> IptablesState {
     let chain = chain(iptables.hook);
-    // A rule without conditions decides about whatever comes so far.
-    let decides = |line: &str| {
-        let target =
-            line.strip_prefix("-A ")?.strip_prefix(chain)?.strip_prefix(" -j ")?.split(' ').next()?;
-        matches!(target, "ACCEPT" | "DROP" | "REJECT").then_some(target != "ACCEPT")
-    };
-    let ending = listing.lines().enumerate().find_map(|(place, line)| Some((place, decides(line)?)));
+    let ending = decides(listing, chain, 0);
     let by_policy = listing.lines().any(|line| line == format!("-P {chain} DROP"));
     let end = ending.map_or(usize::MAX, |(place, _)| place);
-    let own: Vec<(usize, &str)> =
-        listing.lines().enumerate().filter(|(_, line)| own_comment(line).is_some()).collect();
+    let own: Vec<(usize, &str)> = listing
+        .lines()
+        .enumerate()
+        .filter(|(_, line)| line.split(' ').nth(1) == Some(chain) && own_comment(line).is_some())
+        .collect();
     let is_there = |(comment, conditions): &Rule| {
         own.iter().any(|(place, line)| {
             own_comment(line) == Some(*comment) && line.contains(&format!(" {conditions} ")) && *place < end
@@ -175,6 +234,35 @@ mod tests {
             (format!("-P FORWARD ACCEPT\n{reject}{OWN}"), true, OwnRules::Some),
         ] {
             let iptables = Iptables { family: Family::Ipv4, hook: FilterHook::Forward, legacy: false };
+            assert_eq!(parse(iptables, &listing), IptablesState { closed, rules }, "{listing}");
+        }
+    }
+
+    #[test]
+    fn chains_that_a_chain_jumps_to_decide_too() {
+        let iptables = Iptables { family: Family::Ipv4, hook: FilterHook::Forward, legacy: false };
+        let policy = "-P INPUT ACCEPT\n-P FORWARD ACCEPT\n-N DOCKER-USER\n";
+        let user = |rule: &str| format!("-A DOCKER-USER {rule}\n");
+        let jump = "-A FORWARD -j DOCKER-USER\n";
+        for (listing, closed, rules) in [
+            (format!("{jump}{}", user("-j DROP")), true, OwnRules::None),
+            (format!("{jump}{}", user("-m comment --comment \"not here\" -j DROP")), true, OwnRules::None),
+            (format!("{jump}{}", user("-j RETURN") + &user("-j DROP")), false, OwnRules::None),
+            (format!("{jump}{}", user("-i eth0 -j DROP") + &user("-j RETURN")), false, OwnRules::None),
+            (format!("-A FORWARD -i eth0 -j DOCKER-USER\n{}", user("-j DROP")), false, OwnRules::None),
+            (
+                format!("-A FORWARD -g DOCKER-USER\n-A FORWARD -j DROP\n{}", user("-j RETURN")),
+                false,
+                OwnRules::None,
+            ),
+            (format!("{jump}-A FORWARD -j DROP\n{}", user("-j LOGGED")), true, OwnRules::None),
+            (format!("{jump}{}", user("-j DOCKER-USER")), false, OwnRules::None),
+            // Rules of ours help only before the jump.
+            (format!("{OWN}{jump}{}", user("-j DROP")), true, OwnRules::All),
+            (format!("{jump}{OWN}{}", user("-j DROP")), true, OwnRules::Some),
+            (format!("{jump}{OWN}{}", user("-j RETURN")), false, OwnRules::All),
+        ] {
+            let listing = format!("{policy}{listing}");
             assert_eq!(parse(iptables, &listing), IptablesState { closed, rules }, "{listing}");
         }
     }
