@@ -123,21 +123,28 @@ fn a_backend_beyond_a_blocked_port_is_used_when_there_is_no_other() -> Result<()
 }
 
 /// The probes of the path meet the chain `INPUT` of the host that drops them, as the messages of
-/// WireGuard do.
+/// WireGuard and what goes to the VXLAN device do.
 #[test]
-fn a_hosts_own_firewall_that_drops_wireguard_is_reported_on_both_nodes() -> Result<()> {
-    let lab = Lab::builder().hosts(2).start()?;
-    create_network(&lab, "app", &["--encrypted"])?;
-    let (h1, h2) = (lab.host(1), lab.host(2));
-    let [a, b] = [1, 2].map(|host| lab.container(host, &format!("c{host}"), ["--network", "app"]));
-    let (a, b) = (a?, b?);
-    a.ping(b.ipv4()?)?.all_answered()?;
-    let rule = ["INPUT", "-p", "udp", "--dport", "51820", "-j", "DROP"];
-    h2.run([&["iptables", "-A"], &rule[..]].concat())?.ok()?;
-    eventually("both nodes report it", NOTICED, || {
-        problems(&h1).contains("packets from this node do not arrive at h2")
-            && problems(&h2).contains("a firewall of this host")
-    })?;
-    h2.run([&["iptables", "-D"], &rule[..]].concat())?.ok()?;
-    eventually("all is well again", NOTICED, || problems(&h1) == "[]" && problems(&h2) == "[]")
+fn a_hosts_own_firewall_that_drops_what_comes_by_a_tunnels_port_is_reported_on_both_nodes() -> Result<()> {
+    for (encapsulation, options, port) in
+        [(Encapsulation::Direct, &["--encrypted"][..], "51820"), (Encapsulation::Device, &[], "4789")]
+    {
+        let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
+        create_network(&lab, "app", options)?;
+        let (h1, h2) = (lab.host(1), lab.host(2));
+        let [a, b] = [1, 2].map(|host| lab.container(host, &format!("c{host}"), ["--network", "app"]));
+        let (a, b) = (a?, b?);
+        a.ping(b.ipv4()?)?.all_answered()?;
+        let rule = ["INPUT", "-p", "udp", "--dport", port, "-j", "DROP"];
+        h2.run([&["iptables", "-A"], &rule[..]].concat())?.ok()?;
+        eventually("both nodes report it", NOTICED, || {
+            problems(&h1).contains("packets from this node do not arrive at h2")
+                && problems(&h2).contains("a firewall of this host")
+        })?;
+        a.ping(b.ipv4()?)?.none_answered()?;
+        h2.run([&["iptables", "-D"], &rule[..]].concat())?.ok()?;
+        eventually("all is well again", NOTICED, || problems(&h1) == "[]" && problems(&h2) == "[]")?;
+        a.ping(b.ipv4()?)?.all_answered()?;
+    }
+    Ok(())
 }

@@ -1,12 +1,15 @@
 //! What the VXLAN device decapsulated.
 
 use mesh_ebpf::headers::Headers;
-use mesh_ebpf_types::{Address, ENCRYPTED, Network, PUBLISHED_BIT, Reason, Vni};
+use mesh_ebpf_types::{
+    Address, ENCRYPTED, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, PUBLISHED_BIT, Reason, Vni,
+};
 
 use super::count::{count, dropped};
+use super::encapsulate::send_by_device;
 use super::service::{inbound, published, run_published};
 use super::skb::Skb;
-use super::{Verdict, maps, receive};
+use super::{PASS, Verdict, maps, receive};
 
 #[inline(always)]
 pub(super) fn overlay(skb: Skb) -> Verdict {
@@ -21,6 +24,9 @@ fn decide(skb: Skb) -> Verdict {
     if !maps::is_member(Address::from_v4(source)) {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
+    if Vni::new(number) == PROBE_REQUEST_VNI {
+        return answer_probe(skb, source);
+    }
     if number & PUBLISHED_BIT != 0 {
         return published::of_mesh(number, u32::from_ne_bytes(source), false);
     }
@@ -32,6 +38,19 @@ fn decide(skb: Skb) -> Verdict {
     match deliver(skb, vni, network) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, vni, reason),
+    }
+}
+
+/// Answers a probe that [`super::underlay`] has left to the device.
+#[inline(always)]
+fn answer_probe(skb: Skb, source: [u8; 4]) -> Verdict {
+    let Some(config) = maps::config() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
+    let Some(local) = config.local.to_v4() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
+    count(skb, Vni::NONE, Reason::ProbeAnswered);
+    let (local, node) = (u32::from_be_bytes(local), u32::from_be_bytes(source));
+    match send_by_device(skb, PROBE_REPLY_VNI.number(), local, node, config.vxlan_ifindex) {
+        PASS => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
+        verdict => verdict,
     }
 }
 

@@ -69,8 +69,7 @@ fn decide(skb: Skb) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
     if outer.vni == PROBE_REQUEST_VNI || outer.vni == PROBE_REPLY_VNI {
-        let by_engine = by_wireguard && config.wireguard_ifindex == WIREGUARD_USERSPACE_IFINDEX;
-        return probe(skb, frame, &outer, sender, by_wireguard, by_engine);
+        return probe(skb, frame, &outer, sender, by_wireguard, answers_itself(config, by_wireguard));
     }
     let vni = outer.vni;
     if vni.number() & PUBLISHED_BIT != 0 {
@@ -142,9 +141,18 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// A probe of another node, or its answer to one of ours. One of WireGuard's path goes to the
-/// engine in user space, which answers it: so it meets the host's firewall, as the messages of
-/// WireGuard do.
+/// Whether who takes a path's packets from the stack answers its probes: the engine in user space, or
+/// the VXLAN device ([`super::overlay`]). So they meet the host's firewall, as those packets do.
+#[inline(always)]
+const fn answers_itself(config: &Config, by_wireguard: bool) -> bool {
+    if by_wireguard {
+        config.wireguard_ifindex == WIREGUARD_USERSPACE_IFINDEX
+    } else {
+        config.encapsulation == Encapsulation::Device as u8
+    }
+}
+
+/// A probe of another node, or its answer to one of ours. `passes`: others answer it.
 #[inline(always)]
 fn probe(
     skb: Skb,
@@ -152,7 +160,7 @@ fn probe(
     outer: &Outer,
     sender: Address,
     by_wireguard: bool,
-    by_engine: bool,
+    passes: bool,
 ) -> Verdict {
     // SAFETY: takes nothing, returns the time.
     let now = unsafe { bpf_ktime_get_ns() };
@@ -162,13 +170,30 @@ fn probe(
         if frame[FLAGS_OF_PROBE] != 0 {
             maps::record_path(sender, path | PROBE_ASKED | PROBE_UNANSWERED, now);
         }
-        return if by_engine { PASS } else { answer_probe(skb, frame) };
+        return match (passes, by_wireguard) {
+            (false, _) => answer_probe(skb, frame),
+            (true, true) => PASS,
+            (true, false) => pass_probe(skb, frame),
+        };
     }
     if !by_wireguard {
         maps::record_probe(sender, now);
     }
     maps::record_path(sender, path, now);
     DROP
+}
+
+/// Leaves a probe to the VXLAN device, which takes nothing whose reserved bytes are not zero.
+#[inline(always)]
+fn pass_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
+    let to = vni_field(PROBE_REQUEST_VNI);
+    let mut from = to;
+    from[3] = frame[FLAGS_OF_PROBE];
+    let at = const { VNI_OFFSET as u32 };
+    match skb.store_checksummed(at, from, to, const { UDP_CHECKSUM_OFFSET as u32 }) {
+        Ok(()) => PASS,
+        Err(_) => dropped(skb, Vni::NONE, Reason::Malformed),
+    }
 }
 
 /// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program

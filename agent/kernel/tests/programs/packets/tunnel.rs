@@ -169,6 +169,20 @@ fn a_probe_is_sent_back_as_its_answer() {
 }
 
 #[test]
+fn a_probe_goes_to_the_device_that_takes_what_nodes_send_and_with_it_through_the_firewall() {
+    let mut node = Instance::configured();
+    node.put(MapEntry::Config(Config { encapsulation: Encapsulation::Device as u8, ..config() }));
+    let probe = vxlan(REMOTE, PROBE_REQUEST_VNI, &[1, 2, 3, 4, 5, 6, 7, 8, 0, 0, 0, 0, 0, 0, 0, 0]);
+    node.run(UNDERLAY, &probe).passed();
+    // The device would not take it with the note that others were not answered.
+    let mut unanswered = probe.clone();
+    unanswered[49] = 1;
+    let outcome = node.run_underlay(&unanswered);
+    outcome.passed();
+    assert_eq!(outcome.frame, probe);
+}
+
+#[test]
 fn the_answer_to_a_probe_is_recorded_and_goes_no_further() {
     let mut node = Instance::configured();
     assert!(node.datapath.probe_replies().expect("replies").is_empty());
