@@ -199,8 +199,8 @@ impl Wanted {
     }
 
     /// Published ports are answered on the host's other interfaces too: what the data-path
-    /// interface receives, its own program looks at. What leaves is looked at on every interface, and
-    /// so is what pretends to come from a node.
+    /// interface receives, its own program looks at. What leaves is looked at on every interface,
+    /// and so is what pretends to come from a node.
     fn publish(&mut self, desired: &Desired, observed: &Observed) {
         let attached = self.attachments.iter();
         let underlay: BTreeSet<u32> = attached
@@ -208,7 +208,10 @@ impl Wanted {
             .map(|attachment| attachment.ifindex)
             .collect();
         for (index, interface) in &observed.host_interfaces {
-            self.attach(if interface.ethernet { ProgramKind::Egress } else { ProgramKind::EgressLayer3 }, *index);
+            self.attach(
+                if interface.ethernet { ProgramKind::Egress } else { ProgramKind::EgressLayer3 },
+                *index,
+            );
             if underlay.contains(index) {
                 continue;
             }

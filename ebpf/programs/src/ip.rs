@@ -70,9 +70,12 @@ mod tests {
 
     #[test]
     fn a_header_whose_ttl_was_lowered_still_sums_up() {
-        for (ttl, identification) in (1..=255).flat_map(|ttl| (0..=0xffff_u16).step_by(251).map(move |id| (ttl, id))) {
+        for (ttl, identification) in
+            (1..=255).flat_map(|ttl| (0..=0xffff_u16).step_by(251).map(move |id| (ttl, id)))
+        {
             let [i0, i1] = identification.to_be_bytes();
-            let mut header = [0x45, 0, 0, 28, i0, i1, 0x40, 0, ttl, UDP, 0, 0, 10, 64, 0, 5, 192, 168, 77, 11];
+            let mut header =
+                [0x45, 0, 0, 28, i0, i1, 0x40, 0, ttl, UDP, 0, 0, 10, 64, 0, 5, 192, 168, 77, 11];
             let [c0, c1] = checksum::finish(checksum::add(0, &header));
             header[8..12].copy_from_slice(&lower_ttl([ttl, UDP, c0, c1]));
             assert_eq!(header[8], ttl - 1);

@@ -64,17 +64,16 @@ pub enum Unreachable {
     HopLimit,
 }
 
-/// The ICMP header of "destination unreachable" or "time exceeded", for a quote of that sum; `pseudo_sum` is 0 for
-/// IPv4.
+/// The ICMP header of "destination unreachable" or "time exceeded", for a quote of that sum;
+/// `pseudo_sum` is 0 for IPv4.
 #[inline(always)]
 pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) -> [u8; 8] {
     let (kind, code) = match (why, v6) {
         (Unreachable::Port, false) => (3, 3),
-        (Unreachable::Network, false) => (3, 0),
+        (Unreachable::Network, false) | (Unreachable::HopLimit, true) => (3, 0),
         (Unreachable::Port, true) => (1, 4),
         (Unreachable::Network, true) => (1, 0),
         (Unreachable::HopLimit, false) => (11, 0),
-        (Unreachable::HopLimit, true) => (3, 0),
     };
     let [c0, c1] = checksum::finish(checksum::add(quote_sum + pseudo_sum, &[kind, code]));
     [kind, code, c0, c1, 0, 0, 0, 0]

@@ -216,6 +216,14 @@ const EXPLANATIONS: &[(Reason, [&str; 3])] = &[
         ],
     ),
     (
+        Reason::HopLimit,
+        [
+            "The packet is to or from a published port, and its hop limit does not allow another hop.",
+            "The sender uses a small TTL, traceroute for example, or a route leads packets round in a circle.",
+            "Compare the routes of the hosts and of the client. For traceroute these drops are normal.",
+        ],
+    ),
+    (
         Reason::NoBackend,
         [
             "The service has no backend that can accept the packet, and the sender could not be notified.",

@@ -1,8 +1,8 @@
 //! The programs.
 
 /// A program of the datapath, named by where it stands. All are tc classifiers:
-/// [`ProgramKind::Egress`] and [`ProgramKind::EgressLayer3`] at a device's egress, the others at its
-/// ingress.
+/// [`ProgramKind::Egress`] and [`ProgramKind::EgressLayer3`] at a device's egress, the others at
+/// its ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProgramKind {
     /// Host-side device of an endpoint: all that the container sends.

@@ -141,8 +141,8 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// Whether who takes a path's packets from the stack answers its probes: the engine in user space, or
-/// the VXLAN device ([`super::overlay`]). So they meet the host's firewall, as those packets do.
+/// Whether who takes a path's packets from the stack answers its probes: the engine in user space,
+/// or the VXLAN device ([`super::overlay`]). So they meet the host's firewall, as those packets do.
 #[inline(always)]
 const fn answers_itself(config: &Config, by_wireguard: bool) -> bool {
     if by_wireguard {

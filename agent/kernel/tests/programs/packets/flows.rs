@@ -7,7 +7,8 @@ use mesh_ebpf_types::{
 use mesh_kernel::programs::Programs;
 
 use crate::support::{
-    DROP, Instance, LOCAL as HERE, REDIRECT, REMOTE, VNI, checksum, frame, ipv4, mac, one_hop_further, v4, vxlan,
+    DROP, Instance, LOCAL as HERE, REDIRECT, REMOTE, VNI, checksum, frame, ipv4, mac, one_hop_further, v4,
+    vxlan,
 };
 
 const ENDPOINT: ProgramKind = ProgramKind::Endpoint;

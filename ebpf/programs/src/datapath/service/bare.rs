@@ -53,6 +53,7 @@ fn v6(skb: Skb) -> u32 {
     let Ok([protocol]) = skb.load::<1>(6) else { return 0 };
     packet.v6 = 1;
     packet.key.protocol = protocol;
-    let read = skb.read(8, &mut packet.key.source.0).and_then(|()| skb.read(24, &mut packet.key.destination.0));
+    let read =
+        skb.read(8, &mut packet.key.source.0).and_then(|()| skb.read(24, &mut packet.key.destination.0));
     if read.is_ok() { 40 } else { 0 }
 }

@@ -16,8 +16,8 @@ use super::packet::{self, FLOW, LATER, LOST, OTHER};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
 use super::{
-    EXPIRED, FROM_OWN, LATE, LEAVE, REFUSE, REPLY_ARRIVED, RESET, SET_ASIDE, TO_BACKEND, TO_ENDPOINT, TO_ITSELF,
-    TO_OUTSIDE, TO_PUBLISHED, TUNNEL, TUNNELLED, aside, connection, hops, outbound, replies,
+    EXPIRED, FROM_OWN, LATE, LEAVE, REFUSE, REPLY_ARRIVED, RESET, SET_ASIDE, TO_BACKEND, TO_ENDPOINT,
+    TO_ITSELF, TO_OUTSIDE, TO_PUBLISHED, TUNNEL, TUNNELLED, aside, connection, hops, outbound, replies,
 };
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;

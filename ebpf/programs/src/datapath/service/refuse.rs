@@ -38,9 +38,8 @@ pub(super) fn expired(skb: Skb) -> Verdict {
     let Some(packet) = maps::packet() else { return DROP };
     let [v0, v1, v2] = packet.reply_vni;
     let verdict = dropped(skb, Vni([0, v0, v1, v2]), Reason::HopLimit);
-    let told = packet.class == FLOW
-        && packet.first_fragment == 0
-        && unreachable(skb, Unreachable::HopLimit as u32);
+    let told =
+        packet.class == FLOW && packet.first_fragment == 0 && unreachable(skb, Unreachable::HopLimit as u32);
     if !told {
         return verdict;
     }
