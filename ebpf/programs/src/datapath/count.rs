@@ -4,9 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
 use mesh_ebpf_types::{Counter, CounterKey, EVENTS_WANTED, Event, Reason, Vni};
 
+use super::Verdict;
 use super::maps::{COUNTERS, EARLY, EVENTS, config};
 use super::skb::Skb;
-use super::{DROP, Verdict};
 
 /// Drops that are reported before sampling starts, and how many later ones make one event.
 const EVENTS_AT_FIRST: u64 = 16;
@@ -45,7 +45,7 @@ pub(super) fn count_early(length: u32) {
 #[inline(always)]
 pub(super) fn dropped(skb: Skb, vni: Vni, reason: Reason) -> Verdict {
     drop_packet(skb.context(), u32::from_ne_bytes(vni.0), reason as u32);
-    DROP
+    Verdict::Drop
 }
 
 /// Returns how many packets there are now on this CPU. `vni` has the bytes of a [`Vni`].

@@ -9,11 +9,11 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{Address, Reason, Vni};
 
 use super::count::dropped;
-use super::service::packet::{self, FLOW};
+use super::service::packet::{self, FLOW, Packet};
 use super::service::{bare, own};
 use super::skb::Skb;
 use super::start::Start;
-use super::{PASS, Verdict, maps};
+use super::{Verdict, maps};
 
 /// IPv4 without options, or IPv6, and ports.
 const READ_V4: usize = 24;
@@ -26,21 +26,28 @@ const LATER_FRAGMENT: u16 = u16::from_ne_bytes([0x1f, 0xff]);
 #[inline(always)]
 pub(super) fn egress(skb: Skb) -> Verdict {
     if skb.is_marked() || skb.has_vlan() || !is_of_interest(skb) {
-        return PASS;
+        return Verdict::Pass;
     }
-    if packet::read(skb, 0) != FLOW {
-        return PASS;
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    if packet::read(skb, packet, 0) != FLOW {
+        return Verdict::Pass;
     }
-    decide(skb)
+    decide(skb, packet)
 }
 
 /// As [`egress`], of a device whose packets begin with the IP header.
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
-    if skb.is_marked() || !is_packet_of_interest(skb) || !bare::read(skb) {
-        return PASS;
+    if skb.is_marked() || !is_packet_of_interest(skb) {
+        return Verdict::Pass;
     }
-    decide(skb)
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    if !bare::read(skb, packet) {
+        return Verdict::Pass;
+    }
+    decide(skb, packet)
 }
 
 /// Whether a glance does not tell that it is of no interest: most of what a host sends.
@@ -100,32 +107,30 @@ fn is_interesting(source: &Address, destination: &Address, port: u16, protocol: 
 }
 
 #[inline(never)]
-fn decide(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let [_, _, p0, p1] = packet.key.ports;
-    if packet.key.protocol == ip::UDP
-        && maps::is_tunnel(&packet.key.destination, u16::from_ne_bytes([p0, p1]))
-        && is_foreign(skb)
+fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
+    let [_, _, p0, p1] = packet.parsed.key.ports;
+    if packet.parsed.key.protocol == ip::UDP
+        && maps::is_tunnel(&packet.parsed.key.destination, u16::from_ne_bytes([p0, p1]))
+        && is_foreign(skb, packet)
     {
         return dropped(skb, Vni::NONE, Reason::ForeignTunnel);
     }
-    own::note();
-    PASS
+    own::note(packet);
+    Verdict::Pass
 }
 
 /// Whether a packet to a tunnel's port of a node, which Mesh did not send, could pass for a
 /// tunnel's. What comes from no node's address is dropped where it arrives; and a node may be
 /// behind this host, which routes for it then.
 #[inline(always)]
-fn is_foreign(skb: Skb) -> bool {
-    let Some(packet) = maps::packet() else { return true };
-    let (source, from) = (packet.key.source, skb.came_in_by());
+fn is_foreign(skb: Skb, packet: &Packet) -> bool {
+    let (source, from) = (packet.parsed.key.source, skb.came_in_by());
     if maps::is_host_address(source) {
         return true;
     }
     if !maps::is_member(source) {
         return false;
     }
-    let ([.., here], [.., there]) = (packet.key.destination.words(), source.words());
-    from == 0 || packet.v6 != 0 || skb.next_hop(from, here, there) == 0
+    let ([.., here], [.., there]) = (packet.parsed.key.destination.words(), source.words());
+    from == 0 || packet.parsed.v6 != 0 || skb.next_hop(from, here, there) == 0
 }

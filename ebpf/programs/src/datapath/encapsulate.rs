@@ -7,8 +7,9 @@ use mesh_ebpf_types::{Block, ENCRYPTED, Encapsulation, Reason, Vni};
 
 use super::count::count;
 use super::endpoint::{Sending, upper_layer};
+use super::service::packet::Packet;
 use super::skb::{Refused, Skb, TunnelKey};
-use super::{DROP, PASS, Verdict, encrypt, maps, sent, too_big};
+use super::{Verdict, encrypt, maps, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
 /// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the
@@ -16,10 +17,14 @@ const FRAME: usize = OUTER + ETHERNET;
 const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
-pub(super) fn encapsulate(sending: &Sending<'_>, block: &Block) -> Result<Verdict, Reason> {
+pub(super) fn encapsulate(
+    packet: &mut Packet,
+    sending: &Sending<'_>,
+    block: &Block,
+) -> Result<Verdict, Reason> {
     let Sending { skb, generation, vni, config, network, headers } = *sending;
     if network.flags & ENCRYPTED != 0 {
-        return encrypt::encrypt(sending, block.peer);
+        return encrypt::encrypt(packet, sending, block.peer);
     }
     let (Some(local), Some(remote)) = (config.local.to_v4(), block.tunnel.to_v4()) else {
         return Err(Reason::NotConfigured);
@@ -28,7 +33,7 @@ pub(super) fn encapsulate(sending: &Sending<'_>, block: &Block) -> Result<Verdic
     if packet_length(sending) > network.mtu {
         if headers.dont_fragment() {
             let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), network.mtu);
-            if verdict != PASS {
+            if verdict != Verdict::Pass {
                 return Ok(verdict);
             }
         }
@@ -40,19 +45,19 @@ pub(super) fn encapsulate(sending: &Sending<'_>, block: &Block) -> Result<Verdic
         let remote = u32::from_ne_bytes(remote);
         sent::remember_remote(skb, generation, remote);
         match encapsulate_here(skb, u32::from_ne_bytes(vni.0), remote, sent::hash_of(skb)) {
-            PASS => {}
-            DROP => return Err(Reason::EncapsulationFailed),
+            Verdict::Pass => {}
+            Verdict::Drop => return Err(Reason::EncapsulationFailed),
             verdict => return Ok(verdict),
         }
     }
     let (local, remote) = (u32::from_be_bytes(local), u32::from_be_bytes(remote));
     match send_by_device(skb, vni.number(), local, remote, config.vxlan_ifindex) {
-        PASS => Err(Reason::EncapsulationFailed),
+        Verdict::Pass => Err(Reason::EncapsulationFailed),
         verdict => Ok(verdict),
     }
 }
 
-/// Lets the VXLAN device encapsulate. [`PASS`] where the kernel refuses.
+/// Lets the VXLAN device encapsulate. [`Verdict::Pass`] where the kernel refuses.
 #[inline(never)]
 pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u32, ifindex: u32) -> Verdict {
     let mut key = TunnelKey {
@@ -72,21 +77,21 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
             skb.mark();
             skb.send(ifindex)
         }
-        Err(Refused) => PASS,
+        Err(Refused) => Verdict::Pass,
     }
 }
 
-/// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses: on a packet
+/// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses: on a packet
 /// that still counts as encapsulated since it was received (a container that routes sends such),
-/// and on old kernels. [`DROP`] where it has made room for headers and then refuses them.
+/// and on old kernels. [`Verdict::Drop`] where it has made room for headers and then refuses them.
 ///
 /// A call that makes none itself: before 6.8 the kernel counts every call's stack in steps of 32
 /// bytes, and the caller's is large.
 #[inline(never)]
 fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
-    let Some(config) = maps::config() else { return PASS };
+    let Some(config) = maps::config() else { return Verdict::Pass };
     let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<TO_TRAFFIC_CLASS>(0)) else {
-        return PASS;
+        return Verdict::Pass;
     };
     let outer = vxlan::Encapsulation {
         source,
@@ -98,13 +103,13 @@ fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
         length: skb.length(),
     };
     if skb.grow_outer().is_err() {
-        return PASS;
+        return Verdict::Pass;
     }
     let mut frame = Buffer::<FRAME>::new();
     outer.write(&mut frame.bytes);
     frame.bytes[OUTER..].copy_from_slice(&inner[..ETHERNET]);
     if skb.store(0, &frame.bytes).is_err() {
-        return DROP;
+        return Verdict::Drop;
     }
     skb.route(config.underlay_ifindex)
 }

@@ -7,11 +7,9 @@ use mesh_ebpf_types::{
 };
 
 use super::count::{count, dropped};
+use super::service::packet::Packet;
 use super::skb::Skb;
-use super::{
-    GO_ON, LONG_WAY, PASS, TO_KERNEL_WIREGUARD, TRANSLATED, Verdict, encapsulate, host_access, maps,
-    neighbour, outside, sent, service, wireguard_kernel,
-};
+use super::{Verdict, encapsulate, host_access, maps, neighbour, outside, sent, service, wireguard_kernel};
 
 /// What one packet's way is decided from.
 pub(super) struct Sending<'a> {
@@ -24,65 +22,70 @@ pub(super) struct Sending<'a> {
     pub(super) headers: &'a Headers,
 }
 
-/// Verdicts of [`forwarded`] that mean: answer it, or give it to the host, on a stack that is free
-/// again.
-const ANSWER_ARP: Verdict = 0x100;
-const ANSWER_SOLICITATION: Verdict = 0x101;
-const TO_HOST: Verdict = 0x102;
-const STAYS_INSIDE: Verdict = 0x103;
-
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
     match way(skb) {
-        TO_KERNEL_WIREGUARD => wireguard_kernel::send(skb),
+        // SAFETY: the part that returned the verdict has released it.
+        Verdict::KernelWireguard => {
+            unsafe { maps::packet() }.map_or(Verdict::Drop, |packet| wireguard_kernel::send(skb, packet))
+        }
         verdict => verdict,
     }
 }
 
 #[inline(always)]
 fn way(skb: Skb) -> Verdict {
-    let verdict = sent::send(skb, false);
-    if verdict != LONG_WAY {
+    let verdict = sent::send(skb, None);
+    if verdict != Verdict::SlowPath {
         return verdict;
     }
-    let balanced = match service::flows::sent(skb) {
-        LONG_WAY => service::run(skb, service::outbound::balance(skb)),
-        verdict => verdict,
-    };
+    let mut balanced = service::flows::sent(skb);
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    if balanced == Verdict::SlowPath {
+        let verdict = service::outbound::balance(skb, packet);
+        balanced = service::run(skb, packet, verdict);
+    }
     let verdict = match balanced {
-        PASS => forwarded(skb),
+        Verdict::Pass => forwarded(skb, packet),
         // It comes back: what containers may ask of the host is decided then.
-        service::ASIDE => return outside::to_host(skb),
-        GO_ON | TRANSLATED => match sent::send(skb, true) {
-            LONG_WAY => forwarded(skb),
+        Verdict::Reassemble => return outside::to_host(skb),
+        Verdict::Unchanged | Verdict::Translated => match sent::send(skb, Some(packet)) {
+            Verdict::SlowPath => forwarded(skb, packet),
             verdict => return verdict,
         },
         verdict => return verdict,
     };
     match verdict {
-        ANSWER_ARP => neighbour::answer_arp(skb),
-        ANSWER_SOLICITATION => neighbour::answer_solicitation(skb),
-        TO_HOST if host_access::allows(skb) => outside::to_host(skb),
-        TO_HOST => service::refuse::unreachable_for(skb, Reason::HostAccess as u32),
-        STAYS_INSIDE => service::refuse::unreachable_for(skb, Reason::Internal as u32),
+        Verdict::AnswerArp => neighbour::answer_arp(skb),
+        Verdict::AnswerSolicitation => neighbour::answer_solicitation(skb),
+        Verdict::ToHost if host_access::allows(skb, packet) => outside::to_host(skb),
+        Verdict::ToHost => service::refuse::unreachable_for(skb, packet, Reason::HostAccess as u32),
+        Verdict::InternalNetwork => service::refuse::unreachable_for(skb, packet, Reason::Internal as u32),
         verdict => verdict,
     }
 }
 
 #[inline(never)]
-fn forwarded(skb: Skb) -> Verdict {
+fn forwarded(skb: Skb, packet: &mut Packet) -> Verdict {
     let generation = maps::generation();
     let (Some(interface), Some(config)) = (maps::interface(skb.ifindex()), maps::config()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
-    match classify(skb, generation, interface, config) {
+    match classify(skb, packet, generation, interface, config) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, interface.vni, reason),
     }
 }
 
 #[inline(always)]
-fn classify(skb: Skb, generation: u64, interface: &Interface, config: &Config) -> Result<Verdict, Reason> {
+fn classify(
+    skb: Skb,
+    packet: &mut Packet,
+    generation: u64,
+    interface: &Interface,
+    config: &Config,
+) -> Result<Verdict, Reason> {
     let network = maps::network(interface.vni).ok_or(Reason::UnknownNetwork)?;
     let mut headers = Headers::new();
     skb.read_at::<V4>(0, &mut headers.bytes, 0).map_err(|_| Reason::Malformed)?;
@@ -99,10 +102,10 @@ fn classify(skb: Skb, generation: u64, interface: &Interface, config: &Config) -
             skb.read_at::<V6_REST>(V4 as u32, &mut headers.bytes, V4).map_err(|_| Reason::Malformed)?;
             headers.check_v6(available, skb.is_gso()).map_err(|_| Reason::Malformed)?;
             if is_discovery(skb, &headers)? {
-                return Ok(ANSWER_SOLICITATION);
+                return Ok(Verdict::AnswerSolicitation);
             }
         }
-        Carries::Arp => return Ok(ANSWER_ARP),
+        Carries::Arp => return Ok(Verdict::AnswerArp),
         Carries::Other if headers.destination_mac().is_group() => return Err(Reason::Multicast),
         Carries::Other => return Err(Reason::UnsupportedProtocol),
     }
@@ -112,7 +115,7 @@ fn classify(skb: Skb, generation: u64, interface: &Interface, config: &Config) -
     if interface.flags & ALLOW_FORWARDING == 0 && !headers.is_from(interface.ipv4, interface.ipv6) {
         return Err(Reason::SpoofedIp);
     }
-    forward(&Sending { skb, generation, vni: interface.vni, config, network, headers: &headers })
+    forward(packet, &Sending { skb, generation, vni: interface.vni, config, network, headers: &headers })
 }
 
 /// Whether an IPv6 packet is neighbour discovery, which is answered here or dropped: containers
@@ -177,7 +180,7 @@ fn follow_extensions(skb: Skb, first: u8) -> u32 {
 }
 
 #[inline(always)]
-fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
+fn forward(packet: &mut Packet, sending: &Sending<'_>) -> Result<Verdict, Reason> {
     let Sending { skb, generation, vni, network, headers, .. } = *sending;
     let mut key = maps::BlockLookup::new(
         vni,
@@ -206,14 +209,14 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
     }
     if let Some(block) = block {
         if block.kind == BlockKind::Remote as u32 {
-            return encapsulate::encapsulate(sending, block);
+            return encapsulate::encapsulate(packet, sending, block);
         }
         if block.kind != BlockKind::Gateway as u32 {
             return Err(Reason::NoEndpoint);
         }
     } else {
         if network.flags & INTERNAL != 0 {
-            return Ok(STAYS_INSIDE);
+            return Ok(Verdict::InternalNetwork);
         }
         if headers.is_to_link_local() {
             return Err(Reason::NoEndpoint);
@@ -222,5 +225,5 @@ fn forward(sending: &Sending<'_>) -> Result<Verdict, Reason> {
             return Err(Reason::Isolated);
         }
     }
-    Ok(TO_HOST)
+    Ok(Verdict::ToHost)
 }

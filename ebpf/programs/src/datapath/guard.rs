@@ -12,7 +12,7 @@ use super::count::dropped;
 use super::route::Route;
 use super::skb::Skb;
 use super::start::Start;
-use super::{PASS, Verdict, maps};
+use super::{Verdict, maps};
 
 /// IPv4 without options, and ports.
 const READ: usize = 24;
@@ -24,7 +24,7 @@ const READ_FRAME: usize = READ + 14;
 pub(super) fn ethernet(skb: Skb) -> Verdict {
     // A tag without a number does not keep the stack from taking the packet.
     if skb.vlan() != 0 || skb.is_for_another_host() {
-        return PASS;
+        return Verdict::Pass;
     }
     verdict(skb, skb.start::<READ_FRAME>(), 14)
 }
@@ -35,15 +35,15 @@ pub(super) fn layer3(skb: Skb) -> Verdict {
     verdict(skb, skb.start::<READ>(), 0)
 }
 
-/// [`PASS`], or drops the packet. `start` is its first bytes, as far as they lie in one piece, and
+/// [`Verdict::Pass`], or drops the packet. `start` is its first bytes, as far as they lie in one piece, and
 /// the IP header is at `at`.
 #[inline(always)]
 fn verdict<const N: usize>(skb: Skb, start: Option<Start<N>>, at: u32) -> Verdict {
     if skb.ethertype() != ETHERTYPE_IPV4 || start.is_some_and(|start| start.byte(at as usize + 9) != ip::UDP)
     {
-        return PASS;
+        return Verdict::Pass;
     }
-    if is_foreign(skb, at) { dropped(skb, Vni::NONE, Reason::ForeignTunnel) } else { PASS }
+    if is_foreign(skb, at) { dropped(skb, Vni::NONE, Reason::ForeignTunnel) } else { Verdict::Pass }
 }
 
 /// Whether an IPv4 packet is for a tunnel's port, and says that a node sent it which is not there.

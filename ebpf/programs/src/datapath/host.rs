@@ -4,39 +4,37 @@ use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{EndpointKey, Reason, Vni, derived_mac, is_host_published};
 
 use super::count::{count, dropped};
-use super::service::{TO_PUBLISHED, aside, packet, run_published};
+use super::service::packet::Packet;
+use super::service::{aside, packet, run_published};
 use super::skb::Skb;
-use super::{DROP, PASS, Verdict, host_access, maps, receive};
-
-/// [`deliver`]: to a published port.
-const FROM_HOST: Verdict = 0x400;
-/// [`deliver`]: a fragment of an endpoint here, which the kernel has put in order.
-const IN_ORDER: Verdict = 0x401;
-/// [`deliver`]: likewise, to one of the host's addresses.
-const CAME_BACK: Verdict = 0x402;
+use super::{Verdict, host_access, maps, receive};
 
 #[inline(always)]
 pub(super) fn host(skb: Skb) -> Verdict {
     let verdict = deliver(skb);
-    if !matches!(verdict, FROM_HOST | IN_ORDER | CAME_BACK) {
-        if verdict != DROP {
+    if !matches!(verdict, Verdict::FromHost | Verdict::Reassembled | Verdict::ReassembledForHost) {
+        if verdict != Verdict::Drop {
             host_access::note(skb);
         }
         return verdict;
     }
-    let Some(packet) = maps::packet() else { return PASS };
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
     // The verifier forgets what is kept there: so it looks at what follows once, not for each
     // verdict.
-    packet.number = verdict.cast_unsigned();
-    let class = packet::read(skb, 0);
-    match packet.number.cast_signed() {
-        IN_ORDER => return send_again(skb),
-        CAME_BACK => return aside::come_back(skb),
-        _ if class == packet::OTHER => return dropped(skb, Vni::NONE, Reason::UnsupportedProtocol),
-        _ => {}
+    packet.decided.number = verdict as u32;
+    let class = packet::read(skb, packet, 0);
+    if packet.decided.number == Verdict::Reassembled as u32 {
+        return send_again(skb, packet);
     }
-    match run_published(skb, TO_PUBLISHED) {
-        PASS => dropped(skb, Vni::NONE, Reason::NoBackend),
+    if packet.decided.number == Verdict::ReassembledForHost as u32 {
+        return aside::come_back(skb, packet);
+    }
+    if class == packet::OTHER {
+        return dropped(skb, Vni::NONE, Reason::UnsupportedProtocol);
+    }
+    match run_published(skb, packet, Verdict::ToPublished) {
+        Verdict::Pass => dropped(skb, Vni::NONE, Reason::NoBackend),
         verdict => verdict,
     }
 }
@@ -45,19 +43,18 @@ pub(super) fn host(skb: Skb) -> Verdict {
 /// endpoint sends only those come here; where the kernel does not put them in order, they are
 /// dropped.
 #[inline(never)]
-fn send_again(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let vni = maps::network_of(packet.source).unwrap_or(Vni::NONE);
-    let sender = EndpointKey { vni, address: packet.source };
+fn send_again(skb: Skb, packet: &mut Packet) -> Verdict {
+    let vni = maps::network_of(packet.parsed.source).unwrap_or(Vni::NONE);
+    let sender = EndpointKey { vni, address: packet.parsed.source };
     let (Some(endpoint), Some(network)) = (maps::endpoint(&sender), maps::network(vni)) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };
-    packet::in_network(vni);
-    if packet.class == packet::LOST && packet::is_aside() {
+    packet::in_network(packet, vni);
+    if packet.parsed.class == packet::LOST && packet::is_aside(packet) {
         return dropped(skb, vni, Reason::FragmentWithoutFirst);
     }
-    packet::come_back();
-    let [t0, t1, t2, t3, t4, t5] = derived_mac(packet.destination, network.prefix6).0;
+    packet::come_back(packet);
+    let [t0, t1, t2, t3, t4, t5] = derived_mac(packet.parsed.destination, network.prefix6).0;
     let [f0, f1, f2, f3, f4, f5] = endpoint.mac.0;
     if skb.store(0, &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5]).is_err() {
         return dropped(skb, vni, Reason::Malformed);
@@ -75,7 +72,7 @@ fn deliver(skb: Skb) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::Multicast);
     }
     if is_host_published(headers.destination()) {
-        return if skb.is_marked() { CAME_BACK } else { FROM_HOST };
+        return if skb.is_marked() { Verdict::ReassembledForHost } else { Verdict::FromHost };
     }
     let Some(vni) = maps::network_of(headers.destination()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
@@ -87,7 +84,7 @@ fn deliver(skb: Skb) -> Verdict {
         }
         let sender = EndpointKey { vni, address: headers.source() };
         if maps::endpoint(&sender).is_some() {
-            return IN_ORDER;
+            return Verdict::Reassembled;
         }
     }
     let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: headers.destination() }) else {

@@ -13,10 +13,10 @@ use mesh_ebpf_types::{
     is_host_published,
 };
 
-use super::maps::{self, HOST_CALLS, packet};
+use super::maps::{self, HOST_CALLS};
 use super::route::Route;
 use super::service::connection::opposite_key;
-use super::service::packet::{self, ERROR, FLOW, LATER, LOST, OTHER};
+use super::service::packet::{self, ERROR, FLOW, LATER, LOST, OTHER, Packet};
 use super::skb::Skb;
 
 /// What [`whom`] returns: nobody's socket that is known to be a host's.
@@ -46,117 +46,110 @@ const NAT64: [u32; 3] = [u32::from_ne_bytes([0, 0x64, 0xff, 0x9b]), 0, 0];
 
 /// Whether the network's policy lets a packet to the host, or through it to the outside, pass.
 #[inline(never)]
-pub(super) fn allows(skb: Skb) -> bool {
+pub(super) fn allows(skb: Skb, packet: &mut Packet) -> bool {
     let Some(interface) = maps::interface(skb.ifindex()) else { return false };
     let Some(network) = maps::network(interface.vni) else { return false };
-    let Some(packet) = packet() else { return false };
-    packet.key.protocol = 0;
-    if packet::read(skb, u32::from_ne_bytes(interface.vni.0)) == OTHER {
-        packet.key.ports = [0; 4];
+    packet.parsed.key.protocol = 0;
+    if packet::read(skb, packet, u32::from_ne_bytes(interface.vni.0)) == OTHER {
+        packet.parsed.key.ports = [0; 4];
     }
-    decide(skb, network.flags)
+    decide(skb, packet, network.flags)
 }
 
 #[inline(never)]
-fn decide(skb: Skb, flags: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    if is_metadata() {
-        return flags & METADATA != 0 && !is_host_published(packet.destination);
+fn decide(skb: Skb, packet: &mut Packet, flags: u32) -> bool {
+    if is_metadata(packet) {
+        return flags & METADATA != 0 && !is_host_published(packet.parsed.destination);
     }
-    let whom = whom(skb);
-    if whom == OUTSIDE || is_to_tunnel() {
+    let whom = whom(skb, packet);
+    if whom == OUTSIDE || is_to_tunnel(packet) {
         return true;
     }
     if flags & HOST_ALL != 0 {
-        if whom != NODE && packet.class == FLOW {
-            packet.other = packet.key;
-            note_as(BY_ENDPOINT);
+        if whom != NODE && packet.parsed.class == FLOW {
+            packet.scratch.other = packet.parsed.key;
+            note_as(packet, BY_ENDPOINT);
         }
         return true;
     }
     // They have no ports, and come to nothing without the first.
-    if matches!(packet.class, LATER | LOST) {
+    if matches!(packet.parsed.class, LATER | LOST) {
         return true;
     }
-    if flags & HOST_DNS != 0 && is_harmless(whom) {
+    if flags & HOST_DNS != 0 && is_harmless(packet, whom) {
         return true;
     }
-    if whom == NODE { is_for_published() } else { is_answer(skb) }
+    if whom == NODE { is_for_published(packet) } else { is_answer(skb, packet) }
 }
 
 /// Whose the packet's destination is.
 #[inline(never)]
-fn whom(skb: Skb) -> u32 {
-    let Some(packet) = packet() else { return OWN };
-    let block = maps::block(&maps::BlockLookup::new(packet.vni(), packet.destination));
+fn whom(skb: Skb, packet: &Packet) -> u32 {
+    let block = maps::block(&maps::BlockLookup::new(packet.vni(), packet.parsed.destination));
     if block.is_some_and(|block| block.kind == BlockKind::Gateway as u32) {
         return GATEWAY;
     }
-    let loopback = packet.destination.to_v4().is_some_and(|[first, ..]| first == 127);
-    if loopback || maps::is_host_address(packet.destination) {
+    let loopback = packet.parsed.destination.to_v4().is_some_and(|[first, ..]| first == 127);
+    if loopback || maps::is_host_address(packet.parsed.destination) {
         return OWN;
     }
-    if maps::is_node(packet.destination) {
+    if maps::is_node(packet.parsed.destination) {
         return NODE;
     }
     // What begins nothing reaches no socket at an address that became the host's a moment ago.
-    if packet.class == FLOW && packet.key.protocol == ip::TCP && packet.starts == 0 {
+    if packet.parsed.class == FLOW && packet.parsed.key.protocol == ip::TCP && packet.parsed.starts == 0 {
         return OUTSIDE;
     }
-    if stays_here(skb) { OWN } else { OUTSIDE }
+    if stays_here(skb, packet) { OWN } else { OUTSIDE }
 }
 
 /// Whether the kernel keeps the packet, by addresses that user space tells the programs nothing of:
 /// broadcast, new ones.
 #[inline(never)]
-fn stays_here(skb: Skb) -> bool {
-    let Some(packet) = packet() else { return true };
-    let (source, destination) = (packet.source.words(), packet.destination.words());
-    let protocol = packet.key.protocol;
-    let mut route = Route::between(packet.v6 != 0, HOST_LEG_IFINDEX, protocol, source, destination);
+fn stays_here(skb: Skb, packet: &Packet) -> bool {
+    let (source, destination) = (packet.parsed.source.words(), packet.parsed.destination.words());
+    let protocol = packet.parsed.key.protocol;
+    let mut route = Route::between(packet.parsed.v6 != 0, HOST_LEG_IFINDEX, protocol, source, destination);
     skb.stays(&mut route)
 }
 
 #[inline(never)]
-fn is_metadata() -> bool {
-    let Some(packet) = packet() else { return true };
-    let [a, b, c, last] = packet.destination.words();
-    if packet.v6 == 0 || [a, b, c] == NAT64 {
+fn is_metadata(packet: &Packet) -> bool {
+    let [a, b, c, last] = packet.parsed.destination.words();
+    if packet.parsed.v6 == 0 || [a, b, c] == NAT64 {
         let v4 = last.to_ne_bytes();
         return v4[0] == 169 && v4[1] == 254 || METADATA_V4.contains(&v4);
     }
     let [one, other] = METADATA_V6;
-    packet.destination == one || packet.destination == other
+    packet.parsed.destination == one || packet.parsed.destination == other
 }
 
 /// Whether it is for a port that services publish on every node, or an error about such a flow.
 #[inline(never)]
-fn is_for_published() -> bool {
-    let Some(packet) = packet() else { return false };
-    let [.., p0, p1] = packet.key.ports;
-    packet.class == ERROR
-        || packet.class == FLOW
-            && maps::published(packet.key.destination, [p0, p1], packet.key.protocol).is_some()
+fn is_for_published(packet: &Packet) -> bool {
+    let [.., p0, p1] = packet.parsed.key.ports;
+    packet.parsed.class == ERROR
+        || packet.parsed.class == FLOW
+            && maps::published(packet.parsed.key.destination, [p0, p1], packet.parsed.key.protocol).is_some()
 }
 
 /// Whether [`super::outside::to_host`] or [`super::egress`] drops it, for a reason of its own.
 #[inline(never)]
-fn is_to_tunnel() -> bool {
-    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return false };
-    let [.., p0, p1] = packet.key.ports;
-    packet.class == FLOW
-        && packet.key.protocol == ip::UDP
+fn is_to_tunnel(packet: &Packet) -> bool {
+    let Some(config) = maps::config() else { return false };
+    let [.., p0, p1] = packet.parsed.key.ports;
+    packet.parsed.class == FLOW
+        && packet.parsed.key.protocol == ip::UDP
         && ([p0, p1] == config.vxlan_port
-            || maps::is_tunnel(&packet.key.destination, u16::from_ne_bytes([p0, p1])))
+            || maps::is_tunnel(&packet.parsed.key.destination, u16::from_ne_bytes([p0, p1])))
 }
 
 /// Whether it is a question to the name server, or an echo request.
 #[inline(never)]
-fn is_harmless(whom: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let [s0, s1, p0, p1] = packet.key.ports;
-    packet.class == FLOW
-        && match packet.key.protocol {
+fn is_harmless(packet: &Packet, whom: u32) -> bool {
+    let [s0, s1, p0, p1] = packet.parsed.key.ports;
+    packet.parsed.class == FLOW
+        && match packet.parsed.key.protocol {
             ip::UDP | ip::TCP => whom == GATEWAY && [p0, p1] == DNS,
             ip::ICMP | ip::ICMPV6 => is_echo_request([s0, s1], [p0, p1]),
             _ => false,
@@ -171,18 +164,17 @@ fn is_echo_request(source: [u8; 2], destination: [u8; 2]) -> bool {
 
 /// Whether it answers a flow that the host began.
 #[inline(never)]
-fn is_answer(skb: Skb) -> bool {
-    let Some(packet) = packet() else { return false };
-    let tcp = packet.key.protocol == ip::TCP;
-    if !matches!(packet.class, FLOW | ERROR) || tcp && packet.starts != 0 {
+fn is_answer(skb: Skb, packet: &Packet) -> bool {
+    let tcp = packet.parsed.key.protocol == ip::TCP;
+    if !matches!(packet.parsed.class, FLOW | ERROR) || tcp && packet.parsed.starts != 0 {
         return false;
     }
     // SAFETY: copied at once; should the entry become another flow's meanwhile, one packet goes
     // astray.
-    if let Some(HostCall { time, opener, .. }) = unsafe { HOST_CALLS.get(&packet.key) }.copied() {
+    if let Some(HostCall { time, opener, .. }) = unsafe { HOST_CALLS.get(&packet.parsed.key) }.copied() {
         return opener == BY_HOST && (tcp || age(time) <= DATAGRAMS);
     }
-    tcp && is_hosts_connection(skb)
+    tcp && is_hosts_connection(skb, packet)
 }
 
 #[inline(always)]
@@ -194,22 +186,20 @@ fn age(time: u64) -> u64 {
 /// Whether a socket of the host has the connection, at a port that no socket listens on:
 /// connections that endpoints began have the port of their listener.
 #[inline(never)]
-fn is_hosts_connection(skb: Skb) -> bool {
-    let Some(packet) = packet() else { return false };
-    let [s0, s1, d0, d1] = packet.key.ports;
+fn is_hosts_connection(skb: Skb, packet: &Packet) -> bool {
+    let [s0, s1, d0, d1] = packet.parsed.key.ports;
     let (whole, listener) = (u32::from_ne_bytes([s0, s1, d0, d1]), u32::from_ne_bytes([0, 0, d0, d1]));
-    let state = tcp_state(skb, whole);
-    state != 0 && !ACCEPTING.contains(&state) && tcp_state(skb, listener) == 0
+    let state = tcp_state(skb, packet, whole);
+    state != 0 && !ACCEPTING.contains(&state) && tcp_state(skb, packet, listener) == 0
 }
 
 /// The state of the host's socket that a TCP segment with these ports is for; 0 where there is
 /// none.
 #[inline(never)]
-fn tcp_state(skb: Skb, ports: u32) -> u32 {
-    let Some(packet) = packet() else { return 0 };
+fn tcp_state(skb: Skb, packet: &Packet, ports: u32) -> u32 {
     let ([a, b, c, source], [e, f, g, destination]) =
-        (packet.key.source.words(), packet.key.destination.words());
-    if packet.v6 == 0 {
+        (packet.parsed.key.source.words(), packet.parsed.key.destination.words());
+    if packet.parsed.v6 == 0 {
         return skb.tcp_socket(&mut [source, destination, ports]);
     }
     skb.tcp_socket(&mut [a, b, c, source, e, f, g, destination, ports])
@@ -218,8 +208,11 @@ fn tcp_state(skb: Skb, ports: u32) -> u32 {
 /// Notes who began the flow of a packet that goes from the host to an endpoint, if the host did.
 #[inline(always)]
 pub(super) fn note(skb: Skb) {
-    if !is_segment(skb) {
-        note_call(skb);
+    // SAFETY: no reference to it exists.
+    if !is_segment(skb)
+        && let Some(packet) = unsafe { maps::packet() }
+    {
+        note_call(skb, packet);
     }
 }
 
@@ -235,18 +228,17 @@ fn is_segment(skb: Skb) -> bool {
 }
 
 #[inline(never)]
-fn note_call(skb: Skb) {
-    if packet::read(skb, 0) != FLOW {
+fn note_call(skb: Skb, packet: &mut Packet) {
+    if packet::read(skb, packet, 0) != FLOW {
         return;
     }
-    let Some(packet) = packet() else { return };
-    let Some(vni) = maps::network_of(packet.destination) else { return };
-    if !maps::is_host_address(packet.source) && maps::network_of(packet.source) != Some(vni) {
+    let Some(vni) = maps::network_of(packet.parsed.destination) else { return };
+    if !maps::is_host_address(packet.parsed.source) && maps::network_of(packet.parsed.source) != Some(vni) {
         return;
     }
-    let [s0, s1, p0, p1] = packet.key.ports;
-    let begins = match packet.key.protocol {
-        ip::TCP => packet.starts != 0,
+    let [s0, s1, p0, p1] = packet.parsed.key.ports;
+    let begins = match packet.parsed.key.protocol {
+        ip::TCP => packet.parsed.starts != 0,
         // Answers of the name server.
         ip::UDP => [s0, s1] != DNS,
         ip::ICMP | ip::ICMPV6 => is_echo_request([s0, s1], [p0, p1]),
@@ -254,24 +246,23 @@ fn note_call(skb: Skb) {
     };
     if begins {
         let [_, v0, v1, v2] = vni.0;
-        opposite_key([v0, v1, v2]);
-        note_as(BY_HOST);
+        opposite_key(packet, [v0, v1, v2]);
+        note_as(packet, BY_HOST);
     }
 }
 
 /// Notes who sent the packet at hand, as the one that began the flow
-/// [`super::service::packet::Packet::other`], unless the other side did. A TCP connection is begun
+/// [`super::service::packet::Scratch::other`], unless the other side did. A TCP connection is begun
 /// by a SYN.
 #[inline(never)]
-fn note_as(opener: u32) {
-    let Some(packet) = packet() else { return };
-    let tcp = packet.key.protocol == ip::TCP;
-    if tcp && packet.starts == 0 {
+fn note_as(packet: &Packet, opener: u32) {
+    let tcp = packet.parsed.key.protocol == ip::TCP;
+    if tcp && packet.parsed.starts == 0 {
         return;
     }
     // SAFETY: takes nothing, returns the time.
     let time = unsafe { bpf_ktime_get_ns() };
-    if let Some(call) = HOST_CALLS.get_ptr_mut(&packet.other) {
+    if let Some(call) = HOST_CALLS.get_ptr_mut(&packet.scratch.other) {
         // SAFETY: entries of preallocated maps always are memory of the map, as in `own::is_noted`.
         let call = unsafe { &mut *call };
         if tcp || call.opener == opener || time.saturating_sub(call.time) > DATAGRAMS {
@@ -280,5 +271,5 @@ fn note_as(opener: u32) {
         }
         return;
     }
-    let _ = HOST_CALLS.insert(&packet.other, &HostCall { time, opener, padding: 0 }, 0);
+    let _ = HOST_CALLS.insert(&packet.scratch.other, &HostCall { time, opener, padding: 0 }, 0);
 }

@@ -4,9 +4,9 @@ use mesh_ebpf::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use mesh_ebpf::ip;
 use mesh_ebpf_types::Address;
 
-use super::service::{flows, published, run_published};
+use super::service::{flows, go_on, published, run_published};
 use super::skb::Skb;
-use super::{DROP, LONG_WAY, PASS, Verdict, guard, maps};
+use super::{Verdict, guard, maps};
 
 /// IPv4 without options, and ports.
 const READ: usize = 24;
@@ -19,10 +19,10 @@ pub(super) fn ethernet(skb: Skb) -> Verdict {
         return guard::ethernet(skb);
     }
     let verdict = known(skb);
-    if verdict != LONG_WAY || guard::ethernet(skb) != PASS {
-        return if verdict == LONG_WAY { DROP } else { verdict };
+    if verdict != Verdict::SlowPath || guard::ethernet(skb) != Verdict::Pass {
+        return if verdict == Verdict::SlowPath { Verdict::Drop } else { verdict };
     }
-    run_published(skb, published::arrived(skb))
+    arrived(skb)
 }
 
 /// An interface whose packets begin with the IP header. What may be for a published port gets an
@@ -32,28 +32,37 @@ pub(super) fn ethernet(skb: Skb) -> Verdict {
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
     let verdict = guard::layer3(skb);
-    if verdict != PASS || !is_for_host(skb) || is_nothing(skb) {
+    if verdict != Verdict::Pass || !is_for_host(skb) || is_nothing(skb) {
         return verdict;
     }
     let ethertype = skb.ethertype().to_be_bytes();
     if skb.add_ethernet().is_err() || skb.store(12, &ethertype).is_err() {
-        return PASS;
+        return Verdict::Pass;
     }
     match known(skb) {
-        LONG_WAY => run_published(skb, published::arrived(skb)),
+        Verdict::SlowPath => arrived(skb),
         verdict => verdict,
     }
 }
 
-/// What becomes of a packet whose flow is known; [`LONG_WAY`] for all others.
+/// What becomes of all others.
+#[inline(always)]
+fn arrived(skb: Skb) -> Verdict {
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let verdict = published::arrived(skb, packet);
+    run_published(skb, packet, verdict)
+}
+
+/// What becomes of a packet whose flow is known; [`Verdict::SlowPath`] for all others.
 #[inline(always)]
 fn known(skb: Skb) -> Verdict {
     if skb.ethertype() != ETHERTYPE_IPV4 {
-        return LONG_WAY;
+        return Verdict::SlowPath;
     }
     match flows::arrived(skb) {
-        LONG_WAY => LONG_WAY,
-        verdict => run_published(skb, verdict),
+        Verdict::SlowPath => Verdict::SlowPath,
+        verdict => go_on(skb, verdict),
     }
 }
 

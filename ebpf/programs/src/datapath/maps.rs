@@ -282,11 +282,16 @@ pub(super) fn maglev(entry: u32) -> u32 {
         .map_or(0, |numbers| unsafe { numbers.cast::<u32>().add((entry % row) as usize).read_volatile() })
 }
 
-/// What balancing knows of the packet at hand. Each function asks for it anew and keeps nothing of
-/// it across calls.
+/// Returns the room for what balancing knows of the packet at hand. There always is one: the array
+/// has one entry.
+///
+/// # Safety
+///
+/// No other reference to it may be alive. The entry is this CPU's own, and programs do not interrupt
+/// each other on one CPU: so it suffices that a program takes it where none of its callers has it.
 #[inline(always)]
-pub(super) fn packet() -> Option<&'static mut Packet> {
-    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
+pub(super) unsafe fn packet<'a>() -> Option<&'a mut Packet> {
+    // SAFETY: the entry always is memory of the map, and all zeroes is a packet.
     PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 

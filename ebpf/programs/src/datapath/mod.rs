@@ -23,6 +23,7 @@ mod sockets;
 mod start;
 mod too_big;
 mod underlay;
+mod verdict;
 mod wireguard;
 mod wireguard_kernel;
 mod xdp;
@@ -30,101 +31,85 @@ mod xdp;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr, xdp_md};
 use service::flows;
 use skb::Skb;
+use verdict::Verdict;
 use xdp::Xdp;
-
-/// A program's verdict, as tc knows them.
-type Verdict = i32;
-
-/// Leave the packet alone: the next program, or the stack, has it. (`TCX_NEXT`, `TC_ACT_UNSPEC`)
-const PASS: Verdict = -1;
-/// Drop the packet. (`TCX_DROP`, `TC_ACT_SHOT`)
-const DROP: Verdict = 2;
-/// Not the kernel's: no way is remembered, the packet is to be looked at as a whole.
-const LONG_WAY: Verdict = 0x200;
-/// Not the kernel's: the packet was not changed, others decide.
-const GO_ON: Verdict = 0x201;
-/// Not the kernel's: the packet has another destination now, others decide how it gets there.
-const TRANSLATED: Verdict = 0x202;
-
-/// Not the kernel's: [`wireguard_kernel::send`] comes next, on a stack that is free again.
-const TO_KERNEL_WIREGUARD: Verdict = 0x203;
 
 /// Ingress of an endpoint's host-side device.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn endpoint(context: *mut __sk_buff) -> Verdict {
-    endpoint::endpoint(Skb::new(context))
+extern "C" fn endpoint(context: *mut __sk_buff) -> i32 {
+    endpoint::endpoint(Skb::new(context)).code()
 }
 
 /// Ingress of the data-path device.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn underlay(context: *mut __sk_buff) -> Verdict {
-    underlay::underlay(Skb::new(context))
+extern "C" fn underlay(context: *mut __sk_buff) -> i32 {
+    underlay::underlay(Skb::new(context)).code()
 }
 
 /// Ingress of the VXLAN device.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn overlay(context: *mut __sk_buff) -> Verdict {
-    overlay::overlay(Skb::new(context))
+extern "C" fn overlay(context: *mut __sk_buff) -> i32 {
+    overlay::overlay(Skb::new(context)).code()
 }
 
 /// Ingress of `mesh0p`.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn host(context: *mut __sk_buff) -> Verdict {
-    host::host(Skb::new(context))
+extern "C" fn host(context: *mut __sk_buff) -> i32 {
+    host::host(Skb::new(context)).code()
 }
 
 /// Ingress of `meshwg0`.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn wireguard(context: *mut __sk_buff) -> Verdict {
-    wireguard::wireguard(Skb::new(context))
+extern "C" fn wireguard(context: *mut __sk_buff) -> i32 {
+    wireguard::wireguard(Skb::new(context)).code()
 }
 
 /// Egress of the host's interfaces with Ethernet headers, the data-path device among them.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn egress(context: *mut __sk_buff) -> Verdict {
-    egress::egress(Skb::new(context))
+extern "C" fn egress(context: *mut __sk_buff) -> i32 {
+    egress::egress(Skb::new(context)).code()
 }
 
 /// Egress of the host's layer-3 interfaces.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn egress_l3(context: *mut __sk_buff) -> Verdict {
-    egress::layer3(Skb::new(context))
+extern "C" fn egress_l3(context: *mut __sk_buff) -> i32 {
+    egress::layer3(Skb::new(context)).code()
 }
 
 /// Ingress of the host's other interfaces that have Ethernet headers.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn published(context: *mut __sk_buff) -> Verdict {
-    interfaces::ethernet(Skb::new(context))
+extern "C" fn published(context: *mut __sk_buff) -> i32 {
+    interfaces::ethernet(Skb::new(context)).code()
 }
 
 /// Ingress of the host's layer-3 interfaces.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn published_l3(context: *mut __sk_buff) -> Verdict {
-    interfaces::layer3(Skb::new(context))
+extern "C" fn published_l3(context: *mut __sk_buff) -> i32 {
+    interfaces::layer3(Skb::new(context)).code()
 }
 
 /// Ingress of the host's other interfaces that have Ethernet headers and do not answer published
 /// ports.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn guard(context: *mut __sk_buff) -> Verdict {
-    guard::ethernet(Skb::new(context))
+extern "C" fn guard(context: *mut __sk_buff) -> i32 {
+    guard::ethernet(Skb::new(context)).code()
 }
 
 /// Ingress of the host's layer-3 interfaces that do not answer published ports.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "classifier")]
-extern "C" fn guard_l3(context: *mut __sk_buff) -> Verdict {
-    guard::layer3(Skb::new(context))
+extern "C" fn guard_l3(context: *mut __sk_buff) -> i32 {
+    guard::layer3(Skb::new(context)).code()
 }
 
 /// Where the driver has what arrived at the data-path device.

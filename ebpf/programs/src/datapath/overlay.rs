@@ -7,17 +7,21 @@ use mesh_ebpf_types::{
 
 use super::count::{count, dropped};
 use super::encapsulate::send_by_device;
+use super::service::packet::Packet;
 use super::service::{inbound, published, run_published};
 use super::skb::Skb;
-use super::{PASS, Verdict, maps, receive};
+use super::{Verdict, maps, receive};
 
 #[inline(always)]
 pub(super) fn overlay(skb: Skb) -> Verdict {
-    run_published(skb, decide(skb))
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let verdict = decide(skb, packet);
+    run_published(skb, packet, verdict)
 }
 
 #[inline(never)]
-fn decide(skb: Skb) -> Verdict {
+fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     let Ok((number, source)) = skb.tunnel() else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
     // The underlay program has looked already, unless the packet came in fragments or by another
     // device.
@@ -28,14 +32,14 @@ fn decide(skb: Skb) -> Verdict {
         return answer_probe(skb, source);
     }
     if number & PUBLISHED_BIT != 0 {
-        return published::of_mesh(number, u32::from_ne_bytes(source), false);
+        return published::of_mesh(packet, number, u32::from_ne_bytes(source), false);
     }
     let vni = Vni::new(number);
     let Some(network) = maps::network(vni) else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
     if network.flags & ENCRYPTED != 0 {
         return dropped(skb, vni, Reason::EncryptedInClear);
     }
-    match deliver(skb, vni, network) {
+    match deliver(skb, packet, vni, network) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, vni, reason),
     }
@@ -49,20 +53,20 @@ fn answer_probe(skb: Skb, source: [u8; 4]) -> Verdict {
     count(skb, Vni::NONE, Reason::ProbeAnswered);
     let (local, node) = (u32::from_be_bytes(local), u32::from_be_bytes(source));
     match send_by_device(skb, PROBE_REPLY_VNI.number(), local, node, config.vxlan_ifindex) {
-        PASS => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
+        Verdict::Pass => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
         verdict => verdict,
     }
 }
 
 #[inline(always)]
-fn deliver(skb: Skb, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
+fn deliver(skb: Skb, packet: &mut Packet, vni: Vni, network: &Network) -> Result<Verdict, Reason> {
     let mut headers = Headers::new();
     receive::read(skb, 0, &mut headers)?;
     let endpoint = receive::receiver(&headers, vni, network)?;
     count(skb, vni, Reason::Received);
     if maps::is_backend(vni, headers.source()) {
         skb.store(0, &endpoint.mac.0).map_err(|_| Reason::DecapsulationFailed)?;
-        return Ok(inbound::from_backend(vni, endpoint.ifindex, 0, [0; 2]));
+        return Ok(inbound::from_backend(packet, vni, endpoint.ifindex, 0, [0; 2]));
     }
     skb.deliver(endpoint.ifindex, endpoint.mac).map_err(|_| Reason::DecapsulationFailed)
 }

@@ -6,12 +6,12 @@ use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer};
 use mesh_ebpf_types::{ALLOW_FORWARDING, Config, Encapsulation, Endpoint, Reason, Vni};
 
+use super::Verdict;
 use super::count::{count_as, dropped};
 use super::maps;
 use super::service::{flows, inbound};
 use super::skb::Skb;
 use super::start::Start;
-use super::{GO_ON, LONG_WAY, Verdict};
 
 /// The outer headers, and Ethernet and IPv4 inside.
 const READ: usize = OUTER + ETHERNET + 20;
@@ -57,11 +57,11 @@ pub(super) struct Received {
     from_backend: bool,
 }
 
-/// Delivers a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did.
+/// Delivers a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none did.
 /// The packet is IPv4 to this host, and has no VLAN tag.
 #[inline(never)]
 pub(super) fn deliver(skb: Skb) -> Verdict {
-    delivered(skb).unwrap_or(LONG_WAY)
+    delivered(skb).unwrap_or(Verdict::SlowPath)
 }
 
 #[inline(always)]
@@ -101,8 +101,8 @@ fn delivered(skb: Skb) -> Option<Verdict> {
     let mut from_backend = way.from_backend;
     if from_backend {
         match flows::received(skb) {
-            LONG_WAY => {}
-            GO_ON => from_backend = false,
+            Verdict::SlowPath => {}
+            Verdict::Unchanged => from_backend = false,
             verdict => return Some(verdict),
         }
     }
@@ -120,7 +120,15 @@ fn delivered(skb: Skb) -> Option<Verdict> {
     }
     count_as(vni, Reason::Received, skb.segments(), length - 50);
     if from_backend {
-        return Some(inbound::from_backend(vni, way.ifindex, key.node, [key.mac, key.mac_end.into()]));
+        // SAFETY: no reference to it exists yet.
+        let packet = unsafe { maps::packet() }?;
+        return Some(inbound::from_backend(
+            packet,
+            vni,
+            way.ifindex,
+            key.node,
+            [key.mac, key.mac_end.into()],
+        ));
     }
     Some(match skb.deliver_as_is(way.ifindex) {
         Ok(verdict) => verdict,

@@ -13,9 +13,10 @@ use mesh_ebpf_types::{Address, Mac, Reason, Vni};
 
 use super::count::{count_as, dropped};
 use super::maps;
+use super::service::packet::Packet;
 use super::skb::Skb;
 use super::start::Start;
-use super::{DROP, LONG_WAY, Verdict, encrypt};
+use super::{Verdict, encrypt};
 
 /// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the
 /// kernel's clock rate.
@@ -82,15 +83,15 @@ pub(super) struct Sent {
     port: [u8; 2],
 }
 
-/// Sends a packet the way that another went. [`LONG_WAY`], and nothing changed, where none did, or
+/// Sends a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none did, or
 /// where the packet may have to do with a service and has not been `balanced` yet.
 #[inline(never)]
-pub(super) fn send(skb: Skb, balanced: bool) -> Verdict {
-    sent(skb, balanced).unwrap_or(LONG_WAY)
+pub(super) fn send(skb: Skb, balanced: Option<&mut Packet>) -> Verdict {
+    sent(skb, balanced).unwrap_or(Verdict::SlowPath)
 }
 
 #[inline(always)]
-fn sent(skb: Skb, balanced: bool) -> Option<Verdict> {
+fn sent(skb: Skb, balanced: Option<&mut Packet>) -> Option<Verdict> {
     let frame = skb.start::<READ>()?;
     if frame.word(12) & !TOS != PLAIN_IPV4 || skb.has_vlan() {
         return None;
@@ -106,22 +107,25 @@ fn sent(skb: Skb, balanced: bool) -> Option<Verdict> {
     if way.generation != maps::generation() || way.ifindex != skb.ifindex() || way.key != key {
         return None;
     }
-    if !balanced && way.service != 0 && concerns_service(skb, frame, way.service) {
+    if balanced.is_none() && way.service != 0 && concerns_service(skb, frame, way.service) {
         return None;
     }
     if way.outer[1] == 0 && way.peer == 0 {
         return Some(deliver(skb, way, &key));
     }
-    let packet = if payload == 0 { length - 14 } else { payload + headers_length(skb, frame)? };
+    let size = if payload == 0 { length - 14 } else { payload + headers_length(skb, frame)? };
     if way.peer != 0 {
-        if packet > way.mtu {
+        if size > way.mtu {
             return None;
         }
         count_as(way.vni, Reason::ForwardedRemote, skb.segments(), length);
-        return Some(encrypt::hand_over(skb, way.vni, way.peer as u16, way.to_ifindex).unwrap_or(DROP));
+        return Some(
+            encrypt::hand_over(skb, balanced, way.vni, way.peer as u16, way.to_ifindex)
+                .unwrap_or(Verdict::Drop),
+        );
     }
     // SAFETY: takes nothing, returns the time.
-    if packet > way.mtu || way.until <= unsafe { bpf_jiffies64() } {
+    if size > way.mtu || way.until <= unsafe { bpf_jiffies64() } {
         return None;
     }
     let outer = Encapsulation {
@@ -171,10 +175,10 @@ fn deliver(skb: Skb, way: &Sent, key: &SentKey) -> Verdict {
     if m0 != way.mac[0] || m1 & low != way.mac[1] {
         let ([a, b, c, d], [e, f, ..]) = (way.mac[0].to_le_bytes(), way.mac[1].to_le_bytes());
         if skb.store(0, &[a, b, c, d, e, f]).is_err() {
-            return DROP;
+            return Verdict::Drop;
         }
     }
-    skb.deliver_as_is(way.to_ifindex).unwrap_or(DROP)
+    skb.deliver_as_is(way.to_ifindex).unwrap_or(Verdict::Drop)
 }
 
 /// Lengths of the IP and the TCP or UDP header of a super-packet.

@@ -454,13 +454,13 @@ impl Skb {
     /// Sends the frame out of a device.
     #[inline(always)]
     pub(super) fn send(self, ifindex: u32) -> Verdict {
-        verdict(unsafe { helpers::bpf_redirect(ifindex, 0) })
+        Verdict::of_helper(unsafe { helpers::bpf_redirect(ifindex, 0) })
     }
 
     /// Has the frame received by a device, as if it came by it.
     #[inline(always)]
     pub(super) fn receive_at(self, ifindex: u32) -> Verdict {
-        verdict(unsafe { helpers::bpf_redirect(ifindex, BPF_F_INGRESS.into()) })
+        Verdict::of_helper(unsafe { helpers::bpf_redirect(ifindex, BPF_F_INGRESS.into()) })
     }
 
     /// Sends a copy of the frame out of a device. That it cannot is found out by whoever sends the
@@ -475,7 +475,7 @@ impl Skb {
     #[inline(always)]
     pub(super) fn route(self, ifindex: u32) -> Verdict {
         self.mark();
-        verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
+        Verdict::of_helper(unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
     }
 
     /// As [`Skb::route`], with the next hop that a route leads to: no route is looked up.
@@ -484,7 +484,9 @@ impl Skb {
         self.mark();
         let mut neighbour = Neighbour { family: AF_INET.into(), ipv4: next_hop, rest: [0; 3] };
         let length = const { size_of::<Neighbour>() as i32 };
-        verdict(unsafe { helpers::bpf_redirect_neigh(ifindex, (&raw mut neighbour).cast(), length, 0) })
+        Verdict::of_helper(unsafe {
+            helpers::bpf_redirect_neigh(ifindex, (&raw mut neighbour).cast(), length, 0)
+        })
     }
 
     /// The next hop of the kernel's route from a device, addresses as words of a packet; 0 where
@@ -572,7 +574,7 @@ impl Skb {
             if (*self.0).pkt_type != PACKET_HOST {
                 check(helpers::bpf_skb_change_type(self.0, PACKET_HOST))?;
             }
-            Ok(verdict(helpers::bpf_redirect_peer(ifindex, 0)))
+            Ok(Verdict::of_helper(helpers::bpf_redirect_peer(ifindex, 0)))
         }
     }
 }
@@ -586,10 +588,4 @@ fn is_route(answer: i64) -> bool {
 #[inline(always)]
 const fn check(result: i64) -> Result<(), Refused> {
     if result == 0 { Ok(()) } else { Err(Refused) }
-}
-
-#[inline(always)]
-#[expect(clippy::cast_possible_truncation, reason = "verdicts are small")]
-const fn verdict(result: i64) -> Verdict {
-    result as Verdict
 }

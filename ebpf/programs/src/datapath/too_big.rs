@@ -6,13 +6,13 @@ use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4};
 use mesh_ebpf::too_big::{self, QUOTE, V4_HEADERS, V6_HEADERS};
 use mesh_ebpf_types::{Reason, Vni};
 
+use super::Verdict;
 use super::count::{count, dropped};
 use super::skb::{Refused, Skb};
-use super::{PASS, Verdict};
 
 const NO_SUM: u64 = u64::MAX;
 
-/// Turns the packet into the answer and sends it back. [`PASS`], and nothing changed, where the
+/// Turns the packet into the answer and sends it back. [`Verdict::Pass`], and nothing changed, where the
 /// kernel refuses to cut it.
 ///
 /// Calls, not inlined: their buffers are not on the stack of every other packet, nor on it all at
@@ -26,7 +26,7 @@ pub(super) fn answer(skb: Skb, vni: u32, mtu: u32) -> Verdict {
         || skb.read(0, &mut ethernet.bytes).is_err()
         || skb.resize(const { 14 + QUOTE as u32 }).is_err()
     {
-        return PASS;
+        return Verdict::Pass;
     }
     let mtu = if mtu > 0xffff { 0xffff } else { mtu as u16 };
     let sum = checksum::from_native(sum as u32);

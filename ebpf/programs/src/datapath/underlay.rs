@@ -11,33 +11,40 @@ use mesh_ebpf_types::{
 };
 
 use super::count::{count, dropped};
-use super::service::{flows, inbound, published, run_published};
+use super::service::packet::Packet;
+use super::service::{flows, go_on, inbound, published, run_published};
 use super::skb::Skb;
-use super::{DROP, LONG_WAY, PASS, Verdict, maps, receive, received};
+use super::{Verdict, maps, receive, received};
 
 #[inline(always)]
 pub(super) fn underlay(skb: Skb) -> Verdict {
     if skb.has_vlan() || skb.is_for_another_host() {
-        return PASS;
+        return Verdict::Pass;
     }
     match skb.ethertype() {
         ETHERTYPE_IPV4 => {
             let mut verdict = flows::arrived(skb);
-            if verdict == LONG_WAY {
+            if verdict == Verdict::SlowPath {
                 verdict = received::deliver(skb);
             }
-            if verdict != LONG_WAY {
-                return run_published(skb, verdict);
+            if verdict != Verdict::SlowPath {
+                return go_on(skb, verdict);
             }
-            let verdict = run_published(skb, decide(skb));
-            if verdict != PASS {
+            // SAFETY: no reference to it exists yet.
+            let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+            let verdict = decide(skb, packet);
+            let verdict = run_published(skb, packet, verdict);
+            if verdict != Verdict::Pass {
                 return verdict;
             }
         }
         ETHERTYPE_IPV6 => {}
-        _ => return PASS,
+        _ => return Verdict::Pass,
     }
-    run_published(skb, published::arrived(skb))
+    // SAFETY: no reference to it exists.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let verdict = published::arrived(skb, packet);
+    run_published(skb, packet, verdict)
 }
 
 /// Where a probe says whether its sender's former ones were answered: a reserved byte after the
@@ -45,24 +52,24 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
 const FLAGS_OF_PROBE: usize = VNI_OFFSET + 3;
 
 #[inline(never)]
-fn decide(skb: Skb) -> Verdict {
+fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     let generation = maps::generation();
-    let Some(config) = maps::config() else { return PASS };
-    let Some(local) = config.local.to_v4() else { return PASS };
+    let Some(config) = maps::config() else { return Verdict::Pass };
+    let Some(local) = config.local.to_v4() else { return Verdict::Pass };
     let mut buffer = Buffer::<OUTER>::new();
     let frame = &mut buffer.bytes;
     if skb.read(0, frame).is_err() {
-        return PASS;
+        return Verdict::Pass;
     }
     // A probe of WireGuard's path looks like one of VXLAN's but for its port. Messages of WireGuard
     // begin with another byte.
     let by_wireguard = [frame[36], frame[37]] == config.wireguard_port && frame[42] == 0x08;
     let port = if by_wireguard { config.wireguard_port } else { config.vxlan_port };
     let Some(outer) = Outer::parse(frame, local, port, skb.length(), skb.is_gso()) else {
-        return PASS;
+        return Verdict::Pass;
     };
     if by_wireguard && outer.vni != PROBE_REQUEST_VNI && outer.vni != PROBE_REPLY_VNI {
-        return PASS;
+        return Verdict::Pass;
     }
     let sender = Address::from_v4(outer.source);
     if !maps::is_member(sender) {
@@ -73,16 +80,20 @@ fn decide(skb: Skb) -> Verdict {
     }
     let vni = outer.vni;
     if vni.number() & PUBLISHED_BIT != 0 {
-        return if outer.plain { of_mesh(skb, config, vni.number(), outer.source) } else { PASS };
+        return if outer.plain {
+            of_mesh(skb, packet, config, vni.number(), outer.source)
+        } else {
+            Verdict::Pass
+        };
     }
     let Some(network) = maps::network(vni) else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
     if network.flags & ENCRYPTED != 0 {
         return dropped(skb, vni, Reason::EncryptedInClear);
     }
     if !outer.plain || config.encapsulation == Encapsulation::Device as u8 {
-        return PASS;
+        return Verdict::Pass;
     }
-    match decapsulate(skb, generation, &outer, network) {
+    match decapsulate(skb, packet, generation, &outer, network) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, vni, reason),
     }
@@ -91,7 +102,7 @@ fn decide(skb: Skb) -> Verdict {
 /// Removes the outer headers of a packet of the routing mesh. What leaves the mesh here must not
 /// take the notes of a tunnel along.
 #[inline(always)]
-fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
+fn of_mesh(skb: Skb, packet: &mut Packet, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
     let mut headers = Headers::new();
     if let Err(reason) = receive::read(skb, const { OUTER as u32 }, &mut headers) {
         return dropped(skb, Vni::NONE, reason);
@@ -100,13 +111,13 @@ fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
         || skb.is_gso() && (headers.next() != ip::TCP || vni & REPLY_BIT != 0)
         || skb.shrink_outer(headers.is_v6()).is_err()
     {
-        return PASS;
+        return Verdict::Pass;
     }
     // The outer Ethernet header is left; the inner one named nobody.
     if headers.is_v6() && skb.store(12, &[0x86, 0xdd]).is_err() {
         return dropped(skb, Vni::NONE, Reason::DecapsulationFailed);
     }
-    published::of_mesh(vni, u32::from_ne_bytes(sender), false)
+    published::of_mesh(packet, vni, u32::from_ne_bytes(sender), false)
 }
 
 /// Removes the outer headers and delivers the frame.
@@ -116,17 +127,23 @@ fn of_mesh(skb: Skb, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
 /// might hand them to a network card: those go through the VXLAN device, which clears them. So does
 /// what the kernel refuses here: IPv6 before 6.3.
 #[inline(always)]
-fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> Result<Verdict, Reason> {
+fn decapsulate(
+    skb: Skb,
+    packet: &mut Packet,
+    generation: u64,
+    outer: &Outer,
+    network: &Network,
+) -> Result<Verdict, Reason> {
     let vni = outer.vni;
     let mut headers = Headers::new();
     receive::read(skb, const { OUTER as u32 }, &mut headers)?;
     let endpoint = receive::receiver(&headers, vni, network)?;
     let forwards = endpoint.flags & ALLOW_FORWARDING != 0;
     if skb.is_gso() && (headers.next() != ip::TCP || forwards) {
-        return Ok(PASS);
+        return Ok(Verdict::Pass);
     }
     if skb.shrink_outer(headers.is_v6()).is_err() {
-        return Ok(PASS);
+        return Ok(Verdict::Pass);
     }
     let from_backend = maps::is_backend(vni, headers.source());
     received::remember(generation, outer, &headers, endpoint, from_backend);
@@ -136,7 +153,13 @@ fn decapsulate(skb: Skb, generation: u64, outer: &Outer, network: &Network) -> R
     skb.store(0, ethernet).map_err(|_| Reason::DecapsulationFailed)?;
     count(skb, vni, Reason::Received);
     if from_backend {
-        return Ok(inbound::from_backend(vni, endpoint.ifindex, u32::from_ne_bytes(outer.source), mac));
+        return Ok(inbound::from_backend(
+            packet,
+            vni,
+            endpoint.ifindex,
+            u32::from_ne_bytes(outer.source),
+            mac,
+        ));
     }
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
@@ -172,7 +195,7 @@ fn probe(
         }
         return match (passes, by_wireguard) {
             (false, _) => answer_probe(skb, frame),
-            (true, true) => PASS,
+            (true, true) => Verdict::Pass,
             (true, false) => pass_probe(skb, frame),
         };
     }
@@ -180,7 +203,7 @@ fn probe(
         maps::record_probe(sender, now);
     }
     maps::record_path(sender, path, now);
-    DROP
+    Verdict::Drop
 }
 
 /// Leaves a probe to the VXLAN device, which takes nothing whose reserved bytes are not zero.
@@ -191,7 +214,7 @@ fn pass_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     from[3] = frame[FLAGS_OF_PROBE];
     let at = const { VNI_OFFSET as u32 };
     match skb.store_checksummed(at, from, to, const { UDP_CHECKSUM_OFFSET as u32 }) {
-        Ok(()) => PASS,
+        Ok(()) => Verdict::Pass,
         Err(_) => dropped(skb, Vni::NONE, Reason::Malformed),
     }
 }

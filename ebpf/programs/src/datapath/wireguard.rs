@@ -8,23 +8,27 @@ use mesh_ebpf_types::{
 };
 
 use super::count::{count, dropped};
+use super::service::packet::Packet;
 use super::service::{inbound, published, run_published, tunnel};
 use super::skb::Skb;
-use super::{PASS, Verdict, maps, receive, wireguard_kernel};
+use super::{Verdict, maps, receive, wireguard_kernel};
 
 #[inline(always)]
 pub(super) fn wireguard(skb: Skb) -> Verdict {
     if skb.ifindex() == WIREGUARD_KERNEL_IFINDEX {
         let verdict = wireguard_kernel::receive(skb);
-        if verdict != PASS {
+        if verdict != Verdict::Pass {
             return verdict;
         }
     }
-    run_published(skb, decide(skb))
+    // SAFETY: no reference to it exists yet.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let verdict = decide(skb, packet);
+    run_published(skb, packet, verdict)
 }
 
 #[inline(never)]
-fn decide(skb: Skb) -> Verdict {
+fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     let mut headers = Headers::new();
     if let Err(reason) = receive::read(skb, 0, &mut headers) {
         return dropped(skb, Vni::NONE, reason);
@@ -34,20 +38,26 @@ fn decide(skb: Skb) -> Verdict {
     };
     let number = tag.vni.number();
     if number & PUBLISHED_BIT != 0 {
-        return published::of_mesh(number, tunnel::of_peer(tag.peer), true);
+        return published::of_mesh(packet, number, tunnel::of_peer(tag.peer), true);
     }
     // A clear network's packets have no business here.
     let Some(network) = maps::network(tag.vni).filter(|network| network.flags & ENCRYPTED != 0) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
-    match deliver(skb, tag, network, &headers) {
+    match deliver(skb, packet, tag, network, &headers) {
         Ok(verdict) => verdict,
         Err(reason) => dropped(skb, tag.vni, reason),
     }
 }
 
 #[inline(always)]
-fn deliver(skb: Skb, tag: FrameTag, network: &Network, headers: &Headers) -> Result<Verdict, Reason> {
+fn deliver(
+    skb: Skb,
+    packet: &mut Packet,
+    tag: FrameTag,
+    network: &Network,
+    headers: &Headers,
+) -> Result<Verdict, Reason> {
     if !may_send_from(tag, headers) {
         return Err(Reason::SpoofedPeer);
     }
@@ -59,7 +69,7 @@ fn deliver(skb: Skb, tag: FrameTag, network: &Network, headers: &Headers) -> Res
     skb.store(0, &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5])
         .map_err(|_| Reason::DecapsulationFailed)?;
     if maps::is_backend(tag.vni, headers.source()) {
-        return Ok(inbound::from_backend(tag.vni, endpoint.ifindex, 0, [0; 2]));
+        return Ok(inbound::from_backend(packet, tag.vni, endpoint.ifindex, 0, [0; 2]));
     }
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }

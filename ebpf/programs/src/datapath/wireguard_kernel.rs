@@ -14,8 +14,9 @@ use mesh_ebpf_types::{
 };
 
 use super::count::dropped;
+use super::service::packet::Packet;
 use super::skb::{Refused, Skb};
-use super::{DROP, PASS, TO_KERNEL_WIREGUARD, Verdict, maps, sent};
+use super::{Verdict, maps, sent};
 
 /// IPv4, UDP and VXLAN headers: the outer ones without Ethernet.
 const HEADERS: usize = OUTER - ETHERNET;
@@ -24,19 +25,17 @@ const LONGER: usize = 20;
 
 /// Verdict for a frame that is to go to that node through the kernel's WireGuard.
 #[inline(always)]
-pub(super) fn comes_next(vni: Vni, peer: u16) -> Option<Verdict> {
-    let packet = maps::packet()?;
-    packet.tunnel_vni = u32::from_ne_bytes(vni.0);
-    packet.node = peer.into();
-    Some(TO_KERNEL_WIREGUARD)
+pub(super) fn comes_next(packet: &mut Packet, vni: Vni, peer: u16) -> Verdict {
+    packet.decided.tunnel_vni = u32::from_ne_bytes(vni.0);
+    packet.decided.node = peer.into();
+    Verdict::KernelWireguard
 }
 
 /// Puts such a frame into VXLAN from this node to that one, and gives it to the kernel's WireGuard.
 #[inline(never)]
-pub(super) fn send(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return DROP };
-    let vni = Vni(packet.tunnel_vni.to_ne_bytes());
-    match wrapped(skb, vni, packet.node as u16) {
+pub(super) fn send(skb: Skb, packet: &Packet) -> Verdict {
+    let vni = Vni(packet.decided.tunnel_vni.to_ne_bytes());
+    match wrapped(skb, vni, packet.decided.node as u16) {
         Ok(verdict) => verdict,
         Err(Refused) => dropped(skb, vni, Reason::EncapsulationFailed),
     }
@@ -82,12 +81,12 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
 }
 
 /// Makes a frame of what the kernel's WireGuard let out, as it comes from the engine in user space:
-/// with network and node in its source MAC. [`PASS`], or the packet is dropped: nothing else has
+/// with network and node in its source MAC. [`Verdict::Pass`], or the packet is dropped: nothing else has
 /// any business on this host.
 #[inline(never)]
 pub(super) fn receive(skb: Skb) -> Verdict {
     match unwrap(skb) {
-        Ok(()) => PASS,
+        Ok(()) => Verdict::Pass,
         Err(reason) => dropped(skb, Vni::NONE, reason),
     }
 }

@@ -7,12 +7,13 @@
 use aya_ebpf::helpers::generated::bpf_ktime_get_coarse_ns;
 use mesh_ebpf_types::{Allowance, Connection, ConnectionKey, USED_SHIFT, Vni};
 
-use crate::datapath::maps::{ALLOWANCES, CONNECTIONS, PENDING, packet};
+use crate::datapath::maps::{ALLOWANCES, CONNECTIONS, PENDING};
 
 /// Moves an entry of `PENDING` to `CONNECTIONS`, if its network may have one more.
 #[inline(always)]
-pub(super) fn promote(key: &ConnectionKey, value: &mut Connection) {
-    if !spend() {
+pub(super) fn promote(network: [u8; 3], key: &ConnectionKey, value: &mut Connection) {
+    let [v0, v1, v2] = network;
+    if !spend(u32::from_ne_bytes([0, v0, v1, v2])) {
         return;
     }
     note_use(value);
@@ -29,12 +30,10 @@ pub(super) fn note_use(value: &mut Connection) {
     value.used = (unsafe { bpf_ktime_get_coarse_ns() } >> USED_SHIFT) as u16;
 }
 
-/// Whether the network of the packet at hand may have one more entry, which it has then.
+/// Whether a network may have one more entry, which it has then. `vni` has the bytes of a [`Vni`].
 #[inline(never)]
-fn spend() -> bool {
-    let Some(packet) = packet() else { return true };
-    let [v0, v1, v2] = packet.reply_vni;
-    let own = ALLOWANCES.get_ptr_mut(Vni([0, v0, v1, v2]));
+fn spend(vni: u32) -> bool {
+    let own = ALLOWANCES.get_ptr_mut(Vni(vni.to_ne_bytes()));
     let Some(allowance) = own.or_else(|| ALLOWANCES.get_ptr_mut(Vni::NONE)) else { return true };
     // SAFETY: without preallocation an entry lives until the program ends (RCU); a lost count of
     // refusals is none that matters.

@@ -12,8 +12,8 @@ use mesh_ebpf_types::{
 
 use super::allowance::{note_use, promote};
 use super::flows;
-use super::packet::{ERROR, LATER};
-use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
+use super::packet::{ERROR, LATER, Packet};
+use crate::datapath::maps::{self, CONNECTIONS, PENDING};
 
 /// [`choose`]: there is no backend.
 pub(in crate::datapath) const NO_BACKEND: u32 = 0;
@@ -21,32 +21,32 @@ pub(in crate::datapath) const NO_BACKEND: u32 = 0;
 pub(in crate::datapath) const GONE: u32 = u32::MAX;
 
 /// Finds or chooses the backend of a packet towards one, from the table in
-/// [`super::packet::Packet::table`]. Returns its number, [`NO_BACKEND`] or [`GONE`].
+/// [`super::packet::Decided::table`]. Returns its number, [`NO_BACKEND`] or [`GONE`].
 #[inline(never)]
-pub(in crate::datapath) fn choose() -> u32 {
-    let Some(packet) = packet() else { return NO_BACKEND };
-    let known = known();
+pub(in crate::datapath) fn choose(packet: &mut Packet) -> u32 {
+    let known = known(packet);
     if known != NO_BACKEND {
-        if maps::backend(known).is_some_and(keeps) {
+        if maps::backend(known).is_some_and(|backend| keeps(packet, backend)) {
             return known;
         }
-        packet.client_port = [0; 2];
-        if packet.starts == 0 && packet.key.protocol == ip::TCP && packet.class != ERROR {
+        packet.decided.client_port = [0; 2];
+        if packet.parsed.starts == 0 && packet.parsed.key.protocol == ip::TCP && packet.parsed.class != ERROR
+        {
             return GONE;
         }
     }
-    if packet.class == ERROR && packet.table[1] == 0 {
+    if packet.parsed.class == ERROR && packet.decided.table[1] == 0 {
         return NO_BACKEND;
     }
-    let number = pick();
+    let number = pick(packet);
     if number == NO_BACKEND || maps::backend(number).is_none() {
         return NO_BACKEND;
     }
-    if packet.class == ERROR || packet.class == LATER {
+    if packet.parsed.class == ERROR || packet.parsed.class == LATER {
         return number;
     }
-    packet.found = forward(number, packet.reply_vni);
-    begin(number);
+    packet.scratch.found = forward(packet, number, packet.decided.reply_vni);
+    begin(packet, number);
     number
 }
 
@@ -56,18 +56,16 @@ pub(in crate::datapath) fn choose() -> u32 {
 /// (RFC 5961, section 4), so it goes there. The end of an SCTP association is not seen here: an
 /// INIT leaves a draining backend.
 #[inline(always)]
-fn keeps(backend: &Backend) -> bool {
-    let Some(packet) = packet() else { return false };
-    let leaves = if packet.key.protocol == ip::TCP { FAILING } else { FAILING | DRAINING };
-    packet.starts == 0 || backend.flags & leaves == 0
+fn keeps(packet: &Packet, backend: &Backend) -> bool {
+    let leaves = if packet.parsed.key.protocol == ip::TCP { FAILING } else { FAILING | DRAINING };
+    packet.parsed.starts == 0 || backend.flags & leaves == 0
 }
 
 /// The entry of a flow towards that backend, of a network with that VNI.
 #[inline(always)]
-pub(super) fn forward(backend: u32, [v0, v1, v2]: [u8; 3]) -> Connection {
-    let arrived_at = packet().map_or(0, |packet| packet.arrived_at);
+pub(super) fn forward(packet: &Packet, backend: u32, [v0, v1, v2]: [u8; 3]) -> Connection {
     Connection {
-        address: Address::from_words([arrived_at, 0, 0, 0]),
+        address: Address::from_words([packet.decided.arrived_at, 0, 0, 0]),
         backend,
         node: [0, v0, v1, v2],
         kind: ConnectionKind::Forward as u8,
@@ -77,77 +75,74 @@ pub(super) fn forward(backend: u32, [v0, v1, v2]: [u8; 3]) -> Connection {
 
 /// Makes the entry of a flow that begins with that backend.
 #[inline(always)]
-fn begin(number: u32) {
-    let Some(packet) = packet() else { return };
+fn begin(packet: &mut Packet, number: u32) {
     // SAFETY: as in `known`.
     let before = |connection: *mut Connection| unsafe { (*connection).backend };
-    let established = CONNECTIONS.get_ptr_mut(&packet.key).map(before);
-    let other = established.or_else(|| PENDING.get_ptr_mut(&packet.key).map(before));
+    let established = CONNECTIONS.get_ptr_mut(&packet.parsed.key).map(before);
+    let other = established.or_else(|| PENDING.get_ptr_mut(&packet.parsed.key).map(before));
     // Maps that are full forget what was not used for longest.
-    let _ = PENDING.insert(&packet.key, &packet.found, 0);
+    let _ = PENDING.insert(&packet.parsed.key, &packet.scratch.found, 0);
     if established.is_some() {
-        let _ = CONNECTIONS.remove(&packet.key);
+        let _ = CONNECTIONS.remove(&packet.parsed.key);
     }
     if other.is_some_and(|other| other != number) {
-        maps::renew(&packet.key);
+        maps::renew(&packet.parsed.key);
     }
     // What may never come again pushes out nothing that does.
-    flows::forget();
+    flows::forget(packet);
 }
 
-/// The number of the backend that the flow has had, and in [`super::packet::Packet::client_port`]
+/// The number of the backend that the flow has had, and in [`super::packet::Decided::client_port`]
 /// the port that its client has there. For a packet that begins a flow: only of one that was
 /// answered and is not over.
 #[inline(never)]
-pub(super) fn known() -> u32 {
-    let Some(packet) = packet() else { return NO_BACKEND };
-    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.key) {
+pub(super) fn known(packet: &mut Packet) -> u32 {
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.parsed.key) {
         // SAFETY: entries of preallocated maps always are memory of the map. This one may have
         // become another flow's by now: then this packet goes astray, as it would have without an
         // entry.
         let value = unsafe { &mut *connection };
-        packet.client_port = value.port;
+        packet.decided.client_port = value.port;
         note_use(value);
-        note_arrival(value);
+        note_arrival(packet, value);
         return value.backend;
     }
-    let Some(connection) = PENDING.get_ptr_mut(&packet.key) else { return NO_BACKEND };
+    let Some(connection) = PENDING.get_ptr_mut(&packet.parsed.key) else { return NO_BACKEND };
     // SAFETY: as above.
     let value = unsafe { &mut *connection };
-    if packet.starts != 0 && value.state & (ANSWERED | CLOSED) != ANSWERED {
+    if packet.parsed.starts != 0 && value.state & (ANSWERED | CLOSED) != ANSWERED {
         return NO_BACKEND;
     }
     let number = value.backend;
-    packet.client_port = value.port;
-    note_arrival(value);
+    packet.decided.client_port = value.port;
+    note_arrival(packet, value);
     // A SYN shows no interest in the answer: its sender may have forged its address.
-    let goes_on = packet.starts == 0 && value.state & CLOSED == 0;
-    if goes_on && (value.state & ANSWERED != 0 || is_answered_elsewhere()) {
-        promote(&packet.key, value);
+    let goes_on = packet.parsed.starts == 0 && value.state & CLOSED == 0;
+    if goes_on && (value.state & ANSWERED != 0 || is_answered_elsewhere(packet)) {
+        promote(packet.decided.reply_vni, &packet.parsed.key, value);
     }
     number
 }
 
 /// Notes the device that the flow's packets arrive at, in its entry.
 #[inline(always)]
-fn note_arrival(value: &mut Connection) {
-    let Some(packet) = packet() else { return };
-    let device = packet.arrived_at;
-    if device == 0 || packet.class == ERROR || value.address.words()[0] == device {
+fn note_arrival(packet: &mut Packet, value: &mut Connection) {
+    let device = packet.decided.arrived_at;
+    if device == 0 || packet.parsed.class == ERROR || value.address.words()[0] == device {
         return;
     }
     value.address = Address::from_words([device, 0, 0, 0]);
-    packet.moved = 1;
-    opposite_key([0; 3]);
-    maps::renew(&packet.other);
+    packet.decided.moved = 1;
+    opposite_key(packet, [0; 3]);
+    maps::renew(&packet.scratch.other);
 }
 
-/// The device that the packets of the client arrive at whose flow [`super::packet::Packet::other`]
+/// The device that the packets of the client arrive at whose flow [`super::packet::Scratch::other`]
 /// is the key of; 0 where that is not known.
 #[inline(never)]
-pub(super) fn arrived_at() -> u32 {
-    let Some(packet) = packet() else { return 0 };
-    let entry = CONNECTIONS.get_ptr_mut(&packet.other).or_else(|| PENDING.get_ptr_mut(&packet.other));
+pub(super) fn arrived_at(packet: &Packet) -> u32 {
+    let entry =
+        CONNECTIONS.get_ptr_mut(&packet.scratch.other).or_else(|| PENDING.get_ptr_mut(&packet.scratch.other));
     // SAFETY: as in `known`.
     entry.map_or(0, |connection| {
         let value = unsafe { &*connection };
@@ -158,35 +153,32 @@ pub(super) fn arrived_at() -> u32 {
 /// Whether the packet at hand goes on with a flow whose replies do not pass here: that its client
 /// goes on is all that tells of an answer.
 #[inline(always)]
-fn is_answered_elsewhere() -> bool {
-    let Some(packet) = packet() else { return false };
-    packet.key.vni == [0; 3] && maps::config().is_some_and(|config| config.flags & DIRECT_RETURN != 0)
+fn is_answered_elsewhere(packet: &Packet) -> bool {
+    packet.parsed.key.vni == [0; 3] && maps::config().is_some_and(|config| config.flags & DIRECT_RETURN != 0)
 }
 
 /// Whether the packet at hand is a SYN.
 #[inline(always)]
-pub(super) fn begins_connection() -> bool {
-    packet().is_some_and(|packet| packet.starts != 0 && packet.key.protocol == ip::TCP)
+pub(super) fn begins_connection(packet: &Packet) -> bool {
+    packet.parsed.starts != 0 && packet.parsed.key.protocol == ip::TCP
 }
 
 /// The backend in the table's entry for the flow.
 #[inline(always)]
-fn pick() -> u32 {
-    let Some(packet) = packet() else { return NO_BACKEND };
-    let [first, size, flags] = packet.table;
+fn pick(packet: &Packet) -> u32 {
+    let [first, size, flags] = packet.decided.table;
     if size == 0 {
         return NO_BACKEND;
     }
-    let hash = flow::balance(&packet.key, flags & AFFINITY_CLIENT_IP != 0);
+    let hash = flow::balance(&packet.parsed.key, flags & AFFINITY_CLIENT_IP != 0);
     maps::maglev(first.wrapping_add(flow::entry(hash, size)))
 }
 
-/// Notes that what [`super::packet::Packet::other`] is the key of was answered. Whether that is
+/// Notes that what [`super::packet::Scratch::other`] is the key of was answered. Whether that is
 /// new.
 #[inline(never)]
-pub(super) fn mark_answered() -> bool {
-    let Some(packet) = packet() else { return false };
-    let Some(connection) = PENDING.get_ptr_mut(&packet.other) else { return false };
+pub(super) fn mark_answered(packet: &Packet) -> bool {
+    let Some(connection) = PENDING.get_ptr_mut(&packet.scratch.other) else { return false };
     // SAFETY: as in `known`.
     let value = unsafe { &mut *connection };
     let first = value.state & ANSWERED == 0;
@@ -194,63 +186,58 @@ pub(super) fn mark_answered() -> bool {
     first
 }
 
-/// Makes [`super::packet::Packet::other`] the key of the opposite direction, in a network or (zero)
+/// Makes [`super::packet::Scratch::other`] the key of the opposite direction, in a network or (zero)
 /// towards published ports.
 #[inline(always)]
-pub(in crate::datapath) fn opposite_key(vni: [u8; 3]) {
-    let Some(packet) = packet() else { return };
-    packet.other.source = packet.key.destination;
-    packet.other.destination = packet.key.source;
-    packet.other.ports = swapped(packet.key.ports);
-    packet.other.protocol = packet.key.protocol;
-    packet.other.vni = vni;
+pub(in crate::datapath) fn opposite_key(packet: &mut Packet, vni: [u8; 3]) {
+    packet.scratch.other.source = packet.parsed.key.destination;
+    packet.scratch.other.destination = packet.parsed.key.source;
+    packet.scratch.other.ports = swapped(packet.parsed.key.ports);
+    packet.scratch.other.protocol = packet.parsed.key.protocol;
+    packet.scratch.other.vni = vni;
 }
 
 /// Notes, on the node that the client spoke to, that a flow was answered by another node's backend.
 #[inline(never)]
-pub(in crate::datapath) fn note_reply() {
-    let Some(packet) = packet() else { return };
-    opposite_key([0; 3]);
-    if mark_answered() {
-        maps::renew(&packet.other);
+pub(in crate::datapath) fn note_reply(packet: &mut Packet) {
+    opposite_key(packet, [0; 3]);
+    if mark_answered(packet) {
+        maps::renew(&packet.scratch.other);
     }
-    if packet.key.protocol == ip::TCP && packet.tcp_flags & u32::from(FIN | RST) != 0 {
-        close(true, BACKEND_FINISHED);
+    if packet.parsed.key.protocol == ip::TCP && packet.parsed.tcp_flags & u32::from(FIN | RST) != 0 {
+        close(packet, true, BACKEND_FINISHED);
     }
 }
 
 /// Notes a packet that ends a direction of its flow, `bit`, in both entries: the packet's own, and
-/// that which [`super::packet::Packet::other`] is the key of. An entry whose flow is over moves to
+/// that which [`super::packet::Scratch::other`] is the key of. An entry whose flow is over moves to
 /// `PENDING`.
 #[inline(always)]
-pub(in crate::datapath) fn finish(bit: u8) {
-    let Some(packet) = packet() else { return };
-    if packet.key.protocol != ip::TCP || packet.tcp_flags & u32::from(FIN | RST) == 0 {
+pub(in crate::datapath) fn finish(packet: &Packet, bit: u8) {
+    if packet.parsed.key.protocol != ip::TCP || packet.parsed.tcp_flags & u32::from(FIN | RST) == 0 {
         return;
     }
-    close(true, bit);
-    close(false, bit);
+    close(packet, true, bit);
+    close(packet, false, bit);
 }
 
 /// As [`finish`], for the packet's own entry only.
 #[inline(always)]
-pub(in crate::datapath) fn finish_own(bit: u8) {
-    let Some(packet) = packet() else { return };
-    if packet.key.protocol == ip::TCP && packet.tcp_flags & u32::from(FIN | RST) != 0 {
-        close(false, bit);
+pub(in crate::datapath) fn finish_own(packet: &Packet, bit: u8) {
+    if packet.parsed.key.protocol == ip::TCP && packet.parsed.tcp_flags & u32::from(FIN | RST) != 0 {
+        close(packet, false, bit);
     }
 }
 
 #[inline(never)]
-fn close(other: bool, bit: u8) {
-    let Some(packet) = packet() else { return };
-    let key = if other { &packet.other } else { &packet.key };
+fn close(packet: &Packet, other: bool, bit: u8) {
+    let key = if other { &packet.scratch.other } else { &packet.parsed.key };
     let Some(connection) = CONNECTIONS.get_ptr_mut(key) else { return };
     // SAFETY: as in `known`.
     let value = unsafe { &mut *connection };
     value.state |= bit;
     let both = CLIENT_FINISHED | BACKEND_FINISHED;
-    if packet.tcp_flags & u32::from(RST) == 0 && value.state & both != both {
+    if packet.parsed.tcp_flags & u32::from(RST) == 0 && value.state & both != both {
         return;
     }
     value.state |= CLOSED;

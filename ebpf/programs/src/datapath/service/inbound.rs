@@ -3,12 +3,12 @@
 use mesh_ebpf_types::{ConnectionKind, Reason, Vni};
 
 use super::flows::{self, Becomes};
+use super::packet::Packet;
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
-use super::{INBOUND, packet, replies};
+use super::{packet, replies};
+use crate::datapath::Verdict;
 use crate::datapath::count::dropped;
-use crate::datapath::maps;
 use crate::datapath::skb::Skb;
-use crate::datapath::{PASS, Verdict};
 
 /// What [`replies::back`] returns of a VIP's flow.
 const BACK: u32 = ConnectionKind::Back as u32 + 1;
@@ -18,46 +18,50 @@ const BACK: u32 = ConnectionKind::Back as u32 + 1;
 /// VIP. `ifindex` is of the endpoint's device. In outer headers that this mesh made, `node` was the
 /// sender and `mac` the frame's destination; `node` is 0 where it came otherwise.
 #[inline(always)]
-pub(in crate::datapath) fn from_backend(vni: Vni, ifindex: u32, node: u32, mac: [u32; 2]) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    packet.node = node;
-    packet.tunnel_mac = mac;
-    packet.tunnel_vni = u32::from_ne_bytes(vni.0);
-    packet.ifindex = ifindex;
-    INBOUND
+pub(in crate::datapath) fn from_backend(
+    packet: &mut Packet,
+    vni: Vni,
+    ifindex: u32,
+    node: u32,
+    mac: [u32; 2],
+) -> Verdict {
+    packet.decided.node = node;
+    packet.decided.tunnel_mac = mac;
+    packet.decided.tunnel_vni = u32::from_ne_bytes(vni.0);
+    packet.decided.ifindex = ifindex;
+    Verdict::Inbound
 }
 
 /// Translates such a frame if it is a reply, and delivers it.
 #[inline(never)]
-pub(super) fn deliver(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let vni = packet.tunnel_vni;
-    if !translate_back(skb, vni) {
+pub(super) fn deliver(skb: Skb, packet: &mut Packet) -> Verdict {
+    let vni = packet.decided.tunnel_vni;
+    if !translate_back(skb, packet, vni) {
         return dropped(skb, Vni(vni.to_ne_bytes()), Reason::TranslationFailed);
     }
-    skb.deliver_as_is(packet.ifindex)
+    skb.deliver_as_is(packet.decided.ifindex)
         .unwrap_or_else(|_| dropped(skb, Vni(vni.to_ne_bytes()), Reason::DecapsulationFailed))
 }
 
 #[inline(always)]
-fn translate_back(skb: Skb, vni: u32) -> bool {
-    if packet::read(skb, vni) == packet::OTHER {
+fn translate_back(skb: Skb, packet: &mut Packet, vni: u32) -> bool {
+    if packet::read(skb, packet, vni) == packet::OTHER {
         return true;
     }
-    packet::remember_fragment();
-    let Some(packet) = maps::packet() else { return false };
+    packet::remember_fragment(packet);
     let counted = Vni(vni.to_ne_bytes());
-    flows::begin_received(packet.node, counted, packet.tunnel_mac);
-    match replies::back() {
+    flows::begin_received(packet, packet.decided.node, counted, packet.decided.tunnel_mac);
+    match replies::back(packet) {
         BACK => {}
         found => {
             if found == 0 {
-                flows::unbalanced();
+                flows::unbalanced(packet);
             }
             return true;
         }
     }
-    let becomes = Becomes { end: SOURCE, port: packet.found.port, counted, reason: Reason::Received };
-    flows::to_endpoint(becomes, packet.ifindex, packet.destination_mac);
-    translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) && translate_client(skb, DESTINATION)
+    let becomes = Becomes { end: SOURCE, port: packet.scratch.found.port, counted, reason: Reason::Received };
+    flows::to_endpoint(packet, becomes, packet.decided.ifindex, packet.parsed.destination_mac);
+    translate(skb, packet, SOURCE, u16::from_ne_bytes(packet.scratch.found.port))
+        && translate_client(skb, packet, DESTINATION)
 }

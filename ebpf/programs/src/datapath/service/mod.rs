@@ -9,7 +9,7 @@
 //! | [`inbound`] | replies of backends that arrive for clients here |
 //! | [`published`] | packets to published ports, on the receiving and on the backend's node |
 //! | [`own`] | which packets to published ports are not the service's, but the host's own |
-//! | [`flows`] | what passed lately: the short way of all of these |
+//! | [`flows`] | what passed lately: the fast path of all of these |
 //! | [`aside`] | fragments to the host's addresses that the kernel puts in order |
 //! | [`allowance`] | how many flows a network may have |
 //! | [`hops`] | how far packets may still go |
@@ -17,13 +17,14 @@
 //! | [`connection`] | which backend a flow has, and whether it is over |
 //! | [`replies`] | what replies become, and which are whose |
 //!
-//! A flow has two entries where both directions are translated: each is looked after with each
-//! packet of the first direction, so neither outlives the other by much. Two CPUs that handle one
-//! flow at once may lose a note of each other (that it was answered, that it is over): the next
-//! packet makes it again.
+//! A flow has two entries where both directions are translated. Each packet of the first direction
+//! refreshes both, so neither outlives the other by much. Two CPUs that handle one flow at once may
+//! each lose a note of the other (that it was answered, that it is over): the next packet writes it
+//! again.
 //!
 //! The stack of all functions that are called within each other is 512 bytes, and there may be
-//! eight of them. So the parts do not call each other, but tell what comes next ([`run`]).
+//! eight of them. So the parts do not call each other: each returns the [`Verdict`] that names the
+//! next one, and [`run`] calls it.
 
 mod allowance;
 pub(super) mod aside;
@@ -44,103 +45,90 @@ pub(super) mod tunnel;
 
 use mesh_ebpf_types::{Reason, Vni};
 
+use self::packet::Packet;
 use super::count::dropped;
 use super::skb::Skb;
-use super::{PASS, TO_KERNEL_WIREGUARD, Verdict, wireguard_kernel};
+use super::{Verdict, maps, wireguard_kernel};
 
-/// Verdicts of parts that mean: this part comes next. Their order is that of [`run`].
-pub(super) const TO_VIP: Verdict = 0x300;
-pub(super) const TO_ITSELF: Verdict = 0x301;
-pub(super) const TO_PUBLISHED: Verdict = 0x302;
-pub(super) const TO_BACKEND: Verdict = 0x303;
-pub(super) const TO_ENDPOINT: Verdict = 0x304;
-pub(super) const REPLY: Verdict = 0x305;
-pub(super) const PUBLISHED_REPLY: Verdict = 0x306;
-pub(super) const REPLY_ARRIVED: Verdict = 0x307;
-pub(super) const FROM_OWN: Verdict = 0x308;
-pub(super) const TUNNEL: Verdict = 0x309;
-pub(super) const LEAVE: Verdict = 0x30a;
-pub(super) const REFUSE: Verdict = 0x30b;
-pub(super) const RESET: Verdict = 0x30c;
-pub(super) const INBOUND: Verdict = 0x30d;
-pub(super) const TUNNELLED: Verdict = 0x30e;
-pub(super) const TO_OUTSIDE: Verdict = 0x30f;
-/// A fragment that the host's kernel is to put in order, see [`packet::set_aside`].
-pub(super) const ASIDE: Verdict = 0x310;
-/// Likewise, for one of the host's addresses, see [`aside`].
-pub(super) const SET_ASIDE: Verdict = 0x311;
-/// The first fragment of a packet to a published port, after a later one that the kernel did not
-/// put in order.
-pub(super) const LATE: Verdict = 0x312;
-/// The hop limit does not allow that the packet is routed.
-pub(super) const EXPIRED: Verdict = 0x313;
-
-/// What follows a part's verdict.
+/// Calls the parts that a verdict names, one after the other, until one returns a verdict of the
+/// kernel's. A part returns only names of later ones in the order of [`Verdict`], so one pass over
+/// them suffices: the verifier looks at each part once, and no loop has to be bounded.
 #[inline(always)]
-pub(super) fn run(skb: Skb, mut verdict: Verdict) -> Verdict {
-    if verdict == TO_VIP {
-        verdict = outbound::to_vip(skb);
+pub(super) fn run(skb: Skb, packet: &mut Packet, mut verdict: Verdict) -> Verdict {
+    if verdict == Verdict::ToVip {
+        verdict = outbound::to_vip(skb, packet);
     }
-    if verdict == REPLY {
-        verdict = outbound::reply(skb);
+    if verdict == Verdict::Reply {
+        verdict = outbound::reply(skb, packet);
     }
-    let aside = verdict == SET_ASIDE;
-    let verdict = run_published(skb, verdict);
-    if aside && verdict == PASS {
-        return ASIDE;
+    let aside = verdict == Verdict::SetAside;
+    let verdict = run_published(skb, packet, verdict);
+    if aside && verdict == Verdict::Pass {
+        return Verdict::Reassemble;
     }
-    if verdict == TO_ITSELF { outbound::to_itself(skb) } else { verdict }
+    if verdict == Verdict::ToItself { outbound::to_itself(skb, packet) } else { verdict }
+}
+
+/// As [`run_published`], for a verdict of the fast path, which mostly is the kernel's.
+#[inline(always)]
+pub(super) fn go_on(skb: Skb, verdict: Verdict) -> Verdict {
+    if !verdict.is_part() {
+        return verdict;
+    }
+    // SAFETY: the part that returned the verdict has released it.
+    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    run_published(skb, packet, verdict)
 }
 
 /// As [`run`], where no endpoint sent the packet.
 #[inline(always)]
-pub(super) fn run_published(skb: Skb, mut verdict: Verdict) -> Verdict {
-    if verdict == INBOUND {
-        verdict = inbound::deliver(skb);
+pub(super) fn run_published(skb: Skb, packet: &mut Packet, mut verdict: Verdict) -> Verdict {
+    if verdict == Verdict::Inbound {
+        verdict = inbound::deliver(skb, packet);
     }
-    if verdict == SET_ASIDE {
-        return aside::set_aside(skb);
+    if verdict == Verdict::SetAside {
+        return aside::set_aside(skb, packet);
     }
-    if verdict == TUNNELLED {
-        verdict = published::tunnelled(skb);
+    if verdict == Verdict::Tunnelled {
+        verdict = published::tunnelled(skb, packet);
     }
-    if verdict == TO_PUBLISHED {
-        verdict = published::receive();
+    if verdict == Verdict::ToPublished {
+        verdict = published::receive(packet);
     }
-    if verdict == LATE {
+    if verdict == Verdict::LateFragment {
         return dropped(skb, Vni::NONE, Reason::FragmentWithoutFirst);
     }
-    if verdict == TO_BACKEND {
-        verdict = published::to_backend(skb);
+    if verdict == Verdict::ToBackend {
+        verdict = published::to_backend(skb, packet);
     }
-    if verdict == TO_ENDPOINT {
-        verdict = published::to_endpoint(skb);
+    if verdict == Verdict::ToEndpoint {
+        verdict = published::to_endpoint(skb, packet);
     }
-    if verdict == PUBLISHED_REPLY {
-        verdict = published::reply(skb);
+    if verdict == Verdict::PublishedReply {
+        verdict = published::reply(skb, packet);
     }
-    if verdict == REPLY_ARRIVED {
-        verdict = published::reply_arrived(skb);
+    if verdict == Verdict::ReplyArrived {
+        verdict = published::reply_arrived(skb, packet);
     }
-    if verdict == FROM_OWN {
-        verdict = published::from_own(skb);
+    if verdict == Verdict::FromOwnAddress {
+        verdict = published::from_own(skb, packet);
     }
-    if verdict == TUNNEL {
-        verdict = tunnel::send(skb);
+    if verdict == Verdict::Tunnel {
+        verdict = tunnel::send(skb, packet);
     }
-    if verdict == TO_KERNEL_WIREGUARD {
-        verdict = wireguard_kernel::send(skb);
+    if verdict == Verdict::KernelWireguard {
+        verdict = wireguard_kernel::send(skb, packet);
     }
-    if verdict == LEAVE {
-        verdict = published::leave(skb);
+    if verdict == Verdict::Leave {
+        verdict = published::leave(skb, packet);
     }
-    if verdict == TO_OUTSIDE {
-        verdict = exit::to_outside(skb);
+    if verdict == Verdict::ToOutside {
+        verdict = exit::to_outside(skb, packet);
     }
     match verdict {
-        REFUSE => refuse::refuse(skb, false),
-        RESET => refuse::refuse(skb, true),
-        EXPIRED => refuse::expired(skb),
+        Verdict::Refuse => refuse::refuse(skb, packet, false),
+        Verdict::Reset => refuse::refuse(skb, packet, true),
+        Verdict::HopLimitReached => refuse::expired(skb, packet),
         verdict => verdict,
     }
 }

@@ -9,18 +9,18 @@ use mesh_ebpf_types::{Address, Connection, ConnectionKey, Mac, Vni};
 
 use super::flows::{self, Memo};
 use crate::datapath::endpoint::upper_layer;
-use crate::datapath::maps::{FRAGMENTS, packet};
+use crate::datapath::maps::FRAGMENTS;
 use crate::datapath::skb::Skb;
 
-/// [`Packet::class`]: nothing that can be balanced.
+/// [`Parsed::class`]: nothing that can be balanced.
 pub(in crate::datapath) const OTHER: u32 = 0;
-/// [`Packet::class`]: a packet of a flow.
+/// [`Parsed::class`]: a packet of a flow.
 pub(in crate::datapath) const FLOW: u32 = 1;
-/// [`Packet::class`]: a fragment without ports of its own; the key has those of the first.
+/// [`Parsed::class`]: a fragment without ports of its own; the key has those of the first.
 pub(in crate::datapath) const LATER: u32 = 2;
-/// [`Packet::class`]: as [`LATER`], but the first has not been seen: the key has no ports.
+/// [`Parsed::class`]: as [`LATER`], but the first has not been seen: the key has no ports.
 pub(in crate::datapath) const LOST: u32 = 3;
-/// [`Packet::class`]: an ICMP error; the key is of the quoted packet, turned round, which is the
+/// [`Parsed::class`]: an ICMP error; the key is of the quoted packet, turned round, which is the
 /// direction that the error goes.
 pub(in crate::datapath) const ERROR: u32 = 4;
 
@@ -30,116 +30,135 @@ const ASIDE: [u8; 4] = [0xff; 4];
 /// What is known of the packet at hand, its frame beginning at 0.
 #[repr(C)]
 pub(in crate::datapath) struct Packet {
-    pub(in crate::datapath) memo: Memo,
+    pub(in crate::datapath) parsed: Parsed,
+    pub(in crate::datapath) decided: Decided,
+    pub(in crate::datapath) scratch: Scratch,
+}
+
+/// What the packet says. Written by [`read`] alone, but for the key of what is translated.
+#[repr(C)]
+pub(in crate::datapath) struct Parsed {
     /// The flow, in the direction of the packet.
     pub(in crate::datapath) key: ConnectionKey,
-    /// A key of another entry, being made.
-    pub(in crate::datapath) other: ConnectionKey,
-    /// The IP header's own addresses.
+    /// The IP header's source address.
     pub(in crate::datapath) source: Address,
+    /// The IP header's destination address.
     pub(in crate::datapath) destination: Address,
-    /// What [`super::translate`] writes.
-    pub(in crate::datapath) to: Address,
-    /// The entry that [`super::replies::back`] found.
-    pub(in crate::datapath) found: Connection,
+    /// [`FLOW`], [`LATER`], [`LOST`], [`ERROR`] or [`OTHER`].
     pub(in crate::datapath) class: u32,
-    /// The backend's number.
+    /// Offset of the upper layer's header in the frame.
+    pub(in crate::datapath) upper: u32,
+    /// Offset of the upper layer's header of the packet that an ICMP error quotes.
+    pub(in crate::datapath) quoted_upper: u32,
+    /// Whether it is IPv6.
+    pub(in crate::datapath) v6: u32,
+    /// Whether it begins a flow.
+    pub(in crate::datapath) starts: u32,
+    /// Flags of a TCP segment.
+    pub(in crate::datapath) tcp_flags: u32,
+    /// Whether it is the first fragment of a packet.
+    pub(in crate::datapath) first_fragment: u32,
+    /// Identification of a packet in fragments.
+    pub(in crate::datapath) identification: u32,
+    /// Whether routers must not fragment it.
+    pub(in crate::datapath) dont_fragment: u32,
+    /// Hop limit on arrival.
+    pub(in crate::datapath) hop_limit: u32,
+    /// Source MAC of the frame.
+    pub(in crate::datapath) source_mac: Mac,
+    /// Destination MAC of the frame.
+    pub(in crate::datapath) destination_mac: Mac,
+}
+
+/// What the parts have decided so far. Words named "as they lie in memory" are in network order.
+#[repr(C)]
+pub(in crate::datapath) struct Decided {
+    /// The address that [`super::translate`] writes.
+    pub(in crate::datapath) to: Address,
+    /// Number of the backend.
     pub(in crate::datapath) number: u32,
     /// The node that a client spoke to, or that the packet goes to, as it lies in memory; 0 for
     /// this one.
     pub(in crate::datapath) node: u32,
-    /// The VNI that it is sent with, as a number.
+    /// The VNI that the packet is sent with, as a number.
     pub(in crate::datapath) tunnel_vni: u32,
-    /// Whether it need not be fragmented.
+    /// Whether the packet fits the tunnel without fragmentation.
     pub(in crate::datapath) fits: u32,
-    /// The device of the endpoint that it is for.
+    /// Interface index of the endpoint's device.
     pub(in crate::datapath) ifindex: u32,
-    /// The device that a client's packet outside arrived at, and 0 for all others; whether the
-    /// flow's former ones arrived at another one.
+    /// Interface index of the device where an outside client's packet arrived; 0 for all others.
     pub(in crate::datapath) arrived_at: u32,
+    /// Whether earlier packets of the flow arrived at another device.
     pub(in crate::datapath) moved: u32,
-    /// Where the upper layer's header is.
-    pub(in crate::datapath) upper: u32,
-    /// Where that of the packet is that an error quotes.
-    pub(in crate::datapath) quoted_upper: u32,
-    /// Whether it is IPv6, and whether it begins a flow.
-    pub(in crate::datapath) v6: u32,
-    pub(in crate::datapath) starts: u32,
-    /// Of TCP.
-    pub(in crate::datapath) tcp_flags: u32,
-    /// Of a packet in fragments; 0 where it is whole.
-    pub(in crate::datapath) first_fragment: u32,
-    pub(in crate::datapath) identification: u32,
-    /// Whether routers must not fragment it.
-    pub(in crate::datapath) dont_fragment: u32,
-    /// Its hop limit as it came, and by how much [`super::hops`] has lowered it.
-    pub(in crate::datapath) hop_limit: u32,
+    /// How much [`super::hops`] has taken from the hop limit.
     pub(in crate::datapath) hops: u32,
-    /// The table of the service: where it begins, its size, its flags.
+    /// The service's backend table: first entry, size, flags.
     pub(in crate::datapath) table: [u32; 3],
-    /// The destination MAC that the frame was sent to in a tunnel: a word, and a half of one.
+    /// The destination MAC of the frame inside the tunnel: a word, and a half of one.
     pub(in crate::datapath) tunnel_mac: [u32; 2],
-    /// The backends' port, in the upper half of a word as it lies in memory; 0 where it is the
-    /// flow's own.
+    /// The backends' port, as it lies in memory; 0 where it is the flow's own.
     pub(in crate::datapath) target: [u8; 2],
-    /// What becomes of the client's port, as it lies in memory; 0 where it stays.
+    /// The port that replaces the client's, as it lies in memory; 0 where that stays.
     pub(in crate::datapath) client_port: [u8; 2],
     /// The network that replies come from, as in keys.
     pub(in crate::datapath) reply_vni: [u8; 3],
-    /// The frame's source.
-    pub(in crate::datapath) source_mac: Mac,
-    /// The frame's destination.
-    pub(in crate::datapath) destination_mac: Mac,
     pub(in crate::datapath) padding: [u8; 1],
+}
+
+/// Room for what does not fit on the stack.
+#[repr(C)]
+pub(in crate::datapath) struct Scratch {
+    /// What the fast path is to remember of the flow.
+    pub(in crate::datapath) memo: Memo,
+    /// A key of another entry, being made.
+    pub(in crate::datapath) other: ConnectionKey,
+    /// The entry that [`super::replies::back`] found.
+    pub(in crate::datapath) found: Connection,
 }
 
 /// Reads a packet of a network (the bytes of a [`Vni`]), and returns its class.
 #[inline(never)]
-pub(in crate::datapath) fn read(skb: Skb, vni: u32) -> u32 {
-    let class = headers(skb, vni);
+pub(in crate::datapath) fn read(skb: Skb, packet: &mut Packet, vni: u32) -> u32 {
+    let class = headers(skb, packet, vni);
     let class = match class {
-        FLOW => transport(skb),
-        LATER => fragment(),
+        FLOW => transport(skb, packet),
+        LATER => fragment(packet),
         class => class,
     };
-    if let Some(packet) = packet() {
-        packet.class = class;
-    }
+    packet.parsed.class = class;
     class
 }
 
 #[inline(never)]
-fn headers(skb: Skb, vni: u32) -> u32 {
-    let Some(packet) = packet() else { return OTHER };
-    flows::forget();
+fn headers(skb: Skb, packet: &mut Packet, vni: u32) -> u32 {
+    flows::forget(packet);
     let mut ethernet = Buffer::<14>::new();
     if skb.read(0, &mut ethernet.bytes).is_err() {
         return OTHER;
     }
-    packet.destination_mac = ethernet.mac(0);
-    packet.source_mac = ethernet.mac(6);
+    packet.parsed.destination_mac = ethernet.mac(0);
+    packet.parsed.source_mac = ethernet.mac(6);
     let [_, v0, v1, v2] = vni.to_ne_bytes();
-    packet.key.vni = [v0, v1, v2];
-    packet.reply_vni = [v0, v1, v2];
-    packet.first_fragment = 0;
-    packet.starts = 0;
-    packet.tcp_flags = 0;
-    packet.target = [0; 2];
-    packet.client_port = [0; 2];
-    packet.arrived_at = 0;
-    packet.moved = 0;
-    packet.hops = 0;
+    packet.parsed.key.vni = [v0, v1, v2];
+    packet.decided.reply_vni = [v0, v1, v2];
+    packet.parsed.first_fragment = 0;
+    packet.parsed.starts = 0;
+    packet.parsed.tcp_flags = 0;
+    packet.decided.target = [0; 2];
+    packet.decided.client_port = [0; 2];
+    packet.decided.arrived_at = 0;
+    packet.decided.moved = 0;
+    packet.decided.hops = 0;
     match u16::from_be_bytes(ethernet.half(12)) {
-        ETHERTYPE_IPV4 => headers_v4(skb),
-        ETHERTYPE_IPV6 => headers_v6(skb),
+        ETHERTYPE_IPV4 => headers_v4(skb, packet),
+        ETHERTYPE_IPV6 => headers_v6(skb, packet),
         _ => OTHER,
     }
 }
 
 /// Reads an IPv4 header.
 #[inline(never)]
-fn headers_v4(skb: Skb) -> u32 {
-    let Some(packet) = packet() else { return OTHER };
+fn headers_v4(skb: Skb, packet: &mut Packet) -> u32 {
     let mut header = Buffer::<20>::new();
     if skb.read(14, &mut header.bytes).is_err() {
         return OTHER;
@@ -155,58 +174,56 @@ fn headers_v4(skb: Skb) -> u32 {
         return OTHER;
     }
     let (source, destination) = (header.word(12), header.word(16));
-    packet.source = Address::from_v4(source);
-    packet.destination = Address::from_v4(destination);
-    packet.key.source = Address::from_v4(source);
-    packet.key.destination = Address::from_v4(destination);
-    packet.v6 = 0;
+    packet.parsed.source = Address::from_v4(source);
+    packet.parsed.destination = Address::from_v4(destination);
+    packet.parsed.key.source = Address::from_v4(source);
+    packet.parsed.key.destination = Address::from_v4(destination);
+    packet.parsed.v6 = 0;
     let [f0, f1] = header.half(6);
-    packet.dont_fragment = u32::from(f0 & 0x40);
+    packet.parsed.dont_fragment = u32::from(f0 & 0x40);
     let later = f0 & 0x1f != 0 || f1 != 0;
-    packet.first_fragment = u32::from(!later && f0 & 0x20 != 0);
-    packet.identification = u32::from(u16::from_ne_bytes(header.half(4)));
-    packet.hop_limit = header.bytes[8].into();
-    packet.upper = 14 + length;
-    class_of(header.bytes[9], later)
+    packet.parsed.first_fragment = u32::from(!later && f0 & 0x20 != 0);
+    packet.parsed.identification = u32::from(u16::from_ne_bytes(header.half(4)));
+    packet.parsed.hop_limit = header.bytes[8].into();
+    packet.parsed.upper = 14 + length;
+    class_of(packet, header.bytes[9], later)
 }
 
 /// Reads an IPv6 header, and finds what follows it.
 #[inline(never)]
-fn headers_v6(skb: Skb) -> u32 {
-    let Some(packet) = packet() else { return OTHER };
+fn headers_v6(skb: Skb, packet: &mut Packet) -> u32 {
     let Ok([version, _, _, _, l0, l1, next, hop_limit]) = skb.load::<8>(14) else { return OTHER };
     let payload = u32::from(u16::from_be_bytes([l0, l1]));
     if version >> 4 != 6
         || skb.length() < 54
         || !skb.is_gso() && payload + 54 > skb.length()
-        || skb.read(22, &mut packet.source.0).is_err()
-        || skb.read(38, &mut packet.destination.0).is_err()
-        || skb.read(22, &mut packet.key.source.0).is_err()
-        || skb.read(38, &mut packet.key.destination.0).is_err()
-        || packet.destination.0[0] == 0xff
+        || skb.read(22, &mut packet.parsed.source.0).is_err()
+        || skb.read(38, &mut packet.parsed.destination.0).is_err()
+        || skb.read(22, &mut packet.parsed.key.source.0).is_err()
+        || skb.read(38, &mut packet.parsed.key.destination.0).is_err()
+        || packet.parsed.destination.0[0] == 0xff
     {
         return OTHER;
     }
-    packet.v6 = 1;
-    packet.hop_limit = hop_limit.into();
-    packet.dont_fragment = 1;
+    packet.parsed.v6 = 1;
+    packet.parsed.hop_limit = hop_limit.into();
+    packet.parsed.dont_fragment = 1;
     if next == FRAGMENT {
         let Ok([next, _, o0, o1, i0, i1, i2, i3]) = skb.load::<8>(54) else { return OTHER };
         let later = o0 != 0 || o1 & 0xf8 != 0;
-        packet.first_fragment = u32::from(!later && o1 & 1 != 0);
-        packet.identification = u32::from_ne_bytes([i0, i1, i2, i3]);
-        packet.upper = 62;
-        return class_of(next, later);
+        packet.parsed.first_fragment = u32::from(!later && o1 & 1 != 0);
+        packet.parsed.identification = u32::from_ne_bytes([i0, i1, i2, i3]);
+        packet.parsed.upper = 62;
+        return class_of(packet, next, later);
     }
     let Some(found) = upper_layer(skb, next) else { return OTHER };
-    packet.upper = found.offset;
-    class_of(found.protocol, false)
+    packet.parsed.upper = found.offset;
+    class_of(packet, found.protocol, false)
 }
 
 #[inline(always)]
-fn class_of(protocol: u8, later: bool) -> u32 {
-    let Some(packet) = packet() else { return OTHER };
-    packet.key.protocol = protocol;
+fn class_of(packet: &mut Packet, protocol: u8, later: bool) -> u32 {
+    packet.parsed.key.protocol = protocol;
     match protocol {
         ip::TCP | ip::UDP | ip::SCTP | ICMP | ICMPV6 if later => LATER,
         ip::TCP | ip::UDP | ip::SCTP | ICMP | ICMPV6 => FLOW,
@@ -216,13 +233,12 @@ fn class_of(protocol: u8, later: bool) -> u32 {
 
 /// Reads the upper layer's header.
 #[inline(never)]
-fn transport(skb: Skb) -> u32 {
-    let Some(packet) = packet() else { return OTHER };
-    let protocol = packet.key.protocol;
+fn transport(skb: Skb, packet: &mut Packet) -> u32 {
+    let protocol = packet.parsed.key.protocol;
     let header;
-    if let Ok(whole) = skb.load::<16>(packet.upper) {
+    if let Ok(whole) = skb.load::<16>(packet.parsed.upper) {
         header = whole;
-    } else if let Ok(start) = skb.load::<8>(packet.upper)
+    } else if let Ok(start) = skb.load::<8>(packet.parsed.upper)
         && matches!(protocol, ip::UDP | ICMP | ICMPV6)
     {
         let [b0, b1, b2, b3, b4, b5, b6, b7] = start;
@@ -230,28 +246,27 @@ fn transport(skb: Skb) -> u32 {
     } else {
         return OTHER;
     }
-    packet.key.ports = ports(protocol, header);
+    packet.parsed.key.ports = ports(protocol, header);
     if protocol == ip::TCP {
-        packet.tcp_flags = header[13].into();
+        packet.parsed.tcp_flags = header[13].into();
     }
     match role(protocol, header) {
         Role::None => OTHER,
         Role::Any => FLOW,
         Role::Starts => {
-            packet.starts = 1;
+            packet.parsed.starts = 1;
             FLOW
         }
-        Role::Error => quoted(skb),
+        Role::Error => quoted(skb, packet),
     }
 }
 
 /// Reads the packet that an ICMP error quotes.
 #[inline(never)]
-fn quoted(skb: Skb) -> u32 {
-    let Some(packet) = packet() else { return OTHER };
-    let quote = packet.upper + 8;
+fn quoted(skb: Skb, packet: &mut Packet) -> u32 {
+    let quote = packet.parsed.upper + 8;
     let (protocol, upper);
-    if packet.v6 == 0 {
+    if packet.parsed.v6 == 0 {
         let Ok([version, _, _, _, _, _, _, offset, .., next, _, _]) = skb.load::<12>(quote) else {
             return OTHER;
         };
@@ -260,25 +275,25 @@ fn quoted(skb: Skb) -> u32 {
             return OTHER;
         }
         let [s0, s1, s2, s3, d0, d1, d2, d3] = addresses;
-        packet.key.source = Address::from_v4([d0, d1, d2, d3]);
-        packet.key.destination = Address::from_v4([s0, s1, s2, s3]);
+        packet.parsed.key.source = Address::from_v4([d0, d1, d2, d3]);
+        packet.parsed.key.destination = Address::from_v4([s0, s1, s2, s3]);
         (protocol, upper) = (next, quote + u32::from(version & 0x0f) * 4);
     } else {
         let Ok([_, _, _, _, _, _, next, _]) = skb.load::<8>(quote) else { return OTHER };
-        if skb.read(quote + 8, &mut packet.key.destination.0).is_err()
-            || skb.read(quote + 24, &mut packet.key.source.0).is_err()
+        if skb.read(quote + 8, &mut packet.parsed.key.destination.0).is_err()
+            || skb.read(quote + 24, &mut packet.parsed.key.source.0).is_err()
         {
             return OTHER;
         }
         (protocol, upper) = (next, quote + 40);
     }
-    packet.quoted_upper = upper;
-    packet.key.protocol = protocol;
+    packet.parsed.quoted_upper = upper;
+    packet.parsed.key.protocol = protocol;
     let Ok([b0, b1, b2, b3, b4, b5, b6, b7]) = skb.load::<8>(upper) else { return OTHER };
     let header = [b0, b1, b2, b3, b4, b5, b6, b7, 0, 0, 0, 0, 0, 0, 0, 0];
     match protocol {
-        ip::TCP | ip::UDP | ip::SCTP => packet.key.ports = swapped([b0, b1, b2, b3]),
-        ICMP | ICMPV6 => packet.key.ports = swapped(ports(protocol, header)),
+        ip::TCP | ip::UDP | ip::SCTP => packet.parsed.key.ports = swapped([b0, b1, b2, b3]),
+        ICMP | ICMPV6 => packet.parsed.key.ports = swapped(ports(protocol, header)),
         _ => return OTHER,
     }
     ERROR
@@ -286,15 +301,14 @@ fn quoted(skb: Skb) -> u32 {
 
 /// Finds the ports of a fragment that has none.
 #[inline(never)]
-fn fragment() -> u32 {
-    let Some(packet) = packet() else { return OTHER };
-    packet.key.ports = packet.identification.to_ne_bytes();
+fn fragment(packet: &mut Packet) -> u32 {
+    packet.parsed.key.ports = packet.parsed.identification.to_ne_bytes();
     // SAFETY: the value is copied at once; should the entry be reused meanwhile, the ports are
     // another packet's, and what they lead to drops the fragment.
-    if let Some(ports) = unsafe { FRAGMENTS.get(&packet.key) }
+    if let Some(ports) = unsafe { FRAGMENTS.get(&packet.parsed.key) }
         && *ports != ASIDE
     {
-        packet.key.ports = *ports;
+        packet.parsed.key.ports = *ports;
         return LATER;
     }
     LOST
@@ -302,66 +316,59 @@ fn fragment() -> u32 {
 
 /// Makes the packet at hand, which was read as one of no network, one of a network.
 #[inline(always)]
-pub(in crate::datapath) fn in_network(vni: Vni) {
-    let Some(packet) = packet() else { return };
+pub(in crate::datapath) fn in_network(packet: &mut Packet, vni: Vni) {
     let [_, v0, v1, v2] = vni.0;
-    packet.key.vni = [v0, v1, v2];
+    packet.parsed.key.vni = [v0, v1, v2];
 }
 
 /// Notes that the fragments of the packet at hand go to the kernel, which puts them in order: a
 /// later one came first.
 #[inline(never)]
-pub(in crate::datapath) fn set_aside() {
-    let Some(packet) = packet() else { return };
-    packet.other = packet.key;
-    packet.other.ports = packet.identification.to_ne_bytes();
-    let _ = FRAGMENTS.insert(&packet.other, &ASIDE, 0);
+pub(in crate::datapath) fn set_aside(packet: &mut Packet) {
+    packet.scratch.other = packet.parsed.key;
+    packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
+    let _ = FRAGMENTS.insert(&packet.scratch.other, &ASIDE, 0);
 }
 
 /// Whether [`set_aside`] has noted that.
 #[inline(never)]
-pub(in crate::datapath) fn is_aside() -> bool {
-    let Some(packet) = packet() else { return false };
-    packet.other = packet.key;
-    packet.other.ports = packet.identification.to_ne_bytes();
+pub(in crate::datapath) fn is_aside(packet: &mut Packet) -> bool {
+    packet.scratch.other = packet.parsed.key;
+    packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
     // SAFETY: as in `fragment`.
-    unsafe { FRAGMENTS.get(&packet.other) }.is_some_and(|ports| *ports == ASIDE)
+    unsafe { FRAGMENTS.get(&packet.scratch.other) }.is_some_and(|ports| *ports == ASIDE)
 }
 
 /// Forgets what [`set_aside`] has noted: the first fragment comes back from the kernel.
 #[inline(never)]
-pub(in crate::datapath) fn come_back() {
-    if is_aside()
-        && let Some(packet) = packet()
-    {
-        let _ = FRAGMENTS.remove(&packet.other);
+pub(in crate::datapath) fn come_back(packet: &mut Packet) {
+    if is_aside(packet) {
+        let _ = FRAGMENTS.remove(&packet.scratch.other);
     }
 }
 
 /// Remembers the ports of a packet whose other fragments have none.
 #[inline(never)]
-pub(in crate::datapath) fn remember_fragment() {
-    let Some(packet) = packet() else { return };
-    if packet.first_fragment == 0 {
+pub(in crate::datapath) fn remember_fragment(packet: &mut Packet) {
+    if packet.parsed.first_fragment == 0 {
         return;
     }
-    packet.other = packet.key;
-    packet.other.ports = packet.identification.to_ne_bytes();
+    packet.scratch.other = packet.parsed.key;
+    packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
     // A full map forgets another packet instead.
-    let _ = FRAGMENTS.insert(&packet.other, &packet.key.ports, 0);
+    let _ = FRAGMENTS.insert(&packet.scratch.other, &packet.parsed.key.ports, 0);
 }
 
 /// Remembers that a packet in fragments is for no service: its later ones have no port that is
 /// published.
 #[inline(never)]
-pub(in crate::datapath) fn remember_unserved() {
-    let Some(packet) = packet() else { return };
-    if packet.first_fragment == 0 {
+pub(in crate::datapath) fn remember_unserved(packet: &mut Packet) {
+    if packet.parsed.first_fragment == 0 {
         return;
     }
-    packet.other = packet.key;
-    packet.other.ports = packet.identification.to_ne_bytes();
-    let _ = FRAGMENTS.insert(&packet.other, &[0; 4], 0);
+    packet.scratch.other = packet.parsed.key;
+    packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
+    let _ = FRAGMENTS.insert(&packet.scratch.other, &[0; 4], 0);
 }
 
 /// Whether two addresses are one, compared as words where they lie: a copy would be made byte by
@@ -378,13 +385,13 @@ impl Packet {
     /// The network.
     #[inline(always)]
     pub(in crate::datapath) const fn vni(&self) -> Vni {
-        let [v0, v1, v2] = self.key.vni;
+        let [v0, v1, v2] = self.parsed.key.vni;
         Vni([0, v0, v1, v2])
     }
 
     /// Whom a reply is for, or an error about one.
     #[inline(always)]
     pub(in crate::datapath) const fn client(&self) -> Address {
-        if self.class == ERROR { self.destination } else { self.key.destination }
+        if self.parsed.class == ERROR { self.parsed.destination } else { self.parsed.key.destination }
     }
 }

@@ -12,47 +12,45 @@ use mesh_ebpf_types::{
 
 use super::flows::{self, Becomes, NEITHER};
 use super::own::{self, Whose};
-use super::packet::{self, FLOW, LATER, LOST, OTHER};
+use super::packet::{self, FLOW, LATER, LOST, OTHER, Packet};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
-use super::{
-    EXPIRED, FROM_OWN, LATE, LEAVE, REFUSE, REPLY_ARRIVED, RESET, SET_ASIDE, TO_BACKEND, TO_ENDPOINT,
-    TO_ITSELF, TO_OUTSIDE, TO_PUBLISHED, TUNNEL, TUNNELLED, aside, connection, hops, outbound, replies,
-};
+use super::{aside, connection, hops, outbound, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
-use crate::datapath::{PASS, Verdict, too_big};
+use crate::datapath::{Verdict, too_big};
 
 /// Ethernet, IPv4 without options, and ports.
 const READ: usize = 38;
 const PLAIN_IPV4: u16 = u16::from_ne_bytes([0x08, 0]);
 pub(in crate::datapath) const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device. [`PASS`],
+/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device. [`Verdict::Pass`],
 /// and nothing changed, unless it is for a published port on one of the host's addresses.
 #[inline(never)]
-pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
-    if is_nothing(skb) || is_unpublished(skb) || packet::read(skb, 0) == OTHER {
-        return PASS;
+pub(in crate::datapath) fn arrived(skb: Skb, packet: &mut Packet) -> Verdict {
+    if is_nothing(skb) || is_unpublished(skb) || packet::read(skb, packet, 0) == OTHER {
+        return Verdict::Pass;
     }
-    let Some(packet) = maps::packet() else { return PASS };
-    if !maps::is_host_address(packet.destination) && !is_new_address(skb, packet.source, packet.destination) {
-        return PASS;
+    if !maps::is_host_address(packet.parsed.destination)
+        && !is_new_address(skb, packet.parsed.source, packet.parsed.destination)
+    {
+        return Verdict::Pass;
     }
-    if aside::goes_aside(skb) {
-        return SET_ASIDE;
+    if aside::goes_aside(skb, packet) {
+        return Verdict::SetAside;
     }
-    match own::whose(skb) {
+    match own::whose(skb, packet) {
         Whose::Hosts => {
-            packet::remember_unserved();
-            PASS
+            packet::remember_unserved(packet);
+            Verdict::Pass
         }
         Whose::Nobodys => dropped(skb, Vni::NONE, Reason::ForeignTunnel),
         Whose::Service => {
-            packet.arrived_at = skb.ifindex();
-            flows::begin(skb.ifindex(), 0, [0; 2], skb.known_hash());
-            TO_PUBLISHED
+            packet.decided.arrived_at = skb.ifindex();
+            flows::begin(packet, skb.ifindex(), 0, [0; 2], skb.known_hash());
+            Verdict::ToPublished
         }
     }
 }
@@ -91,76 +89,77 @@ fn is_nothing(skb: Skb) -> bool {
     maps::published(destination, frame.half(36).to_ne_bytes(), protocol).is_none()
 }
 
-/// Sends a packet to a published port to its backend, or refuses it. [`PASS`] where the port is not
+/// Sends a packet to a published port to its backend, or refuses it. [`Verdict::Pass`] where the port is not
 /// published. The packet has been read; its destination is the host's.
 #[inline(never)]
-pub(super) fn receive() -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    packet.key.vni = [0; 3];
-    if packet.class == LOST {
-        return PASS;
+pub(super) fn receive(packet: &mut Packet) -> Verdict {
+    packet.parsed.key.vni = [0; 3];
+    if packet.parsed.class == LOST {
+        return Verdict::Pass;
     }
-    let [_, _, p0, p1] = packet.key.ports;
-    let destination = packet.key.destination;
+    let [_, _, p0, p1] = packet.parsed.key.ports;
+    let destination = packet.parsed.key.destination;
     let asked_for = maps::stood_for(destination).copied().unwrap_or(destination);
-    let Some(published) = maps::published(asked_for, [p0, p1], packet.key.protocol) else {
+    let Some(published) = maps::published(asked_for, [p0, p1], packet.parsed.key.protocol) else {
         // The host's own stack answers nobody at what stands for its addresses.
         if is_host_published(destination) {
-            return REFUSE;
+            return Verdict::Refuse;
         }
-        packet::remember_fragment();
-        return PASS;
+        packet::remember_fragment(packet);
+        return Verdict::Pass;
     };
     if published.flags & WATCHED != 0 {
-        packet::remember_fragment();
-        return PASS;
+        packet::remember_fragment(packet);
+        return Verdict::Pass;
     }
-    if packet.first_fragment != 0 && packet::is_aside() {
-        return LATE;
+    if packet.parsed.first_fragment != 0 && packet::is_aside(packet) {
+        return Verdict::LateFragment;
     }
-    packet.table = [published.first, published.size, published.flags];
-    packet.target = published.target;
-    packet::remember_fragment();
+    packet.decided.table = [published.first, published.size, published.flags];
+    packet.decided.target = published.target;
+    packet::remember_fragment(packet);
     let [_, v0, v1, v2] = published.vni.0;
-    packet.reply_vni = [v0, v1, v2];
-    TO_BACKEND
+    packet.decided.reply_vni = [v0, v1, v2];
+    Verdict::ToBackend
 }
 
 #[inline(never)]
-pub(super) fn to_backend(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let [v0, v1, v2] = packet.reply_vni;
+pub(super) fn to_backend(skb: Skb, packet: &mut Packet) -> Verdict {
+    let [v0, v1, v2] = packet.decided.reply_vni;
     let vni = Vni([0, v0, v1, v2]);
-    let routed = hops::is_routed();
-    if routed && hops::are_spent() {
-        return EXPIRED;
+    let routed = hops::is_routed(packet);
+    if routed && hops::are_spent(packet) {
+        return Verdict::HopLimitReached;
     }
-    let number = connection::choose();
+    let number = connection::choose(packet);
     let Some(backend) = maps::backend(number) else {
-        return if number == connection::GONE { RESET } else { REFUSE };
+        return if number == connection::GONE { Verdict::Reset } else { Verdict::Refuse };
     };
-    if connection::address_of(backend, packet.v6 != 0).is_none() {
-        return REFUSE;
+    if connection::address_of(backend, packet.parsed.v6 != 0).is_none() {
+        return Verdict::Refuse;
     }
-    let Some(config) = maps::config() else { return PASS };
+    let Some(config) = maps::config() else { return Verdict::Pass };
     // Of a flow whose replies go another way, only the client's end is seen here.
     let directly = config.flags & DIRECT_RETURN != 0;
-    connection::finish_own(if directly { CLIENT_FINISHED | BACKEND_FINISHED } else { CLIENT_FINISHED });
+    connection::finish_own(
+        packet,
+        if directly { CLIENT_FINISHED | BACKEND_FINISHED } else { CLIENT_FINISHED },
+    );
     count(skb, vni, Reason::Published);
     if backend.flags & LOCAL != 0 {
-        if routed && !hops::lower(skb) {
+        if routed && !hops::lower(skb, packet) {
             return dropped(skb, vni, Reason::TranslationFailed);
         }
-        (packet.number, packet.node) = (number, 0);
-        return TO_ENDPOINT;
+        (packet.decided.number, packet.decided.node) = (number, 0);
+        return Verdict::ToEndpoint;
     }
     let secret = backend.flags & BACKEND_ENCRYPTED != 0;
     let wireguard = if secret { WIREGUARD_OVERHEAD_IPV4 } else { 0 };
     let mtu = config.underlay_mtu.saturating_sub(u32::from(VXLAN_OVERHEAD_IPV4) + u32::from(wireguard));
-    let fits = outbound::segment_length(skb) <= mtu;
-    if !fits && packet.dont_fragment != 0 {
+    let fits = outbound::segment_length(skb, packet) <= mtu;
+    if !fits && packet.parsed.dont_fragment != 0 {
         let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), mtu);
-        return if verdict == PASS { dropped(skb, vni, Reason::TooBig) } else { verdict };
+        return if verdict == Verdict::Pass { dropped(skb, vni, Reason::TooBig) } else { verdict };
     }
     let node = if secret {
         of_peer(backend.peer)
@@ -168,67 +167,87 @@ pub(super) fn to_backend(skb: Skb) -> Verdict {
         let Some(node) = backend.node.to_v4() else { return dropped(skb, vni, Reason::NotConfigured) };
         u32::from_ne_bytes(node)
     };
-    if routed && !hops::lower(skb) {
+    if routed && !hops::lower(skb, packet) {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
-    (packet.number, packet.node) = (number, node);
-    (packet.tunnel_vni, packet.fits) = (published_vni(number).number(), u32::from(fits));
+    (packet.decided.number, packet.decided.node) = (number, node);
+    (packet.decided.tunnel_vni, packet.decided.fits) = (published_vni(number).number(), u32::from(fits));
     if fits && !secret {
         let becomes = Becomes { end: NEITHER, port: [0; 2], counted: vni, reason: Reason::Published };
-        flows::to_node(becomes, mtu, Mac([0; 6]));
+        flows::to_node(packet, becomes, mtu, Mac([0; 6]));
     }
-    if maps::stood_for(packet.key.destination).is_some() { FROM_OWN } else { TUNNEL }
+    if maps::stood_for(packet.parsed.key.destination).is_some() {
+        Verdict::FromOwnAddress
+    } else {
+        Verdict::Tunnel
+    }
 }
 
 /// What the host sent to what stands for one of its addresses goes to another node as if to that
 /// address: only here it is known what stands for which.
 #[inline(never)]
-pub(super) fn from_own(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let Some(own) = maps::stood_for(packet.key.destination) else { return PASS };
-    packet.to = *own;
-    if translate(skb, DESTINATION, 0) { TUNNEL } else { dropped(skb, Vni::NONE, Reason::TranslationFailed) }
+pub(super) fn from_own(skb: Skb, packet: &mut Packet) -> Verdict {
+    let Some(own) = maps::stood_for(packet.parsed.key.destination) else { return Verdict::Pass };
+    packet.decided.to = *own;
+    if translate(skb, packet, DESTINATION, 0) {
+        Verdict::Tunnel
+    } else {
+        dropped(skb, Vni::NONE, Reason::TranslationFailed)
+    }
 }
 
 /// Translates a packet to a published port, and gives it to the backend, which is on this node. Its
 /// node is the one that the client spoke to.
 #[inline(never)]
-pub(super) fn to_endpoint(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let (number, node) = (packet.number, packet.node);
+pub(super) fn to_endpoint(skb: Skb, packet: &mut Packet) -> Verdict {
+    let (number, node) = (packet.decided.number, packet.decided.node);
     let Some(backend) = maps::backend(number) else { return dropped(skb, Vni::NONE, Reason::NoBackend) };
     let vni = backend.vni;
-    let Some(address) = connection::address_of(backend, packet.v6 != 0) else {
+    let Some(address) = connection::address_of(backend, packet.parsed.v6 != 0) else {
         return dropped(skb, vni, Reason::NoBackend);
     };
-    packet.to = address;
+    packet.decided.to = address;
     let [_, v0, v1, v2] = vni.0;
-    packet.reply_vni = [v0, v1, v2];
-    let hairpin = packet::is_same(&packet.to, &packet.key.source);
+    packet.decided.reply_vni = [v0, v1, v2];
+    let hairpin = packet::is_same(&packet.decided.to, &packet.parsed.key.source);
     let (kind, node) = if hairpin {
         (ConnectionKind::Hairpin, replies::HAIRPIN_NODE)
     } else {
         (ConnectionKind::Published, node)
     };
-    replies::expect_replies(number, kind as u32, node, u32::from(hairpin));
-    if packet.moved != 0 {
-        maps::renew(&packet.other);
+    replies::expect_replies(packet, number, kind as u32, node, u32::from(hairpin));
+    if packet.decided.moved != 0 {
+        maps::renew(&packet.scratch.other);
     }
-    if packet.class == FLOW {
-        connection::finish(CLIENT_FINISHED);
+    if packet.parsed.class == FLOW {
+        connection::finish(packet, CLIENT_FINISHED);
     }
-    if !translate(skb, DESTINATION, u16::from_ne_bytes(packet.target)) || !translate_client(skb, SOURCE) {
+    let reason = if node == 0 { Reason::Published } else { Reason::Received };
+    hand_over(skb, packet, u32::from_ne_bytes(vni.0), reason as u32)
+}
+
+/// Translates a packet to a published port, and gives it to the backend with the address
+/// [`packet::Decided::to`]. `vni` has the bytes of a [`Vni`], `reason` is what it is counted as.
+///
+/// Apart from [`to_endpoint`], whose other callees need the stack that this takes.
+#[inline(never)]
+fn hand_over(skb: Skb, packet: &mut Packet, vni: u32, reason: u32) -> Verdict {
+    let vni = Vni(vni.to_ne_bytes());
+    let hairpin = packet::is_same(&packet.decided.to, &packet.parsed.key.source);
+    if !translate(skb, packet, DESTINATION, u16::from_ne_bytes(packet.decided.target))
+        || !translate_client(skb, packet, SOURCE)
+    {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     if hairpin {
-        return TO_ITSELF;
+        return Verdict::ToItself;
     }
-    let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address }) else {
+    let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: packet.decided.to }) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };
-    let reason = if node == 0 { Reason::Published } else { Reason::Received };
-    let becomes = Becomes { end: DESTINATION, port: packet.target, counted: vni, reason };
-    flows::to_endpoint(becomes, endpoint.ifindex, endpoint.mac);
+    let reason = if reason == Reason::Published as u32 { Reason::Published } else { Reason::Received };
+    let becomes = Becomes { end: DESTINATION, port: packet.decided.target, counted: vni, reason };
+    flows::to_endpoint(packet, becomes, endpoint.ifindex, endpoint.mac);
     match skb.deliver(endpoint.ifindex, endpoint.mac) {
         Ok(verdict) => verdict,
         Err(_) => dropped(skb, vni, Reason::TranslationFailed),
@@ -238,24 +257,22 @@ pub(super) fn to_endpoint(skb: Skb) -> Verdict {
 /// Verdict for a frame of the routing mesh from another node, without its outer headers. `sender`
 /// is that node, as it lies in memory; `secret`: the frame came encrypted.
 #[inline(always)]
-pub(in crate::datapath) fn of_mesh(vni: u32, sender: u32, secret: bool) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    packet.tunnel_vni = vni;
-    packet.node = sender;
-    packet.fits = u32::from(secret);
-    TUNNELLED
+pub(in crate::datapath) fn of_mesh(packet: &mut Packet, vni: u32, sender: u32, secret: bool) -> Verdict {
+    packet.decided.tunnel_vni = vni;
+    packet.decided.node = sender;
+    packet.decided.fits = u32::from(secret);
+    Verdict::Tunnelled
 }
 
 /// Such a frame: a packet for a backend here, or a reply whose client spoke to this node.
 #[inline(never)]
-pub(super) fn tunnelled(skb: Skb) -> Verdict {
-    if packet::read(skb, 0) == OTHER {
+pub(super) fn tunnelled(skb: Skb, packet: &mut Packet) -> Verdict {
+    if packet::read(skb, packet, 0) == OTHER {
         return dropped(skb, Vni::NONE, Reason::Malformed);
     }
-    let Some(packet) = maps::packet() else { return PASS };
-    let (vni, secret) = (packet.tunnel_vni, packet.fits != 0);
+    let (vni, secret) = (packet.decided.tunnel_vni, packet.decided.fits != 0);
     if !secret {
-        flows::begin_received(packet.node, Vni::new(vni), [0; 2]);
+        flows::begin_received(packet, packet.decided.node, Vni::new(vni), [0; 2]);
     }
     let number = vni & (REPLY_BIT - 1);
     let Some(backend) = maps::backend(number) else { return dropped(skb, Vni::NONE, Reason::NoBackend) };
@@ -263,23 +280,25 @@ pub(super) fn tunnelled(skb: Skb) -> Verdict {
         return dropped(skb, backend.vni, Reason::EncryptedInClear);
     }
     if vni & REPLY_BIT != 0 {
-        return REPLY_ARRIVED;
+        return Verdict::ReplyArrived;
     }
     if backend.flags & LOCAL == 0 {
         return dropped(skb, Vni::NONE, Reason::NoBackend);
     }
-    if matches!(packet.class, LOST | LATER) {
-        packet.class = LATER;
+    if matches!(packet.parsed.class, LOST | LATER) {
+        packet.parsed.class = LATER;
     } else {
-        let [_, _, p0, p1] = packet.key.ports;
-        let Some(published) = maps::published(packet.key.destination, [p0, p1], packet.key.protocol) else {
+        let [_, _, p0, p1] = packet.parsed.key.ports;
+        let Some(published) =
+            maps::published(packet.parsed.key.destination, [p0, p1], packet.parsed.key.protocol)
+        else {
             return dropped(skb, backend.vni, Reason::NoBackend);
         };
-        packet.target = published.target;
+        packet.decided.target = published.target;
     }
     count(skb, backend.vni, Reason::Received);
-    packet.number = number;
-    TO_ENDPOINT
+    packet.decided.number = number;
+    Verdict::ToEndpoint
 }
 
 /// Whether a packet of an encrypted network came in the clear.
@@ -290,50 +309,48 @@ const fn is_exposed(backend: &Backend, secret: bool) -> bool {
 
 /// A reply of a backend here ([`replies::back`] found what it was to).
 #[inline(never)]
-pub(in crate::datapath) fn reply(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
+pub(in crate::datapath) fn reply(skb: Skb, packet: &mut Packet) -> Verdict {
     let vni = packet.vni();
-    let (node, number) = (u32::from_ne_bytes(packet.found.node), packet.found.backend);
-    if hops::is_reply_routed() {
-        if hops::are_spent() {
-            return EXPIRED;
+    let (node, number) = (u32::from_ne_bytes(packet.scratch.found.node), packet.scratch.found.backend);
+    if hops::is_reply_routed(packet) {
+        if hops::are_spent(packet) {
+            return Verdict::HopLimitReached;
         }
-        if !hops::lower(skb) {
+        if !hops::lower(skb, packet) {
             return dropped(skb, vni, Reason::TranslationFailed);
         }
     }
-    if !translate(skb, SOURCE, u16::from_ne_bytes(packet.found.port)) || !translate_client(skb, DESTINATION) {
+    if !translate(skb, packet, SOURCE, u16::from_ne_bytes(packet.scratch.found.port))
+        || !translate_client(skb, packet, DESTINATION)
+    {
         return dropped(skb, vni, Reason::TranslationFailed);
     }
     count(skb, vni, Reason::PublishedReply);
-    let port = packet.found.port;
+    let port = packet.scratch.found.port;
     let becomes = Becomes { end: SOURCE, port, counted: vni, reason: Reason::PublishedReply };
-    if node == 0 || returns_directly(number, node) {
-        replies::forward_key();
-        flows::note(becomes);
-        return LEAVE;
+    if node == 0 || returns_directly(packet, number, node) {
+        replies::forward_key(packet);
+        flows::note(packet, becomes);
+        return Verdict::Leave;
     }
-    (packet.number, packet.node) = (number, node);
-    (packet.tunnel_vni, packet.fits) = (PUBLISHED_BIT | REPLY_BIT | number, 1);
+    (packet.decided.number, packet.decided.node) = (number, node);
+    (packet.decided.tunnel_vni, packet.decided.fits) = (PUBLISHED_BIT | REPLY_BIT | number, 1);
     if !is_peer(node) {
-        flows::to_node(becomes, u32::MAX, Mac([0; 6]));
+        flows::to_node(packet, becomes, u32::MAX, Mac([0; 6]));
     }
-    TUNNEL
+    Verdict::Tunnel
 }
 
 /// Whether a reply leaves by this node although its client spoke to another: where the cluster
 /// allows it, and the client is neither a container nor that other host itself. What an encrypted
 /// network sends to a host stays inside WireGuard.
 #[inline(always)]
-fn returns_directly(number: u32, node: u32) -> bool {
-    let (Some(packet), Some(config), Some(backend)) = (maps::packet(), maps::config(), maps::backend(number))
-    else {
-        return false;
-    };
+fn returns_directly(packet: &Packet, number: u32, node: u32) -> bool {
+    let (Some(config), Some(backend)) = (maps::config(), maps::backend(number)) else { return false };
     let client = packet.client();
     config.flags & DIRECT_RETURN != 0
         && backend.flags & BACKEND_ENCRYPTED == 0
-        && !is_host_published(packet.to)
+        && !is_host_published(packet.decided.to)
         && client.to_v4().map(u32::from_ne_bytes) != Some(node)
         && !maps::is_host_address(client)
         && maps::network_of(client).is_none()
@@ -341,42 +358,40 @@ fn returns_directly(number: u32, node: u32) -> bool {
 
 /// A reply from another node's backend to a client that spoke to this node.
 #[inline(never)]
-pub(super) fn reply_arrived(skb: Skb) -> Verdict {
-    let Some(packet) = maps::packet() else { return PASS };
-    let source = packet.source;
+pub(super) fn reply_arrived(skb: Skb, packet: &mut Packet) -> Verdict {
+    let source = packet.parsed.source;
     if !is_host_published(source) && !maps::is_host_address(source) {
         return dropped(skb, Vni::NONE, Reason::NotOurAddress);
     }
-    if maps::is_host_address(packet.client()) && !to_stand_in(skb) {
+    if maps::is_host_address(packet.client()) && !to_stand_in(skb, packet) {
         return dropped(skb, Vni::NONE, Reason::TranslationFailed);
     }
-    connection::opposite_key([0; 3]);
-    if packet.class == FLOW {
-        connection::note_reply();
+    connection::opposite_key(packet, [0; 3]);
+    if packet.parsed.class == FLOW {
+        connection::note_reply(packet);
     }
     count(skb, Vni::NONE, Reason::PublishedReply);
     let reason = Reason::PublishedReply;
-    flows::note(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason });
-    LEAVE
+    flows::note(packet, Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason });
+    Verdict::Leave
 }
 
 /// A reply to the host itself: from one of its own addresses it becomes one from what stands for
 /// that ([`from_own`]). `false` where the kernel refuses.
 #[inline(always)]
-fn to_stand_in(skb: Skb) -> bool {
-    let Some(packet) = maps::packet() else { return false };
-    let Some(number @ 1..) = maps::number_of_host_address(packet.key.source) else { return true };
-    packet.to = host_published(number, packet.v6 == 0);
-    let translated = translate(skb, SOURCE, 0);
-    packet.key.source = packet.to;
+fn to_stand_in(skb: Skb, packet: &mut Packet) -> bool {
+    let Some(number @ 1..) = maps::number_of_host_address(packet.parsed.key.source) else { return true };
+    packet.decided.to = host_published(number, packet.parsed.v6 == 0);
+    let translated = translate(skb, packet, SOURCE, 0);
+    packet.parsed.key.source = packet.decided.to;
     translated
 }
 
 /// Sends a reply to its client: a container here, the host itself, or somebody outside. Then
-/// [`super::packet::Packet::other`] is the key of the opposite direction.
+/// [`super::packet::Scratch::other`] is the key of the opposite direction.
 #[inline(never)]
-pub(super) fn leave(skb: Skb) -> Verdict {
-    let (Some(packet), Some(config)) = (maps::packet(), maps::config()) else { return PASS };
+pub(super) fn leave(skb: Skb, packet: &Packet) -> Verdict {
+    let Some(config) = maps::config() else { return Verdict::Pass };
     let client = packet.client();
     if let Some(vni) = maps::network_of(client) {
         let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address: client }) else {
@@ -390,10 +405,10 @@ pub(super) fn leave(skb: Skb) -> Verdict {
     if maps::is_host_address(client) {
         return to_host(skb, config);
     }
-    if own::is_reply_to_tunnel() {
+    if own::is_reply_to_tunnel(packet) {
         return dropped(skb, Vni::NONE, Reason::ForeignTunnel);
     }
-    TO_OUTSIDE
+    Verdict::ToOutside
 }
 
 #[inline(always)]

@@ -17,8 +17,8 @@ use mesh_ebpf_types::{
 use super::allowance::{note_use, promote};
 use super::connection::{NO_BACKEND, begins_connection, finish, forward, known, mark_answered, opposite_key};
 use super::flows;
-use super::packet::{ERROR, FLOW, LATER, is_same as same_address};
-use crate::datapath::maps::{self, CONNECTIONS, PENDING, packet};
+use super::packet::{ERROR, FLOW, LATER, Packet, is_same as same_address};
+use crate::datapath::maps::{self, CONNECTIONS, PENDING};
 
 /// So many other ports of a client are tried, until one tells its flow from others.
 const TRIES: u32 = 8;
@@ -30,76 +30,80 @@ pub(in crate::datapath) const HAIRPIN_NODE: u32 = u32::MAX;
 /// [`ConnectionKind`], `node` the data-path address of the node that the client spoke to (0 for
 /// VIPs, and for this one).
 ///
-/// [`super::packet::Packet::to`] is the backend's address; it is clear now what becomes of the
+/// [`super::packet::Decided::to`] is the backend's address; it is clear now what becomes of the
 /// client's port. `other` is overwritten: with the replies' key, or the packet's own where replies
 /// are another flow's.
 #[inline(never)]
-pub(in crate::datapath) fn expect_replies(backend: u32, kind: u32, node: u32, hairpin: u32) {
-    let Some(packet) = packet() else { return };
-    if packet.class == LATER {
+pub(in crate::datapath) fn expect_replies(
+    packet: &mut Packet,
+    backend: u32,
+    kind: u32,
+    node: u32,
+    hairpin: u32,
+) {
+    if packet.parsed.class == LATER {
         return;
     }
-    reply_key(hairpin);
-    if is_expected(backend, kind, node)
-        || hairpin == 0 && is_expected_elsewhere(backend, kind, node)
-        || packet.class == ERROR
+    reply_key(packet, hairpin);
+    if is_expected(packet, backend, kind, node)
+        || hairpin == 0 && is_expected_elsewhere(packet, backend, kind, node)
+        || packet.parsed.class == ERROR
     {
         return;
     }
-    if hairpin == 0 && may_change_port() && is_taken(kind) {
-        change_port(backend, kind);
+    if hairpin == 0 && may_change_port(packet) && is_taken(packet, kind) {
+        change_port(packet, backend, kind);
     }
-    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.scratch.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
-        if packet.key.protocol == ip::TCP && is_anothers(value, kind) {
-            if packet.starts != 0 {
+        if packet.parsed.key.protocol == ip::TCP && is_anothers(packet, value, kind) {
+            if packet.parsed.starts != 0 {
                 value.state |= CONTESTED;
-                await_replies(backend, kind, node);
+                await_replies(packet, backend, kind, node);
             }
-            packet.other = packet.key;
-            flows::forget();
+            packet.scratch.other = packet.parsed.key;
+            flows::forget(packet);
             return;
         }
-        let _ = CONNECTIONS.remove(&packet.other);
+        let _ = CONNECTIONS.remove(&packet.scratch.other);
     }
-    await_replies(backend, kind, node);
-    maps::renew(&packet.other);
-    flows::forget();
+    await_replies(packet, backend, kind, node);
+    maps::renew(&packet.scratch.other);
+    flows::forget(packet);
 }
 
 /// Whether there is an entry for replies to the packet at hand, with the key
-/// [`super::packet::Packet::other`]. The entry is updated. That of a connection that is over is no
+/// [`super::packet::Scratch::other`]. The entry is updated. That of a connection that is over is no
 /// entry for a new one.
 #[inline(never)]
-fn is_expected(backend: u32, kind: u32, node: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.other) {
+fn is_expected(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool {
+    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.scratch.other) {
         Some(connection) => (true, connection),
-        None => match PENDING.get_ptr_mut(&packet.other) {
+        None => match PENDING.get_ptr_mut(&packet.scratch.other) {
             Some(connection) => (false, connection),
             None => return false,
         },
     };
     // SAFETY: as in `known`.
     let value = unsafe { &mut *pointer };
-    if !is_own(value, kind) || packet.starts != 0 && value.state & CLOSED != 0 {
+    if !is_own(packet, value, kind) || packet.parsed.starts != 0 && value.state & CLOSED != 0 {
         return false;
     }
-    if packet.starts != 0 {
+    if packet.parsed.starts != 0 {
         // The last that asked for a connection is the one that the backend answers.
         value.state &= !CONTESTED;
     }
-    if packet.class != ERROR {
-        came_by(value, backend, node);
+    if packet.parsed.class != ERROR {
+        came_by(packet, value, backend, node);
         note_use(value);
-        if !established && packet.starts == 0 && value.state & (ANSWERED | CLOSED) == ANSWERED {
-            promote(&packet.other, value);
+        if !established && packet.parsed.starts == 0 && value.state & (ANSWERED | CLOSED) == ANSWERED {
+            promote(packet.decided.reply_vni, &packet.scratch.other, value);
         }
     }
-    if u16::from_ne_bytes(packet.client_port) != 0 {
+    if u16::from_ne_bytes(packet.decided.client_port) != 0 {
         // The short way changes one end only.
-        flows::forget();
+        flows::forget(packet);
     }
     true
 }
@@ -107,99 +111,94 @@ fn is_expected(backend: u32, kind: u32, node: u32) -> bool {
 /// As [`is_expected`], where the client spoke to another node, and its port may be another one at
 /// the backend: what is known of the flow here says so.
 #[inline(never)]
-fn is_expected_elsewhere(backend: u32, kind: u32, node: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    if node == 0 || known() == NO_BACKEND || u16::from_ne_bytes(packet.client_port) == 0 {
+fn is_expected_elsewhere(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool {
+    if node == 0 || known(packet) == NO_BACKEND || u16::from_ne_bytes(packet.decided.client_port) == 0 {
         return false;
     }
-    reply_key(0);
-    is_expected(backend, kind, node)
+    reply_key(packet, 0);
+    is_expected(packet, backend, kind, node)
 }
 
 /// Whether the client's port may become another one now: a connection has the one that it began
 /// with.
 #[inline(always)]
-fn may_change_port() -> bool {
-    packet().is_some_and(|packet| match packet.key.protocol {
-        ip::TCP => packet.starts != 0,
+fn may_change_port(packet: &Packet) -> bool {
+    match packet.parsed.key.protocol {
+        ip::TCP => packet.parsed.starts != 0,
         protocol => protocol == ip::UDP,
-    })
+    }
 }
 
-/// Whether another flow has or had the replies with the key [`super::packet::Packet::other`]. That
+/// Whether another flow has or had the replies with the key [`super::packet::Scratch::other`]. That
 /// it is over is no reason to take its place: the backend may have the connection in TIME-WAIT (RFC
 /// 9293, section 3.6.1).
 #[inline(never)]
-fn is_taken(kind: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let entry = CONNECTIONS.get_ptr_mut(&packet.other).or_else(|| PENDING.get_ptr_mut(&packet.other));
+fn is_taken(packet: &Packet, kind: u32) -> bool {
+    let entry =
+        CONNECTIONS.get_ptr_mut(&packet.scratch.other).or_else(|| PENDING.get_ptr_mut(&packet.scratch.other));
     // SAFETY: as in `known`.
-    entry.is_some_and(|connection| is_anothers(unsafe { &*connection }, kind))
+    entry.is_some_and(|connection| is_anothers(packet, unsafe { &*connection }, kind))
 }
 
 /// Finds a port of the client's with which the flow is no other one's at the backend, and remembers
 /// it with the flow. Changes nothing where there is none within [`TRIES`].
 #[inline(never)]
-fn change_port(backend: u32, kind: u32) {
-    let Some(packet) = packet() else { return };
+fn change_port(packet: &mut Packet, backend: u32, kind: u32) {
     for step in 0..TRIES {
-        packet.client_port = flow::another_port(&packet.key, step);
-        reply_key(0);
-        if !is_taken(kind) {
-            packet.found = Connection { port: packet.client_port, ..forward(backend, packet.reply_vni) };
-            let _ = PENDING.insert(&packet.key, &packet.found, 0);
-            let _ = CONNECTIONS.remove(&packet.key);
-            maps::renew(&packet.key);
+        packet.decided.client_port = flow::another_port(&packet.parsed.key, step);
+        reply_key(packet, 0);
+        if !is_taken(packet, kind) {
+            packet.scratch.found = Connection {
+                port: packet.decided.client_port,
+                ..forward(packet, backend, packet.decided.reply_vni)
+            };
+            let _ = PENDING.insert(&packet.parsed.key, &packet.scratch.found, 0);
+            let _ = CONNECTIONS.remove(&packet.parsed.key);
+            maps::renew(&packet.parsed.key);
             return;
         }
     }
-    packet.client_port = [0; 2];
-    reply_key(0);
+    packet.decided.client_port = [0; 2];
+    reply_key(packet, 0);
 }
 
 /// Whether an entry for replies is of another flow than the packet's own, whose kind is given.
 #[inline(always)]
-fn is_anothers(value: &Connection, kind: u32) -> bool {
-    value.kind != ConnectionKind::Forward as u8 && !is_own(value, kind)
+fn is_anothers(packet: &Packet, value: &Connection, kind: u32) -> bool {
+    value.kind != ConnectionKind::Forward as u8 && !is_own(packet, value, kind)
 }
 
 /// Whether an entry for replies is of the packet's own flow.
 #[inline(always)]
-fn is_own(value: &Connection, kind: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let [_, _, p0, p1] = packet.key.ports;
-    same_address(&value.address, &packet.key.destination)
+fn is_own(packet: &Packet, value: &Connection, kind: u32) -> bool {
+    let [_, _, p0, p1] = packet.parsed.key.ports;
+    same_address(&value.address, &packet.parsed.key.destination)
         && value.port == [p0, p1]
-        && value.client_port == own_port()
+        && value.client_port == own_port(packet)
         && u32::from(value.kind) == kind
 }
 
 /// [`Connection::client_port`] of the replies.
 #[inline(always)]
-fn own_port() -> [u8; 2] {
-    match packet() {
-        Some(packet) if u16::from_ne_bytes(packet.client_port) != 0 => {
-            let [s0, s1, ..] = packet.key.ports;
-            [s0, s1]
-        }
-        _ => [0; 2],
-    }
+fn own_port(packet: &Packet) -> [u8; 2] {
+    let [s0, s1, ..] = packet.parsed.key.ports;
+    if u16::from_ne_bytes(packet.decided.client_port) == 0 { [0; 2] } else { [s0, s1] }
 }
 
-/// Makes the entry for replies that have the key [`super::packet::Packet::other`].
+/// Makes the entry for replies that have the key [`super::packet::Scratch::other`].
 #[inline(always)]
-fn await_replies(backend: u32, kind: u32, node: u32) {
-    let Some(packet) = packet() else { return };
-    let [_, _, p0, p1] = packet.key.ports;
-    packet.found.address = packet.key.destination;
-    packet.found.backend = backend;
-    packet.found.node = node.to_ne_bytes();
-    packet.found.port = [p0, p1];
-    packet.found.kind = kind as u8;
-    packet.found.state = if begins_connection() && may_be_direct(kind) { BEGINS } else { 0 };
-    packet.found.client_port = own_port();
-    packet.found.used = 0;
-    let _ = PENDING.insert(&packet.other, &packet.found, 0);
+fn await_replies(packet: &mut Packet, backend: u32, kind: u32, node: u32) {
+    let [_, _, p0, p1] = packet.parsed.key.ports;
+    packet.scratch.found.address = packet.parsed.key.destination;
+    packet.scratch.found.backend = backend;
+    packet.scratch.found.node = node.to_ne_bytes();
+    packet.scratch.found.port = [p0, p1];
+    packet.scratch.found.kind = kind as u8;
+    packet.scratch.found.state =
+        if begins_connection(packet) && may_be_direct(packet, kind) { BEGINS } else { 0 };
+    packet.scratch.found.client_port = own_port(packet);
+    packet.scratch.found.used = 0;
+    let _ = PENDING.insert(&packet.scratch.other, &packet.scratch.found, 0);
 }
 
 /// Whether the backend may have a direct connection between the ports of the one that begins.
@@ -208,68 +207,64 @@ fn await_replies(backend: u32, kind: u32, node: u32) {
 /// segments are the flow's then, whatever they are: it may still have the former connection, and
 /// answers a SYN of the new one with an ACK (RFC 5961, section 4; RFC 9293, section 3.10.7.4).
 #[inline(never)]
-fn may_be_direct(kind: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    if kind == ConnectionKind::Published as u32 && maps::network_of(packet.key.source).is_none() {
+fn may_be_direct(packet: &Packet, kind: u32) -> bool {
+    if kind == ConnectionKind::Published as u32 && maps::network_of(packet.parsed.key.source).is_none() {
         return false;
     }
     // SAFETY: as in `known`.
     let answered = |connection: *mut Connection| unsafe {
-        is_own(&*connection, kind) && (*connection).state & (BEGINS | ANSWERED) != BEGINS
+        is_own(packet, &*connection, kind) && (*connection).state & (BEGINS | ANSWERED) != BEGINS
     };
-    !PENDING.get_ptr_mut(&packet.other).is_some_and(answered)
+    !PENDING.get_ptr_mut(&packet.scratch.other).is_some_and(answered)
 }
 
 /// Notes which backend has the flow and by which node the client speaks, in the entry that
-/// [`super::packet::Packet::other`] is the key of.
+/// [`super::packet::Scratch::other`] is the key of.
 #[inline(always)]
-fn came_by(value: &mut Connection, backend: u32, node: u32) {
-    let Some(packet) = packet() else { return };
+fn came_by(packet: &Packet, value: &mut Connection, backend: u32, node: u32) {
     if value.node != node.to_ne_bytes() || value.backend != backend {
         value.node = node.to_ne_bytes();
         value.backend = backend;
-        maps::renew(&packet.other);
+        maps::renew(&packet.scratch.other);
     }
 }
 
-/// Makes [`super::packet::Packet::other`] the key of the replies.
+/// Makes [`super::packet::Scratch::other`] the key of the replies.
 #[inline(always)]
-fn reply_key(hairpin: u32) {
-    let Some(packet) = packet() else { return };
-    let [s0, s1, d0, d1] = packet.key.ports;
-    let [t0, t1] = packet.target;
+fn reply_key(packet: &mut Packet, hairpin: u32) {
+    let [s0, s1, d0, d1] = packet.parsed.key.ports;
+    let [t0, t1] = packet.decided.target;
     let [d0, d1] = if u16::from_ne_bytes([t0, t1]) == 0 { [d0, d1] } else { [t0, t1] };
-    packet.other.source = packet.to;
-    packet.other.destination = if hairpin == 0 { packet.key.source } else { hairpin_source() };
-    let [c0, c1] = packet.client_port;
+    packet.scratch.other.source = packet.decided.to;
+    packet.scratch.other.destination =
+        if hairpin == 0 { packet.parsed.key.source } else { hairpin_source(packet) };
+    let [c0, c1] = packet.decided.client_port;
     let [s0, s1] = if u16::from_ne_bytes([c0, c1]) == 0 { [s0, s1] } else { [c0, c1] };
-    packet.other.ports = swapped([s0, s1, d0, d1]);
-    packet.other.protocol = packet.key.protocol;
-    packet.other.vni = packet.reply_vni;
+    packet.scratch.other.ports = swapped([s0, s1, d0, d1]);
+    packet.scratch.other.protocol = packet.parsed.key.protocol;
+    packet.scratch.other.vni = packet.decided.reply_vni;
 }
 
 /// What a container that reaches itself through a VIP sees as the source: the VIP, which it can
 /// answer in any network; something else where its answers would look like what it asked.
 #[inline(always)]
-pub(in crate::datapath) fn hairpin_source() -> Address {
-    let Some(packet) = packet() else { return Address::NONE };
-    let [s0, s1, d0, d1] = packet.key.ports;
-    match (u16::from_ne_bytes([s0, s1]) == u16::from_ne_bytes([d0, d1]), packet.v6) {
-        (false, _) => packet.key.destination,
+pub(in crate::datapath) fn hairpin_source(packet: &Packet) -> Address {
+    let [s0, s1, d0, d1] = packet.parsed.key.ports;
+    match (u16::from_ne_bytes([s0, s1]) == u16::from_ne_bytes([d0, d1]), packet.parsed.v6) {
+        (false, _) => packet.parsed.key.destination,
         (true, 0) => Address::from_v4(mesh_ebpf_types::HAIRPIN_IPV4),
         (true, _) => mesh_ebpf_types::HAIRPIN_IPV6,
     }
 }
 
 /// Looks up whether a packet is a reply of a backend that has to be translated back; then
-/// [`super::packet::Packet::to`] is the source's new address. Returns the connection's kind, and
-/// one more; 0 for none. The rest of it is in [`super::packet::Packet::found`].
+/// [`super::packet::Decided::to`] is the source's new address. Returns the connection's kind, and
+/// one more; 0 for none. The rest of it is in [`super::packet::Scratch::found`].
 #[inline(never)]
-pub(in crate::datapath) fn back() -> u32 {
-    let Some(packet) = packet() else { return 0 };
-    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.key) {
-        Some(connection) if !is_superseded(connection) => (true, connection),
-        _ => match PENDING.get_ptr_mut(&packet.key) {
+pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
+    let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.parsed.key) {
+        Some(connection) if !is_superseded(packet, connection) => (true, connection),
+        _ => match PENDING.get_ptr_mut(&packet.parsed.key) {
             Some(connection) => (false, connection),
             None => return 0,
         },
@@ -280,87 +275,87 @@ pub(in crate::datapath) fn back() -> u32 {
         return 0;
     }
     // What is no answer to a SYN is of a direct connection between the same ports.
-    let answers = packet.tcp_flags & u32::from(SYN | RST) != 0 || packet.class != FLOW;
+    let answers = packet.parsed.tcp_flags & u32::from(SYN | RST) != 0 || packet.parsed.class != FLOW;
     if !established && value.state & (BEGINS | ANSWERED) == BEGINS && !answers {
         return 0;
     }
-    packet.to = value.address;
-    packet.found = *value;
-    packet.client_port = value.client_port;
+    packet.decided.to = value.address;
+    packet.scratch.found = *value;
+    packet.decided.client_port = value.client_port;
     if u16::from_ne_bytes(value.client_port) != 0 {
         // The short way changes one end only.
-        flows::forget();
+        flows::forget(packet);
     }
-    if packet.class == ERROR || packet.class == LATER {
+    if packet.parsed.class == ERROR || packet.parsed.class == LATER {
         return u32::from(value.kind) + 1;
     }
-    forward_key();
+    forward_key(packet);
     if established {
         note_use(value);
-        finish(BACKEND_FINISHED);
+        finish(packet, BACKEND_FINISHED);
     } else if value.state & ANSWERED == 0 {
         value.state |= ANSWERED;
-        mark_answered();
+        mark_answered(packet);
         // The client's next packet makes an entry established, which is done on the long way: the
         // other one, where there is one, and this one where the client spoke to another node.
-        maps::renew(&packet.other);
+        maps::renew(&packet.scratch.other);
         // Packets of a direct connection may have been remembered since.
-        maps::renew(&packet.key);
+        maps::renew(&packet.parsed.key);
     }
-    u32::from(packet.found.kind) + 1
+    u32::from(packet.scratch.found.kind) + 1
 }
 
 /// Whether the reply at hand begins what contested an established connection; that is forgotten
 /// then.
 #[inline(always)]
-fn is_superseded(connection: *mut Connection) -> bool {
-    let Some(packet) = packet() else { return false };
+fn is_superseded(packet: &Packet, connection: *mut Connection) -> bool {
     // SAFETY: as in `known`.
     let state = unsafe { (*connection).state };
-    let superseded = state & CONTESTED != 0 && packet.class == FLOW && packet.tcp_flags & u32::from(SYN) != 0;
+    let superseded = state & CONTESTED != 0
+        && packet.parsed.class == FLOW
+        && packet.parsed.tcp_flags & u32::from(SYN) != 0;
     if superseded {
-        let _ = CONNECTIONS.remove(&packet.key);
-        maps::renew(&packet.key);
+        let _ = CONNECTIONS.remove(&packet.parsed.key);
+        maps::renew(&packet.parsed.key);
     }
     superseded
 }
 
-/// Makes [`super::packet::Packet::other`] the key of the opposite direction, of a reply at hand
+/// Makes [`super::packet::Scratch::other`] the key of the opposite direction, of a reply at hand
 /// that was found.
 #[inline(always)]
-pub(super) fn forward_key() {
-    let Some(packet) = packet() else { return };
-    let [_, _, c0, c1] = packet.key.ports;
-    let own = packet.client_port;
+pub(super) fn forward_key(packet: &mut Packet) {
+    let [_, _, c0, c1] = packet.parsed.key.ports;
+    let own = packet.decided.client_port;
     let [c0, c1] = if u16::from_ne_bytes(own) == 0 { [c0, c1] } else { own };
-    let [p0, p1] = packet.found.port;
-    let hairpin = packet.found.kind == ConnectionKind::Hairpin as u8;
-    let published = packet.found.kind == ConnectionKind::Published as u8
-        || packet.found.node == HAIRPIN_NODE.to_ne_bytes();
-    packet.other.source = if hairpin { packet.key.source } else { packet.key.destination };
-    packet.other.destination = packet.found.address;
-    packet.other.ports = [c0, c1, p0, p1];
-    packet.other.protocol = packet.key.protocol;
-    packet.other.vni = if published { [0; 3] } else { packet.key.vni };
+    let [p0, p1] = packet.scratch.found.port;
+    let hairpin = packet.scratch.found.kind == ConnectionKind::Hairpin as u8;
+    let published = packet.scratch.found.kind == ConnectionKind::Published as u8
+        || packet.scratch.found.node == HAIRPIN_NODE.to_ne_bytes();
+    packet.scratch.other.source =
+        if hairpin { packet.parsed.key.source } else { packet.parsed.key.destination };
+    packet.scratch.other.destination = packet.scratch.found.address;
+    packet.scratch.other.ports = [c0, c1, p0, p1];
+    packet.scratch.other.protocol = packet.parsed.key.protocol;
+    packet.scratch.other.vni = if published { [0; 3] } else { packet.parsed.key.vni };
 }
 
 /// Forgets replies of a tuple, if need be once the backend answers: the packet at hand begins a
 /// direct connection between the same ports.
 #[inline(never)]
-pub(in crate::datapath) fn forget_replies() {
-    let Some(packet) = packet() else { return };
-    opposite_key(packet.key.vni);
-    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.other) {
+pub(in crate::datapath) fn forget_replies(packet: &mut Packet) {
+    opposite_key(packet, packet.parsed.key.vni);
+    if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.scratch.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
-        if packet.key.protocol == ip::TCP && value.kind != ConnectionKind::Forward as u8 {
+        if packet.parsed.key.protocol == ip::TCP && value.kind != ConnectionKind::Forward as u8 {
             value.state |= CONTESTED;
-            let _ = PENDING.remove(&packet.other);
+            let _ = PENDING.remove(&packet.scratch.other);
             return;
         }
     }
-    let established = CONNECTIONS.remove(&packet.other).is_ok();
-    if PENDING.remove(&packet.other).is_ok() || established {
-        maps::renew(&packet.other);
+    let established = CONNECTIONS.remove(&packet.scratch.other).is_ok();
+    if PENDING.remove(&packet.scratch.other).is_ok() || established {
+        maps::renew(&packet.scratch.other);
     }
 }

@@ -4,8 +4,7 @@ use mesh_ebpf::ip;
 use mesh_ebpf::transport::checksum_offset;
 use mesh_ebpf_types::Address;
 
-use super::packet::{ERROR, LATER, LOST, is_same};
-use crate::datapath::maps::packet;
+use super::packet::{ERROR, LATER, LOST, Packet, is_same};
 use crate::datapath::skb::Skb;
 
 /// Where the source address stands in an IPv4 header; the destination follows.
@@ -17,47 +16,50 @@ const V6_SOURCE: u32 = 8;
 pub(super) const SOURCE: u32 = 0;
 pub(super) const DESTINATION: u32 = 1;
 
-/// Replaces one end's address by [`super::packet::Packet::to`], and its port by `port` (two bytes
+/// Replaces one end's address by [`super::packet::Decided::to`], and its port by `port` (two bytes
 /// as they lie in memory; 0 leaves it). In an ICMP error, the quoted packet's opposite end
 /// likewise. `false` where the kernel refuses.
 #[inline(never)]
-pub(super) fn translate(skb: Skb, side: u32, port: u16) -> bool {
-    let Some(packet) = packet() else { return false };
-    if packet.class != ERROR {
-        return address(skb, side) && own_port(skb, side, port);
+pub(super) fn translate(skb: Skb, packet: &mut Packet, side: u32, port: u16) -> bool {
+    if packet.parsed.class != ERROR {
+        return address(skb, packet, side) && own_port(skb, packet, side, port);
     }
     let own_too = if side == SOURCE {
-        is_same(&packet.key.source, &packet.source)
+        is_same(&packet.parsed.key.source, &packet.parsed.source)
     } else {
-        is_same(&packet.key.destination, &packet.destination)
+        is_same(&packet.parsed.key.destination, &packet.parsed.destination)
     };
-    quoted_address(skb, side) && quoted_port(skb, side, port) && (!own_too || address(skb, side))
+    quoted_address(skb, packet, side)
+        && quoted_port(skb, packet, side, port)
+        && (!own_too || address(skb, packet, side))
 }
 
-/// Replaces the client's port, which is at one end, by [`super::packet::Packet::client_port`] where
+/// Replaces the client's port, which is at one end, by [`super::packet::Decided::client_port`] where
 /// that is not 0. In an ICMP error, the quoted packet's. `false` where the kernel refuses.
 #[inline(never)]
-pub(super) fn translate_client(skb: Skb, side: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let port = u16::from_ne_bytes(packet.client_port);
-    if packet.class == ERROR { quoted_port(skb, side, port) } else { own_port(skb, side, port) }
+pub(super) fn translate_client(skb: Skb, packet: &Packet, side: u32) -> bool {
+    let port = u16::from_ne_bytes(packet.decided.client_port);
+    if packet.parsed.class == ERROR {
+        quoted_port(skb, packet, side, port)
+    } else {
+        own_port(skb, packet, side, port)
+    }
 }
 
 /// The IP header's address.
 #[inline(never)]
-fn address(skb: Skb, side: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let protocol = match (packet.class, packet.v6) {
+fn address(skb: Skb, packet: &mut Packet, side: u32) -> bool {
+    let protocol = match (packet.parsed.class, packet.parsed.v6) {
         (ERROR, 0) => ip::ICMP,
         (ERROR, _) => ip::ICMPV6,
-        _ => packet.key.protocol,
+        _ => packet.parsed.key.protocol,
     };
-    let covered = if matches!(packet.class, LATER | LOST) { None } else { checksum_offset(protocol) };
+    let covered = if matches!(packet.parsed.class, LATER | LOST) { None } else { checksum_offset(protocol) };
     let udp = protocol == ip::UDP;
-    let upper = packet.upper;
-    let from = if side == SOURCE { &mut packet.source } else { &mut packet.destination };
-    let to = &mut packet.to;
-    let changed = if packet.v6 == 0 {
+    let upper = packet.parsed.upper;
+    let from = if side == SOURCE { &mut packet.parsed.source } else { &mut packet.parsed.destination };
+    let to = &mut packet.decided.to;
+    let changed = if packet.parsed.v6 == 0 {
         let (from, to) = (v4_word(from), v4_word(to));
         covered
             .map_or(Ok(()), |offset| skb.mend_l4(upper + offset, from, to, 4, true, udp))
@@ -72,14 +74,13 @@ fn address(skb: Skb, side: u32) -> bool {
 }
 
 #[inline(never)]
-fn own_port(skb: Skb, side: u32, port: u16) -> bool {
-    let Some(old) = old_port(side) else { return false };
-    let Some(packet) = packet() else { return false };
-    if port == 0 || port == old || packet.class == LATER {
+fn own_port(skb: Skb, packet: &Packet, side: u32, port: u16) -> bool {
+    let old = old_port(packet, side);
+    if port == 0 || port == old || packet.parsed.class == LATER {
         return true;
     }
-    let protocol = packet.key.protocol;
-    let upper = packet.upper;
+    let protocol = packet.parsed.key.protocol;
+    let upper = packet.parsed.upper;
     // SCTP's checksum is not one that can be mended.
     let Some(offset) = checksum_offset(protocol) else { return false };
     skb.mend_l4(upper + offset, old.into(), port.into(), 2, false, protocol == ip::UDP)
@@ -90,15 +91,15 @@ fn own_port(skb: Skb, side: u32, port: u16) -> bool {
 /// The quoted packet's address: its source's, where the error's destination changes. The checksum
 /// over it is mended but for IPv4, where the quoted header's own checksum makes up for the change.
 #[inline(never)]
-fn quoted_address(skb: Skb, side: u32) -> bool {
-    let Some(packet) = packet() else { return false };
-    let upper = packet.upper;
+fn quoted_address(skb: Skb, packet: &mut Packet, side: u32) -> bool {
+    let upper = packet.parsed.upper;
     let quote = upper + 8;
     // The error goes towards what sent the quoted packet.
     let end = 1 - (side & 1);
-    let from = if side == SOURCE { &mut packet.key.source } else { &mut packet.key.destination };
-    let to = &mut packet.to;
-    let changed = if packet.v6 == 0 {
+    let from =
+        if side == SOURCE { &mut packet.parsed.key.source } else { &mut packet.parsed.key.destination };
+    let to = &mut packet.decided.to;
+    let changed = if packet.parsed.v6 == 0 {
         let (from, to) = (v4_word(from), v4_word(to));
         skb.mend_l3(quote + 10, from, to)
             .and_then(|()| skb.store(quote + V4_SOURCE + 4 * end, &to.to_ne_bytes()))
@@ -110,13 +111,12 @@ fn quoted_address(skb: Skb, side: u32) -> bool {
 }
 
 #[inline(never)]
-fn quoted_port(skb: Skb, side: u32, port: u16) -> bool {
-    let Some(old) = old_port(side) else { return false };
-    let Some(packet) = packet() else { return false };
-    if port == 0 || port == old || !matches!(packet.key.protocol, ip::TCP | ip::UDP | ip::SCTP) {
+fn quoted_port(skb: Skb, packet: &Packet, side: u32, port: u16) -> bool {
+    let old = old_port(packet, side);
+    if port == 0 || port == old || !matches!(packet.parsed.key.protocol, ip::TCP | ip::UDP | ip::SCTP) {
         return true;
     }
-    let (upper, quoted_upper) = (packet.upper, packet.quoted_upper);
+    let (upper, quoted_upper) = (packet.parsed.upper, packet.parsed.quoted_upper);
     let end = 1 - (side & 1);
     skb.mend_l4(upper + 2, old.into(), port.into(), 2, false, false)
         .and_then(|()| skb.store(quoted_upper + 2 * end, &port.to_ne_bytes()))
@@ -125,9 +125,9 @@ fn quoted_port(skb: Skb, side: u32, port: u16) -> bool {
 
 /// The port that one end has, as it lies in memory.
 #[inline(always)]
-fn old_port(side: u32) -> Option<u16> {
-    let [s0, s1, d0, d1] = packet()?.key.ports;
-    Some(u16::from_ne_bytes(if side == SOURCE { [s0, s1] } else { [d0, d1] }))
+fn old_port(packet: &Packet, side: u32) -> u16 {
+    let [s0, s1, d0, d1] = packet.parsed.key.ports;
+    u16::from_ne_bytes(if side == SOURCE { [s0, s1] } else { [d0, d1] })
 }
 
 #[inline(always)]

@@ -4,34 +4,35 @@ use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::vxlan::{self, OUTER};
 use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, Reason, Vni};
 
+use super::packet::Packet;
 use crate::datapath::count::dropped;
 use crate::datapath::encapsulate::send_by_device;
 use crate::datapath::encrypt::hand_over;
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
-use crate::datapath::{PASS, Verdict, sent};
+use crate::datapath::{Verdict, sent};
 
 /// Sends a packet of a backend's flow to a node, as [`super::packet::Packet`] says.
 #[inline(never)]
-pub(super) fn send(skb: Skb) -> Verdict {
-    let (Some(config), Some(packet)) = (maps::config(), maps::packet()) else { return PASS };
-    let (vni, node) = (packet.tunnel_vni, packet.node);
-    let Some(backend) = maps::backend(packet.number) else {
+pub(super) fn send(skb: Skb, packet: &mut Packet) -> Verdict {
+    let Some(config) = maps::config() else { return Verdict::Pass };
+    let (vni, node) = (packet.decided.tunnel_vni, packet.decided.node);
+    let Some(backend) = maps::backend(packet.decided.number) else {
         return dropped(skb, Vni::NONE, Reason::NoBackend);
     };
     if backend.flags & BACKEND_ENCRYPTED != 0 {
-        return secretly(skb, vni, node);
+        return secretly(skb, packet, vni, node);
     }
     let Some(local) = config.local.to_v4() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
-    if packet.fits != 0 && config.encapsulation == Encapsulation::Direct as u8 {
+    if packet.decided.fits != 0 && config.encapsulation == Encapsulation::Direct as u8 {
         let verdict = direct(skb, vni, node);
-        if verdict != PASS {
+        if verdict != Verdict::Pass {
             return verdict;
         }
     }
     let (local, node) = (u32::from_be_bytes(local), u32::from_be(node));
     match send_by_device(skb, vni, local, node, config.vxlan_ifindex) {
-        PASS => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
+        Verdict::Pass => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
         verdict => verdict,
     }
 }
@@ -53,25 +54,25 @@ pub(in crate::datapath) const fn is_peer(node: u32) -> bool {
 
 /// Gives the packet to the WireGuard engine, or to nobody.
 #[inline(never)]
-fn secretly(skb: Skb, vni: u32, node: u32) -> Verdict {
+fn secretly(skb: Skb, packet: &mut Packet, vni: u32, node: u32) -> Verdict {
     let ifindex = maps::config().map_or(0, |config| config.wireguard_ifindex);
     let [.., p0, p1] = node.to_ne_bytes();
     let peer = u16::from_be_bytes([p0, p1]);
     if !is_peer(node) || peer == 0 || ifindex == 0 {
         return dropped(skb, Vni::NONE, Reason::NoKey);
     }
-    match hand_over(skb, Vni::new(vni), peer, ifindex) {
+    match hand_over(skb, Some(packet), Vni::new(vni), peer, ifindex) {
         Some(verdict) => verdict,
         None => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
     }
 }
 
-/// Writes the outer headers. [`PASS`], and nothing changed, where the kernel refuses.
+/// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses.
 #[inline(never)]
 fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
-    let Some(config) = maps::config() else { return PASS };
+    let Some(config) = maps::config() else { return Verdict::Pass };
     let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<TO_TRAFFIC_CLASS>(0)) else {
-        return PASS;
+        return Verdict::Pass;
     };
     let outer = vxlan::Encapsulation {
         source,
@@ -83,7 +84,7 @@ fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
         length: skb.length(),
     };
     if skb.grow_outer().is_err() {
-        return PASS;
+        return Verdict::Pass;
     }
     let mut frame = Buffer::<{ OUTER + ETHERNET }>::new();
     outer.write(&mut frame.bytes);

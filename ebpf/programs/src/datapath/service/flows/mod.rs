@@ -23,11 +23,11 @@ pub(in crate::datapath) use remember::{
     wanted,
 };
 
+use crate::datapath::Verdict;
 use crate::datapath::count::{count_number, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::{Refused, Skb};
 use crate::datapath::start::Start;
-use crate::datapath::{GO_ON, LONG_WAY, Verdict};
 
 /// How long an entry holds: 0.1 to 1 s, by the kernel's clock rate.
 const UNTIL: u64 = 100;
@@ -177,11 +177,11 @@ fn packet_length(frame: Start<READ>, length: u32, payload: u32) -> u32 {
     }
 }
 
-/// What an endpoint sends. [`LONG_WAY`], and nothing changed, where the flow is not known;
-/// [`GO_ON`], and nothing changed, where it is known to be none of a service.
+/// What an endpoint sends. [`Verdict::SlowPath`], and nothing changed, where the flow is not known;
+/// [`Verdict::Unchanged`], and nothing changed, where it is known to be none of a service.
 #[inline(never)]
 pub(in crate::datapath) fn sent(skb: Skb) -> Verdict {
-    from_endpoint(skb).unwrap_or(LONG_WAY)
+    from_endpoint(skb).unwrap_or(Verdict::SlowPath)
 }
 
 #[inline(always)]
@@ -193,11 +193,11 @@ fn from_endpoint(skb: Skb) -> Option<Verdict> {
     untunnelled(skb, frame, [frame.word(6), frame.half(10).into()])
 }
 
-/// What arrived at the data-path device for a published port. [`LONG_WAY`], and nothing changed,
+/// What arrived at the data-path device for a published port. [`Verdict::SlowPath`], and nothing changed,
 /// where the flow is not known.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
-    from_outside(skb).unwrap_or(LONG_WAY)
+    from_outside(skb).unwrap_or(Verdict::SlowPath)
 }
 
 #[inline(always)]
@@ -217,7 +217,7 @@ fn untunnelled(skb: Skb, frame: Start<READ>, mac: [u32; 2]) -> Option<Verdict> {
         return None;
     }
     if flow.way == UNBALANCED {
-        return Some(GO_ON);
+        return Some(Verdict::Unchanged);
     }
     if flow.way == TO_NODE {
         return send(skb, flow, frame, length, payload);
@@ -229,7 +229,7 @@ fn untunnelled(skb: Skb, frame: Start<READ>, mac: [u32; 2]) -> Option<Verdict> {
 /// What another node sent, in outer headers as this mesh makes them. As [`sent`].
 #[inline(never)]
 pub(in crate::datapath) fn received(skb: Skb) -> Verdict {
-    from_node(skb).unwrap_or(LONG_WAY)
+    from_node(skb).unwrap_or(Verdict::SlowPath)
 }
 
 #[inline(always)]
@@ -247,7 +247,7 @@ fn from_node(skb: Skb) -> Option<Verdict> {
         return None;
     }
     if flow.way == UNBALANCED {
-        return Some(GO_ON);
+        return Some(Verdict::Unchanged);
     }
     // See `underlay`: what leaves again must not take the notes of a tunnel along, nor may
     // datagrams.

@@ -12,7 +12,8 @@ use mesh_ebpf_types::{Encapsulation as Mode, Mac, PUBLISHED_BIT, Reason, Vni};
 use super::super::packet::FLOW;
 use super::super::translate::SOURCE;
 use super::{Flow, FlowKey, INNER_IP, LEAVES, NEITHER, TO_ENDPOINT, TO_NODE, UNBALANCED, UNTIL};
-use crate::datapath::maps::{self, packet};
+use crate::datapath::maps;
+use crate::datapath::service::packet::Packet;
 
 /// What is known of the flow of the packet at hand. Words and halves as they lie in packets.
 #[repr(C)]
@@ -42,7 +43,7 @@ pub(in crate::datapath) struct Memo {
 #[derive(Clone, Copy)]
 pub(in crate::datapath) struct Becomes {
     /// `SOURCE`, `DESTINATION`, or [`NEITHER`]: the end that becomes
-    /// [`super::super::packet::Packet::to`].
+    /// [`super::super::packet::Decided::to`].
     pub(in crate::datapath) end: u32,
     /// That end's new port; 0 leaves it.
     pub(in crate::datapath) port: [u8; 2],
@@ -53,142 +54,137 @@ pub(in crate::datapath) struct Becomes {
 /// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in
 /// [`FlowKey`]; `hash` is 0 where it is not known.
 #[inline(always)]
-pub(in crate::datapath) fn begin(from: u32, vni: u32, mac: [u32; 2], hash: u32) {
-    let Some(packet) = packet() else { return };
-    let in_flow = match packet.key.protocol {
-        ip::TCP => packet.tcp_flags & u32::from(SYN | FIN | RST) == 0,
+pub(in crate::datapath) fn begin(packet: &mut Packet, from: u32, vni: u32, mac: [u32; 2], hash: u32) {
+    let in_flow = match packet.parsed.key.protocol {
+        ip::TCP => packet.parsed.tcp_flags & u32::from(SYN | FIN | RST) == 0,
         ip::UDP => true,
         _ => false,
     };
-    if packet.class != FLOW || packet.v6 != 0 || packet.first_fragment != 0 || packet.upper != 34 || !in_flow
+    if packet.parsed.class != FLOW
+        || packet.parsed.v6 != 0
+        || packet.parsed.first_fragment != 0
+        || packet.parsed.upper != 34
+        || !in_flow
     {
         return;
     }
-    let [addresses @ .., ports] = tuple();
-    packet.memo.generation = maps::generation();
-    packet.memo.epoch = maps::epoch(maps::flow_slot(addresses, ports));
-    packet.memo.from = from;
-    packet.memo.vni = vni;
-    packet.memo.mac = mac;
-    packet.memo.hash = hash;
+    let [addresses @ .., ports] = tuple(packet);
+    packet.scratch.memo.generation = maps::generation();
+    packet.scratch.memo.epoch = maps::epoch(maps::flow_slot(addresses, ports));
+    packet.scratch.memo.from = from;
+    packet.scratch.memo.vni = vni;
+    packet.scratch.memo.mac = mac;
+    packet.scratch.memo.hash = hash;
 }
 
 /// As [`begin`], of what an endpoint sends.
 #[inline(always)]
-pub(in crate::datapath) fn begin_sent(ifindex: u32) {
-    let Some(packet) = packet() else { return };
-    let Mac([m0, m1, m2, m3, m4, m5]) = packet.source_mac;
-    begin(ifindex, 0, [u32::from_ne_bytes([m0, m1, m2, m3]), u16::from_ne_bytes([m4, m5]).into()], 0);
+pub(in crate::datapath) fn begin_sent(packet: &mut Packet, ifindex: u32) {
+    let Mac([m0, m1, m2, m3, m4, m5]) = packet.parsed.source_mac;
+    begin(packet, ifindex, 0, [u32::from_ne_bytes([m0, m1, m2, m3]), u16::from_ne_bytes([m4, m5]).into()], 0);
 }
 
 /// As [`begin`], of what a node sent; 0 where it is not known.
 #[inline(always)]
-pub(in crate::datapath) fn begin_received(node: u32, vni: Vni, mac: [u32; 2]) {
+pub(in crate::datapath) fn begin_received(packet: &mut Packet, node: u32, vni: Vni, mac: [u32; 2]) {
     let [_, v0, v1, v2] = vni.0;
-    begin(node, u32::from_ne_bytes([v0, v1, v2, 0]), mac, 0);
+    begin(packet, node, u32::from_ne_bytes([v0, v1, v2, 0]), mac, 0);
 }
 
 /// Whether anything is to be remembered of the packet at hand.
 #[inline(always)]
-pub(in crate::datapath) fn wanted() -> bool {
-    packet().is_some_and(|packet| packet.memo.from != 0)
+pub(in crate::datapath) fn wanted(packet: &Packet) -> bool {
+    packet.scratch.memo.from != 0
 }
 
 /// Nothing is to be remembered of the packet at hand.
 #[inline(always)]
-pub(in crate::datapath) fn forget() {
-    if let Some(packet) = packet() {
-        packet.memo.from = 0;
-    }
+pub(in crate::datapath) fn forget(packet: &mut Packet) {
+    packet.scratch.memo.from = 0;
 }
 
 /// Remembers that the flow goes to an endpoint here.
 #[inline(always)]
-pub(in crate::datapath) fn to_endpoint(becomes: Becomes, ifindex: u32, mac: Mac) {
-    let Some(packet) = packet() else { return };
-    packet.memo.destination_mac = mac;
-    packet.memo.source_mac = packet.source_mac;
-    remember(becomes, TO_ENDPOINT, ifindex);
+pub(in crate::datapath) fn to_endpoint(packet: &mut Packet, becomes: Becomes, ifindex: u32, mac: Mac) {
+    packet.scratch.memo.destination_mac = mac;
+    packet.scratch.memo.source_mac = packet.parsed.source_mac;
+    remember(packet, becomes, TO_ENDPOINT, ifindex);
 }
 
 /// Remembers that it leaves by a device, as a reply to somebody outside.
 ///
 /// What it becomes was said by [`note`].
 #[inline(always)]
-pub(in crate::datapath) fn leaves(ifindex: u32) {
-    let Some(packet) = packet() else { return };
-    packet.memo.destination_mac = packet.destination_mac;
-    packet.memo.source_mac = packet.source_mac;
-    goes(LEAVES, ifindex);
+pub(in crate::datapath) fn leaves(packet: &mut Packet, ifindex: u32) {
+    packet.scratch.memo.destination_mac = packet.parsed.destination_mac;
+    packet.scratch.memo.source_mac = packet.parsed.source_mac;
+    goes(packet, LEAVES, ifindex);
 }
 
 /// Remembers that it goes to the node and with the VNI that [`super::super::packet::Packet`] says,
 /// where packets of up to `mtu` bytes fit. `mac` is the inner frame's destination, for a frame of a
 /// network.
 #[inline(always)]
-pub(in crate::datapath) fn to_node(becomes: Becomes, mtu: u32, mac: Mac) {
-    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
+pub(in crate::datapath) fn to_node(packet: &mut Packet, becomes: Becomes, mtu: u32, mac: Mac) {
+    let Some(config) = maps::config() else { return };
     if config.encapsulation != Mode::Direct as u8 {
         return;
     }
-    let of_network = packet.tunnel_vni & PUBLISHED_BIT == 0;
-    packet.memo.mtu = mtu;
-    packet.memo.destination_mac = mac;
-    packet.memo.source_mac = if of_network { packet.source_mac } else { Mac([0; 6]) };
-    remember(becomes, TO_NODE, config.underlay_ifindex);
+    let of_network = packet.decided.tunnel_vni & PUBLISHED_BIT == 0;
+    packet.scratch.memo.mtu = mtu;
+    packet.scratch.memo.destination_mac = mac;
+    packet.scratch.memo.source_mac = if of_network { packet.parsed.source_mac } else { Mac([0; 6]) };
+    remember(packet, becomes, TO_NODE, config.underlay_ifindex);
 }
 
 /// Remembers that it comes from a backend, but is no reply to anything that was balanced.
 #[inline(always)]
-pub(in crate::datapath) fn unbalanced() {
+pub(in crate::datapath) fn unbalanced(packet: &mut Packet) {
     let reason = Reason::Received;
-    remember(Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason }, UNBALANCED, 0);
+    remember(packet, Becomes { end: NEITHER, port: [0; 2], counted: Vni::NONE, reason }, UNBALANCED, 0);
 }
 
 #[inline(always)]
-fn remember(becomes: Becomes, way: u32, ifindex: u32) {
-    let Some(packet) = packet() else { return };
-    if packet.memo.from == 0 {
+fn remember(packet: &mut Packet, becomes: Becomes, way: u32, ifindex: u32) {
+    if packet.scratch.memo.from == 0 {
         return;
     }
-    note(becomes);
-    goes(way, ifindex);
+    note(packet, becomes);
+    goes(packet, way, ifindex);
 }
 
 /// Notes what the packet at hand becomes, for [`leaves`].
 #[inline(always)]
-pub(in crate::datapath) fn note(becomes: Becomes) {
-    let Some(packet) = packet() else { return };
-    packet.memo.end = becomes.end;
-    packet.memo.to_port = u16::from_ne_bytes(becomes.port).into();
-    packet.memo.counted = becomes.counted;
-    packet.memo.reason = becomes.reason as u32;
+pub(in crate::datapath) fn note(packet: &mut Packet, becomes: Becomes) {
+    packet.scratch.memo.end = becomes.end;
+    packet.scratch.memo.to_port = u16::from_ne_bytes(becomes.port).into();
+    packet.scratch.memo.counted = becomes.counted;
+    packet.scratch.memo.reason = becomes.reason as u32;
 }
 
 #[inline(always)]
-fn goes(way: u32, ifindex: u32) {
-    let Some(packet) = packet() else { return };
-    packet.memo.way = way;
-    packet.memo.to_ifindex = ifindex;
-    commit();
+fn goes(packet: &mut Packet, way: u32, ifindex: u32) {
+    packet.scratch.memo.way = way;
+    packet.scratch.memo.to_ifindex = ifindex;
+    commit(packet);
 }
 
 /// Addresses and ports of the packet at hand.
 #[inline(always)]
-fn tuple() -> [u32; 3] {
-    let Some(packet) = packet() else { return [0; 3] };
-    let ([.., source], [.., destination]) = (packet.key.source.words(), packet.key.destination.words());
-    [source, destination, u32::from_ne_bytes(packet.key.ports)]
+fn tuple(packet: &Packet) -> [u32; 3] {
+    let ([.., source], [.., destination]) =
+        (packet.parsed.key.source.words(), packet.parsed.key.destination.words());
+    [source, destination, u32::from_ne_bytes(packet.parsed.key.ports)]
 }
 
 #[inline(never)]
-fn commit() {
-    let (Some(packet), Some(config)) = (packet(), maps::config()) else { return };
-    let [source, destination, ports] = tuple();
+fn commit(packet: &Packet) {
+    let Some(config) = maps::config() else { return };
+    let [source, destination, ports] = tuple(packet);
     let Some(flow) = maps::flow(maps::flow_slot([source, destination], ports)) else { return };
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
     let flow = unsafe { &mut *flow };
-    let memo = &packet.memo;
+    let memo = &packet.scratch.memo;
     flow.generation = memo.generation;
     flow.epoch = memo.epoch;
     // SAFETY: takes nothing, returns the time.
@@ -200,7 +196,7 @@ fn commit() {
         vni: memo.vni,
         addresses: [source, destination],
         ports,
-        protocol: packet.key.protocol.into(),
+        protocol: packet.parsed.key.protocol.into(),
         mac: memo.mac,
     };
     flow.way = memo.way;
@@ -209,14 +205,14 @@ fn commit() {
     flow.vni = memo.counted;
     flow.reason = memo.reason;
     flow.end = memo.end;
-    change(flow);
+    change(packet, flow);
     let [.., local] = config.local.words();
-    flow.outer = [local, packet.node];
+    flow.outer = [local, packet.decided.node];
     flow.template.set_outer(Encapsulation {
         source: local.to_ne_bytes(),
-        destination: packet.node.to_ne_bytes(),
+        destination: packet.decided.node.to_ne_bytes(),
         port: config.vxlan_port,
-        vni: Vni::new(packet.tunnel_vni),
+        vni: Vni::new(packet.decided.tunnel_vni),
         hash: 0,
         traffic_class: 0,
         length: 0,
@@ -230,16 +226,15 @@ fn commit() {
 
 /// What changes in the packet, and what its tuple becomes.
 #[inline(always)]
-fn change(flow: &mut Flow) {
-    let Some(packet) = packet() else { return };
-    let [mut source, mut destination, ports] = tuple();
-    flow.hops = packet.hops;
+fn change(packet: &Packet, flow: &mut Flow) {
+    let [mut source, mut destination, ports] = tuple(packet);
+    flow.hops = packet.decided.hops;
     // The hop limit is the first byte of a half (RFC 1624).
     flow.difference = flow.hops * u32::from(!u16::from_ne_bytes([1, 0]));
     let [s0, s1, d0, d1] = ports.to_ne_bytes();
     let mut halves = [u16::from_ne_bytes([s0, s1]).into(), u16::from_ne_bytes([d0, d1]).into()];
     if flow.end != NEITHER {
-        let [.., to] = packet.to.words();
+        let [.., to] = packet.decided.to.words();
         let (address, port) = if flow.end == SOURCE {
             (&mut source, &mut halves[0])
         } else {
@@ -247,7 +242,7 @@ fn change(flow: &mut Flow) {
         };
         (flow.from, flow.to) = (*address, to);
         flow.from_port = *port;
-        flow.to_port = if packet.memo.to_port == 0 { *port } else { packet.memo.to_port };
+        flow.to_port = if packet.scratch.memo.to_port == 0 { *port } else { packet.scratch.memo.to_port };
         (*address, *port) = (to, flow.to_port);
         let ([f0, f1, f2, f3], [t0, t1, t2, t3]) = ((!flow.from).to_ne_bytes(), to.to_ne_bytes());
         let half = |a, b| u32::from(u16::from_ne_bytes([a, b]));
@@ -255,8 +250,8 @@ fn change(flow: &mut Flow) {
     }
     let ([s0, s1, ..], [d0, d1, ..]) = (halves[0].to_le_bytes(), halves[1].to_le_bytes());
     let ports = [s0, s1, d0, d1];
-    flow.hash = match packet.memo.hash {
-        0 => flow::hash([source, destination], u32::from_ne_bytes(ports), packet.key.protocol),
+    flow.hash = match packet.scratch.memo.hash {
+        0 => flow::hash([source, destination], u32::from_ne_bytes(ports), packet.parsed.key.protocol),
         known => known,
     };
     let frame = &mut flow.template.frame;
