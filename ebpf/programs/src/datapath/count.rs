@@ -4,9 +4,9 @@ use aya_ebpf::bindings::__sk_buff;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_skb_load_bytes};
 use mesh_ebpf_types::{Counter, CounterKey, EVENTS_WANTED, Event, Reason, Vni};
 
-use super::Verdict;
 use super::maps::{COUNTERS, EARLY, EVENTS, config};
 use super::skb::Skb;
+use super::verdict::Verdict;
 
 /// Drops that are reported before sampling starts, and how many later ones make one event.
 const EVENTS_AT_FIRST: u64 = 16;

@@ -9,11 +9,12 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{Address, Reason, Vni};
 
 use super::count::dropped;
+use super::maps;
 use super::service::packet::{self, FLOW, Packet};
 use super::service::{bare, own};
 use super::skb::Skb;
 use super::start::Start;
-use super::{Verdict, maps};
+use super::verdict::Verdict;
 
 /// IPv4 without options, or IPv6, and ports.
 const READ_V4: usize = 24;
@@ -29,7 +30,7 @@ pub(super) fn egress(skb: Skb) -> Verdict {
         return Verdict::Pass;
     }
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     if packet::read(skb, packet, 0) != FLOW {
         return Verdict::Pass;
     }
@@ -43,7 +44,7 @@ pub(super) fn layer3(skb: Skb) -> Verdict {
         return Verdict::Pass;
     }
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     if !bare::read(skb, packet) {
         return Verdict::Pass;
     }

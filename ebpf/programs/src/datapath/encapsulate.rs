@@ -1,20 +1,17 @@
 //! To another node: outer headers written here, or by the VXLAN device.
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
-use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{self, OUTER};
 use mesh_ebpf_types::{Block, ENCRYPTED, Encapsulation, Reason, Vni};
 
 use super::count::count;
-use super::endpoint::{Sending, upper_layer};
+use super::sending::{Sending, packet_length};
 use super::service::packet::Packet;
 use super::skb::{Refused, Skb, TunnelKey};
-use super::{Verdict, encrypt, maps, sent, too_big};
+use super::verdict::Verdict;
+use super::{encrypt, maps, sent, too_big};
 
 const FRAME: usize = OUTER + ETHERNET;
-/// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the
-/// sender's device.
-const GSO_BY_FRAGS: u32 = 0xffff;
 
 #[inline(always)]
 pub(super) fn encapsulate(
@@ -112,33 +109,4 @@ fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
         return Verdict::Drop;
     }
     skb.route(config.underlay_ifindex)
-}
-
-/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments
-/// cannot be told.
-#[inline(always)]
-pub(super) fn packet_length(sending: &Sending<'_>) -> u32 {
-    let Sending { skb, headers, .. } = *sending;
-    let payload = skb.gso_size();
-    if payload == 0 {
-        return skb.length() - 14;
-    }
-    if payload == GSO_BY_FRAGS {
-        return 0;
-    }
-    let (protocol, offset) = if headers.is_v6() {
-        // The kernel made the super-packet itself: it has no header that cannot be followed.
-        let Some(upper) = upper_layer(skb, headers.next()) else { return payload + headers.header_length() };
-        (upper.protocol, upper.offset)
-    } else {
-        (headers.next(), 14 + headers.header_length())
-    };
-    let header = match protocol {
-        ip::TCP => match skb.load::<1>(offset + 12) {
-            Ok([data_offset]) => u32::from(data_offset >> 4) * 4,
-            Err(Refused) => 20,
-        },
-        _ => 8,
-    };
-    payload + offset - 14 + header
 }

@@ -1,16 +1,13 @@
 //! To another node of an encrypted network: into the WireGuard engine's device, or nowhere.
 
-use mesh_ebpf_types::{FrameTag, Reason, Vni, WIREGUARD_KERNEL_IFINDEX};
+use mesh_ebpf_types::Reason;
 
 use super::count::count;
-use super::encapsulate::packet_length;
-use super::endpoint::Sending;
+use super::engine::hand_over;
+use super::sending::{Sending, packet_length};
 use super::service::packet::Packet;
-use super::skb::Skb;
-use super::{Verdict, maps, sent, too_big, wireguard_kernel};
-
-/// Where the source MAC is in a frame.
-const SOURCE: u32 = 6;
+use super::verdict::Verdict;
+use super::{sent, too_big};
 
 #[inline(always)]
 pub(super) fn encrypt(packet: &mut Packet, sending: &Sending<'_>, peer: u16) -> Result<Verdict, Reason> {
@@ -25,27 +22,4 @@ pub(super) fn encrypt(packet: &mut Packet, sending: &Sending<'_>, peer: u16) -> 
     sent::remember_encrypted(skb, generation, peer.into());
     count(skb, vni, Reason::ForwardedRemote);
     hand_over(skb, Some(packet), vni, peer, config.wireguard_ifindex).ok_or(Reason::EncapsulationFailed)
-}
-
-/// Gives the frame to the engine: with network and node in its source MAC to the one in user space,
-/// in VXLAN to the kernel's. The engine may be gone by now and its device with it: then the kernel
-/// drops the packet, since no other device ever has this index.
-#[inline(always)]
-pub(super) fn hand_over(
-    skb: Skb,
-    packet: Option<&mut Packet>,
-    vni: Vni,
-    peer: u16,
-    ifindex: u32,
-) -> Option<Verdict> {
-    if ifindex == WIREGUARD_KERNEL_IFINDEX {
-        let packet = match packet {
-            Some(packet) => packet,
-            // SAFETY: no reference to it exists yet.
-            None => unsafe { maps::packet() }?,
-        };
-        return Some(wireguard_kernel::comes_next(packet, vni, peer));
-    }
-    skb.store(SOURCE, &FrameTag { vni, peer }.mac().0).ok()?;
-    Some(skb.send(ifindex))
 }

@@ -3,31 +3,23 @@
 use mesh_ebpf::headers::{Carries, Headers, V4, V6_REST};
 use mesh_ebpf::{ip, ndp};
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, BlockKind, Config, INTERNAL, Interface, Network, NextHop, Reason, Vni, next_hop,
+    ALLOW_FORWARDING, BlockKind, Config, INTERNAL, Interface, NextHop, Reason, Vni, next_hop,
 };
 
 use super::count::{count, dropped};
+use super::ipv6::upper_layer;
+use super::sending::Sending;
 use super::service::packet::Packet;
 use super::skb::Skb;
-use super::{Verdict, encapsulate, host_access, maps, neighbour, outside, sent, service, wireguard_kernel};
-
-/// What one packet's way is decided from.
-pub(super) struct Sending<'a> {
-    pub(super) skb: Skb,
-    /// Of the maps, before anything was looked up.
-    pub(super) generation: u64,
-    pub(super) vni: Vni,
-    pub(super) config: &'a Config,
-    pub(super) network: &'a Network,
-    pub(super) headers: &'a Headers,
-}
+use super::verdict::Verdict;
+use super::{encapsulate, host_access, maps, neighbour, outside, sent, service, wireguard_kernel};
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
     match way(skb) {
         // SAFETY: the part that returned the verdict has released it.
         Verdict::KernelWireguard => {
-            unsafe { maps::packet() }.map_or(Verdict::Drop, |packet| wireguard_kernel::send(skb, packet))
+            unsafe { Packet::take() }.map_or(Verdict::Drop, |packet| wireguard_kernel::send(skb, packet))
         }
         verdict => verdict,
     }
@@ -41,7 +33,7 @@ fn way(skb: Skb) -> Verdict {
     }
     let mut balanced = service::flows::sent(skb);
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     if balanced == Verdict::SlowPath {
         let verdict = service::outbound::balance(skb, packet);
         balanced = service::run(skb, packet, verdict);
@@ -135,48 +127,6 @@ fn is_discovery(skb: Skb, headers: &Headers) -> Result<bool, Reason> {
         return Ok(false);
     }
     if headers.next() == ip::ICMPV6 { Ok(true) } else { Err(Reason::UnsupportedProtocol) }
-}
-
-/// Where an IPv6 packet's upper layer is.
-pub(super) struct UpperLayer {
-    /// Its protocol. 59, "no next header", stands for what has none: a later fragment.
-    pub(super) protocol: u8,
-    /// Where its header starts in the frame.
-    pub(super) offset: u32,
-}
-
-/// Finds the upper layer of an IPv6 packet. `None` if there are too many extension headers, or they
-/// are truncated.
-#[inline(always)]
-pub(super) fn upper_layer(skb: Skb, first: u8) -> Option<UpperLayer> {
-    if matches!(first, ip::TCP | ip::UDP | ip::ICMPV6) {
-        return Some(UpperLayer { protocol: first, offset: 54 });
-    }
-    match follow_extensions(skb, first) {
-        0 => None,
-        found => Some(UpperLayer { protocol: (found & 0xff) as u8, offset: found >> 8 }),
-    }
-}
-
-/// Returns the offset of the upper layer's header, above 8 bits of its protocol; 0 if it cannot be
-/// found.
-#[inline(never)]
-fn follow_extensions(skb: Skb, first: u8) -> u32 {
-    let (mut protocol, mut offset) = (first, 54);
-    for _ in 0..=ip::MAX_EXTENSIONS {
-        // An upper layer may have under four bytes; an extension header may not.
-        let (bytes, whole) = skb.load(offset).map_or(([0; 4], false), |bytes| (bytes, true));
-        match ip::step(protocol, bytes) {
-            ip::Next::Upper => return offset << 8 | u32::from(protocol),
-            _ if !whole => return 0,
-            ip::Next::LaterFragment => return offset << 8 | 59,
-            ip::Next::Header { next, skip } => {
-                protocol = next;
-                offset += skip;
-            }
-        }
-    }
-    0
 }
 
 #[inline(always)]

@@ -9,10 +9,11 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{Address, Reason, Vni};
 
 use super::count::dropped;
+use super::maps;
 use super::route::Route;
 use super::skb::Skb;
 use super::start::Start;
-use super::{Verdict, maps};
+use super::verdict::Verdict;
 
 /// IPv4 without options, and ports.
 const READ: usize = 24;

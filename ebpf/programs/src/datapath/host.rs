@@ -7,7 +7,8 @@ use super::count::{count, dropped};
 use super::service::packet::Packet;
 use super::service::{aside, packet, run_published};
 use super::skb::Skb;
-use super::{Verdict, host_access, maps, receive};
+use super::verdict::Verdict;
+use super::{host_access, maps, receive};
 
 #[inline(always)]
 pub(super) fn host(skb: Skb) -> Verdict {
@@ -19,7 +20,7 @@ pub(super) fn host(skb: Skb) -> Verdict {
         return verdict;
     }
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     // The verifier forgets what is kept there: so it looks at what follows once, not for each
     // verdict.
     packet.decided.number = verdict as u32;

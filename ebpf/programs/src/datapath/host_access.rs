@@ -210,7 +210,7 @@ fn tcp_state(skb: Skb, packet: &Packet, ports: u32) -> u32 {
 pub(super) fn note(skb: Skb) {
     // SAFETY: no reference to it exists.
     if !is_segment(skb)
-        && let Some(packet) = unsafe { maps::packet() }
+        && let Some(packet) = unsafe { Packet::take() }
     {
         note_call(skb, packet);
     }

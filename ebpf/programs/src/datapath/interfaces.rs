@@ -4,9 +4,11 @@ use mesh_ebpf::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use mesh_ebpf::ip;
 use mesh_ebpf_types::Address;
 
+use super::service::packet::Packet;
 use super::service::{flows, go_on, published, run_published};
 use super::skb::Skb;
-use super::{Verdict, guard, maps};
+use super::verdict::Verdict;
+use super::{guard, maps};
 
 /// IPv4 without options, and ports.
 const READ: usize = 24;
@@ -49,7 +51,7 @@ pub(super) fn layer3(skb: Skb) -> Verdict {
 #[inline(always)]
 fn arrived(skb: Skb) -> Verdict {
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     let verdict = published::arrived(skb, packet);
     run_published(skb, packet, verdict)
 }

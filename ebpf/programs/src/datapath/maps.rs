@@ -13,11 +13,7 @@ use mesh_ebpf_types::{
     PublishedKey, Service, ServiceKey, SocketPeer, Vni, host_published_number,
 };
 
-use super::received::{Received, ReceivedKey};
-use super::sent::{Sent, SentKey};
-use super::service::flows::Flow;
-use super::service::packet::Packet;
-
+/// A map with the name of the static. Those whose values are a module's own stand in that module.
 macro_rules! map {
     ($name:ident: $type:ty = $new:expr) => {
         #[unsafe(link_section = "maps")]
@@ -25,6 +21,8 @@ macro_rules! map {
         pub(super) static $name: $type = $new;
     };
 }
+
+pub(super) use map;
 
 map!(CONFIG: Array<Config> = Array::pinned(1, 0));
 map!(NETWORKS: HashMap<Vni, Network> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
@@ -63,18 +61,13 @@ map!(NETNS: Array<u64> = Array::pinned(1, 0));
 map!(FRAGMENTS: LruHashMap<ConnectionKey, [u8; 4]> = LruHashMap::pinned(4096, 0));
 
 /// How many ways of either direction each CPU remembers; a power of two.
-const WAYS: u32 = 1 << WAYS_BITS;
+pub(super) const WAYS: u32 = 1 << WAYS_BITS;
 const WAYS_BITS: u32 = 9;
-// Not pinned: worth nothing to another program.
-map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(WAYS, 0));
-map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(WAYS, 0));
 /// How many balanced flows each CPU remembers; a power of two.
+pub(super) const FLOWS: u32 = 1 << FLOWS_BITS;
 const FLOWS_BITS: u32 = 11;
-map!(FLOWS: PerCpuArray<Flow> = PerCpuArray::with_max_entries(1 << FLOWS_BITS, 0));
-// Of all CPUs, for each entry of `FLOWS`.
+// Of all CPUs, for each balanced flow that they may remember.
 map!(EPOCHS: Array<u64> = Array::with_max_entries(1 << FLOWS_BITS, 0));
-// What balancing knows of the packet at hand: more than fits on the stack.
-map!(PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0));
 
 /// Changes whenever user space has changed an entry of any map: what was derived from entries
 /// before holds no more.
@@ -98,12 +91,6 @@ pub(super) const fn flow_slot([source, destination]: [u32; 2], ports: u32) -> u3
     slot([source, destination, ports], FLOWS_BITS)
 }
 
-/// What is in that place on this CPU.
-#[inline(always)]
-pub(super) fn flow(slot: u32) -> Option<*mut Flow> {
-    FLOWS.get_ptr_mut(slot)
-}
-
 /// Changes whenever a program has changed what any tuple of that place stands for: what was derived
 /// before holds no more.
 #[inline(always)]
@@ -125,16 +112,10 @@ pub(super) fn renew(key: &ConnectionKey) {
     }
 }
 
-/// The place of a sent packet's way.
+/// The place of a packet's way, by words that choose it.
 #[inline(always)]
-pub(super) fn sent(key: &SentKey) -> Option<*mut Sent> {
-    SENT.get_ptr_mut(slot([key.addresses[0], key.addresses[1], key.macs[0]], WAYS_BITS))
-}
-
-/// The place of a received packet's way.
-#[inline(always)]
-pub(super) fn received(key: &ReceivedKey) -> Option<*mut Received> {
-    RECEIVED.get_ptr_mut(slot([key.vni ^ key.source, key.destination, key.mac_end.into()], WAYS_BITS))
+pub(super) const fn way_slot(words: [u32; 3]) -> u32 {
+    slot(words, WAYS_BITS)
 }
 
 /// This node's configuration. There always is one: the array has one entry.
@@ -280,19 +261,6 @@ pub(super) fn maglev(entry: u32) -> u32 {
     MAGLEV
         .get_ptr(entry / row)
         .map_or(0, |numbers| unsafe { numbers.cast::<u32>().add((entry % row) as usize).read_volatile() })
-}
-
-/// Returns the room for what balancing knows of the packet at hand. There always is one: the array
-/// has one entry.
-///
-/// # Safety
-///
-/// No other reference to it may be alive. The entry is this CPU's own, and programs do not interrupt
-/// each other on one CPU: so it suffices that a program takes it where none of its callers has it.
-#[inline(always)]
-pub(super) unsafe fn packet<'a>() -> Option<&'a mut Packet> {
-    // SAFETY: the entry always is memory of the map, and all zeroes is a packet.
-    PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
 }
 
 /// Remembers that a member answered a probe.

@@ -5,10 +5,12 @@ mod egress;
 mod encapsulate;
 mod encrypt;
 mod endpoint;
+mod engine;
 mod guard;
 mod host;
 mod host_access;
 mod interfaces;
+mod ipv6;
 mod maps;
 mod neighbour;
 mod outside;
@@ -16,6 +18,7 @@ mod overlay;
 mod receive;
 mod received;
 mod route;
+mod sending;
 mod sent;
 mod service;
 mod skb;
@@ -31,7 +34,6 @@ mod xdp;
 use aya_ebpf::bindings::{__sk_buff, bpf_sock_addr, xdp_md};
 use service::flows;
 use skb::Skb;
-use verdict::Verdict;
 use xdp::Xdp;
 
 /// Ingress of an endpoint's host-side device.

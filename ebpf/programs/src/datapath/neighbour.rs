@@ -9,8 +9,9 @@ use mesh_ebpf::{arp, ndp};
 use mesh_ebpf_types::{Address, BlockKind, Interface, Network, Reason, Vni, derived_mac};
 
 use super::count::{count, dropped};
+use super::maps;
 use super::skb::Skb;
-use super::{Verdict, maps};
+use super::verdict::Verdict;
 
 /// Answers an ARP request. Other ARP is dropped: there is nobody to hear it.
 #[inline(never)]

@@ -5,9 +5,10 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::{Config, Reason, Vni};
 
 use super::count::{count, dropped};
-use super::endpoint::upper_layer;
+use super::ipv6::upper_layer;
+use super::maps;
 use super::skb::Skb;
-use super::{Verdict, maps};
+use super::verdict::Verdict;
 
 /// Gives a packet, whose headers were found sound, to the host. A call, and it looks up what the
 /// caller knows: as in `neighbour`.

@@ -10,12 +10,13 @@ use super::encapsulate::send_by_device;
 use super::service::packet::Packet;
 use super::service::{inbound, published, run_published};
 use super::skb::Skb;
-use super::{Verdict, maps, receive};
+use super::verdict::Verdict;
+use super::{maps, receive};
 
 #[inline(always)]
 pub(super) fn overlay(skb: Skb) -> Verdict {
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     let verdict = decide(skb, packet);
     run_published(skb, packet, verdict)
 }

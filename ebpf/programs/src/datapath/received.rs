@@ -1,17 +1,20 @@
 //! Ways that IPv4 packets in VXLAN went lately, as in [`super::sent`]: what [`super::underlay`]
 //! found out.
 
+use aya_ebpf::maps::PerCpuArray;
 use mesh_ebpf::headers::{ETHERNET, Headers};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer};
 use mesh_ebpf_types::{ALLOW_FORWARDING, Config, Encapsulation, Endpoint, Reason, Vni};
 
-use super::Verdict;
 use super::count::{count_as, dropped};
 use super::maps;
+use super::maps::map;
+use super::service::packet::Packet;
 use super::service::{flows, inbound};
 use super::skb::Skb;
 use super::start::Start;
+use super::verdict::Verdict;
 
 /// The outer headers, and Ethernet and IPv4 inside.
 const READ: usize = OUTER + ETHERNET + 20;
@@ -57,6 +60,15 @@ pub(super) struct Received {
     from_backend: bool,
 }
 
+// Not pinned: worth nothing to another program.
+map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(maps::WAYS, 0));
+
+/// The place of a packet's way.
+#[inline(always)]
+fn place(key: &ReceivedKey) -> Option<*mut Received> {
+    RECEIVED.get_ptr_mut(maps::way_slot([key.vni ^ key.source, key.destination, key.mac_end.into()]))
+}
+
 /// Delivers a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none did.
 /// The packet is IPv4 to this host, and has no VLAN tag.
 #[inline(never)]
@@ -91,7 +103,7 @@ fn delivered(skb: Skb) -> Option<Verdict> {
         mac_end: frame.half(54),
     };
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
-    let way = unsafe { &*maps::received(&key)? };
+    let way = unsafe { &*place(&key)? };
     if way.generation != maps::generation() || way.key != key {
         return None;
     }
@@ -121,7 +133,7 @@ fn delivered(skb: Skb) -> Option<Verdict> {
     count_as(vni, Reason::Received, skb.segments(), length - 50);
     if from_backend {
         // SAFETY: no reference to it exists yet.
-        let packet = unsafe { maps::packet() }?;
+        let packet = unsafe { Packet::take() }?;
         return Some(inbound::from_backend(
             packet,
             vni,
@@ -179,7 +191,7 @@ pub(super) fn remember(
         mac: u32::from_ne_bytes(headers.word(0)),
         mac_end: u16::from_ne_bytes(headers.half(4)),
     };
-    let Some(way) = maps::received(&key) else { return };
+    let Some(way) = place(&key) else { return };
     // SAFETY: as in `deliver`; nothing else refers to the entry now.
     let way = unsafe { &mut *way };
     way.generation = generation;

@@ -5,6 +5,7 @@
 //! Whatever is out of the ordinary, or not in the table, goes the long way.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
+use aya_ebpf::maps::PerCpuArray;
 use mesh_ebpf::headers::{Buffer, ETHERNET};
 use mesh_ebpf::transport::{ACK, SYN};
 use mesh_ebpf::vxlan::{Encapsulation, OUTER};
@@ -12,11 +13,13 @@ use mesh_ebpf::{flow, ip};
 use mesh_ebpf_types::{Address, Mac, Reason, Vni};
 
 use super::count::{count_as, dropped};
+use super::engine;
 use super::maps;
+use super::maps::map;
 use super::service::packet::Packet;
 use super::skb::Skb;
 use super::start::Start;
-use super::{Verdict, encrypt};
+use super::verdict::Verdict;
 
 /// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the
 /// kernel's clock rate.
@@ -83,6 +86,15 @@ pub(super) struct Sent {
     port: [u8; 2],
 }
 
+// Not pinned: worth nothing to another program.
+map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(maps::WAYS, 0));
+
+/// The place of a packet's way.
+#[inline(always)]
+fn place(key: &SentKey) -> Option<*mut Sent> {
+    SENT.get_ptr_mut(maps::way_slot([key.addresses[0], key.addresses[1], key.macs[0]]))
+}
+
 /// Sends a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none did, or
 /// where the packet may have to do with a service and has not been `balanced` yet.
 #[inline(never)]
@@ -103,7 +115,7 @@ fn sent(skb: Skb, balanced: Option<&mut Packet>) -> Option<Verdict> {
     }
     let key = SentKey::of(frame);
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
-    let way = unsafe { &*maps::sent(&key)? };
+    let way = unsafe { &*place(&key)? };
     if way.generation != maps::generation() || way.ifindex != skb.ifindex() || way.key != key {
         return None;
     }
@@ -120,7 +132,7 @@ fn sent(skb: Skb, balanced: Option<&mut Packet>) -> Option<Verdict> {
         }
         count_as(way.vni, Reason::ForwardedRemote, skb.segments(), length);
         return Some(
-            encrypt::hand_over(skb, balanced, way.vni, way.peer as u16, way.to_ifindex)
+            engine::hand_over(skb, balanced, way.vni, way.peer as u16, way.to_ifindex)
                 .unwrap_or(Verdict::Drop),
         );
     }
@@ -273,7 +285,7 @@ fn remember(skb: Skb, generation: u64) -> Option<*mut Sent> {
     let interface = maps::interface(skb.ifindex())?;
     let network = maps::network(interface.vni)?;
     let key = SentKey::of(frame);
-    let place = maps::sent(&key)?;
+    let place = place(&key)?;
     // SAFETY: as in `send`; nothing else refers to the entry now.
     let way = unsafe { &mut *place };
     way.generation = generation;

@@ -17,9 +17,9 @@ use mesh_ebpf::ip::UDP;
 use mesh_ebpf::vxlan::OUTER;
 use mesh_ebpf_types::{MARK, Mac};
 
-use super::Verdict;
 use super::route::{AF_INET, Route};
 use super::start::Start;
+use super::verdict::Verdict;
 
 const PACKET_HOST: u32 = 0;
 const PACKET_OTHERHOST: u32 = 3;

@@ -6,9 +6,9 @@ use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4};
 use mesh_ebpf::too_big::{self, QUOTE, V4_HEADERS, V6_HEADERS};
 use mesh_ebpf_types::{Reason, Vni};
 
-use super::Verdict;
 use super::count::{count, dropped};
 use super::skb::{Refused, Skb};
+use super::verdict::Verdict;
 
 const NO_SUM: u64 = u64::MAX;
 

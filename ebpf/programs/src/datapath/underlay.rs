@@ -14,7 +14,8 @@ use super::count::{count, dropped};
 use super::service::packet::Packet;
 use super::service::{flows, go_on, inbound, published, run_published};
 use super::skb::Skb;
-use super::{Verdict, maps, receive, received};
+use super::verdict::Verdict;
+use super::{maps, receive, received};
 
 #[inline(always)]
 pub(super) fn underlay(skb: Skb) -> Verdict {
@@ -31,7 +32,7 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
                 return go_on(skb, verdict);
             }
             // SAFETY: no reference to it exists yet.
-            let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+            let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
             let verdict = decide(skb, packet);
             let verdict = run_published(skb, packet, verdict);
             if verdict != Verdict::Pass {
@@ -42,7 +43,7 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
         _ => return Verdict::Pass,
     }
     // SAFETY: no reference to it exists.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     let verdict = published::arrived(skb, packet);
     run_published(skb, packet, verdict)
 }

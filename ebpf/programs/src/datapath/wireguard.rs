@@ -11,7 +11,8 @@ use super::count::{count, dropped};
 use super::service::packet::Packet;
 use super::service::{inbound, published, run_published, tunnel};
 use super::skb::Skb;
-use super::{Verdict, maps, receive, wireguard_kernel};
+use super::verdict::Verdict;
+use super::{maps, receive, wireguard_kernel};
 
 #[inline(always)]
 pub(super) fn wireguard(skb: Skb) -> Verdict {
@@ -22,7 +23,7 @@ pub(super) fn wireguard(skb: Skb) -> Verdict {
         }
     }
     // SAFETY: no reference to it exists yet.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     let verdict = decide(skb, packet);
     run_published(skb, packet, verdict)
 }

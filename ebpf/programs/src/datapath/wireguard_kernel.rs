@@ -16,22 +16,16 @@ use mesh_ebpf_types::{
 use super::count::dropped;
 use super::service::packet::Packet;
 use super::skb::{Refused, Skb};
-use super::{Verdict, maps, sent};
+use super::verdict::Verdict;
+use super::{maps, sent};
 
 /// IPv4, UDP and VXLAN headers: the outer ones without Ethernet.
 const HEADERS: usize = OUTER - ETHERNET;
 /// How many bytes an IPv6 header is longer than an IPv4 header.
 const LONGER: usize = 20;
 
-/// Verdict for a frame that is to go to that node through the kernel's WireGuard.
-#[inline(always)]
-pub(super) fn comes_next(packet: &mut Packet, vni: Vni, peer: u16) -> Verdict {
-    packet.decided.tunnel_vni = u32::from_ne_bytes(vni.0);
-    packet.decided.node = peer.into();
-    Verdict::KernelWireguard
-}
-
-/// Puts such a frame into VXLAN from this node to that one, and gives it to the kernel's WireGuard.
+/// Puts a frame for a node ([`super::engine::hand_over`]) into VXLAN from this node to that one, and
+/// gives it to the kernel's WireGuard.
 #[inline(never)]
 pub(super) fn send(skb: Skb, packet: &Packet) -> Verdict {
     let vni = Vni(packet.decided.tunnel_vni.to_ne_bytes());

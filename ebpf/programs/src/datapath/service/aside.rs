@@ -11,11 +11,11 @@ use mesh_ebpf_types::{EndpointKey, Mac, Reason, Vni, host_published};
 
 use super::packet::{self, LATER, LOST, Packet};
 use super::translate::{DESTINATION, translate};
-use crate::datapath::Verdict;
 use crate::datapath::count::dropped;
 use crate::datapath::maps::{self, FRAGMENTS};
 use crate::datapath::route::Route;
 use crate::datapath::skb::Skb;
+use crate::datapath::verdict::Verdict;
 
 /// What stands in keys of `FRAGMENTS` for a network: the value is the device that such a packet
 /// arrived at.

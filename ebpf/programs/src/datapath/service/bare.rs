@@ -3,7 +3,6 @@
 
 use mesh_ebpf::ip;
 
-use super::flows;
 use super::packet::FLOW;
 use super::packet::Packet;
 use crate::datapath::skb::Skb;
@@ -12,7 +11,7 @@ use crate::datapath::skb::Skb;
 /// headers before them.
 #[inline(never)]
 pub(in crate::datapath) fn read(skb: Skb, packet: &mut Packet) -> bool {
-    flows::forget(packet);
+    packet.scratch.memo.forget();
     packet.parsed.key.vni = [0; 3];
     packet.parsed.class = FLOW;
     packet.parsed.tcp_flags = 0;

@@ -11,7 +11,6 @@ use mesh_ebpf_types::{
 };
 
 use super::allowance::{note_use, promote};
-use super::flows;
 use super::packet::{ERROR, LATER, Packet};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING};
 
@@ -89,7 +88,7 @@ fn begin(packet: &mut Packet, number: u32) {
         maps::renew(&packet.parsed.key);
     }
     // What may never come again pushes out nothing that does.
-    flows::forget(packet);
+    packet.scratch.memo.forget();
 }
 
 /// The number of the backend that the flow has had, and in [`super::packet::Decided::client_port`]

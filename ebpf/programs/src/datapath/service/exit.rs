@@ -7,10 +7,10 @@
 
 use super::packet::Packet;
 use super::{connection, flows};
-use crate::datapath::Verdict;
 use crate::datapath::maps;
 use crate::datapath::route::Route;
 use crate::datapath::skb::Skb;
+use crate::datapath::verdict::Verdict;
 
 /// Sends a reply to its client outside. [`super::packet::Scratch::other`] is the key of the opposite
 /// direction.

@@ -6,9 +6,9 @@ use super::flows::{self, Becomes};
 use super::packet::Packet;
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::{packet, replies};
-use crate::datapath::Verdict;
 use crate::datapath::count::dropped;
 use crate::datapath::skb::Skb;
+use crate::datapath::verdict::Verdict;
 
 /// What [`replies::back`] returns of a VIP's flow.
 const BACK: u32 = ConnectionKind::Back as u32 + 1;

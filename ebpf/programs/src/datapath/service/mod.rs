@@ -34,6 +34,7 @@ mod exit;
 pub(super) mod flows;
 mod hops;
 pub(super) mod inbound;
+mod memo;
 pub(super) mod outbound;
 pub(super) mod own;
 pub(super) mod packet;
@@ -48,7 +49,8 @@ use mesh_ebpf_types::{Reason, Vni};
 use self::packet::Packet;
 use super::count::dropped;
 use super::skb::Skb;
-use super::{Verdict, maps, wireguard_kernel};
+use super::verdict::Verdict;
+use super::wireguard_kernel;
 
 /// Calls the parts that a verdict names, one after the other, until one returns a verdict of the
 /// kernel's. A part returns only names of later ones in the order of [`Verdict`], so one pass over
@@ -76,7 +78,7 @@ pub(super) fn go_on(skb: Skb, verdict: Verdict) -> Verdict {
         return verdict;
     }
     // SAFETY: the part that returned the verdict has released it.
-    let Some(packet) = (unsafe { maps::packet() }) else { return Verdict::Pass };
+    let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     run_published(skb, packet, verdict)
 }
 

@@ -12,7 +12,8 @@ use super::{aside, connection, own, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
-use crate::datapath::{Verdict, too_big};
+use crate::datapath::too_big;
+use crate::datapath::verdict::Verdict;
 
 /// What [`replies::back`] returns of a published port's flow.
 const PUBLISHED_KIND: u32 = ConnectionKind::Published as u32 + 1;

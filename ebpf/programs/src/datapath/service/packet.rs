@@ -1,5 +1,6 @@
 //! What balancing reads of a packet.
 
+use aya_ebpf::maps::PerCpuArray;
 use core::ptr;
 
 use mesh_ebpf::headers::{Buffer, ETHERTYPE_IPV4, ETHERTYPE_IPV6};
@@ -7,9 +8,10 @@ use mesh_ebpf::ip::{self, FRAGMENT, ICMP, ICMPV6};
 use mesh_ebpf::transport::{Role, ports, role, swapped};
 use mesh_ebpf_types::{Address, Connection, ConnectionKey, Mac, Vni};
 
-use super::flows::{self, Memo};
-use crate::datapath::endpoint::upper_layer;
+use super::memo::Memo;
+use crate::datapath::ipv6::upper_layer;
 use crate::datapath::maps::FRAGMENTS;
+use crate::datapath::maps::map;
 use crate::datapath::skb::Skb;
 
 /// [`Parsed::class`]: nothing that can be balanced.
@@ -116,6 +118,9 @@ pub(in crate::datapath) struct Scratch {
     pub(in crate::datapath) found: Connection,
 }
 
+// What does not fit on the stack.
+map!(PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0));
+
 /// Reads a packet of a network (the bytes of a [`Vni`]), and returns its class.
 #[inline(never)]
 pub(in crate::datapath) fn read(skb: Skb, packet: &mut Packet, vni: u32) -> u32 {
@@ -131,7 +136,7 @@ pub(in crate::datapath) fn read(skb: Skb, packet: &mut Packet, vni: u32) -> u32 
 
 #[inline(never)]
 fn headers(skb: Skb, packet: &mut Packet, vni: u32) -> u32 {
-    flows::forget(packet);
+    packet.scratch.memo.forget();
     let mut ethernet = Buffer::<14>::new();
     if skb.read(0, &mut ethernet.bytes).is_err() {
         return OTHER;
@@ -382,6 +387,19 @@ pub(in crate::datapath) fn is_same(one: &Address, other: &Address) -> bool {
 }
 
 impl Packet {
+    /// Returns the room for what balancing knows of the packet at hand. There always is one: the array
+    /// has one entry.
+    ///
+    /// # Safety
+    ///
+    /// No other reference to it may be alive. The entry is this CPU's own, and programs do not interrupt
+    /// each other on one CPU: so it suffices that a program takes it where none of its callers has it.
+    #[inline(always)]
+    pub(in crate::datapath) unsafe fn take<'a>() -> Option<&'a mut Self> {
+        // SAFETY: the entry always is memory of the map, and all zeroes is a packet.
+        PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
+    }
+
     /// The network.
     #[inline(always)]
     pub(in crate::datapath) const fn vni(&self) -> Vni {

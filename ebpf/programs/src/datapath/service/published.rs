@@ -19,7 +19,8 @@ use super::{aside, connection, hops, outbound, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
-use crate::datapath::{Verdict, too_big};
+use crate::datapath::too_big;
+use crate::datapath::verdict::Verdict;
 
 /// Ethernet, IPv4 without options, and ports.
 const READ: usize = 38;

@@ -6,10 +6,10 @@ use mesh_ebpf::{checksum, ip};
 use mesh_ebpf_types::{Reason, Vni};
 
 use super::packet::{self, FLOW, Packet};
-use crate::datapath::Verdict;
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
+use crate::datapath::verdict::Verdict;
 
 /// Answers with a reset, or "port unreachable", out of the device that the packet came in by.
 /// `gone`: the flow had a backend.

@@ -16,7 +16,6 @@ use mesh_ebpf_types::{
 
 use super::allowance::{note_use, promote};
 use super::connection::{NO_BACKEND, begins_connection, finish, forward, known, mark_answered, opposite_key};
-use super::flows;
 use super::packet::{ERROR, FLOW, LATER, Packet, is_same as same_address};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING};
 
@@ -63,14 +62,14 @@ pub(in crate::datapath) fn expect_replies(
                 await_replies(packet, backend, kind, node);
             }
             packet.scratch.other = packet.parsed.key;
-            flows::forget(packet);
+            packet.scratch.memo.forget();
             return;
         }
         let _ = CONNECTIONS.remove(&packet.scratch.other);
     }
     await_replies(packet, backend, kind, node);
     maps::renew(&packet.scratch.other);
-    flows::forget(packet);
+    packet.scratch.memo.forget();
 }
 
 /// Whether there is an entry for replies to the packet at hand, with the key
@@ -103,7 +102,7 @@ fn is_expected(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool 
     }
     if u16::from_ne_bytes(packet.decided.client_port) != 0 {
         // The short way changes one end only.
-        flows::forget(packet);
+        packet.scratch.memo.forget();
     }
     true
 }
@@ -284,7 +283,7 @@ pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     packet.decided.client_port = value.client_port;
     if u16::from_ne_bytes(value.client_port) != 0 {
         // The short way changes one end only.
-        flows::forget(packet);
+        packet.scratch.memo.forget();
     }
     if packet.parsed.class == ERROR || packet.parsed.class == LATER {
         return u32::from(value.kind) + 1;

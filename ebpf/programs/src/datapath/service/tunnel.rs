@@ -7,10 +7,11 @@ use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, Reason, Vni};
 use super::packet::Packet;
 use crate::datapath::count::dropped;
 use crate::datapath::encapsulate::send_by_device;
-use crate::datapath::encrypt::hand_over;
+use crate::datapath::engine::hand_over;
 use crate::datapath::maps;
+use crate::datapath::sent;
 use crate::datapath::skb::Skb;
-use crate::datapath::{Verdict, sent};
+use crate::datapath::verdict::Verdict;
 
 /// Sends a packet of a backend's flow to a node, as [`super::packet::Packet`] says.
 #[inline(never)]

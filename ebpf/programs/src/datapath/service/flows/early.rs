@@ -14,10 +14,8 @@ use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, TEMPLATE};
 use mesh_ebpf_types::{Config, Encapsulation, PUBLISHED_BIT, REPLY_BIT, Reason, Vni};
 
-use super::{
-    Flow, FlowKey, LEAVES, NEITHER, NEXT_HOP_UNTIL, READ, READ_TUNNELLED, TO_NODE, fill, is_ordinary,
-    is_spent, known,
-};
+use super::flow::{Flow, FlowKey, LEAVES, NEITHER, NEXT_HOP_UNTIL, READ, READ_TUNNELLED, TO_NODE};
+use super::{fill, is_ordinary, is_spent, known};
 use crate::datapath::count::{count_early, count_number};
 use crate::datapath::maps;
 use crate::datapath::received::is_plain_vxlan;

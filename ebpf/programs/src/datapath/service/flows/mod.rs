@@ -8,134 +8,38 @@
 //! of the ordinary.
 
 mod early;
+mod flow;
 mod remember;
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
-use mesh_ebpf::headers::ETHERNET;
 use mesh_ebpf::ip;
 use mesh_ebpf::transport::{FIN, RST, SYN};
-use mesh_ebpf::vxlan::{OUTER, TEMPLATE, Template};
+use mesh_ebpf::vxlan::{OUTER, TEMPLATE};
 use mesh_ebpf_types::{PUBLISHED_BIT, Reason, Vni};
 
 pub(in crate::datapath) use early::early;
+pub(super) use flow::NEITHER;
 pub(in crate::datapath) use remember::{
-    Becomes, Memo, begin, begin_received, begin_sent, forget, leaves, note, to_endpoint, to_node, unbalanced,
-    wanted,
+    Becomes, begin, begin_received, begin_sent, leaves, note, to_endpoint, to_node, unbalanced, wanted,
 };
 
-use crate::datapath::Verdict;
+use flow::{
+    FRAGMENT, Flow, FlowKey, INNER_IP, LEAVES, NEXT_HOP_UNTIL, PLAIN_IPV4, READ, READ_TUNNELLED, TO_NODE,
+    TOS, UNBALANCED,
+};
+
 use crate::datapath::count::{count_number, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::{Refused, Skb};
 use crate::datapath::start::Start;
-
-/// How long an entry holds: 0.1 to 1 s, by the kernel's clock rate.
-const UNTIL: u64 = 100;
-/// How long a next hop is used, see [`crate::datapath::sent`].
-const NEXT_HOP_UNTIL: u64 = 25;
-/// Ethernet, IPv4 without options, and TCP up to its flags. Datagrams that are shorter go the long
-/// way.
-const READ: usize = ETHERNET + 20 + 14;
-/// The same inside the outer headers.
-const READ_TUNNELLED: usize = OUTER + READ;
-/// IPv4, without options, as it stands in a frame together with the type of service.
-const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
-const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
-const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
-/// Where the IP header begins in [`Template::frame`].
-const INNER_IP: usize = OUTER + ETHERNET;
-
-/// [`Flow::end`]: nothing of the packet changes; its source; its destination.
-pub(super) const NEITHER: u32 = 2;
-
-/// [`Flow::way`]: to another node; to an endpoint of this one; to somebody outside; as if there
-/// were no services, though it comes from a backend.
-const TO_NODE: u32 = 0;
-const TO_ENDPOINT: u32 = 1;
-const LEAVES: u32 = 2;
-const UNBALANCED: u32 = 3;
-
-/// All of a packet that chooses its way. Words as they lie in the frame.
-#[repr(C)]
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(in crate::datapath) struct FlowKey {
-    /// The interface index of the device that it came in by; inside VXLAN, the node that sent it.
-    from: u32,
-    /// The VNI, and a zero after it; zero outside VXLAN.
-    vni: u32,
-    /// Source and destination.
-    addresses: [u32; 2],
-    /// Source and destination port.
-    ports: u32,
-    protocol: u32,
-    /// The source MAC of what an endpoint sends, the destination MAC of what is for one; zero
-    /// otherwise.
-    mac: [u32; 2],
-}
-
-/// What becomes of a flow's packets. All zero fits no packet.
-#[repr(C)]
-pub(in crate::datapath) struct Flow {
-    generation: u64,
-    /// [`maps::epoch`] of the tuple.
-    epoch: u64,
-    /// When it goes the long way again, in jiffies.
-    until: u64,
-    /// When the next hop is to be asked for again.
-    next_hop_until: u64,
-    /// When the MACs in the template, by which [`early`] sends it, are to be asked for again.
-    macs_until: u64,
-    key: FlowKey,
-    way: u32,
-    /// Which end is replaced.
-    end: u32,
-    /// That end's address before and after.
-    from: u32,
-    to: u32,
-    /// That end's port before and after, as they lie in the packet.
-    from_port: u32,
-    to_port: u32,
-    /// What the sum of the IP header grows by.
-    difference: u32,
-    /// What is taken from the hop limit.
-    hops: u32,
-    /// The flow's hash as it leaves, where the socket has made none.
-    hash: u32,
-    /// The largest packet that may leave.
-    mtu: u32,
-    /// Where it leaves, or the endpoint's device.
-    to_ifindex: u32,
-    /// This node and the other one, in outer headers.
-    outer: [u32; 2],
-    /// 0 where the kernel is to find it.
-    next_hop: u32,
-    /// What it is counted for.
-    vni: Vni,
-    reason: u32,
-    /// What it looks like.
-    template: Template,
-}
-
-impl FlowKey {
-    #[inline(always)]
-    fn of<const N: usize>(frame: Start<N>, base: usize, from: u32, vni: u32, mac: [u32; 2]) -> Self {
-        Self {
-            from,
-            vni,
-            addresses: [frame.word(base + 26), frame.word(base + 30)],
-            ports: frame.word(base + 34),
-            protocol: frame.byte(base + 23).into(),
-            mac,
-        }
-    }
-}
+use crate::datapath::verdict::Verdict;
 
 /// The flow of a packet, if it is known.
 #[inline(always)]
 fn known(key: &FlowKey) -> Option<&'static mut Flow> {
     let slot = maps::flow_slot(key.addresses, key.ports);
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
-    let flow = unsafe { &mut *maps::flow(slot)? };
+    let flow = unsafe { &mut *flow::place(slot)? };
     // SAFETY: takes nothing, returns the time.
     let now = unsafe { bpf_jiffies64() };
     let holds = flow.key == *key

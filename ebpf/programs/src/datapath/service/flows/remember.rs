@@ -11,33 +11,9 @@ use mesh_ebpf_types::{Encapsulation as Mode, Mac, PUBLISHED_BIT, Reason, Vni};
 
 use super::super::packet::FLOW;
 use super::super::translate::SOURCE;
-use super::{Flow, FlowKey, INNER_IP, LEAVES, NEITHER, TO_ENDPOINT, TO_NODE, UNBALANCED, UNTIL};
+use super::flow::{Flow, FlowKey, INNER_IP, LEAVES, NEITHER, TO_ENDPOINT, TO_NODE, UNBALANCED, UNTIL, place};
 use crate::datapath::maps;
 use crate::datapath::service::packet::Packet;
-
-/// What is known of the flow of the packet at hand. Words and halves as they lie in packets.
-#[repr(C)]
-pub(in crate::datapath) struct Memo {
-    generation: u64,
-    epoch: u64,
-    /// As in [`FlowKey`]; 0 where nothing is to be remembered.
-    from: u32,
-    vni: u32,
-    mac: [u32; 2],
-    /// The flow's hash, as far as somebody has computed it, else 0.
-    hash: u32,
-    /// As in [`Flow`].
-    way: u32,
-    end: u32,
-    to_port: u32,
-    to_ifindex: u32,
-    mtu: u32,
-    counted: Vni,
-    reason: u32,
-    /// Of the frame inside the outer headers, or as an endpoint gets it.
-    destination_mac: Mac,
-    source_mac: Mac,
-}
 
 /// What a packet is counted as, and what it becomes.
 #[derive(Clone, Copy)]
@@ -95,12 +71,6 @@ pub(in crate::datapath) fn begin_received(packet: &mut Packet, node: u32, vni: V
 #[inline(always)]
 pub(in crate::datapath) fn wanted(packet: &Packet) -> bool {
     packet.scratch.memo.from != 0
-}
-
-/// Nothing is to be remembered of the packet at hand.
-#[inline(always)]
-pub(in crate::datapath) fn forget(packet: &mut Packet) {
-    packet.scratch.memo.from = 0;
 }
 
 /// Remembers that the flow goes to an endpoint here.
@@ -181,7 +151,7 @@ fn tuple(packet: &Packet) -> [u32; 3] {
 fn commit(packet: &Packet) {
     let Some(config) = maps::config() else { return };
     let [source, destination, ports] = tuple(packet);
-    let Some(flow) = maps::flow(maps::flow_slot([source, destination], ports)) else { return };
+    let Some(flow) = place(maps::flow_slot([source, destination], ports)) else { return };
     // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
     let flow = unsafe { &mut *flow };
     let memo = &packet.scratch.memo;
