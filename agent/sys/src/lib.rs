@@ -3,6 +3,7 @@
 //!
 //! `unsafe` calls of the agents belong into this crate, each in the thinnest possible wrapper.
 
+pub mod confine;
 pub mod descriptors;
 pub mod device;
 pub mod durable;

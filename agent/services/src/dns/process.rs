@@ -20,6 +20,7 @@ use std::time::Duration;
 
 use mesh_dns::{DnsServer, Sockets, Zones};
 use mesh_ebpf_types::NAME_SERVER_GROUP;
+use mesh_sys::confine::confine;
 use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -74,6 +75,10 @@ fn run(run_dir: &Path, resolv_conf: &Path) -> io::Result<()> {
     let server = DnsServer::new(names.subscribe(), resolv_conf);
     if owner == 0 {
         drop_rights()?;
+    }
+    if let Err(error) = confine() {
+        // A kernel without such filters: it still has no rights.
+        eprintln!("warning: the name server runs without a filter of system calls: {error}");
     }
     let runtime =
         tokio::runtime::Builder::new_current_thread().enable_all().max_blocking_threads(2).build()?;

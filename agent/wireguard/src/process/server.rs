@@ -27,6 +27,9 @@ use nix::{
 };
 use parking_lot::Mutex;
 
+use mesh_sys::confine::confine;
+use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
+
 use super::protocol::{self, LOCK, Request, Response, SOCKET};
 use crate::{Error, Result, Userspace, WireguardEngine, sys::Wake, userspace::Handover};
 
@@ -34,6 +37,12 @@ use crate::{Error, Result, Userspace, WireguardEngine, sys::Wake, userspace::Han
 const PREDECESSOR: Duration = Duration::from_secs(10);
 /// Time between two looks whether it is.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
+
+/// What the process may do beyond its user's rights:
+/// - `NET_ADMIN`, `NET_RAW`: its device, the marks of its packets;
+/// - `NET_BIND_SERVICE`: a port that is as low as somebody likes.
+const KEPT: CapabilitySet =
+    CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW).union(CapabilitySet::NET_BIND_SERVICE);
 
 /// How an engine process is to run.
 #[derive(Debug, Clone)]
@@ -57,8 +66,27 @@ pub fn engine_main(args: impl IntoIterator<Item = String>) -> Result<()> {
     let _ = setsid();
     umask(Mode::from_bits_truncate(0o177));
     let engine = if options.take_over { take_over(&options.run_dir)? } else { Userspace::new() };
+    drop_rights().map_err(Error::system("give up rights"))?;
     let _lock = lock(&options.run_dir, if options.take_over { PREDECESSOR } else { Duration::ZERO })?;
     serve(engine, &options)
+}
+
+/// Keeps what a tunnel needs: its device and sockets. The process reads what strangers send.
+fn drop_rights() -> io::Result<()> {
+    let held = capabilities(None)?;
+    set_capabilities(
+        None,
+        CapabilitySets {
+            effective: held.effective & KEPT,
+            permitted: held.permitted & KEPT,
+            inheritable: CapabilitySet::empty(),
+        },
+    )?;
+    if let Err(error) = confine() {
+        // A kernel without such filters.
+        eprintln!("warning: the engine runs without a filter of system calls: {error}");
+    }
+    Ok(())
 }
 
 impl Options {
