@@ -174,7 +174,7 @@ fn what_cannot_be_understood_is_a_usage_error_with_its_line() {
         ("a: 1\nservices: x\n", "compose.yaml line 2, services: it must be a map, not text"),
         (
             "services:\n  web:\n    ports: [\"80:x\"]\n",
-            "line 3, services.web.ports[0]: \"80:x\": \"x\" is neither a port",
+            "line 3, services.web.ports[0]: \"80:x\": \"x\" is not a port",
         ),
         (
             "services:\n  web:\n    networks: [back]\n",
