@@ -10,7 +10,8 @@ use mesh_wireguard::{DropReason, EngineKind};
 
 use crate::exposition::{Labels, Writer, bytes, family, seconds};
 
-/// Writes every family for which the status has values. Without a cluster there are the agent's own.
+/// Writes every family for which the status has values. Without a cluster there are the agent's
+/// own.
 pub(super) fn write(to: &mut Writer<'_>, status: &v1::StatusResponse) -> fmt::Result {
     agent(to, status)?;
     if let Some(node) = &status.node {

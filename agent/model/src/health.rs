@@ -63,8 +63,8 @@ pub struct HealthCheck {
     /// Failures in this time after the first try do not count, until the first success: up to a
     /// day.
     pub start_period: Duration,
-    /// From one try to the next in the start period, if not as usual: 100 ms to an hour. Without it,
-    /// and after the start period, a new backend is tried once a second at least.
+    /// From one try to the next in the start period, if not as usual: 100 ms to an hour. Without
+    /// it, and after the start period, a new backend is tried once a second at least.
     pub start_interval: Option<Duration>,
     /// The loopback address of the endpoint's namespace that is asked, instead of the endpoint's
     /// own address.

@@ -107,8 +107,8 @@ const REFUSED_HERE: &[libc::c_long] = &[];
 const SOCKETS: [libc::c_int; 3] = [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6];
 
 /// Refuses, from now on and for good, to this thread and to all that it starts: programs, other
-/// processes, namespaces, mounts, modules, eBPF, key rings, clocks, other users, and all sockets but
-/// those of IP and of the local machine. What is refused fails with `EPERM`.
+/// processes, namespaces, mounts, modules, eBPF, key rings, clocks, other users, and all sockets
+/// but those of IP and of the local machine. What is refused fails with `EPERM`.
 pub fn confine() -> io::Result<()> {
     let program = program().map_err(io::Error::other)?;
     seccompiler::apply_filter(&program).map_err(io::Error::other)

@@ -58,8 +58,8 @@ pub fn driver(device: &str) -> io::Result<Driver> {
     };
     let mut request = request(device)?;
     request.ifr_ifru.ifru_data = (&raw mut information).cast();
-    // SAFETY: the kernel reads an `ifreq` and writes a `struct ethtool_drvinfo`, which `Information`
-    // is; both live past the call.
+    // SAFETY: the kernel reads an `ifreq` and writes a `struct ethtool_drvinfo`, which
+    // `Information` is; both live past the call.
     unsafe { ioctl::ethtool(control()?.as_raw_fd(), &raw const request)? };
     Ok(Driver { name: text(&information.driver), bus: text(&information.bus) })
 }
@@ -69,7 +69,8 @@ pub fn set_gro(device: &str, on: bool) -> io::Result<()> {
     let mut value = Value { command: ETHTOOL_SGRO, value: u32::from(on) };
     let mut request = request(device)?;
     request.ifr_ifru.ifru_data = (&raw mut value).cast();
-    // SAFETY: the kernel reads an `ifreq`, and the value that it points to; both live past the call.
+    // SAFETY: the kernel reads an `ifreq`, and the value that it points to; both live past the
+    // call.
     unsafe { ioctl::ethtool(control()?.as_raw_fd(), &raw const request)? };
     Ok(())
 }

@@ -16,7 +16,7 @@
 //! NAT.
 //!
 //! Those are tc programs. `early`, an XDP program, takes before `underlay` what that would send on
-//! the short way out of the device that it came by.
+//! the fast path out of the device that it came by.
 //!
 //! Beside them `connect4`, `sendmsg4`, `recvmsg4`, `getpeername4` and their twins for IPv6 stand at
 //! the root of the cgroups, for the host's own sockets.

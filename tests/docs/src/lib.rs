@@ -1,8 +1,8 @@
 //! Generates the parts of the documents that repeat the code, and checks all documents: generated
 //! parts are current, links resolve, lines and sentences are short.
 //!
-//! `cargo run -p mesh-docs -- write` brings the generated parts up to date; `... man DIR` writes the
-//! manual pages. Start reading at [`generated`].
+//! `cargo run -p mesh-docs -- write` brings the generated parts up to date; `... man DIR` writes
+//! the manual pages. Start reading at [`generated`].
 
 mod commands;
 mod drops;

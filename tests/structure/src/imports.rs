@@ -91,7 +91,8 @@ impl<'a> Paths<'a> {
         paths
     }
 
-    /// Returns what the file uses. A name that it only passes on to others by `pub use` is not used.
+    /// Returns what the file uses. A name that it only passes on to others by `pub use` is not
+    /// used.
     fn used(&self) -> impl Iterator<Item = &Vec<String>> {
         let reexported = self.reexported.iter().filter(|(name, _)| self.words.contains(name));
         self.found.iter().chain(reexported.map(|(_, path)| path))

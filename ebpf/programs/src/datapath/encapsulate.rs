@@ -78,9 +78,10 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
     }
 }
 
-/// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses: on a packet
-/// that still counts as encapsulated since it was received (a container that routes sends such),
-/// and on old kernels. [`Verdict::Drop`] where it has made room for headers and then refuses them.
+/// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses: on a
+/// packet that still counts as encapsulated since it was received (a container that routes sends
+/// such), and on old kernels. [`Verdict::Drop`] where it has made room for headers and then refuses
+/// them.
 ///
 /// A call that makes none itself: before 6.8 the kernel counts every call's stack in steps of 32
 /// bytes, and the caller's is large.

@@ -36,8 +36,8 @@ pub(super) fn layer3(skb: Skb) -> Verdict {
     verdict(skb, skb.start::<READ>(), 0)
 }
 
-/// [`Verdict::Pass`], or drops the packet. `start` is its first bytes, as far as they lie in one piece, and
-/// the IP header is at `at`.
+/// [`Verdict::Pass`], or drops the packet. `start` is its first bytes, as far as they lie in one
+/// piece, and the IP header is at `at`.
 #[inline(always)]
 fn verdict<const N: usize>(skb: Skb, start: Option<Start<N>>, at: u32) -> Verdict {
     if skb.ethertype() != ETHERTYPE_IPV4 || start.is_some_and(|start| start.byte(at as usize + 9) != ip::UDP)

@@ -69,8 +69,8 @@ fn place(key: &ReceivedKey) -> Option<*mut Received> {
     RECEIVED.get_ptr_mut(maps::way_slot([key.vni ^ key.source, key.destination, key.mac_end.into()]))
 }
 
-/// Delivers a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none did.
-/// The packet is IPv4 to this host, and has no VLAN tag.
+/// Delivers a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where
+/// none did. The packet is IPv4 to this host, and has no VLAN tag.
 #[inline(never)]
 pub(super) fn deliver(skb: Skb) -> Verdict {
     delivered(skb).unwrap_or(Verdict::SlowPath)

@@ -2,7 +2,7 @@
 //! the next packet with the same addresses, until user space changes an entry of a map.
 //!
 //! Each CPU has a table of its own, so that neither locks nor hashing in the kernel are needed.
-//! Whatever is out of the ordinary, or not in the table, goes the long way.
+//! Whatever is out of the ordinary, or not in the table, takes the slow path.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::maps::PerCpuArray;
@@ -95,8 +95,8 @@ fn place(key: &SentKey) -> Option<*mut Sent> {
     SENT.get_ptr_mut(maps::way_slot([key.addresses[0], key.addresses[1], key.macs[0]]))
 }
 
-/// Sends a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none did, or
-/// where the packet may have to do with a service and has not been `balanced` yet.
+/// Sends a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none
+/// did, or where the packet may have to do with a service and has not been `balanced` yet.
 #[inline(never)]
 pub(super) fn send(skb: Skb, balanced: Option<&mut Packet>) -> Verdict {
     sent(skb, balanced).unwrap_or(Verdict::SlowPath)
@@ -217,8 +217,8 @@ fn hash(skb: Skb, frame: Start<READ>, addresses: [u32; 2]) -> u32 {
     }
 }
 
-/// The hash of a packet that goes the long way: the same as on the short one, where that could take
-/// it.
+/// The hash of a packet that takes the slow path: the same as on the fast path, where that could
+/// take it.
 #[inline(never)]
 pub(super) fn hash_of(skb: Skb) -> u32 {
     match skb.start::<READ>() {

@@ -12,8 +12,8 @@ use super::verdict::Verdict;
 
 const NO_SUM: u64 = u64::MAX;
 
-/// Turns the packet into the answer and sends it back. [`Verdict::Pass`], and nothing changed, where the
-/// kernel refuses to cut it.
+/// Turns the packet into the answer and sends it back. [`Verdict::Pass`], and nothing changed,
+/// where the kernel refuses to cut it.
 ///
 /// Calls, not inlined: their buffers are not on the stack of every other packet, nor on it all at
 /// once. `vni` has the bytes of a [`Vni`].

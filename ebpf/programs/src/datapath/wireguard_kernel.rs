@@ -24,8 +24,8 @@ const HEADERS: usize = OUTER - ETHERNET;
 /// How many bytes an IPv6 header is longer than an IPv4 header.
 const LONGER: usize = 20;
 
-/// Puts a frame for a node ([`super::engine::hand_over`]) into VXLAN from this node to that one, and
-/// gives it to the kernel's WireGuard.
+/// Puts a frame for a node ([`super::engine::hand_over`]) into VXLAN from this node to that one,
+/// and gives it to the kernel's WireGuard.
 #[inline(never)]
 pub(super) fn send(skb: Skb, packet: &Packet) -> Verdict {
     let vni = Vni(packet.decided.tunnel_vni.to_ne_bytes());
@@ -75,8 +75,8 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
 }
 
 /// Makes a frame of what the kernel's WireGuard let out, as it comes from the engine in user space:
-/// with network and node in its source MAC. [`Verdict::Pass`], or the packet is dropped: nothing else has
-/// any business on this host.
+/// with network and node in its source MAC. [`Verdict::Pass`], or the packet is dropped: nothing
+/// else has any business on this host.
 #[inline(never)]
 pub(super) fn receive(skb: Skb) -> Verdict {
     match unwrap(skb) {

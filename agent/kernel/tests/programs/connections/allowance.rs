@@ -43,7 +43,7 @@ fn flows_beyond_their_networks_allowance_are_served_but_not_established_until_it
         let established = case.all_established();
         assert!((1..=2).contains(&established), "{established}: one on each node");
         case.world.allow(Addresses(number), 1000);
-        // The short way ends with any change, or within a second.
+        // The fast path ends with any change, or within a second.
         case.apply(0);
         for flow in flows {
             case.exchange(flow, [ACK, ACK]);

@@ -1,4 +1,4 @@
-//! Flows that are known, on their short way: [`Instance::run`] compares it with the long one.
+//! Flows that are known, on the fast path: [`Instance::run`] compares it with the slow one.
 
 use mesh_ebpf_types::{
     Address, Backend, EndpointKey, LOCAL, Mac, MapEntry, MapKey, Member, ProgramKind, Published,

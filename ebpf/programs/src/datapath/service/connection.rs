@@ -185,8 +185,8 @@ pub(super) fn mark_answered(packet: &Packet) -> bool {
     first
 }
 
-/// Makes [`super::packet::Scratch::other`] the key of the opposite direction, in a network or (zero)
-/// towards published ports.
+/// Makes [`super::packet::Scratch::other`] the key of the opposite direction, in a network or
+/// (zero) towards published ports.
 #[inline(always)]
 pub(in crate::datapath) fn opposite_key(packet: &mut Packet, vni: [u8; 3]) {
     packet.scratch.other.source = packet.parsed.key.destination;

@@ -12,8 +12,8 @@ use crate::datapath::route::Route;
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 
-/// Sends a reply to its client outside. [`super::packet::Scratch::other`] is the key of the opposite
-/// direction.
+/// Sends a reply to its client outside. [`super::packet::Scratch::other`] is the key of the
+/// opposite direction.
 #[inline(never)]
 pub(super) fn to_outside(skb: Skb, packet: &mut Packet) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Drop };

@@ -18,8 +18,8 @@ use crate::datapath::verdict::Verdict;
 /// What [`replies::back`] returns of a published port's flow.
 const PUBLISHED_KIND: u32 = ConnectionKind::Published as u32 + 1;
 
-/// Balances what an endpoint sends. [`Verdict::Unchanged`], and nothing changed, where that is not for services;
-/// [`Verdict::Translated`] where it goes on to a backend.
+/// Balances what an endpoint sends. [`Verdict::Unchanged`], and nothing changed, where that is not
+/// for services; [`Verdict::Translated`] where it goes on to a backend.
 #[inline(never)]
 pub(in crate::datapath) fn balance(skb: Skb, packet: &mut Packet) -> Verdict {
     let Some(interface) = maps::interface(skb.ifindex()) else { return Verdict::Unchanged };

@@ -2,8 +2,8 @@
 //! something behind its NAT, began from that port, and what a socket of the host is for.
 //!
 //! Such flows are noted in `HOST_FLOWS` as they leave ([`note`], by `egress`), and user space adds
-//! those that the kernel tracks when it publishes a port. All of this is the long way's; what the
-//! short way knows of a tuple ends when a flow is noted.
+//! those that the kernel tracks when it publishes a port. All of this is the slow path's; what the
+//! fast path knows of a tuple ends when a flow is noted.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_ebpf::ip;
@@ -143,7 +143,7 @@ pub(in crate::datapath) fn note(packet: &mut Packet) {
         return;
     }
     let _ = HOST_FLOWS.insert(&packet.scratch.other, &HostFlow { time, ended, padding: 0 }, 0);
-    // What the short way remembers of the tuple is the service's.
+    // What the fast path remembers of the tuple is the service's.
     maps::renew(&packet.scratch.other);
 }
 

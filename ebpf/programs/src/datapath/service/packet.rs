@@ -387,13 +387,14 @@ pub(in crate::datapath) fn is_same(one: &Address, other: &Address) -> bool {
 }
 
 impl Packet {
-    /// Returns the room for what balancing knows of the packet at hand. There always is one: the array
-    /// has one entry.
+    /// Returns the room for what balancing knows of the packet at hand. There always is one: the
+    /// array has one entry.
     ///
     /// # Safety
     ///
-    /// No other reference to it may be alive. The entry is this CPU's own, and programs do not interrupt
-    /// each other on one CPU: so it suffices that a program takes it where none of its callers has it.
+    /// No other reference to it may be alive. The entry is this CPU's own, and programs do not
+    /// interrupt each other on one CPU: so it suffices that a program takes it where none of its
+    /// callers has it.
     #[inline(always)]
     pub(in crate::datapath) unsafe fn take<'a>() -> Option<&'a mut Self> {
         // SAFETY: the entry always is memory of the map, and all zeroes is a packet.

@@ -27,8 +27,9 @@ const READ: usize = 38;
 const PLAIN_IPV4: u16 = u16::from_ne_bytes([0x08, 0]);
 pub(in crate::datapath) const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device. [`Verdict::Pass`],
-/// and nothing changed, unless it is for a published port on one of the host's addresses.
+/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device.
+/// [`Verdict::Pass`], and nothing changed, unless it is for a published port on one of the host's
+/// addresses.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb, packet: &mut Packet) -> Verdict {
     if is_nothing(skb) || is_unpublished(skb) || packet::read(skb, packet, 0) == OTHER {
@@ -90,8 +91,8 @@ fn is_nothing(skb: Skb) -> bool {
     maps::published(destination, frame.half(36).to_ne_bytes(), protocol).is_none()
 }
 
-/// Sends a packet to a published port to its backend, or refuses it. [`Verdict::Pass`] where the port is not
-/// published. The packet has been read; its destination is the host's.
+/// Sends a packet to a published port to its backend, or refuses it. [`Verdict::Pass`] where the
+/// port is not published. The packet has been read; its destination is the host's.
 #[inline(never)]
 pub(super) fn receive(packet: &mut Packet) -> Verdict {
     packet.parsed.key.vni = [0; 3];

@@ -101,7 +101,7 @@ fn is_expected(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool 
         }
     }
     if u16::from_ne_bytes(packet.decided.client_port) != 0 {
-        // The short way changes one end only.
+        // The fast path changes one end only.
         packet.scratch.memo.forget();
     }
     true
@@ -282,7 +282,7 @@ pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     packet.scratch.found = *value;
     packet.decided.client_port = value.client_port;
     if u16::from_ne_bytes(value.client_port) != 0 {
-        // The short way changes one end only.
+        // The fast path changes one end only.
         packet.scratch.memo.forget();
     }
     if packet.parsed.class == ERROR || packet.parsed.class == LATER {
@@ -295,7 +295,7 @@ pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     } else if value.state & ANSWERED == 0 {
         value.state |= ANSWERED;
         mark_answered(packet);
-        // The client's next packet makes an entry established, which is done on the long way: the
+        // The client's next packet makes an entry established, which is done on the slow path: the
         // other one, where there is one, and this one where the client spoke to another node.
         maps::renew(&packet.scratch.other);
         // Packets of a direct connection may have been remembered since.

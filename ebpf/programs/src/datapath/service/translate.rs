@@ -34,8 +34,8 @@ pub(super) fn translate(skb: Skb, packet: &mut Packet, side: u32, port: u16) -> 
         && (!own_too || address(skb, packet, side))
 }
 
-/// Replaces the client's port, which is at one end, by [`super::packet::Decided::client_port`] where
-/// that is not 0. In an ICMP error, the quoted packet's. `false` where the kernel refuses.
+/// Replaces the client's port, which is at one end, by [`super::packet::Decided::client_port`]
+/// where that is not 0. In an ICMP error, the quoted packet's. `false` where the kernel refuses.
 #[inline(never)]
 pub(super) fn translate_client(skb: Skb, packet: &Packet, side: u32) -> bool {
     let port = u16::from_ne_bytes(packet.decided.client_port);

@@ -1,4 +1,4 @@
-//! The short way of packets of published ports that only pass through this node, taken where the
+//! The fast path of packets of published ports that only pass through this node, taken where the
 //! driver has them: nothing is allocated for them, and they leave by the device that they came by.
 //!
 //! What is known of a flow is the tc program's: the driver's program looks it up in the same entry

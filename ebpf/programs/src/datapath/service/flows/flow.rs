@@ -58,7 +58,7 @@ pub(in crate::datapath) struct Flow {
     pub(super) generation: u64,
     /// [`maps::epoch`] of the tuple.
     pub(super) epoch: u64,
-    /// When it goes the long way again, in jiffies.
+    /// When it takes the slow path again, in jiffies.
     pub(super) until: u64,
     /// When the next hop is to be asked for again.
     pub(super) next_hop_until: u64,

@@ -1,11 +1,11 @@
-//! Balanced IPv4 flows that passed lately, as in [`crate::datapath::sent`]: what the long way made
+//! Balanced IPv4 flows that passed lately, as in [`crate::datapath::sent`]: what the slow path made
 //! of a packet, the next ones with the same addresses and ports get at once.
 //!
 //! An entry holds until user space changes an entry of any map, until a program changes what the
 //! flow's tuple stands for ([`crate::datapath::maps::renew`]), and for [`UNTIL`] at most: then a
-//! packet goes the long way, where the flow's entries in `CONNECTIONS` are looked up, so that they
-//! are not taken for unused. So does whatever begins or ends a TCP connection, and whatever is out
-//! of the ordinary.
+//! packet takes the slow path, where the flow's entries in `CONNECTIONS` are looked up, so that
+//! they are not taken for unused. So does whatever begins or ends a TCP connection, and whatever is
+//! out of the ordinary.
 
 mod early;
 mod flow;
@@ -97,8 +97,8 @@ fn from_endpoint(skb: Skb) -> Option<Verdict> {
     untunnelled(skb, frame, [frame.word(6), frame.half(10).into()])
 }
 
-/// What arrived at the data-path device for a published port. [`Verdict::SlowPath`], and nothing changed,
-/// where the flow is not known.
+/// What arrived at the data-path device for a published port. [`Verdict::SlowPath`], and nothing
+/// changed, where the flow is not known.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     from_outside(skb).unwrap_or(Verdict::SlowPath)

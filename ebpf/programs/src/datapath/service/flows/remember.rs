@@ -1,4 +1,4 @@
-//! What the long way finds out of a flow.
+//! What the slow path finds out about a flow.
 //!
 //! Before anything is looked up, [`begin`] notes what a packet is; whichever part finds out where
 //! it goes has that remembered.
