@@ -68,7 +68,9 @@ fn paths(value: &Value, path: &str, found: &mut BTreeSet<String>) {
             }
         }
         Value::Array(items) if items.first().is_some_and(Value::is_object) && !OPAQUE.contains(&path) => {
-            items.iter().for_each(|item| paths(item, &format!("{path}[]"), found));
+            for item in items {
+                paths(item, &format!("{path}[]"), found);
+            }
         }
         _ => {
             found.insert(path.to_owned());
