@@ -65,7 +65,7 @@ fn a_node_that_was_away_reports_what_its_sockets_have_and_so_does_one_whose_sock
         lab.host(1).node_states().is_ok_and(|states| states.get("h3").is_some_and(|state| state != "ready"))
     })?;
     let published = publish("web", "8080:80")?.ok()?;
-    assert!(published.stderr.contains("warning: node h3 is away"), "{published:?}");
+    assert!(published.stderr.contains("warning: node h3 is not connected"), "{published:?}");
     assert!(!published.stderr.contains("h2"), "{published:?}");
     h3.start_meshd()?;
     eventually("h3 reports the conflict", PATIENCE, || reports(&h3, "8080/tcp"))?;
