@@ -97,7 +97,7 @@ fn is_between(packet: &[u8], source: ([u8; 4], u16), destination: ([u8; 4], u16)
 }
 
 #[test]
-fn a_vip_and_its_replies_are_translated_on_the_short_way_too() {
+fn a_vip_and_its_replies_are_translated_on_the_fast_path_too() {
     let mut node = node();
     let (own, backend) = ((OWN, 4000), (BACKEND, 80));
     for flags in [SYN, ACK] {
@@ -117,7 +117,7 @@ fn a_vip_and_its_replies_are_translated_on_the_short_way_too() {
 }
 
 #[test]
-fn a_vip_of_a_neighbour_is_delivered_on_the_short_way_too() {
+fn a_vip_of_a_neighbour_is_delivered_on_the_fast_path_too() {
     let mut node = node();
     node.datapath.put_tables(&[vip(32)]).expect("written");
     let outcome = node.run(ENDPOINT, &from_endpoint(&segment((OWN, 4000), (VIP, 80), ACK)));
@@ -127,7 +127,7 @@ fn a_vip_of_a_neighbour_is_delivered_on_the_short_way_too() {
 }
 
 #[test]
-fn a_published_port_is_reached_through_another_node_on_the_short_way_too() {
+fn a_published_port_is_reached_through_another_node_on_the_fast_path_too() {
     let mut node = node();
     let (client, published) = ((CLIENT, 5000), (HERE, 8080));
     for flags in [SYN, ACK] {
@@ -148,7 +148,7 @@ fn a_published_port_is_reached_through_another_node_on_the_short_way_too() {
 }
 
 #[test]
-fn a_published_ports_backend_is_reached_and_answers_on_the_short_way_too() {
+fn a_published_ports_backend_is_reached_and_answers_on_the_fast_path_too() {
     let mut node = node();
     let (client, published, own) = ((CLIENT, 5000), (REMOTE, 8081), (OWN, 80));
     for flags in [SYN, ACK] {
@@ -167,7 +167,7 @@ fn a_published_ports_backend_is_reached_and_answers_on_the_short_way_too() {
 }
 
 #[test]
-fn a_published_port_of_this_node_answers_on_the_short_way_too() {
+fn a_published_port_of_this_node_answers_on_the_fast_path_too() {
     let mut node = node();
     let (client, published, own) = ((CLIENT, 5000), (HERE, 8081), (OWN, 80));
     for flags in [SYN, ACK] {
