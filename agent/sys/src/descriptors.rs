@@ -17,6 +17,10 @@ pub const MAX: usize = 64;
 ///
 /// The descriptors arrive with the first byte.
 pub fn send(stream: &UnixStream, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
+    // The space is a little larger, for alignment: more than the receiver has room for may fit.
+    if descriptors.len() > MAX {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     if !descriptors.is_empty() && !control.push(SendAncillaryMessage::ScmRights(descriptors)) {

@@ -110,7 +110,10 @@ fn services_have_the_documented_shape() {
     let web = json!({
         "id": WEB, "name": "web", "network": "app", "vip": "10.64.15.240", "vip6": null, "endpoint_mode": "vip",
         "ports": [{"published": 8080, "target": 80, "protocol": "tcp", "mode": "ingress", "host_ip": null}],
-        "affinity": "none", "health": {"check": "tcp 80", "interval_ms": 2000, "retries": 3},
+        "affinity": "none", "health": {
+            "check": "tcp 80", "interval_ms": 2000, "retries": 3, "timeout_ms": 1000,
+            "start_period_ms": 0, "start_interval_ms": null,
+        },
         "when_all_unhealthy": "all",
         "aliases": ["www"], "labels": {"tier": "front"}, "created_at": "2026-11-21T10:00:02Z",
         "endpoints": [backend(2, "c1", "active", "healthy"), backend(3, "c2", "draining", "unhealthy")],

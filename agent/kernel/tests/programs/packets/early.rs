@@ -419,7 +419,7 @@ fn a_connection_that_begins_anew_takes_nothing_of_the_one_before() {
 }
 
 #[test]
-fn a_known_flow_goes_the_long_way_again_after_a_second_at_the_latest() {
+fn a_known_flow_takes_the_slow_path_again_after_a_second_at_the_latest() {
     let mut node = Node::new();
     let asked = arrived(&request(UDP, 0));
     node.is_sent(&asked, NODE_MAC);

@@ -150,7 +150,7 @@ fn an_answer_to_a_flow_that_left_from_a_published_port_is_the_hosts_and_a_new_cl
 }
 
 #[test]
-fn what_the_short_way_knows_of_a_tuple_ends_when_the_host_begins_a_flow_with_it() {
+fn what_the_fast_path_knows_of_a_tuple_ends_when_the_host_begins_a_flow_with_it() {
     let mut node = node();
     let (here, there) = ((LOCAL, PORT), (CLIENT, 9990));
     for _ in 0..4 {
