@@ -255,13 +255,8 @@ impl Manager {
         }
     }
 
-    /// Control and Session as this node, for use within the process: no certificate is asked for.
-    pub fn local_control(&self) -> MemberService {
-        MemberService::local(self.core.clone())
-    }
-
-    /// A channel to [`local_control`](Self::local_control): what the manager's own agent uses as
-    /// others use [`connect`](crate::connect).
+    /// Returns a channel to Control and Session as this node, without a certificate: the manager's
+    /// own agent uses it as others use [`connect`](crate::connect).
     pub fn local_channel(&self) -> Channel {
         self.local.clone()
     }

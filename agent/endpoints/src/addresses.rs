@@ -2,7 +2,6 @@
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
-use std::sync::PoisonError;
 use std::time::Duration;
 
 use mesh_ipam::StaticError;
@@ -178,7 +177,7 @@ impl Endpoints {
     }
 
     fn turn(&self, network: &NetworkId, family: Family) -> Turn {
-        let mut leasing = self.leasing.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut leasing = self.leasing.lock();
         leasing.entry((network.clone(), family)).or_default().clone()
     }
 

@@ -21,7 +21,7 @@ impl Endpoints {
     }
 
     /// Takes an endpoint out of its services everywhere, as long as it can still answer. Where that
-    /// fails, the manager does it when it hears that the endpoint is gone.
+    /// fails, the manager does it when it receives that the endpoint is gone.
     pub(crate) async fn stop_serving(&self, endpoint: &Endpoint) {
         let services: Vec<ServiceId> = self.agent.read(|state| {
             let of_network = state.view.services.iter();

@@ -1,7 +1,7 @@
 //! This node's endpoints.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 
 use mesh_host::{Host, blocking};
 use mesh_ipam::prefix::Family;
@@ -10,6 +10,7 @@ use mesh_proto::Problem;
 use mesh_session::Managers;
 use mesh_state::{Agent, file_problem};
 use mesh_sys::durable::FileError;
+use parking_lot::Mutex;
 
 /// Held by a request for a lease.
 pub(crate) type Turn = Arc<tokio::sync::Mutex<()>>;

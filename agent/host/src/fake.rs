@@ -14,7 +14,7 @@ use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, L
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
 use mesh_model::plan::InnerEnd;
-use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix};
+use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix, Protocol};
 use mesh_sys::ethtool::Driver;
 use tokio::sync::mpsc;
 
@@ -190,4 +190,15 @@ pub fn host_addresses(addresses: &[(&str, &str)]) -> Vec<HostAddress> {
         address: address.parse().unwrap(),
     };
     addresses.iter().map(parse).collect()
+}
+
+/// The sockets of a host that listen on TCP port 8080 of these addresses. The host's own addresses
+/// are 192.0.2.1, `2001:db8::1`, 127.0.0.1 and 127.0.0.7.
+pub fn host_sockets(listeners: &[&str]) -> HostSockets {
+    let mut all = Listeners::default();
+    for address in listeners {
+        all.add(Protocol::Tcp, address.parse().unwrap(), 8080);
+    }
+    let addresses = ["192.0.2.1", "2001:db8::1", "127.0.0.1", "127.0.0.7"];
+    HostSockets::new(all, addresses.iter().map(|address| address.parse().unwrap()))
 }

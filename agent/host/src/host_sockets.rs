@@ -39,21 +39,10 @@ impl HostSockets {
 
 #[cfg(test)]
 mod tests {
-    use mesh_model::Protocol;
-
-    use super::*;
-
-    fn sockets(listeners: &[&str]) -> HostSockets {
-        let mut all = Listeners::default();
-        for address in listeners {
-            all.add(Protocol::Tcp, address.parse().unwrap(), 8080);
-        }
-        let addresses = ["192.0.2.1", "2001:db8::1", "127.0.0.1", "127.0.0.7"];
-        HostSockets::new(all, addresses.iter().map(|address| address.parse().unwrap()))
-    }
+    use crate::fake::host_sockets;
 
     fn conflicts(port: &str, listeners: &[&str]) -> bool {
-        sockets(listeners).conflict(&port.parse().unwrap()).is_some()
+        host_sockets(listeners).conflict(&port.parse().unwrap()).is_some()
     }
 
     #[test]

@@ -1,9 +1,10 @@
 //! The kernel, shared by the agent's loops.
 
 use std::fmt;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use mesh_kernel::Kernel;
+use parking_lot::Mutex;
 
 use crate::blocking::blocking;
 
@@ -35,7 +36,7 @@ impl SharedKernel {
     /// The same, on the calling thread, which may block.
     pub fn call_here<R>(&self, call: impl FnOnce(&mut dyn Kernel) -> R) -> R {
         // What a panic has left of the kernel is found by the next observation.
-        let mut kernel = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kernel = self.0.lock();
         call(kernel.as_mut())
     }
 }

@@ -130,7 +130,7 @@ control! {
             self.call(|mut client| async move { client.update_node(request).await }).await
         }
 
-        /// Without a manager, the endpoints that this node knows best are still told: its own.
+        /// Without a manager, this node still answers about its own endpoints.
         async fn list_endpoints(
             &self,
             request: Request<v1::ListEndpointsRequest>,

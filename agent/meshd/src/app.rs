@@ -122,7 +122,7 @@ fn claim_namespace() -> Result<UnixListener, Problem> {
 }
 
 fn notify(state: NotifyState<'_>) {
-    // Without a service manager there is nobody to tell, which is no error.
+    // Running without a service manager is no error.
     if let Err(error) = sd_notify::notify(&[state]) {
         tracing::debug!(%error, "cannot notify the service manager");
     }

@@ -64,7 +64,7 @@ const NEEDED: [(u32, &str, &str); 2] = [
 
 /// Refuses to start a process that could not do its work.
 pub(crate) fn check() -> Result<(), Problem> {
-    // Where /proc does not tell, the first thing that is denied will.
+    // If /proc does not show them, the first operation that is denied reports it.
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     match missing(&status) {
         None => Ok(()),

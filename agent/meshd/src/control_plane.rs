@@ -38,7 +38,7 @@ pub(crate) async fn listen(address: SocketAddr) -> Result<TcpListener, Problem> 
 }
 
 /// Opens the socket of the control plane where it is advertised; on every address if the host has
-/// another one by now: then it is about to be told to the cluster.
+/// another one by now: then it is about to be reported to the cluster.
 pub(crate) async fn listen_somewhere(advertised: SocketAddr) -> Result<TcpListener, Problem> {
     match TcpListener::bind(advertised).await {
         Err(error) if error.kind() == io::ErrorKind::AddrNotAvailable => {

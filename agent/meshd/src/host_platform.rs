@@ -70,8 +70,8 @@ fn engines(config: &Config) -> HostEngines {
     }
 }
 
-/// How packets are wrapped, and why so. `probe` tells whether the kernel can do what direct
-/// encapsulation takes.
+/// How packets are wrapped, and why so. `probe` checks whether the kernel can do what direct
+/// encapsulation needs.
 fn choose(choice: EncapsulationChoice, probe: impl FnOnce() -> io::Result<()>) -> (Encapsulation, String) {
     match choice {
         EncapsulationChoice::Direct => (Encapsulation::Direct, "set by option".to_owned()),

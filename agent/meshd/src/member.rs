@@ -48,8 +48,8 @@ pub(crate) struct Member {
     pub(crate) fairness: Arc<Fairness>,
     /// The task that follows the host's addresses.
     pub(crate) readdress: Arc<Readdress>,
-    tasks: std::sync::Mutex<JoinSet<()>>,
-    stop_serving: std::sync::Mutex<Option<oneshot::Sender<()>>>,
+    tasks: parking_lot::Mutex<JoinSet<()>>,
+    stop_serving: parking_lot::Mutex<Option<oneshot::Sender<()>>>,
 }
 
 impl Member {
@@ -143,17 +143,16 @@ impl Member {
             occupancy: Occupancy::default(),
             fairness,
             readdress,
-            tasks: std::sync::Mutex::new(tasks),
-            stop_serving: std::sync::Mutex::new(Some(stop_serving)),
+            tasks: parking_lot::Mutex::new(tasks),
+            stop_serving: parking_lot::Mutex::new(Some(stop_serving)),
         })
     }
 
     /// Ends all tasks, and saves their state. The kernel stays as it is.
     pub(crate) async fn stop(&self) {
-        let stop = self.stop_serving.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        let stop = self.stop_serving.lock().take();
         drop(stop);
-        let mut tasks =
-            std::mem::take(&mut *self.tasks.lock().unwrap_or_else(std::sync::PoisonError::into_inner));
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
         if let Some(manager) = self.managers.own() {
             // The control plane's own task ends by itself; all others never do.
             let served = timeout(DRAIN, tasks.join_next()).await;

@@ -2,7 +2,7 @@
 //! become another.
 
 use std::net::IpAddr;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_host::advertise::{HostAddress, advertise_address, data_path_address};
@@ -12,6 +12,7 @@ use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_session::Managers;
 use mesh_state::{Agent, StatePaths};
 use mesh_sys::durable::{self, FileError, Survives};
+use parking_lot::Mutex;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
@@ -87,7 +88,7 @@ impl Readdress {
         if !data_path.is_empty() {
             data_path.clone_into(&mut named.data_path);
         }
-        *self.named.lock().unwrap_or_else(PoisonError::into_inner) = named;
+        *self.named.lock() = named;
         self.save(&status)?;
         Ok(status)
     }
@@ -126,7 +127,7 @@ impl Readdress {
         }
     }
 
-    /// One look; what is wrong is returned. A change is told when it was `seen` twice: a DHCP
+    /// One look; what is wrong is returned. A change is reported when it was `seen` twice: a DHCP
     /// client may take an address away and give it back a moment later.
     async fn check(&self, seen: &mut Seen) -> Result<(), Problem> {
         let addresses = self.addresses().await?;
@@ -171,7 +172,7 @@ impl Readdress {
     }
 
     fn named(&self) -> Named {
-        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.named.lock().clone()
     }
 
     /// Writes down how the addresses are named and what they are, for the next start.

@@ -113,7 +113,7 @@ fn counted_networks(counters: &[v1::Counter]) -> BTreeSet<(u32, &str)> {
 }
 
 /// What was dropped is not among what was carried or answered; what the XDP program sent on is, and
-/// is told beside it.
+/// is reported beside it.
 fn packets(to: &mut Writer<'_>, counters: &[v1::Counter]) -> fmt::Result {
     let early = |counter: &&v1::Counter| counter.reason == Reason::SentEarly.name();
     let carried =
@@ -137,8 +137,8 @@ fn packets(to: &mut Writer<'_>, counters: &[v1::Counter]) -> fmt::Result {
 }
 
 /// The drops of each network of which anything is counted, and those of no network in particular.
-/// Those that have not happened are 0: the first of a kind could not be told from a series that is
-/// merely new.
+/// Those that have not happened are 0: the first of a kind could not be distinguished from a series
+/// that is merely new.
 fn drops(counters: &[v1::Counter]) -> Vec<(Labels, u64)> {
     if counters.is_empty() {
         return Vec::new();

@@ -28,7 +28,8 @@ use crate::text;
 const PATH: &str = "/metrics";
 /// Connections at a time. Another one takes the place of the one that has kept us waiting longest.
 const CONNECTIONS: usize = 16;
-/// How long one of them has to end by itself: a few milliseconds are enough for who asks at once.
+/// Time that one of them has to end by itself: a client that sends its request at once needs a few
+/// milliseconds.
 const GRACE: Duration = Duration::from_millis(10);
 /// How long a request's head may take to come.
 const HEAD: Duration = Duration::from_secs(5);
@@ -108,7 +109,7 @@ fn explain(address: SocketAddr, error: &io::Error) -> String {
     format!("cannot serve metrics on {address}: {error}{advice}")
 }
 
-/// What is told to all who ask.
+/// The answer to all requests.
 #[derive(Debug)]
 struct Source {
     agent: Arc<dyn AgentHandle>,
@@ -144,7 +145,7 @@ async fn converse(stream: TcpStream, source: Arc<Source>, asked: Arc<AtomicBool>
         .max_buf_size(HEAD_BYTES)
         .keep_alive(false)
         .serve_connection(TokioIo::new(stream), service);
-    // Whose request cannot be understood, or who hangs up, has nothing to be told.
+    // A request that cannot be understood, or whose client closes, needs no answer.
     if let Ok(Err(error)) = timeout(CONNECTION, conversation).await {
         tracing::debug!(%error, "a connection for metrics failed");
     }
@@ -167,7 +168,7 @@ async fn answer(request: &Request<Incoming>, source: &Source) -> Response<String
     response
 }
 
-/// What was told last, for those who ask at the same time.
+/// The last answer, for requests at the same time.
 #[derive(Debug, Default)]
 struct Last(Mutex<Option<(Instant, String)>>);
 

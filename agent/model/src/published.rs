@@ -50,7 +50,7 @@ words!(PublishMode, "publish mode", "ingress or host", Ingress = "ingress", Host
 /// `published=,target=,protocol=,mode=,host-ip=`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct PublishedPort {
-    /// The hosts' port; 0 only in a wish: a free one of [`PublishedPort::AUTOMATIC`].
+    /// The hosts' port; 0 only in a request: a free one of [`PublishedPort::AUTOMATIC`].
     pub published: u16,
     /// The backends' port, not 0.
     pub target: u16,

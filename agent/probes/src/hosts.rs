@@ -1,5 +1,5 @@
-//! Whether other hosts' datapaths answer, agent or no agent: what tells a dead host from a dead
-//! agent.
+//! Whether other hosts' datapaths answer, agent or no agent: which distinguishes a dead host from a
+//! dead agent.
 //!
 //! Probes leave by an ordinary socket. The other side's underlay program sends each back, and our
 //! own notes when it came: neither host's firewall sees it, and no user space is involved but for

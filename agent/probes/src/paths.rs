@@ -103,7 +103,7 @@ fn wanted(state: &State, own: &NodeId) -> BTreeMap<Path, End> {
         }
     }
     let port = |node: &NodeId| Some(view.nodes.get(node)?.wireguard.as_ref()?.port);
-    let peers = DesiredTunnels::of(view, own).map(|wish| wish.nodes).unwrap_or_default();
+    let peers = DesiredTunnels::of(view, own).map(|tunnels| tunnels.nodes).unwrap_or_default();
     for node in peers.into_values() {
         // The programs answer to the port that the probe came to.
         if let (Some(address), Some(theirs)) = (address(&node), port(&node))

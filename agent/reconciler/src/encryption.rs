@@ -6,7 +6,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use mesh_model::wireguard::tunnel_address;
@@ -17,6 +17,7 @@ use mesh_wireguard::{
     DropReason, EngineConfig, EngineKind, EngineStatus, Generation, KeyFile, OwnKey, PeerStatus,
     WireguardEngine,
 };
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
 use crate::engines::Engines;
@@ -350,7 +351,7 @@ impl Encryption {
 
     fn lock(&self) -> MutexGuard<'_, EngineState> {
         // After a panic, the next call compares the whole configuration.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 

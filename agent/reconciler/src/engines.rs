@@ -62,7 +62,7 @@ fn try_kernel() -> Result<()> {
     })
 }
 
-/// Which engine is used, and why. `trial` tells whether the kernel's works.
+/// Which engine is used, and why. `trial` returns whether the kernel's works.
 fn choose(choice: EngineChoice, trial: impl FnOnce() -> Result<()>) -> Result<(EngineKind, String)> {
     let set = |kind| (kind, "set by option".to_owned());
     match choice {

@@ -27,7 +27,7 @@ pub async fn run(encryption: Arc<Encryption>) {
     loop {
         let Ok(Some(since)) = replacing.wait_for(Option::is_some).await.map(|since| *since) else { return };
         let encryption = encryption.clone();
-        // What fails here fails in the next pass of the loop too, and is told there.
+        // What fails here fails in the next reconciliation too, and is reported there.
         let _ = blocking(move || encryption.follow()).await;
         sleep(pause(since.elapsed())).await;
     }

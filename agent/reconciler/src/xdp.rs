@@ -6,7 +6,7 @@
 //! get the program unless it is forced on others.
 
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use mesh_host::Host;
 use mesh_kernel::programs::AttachedProgram;
@@ -16,6 +16,7 @@ use mesh_model::desired::{Encapsulation, Underlay};
 use mesh_model::observed::UnderlayLink;
 use mesh_state::XdpStatus;
 use mesh_sys::ethtool::Driver;
+use parking_lot::Mutex;
 
 /// Where the XDP program is attached.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -70,7 +71,7 @@ impl Xdp {
         observed: &Observed,
         depth: Depth,
     ) -> XdpStatus {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         // What is wanted here changes with the device, and that with an event.
         if depth != Depth::Remembered || last.reason.is_empty() {
             *last = self.attempt(programs, underlay.encapsulation, observed.underlay.as_ref());

@@ -6,7 +6,7 @@
 //! that are not established.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_ebpf_types::{Allowance, Connection, ConnectionKey, Vni};
@@ -15,6 +15,7 @@ use mesh_kernel::programs::{Programs, ProgramsError};
 use mesh_planner::fairness::{Chooser, Share, Usage, clock, network, shares};
 use mesh_state::Agent;
 use nix::time::{ClockId, clock_gettime};
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep};
 
 /// Interval between checks of the allowances.
@@ -58,13 +59,13 @@ struct FairnessState {
 impl Fairness {
     /// Returns the number of entries of each network that were deleted to make room.
     pub fn forgotten(&self) -> BTreeMap<Vni, u64> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.lock();
         state.networks.iter().map(|(vni, known)| (*vni, known.forgotten)).collect()
     }
 
     /// What people should know; `name` names a network.
     pub fn problems(&self, name: impl Fn(Vni) -> String) -> Vec<String> {
-        let state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let state = self.0.lock();
         let capacity = state.capacity;
         let total: u64 = state.networks.values().map(|known| known.entries).sum();
         let limited = |known: &NetworkUsage| known.limited.is_some_and(|at| at.elapsed() < LIMITED);
@@ -101,7 +102,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, fairness: Arc<Fairness
         let shared = fairness.clone();
         let outcome = kernel
             .call(move |kernel| {
-                let mut state = shared.0.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut state = shared.0.lock();
                 state.check(kernel.programs(), networks)
             })
             .await;
@@ -270,7 +271,7 @@ mod tests {
     #[test]
     fn a_greedy_network_is_told_of_and_never_takes_what_others_are_guaranteed() {
         let (mut programs, fairness) = (loaded(), Fairness::default());
-        let mut state = fairness.0.lock().unwrap();
+        let mut state = fairness.0.lock();
         let capacity = u64::from(MapSizes::default().connections);
         for round in 0..40 {
             let left = programs.allowances().unwrap();

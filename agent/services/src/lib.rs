@@ -8,9 +8,9 @@
 mod dns;
 pub mod fairness;
 mod health;
+mod inputs;
 pub mod port_conflicts;
 pub mod reserved_ports;
-mod seen;
 pub mod tables;
 
 pub use dns::helper::end as end_name_server;

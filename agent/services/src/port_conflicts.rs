@@ -104,25 +104,16 @@ fn problems(published: &[Published], sockets: &HostSockets) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_kernel::Listeners;
+    use mesh_host::fake::host_sockets;
     use mesh_model::Protocol;
 
     use super::*;
-
-    fn sockets(listeners: &[&str]) -> HostSockets {
-        let mut all = Listeners::default();
-        for address in listeners {
-            all.add(Protocol::Tcp, address.parse().unwrap(), 8080);
-        }
-        let addresses = ["192.0.2.1", "2001:db8::1", "127.0.0.1", "127.0.0.7"];
-        HostSockets::new(all, addresses.iter().map(|address| address.parse().unwrap()))
-    }
 
     #[test]
     fn of_many_conflicts_the_first_are_named_and_the_rest_counted() {
         let ports = (1..=7).map(|n| PublishedPort::ingress(8080, n, Protocol::Tcp)).collect();
         let published = [Published { service: "shop".into(), network: "app".into(), ports }];
-        let problems = problems(&published, &sockets(&["0.0.0.0"]));
+        let problems = problems(&published, &host_sockets(&["0.0.0.0"]));
         assert_eq!(problems.len(), NAMED + 1);
         assert!(problems[0].contains("port 8080/tcp of service shop of network app"), "{}", problems[0]);
         assert!(problems[NAMED].starts_with("2 more"), "{}", problems[NAMED]);

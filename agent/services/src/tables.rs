@@ -13,7 +13,7 @@ use mesh_planner::services::{Digest, Dump, Facts, Problem, Tables, Update, capac
 use mesh_state::{Agent, ServiceRecords};
 use tokio::time::{Instant, sleep_until};
 
-use crate::seen::{Inputs, Scope};
+use crate::inputs::{Inputs, Scope};
 
 /// The maps are read and compared this often at most.
 const RESYNC: Duration = Duration::from_secs(30);

@@ -1,13 +1,14 @@
 //! Connects to a manager: the one in this process, or the first of the cluster's that answers.
 
 use std::collections::BTreeSet;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 
 use mesh_control::identity::tls;
 use mesh_control::{Manager, NodeIdentity};
 use mesh_model::Role;
 use mesh_proto::{Problem, ProblemKind};
 use mesh_state::Agent;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tonic::transport::Channel;
 
@@ -86,7 +87,7 @@ impl Managers {
             match attempt {
                 Ok(channel) => {
                     let connected = Connected { address, channel };
-                    *self.current.lock().unwrap_or_else(PoisonError::into_inner) = Some(connected.clone());
+                    *self.current.lock() = Some(connected.clone());
                     return Ok(connected);
                 }
                 Err(reason) => problem = reason,
@@ -111,7 +112,7 @@ impl Managers {
 
     /// Closes a connection, so that the next call opens another one.
     pub fn forget(&self, address: &str) {
-        let mut current = self.current.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut current = self.current.lock();
         if current.as_ref().is_some_and(|connected| connected.address == address) {
             *current = None;
         }
@@ -119,7 +120,7 @@ impl Managers {
 
     /// Closes the connection and ends its session: the host no longer has the connection's address.
     pub fn reconnect(&self) {
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.current.lock() = None;
         self.reconnects.send_modify(|count| *count += 1);
     }
 
@@ -140,7 +141,7 @@ impl Managers {
 
     /// This node's key and certificate.
     pub fn identity(&self) -> NodeIdentity {
-        self.identity.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.identity.lock().clone()
     }
 
     /// Takes a renewed certificate into use for connections from now on.
@@ -148,11 +149,11 @@ impl Managers {
         if let Some(Err(error)) = self.manager.as_ref().map(|manager| manager.set_identity(&identity)) {
             tracing::error!(%error, "the renewed certificate cannot be served");
         }
-        *self.identity.lock().unwrap_or_else(PoisonError::into_inner) = identity;
-        *self.current.lock().unwrap_or_else(PoisonError::into_inner) = None;
+        *self.identity.lock() = identity;
+        *self.current.lock() = None;
     }
 
     fn current(&self) -> Option<Connected> {
-        self.current.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.current.lock().clone()
     }
 }

@@ -32,8 +32,8 @@ impl Reported {
         self.endpoints.values()
     }
 
-    /// The news after so many changes, which count as told from now on; `None` without any change.
-    /// What `now` reads may know of later changes too. News that are empty are told as well:
+    /// The news after so many changes, which count as sent from now on; `None` without any change.
+    /// What `now` reads may know of later changes too. News that are empty are sent as well:
     /// somebody may wait for that.
     pub(crate) fn news(
         &mut self,

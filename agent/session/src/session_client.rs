@@ -303,7 +303,7 @@ impl Session<'_> {
     }
 
     /// Decides about another node's borrow. An acceptance is durable before it is sent: after a
-    /// restart, this node must not hand out an address that is the other's by then.
+    /// restart, this node must not allocate an address that is the other's by then.
     fn answer(&mut self, cede: v1::Cede) {
         let read = || -> Result<(NetworkId, IpAddr), InvalidMessage> {
             Ok((parse("network", &cede.network)?, parse("address", &cede.address)?))

@@ -1,4 +1,4 @@
-//! Which of the cluster's addresses this node hands out: one pool for each subnet that it has
+//! Which of the cluster's addresses this node allocates: one pool for each subnet that it has
 //! leases in.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -38,7 +38,7 @@ pub struct SavedPool {
     state: LocalState,
 }
 
-/// A lease that this node no longer uses: the manager is told until it is gone.
+/// A lease that this node no longer uses: it is reported to the manager until it is gone.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ReleasedLease {
     /// Of which network.

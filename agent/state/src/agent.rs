@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::AtomicU64;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use mesh_ipam::Delays;
@@ -16,6 +15,7 @@ use mesh_model::{
 };
 use mesh_proto::v1;
 use mesh_sys::durable::{self, FileError};
+use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{Notify, watch};
 
 use crate::addresses::{AddressPools, SavedPools};
@@ -251,7 +251,7 @@ impl Agent {
 
     pub(crate) fn lock(&self) -> MutexGuard<'_, State> {
         // Every change leaves the state consistent before anything in it can panic.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 
     /// Returns the generation, the revision and the desired state of the kernel.

@@ -5,7 +5,7 @@ use mesh_proto::v1;
 
 use crate::state::State;
 
-/// An endpoint as it is told to managers and to people.
+/// Returns an endpoint as managers and users receive it.
 pub fn endpoint_message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
     let text = |value: Option<String>| value.unwrap_or_default();
     v1::Endpoint {

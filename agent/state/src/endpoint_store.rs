@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 /// Ends the names of attached endpoints' files.
 const ATTACHED: &str = "json";
-/// Ends the names of files of endpoints whose caller has not been told yet.
+/// Ends the names of files of endpoints whose attach has not been answered yet.
 const ATTACHING: &str = "attaching";
 
 /// The directory of the endpoints' files.
@@ -163,7 +163,7 @@ impl EndpointStore {
         written.map_err(io_error("write", &path))
     }
 
-    /// Makes an endpoint that [`Self::begin`] was told of an attached one.
+    /// Turns an endpoint that [`Self::begin`] has recorded into an attached one.
     pub fn finish(&self, id: &EndpointId) -> Result<(), FileError> {
         let path = self.path(id, ATTACHED);
         fs::rename(self.path(id, ATTACHING), &path).map_err(io_error("write", &path))?;

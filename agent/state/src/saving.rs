@@ -1,11 +1,13 @@
 //! What is written to the disk, and when.
 
+use std::path::Path;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
 use mesh_sys::durable::{self, FileError, Survives};
 use nix::time::{ClockId, clock_gettime};
+use serde::Serialize;
 use tokio::time::{sleep, timeout};
 
 use crate::agent::Agent;
@@ -75,27 +77,35 @@ impl Agent {
     }
 
     fn save_names(&self) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(names) = self.update(|state| state.soft.take_changed_names()) else { return Ok(()) };
-        let written = durable::write_json(&self.paths.names(), &names, Survives::Kill);
-        if written.is_err() {
-            self.update(|state| state.soft.touch_names());
-        }
-        written
+        let take = |state: &mut State| state.soft.take_changed_names();
+        self.save_changed(&self.paths.names(), take, |state| state.soft.touch_names(), Survives::Kill)
     }
 
     fn save_health(&self) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(health) = self.update(|state| state.soft.take_changed_health()) else { return Ok(()) };
-        let written = durable::write_json(&self.paths.health(), &health, Survives::Kill);
+        let take = |state: &mut State| state.soft.take_changed_health();
+        self.save_changed(&self.paths.health(), take, |state| state.soft.touch_health(), Survives::Kill)
+    }
+
+    /// Writes what `take` returns, if that has changed; after a failure `touch` marks it as
+    /// changed.
+    fn save_changed<T: Serialize>(
+        &self,
+        path: &Path,
+        take: impl FnOnce(&mut State) -> Option<T>,
+        touch: impl FnOnce(&mut State),
+        survives: Survives,
+    ) -> Result<(), FileError> {
+        let _one_at_a_time = self.saving.lock();
+        let Some(changed) = self.update(take) else { return Ok(()) };
+        let written = durable::write_json(path, &changed, survives);
         if written.is_err() {
-            self.update(|state| state.soft.touch_health());
+            self.update(touch);
         }
         written
     }
 
     /// Writes down which addresses rest, so that an agent that is killed the next moment does not
-    /// hand them out at once.
+    /// allocate them at once.
     pub fn save_released(&self) -> Result<(), FileError> {
         self.save_pools(Survives::Kill)
     }
@@ -109,7 +119,7 @@ impl Agent {
     }
 
     fn save_view(&self, wanted: u64, survives: Survives) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
+        let _one_at_a_time = self.saving.lock();
         if self.view_on_disk.load(Ordering::Acquire) >= wanted {
             return Ok(());
         }
@@ -124,17 +134,11 @@ impl Agent {
     }
 
     fn save_pools(&self, survives: Survives) -> Result<(), FileError> {
-        let _one_at_a_time = self.saving.lock().unwrap_or_else(PoisonError::into_inner);
-        let changed = |state: &mut State| {
+        let take = |state: &mut State| {
             // Those that wait for a view are on the disk, and not among the pools.
             if state.lost_view.is_some() { None } else { state.pools.take_changed() }
         };
-        let Some(pools) = self.update(changed) else { return Ok(()) };
-        let written = durable::write_json(&self.paths.released(), &pools, survives);
-        if written.is_err() {
-            self.update(|state| state.pools.touch());
-        }
-        written
+        self.save_changed(&self.paths.released(), take, |state| state.pools.touch(), survives)
     }
 }
 

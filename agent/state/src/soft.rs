@@ -268,6 +268,7 @@ pub struct SavedHealth {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::fake;
 
     fn id(n: u32) -> String {
         format!("{n:024x}")
@@ -329,17 +330,7 @@ mod tests {
     }
 
     fn view() -> ClusterView {
-        let cluster = v1::Cluster {
-            id: "c".into(),
-            data_path_port: 4789,
-            default_addr_pools: vec!["10.64.0.0/10".into()],
-            default_addr_pool_mask_length: 20,
-            ipv6_pool: "fd00:1:2::/48".into(),
-            created_at: "2026-01-01T00:00:00Z".into(),
-            dsr: false,
-        };
-        let snapshot = v1::Snapshot { cluster: Some(cluster), ..v1::Snapshot::default() };
-        ClusterView::from_snapshot(snapshot).unwrap()
+        ClusterView::new(fake::cluster(), fake::node(), vec![])
     }
 
     fn told(put: &[(u32, bool)], all: bool) -> v1::BackendHealth {

@@ -76,7 +76,7 @@ impl StatePaths {
         self.dir.join("copies")
     }
 
-    /// The order in which released addresses may be handed out again.
+    /// The order in which released addresses may be allocated again.
     pub fn released(&self) -> PathBuf {
         self.dir.join("released.json")
     }

@@ -22,7 +22,7 @@ pub struct ClusterView {
     pub cluster: Cluster,
     /// Every member.
     pub nodes: BTreeMap<NodeId, Node>,
-    /// Every network. Which of them this node has a part in, its leases and endpoints tell.
+    /// Every network. Leases and endpoints decide in which of them this node has a part.
     pub networks: BTreeMap<NetworkId, Network>,
     /// All leases of the networks in which this node has one.
     #[serde(with = "as_list")]

@@ -1,6 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::fake;
 
 fn id(n: u32) -> String {
     format!("{n:024x}")
@@ -49,15 +50,7 @@ fn lease(network: u32, block: u32, node: u32) -> v1::Lease {
 fn snapshot() -> v1::Snapshot {
     v1::Snapshot {
         revision: 7,
-        cluster: Some(v1::Cluster {
-            id: "c".into(),
-            data_path_port: 4789,
-            default_addr_pools: vec!["10.64.0.0/10".into()],
-            default_addr_pool_mask_length: 20,
-            ipv6_pool: "fd00:1:2::/48".into(),
-            created_at: "2026-01-01T00:00:00Z".into(),
-            dsr: false,
-        }),
+        cluster: Some((&fake::cluster()).into()),
         nodes: vec![node(1), node(2)],
         networks: vec![network(1)],
         leases: vec![lease(1, 0, 1), lease(1, 1, 2)],

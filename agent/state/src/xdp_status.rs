@@ -26,7 +26,7 @@ impl XdpStatus {
         }
     }
 
-    /// What people have to be told, if anything.
+    /// Returns what `meshctl status` reports as a problem, if anything.
     pub fn problem(&self) -> Option<String> {
         self.failed.then(|| format!("XDP: {}", self.reason))
     }

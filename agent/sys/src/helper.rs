@@ -54,19 +54,20 @@ pub fn start<T>(
     let deadline = Instant::now() + timeout;
     let connected = loop {
         if let Some(connected) = connect(&child) {
-            break connected;
+            break Ok(connected);
         }
         if let Some(status) = child.try_wait()? {
             return Err(StartError::Ended(status));
         }
         if Instant::now() >= deadline {
-            return Err(StartError::Timeout);
+            // It goes on: a later attempt finds it once it serves its socket.
+            break Err(StartError::Timeout);
         }
         thread::sleep(POLL_INTERVAL);
     };
     let reap = move || drop(child.wait());
     thread::Builder::new().name(reaper.to_owned()).stack_size(64 << 10).spawn(reap)?;
-    Ok(connected)
+    connected
 }
 
 /// Whether a process is the one at the other end of a connection.
@@ -110,7 +111,36 @@ pub fn kill_peer(stream: &UnixStream) -> Result<(), KillError> {
 
 #[cfg(test)]
 mod tests {
+    use rustix::process::{Pid, kill_process, test_kill_process};
+
     use super::*;
+
+    fn sleep() -> Command {
+        let mut command = Command::new("sleep");
+        command.arg("600").stderr(Stdio::null());
+        command
+    }
+
+    fn pid(child: &Child) -> Pid {
+        Pid::from_child(child)
+    }
+
+    #[test]
+    fn a_process_that_does_not_serve_in_time_is_reaped_when_it_ends() {
+        let mut process = None;
+        let started = start(&mut sleep(), Duration::ZERO, "reaper", |child| {
+            process = Some(pid(child));
+            None::<()>
+        });
+        assert!(matches!(started, Err(StartError::Timeout)));
+        let process = process.unwrap();
+        kill_process(process, Signal::KILL).unwrap();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while test_kill_process(process).is_ok() {
+            assert!(Instant::now() < deadline, "a zombie stays");
+            thread::sleep(POLL_INTERVAL);
+        }
+    }
 
     #[test]
     fn a_process_that_ends_before_it_serves_is_reported_with_its_status() {
@@ -121,12 +151,10 @@ mod tests {
     #[test]
     fn a_process_is_started_once_it_can_be_reached() {
         let mut attempts = 0;
-        let mut command = Command::new("sleep");
-        command.arg("10").stderr(Stdio::null());
-        let started = start(&mut command, Duration::from_secs(30), "reaper", |child| {
+        let started = start(&mut sleep(), Duration::from_secs(30), "reaper", |child| {
             attempts += 1;
-            (attempts == 3).then(|| child.id())
+            (attempts == 3).then(|| pid(child))
         });
-        assert!(started.is_ok_and(|pid| pid > 1));
+        kill_process(started.unwrap(), Signal::KILL).unwrap();
     }
 }

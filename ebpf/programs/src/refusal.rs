@@ -1,7 +1,6 @@
 //! What a sender is told whose packet nobody takes: a TCP reset, or "port unreachable".
 
 use crate::checksum;
-use crate::ip::{ICMPV6, TCP, UDP};
 use crate::transport::{ACK, FIN, RST, SYN};
 
 /// How much of an IPv4 packet without options is quoted: its header and eight bytes (RFC 792).
@@ -79,21 +78,10 @@ pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) 
     [kind, code, c0, c1, 0, 0, 0, 0]
 }
 
-/// Protocols whose senders are told.
-#[inline(always)]
-pub const fn is_answered(protocol: u8) -> bool {
-    matches!(protocol, TCP | UDP)
-}
-
-/// Protocol number of ICMP of either family.
-#[inline(always)]
-pub const fn icmp(v6: bool) -> u8 {
-    if v6 { ICMPV6 } else { crate::ip::ICMP }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ip::TCP;
 
     fn segment(flags: u8) -> [u8; TCP_HEADER] {
         [0x9c, 0x40, 0, 80, 0, 0, 0, 10, 0, 0, 1, 0, 0x50, flags, 1, 1, 0, 0, 0, 0]

@@ -7,6 +7,7 @@ use std::path::Path;
 
 use mesh_docs::pages::{self, Page};
 use mesh_docs::{generated, links, man, prose};
+use mesh_structure::{Member, members};
 
 /// The longest sentence, in words.
 const MAX_WORDS: usize = 40;
@@ -122,22 +123,31 @@ fn crates_in(text: &str) -> BTreeSet<&str> {
 
 #[test]
 fn every_crate_has_a_short_readme_that_names_what_it_imports() {
-    let root = pages::root();
-    let manifest = std::fs::read_to_string(root.join("Cargo.toml")).unwrap();
-    let (_, members) = manifest.split_once("members = [").unwrap();
-    let members: Vec<&str> = members.split(']').next().unwrap().split('"').skip(1).step_by(2).collect();
-    assert!(members.len() > 10, "{members:?}");
-    for member in members {
-        let readme = std::fs::read_to_string(root.join(member).join("README.md")).unwrap_or_default();
-        assert!((5..=15).contains(&readme.lines().count()), "{member}/README.md has 5 to 15 lines");
+    for Member { folder, dependencies, .. } in members() {
+        let name = folder.display();
+        let readme = std::fs::read_to_string(folder.join("README.md")).unwrap_or_default();
+        assert!((5..=15).contains(&readme.lines().count()), "{name}/README.md has 5 to 15 lines");
         let (_, imports) = readme.split_once("**May import:**").unwrap_or_default();
         let allowed = crates_in(imports.split("\n\n").next().unwrap());
-        let crate_manifest = std::fs::read_to_string(root.join(member).join("Cargo.toml")).unwrap();
-        let (_, dependencies) = crate_manifest.split_once("\n[dependencies]\n").unwrap_or_default();
-        let dependencies = dependencies.split("\n[").next().unwrap();
-        let lines = dependencies.lines().filter_map(|line| line.split(['.', ' ']).next());
-        for name in lines.filter(|name| name.starts_with("mesh-")) {
-            assert!(allowed.contains(name), "{member} imports {name}, and its README does not say so");
+        for import in dependencies.iter().filter(|name| name.starts_with("mesh-")) {
+            assert!(
+                allowed.contains(import.as_str()),
+                "{name} imports {import}, and its README does not say so"
+            );
+        }
+    }
+}
+
+#[test]
+fn the_architecture_names_the_folder_of_every_crate() {
+    let root = pages::root().canonicalize().unwrap();
+    for page in ["ARCHITECTURE.md", "docs/internals/crates.md"] {
+        let text = std::fs::read_to_string(root.join(page)).unwrap();
+        for Member { folder, .. } in members() {
+            let folder = folder.strip_prefix(&root).unwrap().display().to_string();
+            let is_named =
+                [format!("`{folder}`"), format!("`{folder}/`")].iter().any(|name| text.contains(name));
+            assert!(is_named, "{page} does not name {folder}");
         }
     }
 }

@@ -148,15 +148,20 @@ impl Registry {
         Ok(endpoint)
     }
 
-    /// Puts an endpoint. What other nodes now receive is added to `told`.
-    pub(super) fn put(&mut self, node: &NodeId, mut endpoint: CheckedEndpoint, told: &mut Vec<v1::Endpoint>) {
+    /// Puts an endpoint. What other nodes now receive is added to `changed`.
+    pub(super) fn put(
+        &mut self,
+        node: &NodeId,
+        mut endpoint: CheckedEndpoint,
+        changed: &mut Vec<v1::Endpoint>,
+    ) {
         if let Some(refused) = self.refused.get_mut(node) {
             refused.remove(&endpoint.id);
         }
         let (id, key) = (endpoint.id.clone(), name_key(&endpoint));
         let known = self.get(node, &id);
-        endpoint.told.id = match known {
-            Some(known) => known.told.id.clone(),
+        endpoint.visible.id = match known {
+            Some(known) => known.visible.id.clone(),
             None if self.twin(node, &id).is_some() => id_of_twin(node, &id),
             None => id.to_string(),
         };
@@ -165,7 +170,7 @@ impl Registry {
         }
         // One that keeps its name keeps its turn.
         if known.is_none_or(|known| name_key(known) != key) {
-            self.remove(node, &id, told);
+            self.remove(node, &id, changed);
             let holders = self.names.entry(key.clone()).or_default();
             holders.push((node.clone(), id.clone()));
             if holders.len() > 1 {
@@ -181,15 +186,15 @@ impl Registry {
         }
         self.owners.entry(id.clone()).or_default().insert(node.clone());
         self.nodes.entry(node.clone()).or_default().insert(id.clone(), endpoint);
-        told.extend(self.get(node, &id).map(|endpoint| self.visible(endpoint)));
+        changed.extend(self.get(node, &id).map(|endpoint| self.visible(endpoint)));
     }
 
-    /// Removes an endpoint. What other nodes therefore receive of others is added to `told`.
+    /// Removes an endpoint. What other nodes therefore receive of others is added to `changed`.
     pub(super) fn remove(
         &mut self,
         node: &NodeId,
         id: &EndpointId,
-        told: &mut Vec<v1::Endpoint>,
+        changed: &mut Vec<v1::Endpoint>,
     ) -> Option<v1::Endpoint> {
         self.release(node, id);
         let endpoint = self.nodes.get_mut(node)?.remove(id)?;
@@ -213,10 +218,10 @@ impl Registry {
             if let Some((of, other)) = next
                 && let Some(next) = self.get(&of, &other)
             {
-                told.push(self.visible(next));
+                changed.push(self.visible(next));
             }
         }
-        Some(endpoint.told)
+        Some(endpoint.visible)
     }
 
     /// Another node that has an endpoint of the same id.
@@ -240,12 +245,12 @@ impl Registry {
 
     /// An endpoint as other nodes receive it: without a name that another one had first.
     pub(super) fn visible(&self, endpoint: &CheckedEndpoint) -> v1::Endpoint {
-        let mut told = endpoint.told.clone();
+        let mut message = endpoint.visible.clone();
         let first = self.names.get(&name_key(endpoint)).and_then(|holders| holders.first());
-        if first.is_some_and(|(node, id)| node.as_str() != told.node_id || *id != endpoint.id) {
-            nameless(&mut told);
+        if first.is_some_and(|(node, id)| node.as_str() != message.node_id || *id != endpoint.id) {
+            nameless(&mut message);
         }
-        told
+        message
     }
 
     /// Refuses a report. Returns the id, if it has one.

@@ -28,7 +28,7 @@ pub(crate) struct CheckedEndpoint {
     /// Its record for people: made of the fields as they were read, and of nothing else.
     pub(crate) listed: v1::Endpoint,
     /// What other nodes receive, if no other endpoint has its name.
-    pub(crate) told: v1::Endpoint,
+    pub(crate) visible: v1::Endpoint,
     /// Why other nodes do not resolve some of its names.
     pub(crate) withheld: Option<String>,
 }
@@ -57,7 +57,7 @@ impl Checker<'_> {
         }
         let mut checked = read;
         checked.listed.network_name = network.name.to_string();
-        checked.told.network_name = network.name.to_string();
+        checked.visible.network_name = network.name.to_string();
         Ok(checked)
     }
 
@@ -94,7 +94,7 @@ impl Checker<'_> {
         };
         let (visible, withheld) = self.visible(&listed, &name, &aliases);
         let addresses = ipv4.map(IpAddr::V4).into_iter().chain(ipv6.map(IpAddr::V6)).collect();
-        Ok(CheckedEndpoint { id, network, name, addresses, listed, told: visible, withheld })
+        Ok(CheckedEndpoint { id, network, name, addresses, listed, visible, withheld })
     }
 
     /// An endpoint without those of its names that would hide others.
@@ -104,26 +104,26 @@ impl Checker<'_> {
         name: &Name,
         aliases: &[Name],
     ) -> (v1::Endpoint, Option<String>) {
-        let mut told = listed.clone();
+        let mut visible = listed.clone();
         if self.is_trusted {
-            return (told, None);
+            return (visible, None);
         }
         let mut reasons = Vec::new();
-        let mut is_told = |name: &Name| match names::withheld(name) {
+        let mut is_visible = |name: &Name| match names::withheld(name) {
             None => true,
             Some(why) => {
                 reasons.push(format!("{name}: {why}"));
                 false
             }
         };
-        if !is_told(name) {
-            nameless(&mut told);
+        if !is_visible(name) {
+            nameless(&mut visible);
         }
-        told.aliases = aliases.iter().filter(|alias| is_told(alias)).map(ToString::to_string).collect();
+        visible.aliases = aliases.iter().filter(|alias| is_visible(alias)).map(ToString::to_string).collect();
         let reasons = (!reasons.is_empty()).then(|| {
             format!("endpoint {name}: only this node resolves some of its names: {}", reasons.join("; "))
         });
-        (told, reasons)
+        (visible, reasons)
     }
 
     /// An endpoint's address lies in a lease of its node.

@@ -65,7 +65,7 @@ impl Writer<'_> {
         }
         snapshot.message.cluster = Some(self.core.cluster().into());
         self.known = snapshot.known;
-        let (mut told, mut known) = (snapshot.message.revision, snapshot.message.revision);
+        let (mut sent, mut known) = (snapshot.message.revision, snapshot.message.revision);
         self.send(Kind::Snapshot(snapshot.message)).await?;
         let now = states.borrow_and_update().clone();
         self.send(Kind::States(states_message(&now))).await?;
@@ -91,7 +91,7 @@ impl Writer<'_> {
                     Ok(News::Batch(batch)) => {
                         known = batch.revision;
                         if self.send_batch(&batch).await? {
-                            told = known;
+                            sent = known;
                         }
                     }
                     Ok(News::Gap) | Err(broadcast::error::RecvError::Lagged(_)) => return Ok(()),
@@ -134,10 +134,10 @@ impl Writer<'_> {
                     }
                 }
                 _ = beat.tick() => {
-                    if known > told {
+                    if known > sent {
                         // Revisions that do not concern the agent, all at once.
                         self.send(Kind::Delta(Delta { revision: known, changes: Vec::new() })).await?;
-                        told = known;
+                        sent = known;
                     } else {
                         self.send(Kind::Ping(Ping { unix_ms: clock::unix_ms() })).await?;
                     }

@@ -61,11 +61,6 @@ impl FakePrograms {
         self.xdp.values_mut().for_each(|program| *program = AttachedProgram::Earlier);
     }
 
-    /// Forgets the attachments of a device, as the kernel does when it vanishes.
-    pub fn remove_device(&mut self, ifindex: u32) {
-        self.state.attachments.retain(|attachment, _| attachment.ifindex != ifindex);
-    }
-
     fn loaded(&self) -> Result<(), ProgramsError> {
         if self.state.pins == Pins::Current { Ok(()) } else { Err(ProgramsError::NotLoaded) }
     }

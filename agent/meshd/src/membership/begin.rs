@@ -56,7 +56,7 @@ impl Memberships {
     }
 
     /// Becomes the member that was made, or what it was before. The manager then knows what this
-    /// host told in its session, as which subnets are others'.
+    /// host reported in its session, as which subnets are others'.
     async fn settle<R>(&self, begun: Result<(Member, R), Problem>) -> Result<R, Problem> {
         match begun {
             Ok((member, response)) => {

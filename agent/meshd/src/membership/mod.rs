@@ -8,13 +8,14 @@
 mod begin;
 mod leave;
 
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::Arc;
 
 use mesh_control::{Manager, NodeIdentity};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_state::file_problem;
 use mesh_store::{EmbeddedStore, OpenError, Store};
 use mesh_sys::durable::{self, FileError};
+use parking_lot::RwLock;
 
 use crate::control_plane::{ControlPlane, listen_somewhere};
 use crate::copies;
@@ -55,7 +56,7 @@ impl Memberships {
 
     /// State of this host's membership.
     pub(crate) fn state(&self) -> MembershipState {
-        self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+        self.state.read().clone()
     }
 
     /// The member that this host is.
@@ -71,7 +72,7 @@ impl Memberships {
     }
 
     fn set_state(&self, state: MembershipState) {
-        *self.state.write().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.state.write() = state;
     }
 
     /// At start: a member again when it was one; else nothing of an earlier membership may be left.

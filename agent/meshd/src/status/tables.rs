@@ -8,7 +8,7 @@ use mesh_proto::v1;
 use crate::member::Member;
 use crate::platform::Platform;
 
-/// Adds both to the status. Before the programs are loaded there is nothing to tell.
+/// Adds both to the status. Before the programs are loaded it adds nothing.
 pub(super) async fn fill_in(response: &mut v1::StatusResponse, platform: &Platform, member: &Member) {
     let size = platform.kernel.call(|kernel| kernel.programs().connections_size()).await;
     let connections = match size {

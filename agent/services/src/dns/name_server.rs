@@ -2,19 +2,20 @@
 //! given.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_dns::{Status, Zones};
 use mesh_host::Backoff;
 use mesh_state::Agent;
+use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::sleep;
 
 use super::helper::{Helper, ServedAddresses, Statistics};
 use super::settings::Settings;
 use super::zones::{Named, Networks};
-use crate::seen::Inputs;
+use crate::inputs::Inputs;
 
 /// Interval between checks whether the process still answers.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
@@ -48,7 +49,7 @@ impl Reporter {
         match &self.0 {
             Some(Sources { statistics, problems }) => {
                 // After a panic, the statistics are read again.
-                let networks = statistics.lock().unwrap_or_else(PoisonError::into_inner).now();
+                let networks = statistics.lock().now();
                 Report { networks, problems: problems.borrow().clone() }
             }
             None => Report::default(),

@@ -13,8 +13,8 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 use std::thread;
 use std::time::Duration;
 
@@ -25,6 +25,7 @@ use nix::fcntl::OFlag;
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use parking_lot::Mutex;
 use rustix::net::sockopt::socket_peercred;
 use tokio::sync::watch;
 
@@ -219,8 +220,8 @@ impl Process {
         self.runtime.block_on(self.server.stop(network));
     }
 
-    fn served(&self) -> std::sync::MutexGuard<'_, BTreeMap<(String, IpAddr), Sockets>> {
+    fn served(&self) -> parking_lot::MutexGuard<'_, BTreeMap<(String, IpAddr), Sockets>> {
         // Each change is complete under the lock.
-        self.served.lock().unwrap_or_else(PoisonError::into_inner)
+        self.served.lock()
     }
 }

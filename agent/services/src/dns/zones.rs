@@ -10,7 +10,7 @@ use mesh_model::{Endpoint, EndpointMode, EndpointPhase, Network, NetworkId, Node
 use mesh_planner::services::{Facts, Records};
 use mesh_state::{State, parts};
 
-use crate::seen::{Inputs, Scope};
+use crate::inputs::{Inputs, Scope};
 
 /// The inputs of zones, beside services.
 pub(super) struct Networks {

@@ -32,6 +32,9 @@ fn way(skb: Skb) -> Verdict {
         return verdict;
     }
     let mut balanced = service::flows::sent(skb);
+    if !matches!(balanced, Verdict::SlowPath | Verdict::Unchanged) {
+        return balanced;
+    }
     // SAFETY: no reference to it exists yet.
     let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
     if balanced == Verdict::SlowPath {

@@ -18,6 +18,7 @@ mod overlay;
 mod receive;
 mod received;
 mod route;
+mod segment;
 mod sending;
 mod sent;
 mod service;

@@ -13,7 +13,8 @@ pub(super) enum Verdict {
     Pass = -1,
     /// Drops the packet (`TCX_DROP`, `TC_ACT_SHOT`).
     Drop = 2,
-    /// Sends the packet where a helper said (`TCX_REDIRECT`, `TC_ACT_REDIRECT`).
+    /// Sends the packet where a redirecting helper has directed it (`TCX_REDIRECT`,
+    /// `TC_ACT_REDIRECT`).
     Redirect = 7,
 
     /// Nothing is known of the flow: the slow path decides. The packet is unchanged.
@@ -86,8 +87,8 @@ pub(super) enum Verdict {
 }
 
 impl Verdict {
-    /// Returns what the kernel is told. A part's name that nobody acted on would be a fault of the
-    /// programs: such a packet goes nowhere.
+    /// Returns the verdict as the kernel knows it. A part's name that nobody acted on would be a
+    /// fault of the programs: such a packet is dropped.
     #[inline(always)]
     pub(super) const fn code(self) -> i32 {
         if self as i32 >= Self::SlowPath as i32 { Self::Drop as i32 } else { self as i32 }

@@ -12,8 +12,8 @@ use super::{aside, connection, own, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
-use crate::datapath::too_big;
 use crate::datapath::verdict::Verdict;
+use crate::datapath::{segment, too_big};
 
 /// What [`replies::back`] returns of a published port's flow.
 const PUBLISHED_KIND: u32 = ConnectionKind::Published as u32 + 1;
@@ -170,23 +170,10 @@ pub(super) fn is_too_big(skb: Skb, packet: &Packet, network: &Network) -> bool {
     segment_length(skb, packet) > network.mtu
 }
 
-/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments
-/// cannot be told.
+/// Length of the packet at hand, as [`segment::length`] has it.
 #[inline(never)]
 pub(super) fn segment_length(skb: Skb, packet: &Packet) -> u32 {
-    /// See `encapsulate`.
-    const GSO_BY_FRAGS: u32 = 0xffff;
-    let header = match skb.gso_size() {
-        0 => return skb.length() - 14,
-        GSO_BY_FRAGS => return 0,
-        payload => payload + packet.parsed.upper - 14,
-    };
-    if packet.parsed.key.protocol == mesh_ebpf::ip::TCP {
-        let [offset] = skb.load::<1>(packet.parsed.upper + 12).unwrap_or([0x50]);
-        header + u32::from(offset >> 4) * 4
-    } else {
-        header + 8
-    }
+    segment::length(skb, || (packet.parsed.key.protocol, packet.parsed.upper))
 }
 
 /// The backend that a container was given is itself: it gets the packet from elsewhere, since no

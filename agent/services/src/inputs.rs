@@ -1,4 +1,4 @@
-//! What the services' entries and names follow from.
+//! The part of the state that the services' entries and names follow from.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -13,7 +13,7 @@ fn down(state: &State) -> BTreeSet<NodeId> {
 }
 
 fn peers(state: &State, own: &NodeId) -> BTreeMap<NodeId, u16> {
-    DesiredTunnels::of(&state.view, own).map(|wish| wish.indexes()).unwrap_or_default()
+    DesiredTunnels::of(&state.view, own).map(|tunnels| tunnels.indexes()).unwrap_or_default()
 }
 
 /// All that the services' entries follow from, and their names, at one moment.
