@@ -91,6 +91,7 @@ impl From<&model::Node> for v1::Node {
             version: node.version.clone(),
             created_at: node.created_at.to_string(),
             wireguard: node.wireguard.as_ref().map(Into::into),
+            host_addrs: node.host_addrs.iter().map(ToString::to_string).collect(),
         }
     }
 }
@@ -110,6 +111,11 @@ impl TryFrom<v1::Node> for model::Node {
             created_at: parse("created_at", &node.created_at)?,
             version: node.version,
             wireguard: node.wireguard.map(TryInto::try_into).transpose()?,
+            host_addrs: node
+                .host_addrs
+                .iter()
+                .map(|address| parse("host_addrs", address))
+                .collect::<Result<_, _>>()?,
         })
     }
 }

@@ -154,6 +154,7 @@ fn requested_node(request: &JoinRequest, role: Role, is_local: bool) -> Result<N
         data_path_mtu: mtu,
         version: reports::version(&request.version).map_err(invalid("version"))?,
         wireguard: None,
+        host_addrs: std::collections::BTreeSet::new(),
         created_at: Timestamp::now(),
     })
 }

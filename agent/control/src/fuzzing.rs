@@ -18,6 +18,7 @@ pub fn agent_message(message: AgentMessage) {
         Kind::Hello(hello) => {
             let _ = (reports::data_path_mtu(hello.data_path_mtu), reports::version(&hello.version));
             let _ = reports::routes(&hello.routes, &[], false);
+            let _ = reports::addresses(&hello.addresses, |_| false);
             hello.endpoints
         }
         Kind::Endpoints(report) => report.put,

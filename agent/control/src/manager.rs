@@ -339,6 +339,7 @@ fn node_record(node: ThisNode) -> Result<Node, ManagerError> {
         data_path_mtu: node.data_path_mtu,
         version: node.version,
         wireguard: None,
+        host_addrs: std::collections::BTreeSet::new(),
         created_at: Timestamp::now(),
     })
 }

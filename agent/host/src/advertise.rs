@@ -14,6 +14,8 @@ pub struct HostAddress {
     pub interface: IfName,
     /// The address.
     pub address: IpAddr,
+    /// Whether the interface leads out of the host.
+    pub leads_out: bool,
 }
 
 /// Why no address could be chosen.
@@ -82,7 +84,8 @@ fn list(addresses: &[HostAddress]) -> String {
 
 /// Whether other hosts may reach this host by it: not loopback, link-local (RFC 3927, RFC 4291),
 /// multicast or unspecified.
-fn is_global(address: IpAddr) -> bool {
+#[must_use]
+pub fn is_global(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
             !(v4.is_loopback()

@@ -65,7 +65,7 @@ impl Host for TestHost {
     }
 
     fn addresses(&self) -> Result<Vec<HostAddress>, KernelError> {
-        let own = HostAddress { interface: "eth0".parse().unwrap(), address: self.address };
+        let own = HostAddress { interface: "eth0".parse().unwrap(), address: self.address, leads_out: true };
         Ok(vec![own])
     }
 
@@ -183,11 +183,12 @@ impl Kernel for TestKernel {
     }
 }
 
-/// A host with these addresses on these interfaces.
+/// A host with these addresses on these interfaces. All but `docker0` lead out of the host.
 pub fn host_addresses(addresses: &[(&str, &str)]) -> Vec<HostAddress> {
     let parse = |(interface, address): &(&str, &str)| HostAddress {
         interface: interface.parse().unwrap(),
         address: address.parse().unwrap(),
+        leads_out: *interface != "docker0",
     };
     addresses.iter().map(parse).collect()
 }

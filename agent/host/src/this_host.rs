@@ -40,6 +40,7 @@ impl Host for ThisHost {
         let address = |found: mesh_kernel::host::HostAddress| HostAddress {
             interface: found.interface,
             address: found.address,
+            leads_out: found.leads_out,
         };
         Ok(addresses.into_iter().map(address).collect())
     }

@@ -18,6 +18,9 @@ pub struct HostAddress {
     pub mtu: u32,
     /// The address.
     pub address: IpAddr,
+    /// Whether the interface leads out of the host. A bridge of containers or virtual machines does
+    /// not, and other hosts may have a bridge with the same address.
+    pub leads_out: bool,
 }
 
 /// All addresses in the calling thread's namespace, but for those of the mesh's own devices.
@@ -27,7 +30,10 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, KernelError> {
     let addresses = addresses::dump(&mut netlink).map_err(|error| error.during("list the addresses"))?;
     let host_address = |(index, held): (u32, mesh_model::observed::InterfaceAddress)| {
         let link = links.iter().find(|link| link.index == index)?;
-        Some(HostAddress { interface: link.name.parse().ok()?, mtu: link.mtu, address: held.address })
+        let leads_out =
+            !link.is_bridge || links.iter().any(|port| port.master == Some(index) && port.may_lead_out());
+        let interface = link.name.parse().ok()?;
+        Some(HostAddress { interface, mtu: link.mtu, address: held.address, leads_out })
     };
     Ok(addresses.into_iter().filter_map(host_address).collect())
 }

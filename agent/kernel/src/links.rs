@@ -67,6 +67,7 @@ enum Role {
 /// Read by hand: the packet library would take apart a hundred attributes of each device, and hosts
 /// have hundreds.
 #[derive(Debug, Clone, Default)]
+#[expect(clippy::struct_excessive_bools, reason = "each has its own attribute in the kernel's message")]
 pub(crate) struct RawLink {
     pub(crate) index: u32,
     pub(crate) name: String,
@@ -83,6 +84,9 @@ pub(crate) struct RawLink {
     hardware: u16,
     role: Role,
     pub(crate) carrier_changes: u32,
+    /// Index of the bridge or bond of which this device is a port.
+    pub(crate) master: Option<u32>,
+    pub(crate) is_bridge: bool,
     vxlan_port: u16,
     vxlan_external: bool,
 }
@@ -97,7 +101,7 @@ impl RawLink {
             hardware: hardware.map_or(0, u16::from_ne_bytes),
             ..Self::default()
         };
-        let (mut has_master, mut in_vrf) = (false, false);
+        let mut in_vrf = false;
         for attribute in NlasIterator::new(message.get(ATTRIBUTES..).unwrap_or_default()).flatten() {
             let value = attribute.value();
             match attribute.kind() {
@@ -107,7 +111,7 @@ impl RawLink {
                 IFLA_LINK => link.link = Some(native(value)),
                 IFLA_CARRIER_CHANGES => link.carrier_changes = native(value),
                 IFLA_LINK_NETNSID => link.link_elsewhere = true,
-                IFLA_MASTER => has_master = true,
+                IFLA_MASTER => link.master = Some(native(value)),
                 IFLA_OPERSTATE => {
                     link.operational = value.first().is_some_and(|state| State::from(*state) == State::Up);
                 }
@@ -115,7 +119,7 @@ impl RawLink {
                 _ => {}
             }
         }
-        if has_master && !in_vrf {
+        if link.master.is_some() && !in_vrf {
             link.role = Role::Port;
         }
         link
@@ -128,6 +132,7 @@ impl RawLink {
             match attribute.kind() {
                 IFLA_INFO_KIND => {
                     self.kind = Some(kind(text(attribute.value())));
+                    self.is_bridge = text(attribute.value()) == b"bridge";
                     if text(attribute.value()) == b"vrf" {
                         self.role = Role::Vrf;
                     }
@@ -170,6 +175,13 @@ impl RawLink {
             return None;
         }
         Some((self.index, HostInterface { name: self.name.parse().ok()?, ethernet }))
+    }
+
+    /// Whether a bridge with this port may lead out of the host.
+    ///
+    /// A veth or TUN device that is a port of a bridge leads into a container or a virtual machine.
+    pub(crate) const fn may_lead_out(&self) -> bool {
+        !matches!(self.kind, Some(naming::Kind::Veth | naming::Kind::Tun))
     }
 
     /// The device as one of ours, if it is.

@@ -1,6 +1,6 @@
 //! The cluster's records, as the store keeps them (JSON), and as the managers send them to agents.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use jiff::Timestamp;
@@ -95,6 +95,9 @@ pub struct Node {
     /// Its keys for encrypted networks, once it has announced some.
     #[serde(default)]
     pub wireguard: Option<Wireguard>,
+    /// All addresses of its host that other hosts may reach, as its agent reports them.
+    #[serde(default)]
+    pub host_addrs: BTreeSet<IpAddr>,
     /// When it joined.
     pub created_at: Timestamp,
 }

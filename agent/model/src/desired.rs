@@ -38,6 +38,8 @@ pub struct Peer {
     pub address: IpAddr,
     /// Where its control plane is reached, if that is another address.
     pub control_address: Option<IpAddr>,
+    /// The other addresses of its host.
+    pub host_addresses: BTreeSet<IpAddr>,
     /// MTU of its data-path interface.
     pub mtu: Mtu,
     /// UDP port of its WireGuard engine; 0 while it has announced none.

@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use mesh_ebpf_types::{
     ALLOW_FORWARDING, Address, Block, BlockKey, BlockKind, CONTROL_ADDRESS, Config, DIRECT_RETURN, ENCRYPTED,
-    EndpointKey, HOST_ALL, HOST_DNS, HostRouteKey, INTERNAL, Interface, METADATA, Mac, MapEntry, Member, Vni,
+    EndpointKey, HOST_ADDRESS, HOST_ALL, HOST_DNS, HostRouteKey, INTERNAL, Interface, METADATA, Mac,
+    MapEntry, Member, Vni,
 };
-use mesh_model::desired::Encapsulation;
+use mesh_model::desired::{Encapsulation, Peer};
 use mesh_model::{
     Desired, Endpoint, HostAccess, HostPolicy, Lease, LeaseState, MacAddr, MetadataAccess, Network, Prefix,
     naming,
@@ -31,21 +32,30 @@ pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
     }
 }
 
-/// The other nodes. This node's data-path address is not among them: what claims to come from it is
-/// forged.
+/// The other nodes, by all addresses of their hosts. This node's data-path address is not among
+/// them: what claims to come from it is forged.
 pub(crate) fn members(desired: &Desired) -> impl Iterator<Item = MapEntry> {
+    let wireguard_port = |peer: &Peer| peer.wireguard_port.to_be_bytes();
+    let others = || desired.nodes.iter().filter(|(node, _)| **node != desired.node).map(|(_, peer)| peer);
+    // The planner keeps the last entry of a key: a report of a host's address must not replace the
+    // address at which a node has its tunnels.
+    let own = desired.nodes.get(&desired.node).map(|own| own.address);
+    let hosts = others().flat_map(move |peer| {
+        let member = Member { kind: HOST_ADDRESS, wireguard_port: wireguard_port(peer), ..Member::default() };
+        let addresses = peer.host_addresses.iter().filter(move |address| Some(**address) != own);
+        addresses.map(move |address| MapEntry::Member((*address).into(), member))
+    });
     let control = desired.nodes.values().filter_map(|peer| {
         let address = peer.control_address?;
         let tunnels = desired.nodes.values().any(|other| other.address == address);
         let member = Member { kind: CONTROL_ADDRESS, ..Member::default() };
         (!tunnels).then(|| MapEntry::Member(address.into(), member))
     });
-    let others = desired.nodes.iter().filter(|(node, _)| **node != desired.node);
-    let others = others.map(|(_, peer)| {
-        let member = Member { wireguard_port: peer.wireguard_port.to_be_bytes(), ..Member::default() };
+    let tunnels = others().map(move |peer| {
+        let member = Member { wireguard_port: wireguard_port(peer), ..Member::default() };
         MapEntry::Member(peer.address.into(), member)
     });
-    control.chain(others)
+    hosts.chain(control).chain(tunnels)
 }
 
 /// A network that has endpoints here: itself, its subnets, gateways and leases.

@@ -5,6 +5,7 @@
 //! calls for that on a manager, [`renewal`] renews the node's certificate.
 #![forbid(unsafe_code)]
 
+mod host_facts;
 mod managers;
 pub mod rekey;
 pub mod rekey_schedule;

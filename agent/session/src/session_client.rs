@@ -21,6 +21,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
 
+use crate::host_facts::{self, HostFacts};
 use crate::managers::Managers;
 use crate::reported::Reported;
 
@@ -148,14 +149,17 @@ impl Session<'_> {
         // The count first: what changes in between is reported again, and not missed.
         self.hello_count = *endpoints.borrow_and_update();
         self.reported = Reported::all(self.hello_count, self.agent.read(reportable));
+        let facts = HostFacts::read(self.host).await;
         let hello = v1::Hello {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             data_path_mtu: mtu,
             endpoints: self.agent.read(|state| {
                 self.reported.endpoints().map(|endpoint| endpoint_message(state, endpoint)).collect()
             }),
-            routes: self.routes().await,
+            routes: facts.routes.clone(),
+            addresses: facts.addresses.clone(),
         };
+        self.answering.spawn(host_facts::follow(self.host.clone(), facts, self.answers.0.clone()));
         send(&outgoing, agent_message::Kind::Hello(hello)).await?;
         let mut incoming = client.open(ReceiverStream::new(queue)).await.map_err(manager)?.into_inner();
         let mut applied = self.agent.applied();
@@ -209,19 +213,6 @@ impl Session<'_> {
                     unix_ms: clock::unix_ms(),
                 })).await?,
             }
-        }
-    }
-
-    /// What the host reaches by routes of its own. Without it, networks may overlap them.
-    async fn routes(&self) -> Vec<String> {
-        let host = self.host.clone();
-        match tokio::task::spawn_blocking(move || host.routes()).await {
-            Ok(Ok(routes)) => routes.iter().map(ToString::to_string).collect(),
-            Ok(Err(error)) => {
-                tracing::warn!(%error, "the host's routes cannot be read");
-                Vec::new()
-            }
-            Err(_) => Vec::new(),
         }
     }
 

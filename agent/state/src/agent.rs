@@ -262,6 +262,7 @@ impl Agent {
         let peer = |node: &Node| Peer {
             address: node.data_path_addr,
             control_address: Some(node.advertise_addr.ip()).filter(|ip| *ip != node.data_path_addr),
+            host_addresses: node.host_addrs.clone(),
             mtu: node.data_path_mtu,
             wireguard_port: node.wireguard.as_ref().map_or(0, |wireguard| wireguard.port),
         };

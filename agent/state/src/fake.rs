@@ -35,6 +35,7 @@ pub fn numbered_node(number: u8) -> Node {
         data_path_mtu: 1500.try_into().unwrap(),
         version: "test".into(),
         wireguard: None,
+        host_addrs: std::collections::BTreeSet::new(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }
 }

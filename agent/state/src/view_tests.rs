@@ -19,6 +19,7 @@ fn node(n: u32) -> v1::Node {
         version: "0.1.0".into(),
         created_at: "2026-01-01T00:00:00Z".into(),
         wireguard: None,
+        host_addrs: Vec::new(),
     }
 }
 

@@ -33,8 +33,8 @@ pub use entry::{MapEntry, MapKey};
 pub use explain::Explanation;
 pub use maps::{
     ALLOW_FORWARDING, BY_ENDPOINT, BY_HOST, Block, BlockKey, BlockKind, CONTROL_ADDRESS, ENCRYPTED, Endpoint,
-    EndpointKey, HOST_ALL, HOST_DNS, HostCall, HostFlow, HostRouteKey, INTERNAL, Interface, METADATA, Member,
-    Network,
+    EndpointKey, HOST_ADDRESS, HOST_ALL, HOST_DNS, HostCall, HostFlow, HostRouteKey, INTERNAL, Interface,
+    METADATA, Member, Network,
 };
 pub use paths::{PROBE_ASKED, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
 pub use program::{EARLY, ProgramKind, SocketProgram};

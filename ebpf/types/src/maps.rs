@@ -136,6 +136,9 @@ pub struct HostRouteKey {
 /// it.
 pub const CONTROL_ADDRESS: u8 = 1;
 
+/// [`Member::kind`]: another address of the node's host. VXLAN is not accepted from it.
+pub const HOST_ADDRESS: u8 = 2;
+
 /// Value of `MEMBERS`, a hash by [`Address`]: an address of a node of the cluster. VXLAN is taken
 /// from data-path addresses.
 #[repr(C)]
@@ -143,7 +146,7 @@ pub const CONTROL_ADDRESS: u8 = 1;
 pub struct Member {
     /// UDP port of the node's WireGuard engine, network order; 0 while it has announced none.
     pub wireguard_port: [u8; 2],
-    /// 0, or [`CONTROL_ADDRESS`].
+    /// 0, [`CONTROL_ADDRESS`] or [`HOST_ADDRESS`].
     pub kind: u8,
     /// Zero.
     pub padding: u8,

@@ -16,6 +16,7 @@ const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254)
 const SILENCE: Duration = Duration::from_millis(300);
 const PORT: u16 = 9000;
 const MANAGER: u16 = 7377;
+const METRICS: u16 = 7380;
 
 /// Listeners on all addresses of a host, over TCP and UDP, that speak first and last as long as
 /// this lives.
@@ -84,21 +85,52 @@ fn furnish(host: &Host) -> Result<()> {
     Ok(())
 }
 
+/// These ports at both addresses of a host.
+fn sockets(host: &Host, ports: &[u16]) -> Vec<SocketAddr> {
+    let addresses = [host.address(), host.second_address()].map(IpAddr::from);
+    let targets = addresses.map(|address| ports.iter().map(move |port| SocketAddr::new(address, *port)));
+    targets.into_iter().flatten().collect()
+}
+
+/// Asserts that a container of the first host reaches the service, at every host and at its VIP.
+fn reaches_published(lab: &Lab, container: &Container) -> Result<()> {
+    for host in lab.hosts() {
+        let [v4, v6] = underlay(&host);
+        let reached = if host.name() == "h1" { vec![v4, v6] } else { vec![v4] };
+        for address in reached {
+            ask(container.netns(), SocketAddr::new(address, 8080))?;
+            assert!(is_answered(container, SocketAddr::new(address, 8080)), "published, UDP, {address}");
+        }
+    }
+    let vip = json(&lab.host(1), &["service", "inspect", "web"])?["vip"].clone();
+    let vip: IpAddr = vip.as_str().and_then(|vip| vip.parse().ok()).expect("a VIP");
+    ask(container.netns(), SocketAddr::new(vip, 80)).map(drop)
+}
+
 #[test]
 fn containers_reach_names_and_published_ports_of_hosts_and_no_other_socket_until_they_may() -> Result<()> {
-    let lab = Lab::builder().hosts(2).underlay_ipv6(true).second_nic(true).start()?;
+    let metrics = format!("metrics_addr = \"0.0.0.0:{METRICS}\"");
+    let lab = Lab::builder().hosts(2).underlay_ipv6(true).second_nic(true).meshd_config(metrics).start()?;
     create_network(&lab, "app", &["--ipv6"])?;
     assert_eq!(json(&lab.host(1), &["network", "inspect", "app"])?["host_access"], "dns");
     let backends = web(&lab, &[1, 2], &["-p", "8080:80", "-p", "8080:80/udp"])?;
     let c1 = lab.container(1, "c1", ["--network", "app"])?;
-    let _c2 = lab.container(2, "c2", ["--network", "app"])?;
+    let c2 = lab.container(2, "c2", ["--network", "app"])?;
     furnish(&lab.host(1))?;
     let metadata = [IpAddr::from(METADATA), METADATA_V6.into()];
     let own = [&underlay(&lab.host(1))[..], &others(&lab.host(1))].concat();
     let _own = Listeners::start(lab.host(1).netns(), &[&own[..], &metadata].concat())?;
-    let _other = Listeners::start(lab.host(2).netns(), &underlay(&lab.host(2)))?;
-    // The other host's IPv6 address is not known in the cluster: containers reach no IPv6 outside.
-    let hosts = [&own[..], &[lab.host(2).address().into()]].concat();
+    let second = IpAddr::from(lab.host(2).second_address());
+    let later = Ipv4Addr::new(10, 99, 0, 77);
+    lab.host(2).run(["ip", "addr", "add", &format!("{later}/24"), "dev", "eth1"])?.ok()?;
+    let listeners = [&underlay(&lab.host(2))[..], &[second, later.into()]].concat();
+    let _other = Listeners::start(lab.host(2).netns(), &listeners)?;
+    // Containers reach no IPv6 outside.
+    let hosts = [&own[..], &[lab.host(2).address().into(), second, later.into()]].concat();
+    // Addresses that come are known to the other hosts soon.
+    eventually("a new address of the other host is known", PATIENCE, || {
+        connects(&c1, SocketAddr::new(later.into(), PORT)).is_ok_and(|reached| !reached)
+    })?;
     let reach = |addresses: &[IpAddr], reached: bool| -> Result<()> {
         for address in addresses {
             let target = SocketAddr::new(*address, PORT);
@@ -107,27 +139,29 @@ fn containers_reach_names_and_published_ports_of_hosts_and_no_other_socket_until
         }
         Ok(())
     };
-    let manager = [own[0], own[2]].map(|address| SocketAddr::new(address, MANAGER));
-    let published = || -> Result<()> {
-        for host in lab.hosts() {
-            let [v4, v6] = underlay(&host);
-            let reached = if host.name() == "h1" { vec![v4, v6] } else { vec![v4] };
-            for address in reached {
-                ask(c1.netns(), SocketAddr::new(address, 8080))?;
-                assert!(is_answered(&c1, SocketAddr::new(address, 8080)), "published, UDP, {address}");
-            }
-        }
-        let vip = json(&lab.host(1), &["service", "inspect", "web"])?["vip"].clone();
-        let vip: IpAddr = vip.as_str().and_then(|vip| vip.parse().ok()).expect("a VIP");
-        ask(c1.netns(), SocketAddr::new(vip, 80)).map(drop)
-    };
+    // The manager's port and the metrics, of the own host and of the other one, at its first and
+    // second address.
+    let ports = [MANAGER, METRICS];
+    let asked = [
+        (&c1, sockets(&lab.host(1), &ports)),
+        (&c1, ports.map(|port| SocketAddr::new(own[2], port)).to_vec()),
+        (&c1, sockets(&lab.host(2), &[METRICS])),
+        (&c2, sockets(&lab.host(1), &ports)),
+        (&c2, sockets(&lab.host(2), &[METRICS])),
+    ];
+    let published = || reaches_published(&lab, &c1);
 
     let before = counted(&lab.host(1), "host_access")?;
     reach(&hosts, false)?;
     reach(&metadata, false)?;
-    for target in &manager {
-        let refused = c1.netns().enter(|| TcpStream::connect_timeout(target, PATIENCE))?;
-        assert_eq!(refused.expect_err("not reached").kind(), ErrorKind::ConnectionRefused, "{target}");
+    for (container, target) in asked.iter().flat_map(|(c, targets)| targets.iter().map(move |t| (c, t))) {
+        let refused = container.netns().enter(|| TcpStream::connect_timeout(target, PATIENCE))?;
+        let name = container.name();
+        assert_eq!(
+            refused.expect_err("not reached").kind(),
+            ErrorKind::ConnectionRefused,
+            "{name}, {target}"
+        );
     }
     assert!(counted(&lab.host(1), "host_access")? >= before + 2 * hosts.len() as u64);
     assert!(resolves(&c1)?);
@@ -138,6 +172,12 @@ fn containers_reach_names_and_published_ports_of_hosts_and_no_other_socket_until
     policy(&lab, &["--host-access", "all"])?;
     reach(&hosts, true)?;
     reach(&metadata, false)?;
+    for (container, target) in asked.iter().flat_map(|(c, targets)| targets.iter().map(move |t| (c, t))) {
+        // The manager listens at its advertised address only.
+        if target.port() == METRICS || target.ip() == lab.host(1).address() {
+            assert!(connects(container, *target)?, "{}, {target}", container.name());
+        }
+    }
     // What is open ends when the policy does.
     let stream = c1.netns().enter(|| TcpStream::connect((lab.host(1).address(), PORT)))?.expect("reached");
     let open = SocketAddr::new(lab.host(1).address().into(), PORT);

@@ -1,5 +1,6 @@
 //! What a node reports about its host.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 
 use mesh_model::Mtu;
@@ -25,6 +26,40 @@ pub(crate) fn version(text: &str) -> Result<String, String> {
     } else {
         Err(format!("version {} is not valid: up to {MAX_VERSION} printable ASCII characters", shown(text)))
     }
+}
+
+/// Largest number of addresses of a host in its node's record.
+const MAX_ADDRESSES: usize = 32;
+
+/// Returns the addresses that a host reports and may have, and what is wrong with the others.
+/// `is_anothers` says which belong to another node or to a network.
+pub(crate) fn addresses(
+    texts: &[String],
+    is_anothers: impl Fn(IpAddr) -> bool,
+) -> (BTreeSet<IpAddr>, Option<String>) {
+    let mut fault = None;
+    let mut read = BTreeSet::new();
+    for text in texts {
+        let address = text.parse().map_err(|_| format!("the host reports \"{}\", which is no address", shown(text)));
+        match address.and_then(underlay_address) {
+            Ok(address) if is_anothers(address) => {
+                fault = Some(format!("the host reports the address {address}, which another node or a network has"));
+            }
+            Ok(address) => {
+                read.insert(address);
+            }
+            Err(why) => fault = Some(why),
+        }
+    }
+    if read.len() > MAX_ADDRESSES {
+        fault = Some(format!(
+            "the host has {} addresses: --host-access protects only {MAX_ADDRESSES} of them from \
+             containers of other hosts",
+            read.len()
+        ));
+        read = read.into_iter().take(MAX_ADDRESSES).collect();
+    }
+    (read, fault)
 }
 
 /// Refuses what cannot be a host's own address on a network that other hosts reach.
@@ -73,6 +108,23 @@ mod tests {
         for good in ["192.168.77.11", "10.0.0.1", "203.0.113.9", "fd77::11", "2001:db8::1", "100.64.0.1"] {
             assert!(underlay_address(good.parse().unwrap()).is_ok(), "{good}");
         }
+    }
+
+    #[test]
+    fn a_host_has_a_bounded_number_of_addresses_and_none_of_anothers() {
+        let read = |texts: &[&str]| {
+            let texts: Vec<String> = texts.iter().map(ToString::to_string).collect();
+            addresses(&texts, |address| address == "10.99.0.9".parse::<IpAddr>().unwrap())
+        };
+        let (found, fault) = read(&["10.99.0.2", "fd99::2", "10.99.0.2"]);
+        assert_eq!((found.len(), fault), (2, None));
+        for bad in ["127.0.0.1", "fe80::1", "10.99.0.9", "nonsense", ""] {
+            let (found, fault) = read(&[bad, "10.99.0.2"]);
+            assert!(found.len() == 1 && fault.is_some(), "{bad}");
+        }
+        let many: Vec<String> = (0..=255).map(|last| format!("10.98.0.{last}")).collect();
+        let (found, fault) = addresses(&many, |_| false);
+        assert!(found.len() == MAX_ADDRESSES && fault.unwrap().contains("256"));
     }
 
     #[test]

@@ -15,7 +15,7 @@ use std::fmt::Write as _;
 
 pub(crate) use endpoint::{CheckedEndpoint, Checker, nameless};
 pub(crate) use faults::Faults;
-pub(crate) use host::{data_path_mtu, underlay_address, version};
+pub(crate) use host::{addresses, data_path_mtu, underlay_address, version};
 pub(crate) use routes::{Routes, routes};
 
 /// Most endpoints of one node. A node cannot have more network namespaces than that in practice.

@@ -1,5 +1,6 @@
 //! Agents' sessions: which are live, which revision each has applied, and what each receives.
 
+mod host;
 mod reader;
 pub(crate) mod registry;
 mod soft;
@@ -8,20 +9,18 @@ mod writer;
 
 use std::sync::Arc;
 
-use mesh_model::{Node, Role};
 use mesh_proto::v1::{AgentMessage, Hello, ManagerMessage, agent_message};
 use mesh_proto::{Problem, ProblemKind};
-use mesh_store::{Compare, Txn};
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 use tracing::{info, warn};
 
+use self::host::{follow_addresses, follow_host, follow_routes};
 use crate::access::Caller;
 use crate::core::Core;
-use crate::records::{RecordError, Tries, put};
-use crate::{keys, limits, reports, services};
+use crate::{limits, reports, services};
 
 pub(crate) use taken::follow_taken;
 
@@ -61,12 +60,7 @@ async fn run(
     // First, so that an older session of the node reports nothing after this one.
     let (session, questions) = core.sessions.begin(caller.id());
     core.faults.begin(caller.id());
-    let is_trusted = caller.role() == Role::Manager;
-    let (routes, faults) = reports::routes(&hello.routes, &core.cluster().default_addr_pools, is_trusted);
-    core.set_routes(caller.id(), routes);
-    for (number, fault) in faults.into_iter().enumerate() {
-        core.faults.set(caller.id(), &format!("routes {number}"), Some(fault));
-    }
+    follow_routes(core, caller, &hello.routes);
     let endpoints = std::mem::take(&mut hello.endpoints);
     let taken = core.checked(caller.id(), |checker| core.endpoints.replace(checker, endpoints));
     follow_taken(core, caller.id(), taken);
@@ -75,6 +69,7 @@ async fn run(
     if let Err(error) = follow_host(core, caller.node(), &hello).await {
         warn!(node = %caller.node().name, %error, "cannot update the node's record");
     }
+    follow_addresses(core, caller, &hello.addresses).await;
     let problem = tokio::select! {
         problem = reader::run(core, caller, &session, inbound) => problem,
         problem = writer::run(core, caller, &session, questions, outbound) => problem,
@@ -93,36 +88,5 @@ async fn hello(inbound: &mut Streaming<AgentMessage>) -> Result<Hello, Problem> 
     match first.and_then(|message| message.kind) {
         Some(agent_message::Kind::Hello(hello)) => Ok(hello),
         _ => Err(usage("the first message of the session must be Hello")),
-    }
-}
-
-/// The record of a node follows what its agent says about the host.
-async fn follow_host(core: &Core, node: &Node, hello: &Hello) -> Result<(), RecordError> {
-    let version = reports::version(&hello.version);
-    let mtu = reports::data_path_mtu(hello.data_path_mtu);
-    core.faults.set(&node.id, "version", version.as_ref().err().cloned());
-    core.faults.set(&node.id, "mtu", mtu.as_ref().err().cloned());
-    let mut tries = Tries::default();
-    loop {
-        tries.next()?;
-        let Some(current) = core.records.node(&node.id).await? else { return Ok(()) };
-        let mut wanted = current.value.clone();
-        match &version {
-            Ok(version) => wanted.version.clone_from(version),
-            // One of an earlier manager, which did not check it.
-            Err(_) if reports::version(&wanted.version).is_err() => wanted.version.clear(),
-            Err(_) => {}
-        }
-        if let Ok(mtu) = mtu {
-            wanted.data_path_mtu = mtu;
-        }
-        if wanted == current.value {
-            return Ok(());
-        }
-        let unchanged = Compare::mod_revision(keys::node(&node.id), current.revision);
-        let txn = Txn::when([unchanged]).then([put(keys::node(&node.id), &wanted)]);
-        if core.records.commit(txn).await?.is_some() {
-            return Ok(());
-        }
     }
 }

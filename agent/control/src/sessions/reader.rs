@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tonic::Streaming;
 use tracing::warn;
 
+use super::host::{follow_addresses, follow_routes};
 use super::registry::Session;
 use super::taken::follow_taken;
 use crate::access::Caller;
@@ -56,6 +57,10 @@ pub(super) async fn run(
                 core.sessions.set_clock(caller.id(), unix_ms.saturating_sub(clock::unix_ms()));
             }
             Some(Kind::Heartbeat(_)) | None => {}
+            Some(Kind::Host(report)) => {
+                follow_routes(core, caller, &report.routes);
+                follow_addresses(core, caller, &report.addresses).await;
+            }
             Some(Kind::Hello(_)) => {
                 return Problem::new(ProblemKind::Usage, "a session must have only one Hello");
             }

@@ -31,6 +31,7 @@ fn node(n: usize, mtu: u32) -> Node {
         data_path_mtu: Mtu::try_from(mtu).unwrap(),
         version: String::new(),
         wireguard: None,
+        host_addrs: std::collections::BTreeSet::new(),
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }
 }

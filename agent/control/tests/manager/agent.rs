@@ -37,6 +37,8 @@ pub(crate) struct Behaviour {
     pub(crate) endpoints: Vec<Endpoint>,
     /// What its host routes.
     pub(crate) routes: Vec<String>,
+    /// Where others may reach its host.
+    pub(crate) addresses: Vec<String>,
     pub(crate) mtu: u32,
     pub(crate) version: String,
     pub(crate) clock_ahead_ms: i64,
@@ -53,6 +55,7 @@ impl Default for Behaviour {
             beats: true,
             endpoints: Vec::new(),
             routes: Vec::new(),
+            addresses: Vec::new(),
             mtu: 1500,
             version: "test".into(),
             clock_ahead_ms: 0,
@@ -229,6 +232,7 @@ impl Agent {
             data_path_mtu: behaviour.mtu,
             endpoints: behaviour.endpoints.clone(),
             routes: behaviour.routes.clone(),
+            addresses: behaviour.addresses.clone(),
         };
         say.send(AgentMessage { kind: Some(Say::Hello(hello)) }).await.unwrap();
         let (tell, known) = watch::channel(Known::default());
@@ -318,7 +322,7 @@ impl Agent {
         Some(found.expect("the agent's task ended").clone())
     }
 
-    async fn say(&self, kind: Say) {
+    pub(crate) async fn say(&self, kind: Say) {
         self.say.send(AgentMessage { kind: Some(kind) }).await.unwrap();
     }
 

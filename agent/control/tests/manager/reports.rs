@@ -4,8 +4,9 @@
 use std::time::Duration;
 
 use mesh_control::join;
+use mesh_proto::v1::agent_message::Kind;
 use mesh_proto::v1::{
-    self, ListEndpointsRequest, ListNodesRequest, NodeState, Role, SetWireguardRequest, Wireguard,
+    self, HostReport, ListEndpointsRequest, ListNodesRequest, NodeState, Role, SetWireguardRequest, Wireguard,
 };
 use mesh_proto::{Problem, ProblemKind};
 
@@ -228,6 +229,38 @@ async fn routes_of_one_worker_do_not_keep_the_cluster_from_having_networks() {
     let _liar = Agent::start(&thief, Behaviour { routes, ..Behaviour::default() }).await;
     let problem = cluster.create(network_of("x", "172.20.1.0/24")).await.unwrap_err();
     assert!(problem.message.contains("route 172.20.0.0/16 of node h3"), "{problem}");
+}
+
+#[tokio::test]
+async fn every_node_knows_the_addresses_that_a_host_has_now_and_none_that_it_cannot_have() {
+    let Scene { thief, honest, cluster, .. } = scene().await;
+    let agent = Agent::start(&honest, Behaviour::default()).await;
+    cluster.create(network_of("own", "10.9.0.0/16")).await.unwrap();
+    let node = thief.id.to_string();
+    let list = |addresses: &[&str]| addresses.iter().map(ToString::to_string).collect::<Vec<_>>();
+    let addresses = list(&["10.99.0.3", "fd99::3"]);
+    let told = Agent::start(&thief, Behaviour { addresses, ..Behaviour::default() }).await;
+    agent.until(|known| known.nodes[&node].host_addrs == ["10.99.0.3", "fd99::3"]).await;
+    // They change, and so do the routes.
+    let report = |routes: &[&str], addresses: &[&str]| {
+        let report = HostReport { routes: list(routes), addresses: list(addresses) };
+        told.say(Kind::Host(report))
+    };
+    report(&["172.20.0.0/16"], &["10.98.0.3"]).await;
+    agent.until(|known| known.nodes[&node].host_addrs == ["10.98.0.3"]).await;
+    let problem = cluster.create(network_of("x", "172.20.1.0/24")).await.unwrap_err();
+    assert!(problem.message.contains("route 172.20.0.0/16 of node h3"), "{problem}");
+    // Another node's, a container's, and what is no address of a host.
+    for bad in ["192.168.77.11", "10.9.0.5", "127.0.0.1", "fe80::1", "224.0.0.1", "nonsense"] {
+        report(&[], &[bad, "10.97.0.3"]).await;
+        told.until(|known| known.problems.iter().any(|line| line.contains(bad))).await;
+        agent.until(|known| known.nodes[&node].host_addrs == ["10.97.0.3"]).await;
+    }
+    let many: Vec<String> = (0..200).map(|last| format!("10.96.0.{last}")).collect();
+    report(&[], &many.iter().map(String::as_str).collect::<Vec<_>>()).await;
+    agent.until(|known| known.nodes[&node].host_addrs.len() == 32).await;
+    report(&[], &["10.97.0.3"]).await;
+    told.until(|known| known.problems.is_empty()).await;
 }
 
 #[tokio::test]

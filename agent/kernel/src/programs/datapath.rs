@@ -145,7 +145,7 @@ impl Datapath {
             .map_max_entries(layouts::ENDPOINTS, endpoints * 2)
             .map_max_entries(layouts::BLOCKS, blocks)
             .map_max_entries(layouts::HOST_ROUTES, networks * 4)
-            .map_max_entries(layouts::MEMBERS, nodes)
+            .map_max_entries(layouts::MEMBERS, nodes * 4)
             .map_max_entries(layouts::PROBES, nodes)
             .map_max_entries(layouts::PATHS, nodes * 4)
             .map_max_entries(layouts::SERVICES, services)

@@ -175,6 +175,7 @@ fn as_details(inspected: &Inspected) -> String {
         ("Last seen", or_none(node.last_seen.as_ref())),
         ("Advertised address", node.advertise_addr.clone()),
         ("Data-path address", node.data_path_addr.clone()),
+        ("Host addresses", or_none(Some(node.host_addrs.join(", ")).filter(|all| !all.is_empty()))),
         ("Version", node.version.clone()),
         ("WireGuard", or_none(keys)),
         ("Engine here", or_none(engine)),

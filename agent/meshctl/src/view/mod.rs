@@ -96,6 +96,8 @@ pub(crate) struct Node {
     pub(crate) state: NodeState,
     pub(crate) advertise_addr: String,
     pub(crate) data_path_addr: String,
+    /// All addresses by which other hosts may reach its host.
+    pub(crate) host_addrs: Vec<String>,
     pub(crate) version: String,
     pub(crate) leader: bool,
     pub(crate) last_seen: Option<String>,
@@ -240,6 +242,7 @@ impl TryFrom<v1::NodeStatus> for Node {
             name: node.name,
             advertise_addr: node.advertise_addr,
             data_path_addr: node.data_path_addr,
+            host_addrs: node.host_addrs,
             version: node.version,
             leader: status.leader,
             last_seen: present(status.last_seen),

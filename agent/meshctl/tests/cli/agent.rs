@@ -304,6 +304,7 @@ pub(crate) fn node() -> v1::Node {
         version: "0.1.0".into(),
         created_at: "2026-11-21T09:00:00Z".into(),
         wireguard: None,
+        host_addrs: vec!["192.0.2.11".into(), "198.51.100.11".into()],
     }
 }
 

@@ -121,7 +121,8 @@ fn nodes_have_their_state_and_null_for_never_seen() {
     let listed = agent().run("node ls --format json").json();
     let first = json!({
         "id": NODE, "name": "h1", "role": "manager", "availability": "active", "state": "ready",
-        "advertise_addr": "192.0.2.11:7377", "data_path_addr": "192.0.2.11", "version": "0.1.0", "leader": true,
+        "advertise_addr": "192.0.2.11:7377", "data_path_addr": "192.0.2.11",
+        "host_addrs": ["192.0.2.11", "198.51.100.11"], "version": "0.1.0", "leader": true,
         "last_seen": "2026-11-21T10:00:02Z", "unreachable_from": [{"node": "h2", "encrypted": true}],
     });
     assert_eq!(listed[0], first);

@@ -53,6 +53,7 @@ fn node(n: u32) -> Node {
         data_path_mtu: 1500.try_into().unwrap(),
         version: "test".into(),
         wireguard: None,
+        host_addrs: std::collections::BTreeSet::new(),
         created_at: Timestamp::UNIX_EPOCH,
     }
 }

@@ -158,6 +158,7 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         Peer {
             address: UNDERLAY.into(),
             control_address: None,
+            host_addresses: BTreeSet::new(),
             mtu: 1500.try_into().unwrap(),
             wireguard_port: 0,
         },
@@ -167,7 +168,13 @@ pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desi
         let address = IpAddr::V4(Ipv4Addr::new(192, 168, 77, last));
         nodes.insert(
             node_id(1 + number),
-            Peer { address, control_address: None, mtu: (*mtu).try_into().unwrap(), wireguard_port: 51820 },
+            Peer {
+                address,
+                control_address: None,
+                host_addresses: BTreeSet::new(),
+                mtu: (*mtu).try_into().unwrap(),
+                wireguard_port: 51820,
+            },
         );
     }
     let mut leases = BTreeSet::new();

@@ -103,7 +103,7 @@ const fn has_ports(protocol: u8) -> bool {
 
 #[inline(always)]
 fn is_interesting(source: &Address, destination: &Address, port: u16, protocol: u8) -> bool {
-    protocol == ip::UDP && maps::is_member(*destination)
+    protocol == ip::UDP && maps::is_node(*destination)
         || maps::published(*source, port.to_ne_bytes(), protocol).is_some()
 }
 

@@ -5,8 +5,8 @@ use std::net::{TcpListener, UdpSocket};
 
 use aya::programs::{TestRun, TestRunOptions};
 use mesh_ebpf_types::{
-    Address, Backend, MARK, Mac, MapEntry, Member, ProgramKind, Published, PublishedKey, Reason, TableEntry,
-    Vni,
+    Address, Backend, CONTROL_ADDRESS, HOST_ADDRESS, MARK, Mac, MapEntry, Member, ProgramKind, Published,
+    PublishedKey, Reason, TableEntry, Vni,
 };
 use mesh_kernel::programs::Programs;
 
@@ -125,6 +125,23 @@ fn udp_to_a_tunnels_port_of_a_node_leaves_only_with_the_mark() {
     node.run(EGRESS, &forged).passed();
     node.put(MapEntry::Member(Address::from_v4([192, 168, 77, 13]), Member::default()));
     node.run(EGRESS, &forged).is(DROP, Vni::NONE, Reason::ForeignTunnel);
+}
+
+#[test]
+fn udp_to_a_tunnels_port_leaves_to_no_other_address_of_a_node_either() {
+    let mut node = node();
+    for (last, kind) in [(112, CONTROL_ADDRESS), (113, HOST_ADDRESS)] {
+        let other = [192, 168, 77, last];
+        let member = Member { wireguard_port: 51820_u16.to_be_bytes(), kind, ..Member::default() };
+        node.run(EGRESS, &datagram((LOCAL, 40000), (other, 4789))).passed();
+        node.put(MapEntry::Member(Address::from_v4(other), member));
+        for port in [4789, 51820] {
+            let packet = datagram((LOCAL, 40000), (other, port));
+            node.run(EGRESS, &packet).is(DROP, Vni::NONE, Reason::ForeignTunnel);
+            assert_eq!(run_marked(&node, &packet), PASS);
+        }
+        node.run(EGRESS, &datagram((LOCAL, 40000), (other, 53))).passed();
+    }
 }
 
 #[test]
