@@ -43,8 +43,8 @@ pub use services::{
     CLIENT_FINISHED, CLOSED, CONTESTED, Connection, ConnectionKey, ConnectionKind, DRAINING, FAILING,
     HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL,
     LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published,
-    PublishedKey, REPLY_BIT, STAND_INS, Service, ServiceKey, SocketPeer, TableEntry, TableKey, USED_SHIFT,
-    WATCHED, host_published, host_published_number, is_host_published, published_vni,
+    PublishedKey, REPLY_BIT, RETURNS, RETURNS_MAC, STAND_INS, Service, ServiceKey, SocketPeer, TableEntry,
+    TableKey, USED_SHIFT, WATCHED, host_published, host_published_number, is_host_published, published_vni,
 };
 pub use tag::FrameTag;
 pub use vxlan::source_port;

@@ -2,7 +2,7 @@
 
 use core::ops::RangeInclusive;
 
-use crate::{Address, EndpointKey, Vni};
+use crate::{Address, EndpointKey, Mac, Vni};
 
 /// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend,
 /// whichever of the hosts' addresses it speaks to.
@@ -201,6 +201,13 @@ pub const BEGINS: u8 = 16;
 /// [`Connection::state`], back: the client wants another connection between the same ports. Whether
 /// it has one is the backend's to say, by a SYN.
 pub const CONTESTED: u8 = 32;
+/// [`Connection::state`], published, back: replies return through the node that the client spoke
+/// to, even with [`crate::DIRECT_RETURN`].
+pub const RETURNS: u8 = 64;
+
+/// The inner source MAC of a packet to a published port whose replies must return through the
+/// sending node. Its client may be beyond the reach of other nodes. No device has this MAC.
+pub const RETURNS_MAC: Mac = Mac([0x02, 0x4d, 0xff, 0xff, 0xff, 0xfe]);
 
 /// What an entry of `CONNECTIONS` does.
 #[repr(u8)]
@@ -236,7 +243,7 @@ pub struct Connection {
     /// A [`ConnectionKind`], as its number.
     pub kind: u8,
     /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`], [`BEGINS`],
-    /// [`CONTESTED`].
+    /// [`CONTESTED`], [`RETURNS`].
     pub state: u8,
     /// Back: what becomes of the destination port, the client's own one; 0 where it is that.
     pub client_port: [u8; 2],

@@ -134,6 +134,40 @@ fn a_container_on_a_foreign_bridge_reaches_published_ports_of_its_own_host() -> 
     Ok(())
 }
 
+/// With direct return, the backend's host answers only clients that all hosts reach.
+#[test]
+fn with_direct_return_a_client_of_one_host_only_is_answered_by_that_host() -> Result<()> {
+    for encapsulation in ENCAPSULATIONS {
+        let lab = Lab::builder()
+            .hosts(2)
+            .encapsulation(encapsulation)
+            .second_nic(true)
+            .init_args(["--dsr"])
+            .start()?;
+        create_network(&lab, "app", &[])?;
+        let host = lab.host(1);
+        let foreign = foreign_container(&lab, &host, "docker0")?;
+        let _backend = web(&lab, &[2], &PORTS)?;
+        let (here, there) = (Ipv4Addr::new(10, 77, 0, 1), Ipv4Addr::new(10, 77, 0, 2));
+        let client = lab.client();
+        let ends = [(host.netns(), host.address().into(), here), (&client, lab.client_address(), there)];
+        let _tunnel = Tunnel::join(&lab, ends)?;
+        for (netns, address, seen) in [
+            (foreign.netns(), Ipv4Addr::new(172, 30, 0, 1), "172.30.0.2".to_owned()),
+            (foreign.netns(), host.address(), "172.30.0.2".to_owned()),
+            (&client, here, there.to_string()),
+            (&lab.second_client(), host.second_address(), lab.second_client_address().to_string()),
+        ] {
+            is_answered(netns, at(address))?;
+            for answer in both(netns, at(address))? {
+                assert_eq!(answer.client.ip().to_string(), seen, "{encapsulation:?}, {address}");
+            }
+            Connection::open(netns, at(address))?.download(16 << 20)?;
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn interfaces_are_followed_as_they_come_go_and_change_their_names() -> Result<()> {
     let lab = lab(2, Encapsulation::Direct)?;

@@ -40,10 +40,13 @@ pub(crate) fn addresses(
     let mut fault = None;
     let mut read = BTreeSet::new();
     for text in texts {
-        let address = text.parse().map_err(|_| format!("the host reports \"{}\", which is no address", shown(text)));
+        let address =
+            text.parse().map_err(|_| format!("the host reports \"{}\", which is no address", shown(text)));
         match address.and_then(underlay_address) {
             Ok(address) if is_anothers(address) => {
-                fault = Some(format!("the host reports the address {address}, which another node or a network has"));
+                fault = Some(format!(
+                    "the host reports the address {address}, which another node or a network has"
+                ));
             }
             Ok(address) => {
                 read.insert(address);

@@ -63,7 +63,8 @@ pub(crate) struct Init {
 
     /// Use direct server return: the backend's node sends replies of published ports to the client
     /// itself, from the address that the client connected to. The underlay must forward packets
-    /// with another node's source address
+    /// with another node's source address. Clients at other interfaces than the data-path
+    /// interface are answered by the node that they connected to
     #[arg(long)]
     pub(crate) dsr: bool,
 }

@@ -2,7 +2,7 @@
 
 use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{
-    Address, ENCRYPTED, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, PUBLISHED_BIT, Reason, Vni,
+    Address, ENCRYPTED, Mac, Network, PROBE_REPLY_VNI, PROBE_REQUEST_VNI, PUBLISHED_BIT, Reason, Vni,
 };
 
 use super::count::{count, dropped};
@@ -33,7 +33,8 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
         return answer_probe(skb, source);
     }
     if number & PUBLISHED_BIT != 0 {
-        return published::of_mesh(packet, number, u32::from_ne_bytes(source), false);
+        let mac = skb.load(6).map_or(Mac([0; 6]), Mac);
+        return published::of_mesh(packet, number, u32::from_ne_bytes(source), false, mac);
     }
     let vni = Vni::new(number);
     let Some(network) = maps::network(vni) else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };

@@ -118,7 +118,7 @@ fn of_mesh(skb: Skb, packet: &mut Packet, config: &Config, vni: u32, sender: [u8
     if headers.is_v6() && skb.store(12, &[0x86, 0xdd]).is_err() {
         return dropped(skb, Vni::NONE, Reason::DecapsulationFailed);
     }
-    published::of_mesh(packet, vni, u32::from_ne_bytes(sender), false)
+    published::of_mesh(packet, vni, u32::from_ne_bytes(sender), false, headers.source_mac())
 }
 
 /// Removes the outer headers and delivers the frame.

@@ -39,7 +39,7 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     };
     let number = tag.vni.number();
     if number & PUBLISHED_BIT != 0 {
-        return published::of_mesh(packet, number, tunnel::of_peer(tag.peer), true);
+        return published::of_mesh(packet, number, tunnel::of_peer(tag.peer), true, headers.source_mac());
     }
     // A clear network's packets have no business here.
     let Some(network) = maps::network(tag.vni).filter(|network| network.flags & ENCRYPTED != 0) else {

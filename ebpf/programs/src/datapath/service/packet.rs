@@ -92,6 +92,8 @@ pub(in crate::datapath) struct Decided {
     pub(in crate::datapath) arrived_at: u32,
     /// Whether earlier packets of the flow arrived at another device.
     pub(in crate::datapath) moved: u32,
+    /// Whether replies return through the node that the client spoke to in any case.
+    pub(in crate::datapath) returns: u32,
     /// How much [`super::hops`] has taken from the hop limit.
     pub(in crate::datapath) hops: u32,
     /// The service's backend table: first entry, size, flags.
@@ -154,6 +156,7 @@ fn headers(skb: Skb, packet: &mut Packet, vni: u32) -> u32 {
     packet.decided.arrived_at = 0;
     packet.decided.moved = 0;
     packet.decided.hops = 0;
+    packet.decided.returns = 0;
     match u16::from_be_bytes(ethernet.half(12)) {
         ETHERTYPE_IPV4 => headers_v4(skb, packet),
         ETHERTYPE_IPV6 => headers_v6(skb, packet),

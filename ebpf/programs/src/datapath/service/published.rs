@@ -5,9 +5,9 @@
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
     Address, BACKEND_ENCRYPTED, BACKEND_FINISHED, Backend, CLIENT_FINISHED, Config, ConnectionKind,
-    DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, Reason, UNPUBLISHED,
-    VXLAN_OVERHEAD_IPV4, Vni, WATCHED, WIREGUARD_OVERHEAD_IPV4, host_published, is_host_published,
-    published_vni,
+    DIRECT_RETURN, EndpointKey, LOCAL, Mac, PUBLISHED_BIT, REPLY_BIT, RETURNS, RETURNS_MAC, Reason,
+    UNPUBLISHED, VXLAN_OVERHEAD_IPV4, Vni, WATCHED, WIREGUARD_OVERHEAD_IPV4, host_published,
+    is_host_published, published_vni,
 };
 
 use super::flows::{self, Becomes, NEITHER};
@@ -141,8 +141,11 @@ pub(super) fn to_backend(skb: Skb, packet: &mut Packet) -> Verdict {
         return Verdict::Refuse;
     }
     let Some(config) = maps::config() else { return Verdict::Pass };
+    // Other nodes reach clients beyond the data-path interface. Clients beyond another interface
+    // may be out of their reach, as a container of another runtime.
+    let directly = config.flags & DIRECT_RETURN != 0 && packet.decided.arrived_at == config.underlay_ifindex;
+    packet.decided.returns = u32::from(config.flags & DIRECT_RETURN != 0 && !directly);
     // Of a flow whose replies go another way, only the client's end is seen here.
-    let directly = config.flags & DIRECT_RETURN != 0;
     connection::finish_own(
         packet,
         if directly { CLIENT_FINISHED | BACKEND_FINISHED } else { CLIENT_FINISHED },
@@ -257,9 +260,16 @@ fn hand_over(skb: Skb, packet: &mut Packet, vni: u32, reason: u32) -> Verdict {
 }
 
 /// Verdict for a frame of the routing mesh from another node, without its outer headers. `sender`
-/// is that node, as it lies in memory; `secret`: the frame came encrypted.
+/// is that node, as it lies in memory; `secret`: the frame came encrypted; `mac`: its source.
 #[inline(always)]
-pub(in crate::datapath) fn of_mesh(packet: &mut Packet, vni: u32, sender: u32, secret: bool) -> Verdict {
+pub(in crate::datapath) fn of_mesh(
+    packet: &mut Packet,
+    vni: u32,
+    sender: u32,
+    secret: bool,
+    mac: Mac,
+) -> Verdict {
+    packet.decided.returns = u32::from(mac == RETURNS_MAC);
     packet.decided.tunnel_vni = vni;
     packet.decided.node = sender;
     packet.decided.fits = u32::from(secret);
@@ -269,9 +279,11 @@ pub(in crate::datapath) fn of_mesh(packet: &mut Packet, vni: u32, sender: u32, s
 /// Such a frame: a packet for a backend here, or a reply whose client spoke to this node.
 #[inline(never)]
 pub(super) fn tunnelled(skb: Skb, packet: &mut Packet) -> Verdict {
+    let returns = packet.decided.returns;
     if packet::read(skb, packet, 0) == OTHER {
         return dropped(skb, Vni::NONE, Reason::Malformed);
     }
+    packet.decided.returns = returns;
     let (vni, secret) = (packet.decided.tunnel_vni, packet.decided.fits != 0);
     if !secret {
         flows::begin_received(packet, packet.decided.node, Vni::new(vni), [0; 2]);
@@ -352,6 +364,7 @@ fn returns_directly(packet: &Packet, number: u32, node: u32) -> bool {
     let client = packet.client();
     config.flags & DIRECT_RETURN != 0
         && backend.flags & BACKEND_ENCRYPTED == 0
+        && packet.scratch.found.state & RETURNS == 0
         && !is_host_published(packet.decided.to)
         && client.to_v4().map(u32::from_ne_bytes) != Some(node)
         && !maps::is_host_address(client)

@@ -11,7 +11,7 @@
 use mesh_ebpf::transport::{RST, SYN, swapped};
 use mesh_ebpf::{flow, ip};
 use mesh_ebpf_types::{
-    ANSWERED, Address, BACKEND_FINISHED, BEGINS, CLOSED, CONTESTED, Connection, ConnectionKind,
+    ANSWERED, Address, BACKEND_FINISHED, BEGINS, CLOSED, CONTESTED, Connection, ConnectionKind, RETURNS,
 };
 
 use super::allowance::{note_use, promote};
@@ -195,6 +195,7 @@ fn await_replies(packet: &mut Packet, backend: u32, kind: u32, node: u32) {
     packet.scratch.found.kind = kind as u8;
     packet.scratch.found.state =
         if begins_connection(packet) && may_be_direct(packet, kind) { BEGINS } else { 0 };
+    packet.scratch.found.state |= returns(packet, node);
     packet.scratch.found.client_port = own_port(packet);
     packet.scratch.found.used = 0;
     let _ = PENDING.insert(&packet.scratch.other, &packet.scratch.found, 0);
@@ -221,11 +222,19 @@ fn may_be_direct(packet: &Packet, kind: u32) -> bool {
 /// [`super::packet::Scratch::other`] is the key of.
 #[inline(always)]
 fn came_by(packet: &Packet, value: &mut Connection, backend: u32, node: u32) {
-    if value.node != node.to_ne_bytes() || value.backend != backend {
+    let returns = returns(packet, node);
+    if value.node != node.to_ne_bytes() || value.backend != backend || value.state & RETURNS != returns {
         value.node = node.to_ne_bytes();
         value.backend = backend;
+        value.state = value.state & !RETURNS | returns;
         maps::renew(&packet.scratch.other);
     }
+}
+
+/// [`RETURNS`] or 0, of a flow whose client spoke to that node.
+#[inline(always)]
+fn returns(packet: &Packet, node: u32) -> u8 {
+    if node != 0 && packet.decided.returns != 0 { RETURNS } else { 0 }
 }
 
 /// Makes [`super::packet::Scratch::other`] the key of the replies.

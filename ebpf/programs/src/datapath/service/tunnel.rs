@@ -2,7 +2,7 @@
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::vxlan::{self, OUTER};
-use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, Reason, Vni};
+use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, RETURNS_MAC, Reason, Vni};
 
 use super::packet::Packet;
 use crate::datapath::count::dropped;
@@ -26,10 +26,13 @@ pub(super) fn send(skb: Skb, packet: &mut Packet) -> Verdict {
     }
     let Some(local) = config.local.to_v4() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
     if packet.decided.fits != 0 && config.encapsulation == Encapsulation::Direct as u8 {
-        let verdict = direct(skb, vni, node);
+        let verdict = direct(skb, vni, node, packet.decided.returns);
         if verdict != Verdict::Pass {
             return verdict;
         }
+    }
+    if packet.decided.returns != 0 && skb.store(6, &RETURNS_MAC.0).is_err() {
+        return dropped(skb, Vni::NONE, Reason::EncapsulationFailed);
     }
     let (local, node) = (u32::from_be_bytes(local), u32::from_be(node));
     match send_by_device(skb, vni, local, node, config.vxlan_ifindex) {
@@ -70,7 +73,7 @@ fn secretly(skb: Skb, packet: &mut Packet, vni: u32, node: u32) -> Verdict {
 
 /// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses.
 #[inline(never)]
-fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
+fn direct(skb: Skb, vni: u32, node: u32, returns: u32) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };
     let (Some(source), Ok(inner)) = (config.local.to_v4(), skb.load::<TO_TRAFFIC_CLASS>(0)) else {
         return Verdict::Pass;
@@ -90,6 +93,9 @@ fn direct(skb: Skb, vni: u32, node: u32) -> Verdict {
     let mut frame = Buffer::<{ OUTER + ETHERNET }>::new();
     outer.write(&mut frame.bytes);
     // The inner Ethernet header names nobody: the VNI says what the packet is.
+    if returns != 0 {
+        frame.bytes[OUTER + 6..OUTER + 12].copy_from_slice(&RETURNS_MAC.0);
+    }
     frame.bytes[OUTER + 12..].copy_from_slice(&inner[12..ETHERNET]);
     if skb.store(0, &frame.bytes).is_err() {
         return dropped(skb, Vni::NONE, Reason::EncapsulationFailed);

@@ -7,7 +7,7 @@ use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::transport::{FIN, RST, SYN};
 use mesh_ebpf::vxlan::{Encapsulation, OUTER};
 use mesh_ebpf::{flow, ip};
-use mesh_ebpf_types::{Encapsulation as Mode, Mac, PUBLISHED_BIT, Reason, Vni};
+use mesh_ebpf_types::{Encapsulation as Mode, Mac, PUBLISHED_BIT, RETURNS_MAC, Reason, Vni};
 
 use super::super::packet::FLOW;
 use super::super::translate::SOURCE;
@@ -103,7 +103,11 @@ pub(in crate::datapath) fn to_node(packet: &mut Packet, becomes: Becomes, mtu: u
     let of_network = packet.decided.tunnel_vni & PUBLISHED_BIT == 0;
     packet.scratch.memo.mtu = mtu;
     packet.scratch.memo.destination_mac = mac;
-    packet.scratch.memo.source_mac = if of_network { packet.parsed.source_mac } else { Mac([0; 6]) };
+    packet.scratch.memo.source_mac = match (of_network, packet.decided.returns) {
+        (true, _) => packet.parsed.source_mac,
+        (false, 0) => Mac([0; 6]),
+        (false, _) => RETURNS_MAC,
+    };
     remember(packet, becomes, TO_NODE, config.underlay_ifindex);
 }
 
