@@ -16,6 +16,7 @@ pub mod linux;
 pub mod listeners;
 pub mod memory;
 mod namespace;
+mod neighbours;
 mod netlink;
 pub mod netns;
 pub mod programs;

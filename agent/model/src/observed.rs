@@ -174,13 +174,18 @@ pub enum AttachedProgram {
     Earlier,
 }
 
-/// A switch of the kernel that must be on.
+/// A setting of the kernel that Mesh needs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Sysctl {
     /// `net.ipv4.ip_forward`.
     Ipv4Forwarding,
     /// `net.ipv6.conf.all.forwarding`.
     Ipv6Forwarding,
+    /// `net.ipv4.neigh.default.gc_thresh*`: room for the neighbours of all containers. The machine
+    /// has one table for all network namespaces.
+    Ipv4Neighbours,
+    /// As [`Sysctl::Ipv4Neighbours`], for IPv6.
+    Ipv6Neighbours,
 }
 
 /// The rules of the table `inet mesh`, beside the fixed ones.

@@ -101,7 +101,7 @@ impl Wanted {
                 .values()
                 .flat_map(|network| network.subnets.iter().map(|subnet| subnet.subnet))
                 .collect(),
-            sysctls: BTreeSet::from([Sysctl::Ipv4Forwarding]),
+            sysctls: BTreeSet::from([Sysctl::Ipv4Forwarding, Sysctl::Ipv4Neighbours]),
             firewall: firewall(desired, observed),
             lost,
             problems: BTreeSet::new(),
@@ -243,7 +243,7 @@ impl Wanted {
                 mtu: Some(mtu),
             });
             if subnet.subnet.family() == Family::Ipv6 {
-                self.sysctls.insert(Sysctl::Ipv6Forwarding);
+                self.sysctls.extend([Sysctl::Ipv6Forwarding, Sysctl::Ipv6Neighbours]);
             }
         }
     }

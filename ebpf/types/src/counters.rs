@@ -123,6 +123,8 @@ reasons! {
     HostAccess = 34, "host_access", true;
     /// To or from a published port, and its hop limit does not allow another hop.
     HopLimit = 35, "hop_limit", true;
+    /// To the outside, and the host does not know the next hop: the endpoint sent too many such.
+    Unresolved = 36, "unresolved", true;
     /// The service has no backend that could take it, and the sender could not be told.
     NoBackend = 40, "no_backend", true;
     /// A later fragment whose first one has not been seen: its flow cannot be told.

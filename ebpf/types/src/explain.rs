@@ -224,6 +224,15 @@ const EXPLANATIONS: &[(Reason, [&str; 3])] = &[
         ],
     ),
     (
+        Reason::Unresolved,
+        [
+            "The host does not know the next hop of the packet, and the endpoint sent more than 256 such \
+             packets at once, or more than 64 a second.",
+            "The container scans a network beside its host, or the host's gateway does not answer.",
+            "Find the scanning process. If all endpoints of the host drop packets, restore the gateway.",
+        ],
+    ),
+    (
         Reason::NoBackend,
         [
             "The service has no backend that can accept the packet, and the sender could not be notified.",

@@ -1,5 +1,6 @@
 //! The devices of the host itself.
 
+use std::collections::BTreeSet;
 use std::net::UdpSocket;
 
 use mesh_kernel::{Kernel, KernelError};
@@ -140,7 +141,9 @@ fn switches_are_seen_and_turned_on() {
     become_host();
     let mut kernel = kernel();
     run("echo 0 > /proc/sys/net/ipv4/ip_forward; echo 0 > /proc/sys/net/ipv6/conf/all/forwarding");
-    assert!(observe(&mut kernel).sysctls.is_empty());
+    // A namespace has no limits of neighbours: they are the machine's.
+    let neighbours = BTreeSet::from([Sysctl::Ipv4Neighbours, Sysctl::Ipv6Neighbours]);
+    assert_eq!(observe(&mut kernel).sysctls, neighbours);
     for sysctl in [Sysctl::Ipv4Forwarding, Sysctl::Ipv6Forwarding] {
         apply(&mut kernel, &Action::SetSysctl(sysctl));
         assert!(observe(&mut kernel).sysctls.contains(&sysctl));

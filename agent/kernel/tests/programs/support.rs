@@ -87,6 +87,11 @@ impl Instance {
         self.run_once(ProgramKind::Underlay, packet, 0)
     }
 
+    /// Runs `endpoint` on a packet, once.
+    pub(crate) fn run_endpoint(&mut self, packet: &[u8]) -> Outcome {
+        self.run_once(ProgramKind::Endpoint, packet, 0)
+    }
+
     /// Runs a program on a packet, whatever comes of it.
     pub(crate) fn run_unseen(&mut self, kind: ProgramKind, packet: &[u8]) {
         let mut context = [0_u8; 192];

@@ -353,9 +353,11 @@ fn an_underlay_that_is_away_for_a_moment_is_waited_for() {
 }
 
 #[test]
-fn an_ipv6_network_turns_ipv6_forwarding_on() {
+fn an_ipv6_network_turns_ipv6_forwarding_on_and_needs_room_for_its_neighbours() {
     let mut shape = shape(&[endpoint(0, 0, 0)]);
-    assert_eq!(reached(&state(&shape)).sysctls, [Sysctl::Ipv4Forwarding].into());
+    let v4 = BTreeSet::from([Sysctl::Ipv4Forwarding, Sysctl::Ipv4Neighbours]);
+    assert_eq!(reached(&state(&shape)).sysctls, v4);
     shape.networks[0].ipv6 = true;
-    assert_eq!(reached(&state(&shape)).sysctls, [Sysctl::Ipv4Forwarding, Sysctl::Ipv6Forwarding].into());
+    let v6 = BTreeSet::from([Sysctl::Ipv6Forwarding, Sysctl::Ipv6Neighbours]);
+    assert_eq!(reached(&state(&shape)).sysctls, &v4 | &v6);
 }

@@ -7,6 +7,7 @@ use mesh_ebpf_types::{
 };
 
 use super::count::{count, dropped};
+use super::host_access::Judgement;
 use super::ipv6::upper_layer;
 use super::sending::Sending;
 use super::service::packet::Packet;
@@ -54,10 +55,18 @@ fn way(skb: Skb) -> Verdict {
     match verdict {
         Verdict::AnswerArp => neighbour::answer_arp(skb),
         Verdict::AnswerSolicitation => neighbour::answer_solicitation(skb),
-        Verdict::ToHost if host_access::allows(skb, packet) => outside::to_host(skb),
-        Verdict::ToHost => service::refuse::unreachable_for(skb, packet, Reason::HostAccess as u32),
+        Verdict::ToHost => to_host(skb, packet),
         Verdict::InternalNetwork => service::refuse::unreachable_for(skb, packet, Reason::Internal as u32),
         verdict => verdict,
+    }
+}
+
+#[inline(always)]
+fn to_host(skb: Skb, packet: &mut Packet) -> Verdict {
+    match host_access::judge(skb, packet) {
+        Judgement::Allowed => outside::to_host(skb),
+        Judgement::Refused => service::refuse::unreachable_for(skb, packet, Reason::HostAccess as u32),
+        Judgement::TooMany => dropped(skb, packet.vni(), Reason::Unresolved),
     }
 }
 

@@ -14,10 +14,11 @@ use mesh_ebpf_types::{
 };
 
 use super::maps::{self, HOST_CALLS};
-use super::route::Route;
+use super::route::{Fate, Route};
 use super::service::connection::opposite_key;
 use super::service::packet::{self, ERROR, FLOW, LATER, LOST, OTHER, Packet};
 use super::skb::Skb;
+use super::unresolved;
 
 /// What [`whom`] returns: nobody's socket that is known to be a host's.
 const OUTSIDE: u32 = 0;
@@ -27,6 +28,8 @@ const GATEWAY: u32 = 1;
 const OWN: u32 = 2;
 /// An address of another node.
 const NODE: u32 = 3;
+/// As [`OUTSIDE`], and the kernel has to resolve the next hop.
+const UNRESOLVED: u32 = 4;
 
 /// How long after its last packet a flow without connections is one, in nanoseconds: as long as the
 /// kernel tracks it.
@@ -44,11 +47,30 @@ const METADATA_V6: [Address; 2] = [
 /// The well-known prefix of NAT64 (RFC 6052): the last four bytes are an IPv4 address.
 const NAT64: [u32; 3] = [u32::from_ne_bytes([0, 0x64, 0xff, 0x9b]), 0, 0];
 
+/// What [`judge`] finds out about a packet.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Judgement {
+    /// The network's policy refuses it.
+    Refused = 0,
+    /// It passes.
+    Allowed = 1,
+    /// Its next hop is not known, and the endpoint has sent too many such packets.
+    TooMany = 2,
+}
+
+impl Judgement {
+    #[inline(always)]
+    const fn of(allowed: bool) -> Self {
+        if allowed { Self::Allowed } else { Self::Refused }
+    }
+}
+
 /// Whether the network's policy lets a packet to the host, or through it to the outside, pass.
 #[inline(never)]
-pub(super) fn allows(skb: Skb, packet: &mut Packet) -> bool {
-    let Some(interface) = maps::interface(skb.ifindex()) else { return false };
-    let Some(network) = maps::network(interface.vni) else { return false };
+pub(super) fn judge(skb: Skb, packet: &mut Packet) -> Judgement {
+    let Some(interface) = maps::interface(skb.ifindex()) else { return Judgement::Refused };
+    let Some(network) = maps::network(interface.vni) else { return Judgement::Refused };
     packet.parsed.key.protocol = 0;
     if packet::read(skb, packet, u32::from_ne_bytes(interface.vni.0)) == OTHER {
         packet.parsed.key.ports = [0; 4];
@@ -57,14 +79,20 @@ pub(super) fn allows(skb: Skb, packet: &mut Packet) -> bool {
 }
 
 #[inline(never)]
-fn decide(skb: Skb, packet: &mut Packet, flags: u32) -> bool {
+fn decide(skb: Skb, packet: &mut Packet, flags: u32) -> Judgement {
     if is_metadata(packet) {
-        return flags & METADATA != 0 && !is_host_published(packet.parsed.destination);
+        return Judgement::of(flags & METADATA != 0 && !is_host_published(packet.parsed.destination));
     }
     let whom = whom(skb, packet);
-    if whom == OUTSIDE || is_to_tunnel(packet) {
-        return true;
+    if whom == UNRESOLVED {
+        return if unresolved::is_allowed(skb.ifindex()) { Judgement::Allowed } else { Judgement::TooMany };
     }
+    Judgement::of(whom == OUTSIDE || is_to_tunnel(packet) || may_reach(skb, packet, whom, flags))
+}
+
+/// Whether a network with these flags lets the packet reach a host.
+#[inline(always)]
+fn may_reach(skb: Skb, packet: &mut Packet, whom: u32, flags: u32) -> bool {
     if flags & HOST_ALL != 0 {
         if whom != NODE && packet.parsed.class == FLOW {
             packet.scratch.other = packet.parsed.key;
@@ -97,20 +125,30 @@ fn whom(skb: Skb, packet: &Packet) -> u32 {
         return NODE;
     }
     // What begins nothing reaches no socket at an address that became the host's a moment ago.
-    if packet.parsed.class == FLOW && packet.parsed.key.protocol == ip::TCP && packet.parsed.starts == 0 {
+    let begins_nothing =
+        packet.parsed.class == FLOW && packet.parsed.key.protocol == ip::TCP && packet.parsed.starts == 0;
+    if begins_nothing && unresolved::is_known(packet) {
         return OUTSIDE;
     }
-    if stays_here(skb, packet) { OWN } else { OUTSIDE }
+    match fate(skb, packet) {
+        Fate::Stays if begins_nothing => OUTSIDE,
+        Fate::Stays => OWN,
+        Fate::Unresolved => UNRESOLVED,
+        Fate::Leaves => {
+            unresolved::note_known(packet);
+            OUTSIDE
+        }
+    }
 }
 
-/// Whether the kernel keeps the packet, by addresses that user space tells the programs nothing of:
+/// What the kernel does with the packet. It keeps some for addresses that the programs do not know:
 /// broadcast, new ones.
 #[inline(never)]
-fn stays_here(skb: Skb, packet: &Packet) -> bool {
+fn fate(skb: Skb, packet: &Packet) -> Fate {
     let (source, destination) = (packet.parsed.source.words(), packet.parsed.destination.words());
     let protocol = packet.parsed.key.protocol;
     let mut route = Route::between(packet.parsed.v6 != 0, HOST_LEG_IFINDEX, protocol, source, destination);
-    skb.stays(&mut route)
+    skb.fate(&mut route)
 }
 
 #[inline(never)]

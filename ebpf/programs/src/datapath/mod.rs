@@ -27,6 +27,7 @@ mod sockets;
 mod start;
 mod too_big;
 mod underlay;
+mod unresolved;
 mod verdict;
 mod wireguard;
 mod wireguard_kernel;

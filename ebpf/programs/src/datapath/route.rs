@@ -61,3 +61,15 @@ impl Route {
         }
     }
 }
+
+/// What becomes of a packet by the kernel's routes.
+#[repr(u32)]
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// It stays on this host (as its own, or a broadcast), or there is no way for it.
+    Stays = 0,
+    /// The kernel has to resolve the next hop first.
+    Unresolved = 1,
+    /// It leaves, or the kernel does not tell.
+    Leaves = 2,
+}

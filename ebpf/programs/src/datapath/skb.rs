@@ -17,7 +17,7 @@ use mesh_ebpf::ip::UDP;
 use mesh_ebpf::vxlan::OUTER;
 use mesh_ebpf_types::{MARK, Mac};
 
-use super::route::{AF_INET, Route};
+use super::route::{AF_INET, Fate, Route};
 use super::start::Start;
 use super::verdict::Verdict;
 
@@ -538,11 +538,17 @@ impl Skb {
         if is_route(self.look_up(route, 0)) { route.ifindex } else { from }
     }
 
-    /// Whether the kernel would keep a packet that arrives by the route's device on this host (as
-    /// its own, or a broadcast), or has no way for it.
+    /// What the kernel would do with a packet that arrives by the route's device.
     #[inline(always)]
-    pub(super) fn stays(self, route: &mut Route) -> bool {
-        self.look_up(route, 0) == BPF_FIB_LKUP_RET_NOT_FWDED.into()
+    pub(super) fn fate(self, route: &mut Route) -> Fate {
+        let answer = self.look_up(route, 0);
+        if answer == BPF_FIB_LKUP_RET_NOT_FWDED.into() {
+            Fate::Stays
+        } else if answer == BPF_FIB_LKUP_RET_NO_NEIGH.into() {
+            Fate::Unresolved
+        } else {
+            Fate::Leaves
+        }
     }
 
     /// Whether the kernel forwards such a packet, which arrived at the route's device.

@@ -219,3 +219,44 @@ fn errors_pass_about_flows_of_the_hosts_only() {
     assert_eq!(node.sends(GATEWAY, 1, &error(50000)), Reason::ToHost);
     assert_eq!(node.sends(GATEWAY, 1, &error(50001)), Reason::HostAccess);
 }
+
+#[test]
+fn an_endpoint_makes_its_host_resolve_a_bounded_number_of_unused_addresses() {
+    let mut node = Instance::configured();
+    let ip = |line: &str| {
+        let status = std::process::Command::new("ip").args(line.split(' ')).status().expect("ip");
+        assert!(status.success(), "{line}");
+    };
+    ip(&format!("link add mesh0 index {} type veth peer name mesh0p", mesh_ebpf_types::HOST_LEG_IFINDEX));
+    ip("link add u0 type veth peer name u1");
+    for name in ["mesh0", "mesh0p", "u0", "u1"] {
+        ip(&format!("link set {name} up"));
+    }
+    ip("addr add 172.16.0.1/16 dev u0");
+    ip("neigh replace 172.16.0.77 lladdr 02:00:00:00:00:77 nud permanent dev u0");
+    std::fs::write("/proc/sys/net/ipv4/ip_forward", "1").expect("a router");
+    let sends = |node: &mut Instance, destination: [u8; 4], protocol: u8, payload: &[u8]| {
+        let packet = ipv4([10, 64, 0, 5], destination, protocol, payload);
+        let outcome = node.run_endpoint(&frame(mac(1), mac(5), 0x0800, &packet));
+        let [(VNI, reason)] = outcome.counted[..] else { panic!("{outcome:?}") };
+        reason
+    };
+    let start = std::time::Instant::now();
+    // Flows that begin, and segments of connections that do not exist.
+    let floods = [(17, udp(1, 2, b"")), (6, tcp(1, 2, SYN)), (6, tcp(1, 2, ACK))];
+    let (mut passed, mut dropped) = (0, 0);
+    for (number, (protocol, payload)) in (0..900_u16).zip(floods.iter().cycle()) {
+        let [high, low] = number.to_be_bytes();
+        match sends(&mut node, [172, 16, 1 + high, low], *protocol, payload) {
+            Reason::ToHost => passed += 1,
+            reason => assert_eq!(reason, Reason::Unresolved),
+        }
+        dropped = u32::from(number) + 1 - passed;
+        // A neighbour that the host knows is reached all the same.
+        assert_eq!(sends(&mut node, [172, 16, 0, 77], *protocol, payload), Reason::ToHost);
+    }
+    // 256 at once, and 64 more in each second.
+    let refilled = u32::try_from(start.elapsed().as_millis() / 15).expect("not that long");
+    assert!((256..=257 + refilled).contains(&passed), "{passed} passed in {:?}", start.elapsed());
+    assert!(dropped > 0 || refilled >= 600, "{passed} passed in {:?}", start.elapsed());
+}
