@@ -14,6 +14,7 @@ pub mod flow;
 pub mod headers;
 pub mod ip;
 pub mod ndp;
+pub mod rate;
 pub mod refusal;
 pub mod too_big;
 pub mod transport;

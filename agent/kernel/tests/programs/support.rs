@@ -94,11 +94,17 @@ impl Instance {
 
     /// Runs a program on a packet, whatever comes of it.
     pub(crate) fn run_unseen(&mut self, kind: ProgramKind, packet: &[u8]) {
+        self.verdict(kind, packet);
+    }
+
+    /// Runs a program on a packet, and returns its verdict.
+    pub(crate) fn verdict(&mut self, kind: ProgramKind, packet: &[u8]) -> i32 {
         let mut context = [0_u8; 192];
         context[40..44].copy_from_slice(&self.ifindex.to_ne_bytes());
         let options =
             TestRunOptions { data_in: Some(packet), ctx_in: Some(&context), ..TestRunOptions::default() };
-        self.datapath.program(kind).expect("a loaded program").test_run(options).expect("a test run");
+        let program = self.datapath.program(kind).expect("a loaded program");
+        program.test_run(options).expect("a test run").return_value.cast_signed()
     }
 
     fn run_once(&mut self, kind: ProgramKind, packet: &[u8], gso_size: u32) -> Outcome {

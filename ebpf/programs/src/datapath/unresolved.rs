@@ -6,19 +6,17 @@
 
 use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
+use mesh_ebpf::rate::Rate;
 
 use super::maps::{self, WAYS, map};
 use super::service::packet::Packet;
 
-/// Packets at once, and the pause in nanoseconds after which there may be one more. With three
-/// requests in three seconds, an endpoint occupies at most 450 entries.
-const BURST: u64 = 256;
-const PAUSE: u64 = 15_625_000;
+/// 64 a second. With three requests in three seconds, an endpoint occupies at most 450 entries.
+const RATE: Rate = Rate { burst: 256, pause: 15_625_000 };
 /// How long a next hop counts as known, in jiffies: 25 to 250 ms.
 const KNOWN: u64 = 25;
 
-// By interface index of an endpoint's device: when its packets to unknown next hops no longer
-// count. Each adds `PAUSE`.
+// By interface index of an endpoint's device: until when its packets to unknown next hops count.
 map!(UNRESOLVED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(4096, 0));
 map!(NEXT_HOPS: PerCpuArray<Known> = PerCpuArray::with_max_entries(WAYS, 0));
 
@@ -35,18 +33,12 @@ pub(super) fn is_allowed(ifindex: u32) -> bool {
     // SAFETY: takes nothing, returns the time.
     let now = unsafe { bpf_ktime_get_ns() };
     let Some(until) = UNRESOLVED.get_ptr_mut(&ifindex) else {
-        let _ = UNRESOLVED.insert(&ifindex, &(now + PAUSE), 0);
+        let _ = UNRESOLVED.insert(&ifindex, &(now + RATE.pause), 0);
         return true;
     };
     // SAFETY: entries of preallocated maps always are memory of the map. If two CPUs count at once,
     // one packet may not be counted.
-    let until = unsafe { &mut *until };
-    let from = if *until > now { *until } else { now };
-    if from - now >= BURST * PAUSE {
-        return false;
-    }
-    *until = from + PAUSE;
-    true
+    RATE.allows(unsafe { &mut *until }, now)
 }
 
 /// Whether the next hop for the packet's destination was known a moment ago.

@@ -205,3 +205,18 @@ fn what_the_host_itself_sends_to_a_published_port_loses_no_hop() {
         assert_eq!(ttl(&outcome.frame[start..]), 1);
     }
 }
+
+#[test]
+fn packets_without_hops_left_are_answered_at_a_limited_rate() {
+    let mut node = node();
+    let packet = arrived(&datagram((CLIENT, 5000), (HERE, TO_THERE), 1));
+    let is_answered = |node: &mut Instance| node.verdict(UNDERLAY, &packet) == REDIRECT;
+    assert!(is_answered(&mut node));
+    // Each CPU answers 50 at once, and one more after each millisecond.
+    assert!((0..100_000).any(|_| !is_answered(&mut node)));
+    // Others may run on this CPU meanwhile, but not for ever.
+    assert!((0..100_000).any(|_| {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        is_answered(&mut node)
+    }));
+}

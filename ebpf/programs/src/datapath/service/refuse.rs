@@ -1,13 +1,16 @@
 //! A packet that no backend takes: its sender is told, where there is a way to tell it.
 
+use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
+use aya_ebpf::maps::PerCpuArray;
 use mesh_ebpf::headers::Buffer;
+use mesh_ebpf::rate::Rate;
 use mesh_ebpf::refusal::{self, QUOTE_V4, QUOTE_V6, TCP_HEADER, Unreachable};
 use mesh_ebpf::{checksum, ip};
 use mesh_ebpf_types::{Reason, Vni};
 
 use super::packet::{self, FLOW, Packet};
 use crate::datapath::count::{count, dropped};
-use crate::datapath::maps;
+use crate::datapath::maps::{self, map};
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 
@@ -31,19 +34,37 @@ pub(super) fn refuse(skb: Skb, packet: &Packet, gone: bool) -> Verdict {
     skb.send(skb.ifindex())
 }
 
-/// Drops a packet that may not be routed any further, and tells its sender.
+/// "Time exceeded" per CPU: as many as the kernel sends in all (`icmp_msgs_burst`,
+/// `icmp_msgs_per_sec`).
+const EXPIRED: Rate = Rate { burst: 50, pause: 1_000_000 };
+
+// Until when the answers of this CPU count.
+map!(ANSWERED_EXPIRED: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0));
+
+/// Drops a packet that may not be routed any further, and tells its sender, unless there are too
+/// many: the source address may be forged.
 #[inline(never)]
 pub(super) fn expired(skb: Skb, packet: &Packet) -> Verdict {
     let [v0, v1, v2] = packet.decided.reply_vni;
     let verdict = dropped(skb, Vni([0, v0, v1, v2]), Reason::HopLimit);
     let told = packet.parsed.class == FLOW
         && packet.parsed.first_fragment == 0
+        && may_answer()
         && unreachable(skb, packet, Unreachable::HopLimit as u32);
     if !told {
         return verdict;
     }
     skb.mark();
     skb.send(skb.ifindex())
+}
+
+/// Whether one more packet may be answered with "time exceeded".
+#[inline(never)]
+fn may_answer() -> bool {
+    let Some(until) = ANSWERED_EXPIRED.get_ptr_mut(0) else { return false };
+    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU; the
+    // helper takes nothing and returns the time.
+    unsafe { EXPIRED.allows(&mut *until, bpf_ktime_get_ns()) }
 }
 
 /// Drops what an endpoint may not send: to the outside from an internal network
