@@ -3,12 +3,11 @@
 use std::net::IpAddr;
 
 use mesh_model::observed::InterfaceAddress;
+use mesh_sys::netlink::{Netlink, RequestError, parse};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::address::{AddressAttribute, AddressFlags, AddressMessage, AddressScope};
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
-
-use crate::netlink::{Netlink, RequestError, parse};
 
 pub(crate) fn family(address: IpAddr) -> AddressFamily {
     match address {

@@ -1,19 +1,16 @@
 //! The flows that the kernel tracks (conntrack), read by netlink.
 
-use std::io;
 use std::net::IpAddr;
 
 use mesh_ebpf_types::{Address, ConnectionKey};
-use netlink_packet_core::{NLM_F_DUMP, NLM_F_REQUEST, NLMSG_DONE, NLMSG_ERROR};
+use mesh_sys::netlink::{HEADER, Netlink, RequestError, attribute};
+use netlink_packet_core::NetlinkSerializable;
 use netlink_sys::protocols::NETLINK_NETFILTER;
-use netlink_sys::{Socket, SocketAddr};
 
 /// `NFNL_SUBSYS_CTNETLINK` and `IPCTNL_MSG_CT_GET`.
 const GET: u16 = 1 << 8 | 1;
-/// Lengths of `struct nlmsghdr`, and of that with `struct nfgenmsg` after it.
-const HEADER: usize = 16;
-const HEADERS: usize = 20;
-const RECEIVE_BUFFER: usize = 64 * 1024;
+/// Bytes of the netlink header and of `struct nfgenmsg` after it.
+const HEADERS: usize = HEADER + 4;
 /// `CTA_TUPLE_REPLY`, `CTA_TUPLE_IP`, `CTA_TUPLE_PROTO`.
 const REPLY: u16 = 2;
 const TUPLE_IP: u16 = 1;
@@ -32,31 +29,26 @@ pub(crate) fn replies() -> Vec<ConnectionKey> {
     dump().unwrap_or_default()
 }
 
-fn dump() -> io::Result<Vec<ConnectionKey>> {
-    let mut socket = Socket::new(NETLINK_NETFILTER)?;
-    socket.bind_auto()?;
-    socket.connect(&SocketAddr::new(0, 0))?;
-    let mut request = [0; HEADERS];
-    request[..4].copy_from_slice(&20_u32.to_ne_bytes());
-    request[4..6].copy_from_slice(&GET.to_ne_bytes());
-    request[6..8].copy_from_slice(&(NLM_F_REQUEST | NLM_F_DUMP).to_ne_bytes());
-    socket.send(&request, 0)?;
-    let mut flows = Vec::new();
-    let mut buffer = Vec::with_capacity(RECEIVE_BUFFER);
-    loop {
-        buffer.clear();
-        socket.recv(&mut buffer, 0)?;
-        let mut rest = buffer.as_slice();
-        while let Some(length) = field(rest, 0).map(u32::from_ne_bytes) {
-            let message = rest.get(..length as usize).filter(|message| message.len() >= HEADER);
-            let message = message.ok_or(io::ErrorKind::InvalidData)?;
-            match field(message, 4).map(u16::from_ne_bytes) {
-                Some(NLMSG_DONE) => return Ok(flows),
-                Some(NLMSG_ERROR) => return Err(io::ErrorKind::Unsupported.into()),
-                _ => flows.extend(message.get(HEADERS..).and_then(reply)),
-            }
-            rest = rest.get(message.len().next_multiple_of(4)..).unwrap_or_default();
-        }
+fn dump() -> Result<Vec<ConnectionKey>, RequestError> {
+    let mut netlink = Netlink::open(NETLINK_NETFILTER)?;
+    netlink.dump(&GetFlows, |message| Ok(message.get(HEADERS..).and_then(reply)))
+}
+
+/// The request for all flows: a `struct nfgenmsg` of zeroes, for all address families.
+#[derive(Clone)]
+struct GetFlows;
+
+impl NetlinkSerializable for GetFlows {
+    fn message_type(&self) -> u16 {
+        GET
+    }
+
+    fn buffer_len(&self) -> usize {
+        HEADERS - HEADER
+    }
+
+    fn serialize(&self, buffer: &mut [u8]) {
+        buffer.fill(0);
     }
 }
 
@@ -81,23 +73,4 @@ fn reply(attributes: &[u8]) -> Option<ConnectionKey> {
         protocol: *attribute(protocol, NUMBER)?.first()?,
         vni: [0; 3],
     })
-}
-
-/// The value of an attribute.
-fn attribute(attributes: &[u8], wanted: u16) -> Option<&[u8]> {
-    const FLAGS: u16 = 0xc000;
-    let mut rest = attributes;
-    loop {
-        let length = usize::from(u16::from_ne_bytes(field(rest, 0)?));
-        let kind = u16::from_ne_bytes(field(rest, 2)?) & !FLAGS;
-        let value = rest.get(4..length)?;
-        if kind == wanted {
-            return Some(value);
-        }
-        rest = rest.get(length.next_multiple_of(4)..)?;
-    }
-}
-
-fn field<const N: usize>(bytes: &[u8], offset: usize) -> Option<[u8; N]> {
-    bytes.get(offset..)?.first_chunk().copied()
 }

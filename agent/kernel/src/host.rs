@@ -4,9 +4,10 @@ use std::net::IpAddr;
 
 use mesh_ipam::Prefix;
 use mesh_model::IfName;
+use mesh_sys::netlink::Netlink;
 
 use crate::links::RawLink;
-use crate::netlink::Netlink;
+use crate::netlink::{self, During as _};
 use crate::{KernelError, addresses, links, routes};
 
 /// An address of the host.
@@ -25,7 +26,7 @@ pub struct HostAddress {
 
 /// All addresses in the calling thread's namespace, but for those of the mesh's own devices.
 pub fn host_addresses() -> Result<Vec<HostAddress>, KernelError> {
-    let mut netlink = open()?;
+    let mut netlink = netlink::open_own()?;
     let links = foreign_links(&mut netlink)?;
     let addresses = addresses::dump(&mut netlink).map_err(|error| error.during("list the addresses"))?;
     let host_address = |(index, held): (u32, mesh_model::observed::InterfaceAddress)| {
@@ -41,7 +42,7 @@ pub fn host_addresses() -> Result<Vec<HostAddress>, KernelError> {
 /// The prefixes that the calling thread's namespace reaches by its main table: default routes, IPv6
 /// link-local ones and those out of the mesh's own devices left out.
 pub fn host_routes() -> Result<Vec<Prefix>, KernelError> {
-    let mut netlink = open()?;
+    let mut netlink = netlink::open_own()?;
     let links = foreign_links(&mut netlink)?;
     let mut prefixes = routes::dump_all(&mut netlink).map_err(|error| error.during("list the routes"))?;
     prefixes.retain(|(index, _)| links.iter().any(|link| link.index == *index));
@@ -50,11 +51,6 @@ pub fn host_routes() -> Result<Vec<Prefix>, KernelError> {
     prefixes.sort();
     prefixes.dedup();
     Ok(prefixes)
-}
-
-fn open() -> Result<Netlink, KernelError> {
-    Netlink::open()
-        .map_err(|source| KernelError::Netlink { action: "open a netlink socket".to_owned(), source })
 }
 
 fn foreign_links(netlink: &mut Netlink) -> Result<Vec<RawLink>, KernelError> {

@@ -7,10 +7,11 @@ use std::net::IpAddr;
 use mesh_model::IfName;
 use mesh_model::observed::{HostRoute, InterfaceAddress};
 use mesh_model::plan::InnerEnd;
+use mesh_sys::netlink::{Netlink, RequestError};
 use netlink_packet_route::link::LinkFlags;
 
 use crate::links::{self, RawLink};
-use crate::netlink::{Netlink, RequestError};
+use crate::netlink::{self, During as _};
 use crate::{KernelError, addresses, namespace, routes};
 
 /// The host's end of an endpoint's pair, which shows whether the inner end was set down and up.
@@ -26,8 +27,7 @@ pub struct OuterEnd {
 
 /// The host's ends of all endpoints' pairs in the calling thread's namespace.
 pub fn outer_ends() -> Result<BTreeMap<IfName, OuterEnd>, KernelError> {
-    let mut netlink = Netlink::open()
-        .map_err(|source| KernelError::Netlink { action: "open a netlink socket".to_owned(), source })?;
+    let mut netlink = netlink::open_own()?;
     let found = links::dump(&mut netlink).map_err(|error| error.during("list the network devices"))?;
     let outer = |link: &RawLink| {
         let (name, _) = link.ours()?;

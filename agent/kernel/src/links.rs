@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use mesh_model::observed::{HostInterface, Link, LinkKind};
 use mesh_model::plan::{EndpointDevice, HostLeg, VxlanDevice, outer_mtu};
 use mesh_model::{IfName, MacAddr, naming};
+use mesh_sys::netlink::{HEADER, Netlink, RequestError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
@@ -17,7 +18,7 @@ use netlink_packet_route::link::{
 };
 use nix::errno::Errno;
 
-use crate::netlink::{Netlink, RequestError, kind};
+use crate::netlink::{self, During as _, kind};
 use crate::{KernelError, addresses, namespace, routes, sysctl};
 
 const IFLA_ADDRESS: u16 = 1;
@@ -35,7 +36,7 @@ const IFLA_INFO_SLAVE_KIND: u16 = 4;
 const IFLA_VXLAN_PORT: u16 = 15;
 const IFLA_VXLAN_COLLECT_METADATA: u16 = 25;
 /// Where the attributes begin: after the netlink header and `struct ifinfomsg`.
-const ATTRIBUTES: usize = 16 + 16;
+const ATTRIBUTES: usize = HEADER + 16;
 
 /// `ARPHRD_ETHER` of the kernel: a device whose packets have Ethernet headers.
 const ETHERNET: u16 = 1;
@@ -252,14 +253,9 @@ fn get(
     let mut message = LinkMessage::default();
     message.header.index = index;
     message.attributes.extend(attribute);
-    let mut found = None;
-    let answer = netlink.get(RouteNetlinkMessage::GetLink(message), |_, message| {
-        found = Some(RawLink::parse(message));
-        Ok(())
-    });
-    match answer {
+    match netlink.get(RouteNetlinkMessage::GetLink(message), |message| Ok(RawLink::parse(message))) {
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
-        answer => answer.map(|()| found),
+        answer => answer.map(Some),
     }
 }
 
@@ -332,7 +328,7 @@ pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(),
 /// has to wait for that, and so another thread does. Should the process end before, the kernel goes
 /// on with what it has begun.
 pub(crate) fn remove(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
-    let mut own = Netlink::open()?;
+    let mut own = netlink::open()?;
     let (answer, answered) = mpsc::channel();
     thread::Builder::new().name("remove".to_owned()).spawn(move || {
         // Nobody listens any more once the device was seen to be gone.
@@ -551,7 +547,7 @@ mod tests {
 
     #[test]
     fn messages_call_interfaces_by_their_names_also_when_they_are_gone() {
-        let mut netlink = Netlink::open().unwrap();
+        let mut netlink = netlink::open().unwrap();
         assert_eq!(called(&mut netlink, 1), "interface lo");
         assert_eq!(called(&mut netlink, 999_999), "a removed interface (index 999999)");
         let vxlan = called(&mut netlink, naming::VXLAN_INDEX);

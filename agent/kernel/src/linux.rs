@@ -6,9 +6,10 @@ use std::net::IpAddr;
 
 use mesh_model::observed::{FirewallState, ForeignFilters, InterfaceAddress, Observed, UnderlayLink};
 use mesh_model::{Action, Desired, naming};
+use mesh_sys::netlink::Netlink;
 
 use crate::links::RawLink;
-use crate::netlink::Netlink;
+use crate::netlink::{self, During as _};
 use crate::{
     Depth, Kernel, KernelError, Programs, addresses, filters, firewall, links, namespace, routes, sysctl,
 };
@@ -38,9 +39,7 @@ struct Remembered {
 impl<P: Programs + Send> LinuxKernel<P> {
     /// Opens it.
     pub fn open(programs: P) -> Result<Self, KernelError> {
-        let netlink = Netlink::open()
-            .map_err(|source| KernelError::Netlink { action: "open a netlink socket".to_owned(), source })?;
-        Ok(Self { netlink, programs, firewall: None, filters: None, remembered: None })
+        Ok(Self { netlink: netlink::open_own()?, programs, firewall: None, filters: None, remembered: None })
     }
 
     fn observe_firewall(&mut self, depth: Depth) -> Result<FirewallState, KernelError> {

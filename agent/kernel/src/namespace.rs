@@ -10,11 +10,12 @@ use std::io;
 use std::os::unix::fs::MetadataExt;
 
 use mesh_model::endpoint::NetnsRef;
+use mesh_sys::netlink::Netlink;
 use nix::errno::Errno;
 use nix::sched::{CloneFlags, setns};
 
 use crate::KernelError;
-use crate::netlink::Netlink;
+use crate::netlink as route;
 
 /// The namespace of the calling thread.
 const OWN_THREAD: &str = "/proc/thread-self/ns/net";
@@ -80,7 +81,7 @@ pub(crate) fn netlink(
 ) -> Result<Netlink, KernelError> {
     let opened = inside(namespace, || {
         before();
-        Netlink::open()
+        route::open()
     });
     opened.and_then(|opened| opened).map_err(|source| {
         let action = format!("enter the network namespace {}", netns.path.display());

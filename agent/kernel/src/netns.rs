@@ -9,13 +9,14 @@ use std::path::Path;
 
 use mesh_model::IfName;
 use mesh_model::endpoint::NetnsRef;
+use mesh_sys::netlink::Netlink;
 use nix::libc;
 use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
 
 use crate::KernelError;
 use crate::links::{self, RawLink};
 use crate::namespace::{inside, open, own_cookie};
-use crate::netlink::Netlink;
+use crate::netlink::{self, During as _};
 
 /// The namespace that this process runs in.
 const OWN: &str = "/proc/self/ns/net";
@@ -32,7 +33,7 @@ pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },
         _ => KernelError::NoNamespace { path: path.to_owned(), source },
     })?;
-    let opened = inside(&file, || Ok((Netlink::open()?, own_cookie()?)));
+    let opened = inside(&file, || Ok((netlink::open()?, own_cookie()?)));
     let opened = opened.and_then(|opened: io::Result<_>| Ok((opened?, file.metadata()?)));
     let ((mut netlink, cookie), metadata) = opened.map_err(|source| match source.kind() {
         io::ErrorKind::PermissionDenied => KernelError::Permission {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use mesh_ipam::{Family, Prefix};
 use mesh_model::naming;
 use mesh_model::observed::HostRoute;
+use mesh_sys::netlink::{Netlink, RequestError, parse};
 use netlink_packet_core::{NLM_F_APPEND, NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::route::{
     RouteAddress, RouteAttribute, RouteHeader, RouteMessage, RouteMetric, RouteProtocol, RouteScope,
@@ -14,7 +15,6 @@ use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
 
 use crate::addresses::family;
-use crate::netlink::{Netlink, RequestError, parse};
 
 /// Reads the routes of the main table, of either family, that a request with more attributes
 /// selects.

@@ -9,4 +9,5 @@ pub mod device;
 pub mod durable;
 pub mod ethtool;
 pub mod helper;
+pub mod netlink;
 pub mod netns;

@@ -19,7 +19,6 @@
 
 mod link;
 mod messages;
-mod netlink;
 
 use std::{
     collections::BTreeMap,
@@ -29,7 +28,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use netlink_packet_core_genl::{NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use mesh_sys::netlink::{Netlink, RequestError, parse};
 use netlink_packet_generic::{
     GenlMessage,
     ctrl::{GenlCtrl, GenlCtrlCmd, nlas::GenlCtrlAttrs},
@@ -38,6 +37,7 @@ use netlink_packet_wireguard::{WireguardAttribute, WireguardCmd, WireguardMessag
 use netlink_sys::protocols::NETLINK_GENERIC;
 
 use nix::{
+    errno::Errno,
     net::if_::if_nametoindex,
     sched::{CloneFlags, unshare},
 };
@@ -142,40 +142,43 @@ impl KernelEngine {
     fn device(&self, name: &str) -> Result<Device> {
         let mut device = Device::default();
         let attributes = vec![WireguardAttribute::IfName(name.to_owned())];
-        let answers = self.ask(WireguardCmd::GetDevice, attributes, NLM_F_REQUEST | NLM_F_DUMP);
-        let answers = answers.map_err(|source| match source.raw_os_error() {
+        let request = self.message(WireguardCmd::GetDevice, attributes);
+        let parts = Netlink::open(NETLINK_GENERIC).map_err(RequestError::from).and_then(|mut netlink| {
+            netlink.dump(&request, |part| Ok(Some(parse::<GenlMessage<WireguardMessage>>(part)?)))
+        });
+        let parts = parts.map_err(|error| match error.errno() {
             // One of another kind.
-            Some(libc::EOPNOTSUPP) => Error::DeviceTaken { device: name.to_owned() },
-            _ => Error::System { action: format!("read the device {name}"), source },
+            Some(Errno::EOPNOTSUPP) => Error::DeviceTaken { device: name.to_owned() },
+            _ => Error::System { action: format!("read the device {name}"), source: error.into() },
         })?;
-        for answer in answers {
-            messages::read(&answer.attributes, SystemTime::now(), &mut device);
+        for part in parts {
+            messages::read(&part.payload.attributes, SystemTime::now(), &mut device);
         }
         Ok(device)
     }
 
     fn set(&self, config: &EngineConfig, messages: Vec<Vec<WireguardAttribute>>) -> Result<()> {
+        let failed = |error: RequestError| match error.errno() {
+            Some(Errno::EADDRINUSE) => Error::PortTaken { port: config.listen_port },
+            _ => {
+                Error::System { action: format!("set up the device {}", config.device), source: error.into() }
+            }
+        };
+        let mut netlink = Netlink::open(NETLINK_GENERIC).map_err(|error| failed(error.into()))?;
         for attributes in messages {
-            self.ask(WireguardCmd::SetDevice, attributes, NLM_F_REQUEST | NLM_F_ACK).map_err(|source| {
-                if source.kind() == io::ErrorKind::AddrInUse {
-                    return Error::PortTaken { port: config.listen_port };
-                }
-                Error::System { action: format!("set up the device {}", config.device), source }
-            })?;
+            netlink.request(self.message(WireguardCmd::SetDevice, attributes), 0).map_err(failed)?;
         }
         Ok(())
     }
 
-    fn ask(
+    fn message(
         &self,
         cmd: WireguardCmd,
         attributes: Vec<WireguardAttribute>,
-        flags: u16,
-    ) -> io::Result<Vec<WireguardMessage>> {
+    ) -> GenlMessage<WireguardMessage> {
         let mut message = GenlMessage::from_payload(WireguardMessage { cmd, attributes });
         message.set_resolved_family_id(self.family);
-        let answers = netlink::request(NETLINK_GENERIC, &serialize(message, flags))?;
-        answers.iter().map(|bytes| deserialize(bytes)).collect()
+        message
     }
 }
 
@@ -262,46 +265,19 @@ fn family() -> Result<u16> {
         cmd: GenlCtrlCmd::GetFamily,
         nlas: vec![GenlCtrlAttrs::FamilyName(FAMILY.to_owned())],
     });
-    let answers = netlink::request(NETLINK_GENERIC, &serialize(request, NLM_F_REQUEST | NLM_F_ACK));
-    let answers = match answers {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(Error::NoKernelWireguard),
-        answers => answers.map_err(Error::system("query the kernel for WireGuard"))?,
-    };
-    for bytes in answers {
-        let answer: GenlCtrl =
-            deserialize(&bytes).map_err(Error::system("query the kernel for WireGuard"))?;
-        for attribute in answer.nlas {
-            if let GenlCtrlAttrs::FamilyId(id) = attribute {
-                return Ok(id);
-            }
+    let found = Netlink::open(NETLINK_GENERIC)
+        .map_err(RequestError::from)
+        .and_then(|mut netlink| netlink.get(request, parse::<GenlMessage<GenlCtrl>>));
+    match found {
+        Ok(found) => {
+            let id = found.payload.nlas.into_iter().find_map(|attribute| match attribute {
+                GenlCtrlAttrs::FamilyId(id) => Some(id),
+                _ => None,
+            });
+            id.ok_or(Error::NoKernelWireguard)
         }
-    }
-    Err(Error::NoKernelWireguard)
-}
-
-fn serialize<F>(message: GenlMessage<F>, flags: u16) -> Vec<u8>
-where
-    F: netlink_packet_generic::GenlFamily + netlink_packet_core_genl::Emitable + std::fmt::Debug,
-    GenlMessage<F>: netlink_packet_core_genl::NetlinkSerializable,
-{
-    let mut message = NetlinkMessage::from(message);
-    message.header.flags = flags;
-    message.finalize();
-    let mut bytes = vec![0; message.buffer_len()];
-    message.serialize(&mut bytes);
-    bytes
-}
-
-fn deserialize<F>(bytes: &[u8]) -> io::Result<F>
-where
-    F: std::fmt::Debug,
-    GenlMessage<F>: netlink_packet_core_genl::NetlinkDeserializable,
-{
-    let invalid =
-        |error: &dyn std::fmt::Display| io::Error::new(io::ErrorKind::InvalidData, error.to_string());
-    match NetlinkMessage::<GenlMessage<F>>::deserialize(bytes).map_err(|error| invalid(&error))?.payload {
-        NetlinkPayload::InnerMessage(message) => Ok(message.payload),
-        _ => Err(invalid(&"not the expected message")),
+        Err(error) if error.errno() == Some(Errno::ENOENT) => Err(Error::NoKernelWireguard),
+        Err(error) => Err(Error::system("query the kernel for WireGuard")(error)),
     }
 }
 

@@ -1,5 +1,6 @@
 use std::{collections::BTreeSet, time::Duration};
 
+use netlink_packet_core::{NetlinkHeader, NetlinkMessage, NetlinkPayload};
 use netlink_packet_wireguard::{WireguardPeer, WireguardPeerAttribute, WireguardTimeSpec};
 
 use super::{messages::changes, *};
@@ -30,14 +31,21 @@ fn config() -> EngineConfig {
     }
 }
 
+/// The bytes of a request that sets the device up.
+fn serialized(attributes: Vec<WireguardAttribute>) -> Vec<u8> {
+    let request = GenlMessage::from_payload(WireguardMessage { cmd: WireguardCmd::SetDevice, attributes });
+    let mut message = NetlinkMessage::new(NetlinkHeader::default(), NetlinkPayload::from(request));
+    message.finalize();
+    let mut bytes = vec![0; message.buffer_len()];
+    message.serialize(&mut bytes);
+    bytes
+}
+
 /// What the kernel would have after these changes, by way of the bytes that it would get.
 fn apply(device: &mut Device, messages: Vec<Vec<WireguardAttribute>>) {
     for attributes in messages {
-        let request =
-            GenlMessage::from_payload(WireguardMessage { cmd: WireguardCmd::SetDevice, attributes });
-        let bytes = serialize(request, NLM_F_REQUEST);
-        let read: WireguardMessage = deserialize(&bytes).unwrap();
-        for attribute in &read.attributes {
+        let read: GenlMessage<WireguardMessage> = parse(&serialized(attributes)).unwrap();
+        for attribute in &read.payload.attributes {
             match attribute {
                 WireguardAttribute::PrivateKey(key) => {
                     device.public = Some(PublicKey(x25519_public(*key)));
@@ -314,9 +322,7 @@ fn many_peers_are_sent_in_messages_that_fit() {
         })
         .collect();
     for attributes in changes(&config, &BTreeMap::new(), &Device::default()) {
-        let request =
-            GenlMessage::from_payload(WireguardMessage { cmd: WireguardCmd::SetDevice, attributes });
-        assert!(serialize(request, NLM_F_REQUEST).len() < 60_000);
+        assert!(serialized(attributes).len() < 60_000);
     }
 }
 
