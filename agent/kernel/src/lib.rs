@@ -1,5 +1,7 @@
 //! What touches the kernel: netlink, eBPF, nftables, network namespaces
 
+#![forbid(unsafe_code)]
+
 mod addresses;
 mod conntrack;
 pub mod error;
@@ -14,7 +16,6 @@ pub mod kernel;
 mod links;
 pub mod linux;
 pub mod listeners;
-pub mod memory;
 mod namespace;
 mod neighbours;
 mod netlink;

@@ -3,11 +3,11 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use mesh_kernel::memory;
 use mesh_meshd::config::{Config, ConfigError, Flags};
 use mesh_meshd::{app, capabilities};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_services::name_server_process as process;
+use mesh_sys::memory;
 use tracing_subscriber::EnvFilter;
 
 fn main() -> ExitCode {

@@ -77,7 +77,7 @@ pub fn set_ethernet_address(name: &str, address: [u8; 6]) -> io::Result<()> {
 }
 
 /// Returns an `ifreq` with nothing but a device's name.
-pub fn request(name: &str) -> io::Result<libc::ifreq> {
+pub(crate) fn request(name: &str) -> io::Result<libc::ifreq> {
     // SAFETY: all zeroes is a valid `ifreq`: it holds integers and arrays of them only.
     let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
     // The last byte stays 0, the end of the string.

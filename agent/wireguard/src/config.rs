@@ -106,7 +106,7 @@ impl EngineConfig {
     /// Whether the device of that engine is there as it was configured, in the calling thread's
     /// network namespace: somebody may have deleted, renamed or changed it.
     pub fn device_is_intact(&self, kind: EngineKind) -> bool {
-        crate::sys::device_is_configured(&self.device, self.device_index, self.device_mtu(kind))
+        mesh_sys::device::is_configured(&self.device, self.device_index, self.device_mtu(kind))
     }
 
     /// Whether it contradicts itself.

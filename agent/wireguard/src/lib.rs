@@ -39,7 +39,10 @@
 //! [`WireguardEngine::follow`]. Packets come from another address for each of two keys:
 //! [`TunnelSources`].
 
+#![forbid(unsafe_code)]
+
 mod config;
+mod device;
 mod engine;
 mod error;
 mod fake;
@@ -50,8 +53,8 @@ mod key_text;
 mod keys;
 mod packet;
 mod process;
-mod sys;
 mod userspace;
+mod wake;
 
 pub use config::{
     DropReason, EngineConfig, EngineKind, EngineStatus, MIN_INNER_MTU, PeerConfig, PeerStatus, TunnelSources,

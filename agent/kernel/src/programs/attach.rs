@@ -6,10 +6,11 @@ use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::programs::{ProgramError, SchedClassifier};
 use mesh_model::observed::Attachment;
+use mesh_sys::bpf;
 
 use super::attach_method::AttachMethod;
 use super::bpffs::{self, Pins};
-use super::{ProgramsError, clsact, syscall};
+use super::{ProgramsError, clsact};
 
 /// Attaches a program, or replaces the attached one.
 pub(super) fn attach(
@@ -61,23 +62,23 @@ pub(super) fn programs(
 fn tcx_attach(pins: &Pins, attachment: Attachment, program: &SchedClassifier) -> io::Result<()> {
     let program = descriptor(program).map_err(io::Error::other)?;
     if let Some((link, _)) = tcx_link(pins, attachment)? {
-        return syscall::link_update(link.as_fd(), program);
+        return bpf::link_update(link.as_fd(), program);
     }
     let path = pins.link(attachment);
     bpffs::remove(&path).map_err(io::Error::other)?;
-    let link = syscall::tcx_attach(program, attachment.ifindex, attachment.kind.is_egress())?;
-    syscall::pin(link.as_fd(), &path)
+    let link = bpf::tcx_attach(program, attachment.ifindex, attachment.kind.is_egress())?;
+    bpf::pin(link.as_fd(), &path)
 }
 
 /// The pinned link and its program's id, if it is attached to the device.
 fn tcx_link(pins: &Pins, attachment: Attachment) -> io::Result<Option<(std::os::fd::OwnedFd, u32)>> {
-    let link = match syscall::open_pin(&pins.link(attachment)) {
+    let link = match bpf::open_pin(&pins.link(attachment)) {
         Ok(link) => link,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(error),
     };
     // A pin of something else (a filter's program) counts as none.
-    let Ok(Some(info)) = syscall::tcx_info(link.as_fd()) else { return Ok(None) };
+    let Ok(Some(info)) = bpf::tcx_info(link.as_fd()) else { return Ok(None) };
     Ok((info.ifindex == attachment.ifindex).then_some((link, info.program)))
 }
 

@@ -17,10 +17,11 @@ use std::path::{Path, PathBuf};
 
 use mesh_ebpf_types::{EARLY, ProgramKind, SCHEMA, SocketProgram};
 use mesh_model::observed::Attachment;
+use mesh_sys::bpf;
 use nix::mount::{MsFlags, mount};
 use nix::sys::statfs::statfs;
 
-use super::{ProgramsError, syscall};
+use super::ProgramsError;
 
 const BPF_FS_MAGIC: i64 = 0xcafe_4a11;
 const MOUNT_POINT: &str = "/sys/fs/bpf";
@@ -186,7 +187,7 @@ pub(super) fn remove(path: &Path) -> Result<(), ProgramsError> {
 /// The kernel lets go of a removed pin, its last holder, only after a grace period of RCU: until
 /// then the program would still run, and a driver would refuse the next one.
 pub(super) fn detach(path: &Path) -> Result<(), ProgramsError> {
-    match syscall::open_pin(path).and_then(|link| syscall::link_detach(link.as_fd())) {
+    match bpf::open_pin(path).and_then(|link| bpf::link_detach(link.as_fd())) {
         // `InvalidInput`: a filter's program, or a kernel whose links go with their pins only.
         Err(source) if !matches!(source.kind(), io::ErrorKind::NotFound | io::ErrorKind::InvalidInput) => {
             Err(ProgramsError::Pin { action: "detach", path: path.to_owned(), source })

@@ -11,6 +11,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use aya::programs::SchedClassifier;
 use mesh_ebpf_types::ProgramKind;
 use mesh_model::observed::Attachment;
+use mesh_sys::bpf;
 use mesh_sys::netlink::{RequestError, parse};
 use netlink_packet_core::{NLM_F_ACK, NLM_F_CREATE, NLM_F_EXCL};
 use netlink_packet_route::RouteNetlinkMessage;
@@ -20,7 +21,6 @@ use netlink_packet_route::tc::{
 use nix::errno::Errno;
 
 use super::bpffs::{self, Pins};
-use super::syscall;
 use crate::netlink;
 
 /// Before filters that are added without a priority, which begin at 49152.
@@ -47,7 +47,7 @@ pub(super) fn attach(pins: &Pins, attachment: Attachment, program: &SchedClassif
         .batch(requests, |position, reply| if position == filter { reply.map(drop) } else { Ok(()) })?;
     let path = pins.link(attachment);
     bpffs::remove(&path).map_err(io::Error::other)?;
-    syscall::pin(fd, &path)
+    bpf::pin(fd, &path)
 }
 
 /// Removes the filter; succeeds if it does not exist. The queueing discipline stays: another

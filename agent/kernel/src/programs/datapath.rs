@@ -13,14 +13,14 @@ use mesh_ebpf_types::{
     Vni,
 };
 use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins as PinState};
+use mesh_sys::{bpf, memory};
 use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 
 use super::attach_method::AttachMethod;
 use super::bpffs::{self, Pins};
 use super::maps::Maps;
 use super::tables::Tables;
-use super::{Counters, Programs, ProgramsError, Take, Visit, attach, digest, layouts, sockets, syscall, xdp};
-use crate::memory;
+use super::{Counters, Programs, ProgramsError, Take, Visit, attach, digest, layouts, sockets, xdp};
 
 /// The programs, as the build script made them.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
@@ -313,7 +313,7 @@ impl Programs for Datapath {
         }
         let wider = tables.wider_maglev(wanted)?;
         let pin = self.pins.map(layouts::MAGLEV);
-        let former = syscall::open_pin(&pin).map_err(|source| ProgramsError::Table {
+        let former = bpf::open_pin(&pin).map_err(|source| ProgramsError::Table {
             action: "open",
             map: layouts::MAGLEV,
             source,
@@ -461,7 +461,7 @@ fn pin_over(object: BorrowedFd<'_>, path: PathBuf) -> Result<(), ProgramsError> 
         None => "new".to_owned(),
     });
     bpffs::remove(&beside)?;
-    syscall::pin(object, &beside)
+    bpf::pin(object, &beside)
         .and_then(|()| std::fs::rename(&beside, &path))
         .map_err(|source| ProgramsError::Pin { action: "create", path, source })
 }

@@ -2,6 +2,7 @@
 //!
 //! The kernel reports no event when a program removes a pin or detaches a link.
 
+use mesh_sys::bpf;
 use std::ffi::OsString;
 use std::fs;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -9,7 +10,6 @@ use std::os::fd::AsFd;
 use std::path::Path;
 
 use super::bpffs::Pins;
-use super::syscall;
 
 /// The digest. What cannot be read has one of its own.
 pub(super) fn of(pins: &Pins) -> u64 {
@@ -37,6 +37,6 @@ fn names(folder: &Path) -> Option<Vec<OsString>> {
 
 /// Whether a link is attached, and the program that it runs; `None` without it.
 fn link(path: &Path) -> Option<(bool, u32)> {
-    let link = syscall::open_pin(path).ok()?;
-    syscall::link_state(link.as_fd()).ok()
+    let link = bpf::open_pin(path).ok()?;
+    bpf::link_state(link.as_fd()).ok()
 }

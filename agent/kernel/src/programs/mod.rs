@@ -16,9 +16,7 @@ mod layouts;
 mod maps;
 mod probe;
 mod sockets;
-mod syscall;
 mod tables;
-mod words;
 mod xdp;
 
 use std::collections::{BTreeMap, BTreeSet};

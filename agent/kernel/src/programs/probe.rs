@@ -3,7 +3,7 @@
 
 use std::io;
 
-use super::syscall::{Instruction, load_classifier, test_run};
+use mesh_sys::bpf::{Instruction, load_classifier, test_run};
 
 /// Outer Ethernet, IPv4, UDP and VXLAN headers, in bytes.
 const OUTER: i32 = 50;

@@ -10,9 +10,10 @@ use std::path::{Path, PathBuf};
 
 use mesh_ebpf_types::SocketProgram;
 use mesh_model::observed::AttachedProgram;
+use mesh_sys::bpf;
 
+use super::ProgramsError;
 use super::bpffs::{self, Pins};
-use super::{ProgramsError, syscall};
 
 /// Where the second version of cgroups is mounted, as `/proc/self/mounts` says.
 pub(super) fn cgroup_root() -> io::Result<PathBuf> {
@@ -28,16 +29,16 @@ pub(super) fn cgroup_root() -> io::Result<PathBuf> {
 /// Attaches a pinned program, or puts it in the place of the one that is there.
 pub(super) fn attach(pins: &Pins, cgroup: &Path, kind: SocketProgram) -> Result<(), ProgramsError> {
     let failed = |source| ProgramsError::Sockets { action: "attach", program: kind.name(), source };
-    let program = syscall::open_pin(&pins.socket_program(kind)).map_err(failed)?;
+    let program = bpf::open_pin(&pins.socket_program(kind)).map_err(failed)?;
     let path = pins.socket_link(kind);
-    match syscall::open_pin(&path) {
-        Ok(link) => return syscall::link_update(link.as_fd(), program.as_fd()).map_err(failed),
+    match bpf::open_pin(&path) {
+        Ok(link) => return bpf::link_update(link.as_fd(), program.as_fd()).map_err(failed),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
     let cgroup = File::open(cgroup).map_err(failed)?;
-    let link = syscall::cgroup_attach(program.as_fd(), cgroup.as_fd(), kind.attach_type()).map_err(failed)?;
-    syscall::pin(link.as_fd(), &path).map_err(failed)
+    let link = bpf::cgroup_attach(program.as_fd(), cgroup.as_fd(), kind.attach_type()).map_err(failed)?;
+    bpf::pin(link.as_fd(), &path).map_err(failed)
 }
 
 /// Detaches all, also after an error, and returns the first; what is not attached is no error.
@@ -51,19 +52,19 @@ pub(super) fn attached(pins: &Pins) -> Result<Option<AttachedProgram>, ProgramsE
     let mut state = AttachedProgram::Current;
     for kind in SocketProgram::ALL {
         let failed = |source| ProgramsError::Sockets { action: "query", program: kind.name(), source };
-        let link = match syscall::open_pin(&pins.socket_link(kind)) {
+        let link = match bpf::open_pin(&pins.socket_link(kind)) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(failed(error)),
         };
-        let (attached, running) = syscall::link_state(link.as_fd()).map_err(failed)?;
+        let (attached, running) = bpf::link_state(link.as_fd()).map_err(failed)?;
         if !attached {
             // Somebody detached it: it cannot be attached again.
             bpffs::remove(&pins.socket_link(kind))?;
             return Ok(None);
         }
-        let pinned = match syscall::open_pin(&pins.socket_program(kind)) {
-            Ok(program) => Some(syscall::program_id(program.as_fd()).map_err(failed)?),
+        let pinned = match bpf::open_pin(&pins.socket_program(kind)) {
+            Ok(program) => Some(bpf::program_id(program.as_fd()).map_err(failed)?),
             Err(_) => None,
         };
         if pinned != Some(running) {

@@ -12,13 +12,12 @@ use mesh_ebpf_types::{
     Allowance, Backend, ConnectionKey, EndpointKey, HostFlow, MAGLEV_ROW, Published, PublishedKey, Service,
     ServiceKey, TableEntry, TableKey, Vni, WATCHED,
 };
+use mesh_sys::bpf::{self, Words};
 use nix::libc;
 use nix::time::{ClockId, clock_gettime};
 
 use super::bpffs::Pins;
 use super::layouts;
-use super::syscall;
-use super::words::Words;
 use super::{ProgramsError, Take, Visit};
 use crate::conntrack;
 
@@ -53,7 +52,7 @@ impl Tables {
     /// Opens the pinned maps.
     pub(super) fn open(pins: &Pins) -> Result<Self, ProgramsError> {
         let open =
-            |map: &'static str| syscall::open_pin(&pins.map(map)).map_err(|error| failed("open", map, error));
+            |map: &'static str| bpf::open_pin(&pins.map(map)).map_err(|error| failed("open", map, error));
         let size = |map: &'static str| {
             let info = MapData::from_pin(pins.map(map)).and_then(|map| map.info());
             info.map(|info| info.max_entries()).map_err(|source| ProgramsError::Map {
@@ -102,7 +101,7 @@ impl Tables {
     fn watch(&self, published: &[(PublishedKey, Published)]) -> Result<(), ProgramsError> {
         let mut new = Vec::new();
         for (key, value) in published {
-            let has = syscall::has(self.published.as_fd(), key, *value);
+            let has = bpf::has(self.published.as_fd(), key, *value);
             if !has.map_err(|error| failed("read", layouts::PUBLISHED, error))? {
                 new.push((*key, Published { flags: value.flags | WATCHED, ..*value }));
             }
@@ -169,7 +168,7 @@ impl Tables {
     pub(super) fn wider_maglev(&self, entries: u32) -> Result<Words, ProgramsError> {
         let failed = |error| failed("enlarge", layouts::MAGLEV, error);
         let rows = entries.div_ceil(ROW);
-        let array = syscall::create_array(layouts::MAGLEV, ROW * 4, rows).map_err(failed)?;
+        let array = bpf::create_array(layouts::MAGLEV, ROW * 4, rows).map_err(failed)?;
         let wider = Words::new(array, rows as usize * MAGLEV_ROW);
         wider.copy(&self.maglev).map_err(failed)?;
         Ok(wider)
@@ -177,7 +176,7 @@ impl Tables {
 
     /// How many entries `MAGLEV` has.
     pub(super) fn maglev_size(&self) -> u32 {
-        u32::try_from(self.maglev.len()).unwrap_or(u32::MAX)
+        u32::try_from(self.maglev.count()).unwrap_or(u32::MAX)
     }
 
     /// How many entries `CONNECTIONS` has room for.
@@ -266,7 +265,7 @@ fn monotonic() -> u64 {
 fn put<K: Pod, V: Pod>(table: &OwnedFd, map: &'static str, entries: &[(K, V)]) -> Result<(), ProgramsError> {
     for part in entries.chunks(BATCH) {
         let (keys, values): (Vec<K>, Vec<V>) = part.iter().copied().unzip();
-        syscall::update_batch(table.as_fd(), &keys, &values).map_err(|error| match error.raw_os_error() {
+        bpf::update_batch(table.as_fd(), &keys, &values).map_err(|error| match error.raw_os_error() {
             Some(libc::E2BIG | libc::ENOSPC) => ProgramsError::TableFull { map },
             _ => failed("write", map, error),
         })?;
@@ -278,7 +277,7 @@ fn put<K: Pod, V: Pod>(table: &OwnedFd, map: &'static str, entries: &[(K, V)]) -
 fn delete<K: Pod>(table: &OwnedFd, map: &'static str, keys: &[K]) -> Result<(), ProgramsError> {
     let mut outcome = Ok(());
     for key in keys {
-        if let Err(error) = syscall::delete(table.as_fd(), key)
+        if let Err(error) = bpf::delete(table.as_fd(), key)
             && error.kind() != io::ErrorKind::NotFound
         {
             outcome = outcome.and(Err(failed("delete from", map, error)));
@@ -292,7 +291,7 @@ fn dump<K: Pod, V: Pod>(
     map: &'static str,
     mut take: impl FnMut(K, V),
 ) -> Result<(), ProgramsError> {
-    syscall::lookup_batches(table.as_fd(), BATCH, |keys, values| {
+    bpf::lookup_batches(table.as_fd(), BATCH, |keys, values| {
         for (key, value) in keys.iter().zip(values) {
             take(*key, *value);
         }

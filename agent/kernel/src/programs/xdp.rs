@@ -5,27 +5,27 @@ use std::io;
 use std::os::fd::AsFd;
 
 use mesh_model::observed::AttachedProgram;
+use mesh_sys::bpf::{self, DeviceLink};
 
 use super::ProgramsError;
 use super::bpffs::{self, Pins};
-use super::syscall::{self, DeviceLink};
 
 /// Attaches the pinned program, or puts it in the place of the one that is there.
 pub(super) fn attach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
     let failed = failed("attach", ifindex);
-    let program = syscall::open_pin(&pins.xdp_program()).map_err(&failed)?;
+    let program = bpf::open_pin(&pins.xdp_program()).map_err(&failed)?;
     let path = pins.xdp_link(ifindex);
-    match syscall::open_pin(&path) {
-        Ok(link) if is_at(ifindex, syscall::xdp_info(link.as_fd()).map_err(&failed)?) => {
-            return syscall::link_update(link.as_fd(), program.as_fd()).map_err(&failed);
+    match bpf::open_pin(&path) {
+        Ok(link) if is_at(ifindex, bpf::xdp_info(link.as_fd()).map_err(&failed)?) => {
+            return bpf::link_update(link.as_fd(), program.as_fd()).map_err(&failed);
         }
         // Of a device that is gone.
         Ok(_) => bpffs::remove(&path)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => return Err(failed(error)),
     }
-    let link = syscall::xdp_attach(program.as_fd(), ifindex).map_err(&failed)?;
-    syscall::pin(link.as_fd(), &path).map_err(&failed)
+    let link = bpf::xdp_attach(program.as_fd(), ifindex).map_err(&failed)?;
+    bpf::pin(link.as_fd(), &path).map_err(&failed)
 }
 
 /// Detaches a program; succeeds if it is not attached.
@@ -45,19 +45,19 @@ pub(super) fn attached(pins: &Pins) -> Result<BTreeMap<u32, AttachedProgram>, Pr
     let mut attached = BTreeMap::new();
     for ifindex in pins.xdp_links()? {
         let failed = failed("query", ifindex);
-        let link = match syscall::open_pin(&pins.xdp_link(ifindex)) {
+        let link = match bpf::open_pin(&pins.xdp_link(ifindex)) {
             Ok(link) => link,
             Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
             Err(error) => return Err(failed(error)),
         };
-        let info = syscall::xdp_info(link.as_fd()).map_err(&failed)?;
+        let info = bpf::xdp_info(link.as_fd()).map_err(&failed)?;
         let Some(DeviceLink { program: running, .. }) = info.filter(|info| is_at(ifindex, Some(*info)))
         else {
             bpffs::remove(&pins.xdp_link(ifindex))?;
             continue;
         };
-        let pinned = match syscall::open_pin(&pins.xdp_program()) {
-            Ok(program) => Some(syscall::program_id(program.as_fd()).map_err(&failed)?),
+        let pinned = match bpf::open_pin(&pins.xdp_program()) {
+            Ok(program) => Some(bpf::program_id(program.as_fd()).map_err(&failed)?),
             Err(_) => None,
         };
         let is_current = pinned == Some(running);

@@ -45,7 +45,7 @@ use nix::{
 use self::messages::{Device, Greeting, Replaced};
 use crate::{
     EngineConfig, EngineKind, EngineStatus, Error, OwnKey, PeerConfig, PrivateKey, PublicKey, Result,
-    TunnelSources, WireguardEngine, sys,
+    TunnelSources, WireguardEngine, device,
 };
 
 /// The kernel's name for it.
@@ -199,7 +199,7 @@ impl WireguardEngine for KernelEngine {
         }
         self.unknown |= is_new;
         self.replaced = messages::replaced(config, &device).or(self.replaced);
-        sys::isolate_device(name)
+        device::isolate(name)
             .map_err(Error::system(format!("keep the host apart from the device {name}")))?;
         // Endpoints as they were configured before: a peer that moved since is not moved back.
         let configured: BTreeMap<PublicKey, Option<SocketAddr>> = self
@@ -209,7 +209,7 @@ impl WireguardEngine for KernelEngine {
             .flat_map(|peer| peer.keys.values().map(|key| (*key, peer.endpoint)))
             .collect();
         self.set(config, messages::changes(config, &configured, &device))?;
-        let up = sys::configure_device(name, config.device_mtu(EngineKind::Kernel), QUEUE);
+        let up = mesh_sys::device::configure(name, config.device_mtu(EngineKind::Kernel), QUEUE);
         up.map_err(|source| match source.kind() {
             // The kernel binds the port when the device comes up.
             io::ErrorKind::AddrInUse => Error::PortTaken { port: config.listen_port },

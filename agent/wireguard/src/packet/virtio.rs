@@ -2,7 +2,7 @@
 //! (`linux/virtio_net.h`), in the machine's byte order.
 
 /// Bytes of the header.
-pub(crate) const LEN: usize = 10;
+pub(crate) const LEN: usize = mesh_sys::tap::HEADER;
 
 /// The checksum at `csum_start + csum_offset` is incomplete: the field holds the pseudo-header's
 /// sum.

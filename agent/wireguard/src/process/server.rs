@@ -31,7 +31,7 @@ use mesh_sys::confine::confine;
 use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabilities};
 
 use super::protocol::{self, LOCK, Request, Response, SOCKET};
-use crate::{Error, Result, Userspace, WireguardEngine, sys::Wake, userspace::Handover};
+use crate::{Error, Result, Userspace, WireguardEngine, userspace::Handover, wake::Wake};
 
 /// How long the predecessor may take to be gone.
 const PREDECESSOR: Duration = Duration::from_secs(10);

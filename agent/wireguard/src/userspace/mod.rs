@@ -34,13 +34,16 @@ use std::{
     time::Instant,
 };
 
+use mesh_ebpf_types::MARK;
+use mesh_sys::{
+    device::configure,
+    tap::{Offload, Tap},
+    udp::UdpSocket,
+};
 use nix::errno::Errno;
 
 use self::{counters::Counters, link::HANDSHAKE, peer::Peer, shared::Shared, table::Table, worker::Worker};
-use crate::{
-    EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine,
-    sys::{Offload, Tap, UdpSocket, Wake, configure_device, silence_device},
-};
+use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine, device, wake::Wake};
 
 /// Frames that the device's queue holds while we are busy.
 const QUEUE: i32 = 1000;
@@ -122,7 +125,7 @@ impl Userspace {
         let sockets = handover
             .sockets
             .into_iter()
-            .map(|fd| UdpSocket::from_fd(fd).map(Arc::new))
+            .map(|fd| UdpSocket::from_fd(fd, MARK).map(Arc::new))
             .collect::<io::Result<Vec<_>>>()
             .map_err(Error::system("take over sockets"))?;
         engine.device = Some(Device { name: handover.device, queues, udp });
@@ -194,7 +197,7 @@ impl Userspace {
             .collect::<io::Result<Vec<_>>>()
             .map_err(|source| device_error(name, source))?;
         let udp = set_offload(&queues, self.offload)?;
-        silence_device(name).map_err(Error::system(format!("set up the device {name}")))?;
+        device::silence(name).map_err(Error::system(format!("set up the device {name}")))?;
         self.device = Some(Device { name: name.clone(), queues, udp });
         Ok(())
     }
@@ -229,7 +232,7 @@ impl WireguardEngine for Userspace {
         }
         let fresh = self.device.is_none();
         let result = self.open_device(config).and_then(|()| {
-            configure_device(&config.device, config.device_mtu(EngineKind::Userspace), QUEUE)
+            configure(&config.device, config.device_mtu(EngineKind::Userspace), QUEUE)
                 .map_err(Error::system(format!("set up the device {}", config.device)))?;
             self.run(config)
         });
@@ -355,9 +358,9 @@ fn bind(port: u16, count: usize) -> Result<Vec<Arc<UdpSocket>>> {
     };
     if count > 1 {
         // Sockets that share a port would share it with a stranger's, too.
-        UdpSocket::bind(port, false).map_err(failed)?;
+        UdpSocket::bind(port, false, MARK).map_err(failed)?;
     }
-    (0..count).map(|_| UdpSocket::bind(port, count > 1).map(Arc::new).map_err(failed)).collect()
+    (0..count).map(|_| UdpSocket::bind(port, count > 1, MARK).map(Arc::new).map_err(failed)).collect()
 }
 
 fn device_error(name: &str, source: io::Error) -> Error {

@@ -2,11 +2,12 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
+use mesh_sys::udp::{Datagram, Receiver};
+
 use super::{handshake::Handshakes, link::Received, peer::Peer, transmit::Context};
 use crate::{
     DropReason,
     packet::{Joiner, NotOurs},
-    sys::{Datagram, Receiver},
 };
 
 /// First byte of a message of data; the three after it are zero.
@@ -26,7 +27,7 @@ impl Receive {
     /// `udp`: whether the device takes UDP super-packets.
     pub(super) fn new(udp: bool) -> Self {
         Self {
-            receiver: Receiver::new(),
+            receiver: Receiver::default(),
             joiner: Joiner::new(Receiver::CAPACITY + SLACK, udp),
             handshakes: Handshakes::default(),
             last_bytes: 0,

@@ -11,7 +11,7 @@ use std::{
 use parking_lot::Mutex;
 
 use super::{counters::Counters, peer::Peer, table::Table};
-use crate::sys::Wake;
+use crate::wake::Wake;
 
 /// Shared by all threads of one engine.
 pub(super) struct Shared {

@@ -7,8 +7,9 @@ use std::{
     time::{Duration, Instant},
 };
 
+use mesh_sys::udp::UdpSocket;
+
 use super::{link::HANDSHAKE, shared::Shared};
-use crate::sys::UdpSocket;
 
 /// Time between two looks. WireGuard's own times are seconds.
 const TICK: Duration = Duration::from_millis(500);

@@ -2,6 +2,11 @@
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
+use mesh_sys::{
+    tap::Tap,
+    udp::{SendQueue, UdpSocket},
+};
+
 use super::{
     link::{HANDSHAKE, Link},
     peer::{Peer, PeerState},
@@ -14,7 +19,6 @@ use crate::{
     packet::{
         Cut, Fragments, flow_hash, may_be_fragmented, virtio, virtio::VnetHeader, vxlan, vxlan::Encapsulation,
     },
-    sys::{SendQueue, Tap, UdpSocket},
 };
 
 /// Largest frame that a device hands over, with its virtio header.
@@ -92,7 +96,7 @@ impl Transmit {
             input: vec![0; ENOUGH + MAX_FRAME],
             frames: Vec::with_capacity(MAX_FRAMES),
             scratch: vec![0; vxlan::HEADERS + MAX_FRAME + PADDING],
-            batch: Batch { buffer: vec![0; BATCH], used: 0, queue: SendQueue::new() },
+            batch: Batch { buffer: vec![0; BATCH], used: 0, queue: SendQueue::default() },
             waiting: Waiting::default(),
             identification: 0,
             singles: Singles::default(),

@@ -2,13 +2,15 @@
 
 use std::{io, os::fd::AsFd, sync::Arc, thread, time::Instant};
 
+use mesh_sys::{tap::Tap, udp::UdpSocket};
+
 use super::{
     patience::{Next, Patience},
     receive::Receive,
     shared::{Shared, TableView},
     transmit::{Context, Transmit},
 };
-use crate::sys::{Ready, Tap, UdpSocket, look, wait};
+use crate::wake::{Ready, look, wait};
 
 /// Rounds in one direction before the other has its turn.
 const ROUNDS: usize = 4;

@@ -10,10 +10,10 @@ use std::{
 
 use nix::fcntl::OFlag;
 
-use mesh_sys::device::request;
+use crate::device::request;
 
-use crate::packet::virtio;
-
+/// Bytes of the header before each frame (`struct virtio_net_hdr`).
+pub const HEADER: usize = 10;
 const TUN: &str = "/dev/net/tun";
 const CSUM: libc::c_ulong = 0x01;
 const TSO4: libc::c_ulong = 0x02;
@@ -22,15 +22,17 @@ const TSO_ECN: libc::c_ulong = 0x08;
 const USO4: libc::c_ulong = 0x20;
 const USO6: libc::c_ulong = 0x40;
 
-nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
-nix::ioctl_read_bad!(get_interface, 0x8004_54d2, libc::ifreq);
-nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
-nix::ioctl_write_ptr_bad!(set_index, 0x4004_54da, libc::c_uint);
-nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
+mod ioctl {
+    nix::ioctl_write_ptr_bad!(set_interface, 0x4004_54ca, libc::ifreq);
+    nix::ioctl_read_bad!(get_interface, 0x8004_54d2, libc::ifreq);
+    nix::ioctl_write_int_bad!(set_offload, 0x4004_54d0);
+    nix::ioctl_write_ptr_bad!(set_index, 0x4004_54da, libc::c_uint);
+    nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
+}
 
 /// Which super-packets a device takes and hands over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Offload {
+pub enum Offload {
     /// None: every packet is at most the MTU, with its checksum complete.
     None,
     /// TCP, and UDP where the kernel knows it (6.2).
@@ -39,19 +41,19 @@ pub(crate) enum Offload {
 
 /// One queue of a TAP device. The device exists as long as one of its queues is open.
 #[derive(Debug)]
-pub(crate) struct Tap {
+pub struct Tap {
     file: File,
 }
 
 impl Tap {
     /// Makes the device `name`, which must not exist, with that interface index if one is given, in
     /// the calling thread's network namespace.
-    pub(crate) fn create(name: &str, index: Option<u32>) -> io::Result<Self> {
+    pub fn create(name: &str, index: Option<u32>) -> io::Result<Self> {
         Self::open(name, libc::IFF_TUN_EXCL, index)
     }
 
     /// Opens one more queue of the device `name`.
-    pub(crate) fn attach(name: &str) -> io::Result<Self> {
+    pub fn attach(name: &str) -> io::Result<Self> {
         Self::open(name, 0, None)
     }
 
@@ -62,41 +64,41 @@ impl Tap {
         let kind = libc::IFF_TAP | libc::IFF_NO_PI | libc::IFF_VNET_HDR | libc::IFF_MULTI_QUEUE | exclusive;
         // The flags fit the 16 bits that the request has for them.
         request.ifr_ifru.ifru_flags = u16::try_from(kind).unwrap_or_default().cast_signed();
-        let header = libc::c_int::try_from(virtio::LEN).unwrap_or_default();
+        let header = libc::c_int::try_from(HEADER).unwrap_or_default();
         // SAFETY: TUNSETIFINDEX reads an `unsigned int`, TUNSETIFF an `ifreq` and TUNSETVNETHDRSZ
         // an `int`; all live past the calls.
         unsafe {
             if let Some(index) = index {
-                set_index(fd.as_raw_fd(), &raw const index)?;
+                ioctl::set_index(fd.as_raw_fd(), &raw const index)?;
             }
-            set_interface(fd.as_raw_fd(), &raw const request)?;
-            set_header_size(fd.as_raw_fd(), &raw const header)?;
+            ioctl::set_interface(fd.as_raw_fd(), &raw const request)?;
+            ioctl::set_header_size(fd.as_raw_fd(), &raw const header)?;
         }
         Ok(Self::from_fd(fd))
     }
 
     /// A queue that another process opened.
-    pub(crate) fn from_fd(fd: OwnedFd) -> Self {
+    pub fn from_fd(fd: OwnedFd) -> Self {
         Self { file: File::from(fd) }
     }
 
     /// Whether the queue still belongs to a device. A device that is deleted loses its queues,
     /// whose descriptors stay open.
-    pub(crate) fn is_attached(&self) -> bool {
+    pub fn is_attached(&self) -> bool {
         let Ok(mut answer) = request("any") else { return false };
         // SAFETY: TUNGETIFF fills an `ifreq` that lives past the call.
-        unsafe { get_interface(self.file.as_raw_fd(), &raw mut answer) }.is_ok()
+        unsafe { ioctl::get_interface(self.file.as_raw_fd(), &raw mut answer) }.is_ok()
     }
 
     /// Sets the offloads of the device; returns whether UDP super-packets are among them.
-    pub(crate) fn offload(&self, offload: Offload) -> io::Result<bool> {
+    pub fn offload(&self, offload: Offload) -> io::Result<bool> {
         let tcp = CSUM | TSO4 | TSO6 | TSO_ECN;
         let fd = self.file.as_raw_fd();
         let set = |bits: libc::c_ulong| {
             // The bits are few and small.
             let bits = libc::c_int::try_from(bits).unwrap_or_default();
             // SAFETY: TUNSETOFFLOAD takes its argument by value.
-            unsafe { set_offload(fd, bits) }
+            unsafe { ioctl::set_offload(fd, bits) }
         };
         if offload == Offload::None {
             set(0)?;
@@ -110,7 +112,7 @@ impl Tap {
     }
 
     /// Reads one frame with its virtio header; `None` when there is none now.
-    pub(crate) fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
+    pub fn read(&self, buffer: &mut [u8]) -> io::Result<Option<usize>> {
         match nix::unistd::read(&self.file, buffer) {
             Ok(len) => Ok(Some(len)),
             Err(nix::errno::Errno::EAGAIN | nix::errno::Errno::EINTR) => Ok(None),
@@ -119,12 +121,12 @@ impl Tap {
     }
 
     /// Writes one frame with its virtio header.
-    pub(crate) fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
+    pub fn write(&self, slices: &[IoSlice<'_>]) -> io::Result<usize> {
         Ok(nix::sys::uio::writev(&self.file, slices)?)
     }
 
     /// Another handle of the same queue.
-    pub(crate) fn duplicate(&self) -> io::Result<OwnedFd> {
+    pub fn duplicate(&self) -> io::Result<OwnedFd> {
         Ok(self.file.try_clone()?.into())
     }
 }

@@ -10,9 +10,6 @@
     expect(unsafe_code, reason = "nix has no wrappers for mallopt(3) and malloc_trim(3)")
 )]
 
-#[cfg(target_env = "gnu")]
-use nix::libc;
-
 /// From now on the allocator keeps no more than 128 KiB of free memory at the end of each of its
 /// areas. That is what glibc begins with; without being told, it raises it to twice the largest
 /// block that was ever freed.
@@ -25,7 +22,7 @@ pub fn keep_little() {
 }
 
 /// Gives back the free pages between blocks in use as well.
-pub(crate) fn trim() {
+pub fn trim() {
     // SAFETY: the allocator locks each area while it looks for free pages.
     #[cfg(target_env = "gnu")]
     unsafe {

@@ -8,7 +8,6 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use nix::libc;
 use nix::unistd::{SysconfVar, sysconf};
 
 /// So many words are copied at once.
@@ -19,19 +18,19 @@ const AT_ONCE: usize = 1 << 18;
 /// Only what is read or written is mapped, and only meanwhile: the kernel enters every page of such
 /// a mapping when it is made, touched or not, and each counts as resident memory of this process.
 #[derive(Debug)]
-pub(super) struct Words {
+pub struct Words {
     array: OwnedFd,
     length: usize,
 }
 
 impl Words {
     /// The array of a map with room for so many words.
-    pub(super) const fn new(array: OwnedFd, length: usize) -> Self {
+    pub const fn new(array: OwnedFd, length: usize) -> Self {
         Self { array, length }
     }
 
     /// Copies all words of another array that fit.
-    pub(super) fn copy(&self, other: &Self) -> io::Result<()> {
+    pub fn copy(&self, other: &Self) -> io::Result<()> {
         let length = self.length.min(other.length);
         for first in (0..length).step_by(AT_ONCE) {
             let count = AT_ONCE.min(length - first);
@@ -45,17 +44,17 @@ impl Words {
     }
 
     /// The array itself.
-    pub(super) fn array(&self) -> BorrowedFd<'_> {
+    pub fn array(&self) -> BorrowedFd<'_> {
         self.array.as_fd()
     }
 
     /// How many words there are.
-    pub(super) const fn len(&self) -> usize {
+    pub const fn count(&self) -> usize {
         self.length
     }
 
     /// Writes words from index `first` on. `false`, and nothing written, past the end.
-    pub(super) fn write(&self, first: usize, words: &[u32]) -> io::Result<bool> {
+    pub fn write(&self, first: usize, words: &[u32]) -> io::Result<bool> {
         let Some(window) = self.window(first, words.len())? else { return Ok(false) };
         for (place, word) in window.words().iter().zip(words) {
             place.store(*word, Ordering::Relaxed);
@@ -64,7 +63,7 @@ impl Words {
     }
 
     /// Reads words from index `first` on. `None` past the end.
-    pub(super) fn read(&self, first: usize, length: usize) -> io::Result<Option<Vec<u32>>> {
+    pub fn read(&self, first: usize, length: usize) -> io::Result<Option<Vec<u32>>> {
         let Some(window) = self.window(first, length)? else { return Ok(None) };
         Ok(Some(window.words().iter().map(|place| place.load(Ordering::Relaxed)).collect()))
     }
