@@ -2,13 +2,24 @@
 
 use std::io;
 
-use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 use netlink_sys::{AsyncSocket, AsyncSocketExt, SocketAddr, TokioSocket};
+use nix::errno::Errno;
+use rtnetlink::MulticastGroup;
+use rtnetlink::proto::Connection;
 
 use crate::KernelError;
 
-/// Multicast groups of rtnetlink(7): devices, filters, addresses and routes of both families.
-const ROUTE_GROUPS: [u32; 6] = [1, 4, 5, 7, 9, 11];
+/// Devices, filters, addresses and routes of both families.
+const ROUTE_GROUPS: [MulticastGroup; 6] = [
+    MulticastGroup::Link,
+    MulticastGroup::Tc,
+    MulticastGroup::Ipv4Ifaddr,
+    MulticastGroup::Ipv4Route,
+    MulticastGroup::Ipv6Ifaddr,
+    MulticastGroup::Ipv6Route,
+];
 /// The multicast group of nftables' changes.
 const NFTABLES_GROUP: u32 = 7;
 /// Enough for hundreds of changes at once. When it overflows, that is an event too.
@@ -25,7 +36,9 @@ pub enum Event {
 
 /// The events of a network namespace, from the moment of subscription on.
 pub struct Events {
-    route: TokioSocket,
+    /// Only its socket is read: what a message says does not matter, and one that the packet
+    /// library cannot parse must be an event, too.
+    route: Connection<RouteNetlinkMessage>,
     /// `None` where the kernel has no nftables.
     nftables: Option<TokioSocket>,
 }
@@ -35,8 +48,9 @@ impl Events {
     pub fn subscribe() -> Result<Self, KernelError> {
         let failed =
             |source| KernelError::Netlink { action: "subscribe to the kernel's events".to_owned(), source };
-        let route = socket(NETLINK_ROUTE, &ROUTE_GROUPS).map_err(failed)?;
-        let nftables = socket(NETLINK_NETFILTER, &[NFTABLES_GROUP]).ok();
+        let (mut route, ..) = rtnetlink::new_multicast_connection(&ROUTE_GROUPS).map_err(failed)?;
+        route.socket_mut().socket_ref().set_rx_buf_sz(SOCKET_BUFFER).map_err(failed)?;
+        let nftables = nftables_socket().ok();
         Ok(Self { route, nftables })
     }
 
@@ -45,10 +59,10 @@ impl Events {
     pub async fn next(&mut self) -> Result<Event, KernelError> {
         let (received, event) = match &mut self.nftables {
             Some(nftables) => tokio::select! {
-                received = drain(&mut self.route) => (received, Event::Network),
+                received = drain(self.route.socket_mut()) => (received, Event::Network),
                 received = drain(nftables) => (received, Event::Firewall),
             },
-            None => (drain(&mut self.route).await, Event::Network),
+            None => (drain(self.route.socket_mut()).await, Event::Network),
         };
         received.map_err(|source| KernelError::Netlink {
             action: "wait for the kernel's events".to_owned(),
@@ -58,13 +72,11 @@ impl Events {
     }
 }
 
-fn socket(protocol: isize, groups: &[u32]) -> io::Result<TokioSocket> {
-    let mut socket = TokioSocket::new(protocol)?;
+fn nftables_socket() -> io::Result<TokioSocket> {
+    let mut socket = TokioSocket::new(NETLINK_NETFILTER)?;
     socket.socket_mut().bind(&SocketAddr::new(0, 0))?;
     socket.socket_ref().set_rx_buf_sz(SOCKET_BUFFER)?;
-    for group in groups {
-        socket.socket_mut().add_membership(*group)?;
-    }
+    socket.socket_mut().add_membership(NFTABLES_GROUP)?;
     Ok(socket)
 }
 
@@ -88,7 +100,7 @@ async fn drain(socket: &mut TokioSocket) -> io::Result<()> {
     }
 }
 
-/// `ENOBUFS`: the kernel dropped messages.
+/// Whether the kernel dropped messages.
 fn is_overrun(error: &io::Error) -> bool {
-    error.raw_os_error() == Some(105)
+    error.raw_os_error() == Some(Errno::ENOBUFS as i32)
 }

@@ -13,10 +13,11 @@ use mesh_sys::netlink::{HEADER, Netlink, RequestError};
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NlasIterator};
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_packet_route::link::{
-    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, InfoVxlan, LinkAttribute,
-    LinkExtentMask, LinkFlags, LinkInfo, LinkMessage, State,
+    AfSpecInet6, AfSpecUnspec, In6AddrGenMode, InfoData, InfoKind, InfoVeth, LinkAttribute, LinkExtentMask,
+    LinkFlags, State,
 };
 use nix::errno::Errno;
+use rtnetlink::{LinkMessageBuilder, LinkUnspec, LinkVeth, LinkVxlan};
 
 use crate::netlink::{self, During as _, kind};
 use crate::{KernelError, addresses, namespace, routes, sysctl};
@@ -219,14 +220,15 @@ fn text(value: &[u8]) -> &[u8] {
 
 /// All devices of a namespace.
 pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<RawLink>, RequestError> {
-    let mut message = LinkMessage::default();
-    message.attributes.push(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
-    netlink.dump(&RouteNetlinkMessage::GetLink(message), |message| Ok(Some(RawLink::parse(message))))
+    let all = LinkMessageBuilder::<LinkUnspec>::new()
+        .append_extra_attribute(LinkAttribute::ExtMask(vec![LinkExtentMask::SkipStats]));
+    let request = RouteNetlinkMessage::GetLink(all.build());
+    netlink.dump(&request, |message| Ok(Some(RawLink::parse(message))))
 }
 
 /// One device, by its name.
 fn by_name(netlink: &mut Netlink, name: &IfName) -> Result<Option<RawLink>, RequestError> {
-    get(netlink, 0, Some(LinkAttribute::IfName(name.to_string())))
+    get(netlink, LinkUnspec::new_with_name(name.as_str()))
 }
 
 /// An interface for messages: by its name, as far as it has one.
@@ -242,46 +244,31 @@ pub(crate) fn called(netlink: &mut Netlink, index: u32) -> String {
 
 /// One device, by its index.
 pub(crate) fn by_index(netlink: &mut Netlink, index: u32) -> Result<Option<RawLink>, RequestError> {
-    get(netlink, index, None)
+    get(netlink, LinkUnspec::new_with_index(index))
 }
 
-fn get(
-    netlink: &mut Netlink,
-    index: u32,
-    attribute: Option<LinkAttribute>,
-) -> Result<Option<RawLink>, RequestError> {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.attributes.extend(attribute);
-    match netlink.get(RouteNetlinkMessage::GetLink(message), |message| Ok(RawLink::parse(message))) {
+fn get(netlink: &mut Netlink, link: LinkMessageBuilder<LinkUnspec>) -> Result<Option<RawLink>, RequestError> {
+    let message = RouteNetlinkMessage::GetLink(link.build());
+    match netlink.get(message, |message| Ok(RawLink::parse(message))) {
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(None),
         answer => answer.map(Some),
     }
 }
 
-fn create(netlink: &mut Netlink, message: LinkMessage) -> Result<(), RequestError> {
-    netlink.request(RouteNetlinkMessage::NewLink(message), NLM_F_CREATE | NLM_F_EXCL)
+fn create<T>(netlink: &mut Netlink, link: LinkMessageBuilder<T>) -> Result<(), RequestError> {
+    netlink.request(RouteNetlinkMessage::NewLink(link.build()), NLM_F_CREATE | NLM_F_EXCL)
 }
 
-fn set(
-    netlink: &mut Netlink,
-    index: u32,
-    on: LinkFlags,
-    attributes: Vec<LinkAttribute>,
-) -> Result<(), RequestError> {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    message.header.flags = on;
-    message.header.change_mask = on;
-    message.attributes = attributes;
-    netlink.request(RouteNetlinkMessage::SetLink(message), 0)
+fn set(netlink: &mut Netlink, link: LinkMessageBuilder<LinkUnspec>) -> Result<(), RequestError> {
+    netlink.request(RouteNetlinkMessage::SetLink(link.build()), 0)
 }
 
 /// Keeps IPv6 from giving a device a link-local address, and from speaking on it. A kernel without
 /// IPv6 does neither.
 fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mode = AfSpecUnspec::Inet6(vec![AfSpecInet6::AddrGenMode(In6AddrGenMode::None)]);
-    match set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::AfSpecUnspec(vec![mode])]) {
+    let silent = LinkAttribute::AfSpecUnspec(vec![mode]);
+    match set(netlink, LinkUnspec::new_with_index(index).append_extra_attribute(silent)) {
         Err(error)
             if matches!(error.errno(), Some(Errno::EAFNOSUPPORT | Errno::EOPNOTSUPP | Errno::ENODEV)) =>
         {
@@ -295,7 +282,7 @@ fn silence_ipv6(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
 /// carrier: until then it drops what the other end sends. A pair whose other end is down has none;
 /// that is not waited for long.
 pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
-    set(netlink, index, LinkFlags::Up, Vec::new())?;
+    set(netlink, LinkUnspec::new_with_index(index).up())?;
     let begin = Instant::now();
     loop {
         match by_index(netlink, index)? {
@@ -313,12 +300,12 @@ pub(crate) fn set_up(netlink: &mut Netlink, index: u32) -> Result<(), RequestErr
 
 /// Makes a device ignore neighbours.
 pub(crate) fn set_no_arp(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
-    set(netlink, index, LinkFlags::Noarp, Vec::new())
+    set(netlink, LinkUnspec::new_with_index(index).arp(false))
 }
 
 /// Gives a device an MTU.
 pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(), RequestError> {
-    set(netlink, index, LinkFlags::empty(), vec![LinkAttribute::Mtu(mtu)])
+    set(netlink, LinkUnspec::new_with_index(index).mtu(mtu))
 }
 
 /// Removes a device, and waits until no process finds it, here or at the other end of a pair. A
@@ -347,9 +334,8 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32) -> Result<(), RequestErr
 /// Removes a device, and waits until the kernel has finished. A device that does not exist is not
 /// an error.
 fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
-    let mut message = LinkMessage::default();
-    message.header.index = index;
-    match netlink.request(RouteNetlinkMessage::DelLink(message), 0) {
+    let link = LinkUnspec::new_with_index(index).build();
+    match netlink.request(RouteNetlinkMessage::DelLink(link), 0) {
         Err(error) if error.errno() == Some(Errno::ENODEV) => Ok(()),
         answer => answer,
     }
@@ -358,32 +344,27 @@ fn delete(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
 /// Makes the VXLAN device and sets it up, which is when it takes its UDP port.
 pub(crate) fn create_vxlan(netlink: &mut Netlink, device: &VxlanDevice) -> Result<(), KernelError> {
     let VxlanDevice { name, index, port, mtu } = device;
-    let data = InfoData::Vxlan(vec![
-        InfoVxlan::CollectMetadata(true),
-        InfoVxlan::Learning(false),
-        InfoVxlan::Port(*port),
+    let link = LinkMessageBuilder::<LinkVxlan>::new(name.as_str())
+        .index(*index)
+        .mtu(*mtu)
+        .collect_metadata(true)
+        .learning(false)
+        .port(*port)
         // IPv6 underlays carry VXLAN without a UDP checksum, as IPv4 ones do (RFC 7348, section 5;
         // RFC 6935).
-        InfoVxlan::UDPZeroCsumTX(true),
-        InfoVxlan::UDPZeroCsumRX(true),
-    ]);
-    let mut message = LinkMessage::default();
-    message.header.index = *index;
-    message.attributes = vec![
-        LinkAttribute::IfName(name.to_string()),
-        LinkAttribute::Mtu(*mtu),
-        LinkAttribute::LinkInfo(vec![LinkInfo::Kind(InfoKind::Vxlan), LinkInfo::Data(data)]),
-    ];
+        .udp_zero_csum6_tx(true)
+        .udp_zero_csum6_rx(true);
     let action = || format!("create the VXLAN device {name}");
     let taken = || KernelError::PortTaken { port: *port, name: name.clone() };
-    if let Err(error) = create(netlink, message) {
+    if let Err(error) = create(netlink, link) {
         return Err(match error.errno() {
             // Another device with the name, or another VXLAN device with the port.
             Some(Errno::EEXIST) if by_name(netlink, name).is_ok_and(|found| found.is_none()) => taken(),
             _ => exists(error, name, action()),
         });
     }
-    let ready = silence_ipv6(netlink, *index).and_then(|()| set(netlink, *index, LinkFlags::Up, Vec::new()));
+    let up = LinkUnspec::new_with_index(*index).up();
+    let ready = silence_ipv6(netlink, *index).and_then(|()| set(netlink, up));
     ready.map_err(|error| {
         undo(netlink, *index);
         if error.errno() == Some(Errno::EADDRINUSE) { taken() } else { error.during(action()) }
@@ -392,19 +373,10 @@ pub(crate) fn create_vxlan(netlink: &mut Netlink, device: &VxlanDevice) -> Resul
 
 /// Makes the host leg, with both ends set up.
 pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<(), KernelError> {
-    let mut peer = LinkMessage::default();
-    peer.header.index = leg.peer_index;
-    peer.attributes = vec![LinkAttribute::IfName(leg.peer_name.to_string()), LinkAttribute::Mtu(leg.mtu)];
-    let mut message = LinkMessage::default();
-    message.header.index = leg.index;
-    message.attributes = vec![
-        LinkAttribute::IfName(leg.name.to_string()),
-        LinkAttribute::Address(leg.mac.octets().to_vec()),
-        LinkAttribute::Mtu(leg.mtu),
-        veth(peer),
-    ];
+    let peer = LinkUnspec::new_with_index(leg.peer_index).name(leg.peer_name.as_str()).mtu(leg.mtu);
+    let link = veth(&leg.name, peer).index(leg.index).address(leg.mac.octets().to_vec()).mtu(leg.mtu);
     let action = || format!("create the devices {} and {}", leg.name, leg.peer_name);
-    if let Err(error) = create(netlink, message) {
+    if let Err(error) = create(netlink, link) {
         let peer_exists = by_name(netlink, &leg.peer_name).is_ok_and(|found| found.is_some());
         let name = if peer_exists { &leg.peer_name } else { &leg.name };
         return Err(exists(error, name, action()));
@@ -412,7 +384,7 @@ pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<()
     let ready = silence_ipv6(netlink, leg.index)
         .and_then(|()| silence_ipv6(netlink, leg.peer_index))
         .and_then(|()| set_no_arp(netlink, leg.index))
-        .and_then(|()| set(netlink, leg.index, LinkFlags::Up, Vec::new()))
+        .and_then(|()| set(netlink, LinkUnspec::new_with_index(leg.index).up()))
         .and_then(|()| set_up(netlink, leg.peer_index));
     ready.map_err(|error| {
         undo(netlink, leg.index);
@@ -424,22 +396,13 @@ pub(crate) fn create_host_leg(netlink: &mut Netlink, leg: &HostLeg) -> Result<()
 /// its final name. Then configures the inner end. The outer end stays down: it has no program yet.
 pub(crate) fn create_endpoint(netlink: &mut Netlink, device: &EndpointDevice) -> Result<(), KernelError> {
     let namespace = namespace::open(&device.netns)?;
-    let mut peer = LinkMessage::default();
-    peer.attributes = vec![
-        LinkAttribute::IfName(device.ifname.to_string()),
-        LinkAttribute::Address(device.mac.octets().to_vec()),
-        LinkAttribute::Mtu(device.mtu),
-        LinkAttribute::NetNsFd(namespace.as_raw_fd()),
-    ];
-    peer.attributes.extend(device.burst.map(LinkAttribute::GsoMaxSize));
-    let mut message = LinkMessage::default();
-    message.header.index = device.index;
-    message.attributes = vec![
-        LinkAttribute::IfName(device.name.to_string()),
-        LinkAttribute::Mtu(outer_mtu(device.mtu)),
-        veth(peer),
-    ];
-    if let Err(error) = create(netlink, message) {
+    let peer = LinkUnspec::new_with_name(device.ifname.as_str())
+        .address(device.mac.octets().to_vec())
+        .mtu(device.mtu)
+        .setns_by_fd(namespace.as_raw_fd());
+    let link =
+        veth(&device.name, with_burst(peer, device.burst)).index(device.index).mtu(outer_mtu(device.mtu));
+    if let Err(error) = create(netlink, link) {
         let action = format!(
             "create the device {} with {} in {}",
             device.name,
@@ -483,7 +446,7 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
     if !has_ipv6 {
         silence_ipv6(&mut inner, index).map_err(|error| error.during(configure()))?;
     }
-    set(&mut inner, index, LinkFlags::Up, Vec::new()).map_err(|error| error.during(configure()))?;
+    set(&mut inner, LinkUnspec::new_with_index(index).up()).map_err(|error| error.during(configure()))?;
     for address in addresses {
         addresses::add(&mut inner, index, *address).map_err(|error| {
             error.during(format!("give {ifname} in {path} the address {}", address.address))
@@ -513,18 +476,22 @@ pub(crate) fn set_endpoint_mtu(
     let namespace = namespace::open(netns)?;
     let mut inner = namespace::netlink(netns, &namespace, || ())?;
     let action = || format!("set the MTU of the container's interface in {} to {mtu}", netns.path.display());
-    let attributes = [Some(LinkAttribute::Mtu(mtu)), burst.map(LinkAttribute::GsoMaxSize)];
-    set(&mut inner, peer, LinkFlags::empty(), attributes.into_iter().flatten().collect())
-        .map_err(|error| error.during(action()))?;
+    let link = with_burst(LinkUnspec::new_with_index(peer).mtu(mtu), burst);
+    set(&mut inner, link).map_err(|error| error.during(action()))?;
     set_mtu(netlink, index, outer_mtu(mtu))
         .map_err(|error| error.during(format!("set the MTU of {} to {mtu}", called(netlink, index))))
 }
 
-fn veth(peer: LinkMessage) -> LinkAttribute {
-    LinkAttribute::LinkInfo(vec![
-        LinkInfo::Kind(InfoKind::Veth),
-        LinkInfo::Data(InfoData::Veth(InfoVeth::Peer(peer))),
-    ])
+/// A pair of which `peer` is the other end.
+fn veth(name: &IfName, peer: LinkMessageBuilder<LinkUnspec>) -> LinkMessageBuilder<LinkVeth> {
+    LinkMessageBuilder::<LinkVeth>::new_with_info_kind(InfoKind::Veth)
+        .name(name.as_str())
+        .set_info_data(InfoData::Veth(InfoVeth::Peer(peer.build())))
+}
+
+/// Limits the size of the super-packets that a device takes.
+fn with_burst(link: LinkMessageBuilder<LinkUnspec>, burst: Option<u32>) -> LinkMessageBuilder<LinkUnspec> {
+    burst.map(LinkAttribute::GsoMaxSize).into_iter().fold(link, LinkMessageBuilder::append_extra_attribute)
 }
 
 /// A device of ours that exists would have been observed, so the one in the way is somebody else's.

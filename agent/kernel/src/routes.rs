@@ -1,5 +1,6 @@
 //! Routes, in the main table.
 
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use mesh_ipam::{Family, Prefix};
@@ -13,8 +14,7 @@ use netlink_packet_route::route::{
 };
 use netlink_packet_route::{AddressFamily, RouteNetlinkMessage};
 use nix::errno::Errno;
-
-use crate::addresses::family;
+use rtnetlink::RouteMessageBuilder;
 
 /// Reads the routes of the main table, of either family, that a request with more attributes
 /// selects.
@@ -73,22 +73,18 @@ fn unreachable_prefix(message: RouteNetlinkMessage) -> Option<Prefix> {
     ours.then(|| Prefix::new(destination?, destination_prefix_length).ok()).flatten()
 }
 
-fn unreachable(subnet: Prefix) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(subnet.first());
-    message.header.destination_prefix_length = subnet.len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = naming::ROUTE_PROTOCOL.into();
-    message.header.kind = RouteType::Unreachable;
-    message.attributes =
-        vec![RouteAttribute::Destination(subnet.first().into()), RouteAttribute::Priority(LAST_METRIC)];
-    message
+fn unreachable(subnet: Prefix) -> io::Result<RouteMessage> {
+    let route = to(subnet.first(), subnet.len())?
+        .protocol(naming::ROUTE_PROTOCOL.into())
+        .kind(RouteType::Unreachable)
+        .priority(LAST_METRIC);
+    Ok(route.build())
 }
 
 /// Adds an unreachable route to a subnet, so that packets to it do not follow a default route;
 /// succeeds if the route exists.
 pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
-    match netlink.request(RouteNetlinkMessage::NewRoute(unreachable(subnet)), NLM_F_CREATE | NLM_F_EXCL) {
+    match netlink.request(RouteNetlinkMessage::NewRoute(unreachable(subnet)?), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
     }
@@ -96,7 +92,7 @@ pub(crate) fn put_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(
 
 /// Removes that route; succeeds if it does not exist.
 pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Result<(), RequestError> {
-    match netlink.request(RouteNetlinkMessage::DelRoute(unreachable(subnet)), 0) {
+    match netlink.request(RouteNetlinkMessage::DelRoute(unreachable(subnet)?), 0) {
         Err(error) if matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => Ok(()),
         answer => answer,
     }
@@ -164,36 +160,34 @@ fn ip(address: &RouteAddress) -> Option<IpAddr> {
     }
 }
 
+/// A route to a subnet.
+fn to(first: IpAddr, len: u8) -> io::Result<RouteMessageBuilder<IpAddr>> {
+    RouteMessageBuilder::<IpAddr>::new().destination_prefix(first, len).map_err(io::Error::other)
+}
+
 /// A route out of a device, without a next hop.
-fn message(index: u32, subnet: Prefix) -> RouteMessage {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(subnet.first());
-    message.header.destination_prefix_length = subnet.len();
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = match subnet.family() {
+fn out_of(index: u32, subnet: Prefix) -> io::Result<RouteMessageBuilder<IpAddr>> {
+    let scope = match subnet.family() {
         Family::Ipv4 => RouteScope::Link,
         Family::Ipv6 => RouteScope::Universe,
     };
-    message.attributes = vec![RouteAttribute::Oif(index)];
-    if subnet.len() > 0 {
-        message.attributes.push(RouteAttribute::Destination(subnet.first().into()));
-    }
-    message
+    Ok(to(subnet.first(), subnet.len())?.scope(scope).output_interface(index))
 }
 
 /// Routes a subnet out of a device, in the place of the route that there is.
 pub(crate) fn put(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result<(), RequestError> {
-    let mut message = message(index, route.subnet);
-    message.attributes.extend(route.source.map(|source| RouteAttribute::PrefSource(source.into())));
+    let mut message = out_of(index, route.subnet)?;
+    if let Some(source) = route.source {
+        message = message.pref_source(source).map_err(io::Error::other)?;
+    }
+    let mut message = message.build();
     message.attributes.extend(route.mtu.map(|mtu| RouteAttribute::Metrics(vec![RouteMetric::Mtu(mtu)])));
     netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_REPLACE)
 }
 
 /// Removes the route to a subnet out of a device. A route that does not exist is not an error.
 pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Result<(), RequestError> {
-    match netlink.request(RouteNetlinkMessage::DelRoute(message(index, route.subnet)), 0) {
+    match netlink.request(RouteNetlinkMessage::DelRoute(out_of(index, route.subnet)?.build()), 0) {
         Err(error) if matches!(error.errno(), Some(Errno::ESRCH | Errno::ENODEV)) => Ok(()),
         answer => answer,
     }
@@ -202,8 +196,8 @@ pub(crate) fn remove(netlink: &mut Netlink, index: u32, route: HostRoute) -> Res
 /// Routes a further subnet straight out of a container's device, beside another device of the same
 /// network.
 pub(crate) fn add_on_link(netlink: &mut Netlink, index: u32, subnet: Prefix) -> Result<(), RequestError> {
-    match netlink.request(RouteNetlinkMessage::NewRoute(message(index, subnet)), NLM_F_CREATE | NLM_F_APPEND)
-    {
+    let message = RouteNetlinkMessage::NewRoute(out_of(index, subnet)?.build());
+    match netlink.request(message, NLM_F_CREATE | NLM_F_APPEND) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
     }
@@ -226,18 +220,14 @@ pub(crate) fn add_default(
     gateway: IpAddr,
     internal: bool,
 ) -> Result<(), RequestError> {
-    let mut message = RouteMessage::default();
-    message.header.address_family = family(gateway);
-    message.header.table = RouteHeader::RT_TABLE_MAIN;
-    message.header.protocol = RouteProtocol::Static;
-    message.header.kind = RouteType::Unicast;
-    message.header.scope = RouteScope::Universe;
-    message.attributes = vec![
-        RouteAttribute::Oif(index),
-        RouteAttribute::Gateway(gateway.into()),
-        // Indexes grow within a namespace.
-        RouteAttribute::Priority(if internal { INTERNAL_METRIC } else { METRIC }.saturating_add(index)),
-    ];
+    let everywhere = match gateway {
+        IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+    };
+    // Indexes grow within a namespace.
+    let metric = if internal { INTERNAL_METRIC } else { METRIC }.saturating_add(index);
+    let route = to(everywhere, 0)?.output_interface(index).priority(metric);
+    let message = route.gateway(gateway).map_err(io::Error::other)?.build();
     match netlink.request(RouteNetlinkMessage::NewRoute(message), NLM_F_CREATE | NLM_F_EXCL) {
         Err(error) if error.errno() == Some(Errno::EEXIST) => Ok(()),
         answer => answer,
