@@ -4,7 +4,10 @@ use std::{io, mem, net::SocketAddr, os::fd::AsRawFd, ptr};
 
 use nix::errno::Errno;
 
-use super::{CONTROL, Control, UdpSocket, address::decode};
+use super::{
+    address::decode,
+    socket::{CONTROL, Control, UdpSocket},
+};
 
 /// Datagrams (or runs of them) received in one call.
 const SLOTS: usize = 8;

@@ -4,7 +4,10 @@ use std::{mem, net::SocketAddr, os::fd::AsRawFd, sync::atomic::Ordering};
 
 use nix::errno::Errno;
 
-use super::{CONTROL, Control, UdpSocket, address::encode};
+use super::{
+    address::encode,
+    socket::{CONTROL, Control, UdpSocket},
+};
 
 /// Most bytes in one send: what UDP over IPv4 can hold.
 const MAX_SEND: usize = 65507;
