@@ -3,6 +3,7 @@
 
 mod field;
 pub mod host_policy;
+mod owner;
 mod service;
 
 use mesh_model as model;

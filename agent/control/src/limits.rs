@@ -26,9 +26,6 @@ pub(crate) const DRAIN: Duration = Duration::from_secs(2);
 
 /// Longest interval between two messages of either side of a session.
 pub const HEARTBEAT: Duration = Duration::from_millis(500);
-/// Shortest interval between two reports of a host. An agent reports once a second at most; each
-/// report may change a record, which all agents receive.
-pub(crate) const HOST_REPORT: Duration = Duration::from_millis(250);
 /// A session without a message for this long has ended.
 pub const SESSION_TIMEOUT: Duration = Duration::from_secs(2);
 /// A session without a message for longer than this does not contradict probers that get no reply:

@@ -16,7 +16,7 @@ use mesh_state::{Agent, endpoint_message, file_problem};
 use crate::endpoints::Endpoints;
 use crate::names;
 use crate::record::{being_removed, namesake, refuse_removing};
-use crate::request::Request;
+use crate::request::{Request, TakenName};
 
 /// How long the cluster may take to know this node's key.
 const KEY_KNOWN: Duration = Duration::from_secs(5);
@@ -26,13 +26,27 @@ impl Endpoints {
     pub async fn attach(self: &Arc<Self>, request: v1::AttachRequest) -> Result<v1::Endpoint, Problem> {
         let request = Request::try_from(request)?;
         let this = self.clone();
-        let task = tokio::spawn(async move { this.attach_checked(request).await });
+        let task =
+            tokio::spawn(
+                async move { this.attach_checked(request).await.map_err(|failure| failure.problem) },
+            );
         task.await.unwrap_or_else(|error| {
             Err(Problem::new(ProblemKind::Failed, format!("the attach was cut short: {error}")))
         })
     }
 
-    async fn attach_checked(&self, request: Request) -> Result<v1::Endpoint, Problem> {
+    /// Attaches with the asked name, or with another one if that is allowed and an endpoint of
+    /// another node has the name.
+    async fn attach_checked(&self, request: Request) -> Result<v1::Endpoint, Failure> {
+        match self.attach_once(&request).await {
+            Err(failure) if failure.name_taken && request.taken_name == TakenName::Extend => {
+                self.attach_once(&Request { taken_name: TakenName::Extended, ..request }).await
+            }
+            result => result,
+        }
+    }
+
+    async fn attach_once(&self, request: &Request) -> Result<v1::Endpoint, Failure> {
         let network = self.network(&request.network).await?;
         self.may_attach(&network)?;
         if network.encrypted {
@@ -42,36 +56,36 @@ impl Endpoints {
         let netns = request.netns.clone();
         let found = blocking(move || host.find_netns(&netns)).await;
         let found = found.map_err(|error| not_found(&request.netns, &error))?;
-        self.detach_lost_namesake(&network, &request).await;
+        self.detach_lost_namesake(&network, request).await;
         let id = self.draw_id()?;
         let mut addresses = BTreeSet::new();
         let recorded = async {
-            self.assign_all(&network, &request, &id, &mut addresses).await?;
+            self.assign_all(&network, request, &id, &mut addresses).await?;
             if !self.agent.own_view_is_saved() {
                 self.blocking(Agent::save_own_view).await?;
             }
-            self.record(&network, &request, &found, &id, &addresses)
+            self.record(&network, request, &found, &id, &addresses)
         };
         let (generation, endpoint) = match recorded.await {
             Ok(recorded) => recorded,
             Err(problem) => {
                 self.release(&network.id, &addresses);
-                return Err(problem);
+                return Err(Problem::into(problem));
             }
         };
         let established = async {
             let endpoint = self.establish(generation, endpoint).await?;
             self.serve(&network, &endpoint).await?;
-            Ok(endpoint)
+            Ok::<_, Failure>(endpoint)
         };
         match established.await {
             Ok(endpoint) => Ok(self.agent.read(|state| v1::Endpoint {
                 warnings: names::shared(state, &endpoint),
                 ..endpoint_message(state, &endpoint)
             })),
-            Err(problem) => {
+            Err(failure) => {
                 self.undo(&id).await;
-                Err(problem)
+                Err(failure)
             }
         }
     }
@@ -171,25 +185,27 @@ impl Endpoints {
 
     /// Waits for the kernel to have the endpoint and for the manager to know of it, both at once,
     /// and makes its record say so.
-    async fn establish(&self, generation: u64, endpoint: Endpoint) -> Result<Endpoint, Problem> {
+    async fn establish(&self, generation: u64, endpoint: Endpoint) -> Result<Endpoint, Failure> {
         let (reconciliation, ()) =
             tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
         if let Some(problem) =
             reconciliation.failed.get(&endpoint.id).or(reconciliation.node_failure.as_ref())
         {
-            return Err(problem.clone());
+            return Err(problem.clone().into());
         }
         if reconciliation.lost.contains(&endpoint.id) {
             let path = endpoint.netns.path.display();
-            return Err(Problem::new(ProblemKind::NotFound, format!("the network namespace {path} is gone")));
+            let message = format!("the network namespace {path} is gone");
+            return Err(Problem::new(ProblemKind::NotFound, message).into());
         }
         if let Some(refusal) = self.agent.read(|state| state.refused.get(&endpoint.id).cloned()) {
             let problem = Problem::new(ProblemKind::Conflict, refusal.why);
-            return Err(if refusal.name_taken {
+            let problem = if refusal.name_taken {
                 problem.hint("choose another name with --name, or detach the other first")
             } else {
                 problem
-            });
+            };
+            return Err(Failure { problem, name_taken: refusal.name_taken });
         }
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
         // One step of the file system, which is not waited for to reach the disk.
@@ -198,7 +214,7 @@ impl Endpoints {
             refuse_removing(state, &endpoint.network)?;
             if !state.endpoints.set_attached(&endpoint.id) {
                 let message = format!("endpoint {} was removed meanwhile", endpoint.name);
-                return Err(Problem::new(ProblemKind::Conflict, message));
+                return Err(Problem::new(ProblemKind::Conflict, message).into());
             }
             Ok(endpoint)
         })
@@ -216,6 +232,20 @@ impl Endpoints {
         if let Some(endpoint) = endpoint {
             self.release(&endpoint.network, &endpoint.addresses().collect());
         }
+    }
+}
+
+/// Why an attach failed.
+#[derive(Debug)]
+struct Failure {
+    problem: Problem,
+    /// Whether an endpoint of another node has the name.
+    name_taken: bool,
+}
+
+impl From<Problem> for Failure {
+    fn from(problem: Problem) -> Self {
+        Self { problem, name_taken: false }
     }
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
-use mesh_model::{Endpoint, EndpointId, EndpointPhase};
+use mesh_model::{Endpoint, EndpointId, EndpointPhase, Owner};
 use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_state::{Agent, endpoint_message, file_problem};
 
@@ -18,6 +18,19 @@ impl Endpoints {
     /// not its caller still waits.
     pub async fn detach(self: &Arc<Self>, text: &str) -> Result<v1::Endpoint, Problem> {
         let endpoint = self.find(text)?;
+        self.detach_found(endpoint).await
+    }
+
+    /// Detaches the endpoint that a runtime attached by this key; `None` if there is none. It needs
+    /// no namespace.
+    pub async fn detach_owned(self: &Arc<Self>, owner: &Owner) -> Result<Option<v1::Endpoint>, Problem> {
+        match self.owned(owner) {
+            Some(endpoint) => self.detach_found(endpoint).await.map(Some),
+            None => Ok(None),
+        }
+    }
+
+    async fn detach_found(self: &Arc<Self>, endpoint: Endpoint) -> Result<v1::Endpoint, Problem> {
         let answer = self.agent.read(|state| endpoint_message(state, &endpoint));
         let this = self.clone();
         let task = tokio::spawn(async move {

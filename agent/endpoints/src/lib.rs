@@ -5,6 +5,7 @@
 
 mod addresses;
 mod attach;
+mod attachment;
 mod backends;
 mod detach;
 mod endpoints;

@@ -11,7 +11,7 @@ use mesh_proto::{Problem, ProblemKind};
 use mesh_state::{State, file_problem};
 
 use crate::endpoints::Endpoints;
-use crate::request::Request;
+use crate::request::{Request, TakenName, extended};
 
 impl Endpoints {
     /// Records the endpoint as attaching, and adds it to the desired state. Uniqueness is checked
@@ -47,11 +47,13 @@ impl Endpoints {
                 service: request.service.clone(),
                 aliases: request.aliases.clone(),
                 netns: found.netns.clone(),
+                owner: request.owner.clone(),
                 phase: EndpointPhase::Attaching,
                 created_at: Timestamp::now(),
             };
             refuse_removing(state, &network.id)?;
             refuse_second(state, network, request, found)?;
+            refuse_same_owner(state, request)?;
             self.agent.endpoint_store().begin(&endpoint).map_err(|error| file_problem(&error))?;
             state.endpoints.insert(endpoint.clone());
             Ok::<_, Problem>(endpoint)
@@ -95,6 +97,16 @@ fn refuse_second(
     })
 }
 
+/// A runtime has one attachment by each key.
+fn refuse_same_owner(state: &State, request: &Request) -> Result<(), Problem> {
+    let Some(owner) = &request.owner else { return Ok(()) };
+    let first = state.endpoints.values().find(|other| other.owner.as_ref() == Some(owner));
+    first.map_or(Ok(()), |first| {
+        let message = format!("{owner} is attached already, as endpoint {}", first.name);
+        Err(Problem::new(ProblemKind::Conflict, message).hint("delete that attachment first"))
+    })
+}
+
 /// The MAC that stands for the endpoint's address in every neighbour's table.
 fn default_mac(
     network: &Network,
@@ -122,7 +134,16 @@ fn unique_name(
     let name = request.endpoint_name().or_else(of_id).ok_or_else(|| {
         Problem::new(ProblemKind::Failed, format!("no name can be derived for endpoint {id}"))
     })?;
-    match namesake(state, network, &name) {
+    let taken_by = namesake(state, network, &name);
+    let extend = match request.taken_name {
+        TakenName::Refuse => false,
+        TakenName::Extend => taken_by.is_some(),
+        TakenName::Extended => true,
+    };
+    match taken_by {
+        _ if extend => extended(&name, id).ok_or_else(|| {
+            Problem::new(ProblemKind::Failed, format!("no name can be derived from {name} and {id}"))
+        }),
         None => Ok(name),
         Some(other) => Err(Problem::new(
             ProblemKind::Conflict,

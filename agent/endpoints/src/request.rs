@@ -3,11 +3,11 @@
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use mesh_host::NetnsName;
-use mesh_model::{IfName, MacAddr, Name};
+use mesh_model::{EndpointId, IfName, MacAddr, Name, Owner};
 use mesh_proto::{Problem, ProblemKind, v1};
 
 /// An attach request whose fields are valid.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub(super) struct Request {
     pub(super) network: String,
     pub(super) netns: NetnsName,
@@ -19,6 +19,30 @@ pub(super) struct Request {
     pub(super) aliases: Vec<Name>,
     pub(super) service: Option<Name>,
     pub(super) allow_forwarding: bool,
+    pub(super) owner: Option<Owner>,
+    /// What to do if the name is taken.
+    pub(super) taken_name: TakenName,
+}
+
+/// What an attach does if the endpoint's name is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum TakenName {
+    /// It fails.
+    Refuse,
+    /// It adds part of the endpoint's id to the name, if another endpoint of this node has it.
+    Extend,
+    /// It adds part of the endpoint's id to the name, since an endpoint of another node has it.
+    Extended,
+}
+
+/// Characters of an endpoint's id that are added to a name that is taken.
+const ADDED: usize = 8;
+
+/// A name and part of an endpoint's id, within the length of a name.
+pub(super) fn extended(name: &Name, id: &EndpointId) -> Option<Name> {
+    const MAX_LEN: usize = 63;
+    let kept: String = name.as_str().chars().take(MAX_LEN - 1 - ADDED).collect();
+    format!("{kept}-{}", id.short(ADDED)).parse().ok()
 }
 
 impl Request {
@@ -52,6 +76,9 @@ impl TryFrom<v1::AttachRequest> for Request {
                 return Err(usage("both a namespace and a process are given").hint("use --netns or --pid"));
             }
         };
+        let owner = request.owner.as_ref().map(Owner::try_from).transpose();
+        let owner = owner.map_err(|error| usage(&error.to_string()))?;
+        let taken_name = if request.name_may_change { TakenName::Extend } else { TakenName::Refuse };
         let service = optional("service", name_in(&request.network, &request.service)?)?;
         Ok(Self {
             network: request.network,
@@ -68,6 +95,8 @@ impl TryFrom<v1::AttachRequest> for Request {
                 .collect::<Result<_, Problem>>()?,
             service,
             allow_forwarding: request.allow_forwarding,
+            owner,
+            taken_name,
         })
     }
 }

@@ -1,12 +1,16 @@
-//! What the agent offers to everything that serves its users: the unix socket, the metrics, and
-//! later a Docker plugin or an HTTP API.
+//! What the agent offers to everything that serves its users: the unix socket, the metrics, the CNI
+//! plugin's socket, and later a Docker plugin or an HTTP API.
 //!
 //! Such a server depends on this crate and on nothing else of the agent. `meshd` implements
 //! [`AgentHandle`] and passes it to each of them.
 #![forbid(unsafe_code)]
 
+mod attachment;
+
 use std::fmt;
 
+pub use attachment::{AttachedAddress, Attachment, Readiness};
+use mesh_model::{Owner, Runtime};
 use mesh_proto::{Problem, v1};
 use tonic::async_trait;
 use tonic::transport::Channel;
@@ -38,6 +42,29 @@ pub trait AgentHandle: fmt::Debug + Send + Sync + 'static {
 
     /// Detaches an endpoint of this node, named by id, unambiguous id prefix, name or NETWORK/NAME.
     async fn detach(&self, endpoint: &str) -> Result<v1::Endpoint, Problem>;
+
+    /// Returns whether containers can be attached.
+    fn readiness(&self) -> Readiness;
+
+    /// Checks that a path leads to the network namespace of a container.
+    async fn check_namespace(&self, path: &str) -> Result<(), Problem>;
+
+    /// Detaches the endpoint that a runtime attached by this key; `None` if there is none. It needs
+    /// no namespace.
+    async fn detach_owned(&self, owner: &Owner) -> Result<Option<v1::Endpoint>, Problem>;
+
+    /// Returns the attachment by this key; `None` if there is none.
+    fn attachment(&self, owner: &Owner) -> Result<Option<Attachment>, Problem>;
+
+    /// Returns the keys of all attachments of a runtime.
+    fn owners(&self, runtime: Runtime) -> Result<Vec<Owner>, Problem>;
+
+    /// Checks that an attachment is complete, in its namespace and on the host, and names what is
+    /// missing.
+    async fn check_attachment(&self, owner: &Owner) -> Result<(), Problem>;
+
+    /// Returns whether the namespace of an attachment still exists.
+    async fn is_namespace_alive(&self, owner: &Owner) -> Result<bool, Problem>;
 
     /// Returns the state of this agent, member or not.
     async fn status(&self) -> v1::StatusResponse;

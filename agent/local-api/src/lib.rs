@@ -7,4 +7,4 @@ mod control;
 mod local;
 mod socket;
 
-pub use socket::{SocketError, bind, serve};
+pub use socket::{bind, serve};

@@ -5,9 +5,10 @@ use std::os::unix::net::{SocketAddr, UnixListener};
 use std::sync::Arc;
 use std::time::Duration;
 
+use mesh_cni::spool::Spool;
 use mesh_handle::AgentHandle;
-use mesh_local_api::SocketError;
 use mesh_proto::{Problem, ProblemKind};
+use mesh_sys::unix_socket::{self, SocketError};
 use sd_notify::NotifyState;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{oneshot, watch};
@@ -48,7 +49,8 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     let platform = host_platform::build(&config, instance.paths())?;
     let memberships = Arc::new(Memberships::new(platform));
     memberships.resume().await?;
-    let listener = mesh_local_api::bind(&config.socket).await.map_err(|error| socket_problem(&error))?;
+    let listener = mesh_local_api::bind(&config.socket).map_err(|error| socket_problem(&error, "socket"))?;
+    let plugin = plugin_socket(&config).map_err(|error| socket_problem(&error, "run-dir"))?;
     let (stop, stopped) = oneshot::channel::<()>();
     let shutdown = async move { drop(stopped.await) };
     let metrics_problem = watch::Sender::new(None);
@@ -57,6 +59,8 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     let metrics = config.metrics_addr.map(|address| {
         tokio::spawn(mesh_metrics::serve(address.socket_addr(), handle.clone(), metrics_problem))
     });
+    let spool = Spool::beside(&config.cni_socket());
+    let plugin = tokio::spawn(mesh_cni_api::serve(plugin, spool, handle.clone()));
     let server = tokio::spawn(mesh_local_api::serve(listener, handle, shutdown));
     notify(NotifyState::Ready);
     tracing::info!(version = env!("CARGO_PKG_VERSION"), socket = %config.socket.display(), "ready");
@@ -70,13 +74,17 @@ pub async fn run(config: Config) -> Result<(), Problem> {
     if let Some(metrics) = metrics {
         metrics.abort();
     }
+    // A call that this ends was not answered: the plugin has it undone when there is an agent.
+    plugin.abort();
     if timeout(DRAIN, server).await.is_err() {
         tracing::warn!("calls to the local socket were cut off");
     }
     memberships.stop().await;
     // Whoever connects from now on should learn at once that nobody is there.
-    if let Err(error) = std::fs::remove_file(&config.socket) {
-        tracing::debug!(%error, "the socket could not be removed");
+    for socket in [&config.socket, &config.cni_socket()] {
+        if let Err(error) = std::fs::remove_file(socket) {
+            tracing::debug!(%error, "the socket could not be removed");
+        }
     }
     Ok(())
 }
@@ -153,12 +161,20 @@ fn instance_problem(error: &InstanceError) -> Problem {
     }
 }
 
-fn socket_problem(error: &SocketError) -> Problem {
+/// The socket of the CNI plugin, which runtimes start as root.
+fn plugin_socket(config: &Config) -> Result<tokio::net::UnixListener, SocketError> {
+    let path = config.cni_socket();
+    let listener = unix_socket::bind(&path, 0o600, None)?;
+    let listener = tokio::net::UnixListener::from_std(listener);
+    listener.map_err(|source| SocketError::Io { path, source })
+}
+
+fn socket_problem(error: &SocketError, flag: &str) -> Problem {
     let kind = match error {
         SocketError::InUse { .. } | SocketError::NoSocket { .. } => ProblemKind::Conflict,
         SocketError::Io { .. } => ProblemKind::Failed,
     };
-    Problem::new(kind, error.to_string()).hint("choose another path with --socket")
+    Problem::new(kind, error.to_string()).hint(format!("choose another one with --{flag}"))
 }
 
 #[cfg(test)]

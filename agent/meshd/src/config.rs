@@ -225,6 +225,13 @@ pub struct Config {
     pub log: String,
 }
 
+impl Config {
+    /// The socket of the CNI plugin.
+    pub fn cni_socket(&self) -> PathBuf {
+        self.run_dir.join("cni.sock")
+    }
+}
+
 /// Why there is no valid configuration.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use mesh_handle::{AgentHandle, ManagerConnection};
-use mesh_model::{EndpointPhase, Network};
-use mesh_proto::{Problem, v1};
+use mesh_handle::{AgentHandle, Attachment, ManagerConnection, Readiness};
+use mesh_host::{NetnsName, blocking, kernel_problem};
+use mesh_model::{EndpointPhase, Network, Owner, Runtime};
+use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_session::Connected;
 use mesh_state::endpoint_message;
 use tonic::async_trait;
@@ -31,7 +32,7 @@ async fn complete<T: Send + 'static>(
     change: impl Future<Output = Result<T, Problem>> + Send + 'static,
 ) -> Result<T, Problem> {
     tokio::spawn(change).await.unwrap_or_else(|error| {
-        Err(Problem::new(mesh_proto::ProblemKind::Failed, format!("the change was cut short: {error}")))
+        Err(Problem::new(ProblemKind::Failed, format!("the change was cut short: {error}")))
     })
 }
 
@@ -58,6 +59,43 @@ impl AgentHandle for Handle {
 
     async fn detach(&self, endpoint: &str) -> Result<v1::Endpoint, Problem> {
         self.memberships.member()?.endpoints.detach(endpoint).await
+    }
+
+    fn readiness(&self) -> Readiness {
+        match self.memberships.member() {
+            Err(problem) => Readiness::NotMember(problem),
+            Ok(member) if !member.managers.reachable() => Readiness::Limited(
+                Problem::new(ProblemKind::Unreachable, "no manager can be reached")
+                    .hint("meshctl status shows whether this node is in session"),
+            ),
+            Ok(_) => Readiness::Ready,
+        }
+    }
+
+    async fn check_namespace(&self, path: &str) -> Result<(), Problem> {
+        let (host, name) = (self.memberships.platform().host.clone(), NetnsName::Text(path.to_owned()));
+        let found = blocking(move || host.find_netns(&name)).await;
+        found.map(drop).map_err(|error| kernel_problem(&error))
+    }
+
+    async fn detach_owned(&self, owner: &Owner) -> Result<Option<v1::Endpoint>, Problem> {
+        self.memberships.member()?.endpoints.detach_owned(owner).await
+    }
+
+    fn attachment(&self, owner: &Owner) -> Result<Option<Attachment>, Problem> {
+        Ok(self.memberships.member()?.endpoints.attachment(owner))
+    }
+
+    fn owners(&self, runtime: Runtime) -> Result<Vec<Owner>, Problem> {
+        Ok(self.memberships.member()?.endpoints.owners(runtime))
+    }
+
+    async fn check_attachment(&self, owner: &Owner) -> Result<(), Problem> {
+        self.memberships.member()?.endpoints.check(owner).await
+    }
+
+    async fn is_namespace_alive(&self, owner: &Owner) -> Result<bool, Problem> {
+        self.memberships.member()?.endpoints.is_namespace_alive(owner).await
     }
 
     async fn status(&self) -> v1::StatusResponse {

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use jiff::Timestamp;
 use serde::{Deserialize, Serialize};
 
-use crate::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeId};
+use crate::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeId, Owner};
 
 /// How far an endpoint has come.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -48,6 +48,9 @@ pub struct Endpoint {
     pub aliases: Vec<Name>,
     /// Where its namespace is.
     pub netns: NetnsRef,
+    /// The runtime's key of it; `None` if a person attached it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub owner: Option<Owner>,
     /// How far it has come.
     pub phase: EndpointPhase,
     /// When it was attached.

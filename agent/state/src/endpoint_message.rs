@@ -26,6 +26,7 @@ pub fn endpoint_message(state: &State, endpoint: &Endpoint) -> v1::Endpoint {
         health: state.soft.health_of(&state.view, endpoint).to_owned(),
         created_at: endpoint.created_at.to_string(),
         dns: client_settings(state, endpoint),
+        owner: endpoint.owner.as_ref().map(Into::into),
         warnings: Vec::new(),
     }
 }

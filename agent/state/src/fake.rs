@@ -166,6 +166,7 @@ pub fn endpoint(n: u8) -> Endpoint {
         service: None,
         aliases: vec![],
         netns: NetnsRef { path: format!("/run/netns/web-{n}").into(), inode: n.into(), cookie: 0 },
+        owner: None,
         phase: EndpointPhase::Attaching,
         created_at: jiff::Timestamp::UNIX_EPOCH,
     }

@@ -15,3 +15,4 @@ pub mod netlink;
 pub mod netns;
 pub mod tap;
 pub mod udp;
+pub mod unix_socket;

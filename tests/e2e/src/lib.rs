@@ -3,6 +3,7 @@
 //! The scenarios themselves are in `tests/`, a file for each part of the product. Each makes a lab
 //! of its own, speaks to it only through `meshctl` and packets, and takes it down when it ends.
 
+pub mod cni;
 pub mod encrypted;
 pub mod openmetrics;
 pub mod service;

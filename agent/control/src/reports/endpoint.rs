@@ -4,7 +4,7 @@
 use std::net::IpAddr;
 
 use jiff::Timestamp;
-use mesh_model::{EndpointId, IfName, Lease, LeaseState, MacAddr, Name, Network, NetworkId, NodeId};
+use mesh_model::{EndpointId, IfName, Lease, LeaseState, MacAddr, Name, Network, NetworkId, NodeId, Owner};
 use mesh_proto::convert::{InvalidMessage, parse, parse_optional};
 use mesh_proto::v1;
 
@@ -90,6 +90,7 @@ impl Checker<'_> {
             health: health(&reported.health)?,
             created_at: text(created_at),
             dns: reported.dns.as_ref().map(dns).transpose()?,
+            owner: reported.owner.as_ref().map(Owner::try_from).transpose()?.as_ref().map(Into::into),
             warnings: Vec::new(),
         };
         let (visible, withheld) = self.visible(&listed, &name, &aliases);
@@ -104,7 +105,8 @@ impl Checker<'_> {
         name: &Name,
         aliases: &[Name],
     ) -> (v1::Endpoint, Option<String>) {
-        let mut visible = listed.clone();
+        // A runtime's key means nothing on other nodes.
+        let mut visible = v1::Endpoint { owner: None, ..listed.clone() };
         if self.is_trusted {
             return (visible, None);
         }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use mesh_model::{BackendId, Finding};
 use mesh_proto::v1::{AgentMessage, EndpointReport, HealthReport, ProbeReport, agent_message::Kind};
 use mesh_proto::{Problem, ProblemKind, v1};
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::time::timeout;
 use tonic::Streaming;
 use tracing::warn;
 
@@ -23,7 +23,6 @@ pub(super) async fn run(
     session: &Session,
     mut inbound: Streaming<AgentMessage>,
 ) -> Problem {
-    let mut host_reports = Instant::now();
     loop {
         let message = match timeout(limits::SESSION_TIMEOUT, inbound.message()).await {
             Ok(Ok(Some(message))) => message,
@@ -59,8 +58,6 @@ pub(super) async fn run(
             }
             Some(Kind::Heartbeat(_)) | None => {}
             Some(Kind::Host(report)) => {
-                sleep_until(host_reports).await;
-                host_reports = Instant::now() + limits::HOST_REPORT;
                 follow_routes(core, caller, &report.routes);
                 follow_addresses(core, caller, &report.addresses).await;
             }

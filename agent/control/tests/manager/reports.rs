@@ -1,7 +1,7 @@
 //! A stolen worker certificate: what its owner reports hurts nobody else, and is shown as what it
 //! is.
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use mesh_control::join;
 use mesh_proto::v1::agent_message::Kind;
@@ -256,13 +256,6 @@ async fn every_node_knows_the_addresses_that_a_host_has_now_and_none_that_it_can
         told.until(|known| known.problems.iter().any(|line| line.contains(bad))).await;
         agent.until(|known| known.nodes[&node].host_addrs == ["10.97.0.3"]).await;
     }
-    // Every report may change a record: a node cannot make the managers write without pause.
-    let begun = Instant::now();
-    for last in 1..=8 {
-        report(&[], &[&format!("10.95.0.{last}")]).await;
-    }
-    agent.until(|known| known.nodes[&node].host_addrs == ["10.95.0.8"]).await;
-    assert!(begun.elapsed() >= Duration::from_millis(7 * 250), "{:?}", begun.elapsed());
     let many: Vec<String> = (0..200).map(|last| format!("10.96.0.{last}")).collect();
     report(&[], &many.iter().map(String::as_str).collect::<Vec<_>>()).await;
     agent.until(|known| known.nodes[&node].host_addrs.len() == 32).await;

@@ -2,6 +2,7 @@
 
 pub(crate) mod apply;
 pub(crate) mod cluster;
+pub(crate) mod cni;
 mod docker;
 pub(crate) mod endpoint;
 pub(crate) mod network;
@@ -96,6 +97,13 @@ pub(crate) enum Command {
         /// The command.
         #[command(subcommand)]
         command: service::Command,
+    },
+    /// Let container runtimes attach containers by CNI
+    #[command(after_help = "Example:\n  meshctl cni install --network app")]
+    Cni {
+        /// The command.
+        #[command(subcommand)]
+        command: cni::Command,
     },
     /// Create and update the networks and services that a file declares
     Apply(apply::Apply),

@@ -57,6 +57,8 @@ async fn attach(client: &Client, attach: Attach, format: Option<Format>) -> Resu
         aliases: attach.alias.into_iter().map(Into::into).collect(),
         service: text(attach.service),
         allow_forwarding: attach.allow_forwarding,
+        owner: None,
+        name_may_change: false,
     };
     let attached = client.call(client.local().await?.attach(request)).await?;
     let notes = attached.warnings.iter().map(|warning| report::warning(warning, format)).collect();
@@ -197,6 +199,7 @@ fn as_details(endpoint: &Endpoint) -> String {
         ("Name server", list(endpoint.dns.iter().flat_map(|dns| &dns.nameserver))),
         ("Search domain", list(endpoint.dns.iter().flat_map(|dns| &dns.search))),
         ("Resolver options", list(endpoint.dns.iter().flat_map(|dns| &dns.options))),
+        ("Owner", or_none(endpoint.owner.as_ref())),
         ("Created", endpoint.created_at.clone()),
     ])
 }

@@ -2,6 +2,7 @@
 
 mod apply;
 mod cluster;
+mod cni;
 mod confirm;
 mod endpoint;
 mod metrics;
@@ -17,7 +18,7 @@ use crate::report::Report;
 
 /// Runs a command against the agent.
 pub(crate) async fn run(cli: Cli) -> Report {
-    let client = Client::new(cli.socket);
+    let client = Client::new(cli.socket.clone());
     let format = cli.format;
     match cli.command {
         Command::Cluster { command } => cluster::run(&client, command, format).await,
@@ -25,6 +26,7 @@ pub(crate) async fn run(cli: Cli) -> Report {
         Command::Network { command } => network::run(&client, command, format).await,
         Command::Endpoint { command } => endpoint::run(&client, command, format).await,
         Command::Service { command } => service::run(&client, command, format).await,
+        Command::Cni { command } => cni::run(&cli.socket, command, format).into(),
         Command::Apply(apply) => apply::run(&client, apply, format).await,
         Command::Status => status::run(&client, format).await.into(),
         Command::Metrics => metrics::run(&client).await.into(),

@@ -75,6 +75,8 @@ pub(crate) struct Endpoint {
     /// What its container should use to resolve names; null where the endpoint's host does not
     /// tell.
     pub(crate) dns: Option<Dns>,
+    /// The runtime's key of it, such as `cni:app/0123abcd/eth0`; null if a person attached it.
+    pub(crate) owner: Option<String>,
     pub(crate) created_at: String,
 }
 
@@ -217,6 +219,10 @@ impl From<v1::Endpoint> for Endpoint {
             aliases: endpoint.aliases,
             health: present(endpoint.health),
             dns: endpoint.dns.map(Into::into),
+            owner: endpoint.owner.map(|owner| {
+                let v1::Owner { runtime, config, container, ifname } = owner;
+                format!("{runtime}:{config}/{container}/{ifname}")
+            }),
             created_at: endpoint.created_at,
         }
     }

@@ -4,6 +4,7 @@
 
 mod agent;
 mod apply;
+mod cni;
 mod compose;
 mod documents;
 mod errors;

@@ -19,7 +19,7 @@ fn agent() -> Agent {
 fn web_json() -> Value {
     json!({
         "id": WEB, "name": "web", "network": "app", "node": "h1", "ipv4": "10.64.0.2", "ipv6": null,
-        "mac": "02:42:0a:40:00:02", "ifname": "eth0", "service": null, "aliases": ["www"], "health": null, "dns": null,
+        "mac": "02:42:0a:40:00:02", "ifname": "eth0", "service": null, "aliases": ["www"], "health": null, "dns": null, "owner": null,
         "created_at": "2026-11-21T10:00:01Z",
     })
 }

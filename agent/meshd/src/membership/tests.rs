@@ -51,7 +51,7 @@ impl TestAgent {
         })
         .await;
         let socket = dir.join("meshd.sock");
-        let listener = mesh_local_api::bind(&socket).await.unwrap();
+        let listener = mesh_local_api::bind(&socket).unwrap();
         let (stop, stopped) = oneshot::channel::<()>();
         let reporter = StatusReporter::new(memberships.clone(), watch::channel(None).1);
         let handle = Arc::new(Handle::new(memberships.clone(), reporter));

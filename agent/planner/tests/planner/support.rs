@@ -247,6 +247,7 @@ fn endpoint(shape: EndpointShape, network: NetworkShape, netns: NetnsRef) -> End
         service: None,
         aliases: Vec::new(),
         netns,
+        owner: None,
         phase: EndpointPhase::Attached,
         created_at: Timestamp::from_second(i64::from(number)).unwrap(),
     }
