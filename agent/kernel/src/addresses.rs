@@ -16,6 +16,12 @@ pub(crate) fn family(address: IpAddr) -> AddressFamily {
     }
 }
 
+/// Whether it is an IPv6 link-local address (RFC 4291, section 2.5.6). The kernel gives each device
+/// one.
+pub(crate) fn is_link_local(address: IpAddr) -> bool {
+    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
+}
+
 /// All addresses of a namespace, each with the index of its device.
 pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<(u32, InterfaceAddress)>, RequestError> {
     netlink.dump(&RouteNetlinkMessage::GetAddress(AddressMessage::default()), |message| {

@@ -47,7 +47,7 @@ pub fn host_routes() -> Result<Vec<Prefix>, KernelError> {
     let mut prefixes = routes::dump_all(&mut netlink).map_err(|error| error.during("list the routes"))?;
     prefixes.retain(|(index, _)| links.iter().any(|link| link.index == *index));
     let mut prefixes: Vec<Prefix> = prefixes.into_iter().map(|(_, prefix)| prefix).collect();
-    prefixes.retain(|prefix| prefix.len() > 0 && !is_link_local(prefix.first()));
+    prefixes.retain(|prefix| prefix.len() > 0 && !addresses::is_link_local(prefix.first()));
     prefixes.sort();
     prefixes.dedup();
     Ok(prefixes)
@@ -57,9 +57,4 @@ fn foreign_links(netlink: &mut Netlink) -> Result<Vec<RawLink>, KernelError> {
     let mut links = links::dump(netlink).map_err(|error| error.during("list the network devices"))?;
     links.retain(|link| link.ours().is_none());
     Ok(links)
-}
-
-/// RFC 4291, section 2.5.6; every device has one.
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

@@ -78,7 +78,7 @@ fn restore_addresses(
     let mut own = Vec::new();
     let there: Vec<InterfaceAddress> = addresses::dump(netlink)?
         .into_iter()
-        .filter(|(device, held)| *device == index && !is_link_local(held.address))
+        .filter(|(device, held)| *device == index && !addresses::is_link_local(held.address))
         .map(|(_, held)| held)
         .collect();
     for wanted in &inner.addresses {
@@ -130,9 +130,4 @@ fn restore_routes(
         }
     }
     Ok(())
-}
-
-/// RFC 4291, section 2.5.6; the kernel makes those.
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

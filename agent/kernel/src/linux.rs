@@ -223,14 +223,14 @@ impl<P: Programs + Send> Kernel for LinuxKernel<P> {
             routes::dump_unreachable(netlink).map_err(|error| error.during("list the routes"))?;
         let host_addresses = addresses
             .iter()
-            .filter(|(index, address)| Some(*index) == host_leg && !is_link_local(address.address))
+            .filter(|(index, address)| Some(*index) == host_leg && !addresses::is_link_local(address.address))
             .map(|(_, address)| *address);
         let own_addresses = addresses
             .iter()
             .filter(|(index, _)| !ours.contains(index))
             .map(|(_, address)| address.address)
             .filter(|address| {
-                !address.is_loopback() && !is_link_local(*address) && !is_autoconfigured(*address)
+                !address.is_loopback() && !addresses::is_link_local(*address) && !is_autoconfigured(*address)
             });
         let endpoints = desired.into_iter().flat_map(|desired| desired.endpoints.values());
         let observed = Observed {
@@ -294,9 +294,4 @@ fn underlay(
 /// An IPv4 link-local address (RFC 3927): of no use beyond its link, as those of IPv6.
 fn is_autoconfigured(address: IpAddr) -> bool {
     matches!(address, IpAddr::V4(address) if address.is_link_local())
-}
-
-/// An IPv6 link-local address (RFC 4291, section 2.5.6): the kernel makes those itself.
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }

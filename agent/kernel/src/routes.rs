@@ -62,15 +62,11 @@ pub(crate) fn dump_unreachable(netlink: &mut Netlink) -> Result<Vec<Prefix>, Req
 
 fn unreachable_prefix(message: RouteNetlinkMessage) -> Option<Prefix> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
-    let RouteHeader { kind, table, protocol, destination_prefix_length, .. } = message.header;
+    let RouteHeader { kind, table, protocol, .. } = message.header;
     let ours = kind == RouteType::Unreachable
         && table == RouteHeader::RT_TABLE_MAIN
         && protocol == naming::ROUTE_PROTOCOL.into();
-    let destination = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(address) => ip(address),
-        _ => None,
-    });
-    ours.then(|| Prefix::new(destination?, destination_prefix_length).ok()).flatten()
+    ours.then(|| destination(&message)).flatten()
 }
 
 fn unreachable(subnet: Prefix) -> io::Result<RouteMessage> {
@@ -106,19 +102,15 @@ pub(crate) fn dump_all(netlink: &mut Netlink) -> Result<Vec<(u32, Prefix)>, Requ
 
 fn prefix_of(message: RouteNetlinkMessage) -> Option<(u32, Prefix)> {
     let RouteNetlinkMessage::NewRoute(message) = message else { return None };
-    let RouteHeader { kind, table, destination_prefix_length, .. } = message.header;
+    let RouteHeader { kind, table, .. } = message.header;
     if kind != RouteType::Unicast || table != RouteHeader::RT_TABLE_MAIN {
         return None;
     }
-    let destination = message.attributes.iter().find_map(|attribute| match attribute {
-        RouteAttribute::Destination(address) => ip(address),
-        _ => None,
-    });
     let index = message.attributes.iter().find_map(|attribute| match attribute {
         RouteAttribute::Oif(index) => Some(*index),
         _ => None,
     });
-    Some((index?, Prefix::new(destination?, destination_prefix_length).ok()?))
+    Some((index?, destination(&message)?))
 }
 
 fn host_route(message: RouteNetlinkMessage, index: u32) -> Option<HostRoute> {
@@ -150,6 +142,15 @@ fn host_route(message: RouteNetlinkMessage, index: u32) -> Option<HostRoute> {
     }
     let subnet = Prefix::new(destination, destination_prefix_length).ok()?;
     here.then_some(HostRoute { subnet, source, mtu })
+}
+
+/// The prefix that a route names; a default route names none.
+fn destination(message: &RouteMessage) -> Option<Prefix> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        RouteAttribute::Destination(address) => ip(address),
+        _ => None,
+    });
+    Prefix::new(address?, message.header.destination_prefix_length).ok()
 }
 
 fn ip(address: &RouteAddress) -> Option<IpAddr> {

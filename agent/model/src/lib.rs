@@ -10,6 +10,7 @@ pub mod cluster;
 pub mod desired;
 pub mod effect;
 pub mod endpoint;
+pub mod fnv;
 pub mod health;
 pub mod host_policy;
 pub mod id;

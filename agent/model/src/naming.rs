@@ -1,6 +1,7 @@
 //! Names and interface indexes of our devices, and by them: what is ours.
 
 use crate::IfName;
+use crate::fnv::fnv1a;
 
 /// The VXLAN device.
 pub const VXLAN: &str = "meshvx0";
@@ -73,12 +74,7 @@ pub fn is_endpoint(name: &str) -> bool {
 /// Where the search for a free interface index begins for an endpoint's device of this name. The
 /// same name always leads here, so that a device that was made anew is known by the same index.
 pub fn preferred_index(name: &IfName) -> u32 {
-    // FNV-1a: spreads names, and needs no state.
-    let hash = name
-        .as_str()
-        .bytes()
-        .fold(0x811C_9DC5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
-    FIRST_ENDPOINT_INDEX | (hash & (LAST_INDEX - FIRST_ENDPOINT_INDEX))
+    FIRST_ENDPOINT_INDEX | (fnv1a(name.as_str().as_bytes()) & (LAST_INDEX - FIRST_ENDPOINT_INDEX))
 }
 
 /// The name of our device that always has this interface index.

@@ -6,6 +6,7 @@ use std::net::Ipv4Addr;
 use jiff::Timestamp;
 
 use crate::NodeId;
+use crate::fnv::fnv1a;
 
 /// UDP port of WireGuard when none is given.
 pub const DEFAULT_PORT: u16 = 51820;
@@ -38,11 +39,7 @@ pub fn peer_indexes<'a>(nodes: impl Iterator<Item = (&'a NodeId, Timestamp)>) ->
 
 /// Where the search for a node's number begins.
 fn preferred(id: &NodeId) -> u32 {
-    // FNV-1a: spreads ids, and needs no state.
-    let hash = id
-        .as_str()
-        .bytes()
-        .fold(0x811C_9DC5_u32, |hash, byte| (hash ^ u32::from(byte)).wrapping_mul(0x0100_0193));
+    let hash = fnv1a(id.as_str().as_bytes());
     (hash ^ (hash >> 16)) % INDEXES
 }
 

@@ -9,7 +9,7 @@ use mesh_host::{Backoff, SharedKernel, blocking, kernel_problem};
 use mesh_kernel::Kernel;
 use mesh_kernel::programs::{AttachedProgram, ProgramsError};
 use mesh_model::NodeId;
-use mesh_planner::services::{Digest, Dump, Facts, Problem, Tables, Update, capacity_for, named_table};
+use mesh_planner::services::{Digest, Dump, Facts, Problem, Tables, Update, capacity_for, named_tables};
 use mesh_state::{Agent, ServiceRecords};
 use tokio::time::{Instant, sleep_until};
 
@@ -221,13 +221,8 @@ fn follow_sockets(kernel: &mut dyn Kernel, wanted: bool) -> Result<(), ProgramsE
 /// Reads what the maps hold.
 fn dump(kernel: &SharedKernel) -> Result<Dump, ProgramsError> {
     let entries = kernel.call_here(|kernel| kernel.programs().tables())?;
-    let mut lengths: BTreeMap<u32, u32> = BTreeMap::new();
-    for (first, size) in entries.values().filter_map(named_table) {
-        let length = lengths.entry(first).or_default();
-        *length = size.max(*length);
-    }
     let mut tables = BTreeMap::new();
-    for (first, length) in lengths.into_iter().filter(|(_, length)| *length > 0) {
+    for (first, length) in named_tables(entries.values()) {
         // What lies past the array's end is no table; the entry that names it is written anew.
         let read = kernel.call_here(|kernel| kernel.programs().read_maglev(first, length));
         if let Ok(backends) = read {

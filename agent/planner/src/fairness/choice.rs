@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::level;
 use mesh_ebpf_types::{Address, Connection, ConnectionKey, ConnectionKind, USED_SHIFT, Vni};
+use mesh_model::fnv::fnv1a;
 
 /// Clients are told apart by so many hashes.
 const CLIENTS: usize = 256;
@@ -119,12 +120,11 @@ pub fn clock(uptime: Duration) -> u16 {
     (uptime.as_nanos() >> USED_SHIFT) as u16
 }
 
-/// A number for the client of an entry's flow (FNV-1a).
+/// A number for the client of an entry's flow.
 fn client(key: &ConnectionKey, value: &Connection) -> usize {
     let Address(bytes) =
         if value.kind == ConnectionKind::Forward as u8 { key.source } else { key.destination };
-    let hash =
-        bytes.iter().fold(0x811c_9dc5_u32, |hash, byte| (hash ^ u32::from(*byte)).wrapping_mul(0x0100_0193));
+    let hash = fnv1a(&bytes);
     (hash ^ hash >> 16) as usize % CLIENTS
 }
 

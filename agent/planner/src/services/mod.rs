@@ -15,4 +15,4 @@ mod wanted;
 pub use digest::Digest;
 pub use space::{ALIGNMENT, capacity_for};
 pub use tables::{Dump, NewTable, Problem, Tables, Update};
-pub use wanted::{Facts, Records, Unreachable, named_table};
+pub use wanted::{Facts, Records, Unreachable, named_table, named_tables};

@@ -174,16 +174,7 @@ impl Tables {
             tables.leaving = former.leaving;
             tables.former = former.services.into_iter().map(|(id, held)| (id, held.tables)).collect();
         }
-        let mut lengths: BTreeMap<u32, u32> = BTreeMap::new();
-        for entry in dump.entries.values() {
-            if let Some((start, size)) = super::named_table(entry)
-                && size > 0
-            {
-                let length = lengths.entry(start).or_default();
-                *length = size.max(*length);
-            }
-        }
-        for (first, length) in lengths {
+        for (first, length) in super::named_tables(dump.entries.values()) {
             let content = dump.tables.remove(&first).filter(|content| content.size() == length);
             if let Some(content) = content
                 && tables.space.claim(first, length)

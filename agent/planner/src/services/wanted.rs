@@ -183,6 +183,17 @@ pub const fn named_table(entry: &TableEntry) -> Option<(u32, u32)> {
     }
 }
 
+/// Returns the tables that entries name: by index of their first entry, as long as the longest of
+/// the entries says. Empty tables are left out.
+pub fn named_tables<'a>(entries: impl IntoIterator<Item = &'a TableEntry>) -> BTreeMap<u32, u32> {
+    let mut tables: BTreeMap<u32, u32> = BTreeMap::new();
+    for (first, size) in entries.into_iter().filter_map(named_table).filter(|(_, size)| *size > 0) {
+        let longest = tables.entry(first).or_default();
+        *longest = size.max(*longest);
+    }
+    tables
+}
+
 /// All that one service wants.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Entries {

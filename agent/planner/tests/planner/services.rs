@@ -11,7 +11,7 @@ use mesh_model::{
     ServiceId, Subnet, WhenAllUnhealthy,
 };
 use mesh_planner::services::{
-    Digest, Dump, Facts, Records, Tables, Unreachable, Update, capacity_for, named_table,
+    Digest, Dump, Facts, Records, Tables, Unreachable, Update, capacity_for, named_table, named_tables,
 };
 use proptest::prelude::*;
 
@@ -214,7 +214,7 @@ impl Maps {
     }
 
     fn dump(&self) -> Dump {
-        let named = self.entries.values().filter_map(named_table).filter(|(_, size)| *size > 0);
+        let named = named_tables(self.entries.values()).into_iter();
         let table = |(first, size): (u32, u32)| {
             let entries = (first..first + size).map(|index| self.maglev.get(&index).copied().unwrap_or(0));
             (first, Digest::of(&entries.collect::<Vec<u32>>()))
