@@ -1,14 +1,14 @@
 //! Attaching a container to a network: addresses, a durable record, a pass of the kernel loop, and
 //! only then an answer.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
 use mesh_host::{NetnsName, blocking, kernel_problem};
 use mesh_kernel::KernelError;
 use mesh_model::endpoint::host_ifname;
-use mesh_model::{Availability, Endpoint, EndpointId, EndpointPhase, IfName, Network};
+use mesh_model::{Availability, Description, Endpoint, EndpointId, EndpointPhase, IfName, Network};
 use mesh_proto::v1::control_client::ControlClient;
 use mesh_proto::{Problem, ProblemKind, v1};
 use mesh_state::{Agent, endpoint_message, file_problem};
@@ -208,6 +208,11 @@ impl Endpoints {
             return Err(Failure { problem, name_taken: refusal.name_taken });
         }
         let endpoint = Endpoint { phase: EndpointPhase::Attached, ..endpoint };
+        let description = (endpoint.host_ifname(), Description::from(&endpoint).to_string());
+        let host = self.host.clone();
+        if let Err(error) = blocking(move || host.describe(&BTreeMap::from([description]))).await {
+            tracing::warn!(reason = kernel_problem(&error).message, "an endpoint's device is not described");
+        }
         // One step of the file system, which is not waited for to reach the disk.
         self.agent.endpoint_store().finish(&endpoint.id).map_err(|error| file_problem(&error))?;
         self.agent.update(|state| {
@@ -227,7 +232,8 @@ impl Endpoints {
             tracing::error!(%error, "the record of an attach that failed stays until the next start");
         }
         let (generation, endpoint) = self.agent.update_generation(|state| state.endpoints.remove(id));
-        tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
+        let (pass, ()) = tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
+        self.forget(id, &pass);
         self.agent.update(|state| state.refused.remove(id));
         if let Some(endpoint) = endpoint {
             self.release(&endpoint.network, &endpoint.addresses().collect());

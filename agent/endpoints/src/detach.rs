@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use mesh_model::{Endpoint, EndpointId, EndpointPhase, Owner};
 use mesh_proto::{Problem, ProblemKind, v1};
-use mesh_state::{Agent, endpoint_message, file_problem};
+use mesh_state::{Agent, Reconciliation, endpoint_message, file_problem};
 
 use crate::endpoints::Endpoints;
 
@@ -105,9 +105,20 @@ impl Endpoints {
                 format!("endpoint {} was detached meanwhile", endpoint.name),
             ));
         }
-        tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
+        let (pass, ()) = tokio::join!(self.agent.reconciled(generation), self.agent.endpoints_reported());
+        self.forget(&endpoint.id, &pass);
         self.release(&endpoint.network, &endpoint.addresses().collect());
         self.blocking(Agent::save_released).await
+    }
+
+    /// Forgets that an endpoint was removed, once the kernel has nothing of it. After a failure that
+    /// is left to the next start.
+    pub(crate) fn forget(&self, id: &EndpointId, pass: &Reconciliation) {
+        if pass.problems.is_empty()
+            && let Err(error) = self.agent.endpoint_store().forget(id)
+        {
+            tracing::debug!(%error, "the note of a removed endpoint stays until the next start");
+        }
     }
 
     /// Lets go of endpoints whose namespace and device are gone. Those that are still attaching are

@@ -14,6 +14,7 @@ use mesh_kernel::{Depth, Event, FakeKernel, FakePrograms, Kernel, KernelError, L
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::UnderlayLink;
 use mesh_model::plan::InnerEnd;
+use mesh_model::survivor::Survivor;
 use mesh_model::{Action, Desired, IfName, Mtu, Observed, Prefix, Protocol};
 use mesh_sys::ethtool::Driver;
 use tokio::sync::mpsc;
@@ -36,6 +37,8 @@ pub struct TestHost {
     pub driver: Mutex<Driver>,
     /// The sockets of other processes.
     pub listeners: Mutex<Listeners>,
+    /// Devices of endpoints without a record.
+    pub survivors: Mutex<Vec<Survivor>>,
     events: Mutex<Vec<mpsc::Sender<Event>>>,
 }
 
@@ -47,6 +50,7 @@ impl TestHost {
             name: name.to_owned(),
             driver: Mutex::new(Driver { name: "veth".to_owned(), bus: String::new() }),
             listeners: Mutex::default(),
+            survivors: Mutex::default(),
             events: Mutex::default(),
         })
     }
@@ -121,6 +125,15 @@ impl Host for TestHost {
 
     fn restore_inside(&self, _inner: &InnerEnd, _outer: OuterEnd) -> Result<Restored, KernelError> {
         Ok(Restored::default())
+    }
+
+    fn describe(&self, _descriptions: &BTreeMap<IfName, String>) -> Result<(), KernelError> {
+        Ok(())
+    }
+
+    fn survivors(&self, devices: &BTreeSet<IfName>) -> Result<Vec<Survivor>, KernelError> {
+        let survivors = self.survivors.lock().unwrap();
+        Ok(survivors.iter().filter(|one| devices.contains(&one.device)).cloned().collect())
     }
 
     fn reserved_ports(&self) -> Option<PathBuf> {

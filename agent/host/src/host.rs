@@ -10,6 +10,7 @@ use mesh_kernel::inside::{OuterEnd, Restored};
 use mesh_kernel::{Event, KernelError};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::plan::InnerEnd;
+use mesh_model::survivor::Survivor;
 use mesh_model::{IfName, Mtu, Prefix};
 use mesh_sys::ethtool::Driver;
 use tokio::sync::mpsc;
@@ -79,6 +80,12 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
 
     /// Gives the inner end of a pair what it has lost in its namespace.
     fn restore_inside(&self, inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError>;
+
+    /// Writes descriptions into the aliases of endpoints' devices.
+    fn describe(&self, descriptions: &BTreeMap<IfName, String>) -> Result<(), KernelError>;
+
+    /// Identifies these devices of endpoints.
+    fn survivors(&self, devices: &BTreeSet<IfName>) -> Result<Vec<Survivor>, KernelError>;
 
     /// The file with the ports that the host does not choose by itself, if it has one.
     fn reserved_ports(&self) -> Option<PathBuf>;

@@ -1,14 +1,15 @@
 //! The host that this process runs on.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, TcpStream, UdpSocket};
 use std::path::{Path, PathBuf};
 
 use mesh_kernel::inside::{self, OuterEnd, Restored};
-use mesh_kernel::{Event, Events, KernelError, Listeners, netns};
+use mesh_kernel::{Event, Events, KernelError, Listeners, netns, survivors};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::plan::InnerEnd;
+use mesh_model::survivor::Survivor;
 use mesh_model::{IfName, Mtu, Prefix};
 use mesh_sys::ethtool::Driver;
 use tokio::sync::mpsc;
@@ -116,6 +117,14 @@ impl Host for ThisHost {
 
     fn restore_inside(&self, inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError> {
         inside::restore(inner, outer)
+    }
+
+    fn describe(&self, descriptions: &BTreeMap<IfName, String>) -> Result<(), KernelError> {
+        survivors::describe(descriptions)
+    }
+
+    fn survivors(&self, devices: &BTreeSet<IfName>) -> Result<Vec<Survivor>, KernelError> {
+        survivors::find(devices)
     }
 
     fn reserved_ports(&self) -> Option<PathBuf> {

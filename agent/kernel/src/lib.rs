@@ -22,6 +22,7 @@ mod netlink;
 pub mod netns;
 pub mod programs;
 mod routes;
+pub mod survivors;
 mod sysctl;
 
 pub use error::KernelError;

@@ -29,6 +29,7 @@ const IFLA_LINK: u16 = 5;
 const IFLA_MASTER: u16 = 10;
 const IFLA_OPERSTATE: u16 = 16;
 const IFLA_LINKINFO: u16 = 18;
+const IFLA_IFALIAS: u16 = 20;
 const IFLA_CARRIER_CHANGES: u16 = 35;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_INFO_KIND: u16 = 1;
@@ -89,6 +90,8 @@ pub(crate) struct RawLink {
     /// Index of the bridge or bond of which this device is a port.
     pub(crate) master: Option<u32>,
     pub(crate) is_bridge: bool,
+    /// A text that the agent or a person has set; usually empty.
+    pub(crate) alias: String,
     vxlan_port: u16,
     vxlan_external: bool,
 }
@@ -109,6 +112,7 @@ impl RawLink {
             match attribute.kind() {
                 IFLA_IFNAME => link.name = String::from_utf8_lossy(text(value)).into_owned(),
                 IFLA_MTU => link.mtu = native(value),
+                IFLA_IFALIAS => link.alias = String::from_utf8_lossy(text(value)).into_owned(),
                 IFLA_ADDRESS => link.address = value.try_into().ok(),
                 IFLA_LINK => link.link = Some(native(value)),
                 IFLA_CARRIER_CHANGES => link.carrier_changes = native(value),
@@ -227,7 +231,7 @@ pub(crate) fn dump(netlink: &mut Netlink) -> Result<Vec<RawLink>, RequestError> 
 }
 
 /// One device, by its name.
-fn by_name(netlink: &mut Netlink, name: &IfName) -> Result<Option<RawLink>, RequestError> {
+pub(crate) fn by_name(netlink: &mut Netlink, name: &IfName) -> Result<Option<RawLink>, RequestError> {
     get(netlink, LinkUnspec::new_with_name(name.as_str()))
 }
 
@@ -461,6 +465,12 @@ fn configure_inside(device: &EndpointDevice, namespace: &std::fs::File) -> Resul
             .map_err(|error| error.during(format!("set the default route to {gateway} in {path}")))?;
     }
     Ok(())
+}
+
+/// Writes a device's alias.
+pub(crate) fn set_alias(netlink: &mut Netlink, index: u32, alias: &str) -> Result<(), RequestError> {
+    let alias = LinkAttribute::IfAlias(alias.to_owned());
+    set(netlink, LinkUnspec::new_with_index(index).append_extra_attribute(alias))
 }
 
 /// Gives both ends of an endpoint's pair their MTU, the inner one first, with the burst that it

@@ -16,6 +16,7 @@ mod host_platform;
 mod instance;
 #[cfg(test)]
 mod loop_tests;
+mod lost_records;
 mod member;
 mod member_record;
 mod membership;

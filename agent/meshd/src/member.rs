@@ -19,6 +19,7 @@ use tokio::time::timeout;
 
 use crate::control_plane::ControlPlane;
 use crate::copies;
+use crate::lost_records;
 use crate::member_record::Membership;
 use crate::occupancy::Occupancy;
 use crate::platform::Platform;
@@ -70,6 +71,7 @@ impl Member {
         let agent = Agent::load(node, fresh, encapsulation, paths, platform.delays)
             .map_err(|error| file_problem(&error))?;
         let agent = Arc::new(agent.publishing_on(platform.publish_interfaces.clone()));
+        lost_records::restore(&agent, platform);
         let (manager, listener) = match control_plane {
             Some(ControlPlane { manager, listener }) => (Some(manager), Some(listener)),
             None => (None, None),

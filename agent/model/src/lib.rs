@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod cluster;
+pub mod description;
 pub mod desired;
 pub mod effect;
 pub mod endpoint;
@@ -24,12 +25,14 @@ pub mod plan;
 pub mod port_list;
 pub mod published;
 pub mod service;
+pub mod survivor;
 pub mod traffic;
 pub mod wireguard;
 pub mod word;
 
 pub use backend::{Backend, BackendId, BackendState};
 pub use cluster::{Availability, Lease, LeaseState, Network, Node, NodeState, Role, Subnet, Wireguard};
+pub use description::Description;
 pub use desired::Desired;
 pub use endpoint::{Endpoint, EndpointPhase};
 pub use health::{Finding, HealthCheck, HealthKind, Loopback};

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use mesh_control::clock;
 use mesh_control::limits::{HEARTBEAT, SESSION_TIMEOUT};
+use mesh_control::session_client::control_client;
 use mesh_host::{Backoff, Host, kernel_problem, taken_ports};
 use mesh_model::{
     BackendId, Endpoint, EndpointId, EndpointPhase, Finding, NetworkId, NodeId, NodeState, PublishedPort,
@@ -20,6 +21,7 @@ use tokio::sync::{mpsc, watch};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout_at};
 use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::Channel;
 
 use crate::host_facts::{self, HostFacts};
 use crate::managers::Managers;
@@ -82,7 +84,10 @@ pub async fn run(
                     answering: JoinSet::new(),
                 };
                 let client = SessionClient::new(connected.channel.clone());
-                let error = session.run(client).await;
+                let error = match restore_lost(&agent, connected.channel.clone()).await {
+                    Ok(()) => session.run(client).await,
+                    Err(problem) => SessionError::Manager(problem),
+                };
                 if session.snapshot_seen {
                     backoff.reset();
                     last_reason.clear();
@@ -103,6 +108,16 @@ pub async fn run(
         }
         sleep(backoff.pause()).await;
     }
+}
+
+/// Rebuilds records of endpoints that were lost together with the records of the networks.
+async fn restore_lost(agent: &Agent, channel: Channel) -> Result<(), Problem> {
+    if agent.has_lost() {
+        let answer = control_client(channel).list_networks(v1::ListNetworksRequest {}).await?.into_inner();
+        let networks = answer.networks.into_iter().filter_map(|network| network.try_into().ok());
+        agent.restore_lost(networks.collect());
+    }
+    Ok(())
 }
 
 struct Session<'a> {

@@ -40,7 +40,7 @@ pub struct Agent {
     encapsulation: Encapsulation,
     publish_interfaces: InterfacePatterns,
     pub(crate) paths: StatePaths,
-    store: EndpointStore,
+    pub(crate) store: EndpointStore,
     state: Mutex<State>,
     /// Held during a write, so that older content never replaces newer.
     pub(crate) saving: Mutex<()>,
@@ -122,6 +122,8 @@ impl Agent {
             view: Tracked::new(view),
             lost_view,
             endpoints: OwnEndpoints::new(endpoints),
+            removing: loaded.removing.union(&loaded.unfinished).cloned().collect(),
+            lost: Vec::new(),
             pools,
             node_states: Tracked::default(),
             manager: String::new(),

@@ -6,7 +6,7 @@
 //! while its endpoint is there.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, OpenOptions};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +21,9 @@ pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const ATTACHED: &str = "json";
 /// Ends the names of files of endpoints whose attach has not been answered yet.
 const ATTACHING: &str = "attaching";
+/// Ends the names of files of endpoints whose device is to be removed. A device with such a file and
+/// without a record was detached. A device with neither has lost its record.
+const REMOVING: &str = "removing";
 
 /// The directory of the endpoints' files.
 #[derive(Debug, Clone)]
@@ -47,6 +50,8 @@ pub struct Loaded {
     pub ended: BTreeMap<EndpointId, Endpoint>,
     /// Endpoints whose attach never finished.
     pub unfinished: BTreeSet<EndpointId>,
+    /// Endpoints that were removed, of which the kernel may still have something.
+    pub removing: BTreeSet<EndpointId>,
     /// Files that are no endpoint's record; each was put aside under its name with `.damaged`
     /// added.
     pub damaged: Vec<FileError>,
@@ -72,11 +77,19 @@ impl EndpointStore {
             match extension.as_str() {
                 ATTACHING => _ = loaded.unfinished.insert(id),
                 ATTACHED => self.load_one(&id, &mut loaded)?,
+                REMOVING => _ = loaded.removing.insert(id),
                 _ => {}
             }
         }
+        for id in loaded.removing.clone() {
+            // The removal was cut short.
+            if loaded.endpoints.remove(&id).is_some() {
+                self.remove(&id)?;
+            }
+        }
         for (id, _) in files(&self.copies)? {
-            let known = loaded.endpoints.contains_key(&id) || loaded.unfinished.contains(&id);
+            let known = [&loaded.unfinished, &loaded.removing].iter().any(|ids| ids.contains(&id))
+                || loaded.endpoints.contains_key(&id);
             if !known && let Some(endpoint) = self.copied(&id)? {
                 tracing::warn!(endpoint = %endpoint.name, "restored a lost record of an endpoint from its copy");
                 loaded.endpoints.insert(id, endpoint);
@@ -173,12 +186,25 @@ impl EndpointStore {
         durable::write(&copy, &content, Survives::Kill)
     }
 
-    /// Removes an endpoint's record.
+    /// Removes an endpoint's record. Its device is to be removed next; then call
+    /// [`Self::forget`].
     pub fn remove(&self, id: &EndpointId) -> Result<(), FileError> {
+        let path = self.path(id, REMOVING);
+        File::create(&path).map_err(io_error("write", &path))?;
         // The copy first: a copy without a file means that the file was lost.
         durable::remove(&self.copy(id))?;
         durable::remove(&self.path(id, ATTACHED))?;
         durable::remove(&self.path(id, ATTACHING))
+    }
+
+    /// Forgets a removed endpoint, of which the kernel has nothing any more.
+    pub fn forget(&self, id: &EndpointId) -> Result<(), FileError> {
+        durable::remove(&self.path(id, REMOVING))
+    }
+
+    /// Writes a rebuilt record of an endpoint.
+    pub fn restore(&self, endpoint: &Endpoint) -> Result<(), FileError> {
+        self.complete(endpoint)
     }
 
     fn copy(&self, id: &EndpointId) -> PathBuf {
@@ -254,8 +280,14 @@ mod tests {
         let loaded = store.load().unwrap();
         assert_eq!(loaded.unfinished, BTreeSet::from([endpoint(1).id, endpoint(2).id]));
         assert!(loaded.endpoints.is_empty());
-        store.remove(&endpoint(1).id).unwrap();
-        store.remove(&endpoint(2).id).unwrap();
+        for n in [1, 2] {
+            store.remove(&endpoint(n).id).unwrap();
+        }
+        // Until the kernel has nothing of them, it is known that they are gone on purpose.
+        assert_eq!(store.load().unwrap().removing, loaded.unfinished);
+        for n in [1, 2] {
+            store.forget(&endpoint(n).id).unwrap();
+        }
         assert_eq!(fs::read_dir(dir.path().join("endpoints")).unwrap().count(), 0);
     }
 

@@ -143,6 +143,9 @@ impl Agent {
                 self.send_applied(state);
             }
         });
+        if reconciliation.problems.is_empty() {
+            self.forget_removed();
+        }
         self.reconciliation.send_replace(reconciliation);
     }
 }

@@ -1,11 +1,12 @@
 //! The state that a node's tasks share.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use mesh_ipam::Delays;
 use mesh_model::{EndpointId, NodeId, NodeState};
 
 use crate::addresses::{AddressPools, SavedPools};
+use crate::lost::Lost;
 use crate::own_endpoints::OwnEndpoints;
 use crate::paths::Paths;
 use crate::soft::Soft;
@@ -31,6 +32,11 @@ pub struct State {
     pub(crate) lost_view: Option<LostView>,
     /// This node's endpoints.
     pub endpoints: OwnEndpoints,
+    /// Endpoints that had been removed when the agent started: the kernel may have had something of
+    /// them.
+    pub(crate) removing: BTreeSet<EndpointId>,
+    /// Endpoints without a record that wait for the cluster's records.
+    pub(crate) lost: Vec<Lost>,
     /// The addresses that this node may allocate.
     pub pools: AddressPools,
     /// The states of the nodes, as last received from the manager.
