@@ -5,7 +5,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::net::IpAddr;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
@@ -75,12 +74,8 @@ fn inner(path: &Path, outer: OuterEnd) -> Option<Inner> {
     let mac = MacAddr::new(link.address?).ok()?;
     let held = addresses::dump(&mut netlink).ok()?.into_iter();
     let held = held.filter(|(index, _)| *index == outer.peer).map(|(_, held)| held.address);
-    let addresses = held.filter(|address| !is_link_local(*address)).collect();
+    let addresses = held.filter(|address| !addresses::is_link_local(*address)).collect();
     Some(Inner { netns, ifname: link.name.parse().ok()?, mac, addresses })
-}
-
-fn is_link_local(address: IpAddr) -> bool {
-    matches!(address, IpAddr::V6(address) if address.is_unicast_link_local())
 }
 
 /// One path to each network namespace that has a path.

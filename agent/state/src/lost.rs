@@ -169,6 +169,8 @@ impl Lost {
             service,
             aliases,
             netns: inner.map_or_else(nowhere, |inner| inner.netns.clone()),
+            // A runtime's key can be longer than an alias. Such an endpoint goes with its namespace.
+            owner: None,
             phase: EndpointPhase::Attached,
             created_at,
         };
@@ -273,6 +275,7 @@ mod tests {
             service: None,
             aliases: vec!["www".parse().unwrap()],
             netns: NetnsRef { path: "/run/netns/c1".into(), inode: 7, cookie: 8 },
+            owner: None,
             phase: EndpointPhase::Attached,
             created_at: Timestamp::UNIX_EPOCH,
         }

@@ -182,6 +182,11 @@ impl Host {
 
     /// Starts meshd and returns when it serves its socket. Fails when one runs already.
     pub fn start_meshd(&self) -> Result<()> {
+        self.start_meshd_with(&[])
+    }
+
+    /// The same, with further environment variables.
+    pub fn start_meshd_with(&self, environment: &[(&str, &str)]) -> Result<()> {
         if let Some(running) = self.meshd() {
             return Err(Error::NameTaken {
                 name: self.name().to_owned(),
@@ -198,7 +203,9 @@ impl Host {
         argv.extend(lab.meshd_args);
         // A socket left by a killed meshd would look like one that is served, until it is connected
         // to.
-        let meshd = self.netns.cmd(argv).hostname(self.name()).spawn(&self.log_file())?.detach();
+        let command = self.netns.cmd(argv).hostname(self.name());
+        let command = environment.iter().fold(command, |command, (name, value)| command.env(*name, *value));
+        let meshd = command.spawn(&self.log_file())?.detach();
         self.dir.update(|state| {
             if let Some(host) = state.host_mut(&self.state.name) {
                 host.meshd = meshd;
