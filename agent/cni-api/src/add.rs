@@ -60,7 +60,7 @@ async fn attach(
 /// What a runtime says about the container, as an attach. `args.cni` goes before `CNI_ARGS`.
 fn request(call: &Call, config: &Config, owner: &Owner) -> Result<v1::AttachRequest, CniError> {
     let args = Args::parse(&call.args)?;
-    let container = &config.container;
+    let container = config.container()?;
     let mut addresses = container.addresses.clone();
     if addresses.is_empty()
         && let Some(text) = args.get("IP")

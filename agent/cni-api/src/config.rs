@@ -20,8 +20,7 @@ pub(crate) struct Config {
     pub(crate) create: Option<Value>,
     /// The service that every container of this configuration serves.
     pub(crate) service: Option<String>,
-    /// What the runtime says about this container.
-    pub(crate) container: Container,
+    value: Value,
     /// The result of the plugin before this one in a chain, or of this one's ADD.
     pub(crate) previous: Option<Value>,
     /// The attachments that a GC is to keep; `None` if there is no list.
@@ -61,15 +60,22 @@ impl Config {
         let name =
             name.ok_or_else(|| CniError::new(Code::InvalidConfig, "the network configuration has no name"))?;
         let network = fields.text("network")?.unwrap_or(name);
+        let (name, network) = (name.to_owned(), network.to_owned());
         Ok(Self {
-            name: name.to_owned(),
-            network: network.to_owned(),
+            name,
+            network,
             create: fields.get("create").cloned(),
             service: fields.text("service")?.map(str::to_owned),
-            container: container(&fields, name)?,
             previous: fields.get("prevResult").cloned(),
             valid: valid(&fields)?,
+            value,
         })
+    }
+
+    /// What the runtime says about this container. Only an ADD reads it: a DEL must succeed
+    /// whatever was wrong with the ADD.
+    pub(crate) fn container(&self) -> Result<Container, CniError> {
+        container(&Fields::of(&self.value)?, &self.name)
     }
 }
 
@@ -177,22 +183,22 @@ mod tests {
     #[test]
     fn aliases_are_a_list_or_podmans_map() {
         let podman = parse(r#"{"aliases":{"app":["www","f09415a0a022"],"other":["x"]}}"#).unwrap();
-        assert_eq!(podman.container.aliases, ["www", "f09415a0a022"]);
-        assert_eq!(parse(r#"{"aliases":["www"]}"#).unwrap().container.aliases, ["www"]);
+        assert_eq!(podman.container().unwrap().aliases, ["www", "f09415a0a022"]);
+        assert_eq!(parse(r#"{"aliases":["www"]}"#).unwrap().container().unwrap().aliases, ["www"]);
     }
 
     #[test]
     fn keys_compare_without_case() {
         let config = parse(r#"{"IPs":["10.64.0.9/20"],"Mac":"02:42:0a:40:00:09"}"#).unwrap();
-        assert_eq!(config.container.addresses, ["10.64.0.9".parse::<IpAddr>().unwrap()]);
-        assert_eq!(config.container.mac.as_deref(), Some("02:42:0a:40:00:09"));
+        assert_eq!(config.container().unwrap().addresses, ["10.64.0.9".parse::<IpAddr>().unwrap()]);
+        assert_eq!(config.container().unwrap().mac.as_deref(), Some("02:42:0a:40:00:09"));
     }
 
     #[test]
     fn annotations_name_the_service() {
         let config =
             parse(r#"{"io.kubernetes.cri.pod-annotations":{"mesh.service":"web","other":"x"}}"#).unwrap();
-        assert_eq!(config.container.service.as_deref(), Some("web"));
+        assert_eq!(config.container().unwrap().service.as_deref(), Some("web"));
     }
 
     #[test]
@@ -204,7 +210,7 @@ mod tests {
             (r#"{"bandwidth":{"ingressRate":1000}}"#, "runtimeConfig.bandwidth"),
             (r#"{"aliases":{"app":[1]}}"#, "runtimeConfig.aliases.app 1"),
         ] {
-            let error = parse(runtime).unwrap_err();
+            let error = parse(runtime).unwrap().container().unwrap_err();
             assert_eq!(error.code.number(), 7, "{runtime}");
             assert!(error.message.contains(named), "{}", error.message);
         }
@@ -216,7 +222,7 @@ mod tests {
         let config = parse(
             r#"{"ipRanges":[],"bandwidth":{"IngressRate":0},"portMappings":[],"dns":{"Servers":["1.1.1.1"]},"cgroupPath":"/x"}"#,
         );
-        assert!(config.is_ok(), "{config:?}");
+        assert!(config.unwrap().container().is_ok());
     }
 
     #[test]

@@ -6,6 +6,7 @@
 pub mod cni;
 pub mod encrypted;
 pub mod openmetrics;
+pub mod podman;
 pub mod service;
 pub mod tunnel;
 
