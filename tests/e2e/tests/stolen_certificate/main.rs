@@ -158,7 +158,7 @@ fn assert_plain(host: &Host, after: &str) -> Result<()> {
 }
 
 fn hello() -> Hello {
-    Hello { version: "1.0".into(), data_path_mtu: 1500, endpoints: Vec::new(), routes: Vec::new() }
+    Hello { version: "1.0".into(), data_path_mtu: 1500, ..Hello::default() }
 }
 
 /// An endpoint that the stolen node could have, apart from the changes that a case makes.
