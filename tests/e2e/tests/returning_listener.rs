@@ -33,12 +33,15 @@ fn answers(from: &Netns, address: Ipv4Addr) -> Result<Vec<String>> {
     Ok(names)
 }
 
+/// What is done to a host.
+type Change = fn(&Host) -> Result<()>;
+
 #[test]
 fn a_listener_of_a_node_that_was_away_keeps_a_port_that_was_published_meanwhile() -> Result<()> {
     let lab = Lab::builder().hosts(3).encapsulation(Encapsulation::Direct).start()?;
     create_network(&lab, "app", &[])?;
     let (h1, h2, h3) = (lab.host(1), lab.host(2), lab.host(3));
-    let away: [(&str, fn(&Host) -> Result<()>, fn(&Host) -> Result<()>); 2] =
+    let away: [(&str, Change, Change); 2] =
         [("unplugged", Host::unplug, Host::plug), ("without agent", Host::kill_meshd, Host::start_meshd)];
     for (what, leave, return_) in away {
         leave(&h3)?;
