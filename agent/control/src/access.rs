@@ -1,4 +1,4 @@
-//! Who may call what: the only place where it is decided.
+//! Access control: the only place that decides which caller may make which call.
 
 use mesh_model::{Node, NodeId, Role};
 use mesh_proto::{Problem, ProblemKind};
@@ -8,7 +8,7 @@ use crate::identity::PeerIdentity;
 use crate::records::Records;
 use crate::transport::PeerInfo;
 
-/// Every call that needs a member's certificate.
+/// Every call that requires a member's certificate.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 #[expect(missing_docs, reason = "each is the call of its name in control.proto or session.proto")]
 pub enum Method {
@@ -45,22 +45,22 @@ pub enum Method {
     OpenSession,
 }
 
-/// Who may make a call.
+/// The callers that may make a call.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Access {
     /// Managers only.
     Administration,
     /// Every member.
     Reading,
-    /// Every member, about its own records only: the certificate identifies the member, never
-    /// by the request.
+    /// Every member, for its own records only: the certificate identifies the member, never the
+    /// request.
     OwnRecords,
-    /// Managers, and every member about its own endpoints.
+    /// Managers, and every member for its own endpoints.
     OwnEndpoints,
 }
 
 impl Method {
-    /// The command of `meshctl` that makes this call, or what agents do with it.
+    /// Returns the command of `meshctl` that makes this call, or the agents' use of it.
     pub const fn command(self) -> &'static str {
         match self {
             Self::CreateNetwork => "network create",
@@ -96,7 +96,7 @@ impl Method {
         }
     }
 
-    /// Who may make this call.
+    /// Returns which callers may make this call.
     pub const fn access(self) -> Access {
         match self {
             Self::CreateNetwork
@@ -133,7 +133,7 @@ impl Method {
     }
 }
 
-/// A member that may make the call which it makes. Only [`authorize`] makes one.
+/// A member that may make the current call. Only [`authorize`] creates one.
 #[derive(Debug, Clone)]
 pub(crate) struct Caller {
     node: Node,
@@ -141,32 +141,32 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Which node calls.
+    /// Returns the calling node.
     pub(crate) fn id(&self) -> &NodeId {
         &self.node.id
     }
 
-    /// What it may do: what both its certificate and its record allow.
+    /// Returns its role: the lesser of its certificate's and its record's.
     pub(crate) fn role(&self) -> Role {
         self.role
     }
 
-    /// Its record, as of the start of the call.
+    /// Returns its record at the start of the call.
     pub(crate) fn node(&self) -> &Node {
         &self.node
     }
 }
 
-/// The identity behind a request: of the service itself within the process, else of the
-/// connection's certificate.
+/// Returns the identity of a request's sender: the service's own within the process, otherwise that
+/// of the connection's certificate.
 pub(crate) fn identity<T>(request: &Request<T>, own: Option<&PeerIdentity>) -> Option<PeerIdentity> {
     let connection = || request.extensions().get::<PeerInfo>().and_then(|peer| peer.identity.clone());
     own.cloned().or_else(connection)
 }
 
-/// Decides whether who has this identity may make this call. The node's record must still be there:
-/// removing a node ends its access, whatever its certificate says. It may do what both its
-/// certificate and its record allow.
+/// Decides whether the node with this identity may make this call. Its record must still exist:
+/// removing a node ends its access, whatever its certificate says. The role in the certificate and
+/// the role in the record must both allow the call.
 pub(crate) async fn authorize(
     records: &Records,
     cluster: &str,
@@ -187,7 +187,7 @@ pub(crate) async fn authorize(
     Ok(Caller { node, role })
 }
 
-/// The error for a worker that calls a method of managers.
+/// Returns the error for a worker that calls a manager's method.
 async fn not_manager(records: &Records, method: Method, worker: &Node) -> Result<Problem, Problem> {
     let nodes = records.nodes().await?;
     let managers = nodes.iter().filter(|node| node.value.role == Role::Manager);
@@ -201,7 +201,7 @@ async fn not_manager(records: &Records, method: Method, worker: &Node) -> Result
         .hint(format!("run it on a manager: {}", managers.join(", "))))
 }
 
-/// The error for a node that is no longer a member.
+/// Returns the error for a node that is no longer a member.
 pub(crate) fn removed(node: &NodeId) -> Problem {
     Problem::new(ProblemKind::Denied, format!("node {node} was removed from the cluster"))
         .hint("meshctl cluster leave --force on that host, then join again")

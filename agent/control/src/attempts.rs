@@ -1,4 +1,4 @@
-//! Attempts to join with a wrong token: counted, logged, and bounded for each address.
+//! Attempts to join with a wrong token: counted, logged, and limited for each address.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -8,15 +8,15 @@ use mesh_proto::{Problem, ProblemKind};
 use parking_lot::{Mutex, MutexGuard};
 use tracing::warn;
 
-/// So many wrong tokens may come from one address at once; then one in each interval.
+/// Number of wrong tokens that one address may send at once; afterwards one in each interval.
 const BURST: u32 = 10;
 const INTERVAL: Duration = Duration::from_secs(6);
-/// Most addresses that are remembered.
+/// Maximum number of addresses that are recorded.
 const MAX_ADDRESSES: usize = 4096;
-/// For how long wrong tokens are shown as a problem.
+/// How long wrong tokens are shown as a problem.
 const SHOWN: Duration = Duration::from_mins(10);
 
-/// The wrong tokens that came since this manager began.
+/// The wrong tokens since this manager started.
 #[derive(Debug, Default)]
 pub(crate) struct Attempts(Mutex<Known>);
 
@@ -28,7 +28,7 @@ struct Known {
 
 #[derive(Debug, Clone, Copy)]
 struct OfAddress {
-    /// How many more are listened to, as of the last one.
+    /// How many more attempts are accepted, as of the last one.
     left: u32,
     last: Instant,
     refused: u64,
@@ -42,7 +42,7 @@ impl OfAddress {
 }
 
 impl Attempts {
-    /// Whether an attempt from an address is listened to now.
+    /// Checks whether an attempt from an address is accepted now.
     pub(crate) fn check(&self, address: IpAddr, now: Instant) -> Result<(), Problem> {
         let mut known = self.lock();
         let Some(of_address) = known.addresses.get_mut(&address) else { return Ok(()) };
@@ -58,7 +58,7 @@ impl Attempts {
             )))
     }
 
-    /// A wrong token came from an address.
+    /// Records a wrong token from an address.
     pub(crate) fn failed(&self, address: IpAddr, now: Instant) {
         let mut known = self.lock();
         known.total += 1;
@@ -79,12 +79,12 @@ impl Attempts {
         known.addresses.insert(address, OfAddress { left, last: now, refused });
     }
 
-    /// How many attempts were refused since this manager began.
+    /// Returns how many attempts were refused since this manager started.
     pub(crate) fn refused(&self) -> u64 {
         self.lock().total
     }
 
-    /// What people see, a line for all addresses.
+    /// Returns the problem to show, one line for all addresses.
     pub(crate) fn problem(&self, now: Instant) -> Option<String> {
         let known = self.lock();
         let recent =
@@ -95,7 +95,7 @@ impl Attempts {
                 (count + one.refused, if is_busier { Some((address, one.refused)) } else { busiest })
             });
         let (address, most) = busiest?;
-        // People mistype.
+        // Ignore a few: people mistype.
         (count > u64::from(BURST) / 2).then(|| {
             format!("{count} joins with a wrong token in the last minutes, {most} of them from {address}")
         })
@@ -111,7 +111,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn wrong_tokens_from_one_address_are_not_listened_to_for_ever_and_others_are() {
+    fn wrong_tokens_from_one_address_are_limited_and_others_still_accepted() {
         let attempts = Attempts::default();
         let [loud, other]: [IpAddr; 2] = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
         let now = Instant::now();

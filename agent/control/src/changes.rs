@@ -1,7 +1,7 @@
-//! Checks a list of changes without making any, so that a file is applied as a whole or not at all.
+//! Checks a list of changes without making any, so that a file is applied completely or not at all.
 //!
-//! Each change is checked against the records as they would be after the changes before it, by the
-//! functions that decide about the change itself.
+//! Each change is checked against the records as the changes before it would leave them. The checks
+//! are those of the changes themselves.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::resolve::{network_in, service_in};
 use crate::services::{self, check_host_ports};
 use crate::view::View;
 
-/// Finds which of the changes cannot be made, and why.
+/// Returns the changes that cannot be made, with the reasons.
 pub(crate) async fn check(
     core: &Core,
     request: CheckChangesRequest,
@@ -64,9 +64,10 @@ struct DryRun<'a> {
     core: &'a Core,
     taken: Taken,
     view: View,
-    /// Networks that cannot be created, folded: what is to be on them is not reported as well.
+    /// Networks that cannot be created, by folded name: errors on objects in them are not reported
+    /// as well.
     missing: BTreeSet<Name>,
-    /// The ports that each change names and would publish.
+    /// The ports that each change requests explicitly.
     named: BTreeMap<usize, BTreeSet<PublishedPort>>,
     warnings: Vec<String>,
 }

@@ -1,17 +1,17 @@
-//! The clocks of hosts: what this one shows, and how far others differ from it.
+//! The clocks of hosts: this one's, and how far others differ from it.
 
 use std::time::SystemTime;
 
-/// Clocks that differ by less are not worth a word; a message may be on its way for a while.
+/// Smaller differences of clocks are not reported; a message may take a while to arrive.
 const TOLERATED_MS: u64 = 5_000;
 
-/// The clock of this host, in milliseconds since 1970.
+/// Returns the time of this host's clock, in milliseconds since 1970.
 pub fn unix_ms() -> i64 {
     let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
     i64::try_from(since.as_millis()).unwrap_or(i64::MAX)
 }
 
-/// `70 days ahead of`, or `3 hours behind`; `None` while the difference does not matter.
+/// Formats a difference as `70 days ahead of` or `3 hours behind`; `None` if it does not matter.
 pub fn difference(ahead_ms: i64) -> Option<String> {
     let size = ahead_ms.unsigned_abs();
     if size < TOLERATED_MS {
@@ -27,7 +27,7 @@ pub fn difference(ahead_ms: i64) -> Option<String> {
     Some(format!("{count} {unit} {}", if ahead_ms > 0 { "ahead of" } else { "behind" }))
 }
 
-/// What most of the other clocks say: the middle one of their differences.
+/// Returns the median of the other clocks' differences.
 pub(crate) fn median(mut differences: Vec<i64>) -> Option<i64> {
     differences.sort_unstable();
     differences.get(differences.len() / 2).copied()
@@ -38,7 +38,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_difference_of_clocks_is_told_in_a_unit_that_people_read() {
+    fn a_difference_of_clocks_is_shown_in_a_readable_unit() {
         assert_eq!(difference(4_999), None);
         assert_eq!(difference(-5_000).unwrap(), "5 seconds behind");
         assert_eq!(difference(70 * 86_400_000).unwrap(), "70 days ahead of");
@@ -46,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn one_wrong_clock_of_many_is_not_what_most_say() {
+    fn one_wrong_clock_of_many_does_not_change_the_median() {
         assert_eq!(median(vec![3, -2, 70 * 86_400_000]), Some(3));
         assert_eq!(median(Vec::new()), None);
     }

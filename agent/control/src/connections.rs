@@ -1,10 +1,10 @@
-//! Which connections a manager holds, and which of them it closes for others.
+//! The connections that a manager holds, and which of them it closes for others.
 //!
-//! A connection without a member's certificate can only be that of a host which joins. Such
-//! connections are few, live for a moment, and take no more than their share of the process's
-//! descriptors: the rest is the members'. When one too many comes, the oldest of the address that
-//! has the most is closed, so that one address cannot keep others out. Of one node only the newest
-//! connections are held.
+//! A connection without a member's certificate can only belong to a joining host. Such connections
+//! are few and short. They get a limited share of the process's descriptors: the rest is for
+//! members. When one too many arrives, the oldest connection of the address with most connections
+//! is closed, so that one address cannot exclude others. Of one node only the newest connections
+//! are held.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::net::IpAddr;
@@ -16,20 +16,19 @@ use tokio::sync::oneshot;
 
 use crate::limits;
 
-/// How many connections are held.
+/// The maximum numbers of connections.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Bounds {
-    /// In all, without a member's certificate; handshakes included.
+    /// Without a member's certificate, including those in their handshake.
     pub(crate) anonymous: usize,
-    /// Of them, from one address.
+    /// Of these, from one address.
     pub(crate) per_address: usize,
     /// Of one node.
     pub(crate) per_node: usize,
 }
 
 impl Bounds {
-    /// The bounds for a process that may have so many descriptors: most of them are kept for
-    /// members.
+    /// Returns the bounds for a process with this many descriptors: most of them are for members.
     pub(crate) fn of_descriptors(descriptors: u64) -> Self {
         let share = usize::try_from(descriptors / 4).unwrap_or(usize::MAX);
         Self {
@@ -40,7 +39,7 @@ impl Bounds {
     }
 }
 
-/// The connections that are held.
+/// The current connections.
 #[derive(Debug)]
 pub(crate) struct Connections {
     bounds: Bounds,
@@ -50,18 +49,18 @@ pub(crate) struct Connections {
 #[derive(Debug, Default)]
 struct Held {
     next: u64,
-    /// In the order in which they came.
+    /// In order of arrival.
     anonymous: BTreeMap<u64, (IpAddr, oneshot::Sender<()>)>,
     members: BTreeMap<NodeId, VecDeque<(u64, oneshot::Sender<()>)>>,
 }
 
-/// A place among the connections; given up when it is dropped.
+/// A slot for a connection; released when it is dropped.
 #[derive(Debug)]
 pub(crate) struct Place {
     connections: Arc<Connections>,
     number: u64,
     node: Option<NodeId>,
-    /// Ends when the connection is to be closed.
+    /// Resolves when the connection must be closed.
     closed: oneshot::Receiver<()>,
 }
 
@@ -70,8 +69,8 @@ impl Connections {
         Arc::new(Self { bounds, held: Mutex::default() })
     }
 
-    /// Takes a place for a connection from an address, whose owner has proved nothing yet. May
-    /// close another one.
+    /// Takes a slot for a connection from an address that has not authenticated yet. May close
+    /// another connection.
     pub(crate) fn admit(self: &Arc<Self>, address: IpAddr) -> Place {
         let mut held = self.lock();
         let number = held.number();
@@ -101,7 +100,7 @@ impl Held {
         self.anonymous.values().filter(|(of, _)| *of == address).count()
     }
 
-    /// The address with the most connections.
+    /// Returns the address with the most connections.
     fn busiest(&self) -> Option<IpAddr> {
         let mut counts: BTreeMap<IpAddr, usize> = BTreeMap::new();
         for (address, _) in self.anonymous.values() {
@@ -112,17 +111,17 @@ impl Held {
 
     fn close_oldest_of(&mut self, address: IpAddr) {
         let oldest = self.anonymous.iter().find(|(_, (of, _))| *of == address).map(|(number, _)| *number);
-        // Whose place it was sees that the sender is gone.
+        // The owner of the slot sees that the sender is gone.
         drop(oldest.and_then(|number| self.anonymous.remove(&number)));
     }
 }
 
 impl Place {
-    /// The owner has proved to be a node: the place is one of that node's, whose oldest connection
-    /// may be closed for it.
+    /// Records that the connection belongs to a node. The slot becomes one of that node's, whose
+    /// oldest connection may be closed for it.
     pub(crate) fn belongs_to(&mut self, node: &NodeId) {
         let mut held = self.connections.lock();
-        // One that was chosen to be closed meanwhile is closed.
+        // A connection that was chosen to be closed meanwhile stays so.
         let Some((_, close)) = held.anonymous.remove(&self.number) else { return };
         self.node = Some(node.clone());
         let of_node = held.members.entry(node.clone()).or_default();
@@ -132,12 +131,12 @@ impl Place {
         }
     }
 
-    /// Whether the connection is a member's.
+    /// Returns whether the connection belongs to a member.
     pub(crate) fn is_members(&self) -> bool {
         self.node.is_some()
     }
 
-    /// Ends when the connection is to be closed.
+    /// Resolves when the connection must be closed.
     pub(crate) fn closed(&mut self) -> &mut oneshot::Receiver<()> {
         &mut self.closed
     }
@@ -172,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn one_address_loses_its_oldest_connection_and_keeps_nobody_out() {
+    fn one_address_loses_its_oldest_connection_and_excludes_no_other() {
         let connections = connections();
         let [loud, quiet]: [IpAddr; 2] = [[192, 0, 2, 1].into(), [192, 0, 2, 2].into()];
         let mut first = connections.admit(quiet);
@@ -189,7 +188,7 @@ mod tests {
     }
 
     #[test]
-    fn members_have_places_of_their_own_and_of_one_node_the_newest_stay() {
+    fn members_have_separate_slots_and_the_newest_of_one_node_stay() {
         let connections = connections();
         let node: NodeId = format!("{:024x}", 7).parse().unwrap();
         let address: IpAddr = [192, 0, 2, 1].into();

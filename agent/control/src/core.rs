@@ -1,4 +1,4 @@
-//! What all calls and sessions of one manager share.
+//! State shared by all calls and sessions of one manager.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -39,7 +39,7 @@ pub(crate) struct Core {
     pub(crate) leases: LeaseDesk,
     pub(crate) paths: PathReports,
     pub(crate) services: ServiceDesk,
-    /// One creation at a time on this manager: they would all overtake one another.
+    /// Serializes creations on this manager: concurrent ones would all conflict.
     pub(crate) creating: tokio::sync::Mutex<()>,
     cluster: Cluster,
     own: PeerIdentity,
@@ -47,9 +47,9 @@ pub(crate) struct Core {
     pub(crate) liveness_changed: Notify,
     states: watch::Sender<NodeStates>,
     begun: tokio::time::Instant,
-    /// What each node's host routes by itself, as its agent last said.
+    /// The routes of each node's host, as last reported by its agent.
     routes: Mutex<BTreeMap<NodeId, Routes>>,
-    /// What is wrong with the nodes' reports.
+    /// Faults in the nodes' reports.
     pub(crate) faults: Faults,
     /// Attempts to join with wrong tokens.
     pub(crate) attempts: Attempts,
@@ -98,23 +98,23 @@ impl Core {
         core
     }
 
-    /// Waits until the view has everything that is in the store now.
+    /// Waits until the view contains everything that is in the store now.
     pub(crate) async fn catch_up(&self) -> Result<(), RecordError> {
         self.feed.catch_up(&**self.records.store()).await
     }
 
-    /// The nodes that have not reported their endpoints since this manager began.
+    /// Returns the nodes that have not reported their endpoints since this manager started.
     pub(crate) fn nodes_without_report(&self) -> BTreeSet<NodeId> {
         let view = self.feed.view();
         view.nodes.keys().filter(|node| !self.endpoints.has_report(node)).cloned().collect()
     }
 
-    /// Right after this manager began, waits until all nodes have reported their endpoints, or have
-    /// had the time to.
+    /// Right after this manager's start, waits until all nodes have reported their endpoints, or a
+    /// timeout.
     pub(crate) async fn first_reports(&self) {
         let mut reports = self.endpoints.reports();
         let all = reports.wait_for(|_| self.nodes_without_report().is_empty());
-        // Later, this is over at once.
+        // Later, this returns at once.
         let _ = tokio::time::timeout_at(self.begun + limits::FIRST_REPORTS, all).await;
     }
 
@@ -122,7 +122,7 @@ impl Core {
         &self.cluster
     }
 
-    /// This manager's own identity.
+    /// Returns this manager's own identity.
     pub(crate) fn own(&self) -> &PeerIdentity {
         &self.own
     }
@@ -135,17 +135,17 @@ impl Core {
         self.sessions.end_all();
     }
 
-    /// The states of all nodes, as they go.
+    /// Returns a receiver of the states of all nodes.
     pub(crate) fn states(&self) -> watch::Receiver<NodeStates> {
         self.states.subscribe()
     }
 
-    /// Whether a node's host is known not to answer.
+    /// Returns whether a node is known to be down.
     pub(crate) fn is_down(&self, node: &NodeId) -> bool {
         self.states.borrow().get(node) == Some(&NodeState::Down)
     }
 
-    /// Notes that a message of an agent has arrived.
+    /// Records a message from an agent.
     pub(crate) fn message_received(&self, node: &NodeId) {
         self.sessions.record_seen(node);
         if self.liveness(|liveness| liveness.message_received(node, Instant::now())) {
@@ -153,14 +153,14 @@ impl Core {
         }
     }
 
-    /// Notes that an agent's session has ended.
+    /// Records the end of an agent's session.
     pub(crate) fn session_ended(&self, node: &NodeId) {
         self.paths.forget(node);
         self.liveness(|liveness| liveness.closed(node));
         self.liveness_changed.notify_one();
     }
 
-    /// Notes which nodes' data paths respond to an agent.
+    /// Records which nodes' datapaths respond to an agent.
     pub(crate) fn probed(&self, prober: &NodeId, seen: impl Iterator<Item = (NodeId, bool)>) {
         let now = Instant::now();
         self.liveness(|liveness| {
@@ -176,12 +176,12 @@ impl Core {
         self.routes.lock().insert(node.clone(), routes);
     }
 
-    /// The routes that hosts have of their own.
+    /// Returns the routes of all hosts.
     pub(crate) fn routes(&self) -> BTreeMap<NodeId, Routes> {
         self.routes.lock().clone()
     }
 
-    /// Checks something that a node reported against the records as they are now.
+    /// Checks a node's report against the current records.
     pub(crate) fn checked<T>(&self, node: &NodeId, check: impl FnOnce(Checker<'_>) -> T) -> T {
         let view = self.feed.view();
         let is_trusted = view.nodes.get(node).is_some_and(|node| node.role == Role::Manager);
@@ -192,7 +192,7 @@ impl Core {
         change(&mut self.liveness.lock())
     }
 
-    /// Forgets what is remembered of nodes that are gone.
+    /// Deletes the state of removed nodes.
     pub(crate) fn follow_members(&self) {
         let nodes: BTreeSet<NodeId> = self.feed.view().nodes.keys().cloned().collect();
         self.endpoints.retain(&nodes);
@@ -206,7 +206,7 @@ impl Core {
         self.liveness(|liveness| liveness.set_nodes(nodes, managers));
     }
 
-    /// Derives the states of all nodes from the messages and probes until now.
+    /// Derives the states of all nodes from the messages and probes so far.
     pub(crate) fn derive_states(&self) {
         let states = self.liveness(|liveness| liveness.states(Instant::now()));
         self.states.send_if_modified(|known| {

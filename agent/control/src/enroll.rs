@@ -21,9 +21,9 @@ use crate::{keys, reports};
 /// Admits a host with a token: checks the token, writes the node's record, and issues the
 /// certificate.
 ///
-/// `previous` is whose certificate the host has shown. A node that says who it was stays it if it
-/// has proved that, and if its record is there. A removed node gets a new id: its old certificate
-/// must not become valid again.
+/// `previous` is the identity whose certificate the host presented. A host that claims an earlier
+/// identity keeps it if it has proved it and its record still exists. A removed node gets a new id:
+/// its old certificate must not become valid again.
 pub(crate) async fn join(
     core: &Core,
     request: JoinRequest,
@@ -46,7 +46,8 @@ pub(crate) async fn join(
     let role = role?;
     check_role(core, role)?;
     let known: Option<NodeId> = parse_optional("node_id", &request.node_id).map_err(|e| usage(&e))?;
-    // A cluster within one host, whose manager has a loopback address, can have more of them.
+    // In a cluster within one host, whose manager has a loopback address, other nodes may have
+    // loopback addresses too.
     let own = core.records.node(core.node_id()).await?;
     let is_local = own.is_some_and(|own| own.value.data_path_addr.is_loopback());
     let mut node = requested_node(&request, role, is_local).map_err(|error| match error {
@@ -66,7 +67,7 @@ pub(crate) async fn join(
         }
         node.id = known;
     }
-    // Before anything is written: a request that cannot be signed must leave nothing behind.
+    // Sign before writing anything: a request that cannot be signed must leave nothing behind.
     let certificate = core
         .authority
         .issue(&request.csr_pem, &node.id, role, NODE_VALIDITY)
@@ -82,7 +83,7 @@ pub(crate) async fn join(
     })
 }
 
-/// Refuses a further manager where the store is one manager's own.
+/// Refuses another manager if the store belongs to a single one.
 pub(crate) fn check_role(core: &Core, role: Role) -> Result<(), Problem> {
     if role == Role::Worker || core.records.store().is_shared() {
         return Ok(());
@@ -91,13 +92,13 @@ pub(crate) fn check_role(core: &Core, role: Role) -> Result<(), Problem> {
         .hint("join the host as a worker: meshctl cluster join-token worker"))
 }
 
-/// `HOST:PORT` of every manager.
+/// Returns `HOST:PORT` of every manager.
 pub(crate) async fn managers(core: &Core) -> Result<Vec<String>, RecordError> {
     let nodes = core.records.nodes().await?;
     Ok(manager_addresses(nodes.iter().map(|node| &node.value)))
 }
 
-/// `HOST:PORT` of the managers among some nodes.
+/// Returns `HOST:PORT` of the managers among some nodes.
 pub(crate) fn manager_addresses<'a>(nodes: impl Iterator<Item = &'a Node>) -> Vec<String> {
     nodes.filter(|node| node.role == Role::Manager).map(|node| node.advertise_addr.to_string()).collect()
 }
@@ -159,8 +160,8 @@ fn requested_node(request: &JoinRequest, role: Role, is_local: bool) -> Result<N
     })
 }
 
-/// Writes the record of a new node, or of one that joins again: that keeps its availability and its
-/// leases.
+/// Writes the record of a new node, or of one that joins again, which keeps its availability and
+/// its leases.
 async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
     let mut tries = Tries::default();
     loop {
@@ -204,7 +205,7 @@ async fn register(core: &Core, wanted: Node) -> Result<Node, Problem> {
     }
 }
 
-/// Two nodes differ in name and in data-path address.
+/// Checks that two nodes differ in name and data-path address.
 pub(crate) fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
     if node.name.is_same(&other.name) {
         return Err(Problem::new(
@@ -233,7 +234,7 @@ pub(crate) fn check_distinct(node: &Node, other: &Node) -> Result<(), Problem> {
     Ok(())
 }
 
-/// No network has the node's own addresses.
+/// Checks that no network contains the node's own addresses.
 pub(crate) fn check_underlay<'a>(
     node: &Node,
     networks: impl Iterator<Item = &'a Network>,

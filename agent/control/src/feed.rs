@@ -1,4 +1,5 @@
-//! Follows the store, keeps the current view, and hands each revision's changes to the sessions.
+//! Follows the store, maintains the current view, and passes each revision's changes to the
+//! sessions.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,16 +14,16 @@ use crate::limits;
 use crate::records::RecordError;
 use crate::view::{Batch, View};
 
-/// What a session receives.
+/// An event for a session.
 #[derive(Debug, Clone)]
 pub(crate) enum News {
     /// The next revision.
     Batch(Arc<Batch>),
-    /// Revisions were missed: begin anew with a snapshot.
+    /// Revisions were missed: start again with a snapshot.
     Gap,
 }
 
-/// The current view, and who follows it.
+/// The current view and its subscribers.
 #[derive(Debug)]
 pub(crate) struct Feed {
     view: RwLock<View>,
@@ -41,24 +42,24 @@ impl Feed {
         })
     }
 
-    /// The current view. It is held for a moment only.
+    /// Returns the current view. Hold it only briefly.
     pub(crate) fn view(&self) -> RwLockReadGuard<'_, View> {
         self.view.read()
     }
 
-    /// Something of the current view, and every change from there on: nothing is missed or repeated
-    /// in between.
+    /// Returns data from the current view, and a receiver of every change after it, without a gap
+    /// or overlap.
     pub(crate) fn subscribe<T>(&self, pick: impl FnOnce(&View) -> T) -> (T, broadcast::Receiver<News>) {
         let view = self.view();
         (pick(&view), self.news.subscribe())
     }
 
-    /// The view's revision, as it goes.
+    /// Returns a receiver of the view's revision.
     pub(crate) fn revisions(&self) -> watch::Receiver<u64> {
         self.revision.subscribe()
     }
 
-    /// Waits until the view has everything that is in the store now.
+    /// Waits until the view contains everything that is in the store now.
     pub(crate) async fn catch_up(&self, store: &dyn Store) -> Result<(), RecordError> {
         self.reached(store.revision().await?.0).await;
         Ok(())
@@ -67,7 +68,7 @@ impl Feed {
     /// Waits until the view has this revision.
     pub(crate) async fn reached(&self, revision: u64) {
         let mut revisions = self.revisions();
-        // The sender lives as long as this does.
+        // The sender lives as long as `self`.
         let _ = revisions.wait_for(|now| *now >= revision).await;
     }
 
@@ -99,8 +100,8 @@ impl Feed {
             };
             let mut view = self.view.write();
             let changes = Arc::new(view.apply(batch.revision.0, &batch.events));
-            // Under the lock, so that a subscriber's snapshot and its first news fit. Nobody
-            // listening is no error.
+            // Under the lock, so that a subscriber's snapshot and its first news are consistent. It
+            // is no error if there are no subscribers.
             let _ = self.news.send(News::Batch(changes));
             self.revision.send_replace(batch.revision.0);
         }

@@ -6,7 +6,7 @@ use mesh_proto::v1::{AgentMessage, agent_message::Kind};
 use crate::reports::{self, Checker};
 use crate::view::View;
 
-/// Checks what a message of a node's session reports.
+/// Checks the reports in a message of a node's session.
 pub fn agent_message(message: AgentMessage) {
     let Some(kind) = message.kind else { return };
     let (view, node) = (

@@ -1,5 +1,5 @@
-//! What nodes say about the health of their backends: kept in memory, since it is theirs to find
-//! out.
+//! The nodes' reports of the health of their backends. They are kept in memory, since the nodes
+//! determine them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,10 +10,10 @@ use tokio::sync::broadcast;
 
 use crate::limits;
 
-/// Backends whose health has changed; `None`: it is unknown.
+/// Backends whose health has changed; `None` if it is unknown.
 pub(crate) type HealthNews = Arc<BTreeMap<BackendId, Option<bool>>>;
 
-/// The health of all backends whose nodes have reported since this manager began.
+/// The health of all backends whose nodes have reported since this manager started.
 #[derive(Debug)]
 pub(crate) struct Health {
     known: Mutex<Known>,
@@ -33,7 +33,7 @@ impl Default for Health {
 }
 
 impl Health {
-    /// A node said something about its own backends; `all`: that is everything.
+    /// Handles a node's report about its own backends; `all` means that it is complete.
     pub(crate) fn report(&self, node: &NodeId, put: BTreeMap<BackendId, Finding>, all: bool) {
         let mut known = self.lock();
         let of_node = known.by_node.entry(node.clone()).or_default();
@@ -57,13 +57,13 @@ impl Health {
             }
         }
         if !changed.is_empty() {
-            // Under the lock, so that what is subscribed to and what is read fit. Nobody listening
-            // is no error.
+            // Under the lock, so that a subscriber's first read and news are consistent. It is no
+            // error if there are no subscribers.
             let _ = self.news.send(Arc::new(changed));
         }
     }
 
-    /// Backends that are none any more.
+    /// Deletes removed backends.
     pub(crate) fn forget(&self, backends: impl IntoIterator<Item = (NodeId, BackendId)>) {
         let mut known = self.lock();
         for (node, backend) in backends {
@@ -74,7 +74,7 @@ impl Health {
         }
     }
 
-    /// Forgets those of nodes that are no members any more.
+    /// Deletes the backends of removed nodes.
     pub(crate) fn retain(&self, members: &BTreeSet<NodeId>) {
         let mut known = self.lock();
         let gone: Vec<NodeId> =
@@ -86,27 +86,27 @@ impl Health {
         }
     }
 
-    /// Every change from now on.
+    /// Returns a receiver of every change from now on.
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<HealthNews> {
         self.news.subscribe()
     }
 
-    /// What is known of a backend.
+    /// Returns the health of a backend, if known.
     pub(crate) fn get(&self, backend: BackendId) -> Option<bool> {
         self.lock().by_backend.get(&backend)?.healthy
     }
 
-    /// Why a backend's last check failed; empty after a success.
+    /// Returns why a backend's last check failed; empty after a success.
     pub(crate) fn error(&self, backend: BackendId) -> String {
         self.lock().by_backend.get(&backend).map(|finding| finding.error.clone()).unwrap_or_default()
     }
 
-    /// What is known of all.
+    /// Returns the health of all backends.
     pub(crate) fn all(&self) -> BTreeMap<BackendId, Option<bool>> {
         self.lock().by_backend.iter().map(|(id, finding)| (*id, finding.healthy)).collect()
     }
 
-    /// Whether the node has reported since this manager began.
+    /// Returns whether the node has reported since this manager started.
     pub(crate) fn has_report(&self, node: &NodeId) -> bool {
         self.lock().by_node.contains_key(node)
     }

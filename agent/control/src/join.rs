@@ -11,12 +11,12 @@ use crate::identity::{NodeIdentity, NodeKey, tls};
 use crate::token::JoinToken;
 use crate::transport::connect;
 
-/// What a host says about itself when it joins.
+/// The properties of a joining host.
 #[derive(Debug, Clone)]
 pub struct JoinParameters {
-    /// Its name; must be free.
+    /// Its name, which must be free.
     pub name: Name,
-    /// Where its control plane would be reached.
+    /// Address at which its control plane would be reachable.
     pub advertise_addr: SocketAddr,
     /// Its address on the underlay.
     pub data_path_addr: IpAddr,
@@ -24,9 +24,9 @@ pub struct JoinParameters {
     pub data_path_mtu: Mtu,
     /// Version of its agent.
     pub version: String,
-    /// Who it was, when it joins again with the state that it kept: if its record is still there,
-    /// it proves with its old certificate that it is the same node, and stays it. Else it becomes a
-    /// new one.
+    /// Its earlier identity, if it joins again with its old state. If the record still exists, the
+    /// old certificate proves that it is the same node, and it keeps its id. Otherwise it becomes a
+    /// new node.
     pub previous: Option<NodeIdentity>,
 }
 
@@ -43,9 +43,8 @@ pub struct Joined {
     pub managers: Vec<String>,
 }
 
-/// Joins the cluster of the manager at `HOST:PORT`. Makes a new key, checks the manager's CA
-/// against the token before anything secret is sent, and gets a certificate. Nothing is written to
-/// disk.
+/// Joins the cluster of the manager at `HOST:PORT`. Generates a key, compares the manager's CA with
+/// the token before sending any secret, and obtains a certificate. Writes nothing to disk.
 pub async fn join(manager: &str, token: &str, parameters: JoinParameters) -> Result<Joined, Problem> {
     let failed = |error: &dyn ToString| Problem::new(ProblemKind::Failed, error.to_string());
     let parsed: JoinToken = token.parse().map_err(|e| {
@@ -53,7 +52,7 @@ pub async fn join(manager: &str, token: &str, parameters: JoinParameters) -> Res
             .hint("copy the whole line that meshctl cluster join-token worker prints on a manager")
     })?;
     let key = NodeKey::generate().map_err(|e| failed(&e))?;
-    // An identity of another cluster says nothing here.
+    // An identity of another cluster is useless here.
     let is_of_cluster = |previous: &NodeIdentity| previous.ca_fingerprint().is_ok_and(|ca| ca == parsed.ca);
     let previous = parameters.previous.filter(is_of_cluster);
     let node_id = previous.as_ref().and_then(|previous| previous.peer_identity().ok()).map(|peer| peer.node);

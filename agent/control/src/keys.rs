@@ -14,8 +14,8 @@
 //! | `/vip/<network>/<address>` | the service's id |
 //! | `/port/<protocol>/<number>` | the services' ids, by host address or `any` |
 //! | `/backend/<service>/<endpoint>` | `Backend` |
-//! | `/fence/backend` | the last backend's number that was reserved, see [`backend_numbers`] |
-//! | `/wireguard/generation` | the generation that every node's newest key is to be of |
+//! | `/fence/backend` | the last reserved backend number, see [`backend_numbers`] |
+//! | `/wireguard/generation` | the generation that every node's newest key must have |
 //! | `/token/<role>` | the nonce of the role's join token |
 //! | `/fence/addresses` | a counter, see [`address_fence`] |
 //! | `/fence/lease/<network>` | a counter, see [`lease_fence`] |
@@ -84,7 +84,7 @@ pub(crate) fn service_name(network: &NetworkId, name: &Name) -> Key {
     format!("/name/service/{network}/{name}").into()
 }
 
-/// The names of all services of a network.
+/// Returns the range of the names of all services of a network.
 pub(crate) fn service_names(network: &NetworkId) -> KeyRange {
     KeyRange::prefix(format!("/name/service/{network}/"))
 }
@@ -93,8 +93,8 @@ pub(crate) fn vip(network: &NetworkId, address: IpAddr) -> Key {
     format!("/vip/{network}/{address}").into()
 }
 
-/// All of a port's publishers are in one record: that one address is not any, no comparison of
-/// several keys could tell.
+/// One record holds all publishers of a port: a comparison of several keys could not detect that a
+/// single address conflicts with `any`.
 pub(crate) fn port(protocol: Protocol, published: u16) -> Key {
     format!("/port/{protocol}/{published}").into()
 }
@@ -107,8 +107,8 @@ pub(crate) fn backends_of(service: &ServiceId) -> KeyRange {
     KeyRange::prefix(format!("{BACKEND}{service}/"))
 }
 
-/// Backends' numbers are reserved in runs, each by one manager, so that adding many backends does
-/// not mean as many changes of this key.
+/// A manager reserves backend numbers in runs, so that adding many backends does not change this
+/// key as often.
 pub(crate) fn backend_numbers() -> Key {
     "/fence/backend".into()
 }
@@ -124,10 +124,9 @@ pub(crate) fn token(role: Role) -> Key {
     }
 }
 
-/// Written by every transaction that takes addresses for a network or a node's underlay. That two
-/// prefixes do not overlap, or that two VNIs differ, no comparison of single keys can tell: so who
-/// takes some reads this key with all the others, and writes it on the condition that nobody did in
-/// between.
+/// Written by every transaction that takes addresses for a network or a node's underlay. A
+/// comparison of single keys cannot detect overlapping prefixes or equal VNIs. So a transaction
+/// reads this key with all the others, and writes it on the condition that it has not changed.
 pub(crate) fn address_fence() -> Key {
     "/fence/addresses".into()
 }

@@ -1,4 +1,4 @@
-//! How subnets are divided into blocks.
+//! Division of subnets into blocks.
 
 use mesh_ipam::{SubnetLayout, SubnetSpec};
 use mesh_model::Subnet;

@@ -1,9 +1,9 @@
-//! The manager: allocation, validation, sessions, certificate authority and join
+//! The manager: allocation, validation, sessions, certificate authority and enrollment.
 //!
-//! A [`Manager`] works on a store and serves three services. [`join`] is how a host becomes a
-//! member, [`connect`] how a member reaches a manager; the manager's own agent uses
-//! [`Manager::local_channel`] instead. What agents have to do in their sessions is in
-//! [`session_client`].
+//! A [`Manager`] works on a store and serves three services. [`join`] makes a host a member,
+//! [`connect`] connects a member to a manager; the manager's own agent uses
+//! [`Manager::local_channel`] instead. [`session_client`] describes what agents must do in their
+//! sessions.
 #![forbid(unsafe_code)]
 
 mod access;

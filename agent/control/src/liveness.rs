@@ -1,5 +1,5 @@
-//! The state of nodes, from messages of their agents and probes of their data paths. Pure: time is
-//! passed in.
+//! The states of nodes, derived from messages of their agents and probes of their datapaths. Pure:
+//! the time is a parameter.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -8,24 +8,24 @@ use mesh_model::{NodeId, NodeState};
 
 use crate::limits::{MESSAGE_GAP, PROBE_REPORT_VALIDITY, SESSION_TIMEOUT};
 
-/// Each node probes so many others.
+/// Number of other nodes that each node probes.
 const PROBED: usize = 3;
-/// So many probers without an answer, or all that there are, make a node down.
+/// A node is down if this many probers get no answer, or all of them if there are fewer.
 const WITNESSES: usize = 2;
 
-/// What the choice of probers depends on.
+/// The inputs to the choice of probers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Standing {
-    /// Its agent is in session: it can probe, and report.
+    /// Its agent is in session, so it can probe and report.
     pub is_live: bool,
     /// It is a manager's host.
     pub is_manager: bool,
 }
 
-/// The nodes that `prober` probes: those that follow it in the ring of all nodes, sorted by id, up
-/// to the third whose agent is in session. So each node is probed by the three that precede it
-/// there and can report, however many between them cannot. A manager's host also probes every node
-/// whose agent is not in session.
+/// Returns the nodes that `prober` probes: its successors in the ring of all nodes, sorted by id,
+/// up to the third whose agent is in session. So each node is probed by the three preceding nodes
+/// that can report, however many between them cannot. A manager's host also probes every node whose
+/// agent is not in session.
 pub fn probe_targets(nodes: &BTreeMap<NodeId, Standing>, prober: &NodeId) -> BTreeSet<NodeId> {
     use std::ops::Bound::{Excluded, Unbounded};
     let after = nodes.range::<NodeId, _>((Excluded(prober), Unbounded));
@@ -45,8 +45,8 @@ pub fn probe_targets(nodes: &BTreeMap<NodeId, Standing>, prober: &NodeId) -> BTr
     targets
 }
 
-/// The nodes that can report about `target`, which is not in session: the three before it in the
-/// ring that are, and the managers that are.
+/// Returns the nodes that can report about `target`, which is not in session: the three preceding
+/// nodes in session in the ring, and the managers in session.
 fn probers<'a>(
     nodes: &'a BTreeSet<NodeId>,
     managers: &'a BTreeSet<NodeId>,
@@ -66,11 +66,11 @@ struct Report {
     at: Instant,
 }
 
-/// The messages and probes that a manager knows, with their times.
+/// The messages and probes that a manager has received, with their times.
 #[derive(Debug, Default)]
 pub(crate) struct Liveness {
     nodes: BTreeSet<NodeId>,
-    /// Those of them that are managers.
+    /// The managers among them.
     managers: BTreeSet<NodeId>,
     /// When the last message of the agent arrived, while it has a session.
     sessions: BTreeMap<NodeId, Instant>,
@@ -79,7 +79,7 @@ pub(crate) struct Liveness {
 }
 
 impl Liveness {
-    /// The members, now, and which of them are managers.
+    /// Sets the current members, and which of them are managers.
     pub(crate) fn set_nodes(&mut self, nodes: BTreeSet<NodeId>, managers: BTreeSet<NodeId>) {
         self.managers = managers;
         self.sessions.retain(|node, _| nodes.contains(node));
@@ -90,14 +90,14 @@ impl Liveness {
         self.nodes = nodes;
     }
 
-    /// A message came in the node's session, which may be new. True when the node was silent
-    /// before.
+    /// Records a message in the node's session, which may be new. Returns true if the node was
+    /// silent before.
     pub(crate) fn message_received(&mut self, node: &NodeId, now: Instant) -> bool {
         let before = self.sessions.insert(node.clone(), now);
         before.is_none_or(|before| now.saturating_duration_since(before) >= MESSAGE_GAP)
     }
 
-    /// The node's session has ended.
+    /// Records the end of the node's session.
     pub(crate) fn closed(&mut self, node: &NodeId) {
         self.sessions.remove(node);
         for reports in self.reports.values_mut() {
@@ -105,7 +105,7 @@ impl Liveness {
         }
     }
 
-    /// A prober said whether a node's datapath answers it.
+    /// Records a prober's report whether a node's datapath answers it.
     pub(crate) fn probed(&mut self, prober: &NodeId, target: &NodeId, answering: bool, now: Instant) {
         if self.nodes.contains(target) {
             self.reports
@@ -115,14 +115,14 @@ impl Liveness {
         }
     }
 
-    /// The state of every node.
+    /// Returns the state of every node.
     pub(crate) fn states(&self, now: Instant) -> BTreeMap<NodeId, NodeState> {
         self.nodes.iter().map(|node| (node.clone(), self.state(node, now))).collect()
     }
 
-    /// *Ready*: its agent speaks. *Down*: its agent does not speak, and most of the probers that do
-    /// get no answer: two, or all if there are fewer, and no manager's host gets one. *Unknown*:
-    /// its agent has no session, and nobody knows worse.
+    /// *Ready*: its agent is in session. *Down*: its agent is silent, and its probers get no
+    /// answer. This requires two probers, or all if there are fewer, and no manager's host that
+    /// gets an answer. *Unknown*: its agent has no session, and it is not known to be down.
     fn state(&self, node: &NodeId, now: Instant) -> NodeState {
         if self.silence(node, now).is_some_and(|silence| silence < MESSAGE_GAP) {
             NodeState::Ready
@@ -140,7 +140,7 @@ impl Liveness {
     }
 
     fn is_unanswered(&self, target: &NodeId, now: Instant) -> bool {
-        // A prober that is silent itself may be the one that is cut off.
+        // A silent prober may itself be disconnected.
         let is_live = |node: &NodeId| self.silence(node, now).is_some_and(|silence| silence < MESSAGE_GAP);
         let probers = probers(&self.nodes, &self.managers, target, is_live);
         let reports = self.reports.get(target);
@@ -148,7 +148,7 @@ impl Liveness {
         for prober in &probers {
             let report = reports.and_then(|reports| reports.get(*prober));
             match report.filter(|report| now.saturating_duration_since(report.at) < PROBE_REPORT_VALIDITY) {
-                // What a worker reports may be a lie; a manager's host is believed.
+                // A worker's report may be false; a manager's host is trusted.
                 Some(Report { answering: true, .. }) if self.managers.contains(*prober) => return false,
                 Some(Report { answering: true, .. }) => answered += 1,
                 Some(Report { answering: false, .. }) => unanswered += 1,
@@ -171,7 +171,7 @@ mod tests {
         (0..count).map(|n| format!("{n:024x}").parse().unwrap()).collect()
     }
 
-    /// Nodes whose agents have all sent a message at `now`.
+    /// Returns nodes whose agents have all sent a message at `now`.
     fn all_ready(count: usize, now: Instant) -> (Vec<NodeId>, Liveness) {
         let nodes = nodes(count);
         let mut liveness = Liveness::default();
@@ -188,8 +188,8 @@ mod tests {
     }
 
     proptest! {
-        /// Whoever is in session or not: each node has as many probers that can report as there can
-        /// be, and they are those that the manager expects reports from.
+        /// For any set of nodes in session, each node has the maximum number of probers that can
+        /// report, and they are those from which the manager expects reports.
         #[test]
         fn each_node_is_probed_by_three_that_can_report(
             live in prop::collection::vec(any::<bool>(), 1..80),
@@ -206,7 +206,7 @@ mod tests {
                     .filter(|prober| is_live(prober) && probe_targets(&standings, prober).contains(target))
                     .collect();
                 let expected = probers(&all, &managers, target, is_live);
-                // A manager's host is not asked about a node that is in session.
+                // A manager's host does not probe a node in session.
                 let by_target = expected.iter().filter(|prober| by_prober.contains(*prober)).count();
                 prop_assert_eq!(by_target, by_prober.len());
                 let others = all.iter().filter(|node| *node != target && is_live(node)).count();
@@ -220,12 +220,12 @@ mod tests {
     }
 
     #[test]
-    fn hosts_that_follow_each_other_and_are_all_unplugged_are_all_down() {
+    fn consecutive_hosts_that_are_all_unplugged_are_all_down() {
         let start = Instant::now();
         let (nodes, mut liveness) = all_ready(7, start);
         let mut now = start;
-        // Each host that is left probes as its agent does, by the states that the manager sends;
-        // the manager is the first.
+        // Each remaining host probes as its agent does, by the states that the manager sends; the
+        // first is the manager.
         let is_gone = |index: usize| (2..6).contains(&index);
         for _ in 0..40 {
             now += Duration::from_millis(100);
@@ -252,7 +252,7 @@ mod tests {
     }
 
     #[test]
-    fn the_managers_own_host_is_enough_when_no_other_prober_is_left() {
+    fn the_managers_own_host_suffices_if_no_other_prober_is_left() {
         let now = Instant::now();
         let (nodes, mut liveness) = all_ready(5, now);
         for node in &nodes[1..] {
@@ -264,21 +264,21 @@ mod tests {
     }
 
     #[test]
-    fn one_liar_among_the_probers_decides_nothing() {
+    fn one_false_report_decides_nothing() {
         let now = Instant::now();
         let (nodes, mut liveness) = all_ready(5, now);
         liveness.closed(&nodes[3]);
-        // The host answers: no single worker can take it down.
+        // The host answers: a single worker cannot make it count as down.
         liveness.probed(&nodes[1], &nodes[3], false, now);
         liveness.probed(&nodes[2], &nodes[3], true, now);
         liveness.probed(&nodes[0], &nodes[3], true, now);
         assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Unknown);
-        // The host does not: no single worker can hold it up.
+        // The host does not answer: a single worker cannot make it count as alive.
         liveness.probed(&nodes[1], &nodes[3], true, now);
         liveness.probed(&nodes[2], &nodes[3], false, now);
         liveness.probed(&nodes[0], &nodes[3], false, now);
         assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Down);
-        // Two that lie together are not believed against the manager's own host.
+        // Two false reports do not outweigh the manager's own host.
         liveness.probed(&nodes[1], &nodes[3], false, now);
         liveness.probed(&nodes[0], &nodes[3], true, now);
         assert_eq!(liveness.states(now)[&nodes[3]], NodeState::Unknown);
@@ -301,7 +301,7 @@ mod tests {
     }
 
     #[test]
-    fn an_agent_that_speaks_is_ready_whatever_probers_say() {
+    fn an_agent_that_sends_messages_is_ready_whatever_probers_report() {
         let now = Instant::now();
         let (nodes, mut liveness) = all_ready(3, now);
         liveness.probed(&nodes[0], &nodes[2], false, now);
@@ -317,8 +317,8 @@ mod tests {
     fn a_prober_that_is_silent_itself_does_not_count() {
         let now = Instant::now();
         let (nodes, mut liveness) = all_ready(3, now);
-        // Two hosts are unplugged at once: the last one's word is enough, and nobody's old word
-        // holds it up.
+        // Two hosts are unplugged at once: the last one's report suffices, and no outdated report
+        // contradicts it.
         liveness.probed(&nodes[1], &nodes[2], true, now);
         let later = now + MESSAGE_GAP;
         liveness.message_received(&nodes[0], later);
@@ -332,7 +332,7 @@ mod tests {
     }
 
     #[test]
-    fn a_report_does_not_count_for_ever() {
+    fn a_report_expires() {
         let now = Instant::now();
         let (nodes, mut liveness) = all_ready(3, now);
         liveness.closed(&nodes[2]);
@@ -363,7 +363,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn states_agree_with_what_was_heard(
+        fn states_agree_with_the_received_messages(
             count in 1usize..6,
             steps in prop::collection::vec(step(5), 0..60),
         ) {

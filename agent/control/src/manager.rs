@@ -1,4 +1,4 @@
-//! A manager: made by `cluster init` or resumed from its store, then served.
+//! A manager: created by `cluster init` or resumed from its store, then served.
 
 use std::fmt;
 use std::net::{IpAddr, SocketAddr};
@@ -32,25 +32,25 @@ use crate::{clock, keys, limits, problems, tasks, transport};
 /// The number of descriptors of a process without a configured limit.
 const DESCRIPTORS: u64 = 1024;
 
-/// What `cluster init` decides for the whole cluster.
+/// The parameters of `cluster init` for the whole cluster.
 #[derive(Debug, Clone)]
 pub struct ClusterParameters {
     /// UDP port of VXLAN on every node.
     pub data_path_port: u16,
-    /// Where automatic subnets come from, in order; empty: 10.64.0.0/10.
+    /// The ranges of automatic subnets, in order; empty: 10.64.0.0/10.
     pub default_addr_pools: Vec<Prefix>,
     /// Prefix length of automatic IPv4 subnets.
     pub default_addr_pool_mask_length: u8,
-    /// Whether replies of published ports leave by the backend's own node.
+    /// Whether replies of published ports leave from the backend's own node.
     pub dsr: bool,
 }
 
-/// What the manager's own host says about itself.
+/// The properties of the manager's own host.
 #[derive(Debug, Clone)]
 pub struct ThisNode {
     /// Its name.
     pub name: Name,
-    /// Where its control plane is reached.
+    /// Address at which its control plane is reachable.
     pub advertise_addr: SocketAddr,
     /// Its address on the underlay.
     pub data_path_addr: IpAddr,
@@ -60,10 +60,10 @@ pub struct ThisNode {
     pub version: String,
 }
 
-/// Why a manager could not be made, or begin.
+/// Why a manager could not be created or started.
 #[derive(Debug, thiserror::Error)]
 pub enum ManagerError {
-    /// The store has a cluster already.
+    /// The store contains a cluster already.
     #[error("the store already contains a cluster")]
     Exists,
     /// The identity is not this cluster's, or not a manager's.
@@ -72,7 +72,7 @@ pub enum ManagerError {
         /// The store's cluster.
         cluster: String,
     },
-    /// The default address pools cannot be.
+    /// The default address pools are invalid.
     #[error("the default address pools cannot be used: {0}")]
     Pools(#[from] PoolError),
     /// A pool overlaps the underlay.
@@ -83,10 +83,10 @@ pub enum ManagerError {
         /// The address.
         address: IpAddr,
     },
-    /// Something about keys or certificates.
+    /// An error of keys or certificates.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// Something about the store.
+    /// An error of the store.
     #[error(transparent)]
     Record(#[from] RecordError),
     /// The server could not be set up.
@@ -121,7 +121,7 @@ impl From<ManagerError> for Problem {
     }
 }
 
-/// A manager at work. Clones are the same manager. Its tasks end when the last clone is gone or
+/// A running manager. Clones are the same manager. Its tasks end when the last clone is dropped or
 /// after [`shutdown`](Self::shutdown).
 #[derive(Clone)]
 pub struct Manager {
@@ -138,9 +138,9 @@ impl fmt::Debug for Manager {
 }
 
 impl Manager {
-    /// Makes a new cluster whose first manager is this node: a CA in `directory`, and in one
-    /// transaction the cluster's record, the node's and the join tokens. The identity is this
-    /// node's, to be saved by the caller.
+    /// Creates a new cluster whose first manager is this node: a CA in `directory` and, in one
+    /// transaction, the records of cluster and node and the join tokens. The caller must save the
+    /// returned identity.
     pub async fn bootstrap(
         store: Arc<dyn Store>,
         directory: &Path,
@@ -177,8 +177,7 @@ impl Manager {
         Ok((manager, identity))
     }
 
-    /// Takes up the work of a manager again: `store` and `directory` are those of
-    /// [`bootstrap`](Self::bootstrap).
+    /// Resumes a manager: `store` and `directory` are those of [`bootstrap`](Self::bootstrap).
     pub async fn resume(
         store: Arc<dyn Store>,
         directory: &Path,
@@ -214,8 +213,8 @@ impl Manager {
         Ok(Self { core, tls, tasks: Arc::new(Mutex::new(tasks)), local })
     }
 
-    /// Serves Enrollment, Control and Session over TLS, until `shutdown` is done. Calls then have a
-    /// moment to finish; sessions end at once, and the agents connect again elsewhere or later.
+    /// Serves Enrollment, Control and Session over TLS, until `shutdown` resolves. Calls then have
+    /// a short time to finish. Sessions end at once, and the agents reconnect elsewhere or later.
     pub async fn serve(
         &self,
         listener: TcpListener,
@@ -237,7 +236,7 @@ impl Manager {
         let server = router(builder, MemberService::remote(self.core.clone()))
             .add_service(EnrollmentService::new(self.core.clone()).server())
             .serve_with_incoming_shutdown(ReceiverStream::new(incoming), async {
-                // An error means that the sender is gone, which is a reason to end as well.
+                // An error means that the sender is gone, which is a reason to end too.
                 let _ = drained.await;
             });
         tokio::pin!(server);
@@ -247,7 +246,7 @@ impl Manager {
         }
         accept.abort_all();
         self.core.end_sessions();
-        // The receiver is gone only when the server has ended by itself.
+        // The receiver is gone only if the server has already ended.
         let _ = drain.send(());
         match tokio::time::timeout(limits::DRAIN, server).await {
             Ok(ended) => Ok(ended?),
@@ -255,43 +254,43 @@ impl Manager {
         }
     }
 
-    /// Returns a channel to Control and Session as this node, without a certificate: the manager's
-    /// own agent uses it as others use [`connect`](crate::connect).
+    /// Returns a channel to Control and Session as this node, without a certificate. The manager's
+    /// own agent uses it in place of [`connect`](crate::connect).
     pub fn local_channel(&self) -> Channel {
         self.local.clone()
     }
 
-    /// Takes a renewed certificate into use for connections from now on.
+    /// Uses a renewed certificate for new connections.
     pub fn set_identity(&self, identity: &NodeIdentity) -> Result<(), ManagerError> {
         let config = tls::server_config(identity)?;
         *self.tls.write() = config;
         Ok(())
     }
 
-    /// The cluster's record.
+    /// Returns the cluster's record.
     pub fn cluster(&self) -> &Cluster {
         self.core.cluster()
     }
 
-    /// This manager's node id.
+    /// Returns this manager's node id.
     pub fn node_id(&self) -> &NodeId {
         self.core.node_id()
     }
 
-    /// What this manager found wrong with the nodes, a line each.
+    /// Returns the problems that this manager found with the nodes, one line each.
     pub fn problems(&self) -> Vec<String> {
         problems::all(&self.core)
     }
 
-    /// How many milliseconds the clocks of the other nodes in session are ahead of this host's, as
-    /// most of them show; `None` without such nodes.
+    /// Returns by how many milliseconds the clocks of the other nodes in session are ahead of this
+    /// host's, as their median; `None` without such nodes.
     pub fn clocks_ahead(&self) -> Option<i64> {
         let mut clocks = self.core.sessions.clocks_ahead();
         clocks.remove(self.node_id());
         clock::median(clocks.into_values().collect())
     }
 
-    /// How many attempts to join were refused for their tokens since this manager began.
+    /// Returns how many attempts to join were refused for their tokens since this manager started.
     pub fn refused_joins(&self) -> u64 {
         self.core.attempts.refused()
     }

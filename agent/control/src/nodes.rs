@@ -1,4 +1,4 @@
-//! Nodes: availability, removal, join tokens and renewed certificates.
+//! Nodes: availability, removal, join tokens and certificate renewal.
 
 use mesh_model::{Node, NodeId, NodeState, Role};
 use mesh_proto::v1::{
@@ -39,8 +39,8 @@ pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<N
         let key = keys::node(&node.id);
         let txn = Txn::when([Compare::mod_revision(key.clone(), revision)]).then([put(key, &node)]);
         if let Some(revision) = core.records.commit(txn).await? {
-            // When the answer is there, the node acts on it, and a drained one's backends get new
-            // connections from none. Who is late will: the record is written.
+            // When the call returns, the node has applied it, and the other nodes send a drained
+            // node's backends no new connections. A late agent will follow: the record is written.
             let everyone: Vec<NodeId> = core.feed.view().nodes.keys().cloned().collect();
             let late = core.sessions.wait_applied(everyone, revision.0, limits::APPLIED).await;
             if !late.is_empty() {
@@ -51,7 +51,7 @@ pub(crate) async fn update(core: &Core, request: &UpdateNodeRequest) -> Result<N
     }
 }
 
-/// Removes a node, and with its record its leases and its access.
+/// Removes a node with its record, its leases and its access.
 pub(crate) async fn remove(core: &Core, request: &RemoveNodeRequest) -> Result<RemoveNodeResponse, Problem> {
     let node = resolve_node(core, &request.node).await?.value;
     check_removable("node", &request.node, &node.name)?;
@@ -68,7 +68,7 @@ pub(crate) async fn remove(core: &Core, request: &RemoveNodeRequest) -> Result<R
     Ok(RemoveNodeResponse { node: Some((&node).into()) })
 }
 
-/// A node leaves by itself.
+/// Removes the calling node.
 pub(crate) async fn leave(core: &Core, caller: &Caller) -> Result<(), Problem> {
     forget(core, caller.id()).await.map(drop)
 }
@@ -81,8 +81,8 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
             return Err(Problem::new(ProblemKind::NotFound, format!("node {id} does not exist")));
         };
         if id == core.node_id() {
-            // Other managers by role have no copy of the store: without this one the cluster has
-            // none.
+            // Other nodes with the role of managers have no copy of the store: without this one the
+            // cluster has none.
             return Err(Problem::new(
                 ProblemKind::Conflict,
                 format!("node {} keeps the store of this cluster", node.name),
@@ -100,7 +100,7 @@ async fn forget(core: &Core, id: &NodeId) -> Result<Node, Problem> {
     }
 }
 
-/// The join token of a role, after drawing a new one if asked to.
+/// Returns the join token of a role, after rotating it if requested.
 pub(crate) async fn join_token(
     core: &Core,
     request: &JoinTokenRequest,
@@ -124,7 +124,7 @@ pub(crate) async fn join_token(
     Ok(JoinTokenResponse { token: token.to_string(), manager })
 }
 
-/// A new certificate for the calling node, in the role that its record says.
+/// Returns a new certificate for the calling node, with the role in its record.
 pub(crate) fn renew(
     core: &Core,
     caller: &Caller,

@@ -1,4 +1,4 @@
-//! Which nodes cannot reach which others, as they report.
+//! Reports of nodes that cannot reach other nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use mesh_model::{Node, NodeId};
 use mesh_proto::v1::{UnreachableFrom, UnreachablePeer};
 use parking_lot::{Mutex, MutexGuard};
 
-/// By the node that reports: whom it cannot reach, and whether by WireGuard.
+/// By reporting node: the unreachable nodes, and whether through WireGuard.
 type Reports = BTreeMap<NodeId, BTreeSet<(NodeId, bool)>>;
 
 /// The last report of each node in session.
@@ -14,7 +14,7 @@ type Reports = BTreeMap<NodeId, BTreeSet<(NodeId, bool)>>;
 pub(crate) struct PathReports(Mutex<Reports>);
 
 impl PathReports {
-    /// Takes a node's report. Nodes that are not members are left out, so that its size is bounded.
+    /// Stores a node's report. Ignores nodes that are not members, so that its size is bounded.
     pub(crate) fn report(&self, from: &NodeId, peers: &[UnreachablePeer], members: &BTreeMap<NodeId, Node>) {
         let known = peers.iter().filter_map(|peer| Some((peer.node.parse().ok()?, peer.encrypted)));
         let known: BTreeSet<(NodeId, bool)> = known.filter(|(node, _)| members.contains_key(node)).collect();
@@ -26,12 +26,12 @@ impl PathReports {
         }
     }
 
-    /// Forgets a node's report: its session has ended.
+    /// Deletes a node's report: its session has ended.
     pub(crate) fn forget(&self, from: &NodeId) {
         self.lock().remove(from);
     }
 
-    /// Who cannot reach a node, sorted by name.
+    /// Returns which nodes cannot reach a node, sorted by name.
     pub(crate) fn of(&self, target: &NodeId, members: &BTreeMap<NodeId, Node>) -> Vec<UnreachableFrom> {
         let reports = self.lock();
         let from = reports.iter().flat_map(|(from, peers)| {

@@ -1,12 +1,12 @@
-//! The faults of nodes' reports, for the status of the manager's own host.
+//! The faults in nodes' reports, for the status of the manager's own host.
 
 use crate::clock;
 use crate::core::Core;
 
-/// Most lines about one node.
+/// Maximum number of lines about one node.
 const PER_NODE: usize = 3;
 
-/// One line for each thing that is wrong.
+/// Returns one line for each fault.
 pub(crate) fn all(core: &Core) -> Vec<String> {
     let view = core.feed.view();
     let mut lines = Vec::new();
@@ -28,7 +28,7 @@ pub(crate) fn all(core: &Core) -> Vec<String> {
     lines
 }
 
-/// Nodes whose clocks differ from this host's.
+/// Returns the nodes whose clocks differ from this host's.
 fn clocks(core: &Core) -> Vec<String> {
     let view = core.feed.view();
     let differences = core.sessions.clocks_ahead().into_iter().filter_map(|(node, ahead)| {

@@ -15,7 +15,7 @@ use crate::records::{Tries, Versioned, put};
 use crate::reports::underlay_address;
 use crate::{keys, limits};
 
-/// The addresses that a node is to have, as far as they are to change.
+/// The new addresses of a node; `None` for those that do not change.
 #[derive(Debug, Default)]
 pub(crate) struct RequestedAddresses {
     advertise: Option<(IpAddr, Option<u16>)>,
@@ -23,7 +23,7 @@ pub(crate) struct RequestedAddresses {
 }
 
 impl RequestedAddresses {
-    /// Reads `IP` or `IP:PORT`, and `IP`; an empty text leaves the address as it is.
+    /// Parses `IP` or `IP:PORT`, and `IP`; an empty text keeps the address.
     pub(crate) fn parse(advertise: &str, data_path: &str) -> Result<Self, Problem> {
         let invalid = |what: &str, text: &str| {
             Problem::new(
@@ -66,8 +66,7 @@ impl RequestedAddresses {
     }
 }
 
-/// Changes a node's addresses, and answers once every agent in session has the change in its
-/// kernel.
+/// Changes a node's addresses, and returns once every agent in session has applied the change.
 pub(crate) async fn set(
     core: &Core,
     id: &NodeId,
@@ -111,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_addresses_that_a_host_can_have_are_taken() {
+    fn only_addresses_that_a_host_can_have_are_accepted() {
         for text in ["eth0", "0.0.0.0", "224.0.0.1", "255.255.255.255", "192.0.2.1:0", "192.0.2.300"] {
             assert!(RequestedAddresses::parse(text, "").is_err(), "{text}");
         }

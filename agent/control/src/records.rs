@@ -19,7 +19,7 @@ pub enum RecordError {
     /// The store itself failed.
     #[error("the store failed: {0}")]
     Store(#[from] StoreError),
-    /// A value is not what its key says.
+    /// A value does not match its key.
     #[error("the store's record {key} cannot be read: {source}")]
     Malformed {
         /// The record's key.
@@ -27,19 +27,19 @@ pub enum RecordError {
         /// The reason.
         source: serde_json::Error,
     },
-    /// A record that is always there is not.
+    /// A required record is missing.
     #[error("the store has no record {key}")]
     Missing {
         /// The record's key.
         key: Key,
     },
-    /// Others changed the same records again and again.
+    /// Concurrent changes prevented the transaction.
     #[error("gave up after {tries} attempts because of concurrent changes")]
     Overtaken {
-        /// How often it was tried.
+        /// The number of attempts.
         tries: usize,
     },
-    /// The kernel has no randomness to give.
+    /// The kernel provided no randomness.
     #[error("cannot generate an identifier: {0}")]
     Random(#[from] getrandom::Error),
 }
@@ -84,24 +84,25 @@ pub(crate) fn decode_lease(kv: &KeyValue) -> Result<Lease, RecordError> {
     Ok(Lease { revision: revision.0, ..value })
 }
 
-/// Writes a value. The records' maps have text keys, and their other types always have a JSON form.
+/// Encodes a value. The records' maps have text keys, and their other types always have a JSON
+/// form.
 pub(crate) fn encode<T: Serialize>(record: &T) -> Value {
     serde_json::to_vec(record).expect("records are plain structs, enums and maps with text keys").into()
 }
 
-/// The operations that put a record or an index entry.
+/// Returns the operation that writes a record or an index entry.
 pub(crate) fn put<T: Serialize>(key: Key, record: &T) -> Op {
     Op::put(key, encode(record))
 }
 
-/// What a transaction that only reads found: the state at one revision.
+/// The result of a read-only transaction: the state at one revision.
 pub(crate) struct Read {
     pub(crate) revision: Revision,
     responses: std::vec::IntoIter<OpResponse>,
 }
 
 impl Read {
-    /// The records of the next range.
+    /// Returns the records of the next range.
     pub(crate) fn all<T: DeserializeOwned>(&mut self) -> Result<Vec<Versioned<T>>, RecordError> {
         match self.responses.next() {
             Some(OpResponse::Got(kvs)) => kvs.iter().map(decode).collect(),
@@ -109,12 +110,12 @@ impl Read {
         }
     }
 
-    /// The record of the next key.
+    /// Returns the record of the next key.
     pub(crate) fn one<T: DeserializeOwned>(&mut self) -> Result<Option<Versioned<T>>, RecordError> {
         Ok(self.all()?.pop())
     }
 
-    /// The leases of the next range.
+    /// Returns the leases of the next range.
     pub(crate) fn leases(&mut self) -> Result<Vec<Lease>, RecordError> {
         match self.responses.next() {
             Some(OpResponse::Got(kvs)) => kvs.iter().map(decode_lease).collect(),
@@ -122,7 +123,7 @@ impl Read {
         }
     }
 
-    /// The fence of the next key: what to compare, and what to write.
+    /// Returns the fence of the next key: what to compare, and what to write.
     pub(crate) fn fence(&mut self, key: Key) -> Fence {
         let revision = match self.responses.next() {
             Some(OpResponse::Got(kvs)) => kvs.first().map_or(Revision::NEVER, |kv| kv.mod_revision),
@@ -132,7 +133,7 @@ impl Read {
     }
 }
 
-/// A fence as it was read.
+/// A fence as read.
 #[derive(Debug, Clone)]
 pub(crate) struct Fence {
     key: Key,
@@ -141,19 +142,19 @@ pub(crate) struct Fence {
 }
 
 impl Fence {
-    /// Nobody has written the fence since it was read.
+    /// Returns the condition that the fence has not been written since it was read.
     pub(crate) fn unchanged(&self) -> Compare {
         Compare::mod_revision(self.key.clone(), self.revision)
     }
 
-    /// Tells everybody else who has read it.
+    /// Returns the operation that invalidates all other reads of the fence.
     pub(crate) fn advance(&self) -> Op {
-        // Any value does: it is the revision that counts.
+        // Any value works: only the revision counts.
         Op::put(self.key.clone(), self.read_at.to_string())
     }
 }
 
-/// The store with the model's types.
+/// The store, with the model's types.
 #[derive(Clone)]
 pub(crate) struct Records {
     store: Arc<dyn Store>,
@@ -174,7 +175,7 @@ impl Records {
         Ok(Read { revision: outcome.revision, responses: outcome.responses.into_iter() })
     }
 
-    /// Runs a transaction; `None` when a comparison did not hold.
+    /// Runs a transaction; returns `None` if a comparison failed.
     pub(crate) async fn commit(&self, txn: Txn) -> Result<Option<Revision>, RecordError> {
         let TxnOutcome { revision, succeeded, .. } = self.store.txn(txn).await?;
         Ok(succeeded.then_some(revision))
@@ -210,12 +211,12 @@ impl Records {
     }
 }
 
-/// Counts the tries of a transaction that others may overtake.
+/// Counts the attempts of a transaction with concurrent changes.
 #[derive(Debug, Default)]
 pub(crate) struct Tries(usize);
 
 impl Tries {
-    /// Begins a try.
+    /// Begins an attempt.
     pub(crate) fn next(&mut self) -> Result<(), RecordError> {
         if self.0 == limits::TRIES {
             return Err(RecordError::Overtaken { tries: self.0 });

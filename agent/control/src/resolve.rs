@@ -12,12 +12,12 @@ use crate::keys;
 use crate::records::Versioned;
 use crate::view::View;
 
-/// Least characters of an id prefix in a removal: fewer may match another object by mistake.
+/// Shortest id prefix in a removal: a shorter one may match another object by mistake.
 const SHORTEST_TO_REMOVE: usize = 4;
 
-/// Refuses an id prefix that is too short to remove the object `name`, a `what`, by it.
+/// Refuses an id prefix that is too short to identify the object `name`, a `what`, for removal.
 pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(), Problem> {
-    // `NETWORK/NAME` ends with a whole name.
+    // `NETWORK/NAME` ends with a full name.
     if text.eq_ignore_ascii_case(name.as_str()) || text.contains('/') || text.len() >= SHORTEST_TO_REMOVE {
         return Ok(());
     }
@@ -30,7 +30,7 @@ pub(crate) fn check_removable(what: &str, text: &str, name: &Name) -> Result<(),
     .hint(format!("to remove {what} {name}, use its name")))
 }
 
-/// The network that `text` names.
+/// Returns the network that `text` names.
 pub(crate) async fn resolve_network(core: &Core, text: &str) -> Result<Versioned<Network>, Problem> {
     let id = match text.parse::<NetworkId>() {
         Ok(id) => Some(id),
@@ -47,7 +47,7 @@ pub(crate) async fn resolve_network(core: &Core, text: &str) -> Result<Versioned
     })
 }
 
-/// The node that `text` names.
+/// Returns the node that `text` names.
 pub(crate) async fn resolve_node(core: &Core, text: &str) -> Result<Versioned<Node>, Problem> {
     let id = match text.parse::<NodeId>() {
         Ok(id) => Some(id),
@@ -62,14 +62,14 @@ pub(crate) async fn resolve_node(core: &Core, text: &str) -> Result<Versioned<No
     by_beginning("node", text, nodes, |node| (node.value.id.as_str(), node.value.name.as_str()))
 }
 
-/// The service that `text` names: also as `NETWORK/NAME`, since a name is unique in its network
-/// only.
+/// Returns the service that `text` names, also as `NETWORK/NAME`, since a name is unique only
+/// within its network.
 pub(crate) async fn resolve_service(core: &Core, text: &str) -> Result<Arc<Service>, Problem> {
     core.catch_up().await?;
     service_in(&core.feed.view(), text)
 }
 
-/// The network of a view that `text` names.
+/// Returns the network of a view that `text` names.
 pub(crate) fn network_in<'a>(view: &'a View, text: &str) -> Result<&'a Network, Problem> {
     let named = view.networks.values().filter(|network| network.name.as_str() == text);
     let by_id = text.parse::<NetworkId>().ok().and_then(|id| view.networks.get(&id));
@@ -81,7 +81,7 @@ pub(crate) fn network_in<'a>(view: &'a View, text: &str) -> Result<&'a Network, 
     }
 }
 
-/// The service of a view that `text` names.
+/// Returns the service of a view that `text` names.
 pub(crate) fn service_in(view: &View, text: &str) -> Result<Arc<Service>, Problem> {
     if let Some((network, name)) = text.split_once('/') {
         let network = network_in(view, network)?;
@@ -131,8 +131,8 @@ pub(crate) fn within<'a>(view: &View, network: &Network, text: &'a str) -> Resul
         .hint("a service's backends must be endpoints of its own network"))
 }
 
-/// The endpoint of a network that `text` names: by id, name, or an unambiguous beginning of an id.
-/// Of several with one name, that of the `preferred` node.
+/// Returns the endpoint of a network that `text` names: by id, name, or an unambiguous id prefix.
+/// If several have one name, returns that of the `preferred` node.
 pub(crate) fn resolve_endpoint(
     core: &Core,
     network: &Network,
@@ -174,8 +174,8 @@ pub(crate) fn resolve_endpoint(
     Ok(endpoint)
 }
 
-/// An endpoint that is not found by id or by name in the network: by the beginning of its id, or by
-/// name in another one.
+/// Returns an endpoint that is not found by id or by name in the network: by an id prefix, or by
+/// name in another network.
 fn elsewhere(core: &Core, network: &Network, text: &str) -> Result<v1::Endpoint, Problem> {
     let all = core.endpoints.list(None);
     if let Some(other) = all.iter().find(|endpoint| endpoint.name.eq_ignore_ascii_case(text)) {
@@ -185,7 +185,7 @@ fn elsewhere(core: &Core, network: &Network, text: &str) -> Result<v1::Endpoint,
     by_beginning("endpoint", text, here, |endpoint| (&endpoint.id, &endpoint.name))
 }
 
-/// The id that an index of names has for this one.
+/// Returns the id of this name in an index of names.
 async fn named<T: DeserializeOwned>(
     core: &Core,
     text: &str,
@@ -196,7 +196,7 @@ async fn named<T: DeserializeOwned>(
     Ok(id.map(|id| id.value))
 }
 
-/// The only one whose id begins so.
+/// Returns the only object whose id has this prefix.
 fn by_beginning<T>(
     what: &str,
     text: &str,
@@ -206,7 +206,7 @@ fn by_beginning<T>(
     if text.is_empty() {
         return Err(Problem::new(ProblemKind::Usage, format!("name a {what}")));
     }
-    // A name that is spelled exactly so has been looked for already.
+    // Names with exactly this spelling were looked up already.
     let is_spelled_otherwise = |found: &T| names(found).1.eq_ignore_ascii_case(text);
     let has_name = all.iter().any(is_spelled_otherwise);
     let mut matches = all.into_iter().filter(|found| {

@@ -1,5 +1,5 @@
-//! Nodes' keys for encrypted networks: each node writes its own, and a rotation has all of them
-//! make new ones.
+//! Nodes' keys for encrypted networks: each node writes its own, and a rotation makes all of them
+//! generate new ones.
 
 use std::time::Duration;
 
@@ -16,15 +16,15 @@ use crate::errors::usage;
 use crate::records::{Tries, Versioned, put};
 use crate::{keys, limits};
 
-/// So many generations of a node's keys at most: the one in use, the next one, and some that are on
-/// their way out.
+/// Maximum number of key generations of a node: the current one, the next one, and some that are
+/// being retired.
 const MAX_KEYS: usize = 16;
-/// A node's newest key may be this many generations ahead of what was called for: a rotation may be
-/// on its way, and the store may have been restored from an earlier backup.
+/// A node's newest key may be this many generations ahead of the requested one: a rotation may be
+/// in progress, and the store may have been restored from an earlier backup.
 const MAX_AHEAD: u32 = 1024;
 
-/// Writes the calling node's keys, and answers once every live agent knows them; a first key may be
-/// answered before agents know it that have only just begun.
+/// Writes the calling node's keys, and returns once every live agent knows them. For a first key,
+/// it does not wait for agents that have only just started.
 pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardRequest) -> Result<(), Problem> {
     let wireguard = mesh_proto::convert::required("wireguard", request.wireguard).map_err(|e| usage(&e))?;
     let wireguard: Wireguard = wireguard.try_into().map_err(|e| usage(&e))?;
@@ -46,10 +46,10 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
         let Some(revision) = core.records.commit(txn).await? else { continue };
         let mut all: Vec<_> = core.records.nodes().await?.into_iter().map(|node| node.value.id).collect();
         if is_first {
-            // It comes into use with the node's first lease in an encrypted network, whose answer
-            // waits for that network's agents. One that has applied nothing yet still prepares its
-            // kernel: that takes it a second, and would hold up everybody who joins at the same
-            // time.
+            // The key is used from the node's first lease in an encrypted network on, and that call
+            // waits for the network's agents. An agent that has applied nothing yet is still
+            // preparing its kernel. That takes a second, and would delay all nodes that join at the
+            // same time.
             all.retain(|node| core.sessions.has_applied(node, 1));
         }
         let late = core.sessions.wait_applied(all, revision.0, limits::APPLIED).await;
@@ -60,9 +60,9 @@ pub(crate) async fn set(core: &Core, caller: &Caller, request: SetWireguardReque
     }
 }
 
-/// A key is one node's only: a second peer with the same key would take the first one's place in
-/// every engine. And keys are of generations that somebody has called for, since a rotation goes
-/// past all that are announced.
+/// A key belongs to one node only: a second peer with the same key would replace the first one in
+/// every engine. Key generations must have been requested, since a rotation exceeds all announced
+/// ones.
 fn check_against_others(core: &Core, node: &Node, wireguard: &Wireguard) -> Result<(), Problem> {
     let view = core.feed.view();
     let others = view.nodes.values().filter(|other| other.id != node.id);
@@ -98,8 +98,8 @@ fn check(wireguard: &Wireguard) -> Result<(), Problem> {
     }
 }
 
-/// 32 bytes in base64 (RFC 4648, section 4): 43 characters, of the last of which the low two bits
-/// are zero, and a pad.
+/// Returns whether a text is 32 bytes in base64 (RFC 4648, section 4): 43 characters, of which the
+/// last has two zero bits, and a pad.
 fn is_public_key(text: &str) -> bool {
     let is_digit = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/');
     match text.as_bytes() {
@@ -110,8 +110,8 @@ fn is_public_key(text: &str) -> bool {
     }
 }
 
-/// Has every node make a key of a new generation, and answers once those in session have announced
-/// theirs.
+/// Makes every node generate a key of a new generation, and returns once those in session have
+/// announced theirs.
 pub(crate) async fn rotate(core: &Core) -> Result<RotateKeysResponse, Problem> {
     let mut tries = Tries::default();
     let generation = loop {
@@ -135,8 +135,8 @@ pub(crate) async fn rotate(core: &Core) -> Result<RotateKeysResponse, Problem> {
     Ok(RotateKeysResponse { generation, pending: announced(core, generation, limits::ROTATION).await })
 }
 
-/// Waits until the nodes in session have announced a key of this generation; the names of all nodes
-/// that have keys and have not by then.
+/// Waits until the nodes in session have announced a key of this generation. Returns the names of
+/// all nodes with keys that have not.
 async fn announced(core: &Core, generation: u32, within: Duration) -> Vec<String> {
     let is_behind = |node: &&Node| newest(node).is_some_and(|newest| newest < generation);
     let mut revisions = core.feed.revisions();
@@ -152,7 +152,7 @@ async fn announced(core: &Core, generation: u32, within: Duration) -> Vec<String
             }
         }
     };
-    // Whoever is late is named.
+    // Late nodes are in the result.
     let _ = timeout(within, all).await;
     let view = core.feed.view();
     view.nodes.values().filter(is_behind).map(|node| node.name.to_string()).collect()

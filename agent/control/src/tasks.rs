@@ -1,4 +1,4 @@
-//! What one manager does in the background.
+//! Background tasks of a manager.
 
 use std::sync::Arc;
 
@@ -44,8 +44,8 @@ pub(crate) async fn start(
     Ok(core)
 }
 
-/// Checks reported endpoints again whenever the leases of their network change: of an address
-/// that is another node's by now, its former owner must not go on reporting an endpoint.
+/// Checks reported endpoints again whenever the leases of their network change: if an address moved
+/// to another node, its former owner must not keep reporting an endpoint with it.
 async fn follow_leases(core: &Arc<Core>) {
     let ((), mut news) = core.feed.subscribe(|_| ());
     loop {
@@ -68,7 +68,7 @@ fn check_endpoints(core: &Arc<Core>, network: Option<&NetworkId>) {
     }
 }
 
-/// Derives the states of nodes anew at each event, and as time passes.
+/// Derives the states of nodes at each event, and periodically.
 async fn watch_nodes(core: &Core) {
     let mut revisions = core.feed.revisions();
     loop {
@@ -86,8 +86,7 @@ async fn watch_nodes(core: &Core) {
     }
 }
 
-/// Forgets the store's history, except for that of the last minutes, which watches may still
-/// need.
+/// Compacts the store's history, except for the last minutes, which watches may still need.
 async fn compact(core: &Core) {
     let mut before = core.feed.view().revision;
     loop {
@@ -99,15 +98,15 @@ async fn compact(core: &Core) {
     }
 }
 
-/// Removes the marks of networks whose removal a manager that ended has not completed. The removal
-/// has to be requested again.
+/// Removes the marks of networks whose removal an earlier manager did not complete. The removal
+/// must be requested again.
 async fn unmark_removals(records: &Records) -> Result<(), RecordError> {
     for Versioned { value, revision } in records.networks().await? {
         if value.removing {
             let key = keys::network(&value.id);
             let unchanged = Compare::mod_revision(key.clone(), revision);
             let txn = Txn::when([unchanged]).then([put(key, &Network { removing: false, ..value })]);
-            // Somebody else has changed it: then the mark is theirs.
+            // If the network was changed meanwhile, the mark belongs to that change.
             records.commit(txn).await?;
         }
     }

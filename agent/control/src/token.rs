@@ -1,8 +1,8 @@
 //! Join tokens: `MESH-1-<fingerprint of the CA>-<secret>`.
 //!
-//! The store holds a nonce per role; the secret is derived from it with the CA's private key, which
-//! only managers have. So who reads the store, or a backup of it, cannot join with what is found
-//! there.
+//! The store holds a nonce for each role. The secret is derived from it with the CA's private key,
+//! which only managers have. So read access to the store, or to a backup of it, does not suffice to
+//! join.
 
 use std::fmt;
 use std::str::FromStr;
@@ -30,7 +30,7 @@ impl fmt::Debug for Secret {
 }
 
 impl PartialEq for Secret {
-    /// Takes the same time wherever the two differ.
+    /// Compares in constant time.
     fn eq(&self, other: &Self) -> bool {
         self.0.ct_eq(&other.0).into()
     }
@@ -41,19 +41,19 @@ impl Eq for Secret {}
 /// A join token.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinToken {
-    /// Which CA the manager must have.
+    /// Fingerprint of the manager's CA.
     pub ca: Fingerprint,
-    /// What proves to the manager that the host may join.
+    /// Proves to the manager that the host may join.
     pub secret: Secret,
 }
 
-/// A text that is no join token.
+/// The text is not a join token.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidToken {
-    /// It does not begin as tokens do.
+    /// It has the wrong prefix.
     #[error("not a join token: it must begin with {VERSION}-")]
     Version,
-    /// A part is missing, or there are too many.
+    /// It has too few or too many parts.
     #[error("the join token is incomplete: it has the form {VERSION}-<CA fingerprint>-<secret>")]
     Parts,
     /// The fingerprint is damaged.
@@ -62,7 +62,7 @@ pub enum InvalidToken {
     /// The secret is damaged.
     #[error("the join token's secret is damaged: it has {} hexadecimal characters, not {len} characters", SECRET_LEN * 2)]
     Secret {
-        /// How many characters it has.
+        /// Its number of characters.
         len: usize,
     },
 }
@@ -92,21 +92,21 @@ impl fmt::Display for JoinToken {
     }
 }
 
-/// What the store keeps of a role's token: rotation draws a new one.
+/// The store's record of a role's token; rotation replaces the nonce.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct TokenRecord {
     nonce: String,
 }
 
 impl TokenRecord {
-    /// Draws a nonce.
+    /// Generates a nonce.
     pub(crate) fn random() -> Result<Self, getrandom::Error> {
         let mut bytes = [0u8; 32];
         getrandom::fill(&mut bytes)?;
         Ok(Self { nonce: hex::encode(bytes) })
     }
 
-    /// The secret that belongs to it. `ca_key` is the CA's private key in some fixed encoding.
+    /// Returns the matching secret. `ca_key` is the CA's private key in a fixed encoding.
     pub(crate) fn secret(&self, ca_key: &[u8], role: Role) -> Secret {
         let role: &[u8] = match role {
             Role::Manager => b"manager",
@@ -114,7 +114,7 @@ impl TokenRecord {
         };
         let mut hash = Sha256::new();
         hash.update(b"mesh join token 1\0");
-        // Of fixed length, so that key, role and nonce cannot run into one another.
+        // Fixed lengths, so that key, role and nonce cannot be confused.
         hash.update(Sha256::digest(ca_key));
         hash.update(Sha256::digest(role));
         hash.update(Sha256::digest(self.nonce.as_bytes()));
@@ -135,14 +135,14 @@ mod tests {
     }
 
     #[test]
-    fn a_token_survives_being_written_and_read() {
+    fn a_token_is_unchanged_after_writing_and_reading() {
         let token = token();
         assert_eq!(token.to_string().parse::<JoinToken>().unwrap(), token);
         assert_eq!(format!("  {token}\n").parse::<JoinToken>().unwrap(), token);
     }
 
     #[test]
-    fn a_damaged_token_is_refused_with_what_is_wrong() {
+    fn a_damaged_token_is_refused_with_the_reason() {
         let text = token().to_string();
         let error = |text: &str| text.parse::<JoinToken>().unwrap_err().to_string();
         assert_eq!(error("SWMTKN-1-abc"), "not a join token: it must begin with MESH-1-");

@@ -1,5 +1,5 @@
-//! Connections: TLS over TCP for managers and members, and a pipe within the process for the
-//! manager's own agent.
+//! Connections: TLS over TCP for managers and members, and an in-process pipe for the manager's own
+//! agent.
 
 use std::io;
 use std::net::SocketAddr;
@@ -25,28 +25,27 @@ use crate::connections::{Connections, Place};
 use crate::identity::{PeerIdentity, tls};
 use crate::limits;
 
-/// What is known of the other end of a connection; in the extensions of each request that came over
-/// it.
+/// Information about the other end of a connection, in the extensions of each request.
 #[derive(Debug, Clone)]
 pub struct PeerInfo {
-    /// Who it has proved to be; `None` when it has shown no certificate.
+    /// Its verified identity; `None` if it presented no certificate.
     pub identity: Option<PeerIdentity>,
-    /// Where it comes from.
+    /// Its address.
     pub address: SocketAddr,
 }
 
-/// A connection whose handshake is done.
+/// A connection after its handshake.
 #[derive(Debug)]
 pub(crate) struct TlsConnection {
     stream: TlsStream<TcpStream>,
     peer: PeerInfo,
     place: Place,
-    /// When one without a certificate is closed.
+    /// When a connection without a certificate is closed.
     expires: Option<Pin<Box<Sleep>>>,
 }
 
 impl TlsConnection {
-    /// Whether the connection has to end: another one needs its place, or it has been without a
+    /// Returns whether the connection must end: another one needs its slot, or it had no
     /// certificate for too long.
     fn poll_closed(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         if Pin::new(self.place.closed()).poll(cx).is_ready() {
@@ -94,9 +93,9 @@ impl AsyncWrite for TlsConnection {
     }
 }
 
-/// Accepts connections and passes on those whose handshake succeeds, until the receiver is gone.
-/// Each handshake has its own task, so that a slow or silent client holds up nobody. `config` is
-/// asked anew for each connection.
+/// Accepts connections and passes on those with a successful handshake, until the receiver is gone.
+/// Each handshake has a separate task, so that a slow or silent client delays no other. Calls
+/// `config` for each connection.
 pub(crate) async fn accept(
     listener: TcpListener,
     config: impl Fn() -> Arc<ServerConfig>,
@@ -111,7 +110,7 @@ pub(crate) async fn accept(
         let (stream, address) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Mostly EMFILE or ENFILE: what is free again in a moment.
+                // Usually EMFILE or ENFILE, which is temporary.
                 warn!(%error, "cannot accept a connection");
                 tokio::time::sleep(limits::HEARTBEAT).await;
                 continue;
@@ -154,11 +153,10 @@ async fn handshake(
     Ok((stream, PeerInfo { identity, address }))
 }
 
-/// Connects to a manager at `HOST:PORT`. The channel connects again by itself when the connection
-/// is lost.
+/// Connects to a manager at `HOST:PORT`. The channel reconnects when the connection is lost.
 ///
-/// Fails with [`ProblemKind::Unreachable`] when nobody answers there, and with
-/// [`ProblemKind::Denied`] when who answers is no manager that the configuration trusts.
+/// Fails with [`ProblemKind::Unreachable`] if no server responds, and with [`ProblemKind::Denied`]
+/// if the server is not a manager that the configuration trusts.
 pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel, Problem> {
     resolve(address).await?;
     let target: Arc<str> = address.into();
@@ -178,8 +176,7 @@ pub async fn connect(address: &str, config: Arc<ClientConfig>) -> Result<Channel
         .map_err(|error| connect_problem(address, &error))
 }
 
-/// Finds out whether a name can be connected to at all: this says at once what is wrong with one
-/// that cannot.
+/// Checks whether a name can be resolved, to report a wrong name immediately.
 async fn resolve(address: &str) -> Result<(), Problem> {
     let unknown = |why: &str| {
         let host = host_and_port(address).0;
@@ -197,9 +194,9 @@ fn host_and_port(address: &str) -> (&str, &str) {
     address.rsplit_once(':').unwrap_or((address, ""))
 }
 
-/// What a client's channel has in common, whatever it runs over.
+/// Returns the common settings of a client's channel.
 fn endpoint() -> Endpoint {
-    // The name is for HTTP/2 only: connectors know where to connect to.
+    // The name is only for HTTP/2: connectors have the address.
     Endpoint::from_static("http://mesh-manager")
         .timeout(limits::CALL)
         .http2_keep_alive_interval(limits::KEEPALIVE_INTERVAL)
@@ -232,7 +229,7 @@ fn connect_problem(address: &str, error: &tonic::transport::Error) -> Problem {
     }
 }
 
-/// The innermost reason: the outer ones only say that there is one.
+/// Returns the innermost error: outer ones only say that there is one.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
     let mut reason = error;
     while let Some(source) = reason.source() {
@@ -246,7 +243,7 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> String {
 /// Size of the pipe's buffer in bytes.
 const PIPE: usize = 64 << 10;
 
-/// A channel to a server within the process, and the connections to serve for it.
+/// Returns a channel to a server in the process, and the connections to serve for it.
 pub(crate) fn pipe() -> (Channel, mpsc::Receiver<io::Result<DuplexStream>>) {
     let (connections, incoming) = mpsc::channel(4);
     let connector = service_fn(move |_: Uri| {

@@ -309,7 +309,7 @@ impl Config {
             xdp: flags.xdp.or(file.xdp).unwrap_or_default(),
             resolv_conf: pick(&flags.resolv_conf, file.resolv_conf, "/etc/resolv.conf".into()),
             publish_interfaces: file.publish_interfaces.unwrap_or_default(),
-            service_table_entries: file.service_table_entries.unwrap_or(sizes.maglev),
+            service_table_entries: file.service_table_entries.unwrap_or(sizes.backend_tables),
             connection_entries: file.connection_entries,
             wireguard_engine: flags.wireguard_engine.or(file.wireguard_engine).unwrap_or_default(),
             wireguard_port: flags

@@ -25,7 +25,7 @@ pub(crate) fn build(config: &Config, paths: StatePaths) -> Result<Platform, Prob
     };
     ensure_bpffs(&config.bpffs_dir).map_err(|error| no_bpf(error.into()))?;
     let mut options = Options::new(&config.bpffs_dir);
-    options.sizes.maglev = config.service_table_entries;
+    options.sizes.backend_tables = config.service_table_entries;
     options.sizes.connections =
         config.connection_entries.unwrap_or_else(|| MapSizes::connections_for(memory()));
     let kernel = LinuxKernel::open(Datapath::new(options)).map_err(no_bpf)?;

@@ -239,7 +239,7 @@ pub struct Step {
 
 /// Something that no step can mend.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Problem {
+pub enum PlanProblem {
     /// No interface has the data-path address, so this node reaches no other.
     #[error("no interface has the data-path address {address}: this node reaches no other node")]
     NoUnderlay {
@@ -286,7 +286,7 @@ pub struct Plan {
     /// Endpoints whose namespace and device are both gone: nothing is made for them.
     pub lost: BTreeSet<EndpointId>,
     /// What no step can mend.
-    pub problems: BTreeSet<Problem>,
+    pub problems: BTreeSet<PlanProblem>,
 }
 
 impl Plan {

@@ -13,7 +13,7 @@ use mesh_model::{
     naming,
 };
 
-/// The entry of `CONFIG`; the underlay's part is zero, for the caller to fill.
+/// Returns the entry of `CONFIG`; the underlay's fields are zero, for the caller to fill.
 pub(crate) fn config(desired: &Desired, host_mac: MacAddr) -> Config {
     let encapsulation = match desired.underlay.encapsulation {
         Encapsulation::Direct => mesh_ebpf_types::Encapsulation::Direct,
@@ -58,7 +58,7 @@ pub(crate) fn members(desired: &Desired) -> impl Iterator<Item = MapEntry> {
     hosts.chain(control).chain(tunnels)
 }
 
-/// A network that has endpoints here: itself, its subnets, gateways and leases.
+/// Returns the entries of a network with local endpoints: itself, its subnets, gateways and leases.
 pub(crate) fn network(desired: &Desired, network: &Network, mtu: u32) -> Vec<MapEntry> {
     let vni = Vni::new(network.vni.get());
     let mut flags = 0;
@@ -99,8 +99,8 @@ const fn host_policy(HostPolicy { access, metadata }: HostPolicy) -> u32 {
     }
 }
 
-/// Whose the addresses of a network's subnets are: also without endpoints here, so that other
-/// networks' containers are kept from them.
+/// Returns the subnets of a network, even without local endpoints, so that containers of other
+/// networks are kept from them.
 pub(crate) fn subnets(network: &Network) -> impl Iterator<Item = MapEntry> {
     let vni = Vni::new(network.vni.get());
     network.subnets.iter().map(move |subnet| {
@@ -109,7 +109,7 @@ pub(crate) fn subnets(network: &Network) -> impl Iterator<Item = MapEntry> {
     })
 }
 
-/// Who sends at an endpoint's device.
+/// Returns the entry that identifies the sender at an endpoint's device.
 pub(crate) fn interface(endpoint: &Endpoint, network: &Network, index: u32) -> MapEntry {
     let value = Interface {
         vni: Vni::new(network.vni.get()),
@@ -121,7 +121,7 @@ pub(crate) fn interface(endpoint: &Endpoint, network: &Network, index: u32) -> M
     MapEntry::Interface(index, value)
 }
 
-/// Where an endpoint's addresses are.
+/// Returns the entries of an endpoint's addresses.
 pub(crate) fn addresses(endpoint: &Endpoint, network: &Network, index: u32) -> Vec<MapEntry> {
     let vni = Vni::new(network.vni.get());
     let value =
@@ -134,8 +134,8 @@ fn flags(endpoint: &Endpoint) -> u16 {
     if endpoint.allow_forwarding { ALLOW_FORWARDING } else { 0 }
 }
 
-/// Whose a lease's addresses are. The lease of a node that is gone is nobody's: another node's
-/// wider lease around it would be wrong.
+/// Returns the block of a lease. The lease of a removed node is unassigned; the wider lease of
+/// another node around it would be wrong.
 fn block(desired: &Desired, lease: &Lease) -> Block {
     if lease.node == desired.node {
         return Block { kind: BlockKind::Local as u32, ..Block::default() };
@@ -148,8 +148,8 @@ fn block(desired: &Desired, lease: &Lease) -> Block {
     }
 }
 
-/// By which number the WireGuard engine knows the node of a lease; 0 in clear networks, for this
-/// node, and while there is no key.
+/// Returns the WireGuard peer number of a lease's node; 0 in unencrypted networks, for this node,
+/// and without a key.
 fn peer(desired: &Desired, network: &Network, lease: &Lease) -> u16 {
     let peer = desired.wireguard_peers.get(&lease.node).filter(|_| lease.node != desired.node);
     peer.filter(|_| network.encrypted).copied().unwrap_or_default()

@@ -1,7 +1,7 @@
-//! Which source ports outgoing traffic of containers gets: none that the host itself answers on.
+//! Source ports for outgoing traffic of containers, excluding ports that the host itself answers.
 //!
-//! Mesh's published ports and the kernel's NAT share the ports of the host's addresses. Where both
-//! had a port, replies to one's flows would be taken for the other's.
+//! Mesh's published ports and the kernel's NAT share the ports of the host's addresses. If both
+//! used a port, replies to the flows of one would be delivered to the other.
 
 use std::collections::BTreeSet;
 use std::ops::RangeInclusive;
@@ -9,23 +9,23 @@ use std::ops::RangeInclusive;
 use mesh_model::observed::{FirewallState, MasqueradePorts};
 use mesh_model::{Desired, Observed};
 
-/// Ports that the kernel chooses for the host itself unless told otherwise (`ip_local_port_range`):
-/// nobody expects services there.
+/// Ports that the kernel chooses for the host's sockets by default (`ip_local_port_range`): no
+/// services are expected there.
 const EPHEMERAL: RangeInclusive<u16> = 32768..=60999;
-/// All that need no privilege.
+/// All unprivileged ports.
 const HIGH: RangeInclusive<u16> = 1024..=65535;
-/// Where the kernel's own NAT takes privileged ports from.
+/// The privileged ports that the kernel's own NAT uses.
 const LOW: RangeInclusive<u16> = 600..=1023;
-/// So many ports are enough, as long as there are so many together.
+/// This many contiguous ports are enough.
 const ENOUGH: usize = 4096;
 const ENOUGH_LOW: usize = 64;
 
-/// Whether a port is among those that are usually chosen from.
+/// Returns whether a port is among the usual candidates.
 pub(crate) fn is_candidate(port: u16) -> bool {
     LOW.contains(&port) || EPHEMERAL.contains(&port)
 }
 
-/// The ports to use on this host.
+/// Returns the ports to use on this host.
 pub(crate) fn ports(desired: &Desired, observed: &Observed) -> MasqueradePorts {
     let mut avoided = desired.avoided_ports.clone();
     avoided.insert(desired.underlay.port);
@@ -35,10 +35,10 @@ pub(crate) fn ports(desired: &Desired, observed: &Observed) -> MasqueradePorts {
     }
 }
 
-/// Those that are in use, as long as none of them is to be avoided: another choice rewrites the
+/// Keeps the current ranges while none of their ports must be avoided: another choice rewrites the
 /// firewall.
 fn choose(avoided: &BTreeSet<u16>, current: Option<&MasqueradePorts>) -> MasqueradePorts {
-    // Traffic that collides is better than none: where no port is left, all are used.
+    // Traffic with collisions is better than none: if no port is left, use all.
     let high = || {
         let usual = largest_gap(&EPHEMERAL, avoided).filter(|gap| gap.len() >= ENOUGH);
         usual.or_else(|| largest_gap(&HIGH, avoided)).unwrap_or(HIGH)
@@ -50,7 +50,7 @@ fn choose(avoided: &BTreeSet<u16>, current: Option<&MasqueradePorts>) -> Masquer
     }
 }
 
-/// The current range, if it serves on.
+/// Returns the current range if it is still suitable.
 fn kept(
     current: Option<&RangeInclusive<u16>>,
     within: &RangeInclusive<u16>,
@@ -63,7 +63,7 @@ fn kept(
     serves.then(|| range.clone())
 }
 
-/// The largest range of ports without any to be avoided; the first of those that are alike.
+/// Returns the largest range without ports to avoid; the first if several are equal.
 fn largest_gap(within: &RangeInclusive<u16>, avoided: &BTreeSet<u16>) -> Option<RangeInclusive<u16>> {
     let mut largest: Option<RangeInclusive<u16>> = None;
     let mut start = Some(*within.start());
@@ -100,7 +100,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_port_in_use_is_to_be_avoided_as_long_as_any_is_free(before in avoided(), after in avoided()) {
+        fn no_avoided_port_is_used_while_others_are_free(before in avoided(), after in avoided()) {
             let first = choose(&before, None);
             let next = choose(&after, Some(&first));
             for (range, within) in [(&next.low, LOW), (&next.high, HIGH)] {
@@ -111,7 +111,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_in_use_stays_while_it_is_free_and_large_enough(before in avoided(), after in avoided()) {
+        fn the_current_range_stays_while_it_is_free_and_large_enough(before in avoided(), after in avoided()) {
             let first = choose(&before, None);
             let next = choose(&after, Some(&first));
             if is_free(&first.high, &after) && first.high.len() >= ENOUGH {
@@ -123,7 +123,7 @@ mod tests {
         }
 
         #[test]
-        fn no_range_of_free_ports_is_larger_where_the_usual_ones_do_not_suffice(avoided in avoided()) {
+        fn the_largest_free_range_is_used_if_the_usual_ones_do_not_suffice(avoided in avoided()) {
             let chosen = choose(&avoided, None).high;
             let mut run = 0;
             let mut largest = 0;
@@ -137,7 +137,7 @@ mod tests {
     }
 
     #[test]
-    fn without_published_ports_it_is_what_the_kernel_chooses_from_less_the_tunnels() {
+    fn without_published_ports_the_kernels_default_range_is_used_except_tunnel_ports() {
         let chosen = choose(&[4789, 51820].into(), None);
         assert_eq!(chosen, MasqueradePorts { low: 600..=1023, high: 32768..=51819 });
     }

@@ -1,11 +1,12 @@
-//! The steps that remove all of ours.
+//! The steps that remove everything of Mesh.
 
 use mesh_model::observed::{FirewallState, LinkKind, Observed, OwnRules, Pins};
 use mesh_model::plan::{Plan, Step};
 use mesh_model::{Action, naming};
 
-/// Endpoints' devices go first, while their programs still stand: without those, what a container
-/// sends would reach the host. Then the other devices, the programs, and last the firewall.
+/// Removes endpoints' devices first, while their programs are still attached: without programs,
+/// packets from containers would reach the host. Then removes the other devices, the programs, and
+/// finally the firewall rules.
 pub(crate) fn plan(observed: &Observed) -> Plan {
     let mut actions = Vec::new();
     let (endpoints, others): (Vec<_>, Vec<_>) =

@@ -1,14 +1,14 @@
-//! The host's own addresses, and what stands for each when the host itself asks for a port that is
-//! published there alone.
+//! The host's own addresses and their stand-ins, which the host itself uses for ports that are
+//! published on one address only.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
 use mesh_ebpf_types::{Address, MapEntry, MapKey, STAND_INS};
 
-/// The entries of these addresses. Each keeps the number that it has in `observed`, for as long as
-/// it is there: connections go by it. Where there are more addresses than numbers, nothing stands
-/// for those that came last.
+/// Returns the entries of these addresses. Each keeps its number in `observed` while it exists,
+/// since connections depend on it. If there are more addresses than numbers, the last ones have no
+/// stand-in.
 pub(crate) fn entries(own: &BTreeSet<IpAddr>, observed: &BTreeMap<MapKey, MapEntry>) -> Vec<MapEntry> {
     let addresses: BTreeSet<Address> = own.iter().map(|address| (*address).into()).collect();
     let kept = observed.values().filter_map(|entry| match entry {
@@ -45,7 +45,7 @@ mod tests {
         numbers.into_iter().map(address).collect()
     }
 
-    /// The entries of these addresses where there are already those of `before`.
+    /// Returns the entries of these addresses, given the earlier entries `before`.
     fn after(before: &[MapEntry], own: &BTreeSet<IpAddr>) -> Vec<MapEntry> {
         entries(own, &before.iter().map(|entry| (entry.key(), *entry)).collect())
     }
@@ -59,7 +59,7 @@ mod tests {
     }
 
     #[test]
-    fn each_address_has_a_number_of_its_own_and_keeps_it() {
+    fn each_address_has_a_unique_number_and_keeps_it() {
         let many = own(0..100);
         let before = after(&[], &many);
         let fewer = own(50..150);
@@ -79,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_for_which_no_number_is_left_and_loopback_addresses_have_none() {
+    fn surplus_and_loopback_addresses_have_no_number() {
         let mut many = own(0..300);
         many.extend(["127.0.0.1", "::1"].map(|text| text.parse::<IpAddr>().unwrap()));
         let entries = after(&[], &many);

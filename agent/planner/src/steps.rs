@@ -10,13 +10,13 @@ use mesh_model::observed::{
 use mesh_model::plan::{Step, outer_mtu};
 use mesh_model::{Action, Desired, EndpointId, IfName, Observed, Plan, naming};
 
-use crate::wanted::{Wanted, WantedEndpoint};
+use crate::target::{Target, TargetEndpoint};
 
-/// The steps from what is to what should be.
+/// Returns the steps from the observed to the desired state.
 pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
-    let wanted = Wanted::derive(desired, observed);
-    let mut planner = Planner { observed, wanted: &wanted, steps: Vec::new(), replaced: BTreeSet::new() };
-    planner.silence_unwanted();
+    let target = Target::derive(desired, observed);
+    let mut planner = Planner { observed, target: &target, steps: Vec::new(), replaced: BTreeSet::new() };
+    planner.disconnect_removed();
     planner.remove_links();
     planner.load();
     planner.switches_and_firewall();
@@ -25,7 +25,7 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
     planner.shared_entries();
     planner.shared_attachments();
     planner.host_addresses_and_routes();
-    for (id, endpoint) in &wanted.endpoints {
+    for (id, endpoint) in &target.endpoints {
         planner.endpoint(id, endpoint);
     }
     planner.egress();
@@ -33,14 +33,14 @@ pub(crate) fn plan(desired: &Desired, observed: &Observed) -> Plan {
     planner.remove_entries();
     planner.remove_attachments();
     let steps = planner.steps;
-    Plan { steps, lost: wanted.lost, problems: wanted.problems }
+    Plan { steps, lost: target.lost, problems: target.problems }
 }
 
 struct Planner<'a> {
     observed: &'a Observed,
-    wanted: &'a Wanted,
+    target: &'a Target,
     steps: Vec<Step>,
-    /// Devices that are removed so that they can be made anew: what was on them is gone.
+    /// Devices that are removed to be recreated: their attachments and addresses are gone.
     replaced: BTreeSet<IfName>,
 }
 
@@ -57,8 +57,8 @@ impl Planner<'_> {
         self.observed.links.get(name).filter(|_| !self.replaced.contains(name))
     }
 
-    /// Whether the maps hold this entry. Loading may find maps of another layout and begin with
-    /// empty ones, so until then every entry counts as missing.
+    /// Returns whether the maps have this entry. Loading may find maps of another layout and start
+    /// with empty ones, so until then every entry counts as missing.
     fn holds(&self, entry: &MapEntry) -> bool {
         self.observed.programs.pins == Pins::Current
             && self.observed.programs.entries.get(&entry.key()) == Some(entry)
@@ -69,17 +69,17 @@ impl Planner<'_> {
             && self.observed.programs.pins == Pins::Current
     }
 
-    /// Endpoints that go: nothing leads to them any more, and their devices send into the void
-    /// until they are removed.
-    fn silence_unwanted(&mut self) {
+    /// Disconnects endpoints that are removed: no entry leads to them, and packets from their
+    /// devices are dropped until the devices are removed.
+    fn disconnect_removed(&mut self) {
         let wanted_addresses: BTreeSet<MapKey> = self
-            .wanted
+            .target
             .endpoints
             .values()
             .flat_map(|endpoint| endpoint.addresses.iter().map(MapEntry::key))
             .collect();
         let wanted_interfaces: BTreeSet<MapKey> =
-            self.wanted.endpoints.values().map(|endpoint| endpoint.interface.key()).collect();
+            self.target.endpoints.values().map(|endpoint| endpoint.interface.key()).collect();
         if self.observed.programs.pins != Pins::Current {
             return;
         }
@@ -102,16 +102,16 @@ impl Planner<'_> {
         }
     }
 
-    /// The firewall comes before any endpoint that its rules are for.
+    /// The firewall rules precede the endpoints that they protect.
     fn switches_and_firewall(&mut self) {
-        for sysctl in self.wanted.sysctls.difference(&self.observed.sysctls) {
+        for sysctl in self.target.sysctls.difference(&self.observed.sysctls) {
             self.push(Action::SetSysctl(*sysctl));
         }
-        if self.observed.firewall != FirewallState::Intact(self.wanted.firewall.clone()) {
-            self.push(Action::SetFirewall(self.wanted.firewall.clone()));
+        if self.observed.firewall != FirewallState::Intact(self.target.firewall.clone()) {
+            self.push(Action::SetFirewall(self.target.firewall.clone()));
         }
         for (iptables, state) in &self.observed.filters.iptables {
-            match (self.wanted.passes(iptables.hook), state.rules) {
+            match (self.target.passes(iptables.hook), state.rules) {
                 (true, OwnRules::None | OwnRules::Some) if state.closed => {
                     self.push(Action::OpenFilter(*iptables));
                 }
@@ -122,7 +122,7 @@ impl Planner<'_> {
     }
 
     fn vxlan(&mut self) {
-        let device = &self.wanted.vxlan;
+        let device = &self.target.vxlan;
         let kind = LinkKind::Vxlan { port: device.port, external: true };
         if let Some(link) = self.link(&device.name)
             && (link.kind != kind || link.index != device.index)
@@ -132,13 +132,13 @@ impl Planner<'_> {
         }
         match self.link(&device.name) {
             None => self.push(Action::CreateVxlan(device.clone())),
-            Some(_) => self.mend(&device.name, device.mtu),
+            Some(_) => self.update_device(&device.name, device.mtu),
         }
     }
 
-    /// Both ends or none: when one is not what it should be, the pair is made anew.
+    /// Both ends or none: if one is wrong, the pair is recreated.
     fn host_leg(&mut self) {
-        let leg = &self.wanted.host_leg;
+        let leg = &self.target.host_leg;
         let end = |name, index, peer| {
             self.link(name).is_some_and(|link| {
                 link.index == index && link.kind == LinkKind::Veth { peer, peer_is_here: true }
@@ -150,8 +150,8 @@ impl Planner<'_> {
             if self.link(&leg.name).is_some_and(|link| link.arp) {
                 self.push(Action::SetNoArp { index: leg.index });
             }
-            self.mend(&leg.name, leg.mtu);
-            self.mend(&leg.peer_name, leg.mtu);
+            self.update_device(&leg.name, leg.mtu);
+            self.update_device(&leg.peer_name, leg.mtu);
             return;
         }
         let mut removed_with = None;
@@ -170,8 +170,8 @@ impl Planner<'_> {
         self.push(Action::CreateHostLeg(leg.clone()));
     }
 
-    /// Gives a device that there is its MTU, and sets it up.
-    fn mend(&mut self, name: &IfName, mtu: u32) {
+    /// Sets the MTU of an existing device, and sets it up.
+    fn update_device(&mut self, name: &IfName, mtu: u32) {
         let Some(link) = self.link(name) else { return };
         let (index, up, old) = (link.index, link.up, link.mtu);
         if old != mtu {
@@ -182,9 +182,9 @@ impl Planner<'_> {
         }
     }
 
-    /// In the order of the maps: a network before what refers to it.
+    /// In the order of the maps: a network precedes entries that refer to it.
     fn shared_entries(&mut self) {
-        for entry in self.wanted.entries.values() {
+        for entry in self.target.entries.values() {
             if !self.holds(entry) {
                 self.push(Action::PutEntry(*entry));
             }
@@ -195,14 +195,14 @@ impl Planner<'_> {
         self.attach_where(|kind| !kind.is_egress());
     }
 
-    /// Last of all programs: only then does everything that Mesh sends carry the mark that this one
-    /// looks for.
+    /// Attach this program last: it drops unmarked tunnel packets, and only now do all other
+    /// programs mark theirs.
     fn egress(&mut self) {
         self.attach_where(ProgramKind::is_egress);
     }
 
     fn attach_where(&mut self, is_due: impl Fn(ProgramKind) -> bool) {
-        for attachment in self.wanted.attachments.iter().filter(|attachment| is_due(attachment.kind)) {
+        for attachment in self.target.attachments.iter().filter(|attachment| is_due(attachment.kind)) {
             let device_is_new = self
                 .replaced
                 .iter()
@@ -216,27 +216,27 @@ impl Planner<'_> {
         }
     }
 
-    /// Addresses come first: routes name them as their source.
+    /// Addresses first: routes use them as their source.
     fn host_addresses_and_routes(&mut self) {
-        for subnet in self.wanted.unreachable.difference(&self.observed.unreachable) {
+        for subnet in self.target.unreachable.difference(&self.observed.unreachable) {
             self.push(Action::PutUnreachable { subnet: *subnet });
         }
-        let index = self.wanted.host_leg.index;
-        let is_new = self.link(&self.wanted.host_leg.name).is_none();
-        for address in &self.wanted.host_addresses {
+        let index = self.target.host_leg.index;
+        let is_new = self.link(&self.target.host_leg.name).is_none();
+        for address in &self.target.host_addresses {
             if is_new || !self.observed.host_addresses.contains(address) {
                 self.push(Action::AddAddress { index, address: *address });
             }
         }
-        for route in &self.wanted.host_routes {
+        for route in &self.target.host_routes {
             if is_new || !self.observed.host_routes.contains(route) {
                 self.push(Action::PutRoute { index, route: *route });
             }
         }
     }
 
-    /// An endpoint's device forwards nothing before it is set up, and that is the last step.
-    fn endpoint(&mut self, id: &EndpointId, endpoint: &WantedEndpoint) {
+    /// An endpoint's device forwards nothing until it is set up, which is the last step.
+    fn endpoint(&mut self, id: &EndpointId, endpoint: &TargetEndpoint) {
         let device = &endpoint.device;
         let link = self.link(&device.name).cloned();
         if link.is_none() {
@@ -271,18 +271,18 @@ impl Planner<'_> {
         }
     }
 
-    /// A device goes before its program does: without it, what the container still sends would
-    /// reach the host. And it goes before new ones are made, which may have its name inside the
-    /// same container.
+    /// Remove a device before its program: without the program, packets from the container would
+    /// reach the host. Also remove it before new devices are created, which may have the same name
+    /// inside the container.
     fn remove_links(&mut self) {
-        let mut wanted: BTreeSet<&IfName> =
-            [&self.wanted.vxlan.name, &self.wanted.host_leg.name, &self.wanted.host_leg.peer_name].into();
-        wanted.extend(self.wanted.endpoints.values().map(|endpoint| &endpoint.device.name));
-        // The WireGuard engine's own, which it takes along when it goes.
-        let engine = crate::wanted::name(naming::WIREGUARD);
-        wanted.insert(&engine);
+        let mut target: BTreeSet<&IfName> =
+            [&self.target.vxlan.name, &self.target.host_leg.name, &self.target.host_leg.peer_name].into();
+        target.extend(self.target.endpoints.values().map(|endpoint| &endpoint.device.name));
+        // The WireGuard engine's device, which the engine removes when it ends.
+        let engine = crate::target::name(naming::WIREGUARD);
+        target.insert(&engine);
         for (name, link) in &self.observed.links {
-            if wanted.contains(name) {
+            if target.contains(name) {
                 continue;
             }
             self.push(Action::DeleteLink { name: name.clone(), index: link.index });
@@ -290,30 +290,30 @@ impl Planner<'_> {
     }
 
     fn remove_host_routes_and_addresses(&mut self) {
-        for subnet in self.observed.unreachable.difference(&self.wanted.unreachable) {
+        for subnet in self.observed.unreachable.difference(&self.target.unreachable) {
             self.push(Action::RemoveUnreachable { subnet: *subnet });
         }
-        let index = self.wanted.host_leg.index;
-        if self.link(&self.wanted.host_leg.name).is_none() {
+        let index = self.target.host_leg.index;
+        if self.link(&self.target.host_leg.name).is_none() {
             return;
         }
-        let subnets: BTreeSet<_> = self.wanted.host_routes.iter().map(|route| route.subnet).collect();
-        for route in self.observed.host_routes.difference(&self.wanted.host_routes) {
-            // Where the subnet is still routed, the new route has replaced this one.
+        let subnets: BTreeSet<_> = self.target.host_routes.iter().map(|route| route.subnet).collect();
+        for route in self.observed.host_routes.difference(&self.target.host_routes) {
+            // If the subnet still has a route, the new route has replaced this one.
             if !subnets.contains(&route.subnet) {
                 self.push(Action::RemoveRoute { index, route: *route });
             }
         }
         let removed: Vec<_> =
-            self.observed.host_addresses.difference(&self.wanted.host_addresses).copied().collect();
+            self.observed.host_addresses.difference(&self.target.host_addresses).copied().collect();
         for address in &removed {
             self.push(Action::RemoveAddress { index, address: *address });
         }
-        // With a device's last IPv4 address the kernel takes its IPv4 routes, also those that are
-        // to stay.
+        // With a device's last IPv4 address, the kernel removes its IPv4 routes, including those
+        // that should stay.
         let is_ipv4 = |address: &InterfaceAddress| address.address.is_ipv4();
-        if removed.iter().any(is_ipv4) && !self.wanted.host_addresses.iter().any(is_ipv4) {
-            for route in &self.wanted.host_routes {
+        if removed.iter().any(is_ipv4) && !self.target.host_addresses.iter().any(is_ipv4) {
+            for route in &self.target.host_routes {
                 if route.subnet.family() == Family::Ipv4 {
                     self.push(Action::PutRoute { index, route: *route });
                 }
@@ -321,27 +321,27 @@ impl Planner<'_> {
         }
     }
 
-    /// What refers to a network goes before it.
+    /// Entries that refer to a network are removed before it.
     fn remove_entries(&mut self) {
         if self.observed.programs.pins != Pins::Current {
             return;
         }
         for key in self.observed.programs.entries.keys().rev() {
             let of_endpoint = matches!(key, MapKey::Endpoint(_) | MapKey::Interface(_));
-            if !of_endpoint && !self.wanted.entries.contains_key(key) {
+            if !of_endpoint && !self.target.entries.contains_key(key) {
                 self.push(Action::DeleteEntry(*key));
             }
         }
     }
 
     fn remove_attachments(&mut self) {
-        let of_endpoints = self.wanted.endpoints.values();
+        let of_endpoints = self.target.endpoints.values();
         let of_endpoints = of_endpoints
             .map(|endpoint| Attachment { ifindex: endpoint.device.index, kind: ProgramKind::Endpoint });
-        let wanted: BTreeSet<Attachment> =
-            self.wanted.attachments.iter().copied().chain(of_endpoints).collect();
+        let target: BTreeSet<Attachment> =
+            self.target.attachments.iter().copied().chain(of_endpoints).collect();
         for attachment in self.observed.programs.attachments.keys() {
-            if !wanted.contains(attachment) {
+            if !target.contains(attachment) {
                 self.push(Action::Detach(*attachment));
             }
         }

@@ -1,9 +1,8 @@
-//! Shares the table of established flows among the networks, see [`mesh_planner::fairness`].
+//! Divides the table of established flows among the networks; see [`mesh_planner::fairness`].
 //!
-//! Each second the allowances are read, a few hundred bytes. The flows themselves are counted when
-//! a network has spent much of its allowance, and seldom otherwise. While this task is away the
-//! programs go on until the allowances are spent; then new flows of that network stay among those
-//! that are not established.
+//! The allowances are read each second, a few hundred bytes. The flows themselves are counted when
+//! a network has used much of its allowance, and seldom otherwise. If this task stops, the programs
+//! continue until the allowances are used up; then new flows of that network are not established.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,26 +19,26 @@ use tokio::time::{Instant, sleep};
 
 /// Interval between checks of the allowances.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Flows are counted again when so many times what it took has passed.
+/// The flows are counted again after this multiple of the time that the last count took.
 const SHARE: u32 = 20;
-/// The flows are counted this often at least, if any were established.
+/// Longest interval between counts, if any flows were established.
 const RECOUNT: Duration = Duration::from_mins(1);
-/// How long a network counts as one that needs more than it may have.
+/// How long a network counts as limited after it needed more than its share.
 const LIMITED: Duration = Duration::from_mins(1);
-/// Of 32: where the table counts as nearly full.
+/// The table counts as nearly full at this number of 32nds.
 const NEARLY_FULL: u64 = 26;
-/// This part of the table is for networks that are not known yet.
+/// The fraction 1/n of the table that is reserved for networks that are not known yet.
 const UNKNOWN: u64 = 16;
-/// A network that may make fewer entries than this part of the table has reached its limit.
+/// A network that may create fewer entries than 1/n of the table has reached its limit.
 const SCARCE: u64 = 64;
 
-/// What is known of one network.
+/// The usage of one network.
 #[derive(Debug, Default)]
 struct NetworkUsage {
     entries: u64,
-    /// What it was allowed when its flows were counted last.
+    /// Its allowance at the last count.
     allowed: u64,
-    /// When it last had more flows than it may have.
+    /// When it last had more flows than its share.
     limited: Option<Instant>,
     forgotten: u64,
 }
@@ -52,18 +51,18 @@ pub struct Fairness(Mutex<FairnessState>);
 struct FairnessState {
     capacity: u64,
     networks: BTreeMap<Vni, NetworkUsage>,
-    /// When the flows were counted last, and how long that took.
+    /// When the flows were last counted, and how long that took.
     counted: Option<(Instant, Duration)>,
 }
 
 impl Fairness {
-    /// Returns the number of entries of each network that were deleted to make room.
+    /// Returns, for each network, how many entries were deleted to make room.
     pub fn forgotten(&self) -> BTreeMap<Vni, u64> {
         let state = self.0.lock();
         state.networks.iter().map(|(vni, known)| (*vni, known.forgotten)).collect()
     }
 
-    /// What people should know; `name` names a network.
+    /// Returns the problems to show; `name` returns a network's name.
     pub fn problems(&self, name: impl Fn(Vni) -> String) -> Vec<String> {
         let state = self.0.lock();
         let capacity = state.capacity;
@@ -110,18 +109,18 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel, fairness: Arc<Fairness
             && !matches!(error, ProgramsError::NotLoaded)
             && !failing
         {
-            tracing::warn!(%error, "the connection table is not shared out");
+            tracing::warn!(%error, "the connection table could not be divided among networks");
         }
         failing = outcome.is_err();
         tokio::select! {
-            // A network that is new has no allowance yet.
+            // A new network has no allowance yet.
             _ = changes.changed(), if !failing => {}
             () = sleep(INTERVAL) => {}
         }
     }
 }
 
-/// The networks that have services, as far as this node knows.
+/// Returns the known networks with services.
 fn known_networks(agent: &Agent) -> BTreeSet<Vni> {
     agent.read(|state| {
         let vni = |id| state.view.networks.get(id).map(|network| Vni::new(network.vni.get()));
@@ -130,8 +129,8 @@ fn known_networks(agent: &Agent) -> BTreeSet<Vni> {
 }
 
 impl FairnessState {
-    /// Sets the allowances anew if that is due. The flows are counted for it unless they were a
-    /// moment ago: then a network has what it had, and what it has spent since.
+    /// Sets new allowances if that is due. Counts the flows first, unless that was done recently.
+    /// In that case, a network's entries are those of the last count plus those created since.
     fn check(&mut self, programs: &mut dyn Programs, networks: BTreeSet<Vni>) -> Result<(), ProgramsError> {
         let left = programs.allowances()?;
         let since = self.counted.map(|(at, _)| at.elapsed());
@@ -159,7 +158,7 @@ impl FairnessState {
         allowed.saturating_sub(u64::try_from(left.left).unwrap_or(0))
     }
 
-    /// Whether a network has spent half of what it was allowed, or was refused.
+    /// Returns whether a network has used half of its allowance, or was refused an entry.
     fn wants_more(&self, vni: Vni, left: &Allowance) -> bool {
         let allowed = self.networks.get(&vni).map_or(0, |known| known.allowed);
         left.refused > 0 || self.spent(vni, left) * 2 > allowed
@@ -196,7 +195,7 @@ impl FairnessState {
         if count {
             forget(programs, &shares)?;
         } else if shares.values().any(|share| share.forget > 0) {
-            // Some of them may be over: they are counted first, a moment later.
+            // Some of them may be over, so count again soon before deleting any.
             return Ok(());
         }
         let mut allowances: BTreeMap<Vni, u64> =
@@ -233,7 +232,7 @@ fn forget(programs: &mut dyn Programs, shares: &BTreeMap<Vni, Share>) -> Result<
     programs.forget_connections(&mut |key, value| choice.takes(key, value))
 }
 
-/// Time as the programs have it.
+/// Returns the time as the programs see it.
 fn uptime() -> Duration {
     clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default()
 }
@@ -253,7 +252,7 @@ mod tests {
         programs
     }
 
-    /// Has a network make as many entries as it may; how many.
+    /// Creates as many entries as a network may have; returns their number.
     fn fill(programs: &mut FakePrograms, vni: Vni) -> u64 {
         let allowance = programs.allowances.get_mut(&vni).expect("an allowance");
         let number = std::mem::take(&mut allowance.left);
@@ -269,7 +268,7 @@ mod tests {
     }
 
     #[test]
-    fn a_greedy_network_is_told_of_and_never_takes_what_others_are_guaranteed() {
+    fn a_greedy_network_is_reported_and_never_takes_the_guaranteed_share_of_others() {
         let (mut programs, fairness) = (loaded(), Fairness::default());
         let mut state = fairness.0.lock();
         let capacity = u64::from(MapSizes::default().connections);

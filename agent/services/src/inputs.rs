@@ -1,4 +1,4 @@
-//! The part of the state that the services' entries and names follow from.
+//! The inputs of the services' map entries and names.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -16,11 +16,11 @@ fn peers(state: &State, own: &NodeId) -> BTreeMap<NodeId, u16> {
     DesiredTunnels::of(&state.view, own).map(|tunnels| tunnels.indexes()).unwrap_or_default()
 }
 
-/// All that the services' entries follow from, and their names, at one moment.
+/// All inputs of the services' map entries and names at one moment.
 #[derive(Debug, Clone)]
 pub(crate) struct Inputs {
     pub(crate) revision: u64,
-    /// How often the programs had been loaded, each time with what maps were there.
+    /// Counts how often the programs were loaded, each time with the maps of that moment.
     pub(crate) loads: u64,
     pub(crate) services: ServiceRecords,
     pub(crate) nodes: BTreeMap<NodeId, Node>,
@@ -31,7 +31,7 @@ pub(crate) struct Inputs {
     pub(crate) unreachable: Unreachable,
 }
 
-/// The services that a change may concern.
+/// The services that a change may affect.
 pub(crate) enum Scope<'a> {
     All,
     Some(BTreeSet<&'a mesh_model::ServiceId>),
@@ -64,7 +64,7 @@ impl Inputs {
         }
     }
 
-    /// What may want other entries than before.
+    /// Returns the services whose entries may change.
     pub(crate) fn changed_since<'a>(&'a self, before: &'a Self) -> Scope<'a> {
         if self.nodes != before.nodes || self.peers != before.peers {
             return Scope::All;
@@ -79,7 +79,7 @@ impl Inputs {
         } else {
             self.healthy.symmetric_difference(&before.healthy).collect()
         };
-        // The view has every network of the cluster, and most have no services here.
+        // The view has every network of the cluster, and most have no services on this node.
         let networks: BTreeSet<&NetworkId> = self
             .networks
             .keys()

@@ -1,8 +1,9 @@
-//! The services' loops: their tables in the kernel, their names, their health.
+//! The services' loops: their maps in the kernel, their names, and their health.
 //!
 //! [`tables`] keeps the services' maps. [`fairness`] divides the connection table among networks.
 //! [`health_checks`] checks this node's backends. [`name_server`] updates the process that answers
-//! names. [`reserved_ports`] and [`port_conflicts`] concern the host's own use of published ports.
+//! DNS queries. [`reserved_ports`] and [`port_conflicts`] concern the host's own use of published
+//! ports.
 #![forbid(unsafe_code)]
 
 mod dns;

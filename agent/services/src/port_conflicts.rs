@@ -1,5 +1,5 @@
-//! Conflicts of published ports with the host's own sockets: found for a manager that asks, and
-//! reported as problems for as long as they last.
+//! Conflicts of published ports with the host's own sockets: found on a manager's request, and
+//! reported as problems while they last.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,16 +10,16 @@ use mesh_model::{Network, NodeId, PublishMode, PublishedPort, Service};
 use mesh_state::{Agent, State};
 use tokio::time::{Instant, sleep};
 
-/// Pause between two looks at the host's sockets. On a host with many sockets a look takes time,
-/// and then the pause is as many times longer as keeps its share of a processor small.
+/// Interval between scans of the host's sockets. On a host with many sockets a scan takes long; the
+/// interval is then lengthened to bound the CPU time.
 const PAUSE: Duration = Duration::from_secs(1);
 const SHARE: u32 = 100;
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
-/// This many conflicts are reported one by one.
+/// Number of conflicts that are reported individually.
 const NAMED: usize = 5;
 
-/// Reports the conflicts of this host's sockets with the ports that are published, for ever: a
-/// socket may be opened after the port was published, and a node that was away was not asked.
+/// Reports conflicts of this host's sockets with published ports until it is cancelled. A socket
+/// may be opened after the port was published, and a node that was away could not be asked then.
 pub async fn watch(agent: Arc<Agent>, host: Arc<dyn Host>) {
     let mut changes = agent.service_changes();
     changes.mark_changed();
@@ -64,7 +64,7 @@ struct Published {
 }
 
 impl Published {
-    /// What this host answers on.
+    /// Returns the ports that this host answers.
     fn all(state: &State, own: &NodeId) -> Vec<Self> {
         let network = |service: &Service| {
             let network: Option<&Network> = state.view.networks.get(&service.network);
@@ -110,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn of_many_conflicts_the_first_are_named_and_the_rest_counted() {
+    fn the_first_of_many_conflicts_are_named_and_the_rest_counted() {
         let ports = (1..=7).map(|n| PublishedPort::ingress(8080, n, Protocol::Tcp)).collect();
         let published = [Published { service: "shop".into(), network: "app".into(), ports }];
         let problems = problems(&published, &host_sockets(&["0.0.0.0"]));

@@ -1,4 +1,4 @@
-//! Keeps the host from choosing published ports for its outgoing connections.
+//! Prevents the host from choosing published ports for its outgoing connections.
 
 use std::collections::BTreeSet;
 use std::fs::{self, File};
@@ -13,37 +13,36 @@ use mesh_sys::durable::{self, Survives};
 use serde::{Deserialize, Serialize};
 use tokio::time::sleep;
 
-/// The kernel prints at most every second port, five digits and a comma each.
+/// Longest text: the kernel prints at most every second port, with five digits and a comma each.
 const LONGEST: usize = 256 << 10;
 
-/// The published ports, reserved: the answers to an outgoing connection of the host from such a
-/// port would be taken for requests to the service.
+/// The reservation of the published ports. Without it, answers to an outgoing connection of the
+/// host from such a port would be treated as requests to the service.
 #[derive(Debug)]
 pub struct Reservation {
     sysctl: PathBuf,
     record: PathBuf,
     boot: String,
-    /// The ports that were not reserved before we did it; `None` if the record of them is damaged.
+    /// The ports that this node reserved; `None` if the record of them is damaged.
     ours: Option<BTreeSet<u16>>,
 }
 
-/// Its record on disk: an agent that was killed releases what it reserved, and nothing
-/// else.
+/// The record on disk: after a kill, the next agent releases exactly the ports that were reserved.
 #[derive(Debug, Serialize, Deserialize)]
 struct Record {
-    /// The reservations end with the boot, and are no longer ours after it.
+    /// Reservations end with the boot, so a record of an earlier boot is not valid.
     #[serde(default)]
     boot: String,
     ports: BTreeSet<u16>,
 }
 
 impl Reservation {
-    /// Adopts what a former agent reserved in `sysctl` ([`mesh_host::RESERVED_PORTS`]) and noted in
-    /// `record`.
+    /// Adopts the reservations of an earlier agent in `sysctl` ([`mesh_host::RESERVED_PORTS`]), as
+    /// recorded in `record`.
     pub fn open(sysctl: PathBuf, record: PathBuf) -> Self {
         let boot = fs::read_to_string(BOOT_ID).unwrap_or_default().trim_end().to_owned();
         let ours = match durable::read_json::<Record>(&record) {
-            // One without a boot was written by an earlier version.
+            // A record without a boot was written by an earlier version.
             Ok(Some(found)) if found.boot == boot || found.boot.is_empty() => Some(found.ports),
             Ok(_) => Some(BTreeSet::new()),
             Err(error) => {
@@ -54,18 +53,18 @@ impl Reservation {
         Self { sysctl, record, boot, ours }
     }
 
-    /// Reserves these ports, and releases our reservations of all others.
+    /// Reserves these ports, and releases all others that this node reserved.
     pub fn set(&mut self, ports: &BTreeSet<u16>) -> io::Result<()> {
         let there = parse(&read_whole(&self.sysctl)?);
-        // Without a record, a port that is published and reserved was reserved for that: it must
-        // not stay so for ever.
+        // Without a record, assume that this node reserved each reserved published port. Otherwise
+        // it would stay reserved forever.
         let before = self.ours.clone().unwrap_or_else(|| there.intersection(ports).copied().collect());
         let foreign: BTreeSet<u16> = there.difference(&before).copied().collect();
         let wanted: BTreeSet<u16> = foreign.union(ports).copied().collect();
         let ours: BTreeSet<u16> = ports.difference(&foreign).copied().collect();
         if Some(&ours) != self.ours.as_ref() {
-            // The record first, and of both: what is ours must not look like somebody else's after
-            // a kill.
+            // Write the record first, with old and new ports: after a kill, every reserved port
+            // must be recorded.
             self.write(ours.union(&before).copied().collect())?;
         }
         if wanted != there {
@@ -84,8 +83,8 @@ impl Reservation {
     }
 }
 
-/// Reads a file of the kernel's with one call: `ip_local_reserved_ports` gives the whole to the
-/// first read, as far as there is room, and nothing to a second one.
+/// Reads a kernel file with one call. `ip_local_reserved_ports` returns the whole text to the first
+/// read, as far as it fits, and nothing to a second one.
 fn read_whole(path: &Path) -> io::Result<String> {
     let mut buffer = vec![0; LONGEST];
     let length = File::open(path)?.read(&mut buffer)?;
@@ -99,7 +98,7 @@ fn read_whole(path: &Path) -> io::Result<String> {
 /// Interval between checks whether the ports are still reserved.
 const CHECK_INTERVAL: Duration = Duration::from_secs(2);
 
-/// Keeps the published ports reserved, and what leaves masqueraded off them, for ever.
+/// Keeps the published ports reserved, and outgoing masqueraded traffic off them, until cancelled.
 pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
     agent.view_known().await;
     let mut changes = agent.service_changes();
@@ -117,17 +116,17 @@ pub async fn reserve(agent: Arc<Agent>, mut reservation: Reservation) {
         if let Err(error) = reservation.set(&ports)
             && std::mem::replace(&mut logged, error.to_string()) != logged
         {
-            tracing::warn!(%error, "published ports are not kept out of the host's own choice of ports");
+            tracing::warn!(%error, "published ports could not be reserved: the host may use them for outgoing connections");
         }
         tokio::select! {
             alive = changes.changed() => if alive.is_err() { return },
-            // Other programs replace the whole list, too, and no event reports it.
+            // Other programs may replace the whole list, and no event reports it.
             () = sleep(CHECK_INTERVAL) => {}
         }
     }
 }
 
-/// Reads the sysctl's form: `1,2,10-20`.
+/// Parses the sysctl's format: `1,2,10-20`.
 fn parse(text: &str) -> BTreeSet<u16> {
     let mut ports = BTreeSet::new();
     for range in text.trim().split(',').filter(|range| !range.is_empty()) {
@@ -139,7 +138,7 @@ fn parse(text: &str) -> BTreeSet<u16> {
     ports
 }
 
-/// Writes it. An empty line clears it: the kernel takes no empty write.
+/// Formats the list. An empty line clears it: the kernel ignores an empty write.
 fn print(ports: &BTreeSet<u16>) -> String {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for port in ports {
@@ -160,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_we_reserved_is_given_back_even_by_the_next_agent() {
+    fn only_ports_that_mesh_reserved_are_released_even_by_the_next_agent() {
         let dir = tempfile::tempdir().unwrap();
         let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
         fs::write(&sysctl, "8080,9000-9002\n").unwrap();
@@ -182,7 +181,7 @@ mod tests {
     }
 
     #[test]
-    fn a_damaged_record_keeps_no_published_port_reserved_for_ever() {
+    fn a_damaged_record_keeps_no_published_port_reserved_forever() {
         let dir = tempfile::tempdir().unwrap();
         let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
         let open = || Reservation::open(sysctl.clone(), record.clone());
@@ -198,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn reservations_of_an_earlier_boot_are_somebody_elses() {
+    fn reservations_of_an_earlier_boot_belong_to_other_programs() {
         let dir = tempfile::tempdir().unwrap();
         let (sysctl, record) = (dir.path().join("sysctl"), dir.path().join("record.json"));
         fs::write(&sysctl, "9000\n").unwrap();

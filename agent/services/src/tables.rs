@@ -1,5 +1,5 @@
-//! The services' part of the kernel: applied as soon as anything changes that they follow from, and
-//! never by a pass.
+//! Applies the services' maps to the kernel whenever their inputs change. This is not part of a
+//! reconciliation.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -15,43 +15,41 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::inputs::{Inputs, Scope};
 
-/// The maps are read and compared this often at most.
+/// Shortest interval between reads and comparisons of the maps.
 const RESYNC: Duration = Duration::from_secs(30);
-/// Or when so many times what that took has passed, and this often at least.
+/// The maps are read again after this multiple of the time that the last read took.
 const SHARE: u32 = 100;
 const LAST_RESYNC: Duration = Duration::from_mins(5);
-/// Pauses before something is tried again that has failed.
+/// Delays before a failed attempt is retried.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
-/// So many services are brought up to date at once when all are: their tables are in memory
-/// meanwhile.
+/// Services that are updated at once when all are: their tables are in memory meanwhile.
 const AT_ONCE: usize = 256;
-/// So many services that are not brought up to date are named.
+/// Number of failed services that are reported individually.
 const PROBLEMS: usize = 5;
 
-/// What the loop knows of the maps, and what that is the result of.
+/// The known state of the maps, and the inputs from which it was derived.
 struct Known {
     tables: Tables,
     seen: Inputs,
     refusal: Option<Refusal>,
 }
 
-/// Why the tables' array cannot have so many entries.
+/// Why the array of tables cannot be enlarged.
 struct Refusal {
     entries: u32,
     reason: String,
 }
 
-/// Has the programs made with room for the tables of all services that are known, unless they are
-/// there already.
+/// Makes room for the tables of all known services before the programs are loaded.
 pub fn reserve(agent: &Agent, kernel: &SharedKernel) {
     let entries = agent.read(|state| capacity_for(room(&state.view.services), 0));
-    if let Err(error) = kernel.call_here(|kernel| kernel.programs().reserve_maglev(entries)) {
+    if let Err(error) = kernel.call_here(|kernel| kernel.programs().reserve_backend_tables(entries)) {
         tracing::debug!(%error, "the tables of services were not allocated in advance");
     }
 }
 
-/// How many entries the tables of these services take at most.
+/// Returns the maximum number of entries of these services' tables.
 fn room(services: &ServiceRecords) -> u64 {
     services.iter().map(|(_, records)| records.room()).sum()
 }
@@ -82,7 +80,7 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
         match outcome {
             Ok((up_to_date, problems)) => {
                 if !was_known {
-                    // Of ten thousand services it takes its time, and changes wait for it.
+                    // With ten thousand services this takes long, and changes must wait for it.
                     resync_at = Instant::now() + (tried.elapsed() * SHARE).clamp(RESYNC, LAST_RESYNC);
                 }
                 backoff.reset();
@@ -94,8 +92,8 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
             Err(error) => {
                 known = None;
                 retry_at = Some(Instant::now() + backoff.pause());
-                tracing::warn!(%error, "services are not brought up to date");
-                agent.fail_services(vec![format!("services are not brought up to date: {error}")]);
+                tracing::warn!(%error, "the services' maps could not be updated");
+                agent.fail_services(vec![format!("the services' maps could not be updated: {error}")]);
             }
         }
         let is_loaded = known.is_some() || retry_at.is_some();
@@ -109,8 +107,8 @@ pub async fn run(agent: Arc<Agent>, kernel: SharedKernel) {
     }
 }
 
-/// One attempt: what is known of the maps afterwards, and what could not be done. Others have the
-/// kernel while it is found out what is to be done there, which takes longer.
+/// Makes one attempt. Returns the new state of the maps and the failures. Computes the steps, which
+/// takes longer, while others may use the kernel.
 fn bring_up_to_date(
     kernel: &SharedKernel,
     known: Option<Known>,
@@ -143,7 +141,7 @@ fn bring_up_to_date(
     }
     let mut problems = lines(&update.problems);
     problems.extend(refusal.as_ref().map(|Refusal { entries, reason }| {
-        format!("services want an array of {entries} entries for their tables, but there is none: {reason}")
+        format!("the tables of services need an array of {entries} entries, which could not be allocated: {reason}")
     }));
     let wanted = seen.services.published().next().is_some();
     if let Err(error) = kernel.call_here(|kernel| follow_sockets(kernel, wanted)) {
@@ -165,7 +163,7 @@ fn change(tables: &mut Tables, seen: &Inputs, before: &Inputs, facts: &Facts<'_>
     }
 }
 
-/// The mirror of maps that are read and brought up to date, and the last steps of that.
+/// Reads and updates the maps; returns their mirror and the last steps.
 fn adopt(
     kernel: &SharedKernel,
     former: Option<Tables>,
@@ -173,7 +171,7 @@ fn adopt(
     facts: &Facts<'_>,
     now: Duration,
 ) -> Result<(Tables, Update), ProgramsError> {
-    let capacity = kernel.call_here(|kernel| kernel.programs().maglev_size())?;
+    let capacity = kernel.call_here(|kernel| kernel.programs().backend_tables_size())?;
     let mut tables = Tables::adopt(capacity, dump(kernel)?, former, now);
     let all: Vec<_> = seen.services.iter().collect();
     for some in all.chunks(AT_ONCE) {
@@ -189,25 +187,25 @@ fn adopt(
 fn grow(kernel: &SharedKernel, tables: &mut Tables, entries: u32) -> Result<Option<Refusal>, ProgramsError> {
     let (grown, capacity) = kernel.call_here(|kernel| {
         let programs = kernel.programs();
-        (programs.reserve_maglev(entries), programs.maglev_size())
+        (programs.reserve_backend_tables(entries), programs.backend_tables_size())
     });
     let capacity = capacity?;
     tables.widen(capacity);
-    // A larger array is used in any case: the next reconciliation replaces the remaining programs.
+    // Use a larger array in any case: the next reconciliation replaces the remaining programs.
     let failure = grown.err().filter(|_| capacity < entries);
     Ok(failure.map(|error| Refusal { entries, reason: kernel_problem(&error.into()).message }))
 }
 
-/// Problems as people see them: there may be thousands that say the same of other services.
-fn lines(problems: &BTreeSet<Problem>) -> Vec<String> {
+/// Formats problems for people. Thousands of services may have the same problem.
+fn lines(problems: &BTreeSet<TableProblem>) -> Vec<String> {
     let mut lines: Vec<String> = problems.iter().take(PROBLEMS).map(ToString::to_string).collect();
     if problems.len() > PROBLEMS {
-        lines.push(format!("{} more services are not brought up to date", problems.len() - PROBLEMS));
+        lines.push(format!("{} more services could not be updated", problems.len() - PROBLEMS));
     }
     lines
 }
 
-/// The programs of the host's own sockets stand only where ports are published: they are called for
+/// Attaches the programs for the host's own sockets only while ports are published: they run for
 /// every socket.
 fn follow_sockets(kernel: &mut dyn Kernel, wanted: bool) -> Result<(), ProgramsError> {
     let programs = kernel.programs();
@@ -241,7 +239,7 @@ fn apply(kernel: &mut dyn Kernel, update: &Update) -> Result<(), ProgramsError> 
         programs.put_tables(&update.backends)?;
     }
     for table in &update.tables {
-        programs.write_maglev(table.first, &table.backends)?;
+        programs.write_backend_tables(table.first, &table.backends)?;
     }
     if !update.entries.is_empty() {
         programs.put_tables(&update.entries)?;

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
-use mesh_ebpf_types::{Address, PROBE_ASKED, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
+use mesh_ebpf_types::{Address, PROBE_REQUEST, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
 use mesh_model::NodeId;
 use mesh_planner::services::Unreachable;
 
@@ -113,8 +113,8 @@ impl Paths {
                 let arrived = arrived.get(&path.key(*end, what));
                 arrived.is_some_and(|arrived| now.saturating_sub(*arrived) < fresh)
             };
-            known.asks = lately(PROBE_ASKED);
-            known.unanswered = lately(PROBE_ASKED | PROBE_UNANSWERED);
+            known.asks = lately(PROBE_REQUEST);
+            known.unanswered = lately(PROBE_REQUEST | PROBE_UNANSWERED);
             if answer > known.last_answer {
                 (known.last_answer, known.missed, known.reachable) = (answer, 0, Some(true));
             } else {
@@ -207,7 +207,7 @@ mod tests {
     }
 
     fn arrived(n: u8, asked: bool, at: u64) -> (PathKey, Duration) {
-        let what = if asked { PROBE_ASKED } else { 0 };
+        let what = if asked { PROBE_REQUEST } else { 0 };
         (path(n).key(end(n), what), Duration::from_millis(at))
     }
 
@@ -215,7 +215,7 @@ mod tests {
     fn a_node_whose_firewall_drops_what_arrives_hears_of_it_from_the_others() {
         let mut paths = paths(&[2]);
         let probed = paths.some(0, 1);
-        let unanswered = path(2).key(end(2), PROBE_ASKED | PROBE_UNANSWERED);
+        let unanswered = path(2).key(end(2), PROBE_REQUEST | PROBE_UNANSWERED);
         let at = Duration::from_millis;
         let complaint = BTreeMap::from([arrived(2, false, 9), (unanswered, at(9))]);
         paths.judge(&probed, &complaint, at(10));

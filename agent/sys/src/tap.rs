@@ -30,12 +30,12 @@ mod ioctl {
     nix::ioctl_write_ptr_bad!(set_header_size, 0x4004_54d8, libc::c_int);
 }
 
-/// Which super-packets a device takes and hands over.
+/// The super-packets that a device accepts and emits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Offload {
     /// None: every packet is at most the MTU, with its checksum complete.
     None,
-    /// TCP, and UDP where the kernel knows it (6.2).
+    /// TCP, and UDP if the kernel supports it (6.2).
     All,
 }
 

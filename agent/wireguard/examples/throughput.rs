@@ -1,9 +1,9 @@
-//! Measures the engine in user space: two namespaces with a cable, and over it in turn the kernel's
-//! VXLAN in clear, this engine, and wireguard-go with the kernel's VXLAN over it.
+//! Measures the engine in user space. Connects two namespaces by a veth pair, and compares the
+//! kernel's VXLAN without encryption, this engine, and wireguard-go with the kernel's VXLAN on top.
 //!
 //! `cargo run --release -p mesh-wireguard --example throughput [ROUNDS]`, as root; needs iperf3,
 //! sockperf, wireguard-go and wg.
-#![expect(clippy::unwrap_used, reason = "a measurement that cannot go on has failed")]
+#![expect(clippy::unwrap_used, reason = "a measurement that cannot continue has failed")]
 
 use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, time::Duration};
 
@@ -17,7 +17,7 @@ const TAG: FrameTag = FrameTag { vni: 4096, peer: 1 };
 const SECONDS: &str = "2";
 const SOON: Duration = Duration::from_secs(5);
 
-/// What is measured, and the second host's address by that way.
+/// The measured paths, with the second host's address on each.
 const WAYS: [(&str, &str); 3] =
     [("clear VXLAN", "10.7.0.2"), ("engine", "10.8.0.2"), ("wireguard-go", "10.6.0.2")];
 
@@ -167,7 +167,7 @@ fn wireguard_go(netns: &Netns, keys: &[PrivateKey; 2], side: u8, folder: &Path) 
     process
 }
 
-/// Gbit/s and bytes received.
+/// Returns Gbit/s and the number of bytes received.
 fn iperf(netns: &Netns, address: &str, more: &[&str]) -> (f64, f64) {
     let line = ["iperf3", "-c", address, "-t", SECONDS, "-J"];
     let report: serde_json::Value = netns.run(line.iter().chain(more).copied()).unwrap().json().unwrap();
@@ -175,7 +175,7 @@ fn iperf(netns: &Netns, address: &str, more: &[&str]) -> (f64, f64) {
     (received["bits_per_second"].as_f64().unwrap() / 1e9, received["bytes"].as_f64().unwrap())
 }
 
-/// Thousands of 64-byte datagrams received per second.
+/// Returns thousands of 64-byte datagrams received per second.
 fn small(netns: &Netns, address: &str) -> f64 {
     let line = ["iperf3", "-c", address, "-t", SECONDS, "-J", "-u", "-b", "0", "-l", "64"];
     let report: serde_json::Value = netns.run(line).unwrap().json().unwrap();
@@ -184,14 +184,14 @@ fn small(netns: &Netns, address: &str) -> f64 {
     (value("packets") - value("lost_packets")) / value("seconds") / 1e3
 }
 
-/// Average ping-pong latency (half of a round trip) in microseconds.
+/// Returns the average ping-pong latency (half of a round trip) in microseconds.
 fn sockperf(netns: &Netns, address: &str) -> f64 {
     let output = netns.run(["sockperf", "pp", "--tcp", "-i", address, "-p", "5902", "-t", SECONDS]).unwrap();
     let average = output.stdout.split("avg-latency=").nth(1).unwrap();
     average.split(' ').next().unwrap().parse().unwrap()
 }
 
-/// Processor seconds used on this machine since it started.
+/// Returns the CPU seconds used on this machine since it started.
 fn busy() -> f64 {
     let stat = std::fs::read_to_string("/proc/stat").unwrap();
     let ticks: Vec<f64> =

@@ -1,4 +1,4 @@
-//! What an engine is to do, and what it reports.
+//! Configuration and status of an engine.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,15 +13,15 @@ use crate::{Error, Generation, OwnKey, PublicKey, Result};
 /// Bytes that IPv4, UDP, VXLAN and the inner Ethernet header add to an inner packet inside the
 /// tunnel.
 pub const VXLAN_OVERHEAD: u16 = 50;
-/// The smallest [`EngineConfig::inner_mtu`] that an engine takes, in bytes.
+/// The smallest [`EngineConfig::inner_mtu`] that an engine accepts, in bytes.
 pub const MIN_INNER_MTU: u16 = 576;
 /// Bytes that WireGuard over IPv4 adds to a packet in the tunnel.
 pub const WIREGUARD_OVERHEAD_V4: u16 = 60;
 /// Bytes that WireGuard over IPv6 adds to a packet in the tunnel.
 pub const WIREGUARD_OVERHEAD_V6: u16 = 80;
 
-/// MTU of an encrypted network's interfaces when the underlay's is `underlay` and its addresses are
-/// of IPv6 or not.
+/// Returns the MTU of an encrypted network's interfaces. `underlay` is the underlay's MTU, `v6`
+/// whether its addresses are IPv6.
 ///
 /// ```
 /// assert_eq!(mesh_wireguard::inner_mtu(1500, false), 1390);
@@ -32,70 +32,70 @@ pub fn inner_mtu(underlay: u16, v6: bool) -> u16 {
     underlay.saturating_sub(wireguard + VXLAN_OVERHEAD)
 }
 
-/// All that an engine is to do.
+/// The complete configuration of an engine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineConfig {
     /// Name of the device, `meshwg0` in the product.
     pub device: String,
-    /// Interface index that the device gets; `None` lets the kernel choose. One that no other
-    /// device ever has makes sure that what is sent there after the device is gone goes nowhere.
+    /// Interface index of the device; `None` lets the kernel choose. With an index that no other
+    /// device ever gets, packets that are sent to a removed device are dropped.
     #[serde(default)]
     pub device_index: Option<u32>,
     /// UDP port on which WireGuard listens.
     pub listen_port: u16,
     /// UDP port of VXLAN inside the tunnel.
     pub vxlan_port: u16,
-    /// Largest inner IP packet, in bytes: see [`inner_mtu`].
+    /// Largest inner IP packet, in bytes; see [`inner_mtu`].
     pub inner_mtu: u16,
-    /// This node's tunnel address: where packets to it go.
+    /// This node's tunnel address: the destination of packets to it.
     pub tunnel_address: Ipv4Addr,
-    /// Where its packets come from inside the tunnel.
+    /// Source addresses of its packets inside the tunnel.
     pub sources: TunnelSources,
     /// This node's key pairs, oldest first: one, or two during a rotation.
     pub keys: Vec<OwnKey>,
-    /// The other nodes, by the index that frames on the device name them by.
+    /// The other nodes, by the index that frames on the device contain.
     pub peers: BTreeMap<u16, PeerConfig>,
 }
 
 /// Another node.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerConfig {
-    /// Where its WireGuard listens. `None`: it has to speak first.
+    /// Address of its WireGuard. `None`: it must send first.
     pub endpoint: Option<SocketAddr>,
-    /// Its tunnel address: where packets to it go.
+    /// Its tunnel address: the destination of packets to it.
     pub tunnel_address: Ipv4Addr,
-    /// The only sources that it may use inside the tunnel.
+    /// The only source addresses that it may use inside the tunnel.
     pub sources: TunnelSources,
     /// Its public keys by generation: one, or two during a rotation.
     pub keys: BTreeMap<Generation, PublicKey>,
 }
 
-/// Where a node's packets come from inside the tunnel. Of two keys that it has at a time one has an
-/// even number and the other an odd one, and what each encrypts has an address of its own: the
-/// kernel's WireGuard takes what comes from an address by one key only.
+/// Source addresses of a node's packets inside the tunnel. During a rotation, a node has one key
+/// with an even and one with an odd generation, and each has its own source address. The kernel's
+/// WireGuard accepts packets from an address by one key only.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TunnelSources {
-    /// By keys of even generations.
+    /// For keys of even generations.
     pub even: Ipv4Addr,
-    /// By keys of odd generations.
+    /// For keys of odd generations.
     pub odd: Ipv4Addr,
 }
 
 impl TunnelSources {
-    /// By the key of that generation.
+    /// Returns the source address for the key of this generation.
     pub const fn of(self, generation: Generation) -> Ipv4Addr {
         if generation.is_multiple_of(2) { self.even } else { self.odd }
     }
 }
 
 impl EngineConfig {
-    /// Whether any peer is in the middle of replacing its key.
+    /// Returns whether any peer is replacing its key.
     pub fn has_peers_with_two_keys(&self) -> bool {
         self.peers.values().any(|peer| peer.keys.len() > 1)
     }
 
-    /// MTU of the device: the kernel's carries VXLAN packets, the other one the packets inside
-    /// them.
+    /// Returns the MTU of the device: the kernel's carries VXLAN packets, the other one their inner
+    /// packets.
     pub(crate) const fn device_mtu(&self, kind: EngineKind) -> u16 {
         match kind {
             EngineKind::Kernel => self.inner_mtu.saturating_add(VXLAN_OVERHEAD),
@@ -103,13 +103,13 @@ impl EngineConfig {
         }
     }
 
-    /// Whether the device of that engine is there as it was configured, in the calling thread's
-    /// network namespace: somebody may have deleted, renamed or changed it.
+    /// Returns whether the engine's device exists as configured in the calling thread's network
+    /// namespace. Another program may have deleted, renamed or changed it.
     pub fn device_is_intact(&self, kind: EngineKind) -> bool {
         mesh_sys::device::is_configured(&self.device, self.device_index, self.device_mtu(kind))
     }
 
-    /// Whether it contradicts itself.
+    /// Checks that the configuration is consistent.
     pub fn validate(&self) -> Result<()> {
         let check = |ok: bool, what| if ok { Ok(()) } else { Err(Error::Config(what)) };
         check(matches!(self.keys.len(), 1 | 2), "a node has one or two key pairs")?;
@@ -147,7 +147,7 @@ impl EngineConfig {
     }
 }
 
-/// Which engine moves the packets.
+/// The implementation that encrypts packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineKind {
@@ -158,7 +158,7 @@ pub enum EngineKind {
 }
 
 impl EngineKind {
-    /// The stable name, as in `meshctl` output and metrics.
+    /// Returns the stable name, as in `meshctl` output and metrics.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Kernel => "kernel",
@@ -167,21 +167,21 @@ impl EngineKind {
     }
 }
 
-/// What an engine reports.
+/// An engine's status.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EngineStatus {
-    /// Which engine it is.
+    /// The kind of engine.
     pub engine: EngineKind,
     /// Its peers by index.
     pub peers: BTreeMap<u16, PeerStatus>,
-    /// Packets that were dropped, by reason. Empty for the kernel's engine, which does not say.
+    /// Dropped packets by reason. Empty for the kernel's engine, which does not report them.
     pub drops: BTreeMap<DropReason, u64>,
 }
 
-/// What an engine knows of a peer.
+/// The status of a peer.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct PeerStatus {
-    /// Where packets to it go now.
+    /// The current destination of packets to it.
     pub endpoint: Option<SocketAddr>,
     /// Time since the last handshake, if there was one.
     pub last_handshake: Option<Duration>,
@@ -189,8 +189,7 @@ pub struct PeerStatus {
     pub rx_bytes: u64,
     /// Bytes sent to it, as UDP payload.
     pub tx_bytes: u64,
-    /// Own and peer's key generation of the session that is used for sending; `None` without a
-    /// session.
+    /// Own and peer's key generation of the session used for sending; `None` without a session.
     pub generations: Option<(Generation, Generation)>,
 }
 
@@ -198,31 +197,31 @@ pub struct PeerStatus {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum DropReason {
-    /// To send: the frame names a peer that is not configured.
+    /// Sending: the frame names a peer that is not configured.
     UnknownPeer,
-    /// To send: no session came about in time, or too much waited for it.
+    /// Sending: no session was established in time, or too many packets waited for it.
     NoSession,
-    /// To send: the peer's underlay address is not known.
+    /// Sending: the peer's underlay address is not known.
     NoEndpoint,
-    /// To send: the frame and the kernel's description of it contradict each other.
+    /// Sending: the frame contradicts the kernel's description of it.
     MalformedFrame,
-    /// To send: the frame is larger than the network's MTU, and must not be fragmented.
+    /// Sending: the frame is larger than the network's MTU, and must not be fragmented.
     TooBig,
-    /// To send: the kernel refused the datagram.
+    /// Sending: the kernel refused the datagram.
     SendRefused,
     /// Received: not a WireGuard message.
     NotWireguard,
-    /// Received: of a session that does not exist (any more).
+    /// Received: belongs to a session that does not exist or has expired.
     UnknownSession,
     /// Received: not encrypted with the session's key.
     NotAuthentic,
-    /// Received: a second time, or too late.
+    /// Received: duplicate, or too late.
     Replayed,
     /// Received: a handshake with a key that is not configured, or a wrong one.
     HandshakeRefused,
     /// Received: too many handshakes.
     HandshakeLimited,
-    /// Received: the inner packet is not from the sender's tunnel address, or not to ours.
+    /// Received: the inner packet is not from the sender's tunnel address, or not to this node's.
     WrongAddress,
     /// Received: the inner packet is not VXLAN.
     NotVxlan,
@@ -253,7 +252,7 @@ impl DropReason {
         Self::DeviceRefused,
     ];
 
-    /// The stable name, as in `meshctl` output.
+    /// Returns the stable name, as in `meshctl` output.
     pub const fn name(self) -> &'static str {
         match self {
             Self::UnknownPeer => "unknown_peer",

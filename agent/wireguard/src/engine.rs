@@ -1,48 +1,48 @@
-//! The trait that all engines have.
+//! The trait of all engines.
 
 use serde::{Deserialize, Serialize};
 
 use crate::{EngineConfig, EngineKind, EngineStatus, Result};
 
-/// Something that carries the frames of encrypted networks between nodes.
+/// Carries the frames of encrypted networks between nodes.
 ///
-/// Calls block for some milliseconds at most, except when a process has to be started first.
+/// Calls block for a few milliseconds at most, except if a process must be started first.
 pub trait WireguardEngine: Send {
-    /// Which engine it is.
+    /// Returns the kind of engine.
     fn kind(&self) -> EngineKind;
 
-    /// Makes `config` true. Only what differs is touched: sessions with peers and keys that stay go
-    /// on.
+    /// Applies `config`. Changes only what differs: sessions with unchanged peers and keys
+    /// continue.
     fn apply(&mut self, config: &EngineConfig) -> Result<()>;
 
-    /// Looks which of its keys each peer uses, where the engine does not notice by itself: to be
-    /// called again and again while a peer has two.
+    /// Checks which of its keys each peer uses, if the engine does not notice this itself. Call it
+    /// repeatedly while a peer has two keys.
     fn follow(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// Checks that it still responds; for a caller that asks every second or so. An engine that
-    /// does not is ended, with its device, and the next [`WireguardEngine::apply`] starts another.
+    /// Checks that the engine responds; intended for a call each second. If it does not, ends it
+    /// with its device. The next [`WireguardEngine::apply`] then starts another.
     fn check(&mut self) -> Result<()> {
         Ok(())
     }
 
-    /// What it reports; an engine that was given no configuration yet has no peers.
+    /// Returns the status; an engine without a configuration has no peers.
     fn status(&mut self) -> Result<EngineStatus>;
 
-    /// Removes the device and forgets all keys.
+    /// Removes the device and deletes all keys.
     fn remove(&mut self) -> Result<()>;
 }
 
-/// Which engine a node is to use.
+/// The engine that a node uses.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum EngineChoice {
-    /// The kernel's where a trial shows that it works.
+    /// The kernel's, if a trial shows that it works.
     #[default]
     Automatic,
     /// The kernel's, or none.
     Kernel,
-    /// The one in user space.
+    /// The engine in user space.
     Userspace,
 }

@@ -1,10 +1,10 @@
-//! An engine in memory, for tests of what uses one.
+//! An in-memory engine for tests.
 
 use std::collections::BTreeMap;
 
 use crate::{EngineConfig, EngineKind, EngineStatus, PeerStatus, Result, WireguardEngine};
 
-/// Remembers the configuration and moves no packet.
+/// Stores the configuration and carries no packets.
 #[derive(Debug, Default)]
 pub struct FakeEngine {
     config: Option<EngineConfig>,
@@ -12,17 +12,17 @@ pub struct FakeEngine {
 }
 
 impl FakeEngine {
-    /// One without a configuration.
+    /// Creates an engine without a configuration.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The configuration that it was given last, unless it was removed.
+    /// Returns the last configuration, unless it was removed.
     pub fn config(&self) -> Option<&EngineConfig> {
         self.config.as_ref()
     }
 
-    /// How often a configuration differed from the one before.
+    /// Returns how often a configuration differed from the previous one.
     pub fn changes(&self) -> usize {
         self.applied
     }

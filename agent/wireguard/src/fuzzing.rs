@@ -9,7 +9,7 @@ const LOCAL: Ipv4Addr = Ipv4Addr::new(169, 254, 64, 1);
 const PEER: Ipv4Addr = Ipv4Addr::new(169, 254, 64, 2);
 const PORT: u16 = 4789;
 
-/// Cuts a frame that the TAP device hands over, and fragments what comes out.
+/// Segments a frame from the TAP device, and fragments the results.
 pub fn frame(bytes: &[u8]) {
     let Some((vnet, frame)) = VnetHeader::split(bytes) else { return };
     let _ = (FrameTag::of(frame), flow_hash(frame));
@@ -32,7 +32,7 @@ fn fragment(frame: &[u8]) {
     }
 }
 
-/// Joins decrypted packets of one peer. The first two bytes of each say how long it is.
+/// Coalesces decrypted packets of one peer. The first two bytes of each are its length.
 pub fn packets(mut bytes: &[u8]) {
     let mut joiner = Joiner::new(1 << 17, true);
     while let Some((length, rest)) = bytes.split_first_chunk::<2>() {

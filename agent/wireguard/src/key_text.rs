@@ -19,7 +19,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn it_reads_and_writes_what_wireguard_tools_do() {
+    fn it_reads_and_writes_the_format_of_wireguard_tools() {
         let text = "/////wAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=";
         let key = decode(text).unwrap();
         assert_eq!(key[..5], [0xff, 0xff, 0xff, 0xff, 0]);
@@ -37,7 +37,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn decoding_undoes_encoding(key: [u8; 32]) {
+        fn decoding_reverses_encoding(key: [u8; 32]) {
             prop_assert_eq!(decode(&encode(&key)), Some(key));
         }
     }

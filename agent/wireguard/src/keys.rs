@@ -1,4 +1,4 @@
-//! Keys, and the file that holds a node's private ones.
+//! Keys, and the file that holds a node's private keys.
 
 use std::{
     fmt,
@@ -15,7 +15,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use crate::{Error, Result, key_text};
 
-/// Number of a node's key pair: it grows by one with each rotation.
+/// Number of a node's key pair; each rotation increments it by one.
 pub type Generation = u32;
 
 /// An X25519 public key, shown in base64 as WireGuard's tools show it.
@@ -42,12 +42,12 @@ impl FromStr for PublicKey {
     }
 }
 
-/// An X25519 private key. It is never shown, and overwritten in memory when dropped.
+/// An X25519 private key. It is never displayed, and overwritten in memory when dropped.
 #[derive(Clone)]
 pub struct PrivateKey(x25519::StaticSecret);
 
 impl PrivateKey {
-    /// A new one, from the kernel's randomness.
+    /// Generates a key from the kernel's randomness.
     pub fn generate() -> Result<Self> {
         let mut bytes = [0; 32];
         getrandom::fill(&mut bytes).map_err(|error| Error::System {
@@ -57,7 +57,7 @@ impl PrivateKey {
         Ok(Self(bytes.into()))
     }
 
-    /// The public key that belongs to it.
+    /// Returns the matching public key.
     pub fn public(&self) -> PublicKey {
         PublicKey(x25519::PublicKey::from(&self.0).to_bytes())
     }
@@ -69,7 +69,7 @@ impl PrivateKey {
 
 impl PartialEq for PrivateKey {
     fn eq(&self, other: &Self) -> bool {
-        // Equal public keys mean equal private ones, and comparing them leaks nothing.
+        // Equal public keys mean equal private keys, and comparing them leaks nothing.
         self.public() == other.public()
     }
 }
@@ -122,17 +122,17 @@ pub struct OwnKey {
     pub generation: Generation,
     /// The private half.
     pub private: PrivateKey,
-    /// Whether this node may start handshakes with it: once all peers know the public half.
+    /// Whether this node may start handshakes with it: true once all peers know the public key.
     /// Handshakes of peers are answered in any case.
     pub active: bool,
 }
 
-/// A node's own key pairs on disk: one, or two while keys are being rotated.
+/// A node's own key pairs on disk: one, or two during a rotation.
 ///
-/// A rotation loses nothing when its steps are taken in this order: [`KeyFile::announce`] a new key
-/// pair and give it to the engine; publish its public half beside the old one; when every peer has
-/// both, [`KeyFile::activate`] the new one; when every peer's status says that it uses the new one,
-/// publish the new one alone; when all peers have dropped the old one, [`KeyFile::retire`] it.
+/// To lose no packets, rotate in this order. [`KeyFile::announce`] a new key pair and give it to
+/// the engine. Publish its public key beside the old one. When every peer has both,
+/// [`KeyFile::activate`] the new one. When every peer's status shows that it uses the new one,
+/// publish only that. When all peers have dropped the old one, [`KeyFile::retire`] it.
 #[derive(Debug)]
 pub struct KeyFile {
     path: PathBuf,
@@ -140,8 +140,8 @@ pub struct KeyFile {
 }
 
 impl KeyFile {
-    /// Reads the file, or makes it, mode 0600, with a first key pair. A file that was damaged, or
-    /// that others can read, is an error and left as it is.
+    /// Reads the file, or creates it (mode 0600) with a first key pair. Fails, and leaves the file,
+    /// if it is damaged or other users can read it.
     pub fn open(path: impl Into<PathBuf>) -> Result<Self> {
         let path = path.into();
         let keys = match File::open(&path) {
@@ -156,15 +156,14 @@ impl KeyFile {
         Ok(Self { path, keys })
     }
 
-    /// The key pairs, oldest first.
+    /// Returns the key pairs, oldest first.
     pub fn keys(&self) -> &[OwnKey] {
         &self.keys
     }
 
-    /// Begins a rotation: adds a new key pair that is not active yet, of the first generation that
-    /// is `at_least` that one, later than the newest, and odd where the newest is even or the other
-    /// way round. If a rotation is under way already, nothing changes. Returns the newest
-    /// generation.
+    /// Begins a rotation: adds an inactive key pair. Its generation is at least `at_least`, later
+    /// than the newest, and of the opposite parity. Changes nothing during a rotation. Returns the
+    /// newest generation.
     pub fn announce(&mut self, at_least: Generation) -> Result<Generation> {
         let newest = self.newest();
         if self.keys.len() > 1 {
@@ -180,7 +179,7 @@ impl KeyFile {
         Ok(generation)
     }
 
-    /// Lets the node use its newest key pair for handshakes of its own.
+    /// Activates the newest key pair for the node's own handshakes.
     pub fn activate(&mut self) -> Result<()> {
         let mut keys = self.keys.clone();
         if let Some(newest) = keys.last_mut() {
@@ -189,7 +188,7 @@ impl KeyFile {
         self.store(keys)
     }
 
-    /// Ends a rotation: forgets all but the newest key pair, which must be active.
+    /// Ends a rotation: deletes all but the newest key pair, which must be active.
     pub fn retire(&mut self) -> Result<()> {
         match self.keys.last() {
             Some(newest) if newest.active => self.store(vec![newest.clone()]),
@@ -210,7 +209,7 @@ impl KeyFile {
     }
 }
 
-/// A key file is some hundred bytes; anything much larger is no key file.
+/// A key file has some hundred bytes; a much larger file is not one.
 const MAX_FILE: u64 = 64 << 10;
 
 fn read(path: &Path, file: File) -> Result<Vec<OwnKey>> {
@@ -234,7 +233,7 @@ fn read(path: &Path, file: File) -> Result<Vec<OwnKey>> {
     }
 }
 
-/// Replaces the file durably: a crash leaves the old content or the new one.
+/// Replaces the file durably: after a crash it has the old or the new content.
 fn write(path: &Path, keys: &[OwnKey]) -> Result<()> {
     let text = serde_json::to_vec(keys)
         .map_err(|error| Error::System { action: "write keys".to_owned(), source: error.into() })?;
@@ -248,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_key_file_is_made_once_for_its_owner_alone_and_read_again() {
+    fn a_key_file_is_created_once_readable_only_by_its_owner() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("wireguard.keys");
         let made = KeyFile::open(&path).unwrap();
@@ -300,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_private_key_does_not_show_itself() {
+    fn a_private_key_is_never_displayed() {
         let key = PrivateKey::generate().unwrap();
         let own = OwnKey { generation: 1, private: key.clone(), active: true };
         assert!(!format!("{own:?}").contains(&key_text::encode(&key.0.to_bytes())));

@@ -1,43 +1,42 @@
-//! WireGuard between the hosts of a mesh, for networks that are `--encrypted`.
+//! WireGuard between the nodes, for `--encrypted` networks.
 //!
-//! [`WireguardEngine`] is what the rest of the product sees. There are three:
+//! The rest of the product uses the trait [`WireguardEngine`]. There are three engines:
 //! - [`KernelEngine`]: the kernel's WireGuard, configured over netlink;
-//! - [`Userspace`]: an engine of our own inside this process, see there for how it moves packets;
-//! - [`EngineProcess`]: the same in a process of its own ([`engine_main`]) that goes on when the
+//! - [`Userspace`]: Mesh's own engine inside this process;
+//! - [`EngineProcess`]: the same in a separate process ([`engine_main`]) that continues when the
 //!   daemon ends.
 //!
-//! [`EngineChoice`] configures which of them a node uses, and [`try_kernel_wireguard`] whether the
+//! [`EngineChoice`] configures the engine of a node. [`try_kernel_wireguard`] tests whether the
 //! kernel's works. On the wire all are the same: VXLAN (RFC 7348) between tunnel addresses, inside
-//! WireGuard. Hosts with different engines understand each other.
+//! WireGuard. Nodes with different engines interoperate.
 //!
-//! # What the programs that feed the device have to know
+//! # The device
 //!
-//! The device of the kernel's engine takes and lets out IP packets: VXLAN over UDP over IPv4 from
-//! this node's tunnel address to the peer's, UDP checksum zero, and whatever else a peer sends from
-//! its tunnel address.
+//! The device of the kernel's engine sends and receives IP packets: VXLAN over UDP over IPv4 from
+//! the sender's tunnel source to the receiver's tunnel address, UDP checksum zero. It also emits
+//! any other packet that a peer sends from its tunnel address.
 //!
 //! The device of the engine in user space is a TAP. A frame to send has [`FrameTag::mac`] as its
 //! source MAC, which names network and peer; its destination MAC is the inner frame's. It may be a
-//! super-packet of TCP or UDP, with its checksum to be completed. A frame that arrives has the tag
-//! of its sender as source MAC, and has passed these checks: it was encrypted with that peer's key,
-//! came from that key's source address to our tunnel address, and was never seen before. Inner
-//! source MACs are not carried.
+//! TCP or UDP super-packet with an incomplete checksum. A received frame has the tag of its sender
+//! as source MAC. It has passed these checks: it was encrypted with that peer's key, was sent from
+//! that key's source address to this node's tunnel address, and is not a replay. Inner source MACs
+//! are not carried.
 //!
 //! # Fail closed
 //!
-//! A frame leaves encrypted or not at all: for a peer that is not configured, has no key, or has no
-//! session (beyond a bounded wait for a handshake) it is dropped and counted by [`DropReason`].
-//! When the engine ends in whatever way, the kernel removes its device, and what was to go there is
-//! dropped by whoever wanted to send it.
+//! A frame leaves encrypted or not at all. It is dropped and counted by [`DropReason`] if its peer
+//! is not configured, has no key, or has no session (after a bounded wait for a handshake). When
+//! the engine ends for any reason, the kernel removes its device, and packets to it are dropped.
 //!
 //! # Keys
 //!
-//! [`KeyFile`] holds a node's key pairs on disk. A rotation has two at a time; the engine in user
-//! space has a link for each pair of own and peer's keys, sends with the newest that has a session,
-//! and accepts on all of them. The kernel's has one own key; it accepts on all of the peers', and a
-//! peer's tunnel address belongs to that of them which is sent with: see
-//! [`WireguardEngine::follow`]. Packets come from another address for each of two keys:
-//! [`TunnelSources`].
+//! [`KeyFile`] holds a node's key pairs on disk; during a rotation there are two. The engine in
+//! user space has a link for each pair of own and peer's keys. It sends with the newest that has a
+//! session, and accepts on all of them. The kernel's engine has one own key and accepts all keys of
+//! a peer. The peer's tunnel address belongs to the key used for sending; see
+//! [`WireguardEngine::follow`]. Packets have a different source address for each of a node's two
+//! keys: [`TunnelSources`].
 
 #![forbid(unsafe_code)]
 

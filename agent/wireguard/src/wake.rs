@@ -1,4 +1,4 @@
-//! Waiting for input, and being woken by another thread.
+//! Waits for input or for a wake-up from another thread.
 
 use std::{
     io,
@@ -22,11 +22,11 @@ impl Wake {
 
     /// Wakes the thread that waits on it, now or at its next wait.
     pub(crate) fn wake(&self) {
-        // It fails only when 2^64-2 calls went unheard.
+        // Fails only after 2^64-2 calls without a `clear`.
         let _ = self.0.write(1);
     }
 
-    /// Takes back the wake-ups so far.
+    /// Clears earlier wake-ups.
     pub(crate) fn clear(&self) {
         // EAGAIN: there were none.
         let _ = self.0.read();
@@ -39,7 +39,7 @@ impl AsFd for Wake {
     }
 }
 
-/// Which of the three descriptors have something.
+/// Readiness of the three descriptors.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Ready {
     pub(crate) tap: bool,
@@ -48,19 +48,19 @@ pub(crate) struct Ready {
 }
 
 impl Ready {
-    /// Whether any has something.
+    /// Returns whether any is ready.
     pub(crate) fn any(self) -> bool {
         self.tap || self.socket || self.wake
     }
 }
 
-/// Waits until one of the descriptors can be read.
+/// Waits until one of the descriptors is readable.
 pub(crate) fn wait(tap: BorrowedFd<'_>, socket: BorrowedFd<'_>, wake: &Wake) -> io::Result<Ready> {
     ready(tap, socket, wake, PollTimeout::NONE)
 }
 
-/// Tells which of the descriptors can be read now.
-pub(crate) fn look(tap: BorrowedFd<'_>, socket: BorrowedFd<'_>, wake: &Wake) -> io::Result<Ready> {
+/// Returns which of the descriptors are readable now.
+pub(crate) fn poll_now(tap: BorrowedFd<'_>, socket: BorrowedFd<'_>, wake: &Wake) -> io::Result<Ready> {
     ready(tap, socket, wake, PollTimeout::ZERO)
 }
 

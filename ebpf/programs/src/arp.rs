@@ -1,4 +1,4 @@
-//! ARP requests and the answer to them (RFC 826).
+//! ARP requests and their answers (RFC 826).
 
 use mesh_ebpf_types::{Address, Mac};
 
@@ -15,20 +15,20 @@ const LENGTHS_ANSWER: [u8; 4] = [6, 4, 0, 2];
 pub type Request = Buffer<FRAME>;
 
 impl Request {
-    /// Whether it is a request.
+    /// Returns whether it is a request.
     #[inline(always)]
     pub const fn is_request(&self) -> bool {
         u32::from_ne_bytes(self.word(14)) == u32::from_ne_bytes(ETHERNET_IPV4)
             && u32::from_ne_bytes(self.word(18)) == u32::from_ne_bytes(LENGTHS_REQUEST)
     }
 
-    /// The address that is asked for.
+    /// Returns the requested address.
     #[inline(always)]
     pub const fn target(&self) -> Address {
         Address::from_v4(self.word(38))
     }
 
-    /// Turns the frame into the answer, to the frame's sender: the target is at `mac`.
+    /// Turns the frame into the answer to its sender: the target has the MAC `mac`.
     #[inline(always)]
     pub const fn answer(&mut self, mac: Mac) {
         let (asker, target, sender) = (self.mac(6), self.word(38), self.word(28));

@@ -14,7 +14,7 @@ pub fn add(mut sum: u32, bytes: &[u8]) -> u32 {
     sum
 }
 
-/// The checksum of a sum of at most 65535 words, as it stands in a header.
+/// Returns the checksum for a header from a sum of at most 65535 words.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "twice folded, the sum has 16 bits")]
 pub const fn finish(sum: u32) -> [u8; 2] {
@@ -23,7 +23,7 @@ pub const fn finish(sum: u32) -> [u8; 2] {
     (!(sum as u16)).to_be_bytes()
 }
 
-/// A sum for [`add`] from one that the kernel made in its own byte order (`bpf_csum_diff`).
+/// Converts a sum that the kernel computed in its own byte order (`bpf_csum_diff`) for [`add`].
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "twice folded, the sum has 16 bits")]
 pub const fn from_native(sum: u32) -> u32 {

@@ -1,10 +1,10 @@
-//! Telling flows apart.
+//! Flow hashes, and ports that make flows unique.
 
 use mesh_ebpf_types::ConnectionKey;
 
-/// A hash of a flow: IPv4 addresses, ports (0 where there are none) and protocol, each as it lies
-/// in the packet. Never 0. All bits of the input reach the upper bits, of which the UDP source port
-/// is made.
+/// Returns a hash of a flow: IPv4 addresses, ports (0 if there are none) and protocol, each as in
+/// the packet. Never 0. All bits of the input affect the upper bits, which determine the UDP source
+/// port.
 #[inline(always)]
 pub const fn hash(addresses: [u32; 2], ports: u32, protocol: u8) -> u32 {
     let [source, destination] = addresses;
@@ -14,8 +14,8 @@ pub const fn hash(addresses: [u32; 2], ports: u32, protocol: u8) -> u32 {
     hash | 1
 }
 
-/// The finalizer of `MurmurHash3`: a bijection where each bit of the input changes half of the
-/// output's.
+/// The finalizer of `MurmurHash3`: a bijection in which each input bit changes half of the output
+/// bits on average.
 #[inline(always)]
 const fn mix(mut word: u32) -> u32 {
     word ^= word >> 16;
@@ -25,8 +25,8 @@ const fn mix(mut word: u32) -> u32 {
     word ^ (word >> 16)
 }
 
-/// The hash by which a flow's backend is chosen: the same on every node and for ever, or flows
-/// would move. With `affinity` only the client's address counts.
+/// Returns the hash that chooses a flow's backend. It must be the same on every node and in every
+/// version, or flows would move. With `affinity`, only the client's address counts.
 #[inline(always)]
 pub fn balance(key: &ConnectionKey, affinity: bool) -> u32 {
     let ([s0, s1, s2, s3], [d0, d1, d2, d3]) = (key.source.words(), key.destination.words());
@@ -43,16 +43,16 @@ pub fn balance(key: &ConnectionKey, affinity: bool) -> u32 {
     mix(hash ^ u32::from(key.protocol))
 }
 
-/// Which of `size` entries a hash chooses: below `size`, 0 if that is 0.
+/// Returns which of `size` entries a hash chooses; 0 if `size` is 0.
 #[inline(always)]
 pub const fn entry(hash: u32, size: u32) -> u32 {
     ((hash as u64 * size as u64) >> 32) as u32
 }
 
-/// Another source port for a flow whose own would make it the same as another one; which one
-/// depends on `step`. Privileged ports stay privileged. None is one that Linux gives to sockets by
-/// itself (`ip_local_port_range`, 32768 to 60999 unless set), so that it is seldom the port of a
-/// connection that is translated nowhere.
+/// Returns another source port for a flow that would otherwise equal another flow; `step` selects
+/// the candidate. Privileged ports stay privileged. The result is outside the range that Linux
+/// allocates to sockets (`ip_local_port_range`, by default 32768 to 60999), so that an untranslated
+/// connection seldom has it.
 #[inline(always)]
 pub fn another_port(key: &ConnectionKey, step: u32) -> [u8; 2] {
     let [s0, s1, _, _] = key.ports;
@@ -90,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn every_node_and_every_version_chooses_alike() {
+    fn every_node_and_every_version_chooses_the_same_backend() {
         assert_eq!(balance(&key(5, 1), false), 2_446_196_227);
     }
 
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn other_ports_are_many_and_of_the_same_kind() {
+    fn replacement_ports_are_many_and_keep_the_privilege_class() {
         let others = |port: [u8; 2]| {
             let key = ConnectionKey { ports: [port[0], port[1], 0, 80], ..key(5, 1) };
             [0, 1, 2, 3, 4, 5, 6, 7].map(|step| u16::from_be_bytes(another_port(&key, step)))

@@ -1,32 +1,33 @@
-//! The headers at the start of a frame: Ethernet, and IPv4 or IPv6 as far as forwarding needs them.
+//! The headers at the start of a frame: Ethernet, and the parts of IPv4 or IPv6 that forwarding
+//! needs.
 //!
-//! Fields are read where they stand: eBPF has a stack of 512 bytes and no room for copies.
+//! Fields are read in place: eBPF's stack of 512 bytes has no room for copies.
 
 use mesh_ebpf_types::{Address, Mac};
 
 /// Length of an Ethernet header without VLAN tag.
 pub const ETHERNET: usize = 14;
-/// What an Ethernet header calls IPv4 (RFC 894).
+/// The ethertype of IPv4 (RFC 894).
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
-/// What it calls IPv6 (RFC 2464).
+/// The ethertype of IPv6 (RFC 2464).
 pub const ETHERTYPE_IPV6: u16 = 0x86dd;
-/// A frame up to and with the IP packet's traffic class.
+/// Length of a frame up to and including the IP packet's traffic class.
 pub const TO_TRAFFIC_CLASS: usize = ETHERNET + 2;
 /// Ethernet header and IPv4 header without options.
 pub const V4: usize = ETHERNET + 20;
-/// What an IPv6 header is longer.
+/// Length difference of IPv6 and IPv4 headers.
 pub const V6_REST: usize = 20;
 /// Ethernet header and IPv6 header.
 pub const V6: usize = V4 + V6_REST;
 
-/// Type of service, or traffic class, of the IP packet in a frame: DSCP and ECN.
+/// Returns the type of service or traffic class of the IP packet in a frame: DSCP and ECN.
 #[inline(always)]
 pub const fn traffic_class(frame: &[u8; TO_TRAFFIC_CLASS]) -> u8 {
     let [.., e0, e1, b0, b1] = *frame;
     if u16::from_be_bytes([e0, e1]) == ETHERTYPE_IPV6 { b0 << 4 | b1 >> 4 } else { b1 }
 }
 
-/// What a frame carries.
+/// The payload of a frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Carries {
     /// IPv4.
@@ -35,16 +36,16 @@ pub enum Carries {
     Arp,
     /// IPv6.
     V6,
-    /// Something else, a VLAN tag perhaps.
+    /// Another protocol, or a VLAN tag.
     Other,
 }
 
-/// The header contradicts itself or the frame that it is in.
+/// The header contradicts itself or its frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Malformed;
 
-/// Bytes of a frame. Aligned so that what stands behind the Ethernet header is aligned to 16 bytes:
-/// eBPF reads words only where it knows them to be aligned.
+/// Bytes of a frame, aligned so that the bytes after the Ethernet header are aligned to 16 bytes.
+/// eBPF can read words only at addresses that are known to be aligned.
 #[repr(C, align(16))]
 pub struct Buffer<const N: usize> {
     padding: [u8; 2],
@@ -53,19 +54,19 @@ pub struct Buffer<const N: usize> {
 }
 
 impl<const N: usize> Buffer<N> {
-    /// Zeroes.
+    /// Returns a buffer of zeroes.
     #[inline(always)]
     pub const fn new() -> Self {
         Self { padding: [0; 2], bytes: [0; N] }
     }
 
-    /// Two bytes.
+    /// Returns two bytes.
     #[inline(always)]
     pub const fn half(&self, offset: usize) -> [u8; 2] {
         [self.bytes[offset], self.bytes[offset + 1]]
     }
 
-    /// Four bytes.
+    /// Returns four bytes.
     #[inline(always)]
     pub const fn word(&self, offset: usize) -> [u8; 4] {
         [self.bytes[offset], self.bytes[offset + 1], self.bytes[offset + 2], self.bytes[offset + 3]]
@@ -80,7 +81,7 @@ impl<const N: usize> Buffer<N> {
         self.bytes[offset + 3] = d;
     }
 
-    /// A MAC.
+    /// Returns a MAC.
     #[inline(always)]
     pub const fn mac(&self, offset: usize) -> Mac {
         let ([m0, m1, m2, m3], [m4, m5]) = (self.word(offset), self.half(offset + 4));
@@ -95,7 +96,7 @@ impl<const N: usize> Buffer<N> {
         self.bytes[offset + 5] = m5;
     }
 
-    /// An address of 16 bytes.
+    /// Returns an address of 16 bytes.
     #[inline(always)]
     pub const fn address(&self, offset: usize) -> Address {
         Address::from_words([
@@ -113,11 +114,11 @@ impl<const N: usize> Default for Buffer<N> {
     }
 }
 
-/// The first bytes of a frame. [`V4`] of them have been read; for IPv6, [`V6`].
+/// The first bytes of a frame: [`V4`] bytes, or [`V6`] for IPv6.
 pub type Headers = Buffer<V6>;
 
 impl Headers {
-    /// What the frame carries.
+    /// Returns the kind of the frame's payload.
     #[inline(always)]
     pub const fn carries(&self) -> Carries {
         match u16::from_be_bytes(self.half(12)) {
@@ -128,27 +129,26 @@ impl Headers {
         }
     }
 
-    /// Whether the frame carries IPv6. (Of IPv4 and IPv6: what else it may carry has been sorted
-    /// out.)
+    /// Returns whether the frame carries IPv6. The frame must carry IPv4 or IPv6.
     #[inline(always)]
     pub const fn is_v6(&self) -> bool {
         matches!(self.carries(), Carries::V6)
     }
 
-    /// The frame's destination.
+    /// Returns the frame's destination.
     #[inline(always)]
     pub const fn destination_mac(&self) -> Mac {
         self.mac(0)
     }
 
-    /// The frame's source.
+    /// Returns the frame's source.
     #[inline(always)]
     pub const fn source_mac(&self) -> Mac {
         self.mac(6)
     }
 
-    /// Checks an IPv4 header. `available` is how many bytes the frame holds from the header's
-    /// start; super-packets (`gso`) may be longer than the header can say.
+    /// Checks an IPv4 header. `available` is the number of bytes from the header's start to the
+    /// frame's end. Super-packets (`gso`) may be longer than the length field can express.
     #[inline(always)]
     pub const fn check_v4(&self, available: u32, gso: bool) -> Result<(), Malformed> {
         let header = self.v4_header_length();
@@ -172,32 +172,32 @@ impl Headers {
         ((self.bytes[14] & 0x0f) as u32) * 4
     }
 
-    /// Length of the IPv4 header with options, or 40.
+    /// Returns the length of the IPv4 header with options, or 40.
     #[inline(always)]
     pub const fn header_length(&self) -> u32 {
         if self.is_v6() { 40 } else { self.v4_header_length() }
     }
 
-    /// What follows the header: a protocol, or for IPv6 perhaps an extension header.
+    /// Returns the next protocol; for IPv6, this may be an extension header.
     #[inline(always)]
     pub const fn next(&self) -> u8 {
         if self.is_v6() { self.bytes[20] } else { self.bytes[23] }
     }
 
-    /// Hop limit of an IPv6 packet.
+    /// Returns the hop limit of an IPv6 packet.
     #[inline(always)]
     pub const fn hop_limit(&self) -> u8 {
         self.bytes[21]
     }
 
-    /// Whether routers must not fragment it: IPv4 with DF set, every IPv6.
+    /// Returns whether routers must not fragment it: IPv4 with DF set, and every IPv6 packet.
     #[inline(always)]
     pub const fn dont_fragment(&self) -> bool {
         self.is_v6() || self.bytes[20] & 0x40 != 0
     }
 
-    /// Whether the source address is the one of these that is of the packet's family. One of zeroes
-    /// is none.
+    /// Returns whether the source address equals the one of these of the packet's family. An
+    /// address of zeroes matches nothing.
     #[inline(always)]
     pub fn is_from(&self, v4: [u8; 4], v6: Address) -> bool {
         if self.is_v6() {
@@ -208,33 +208,32 @@ impl Headers {
         }
     }
 
-    /// Whether it is a fragment of an IPv4 packet other than the first: there is no upper-layer
-    /// header in it.
+    /// Returns whether it is a later fragment of an IPv4 packet, without upper-layer header.
     #[inline(always)]
     pub const fn is_later_fragment_v4(&self) -> bool {
         !self.is_v6() && (self.bytes[20] & 0x1f != 0 || self.bytes[21] != 0)
     }
 
-    /// The source address.
+    /// Returns the source address.
     #[inline(always)]
     pub const fn source(&self) -> Address {
         if self.is_v6() { self.address(22) } else { Address::from_v4(self.word(26)) }
     }
 
-    /// The destination address.
+    /// Returns the destination address.
     #[inline(always)]
     pub const fn destination(&self) -> Address {
         if self.is_v6() { self.address(38) } else { Address::from_v4(self.word(30)) }
     }
 
-    /// Whether the destination is a multicast or the limited broadcast address, or of IPv4's
-    /// reserved class E.
+    /// Returns whether the destination is a multicast or the limited broadcast address, or in
+    /// IPv4's reserved class E.
     #[inline(always)]
     pub const fn is_multicast(&self) -> bool {
         if self.is_v6() { self.bytes[38] == 0xff } else { self.bytes[30] >= 224 }
     }
 
-    /// Whether the destination is an IPv6 address of link scope, `fe80::/10`.
+    /// Returns whether the destination is a link-local IPv6 address, `fe80::/10`.
     #[inline(always)]
     pub const fn is_to_link_local(&self) -> bool {
         self.is_v6() && self.bytes[38] == 0xfe && self.bytes[39] & 0xc0 == 0x80

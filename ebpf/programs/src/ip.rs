@@ -1,4 +1,4 @@
-//! Protocol numbers, and the way through IPv6 extension headers.
+//! Protocol numbers, and traversal of IPv6 extension headers.
 
 /// Protocol number of ICMP.
 pub const ICMP: u8 = 1;
@@ -13,32 +13,32 @@ pub const FRAGMENT: u8 = 44;
 /// Protocol number of ICMP for IPv6.
 pub const ICMPV6: u8 = 58;
 
-/// How many IPv6 extension headers are followed.
+/// Maximum number of IPv6 extension headers that are followed.
 pub const MAX_EXTENSIONS: usize = 6;
 
-/// What follows an IPv6 extension header.
+/// The header after an IPv6 extension header.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Next {
-    /// `protocol` is no extension header that can be followed: it is the upper layer.
+    /// `protocol` is the upper layer, or an extension header that cannot be followed.
     Upper,
-    /// Another header of the given kind, so many bytes further.
+    /// Another header of this kind, this many bytes further.
     Header {
         /// Its kind.
         next: u8,
-        /// How far.
+        /// Distance in bytes.
         skip: u32,
     },
-    /// The payload of a fragment that is not the first: there is no upper-layer header in it.
+    /// The payload of a later fragment, without upper-layer header.
     LaterFragment,
 }
 
-/// Steps over one header (RFC 8200, 4): `protocol` is its kind, `bytes` its first four bytes.
+/// Steps over one header (RFC 8200, 4). `protocol` is its kind, `bytes` are its first four bytes.
 #[inline(always)]
 pub const fn step(protocol: u8, bytes: [u8; 4]) -> Next {
     let [next, length, o0, o1] = bytes;
     match protocol {
         // Hop-by-hop options, routing, destination options; mobility, HIP and shim6 have the same
-        // shape.
+        // layout.
         0 | 43 | 60 | 135 | 139 | 140 => Next::Header { next, skip: (length as u32 + 1) * 8 },
         44 => {
             if u16::from_be_bytes([o0, o1]) & 0xfff8 != 0 {
@@ -47,18 +47,18 @@ pub const fn step(protocol: u8, bytes: [u8; 4]) -> Next {
                 Next::Header { next, skip: 8 }
             }
         }
-        // Authentication: in units of four bytes, less two.
+        // Authentication header: length in units of four bytes, minus two.
         51 => Next::Header { next, skip: (length as u32 + 2) * 4 },
         _ => Next::Upper,
     }
 }
 
-/// What follows the fragment offset in an IPv4 header (TTL, protocol, checksum), after one more hop
+/// Returns the IPv4 header's TTL, protocol and checksum, given in this order, after one more hop
 /// (RFC 1624).
 #[inline(always)]
 pub const fn lower_ttl([ttl, protocol, c0, c1]: [u8; 4]) -> [u8; 4] {
     let sum = u16::from_be_bytes([c0, c1]) as u32 + 0x100;
-    // The checksum of a header is never 0xffff: not all of its bytes are zero.
+    // The checksum of a valid header is never 0xffff: not all of its bytes are zero.
     let [.., c0, c1] = (sum + (sum >= 0xffff) as u32).to_be_bytes();
     [ttl.wrapping_sub(1), protocol, c0, c1]
 }
@@ -69,7 +69,7 @@ mod tests {
     use crate::checksum;
 
     #[test]
-    fn a_header_whose_ttl_was_lowered_still_sums_up() {
+    fn a_header_with_decremented_ttl_has_a_valid_checksum() {
         for (ttl, identification) in
             (1..=255).flat_map(|ttl| (0..=0xffff_u16).step_by(251).map(move |id| (ttl, id)))
         {

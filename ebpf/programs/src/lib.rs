@@ -1,7 +1,7 @@
-//! What the datapath's programs know of packets: parsing and building, free of maps and of the
+//! Parsing and building of packets for the datapath's programs, independent of maps and of the
 //! kernel.
 //!
-//! Everything here takes and returns byte arrays of fixed size, so that it compiles for eBPF and is
+//! All functions take and return byte arrays of fixed size, so that they compile for eBPF and are
 //! tested on the host. The programs themselves are in the binary of this crate, built for
 //! `bpfel-unknown-none`.
 

@@ -1,4 +1,4 @@
-//! Neighbour solicitations and the answer to them (RFC 4861).
+//! Neighbour solicitations and their answers (RFC 4861).
 
 use mesh_ebpf_types::{Address, Mac};
 
@@ -8,7 +8,7 @@ use crate::ip::ICMPV6;
 
 /// Length of a frame with a solicitation without options: ICMP header, target.
 pub const SOLICITATION: usize = headers::V6 + 24;
-/// Length of the answering frame: with the option that holds the target's MAC.
+/// Length of the answer: a frame with the option that holds the target's MAC.
 pub const ANSWER: usize = headers::V6 + 32;
 
 const NEIGHBOUR_SOLICITATION: u8 = 135;
@@ -19,18 +19,18 @@ const OVERRIDE: u8 = 0x20;
 const ALL_NODES: Address = Address([0xff, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 const ALL_NODES_MAC: Mac = Mac([0x33, 0x33, 0, 0, 0, 1]);
 
-/// Whether an ICMP type is one of neighbour discovery: those concern one link, and never cross the
-/// overlay.
+/// Returns whether an ICMP type is one of neighbour discovery. Such messages concern one link, and
+/// never cross the overlay.
 #[inline(always)]
 pub const fn is_discovery(icmp_type: u8) -> bool {
     matches!(icmp_type, 133..=137)
 }
 
-/// Frame with a neighbour solicitation right behind the IPv6 header, and room for the answer.
+/// A frame with a neighbour solicitation directly after the IPv6 header, and room for the answer.
 pub type Solicitation = Buffer<ANSWER>;
 
 impl Solicitation {
-    /// Whether it is a solicitation.
+    /// Returns whether it is a solicitation.
     #[inline(always)]
     pub const fn is_solicitation(&self) -> bool {
         let [next, hop_limit] = self.half(20);
@@ -38,14 +38,15 @@ impl Solicitation {
         next == ICMPV6 && hop_limit == 255 && icmp_type == NEIGHBOUR_SOLICITATION && code == 0
     }
 
-    /// The address that is asked for.
+    /// Returns the requested address.
     #[inline(always)]
     pub const fn target(&self) -> Address {
         self.address(62)
     }
 
-    /// Turns the frame into the answer: the target is at `mac`. Who looks for a duplicate of its
-    /// own address has none yet (RFC 4862, 5.4): that answer goes to all.
+    /// Turns the frame into the answer: the target has the MAC `mac`. A sender that checks for
+    /// duplicates of its address has no address yet (RFC 4862, 5.4), so that answer goes to all
+    /// nodes.
     #[inline(always)]
     pub fn answer(&mut self, mac: Mac, router: bool) {
         let (asker, sender, target) = (self.mac(6), self.address(22), self.target());

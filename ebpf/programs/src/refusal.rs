@@ -1,17 +1,17 @@
-//! What a sender is told whose packet nobody takes: a TCP reset, or "port unreachable".
+//! Answers to packets that no receiver accepts: a TCP reset, or "port unreachable".
 
 use crate::checksum;
 use crate::transport::{ACK, FIN, RST, SYN};
 
-/// How much of an IPv4 packet without options is quoted: its header and eight bytes (RFC 792).
+/// Quoted length of an IPv4 packet without options: its header and eight bytes (RFC 792).
 pub const QUOTE_V4: usize = 28;
-/// How much of an IPv6 packet is quoted: its header and eight bytes.
+/// Quoted length of an IPv6 packet: its header and eight bytes.
 pub const QUOTE_V6: usize = 48;
 /// Length of a TCP header without options.
 pub const TCP_HEADER: usize = 20;
 
-/// The reset that answers a segment (RFC 9293, 3.10.7.1), its checksum zero. `payload` is how many
-/// bytes the segment carries. `None` where the segment is a reset itself.
+/// Returns the reset that answers a segment (RFC 9293, 3.10.7.1), with checksum zero. `payload` is
+/// the segment's payload length. Returns `None` if the segment is a reset itself.
 #[inline(always)]
 pub fn reset(segment: [u8; TCP_HEADER], payload: u32) -> Option<[u8; TCP_HEADER]> {
     let [s0, s1, d0, d1, q0, q1, q2, q3, a0, a1, a2, a3, _, flags, ..] = segment;
@@ -27,21 +27,23 @@ pub fn reset(segment: [u8; TCP_HEADER], payload: u32) -> Option<[u8; TCP_HEADER]
     Some([d0, d1, s0, s1, 0, 0, 0, 0, n0, n1, n2, n3, 0x50, RST | ACK, 0, 0, 0, 0, 0, 0])
 }
 
-/// The sum of a pseudo header: `addresses` are both addresses' bytes, in either order.
+/// Returns the sum of a pseudo header; `addresses` are the bytes of both addresses, in either
+/// order.
 #[inline(always)]
 pub fn pseudo_header(addresses: &[u8], protocol: u8, length: u32) -> u32 {
     checksum::add(length + u32::from(protocol), addresses)
 }
 
-/// Whether a transport checksum is only the pseudo header's sum, which a network card or the
-/// receiver's kernel is to complete (`CHECKSUM_PARTIAL`).
+/// Returns whether a transport checksum is only the pseudo header's sum, which a network card or
+/// the receiver's kernel completes (`CHECKSUM_PARTIAL`).
 #[inline(always)]
 pub fn is_partial(field: [u8; 2], pseudo_sum: u32) -> bool {
     let [a, b] = checksum::finish(pseudo_sum);
     field == [!a, !b]
 }
 
-/// An IPv4 header for the answer to a packet: `addresses` are the packet's own, source first.
+/// Returns an IPv4 header for the answer to a packet; `addresses` are the packet's own, source
+/// first.
 #[inline(always)]
 #[expect(clippy::cast_possible_truncation, reason = "answers are short")]
 pub fn ipv4(addresses: [u8; 8], protocol: u8, payload: u32) -> [u8; 20] {
@@ -55,16 +57,16 @@ pub fn ipv4(addresses: [u8; 8], protocol: u8, payload: u32) -> [u8; 20] {
 /// Why a packet does not reach its destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Unreachable {
-    /// Nobody takes packets to the port.
+    /// No receiver accepts packets to the port.
     Port,
-    /// There is no route to it.
+    /// There is no route to the destination.
     Network,
-    /// The hop limit is too low for the way to it.
+    /// The hop limit is too low.
     HopLimit,
 }
 
-/// The ICMP header of "destination unreachable" or "time exceeded", for a quote of that sum;
-/// `pseudo_sum` is 0 for IPv4.
+/// Returns the ICMP header of "destination unreachable" or "time exceeded" for a quote with this
+/// sum; `pseudo_sum` is 0 for IPv4.
 #[inline(always)]
 pub fn unreachable(why: Unreachable, v6: bool, quote_sum: u32, pseudo_sum: u32) -> [u8; 8] {
     let (kind, code) = match (why, v6) {
@@ -88,15 +90,15 @@ mod tests {
     }
 
     #[test]
-    fn a_reset_is_acceptable_to_who_sent_the_segment() {
-        // To a SYN: it acknowledges the SYN.
+    fn the_segments_sender_accepts_the_reset() {
+        // Answers a SYN by acknowledging it.
         let answer = reset(segment(SYN), 0).unwrap();
         assert_eq!(answer[..4], [0, 80, 0x9c, 0x40]);
         assert_eq!((&answer[8..12], answer[13]), (&[0, 0, 0, 11][..], RST | ACK));
-        // To anything that acknowledges: it continues from there.
+        // Answers a segment with ACK by continuing from there.
         let answer = reset(segment(ACK), 100).unwrap();
         assert_eq!((&answer[4..8], answer[13]), (&[0, 0, 1, 0][..], RST));
-        // Data and a FIN without ACK are counted.
+        // Counts data and a FIN without ACK.
         assert_eq!(reset(segment(FIN), 5).unwrap()[8..12], [0, 0, 0, 16]);
     }
 
@@ -107,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unfinished_checksum_is_told_from_a_finished_one() {
+    fn an_incomplete_checksum_is_distinguished_from_a_complete_one() {
         let sum = pseudo_header(&[10, 64, 0, 5, 10, 64, 3, 9], TCP, 20);
         let [a, b] = checksum::finish(sum);
         assert!(is_partial([!a, !b], sum));
@@ -115,7 +117,7 @@ mod tests {
     }
 
     #[test]
-    fn headers_of_answers_sum_up() {
+    fn headers_of_answers_have_valid_checksums() {
         let header = ipv4([10, 64, 0, 5, 10, 64, 3, 9], 6, 20);
         assert_eq!(checksum::finish(checksum::add(0, &header)), [0, 0]);
         assert_eq!(header[12..], [10, 64, 3, 9, 10, 64, 0, 5]);

@@ -1,20 +1,20 @@
-//! "Fragmentation needed" (RFC 1191) and "packet too big" (RFC 4443, 3.2), made in place of the
+//! "Fragmentation needed" (RFC 1191) and "packet too big" (RFC 4443, 3.2), built in place of the
 //! packet.
 
 use crate::checksum;
 use crate::ip::ICMPV6;
 
-/// How much of the packet is quoted. Enough for the longest IPv4 header and 36 bytes more; the
-/// kernel does not let a packet be cut before its own checksum field, which for TCP ends 18 bytes
-/// into the segment.
+/// Quoted length of the packet: enough for the longest IPv4 header and 36 bytes more. The kernel
+/// does not truncate a packet before its own checksum field, which for TCP ends 18 bytes into the
+/// segment.
 pub const QUOTE: usize = 96;
-/// Bytes that go between the Ethernet header and the quoted packet, for IPv4.
+/// Bytes between the Ethernet header and the quoted packet, for IPv4.
 pub const V4_HEADERS: usize = 28;
-/// Bytes that go between the Ethernet header and the quoted packet, for IPv6.
+/// Bytes between the Ethernet header and the quoted packet, for IPv6.
 pub const V6_HEADERS: usize = 48;
 
-/// The IPv4 and ICMP headers that go before the quote, from the packet's destination to its source:
-/// `addresses` are the packet's own, source first, `quote_sum` is the quote's sum
+/// Returns the IPv4 and ICMP headers before the quote, from the packet's destination to its source.
+/// `addresses` are the packet's own, source first; `quote_sum` is the quote's sum
 /// ([`checksum::add`]).
 #[inline(always)]
 pub fn v4(addresses: [u8; 8], mtu: u16, quote_sum: u32) -> [u8; V4_HEADERS] {
@@ -29,7 +29,7 @@ pub fn v4(addresses: [u8; 8], mtu: u16, quote_sum: u32) -> [u8; V4_HEADERS] {
     [0x45, 0, 0, total, 0, 0, 0, 0, 64, 1, i0, i1, d0, d1, d2, d3, s0, s1, s2, s3, 3, 4, c0, c1, 0, 0, m0, m1]
 }
 
-/// Writes the IPv6 and ICMP headers that go before the quote into zeroes; parameters as in [`v4`].
+/// Writes the IPv6 and ICMP headers before the quote into zeroes; parameters as in [`v4`].
 #[inline(always)]
 pub fn v6(addresses: &[u8; 32], mtu: u16, quote_sum: u32, bytes: &mut [u8; V6_HEADERS]) {
     #[expect(clippy::cast_possible_truncation, reason = "a constant below 256")]

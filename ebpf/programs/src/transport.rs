@@ -1,4 +1,4 @@
-//! What balancing needs of the headers above IP.
+//! Fields of the headers above IP that balancing needs.
 
 use crate::ip::{ICMP, ICMPV6, SCTP, TCP};
 
@@ -11,23 +11,23 @@ pub const RST: u8 = 0x04;
 /// See [`FIN`].
 pub const ACK: u8 = 0x10;
 
-/// SCTP's chunk that begins an association (RFC 9260, 3.3.2).
+/// SCTP's INIT chunk, which begins an association (RFC 9260, 3.3.2).
 const INIT: u8 = 1;
 
-/// How a packet stands to its flow.
+/// The role of a packet in its flow.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// It may begin a flow or belong to one.
+    /// It begins a flow or belongs to one.
     Any,
-    /// It begins a flow, whatever was before.
+    /// It begins a flow, whatever came before.
     Starts,
-    /// It is an error message about a packet of the flow, quoted from the eighth byte on.
+    /// It is an error message that quotes a packet of the flow, from the eighth byte on.
     Error,
     /// It belongs to no flow that can be balanced.
     None,
 }
 
-/// The role of a packet whose upper layer begins with these bytes (zeroes where it is shorter).
+/// Returns the role of a packet whose upper layer begins with these bytes (padded with zeroes).
 #[inline(always)]
 pub const fn role(protocol: u8, header: [u8; 16]) -> Role {
     let [kind, ..] = header;
@@ -48,8 +48,8 @@ pub const fn role(protocol: u8, header: [u8; 16]) -> Role {
     }
 }
 
-/// Source and destination port; of an ICMP echo its identifier, as source of a request and
-/// destination of a reply.
+/// Returns the source and destination port. The identifier of an ICMP echo is the source of a
+/// request and the destination of a reply.
 #[inline(always)]
 pub const fn ports(protocol: u8, header: [u8; 16]) -> [u8; 4] {
     let [b0, b1, b2, b3, i0, i1, ..] = header;
@@ -61,13 +61,13 @@ pub const fn ports(protocol: u8, header: [u8; 16]) -> [u8; 4] {
     }
 }
 
-/// The ports of the opposite direction.
+/// Returns the ports of the opposite direction.
 #[inline(always)]
 pub const fn swapped([s0, s1, d0, d1]: [u8; 4]) -> [u8; 4] {
     [d0, d1, s0, s1]
 }
 
-/// Where the checksum is in the header; `None` for protocols that an address does not concern.
+/// Returns the offset of the checksum in the header; `None` for protocols without a pseudo header.
 #[inline(always)]
 pub const fn checksum_offset(protocol: u8) -> Option<u32> {
     match protocol {
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn echoes_are_told_by_their_identifier_and_errors_by_their_type() {
+    fn echoes_are_identified_by_their_identifier_and_errors_by_their_type() {
         for (protocol, request, reply) in [(ICMP, 8, 0), (ICMPV6, 128, 129)] {
             let header = |kind| [kind, 0, 9, 9, 0x12, 0x34, 7, 7, 0, 0, 0, 0, 0, 0, 0, 0];
             assert_eq!(ports(protocol, header(request)), [0x12, 0x34, 0, 0]);

@@ -8,28 +8,28 @@ use crate::ip::UDP;
 
 /// Length of the outer headers: Ethernet, IPv4, UDP, VXLAN.
 pub const OUTER: usize = ETHERNET + 20 + 8 + 8;
-/// Where the UDP checksum is in the frame.
+/// Offset of the UDP checksum in the frame.
 pub const UDP_CHECKSUM_OFFSET: usize = ETHERNET + 20 + 6;
-/// Where the VNI (and a reserved byte after it) is in the frame.
+/// Offset of the VNI (and a reserved byte after it) in the frame.
 pub const VNI_OFFSET: usize = OUTER - 4;
 
-/// What the outer headers of a received frame say.
+/// The contents of a received frame's outer headers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Outer {
     /// The sending node.
     pub source: [u8; 4],
     /// The VXLAN network.
     pub vni: Vni,
-    /// Whether the header is as this mesh sends it. Anything else that is valid is left to the
-    /// kernel's VXLAN: a UDP checksum to verify, flags of extensions, a mark of congestion to hand
-    /// on (RFC 6040).
+    /// Whether the headers are as Mesh sends them. Other valid packets are left to the kernel's
+    /// VXLAN: with a UDP checksum to verify, extension flags, or a congestion mark to copy (RFC
+    /// 6040).
     pub plain: bool,
 }
 
 impl Outer {
-    /// Reads the headers of a frame of `length` bytes. `None` unless it is an unfragmented UDP
-    /// datagram over IPv4 without options, to that address and port, whose lengths agree.
-    /// Super-packets (`gso`) do not say their length.
+    /// Reads the headers of a frame of `length` bytes. Returns `None` unless it is an unfragmented
+    /// UDP datagram over IPv4 without options, to this address and port, with consistent lengths.
+    /// Super-packets (`gso`) do not contain their length.
     #[inline(always)]
     pub fn parse(frame: &[u8; OUTER], to: [u8; 4], port: [u8; 2], length: u32, gso: bool) -> Option<Self> {
         let [
@@ -107,7 +107,7 @@ impl Outer {
     }
 }
 
-/// What the outer headers of a frame to send are made of.
+/// The fields of the outer headers of a frame.
 #[derive(Debug, Clone, Copy)]
 pub struct Encapsulation {
     /// This node.
@@ -118,7 +118,7 @@ pub struct Encapsulation {
     pub port: [u8; 2],
     /// The VXLAN network.
     pub vni: Vni,
-    /// The flow's hash: chooses the UDP source port.
+    /// The flow's hash, which chooses the UDP source port.
     pub hash: u32,
     /// Traffic class of the inner packet.
     pub traffic_class: u8,
@@ -127,12 +127,12 @@ pub struct Encapsulation {
 }
 
 impl Encapsulation {
-    /// Writes the headers, DF set, UDP checksum zero (RFC 7348, 5). The Ethernet addresses are left
-    /// as they are: who resolves the neighbour writes them.
+    /// Writes the headers with DF set and UDP checksum zero (RFC 7348, 5). Leaves the Ethernet
+    /// addresses: the part that resolves the neighbour writes them.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "a super-packet's length is written anew for each segment"
+        reason = "a super-packet's length is rewritten for each segment"
     )]
     pub fn write(self, frame: &mut [u8]) {
         let Some(frame) = frame.first_chunk_mut::<OUTER>() else { return };
@@ -155,13 +155,13 @@ impl Encapsulation {
     }
 }
 
-/// The start of a flow's packets as they leave: outer headers, Ethernet, IPv4 without options,
-/// ports. All but a few fields are the same in all of them.
+/// The start of a flow's packets on output: outer headers, Ethernet, IPv4 without options, ports.
+/// All but a few fields are the same in every packet.
 #[repr(C, align(4))]
 pub struct Template {
-    /// As the last packet left.
+    /// The bytes of the last packet sent.
     pub frame: [u8; TEMPLATE],
-    /// The sum of what does not change in the outer IP header.
+    /// The sum of the constant fields of the outer IP header.
     sum: u32,
 }
 
@@ -175,7 +175,7 @@ impl Default for Template {
 }
 
 impl Template {
-    /// Zeroes.
+    /// Returns a template of zeroes.
     pub const fn new() -> Self {
         Self { frame: [0; TEMPLATE], sum: 0 }
     }
@@ -188,11 +188,11 @@ impl Template {
         outer.write(&mut self.frame);
     }
 
-    /// Makes the outer headers those of another of the flow's packets.
+    /// Updates the outer headers for another of the flow's packets.
     #[inline(always)]
     #[expect(
         clippy::cast_possible_truncation,
-        reason = "a super-packet's length is written anew for each segment"
+        reason = "a super-packet's length is rewritten for each segment"
     )]
     pub fn fit(&mut self, hash: u32, traffic_class: u8, length: u32) {
         let (total, tos) = ((length + 36) as u16, outer_ecn(traffic_class));
@@ -205,9 +205,9 @@ impl Template {
     }
 }
 
-/// The outer ECN field for an inner traffic class (RFC 6040, 4.1, in the compatible form that Linux
-/// sends): copied, but "congestion experienced" becomes ECT(0). DSCP is not copied: the underlay
-/// has its own.
+/// Returns the outer ECN field for an inner traffic class (RFC 6040, 4.1, in the compatible form
+/// that Linux sends): a copy, except that "congestion experienced" becomes ECT(0). DSCP is not
+/// copied: the underlay has its own.
 #[inline(always)]
 pub const fn outer_ecn(traffic_class: u8) -> u8 {
     let ecn = traffic_class & 3;

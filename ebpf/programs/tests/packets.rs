@@ -1,4 +1,4 @@
-//! Parsing and building, on any bytes at all.
+//! Property tests: parsing and building with arbitrary bytes.
 
 use mesh_ebpf::headers::{Buffer, Carries, Headers};
 use mesh_ebpf::ip::{self, Next, step};
@@ -7,7 +7,7 @@ use mesh_ebpf::{arp, checksum, ndp, too_big};
 use mesh_ebpf_types::{Address, Mac, Vni};
 use proptest::prelude::*;
 
-/// RFC 1071 as written there, for comparison.
+/// The algorithm as written in RFC 1071, for comparison.
 fn reference(bytes: &[u8]) -> [u8; 2] {
     let mut sum: u64 = 0;
     for pair in bytes.chunks(2) {
@@ -35,7 +35,7 @@ proptest! {
     }
 
     #[test]
-    fn a_sum_in_native_order_stands_for_the_same_bytes(words in prop::collection::vec(any::<[u8; 2]>(), 1..50)) {
+    fn a_sum_in_native_order_gives_the_same_checksum(words in prop::collection::vec(any::<[u8; 2]>(), 1..50)) {
         let native: u32 = words.iter().map(|word| u32::from(u16::from_ne_bytes(*word))).sum();
         prop_assert_eq!(checksum::finish(checksum::from_native(native)), reference(&words.concat()));
     }
@@ -76,7 +76,7 @@ proptest! {
     }
 
     #[test]
-    fn a_template_becomes_what_would_be_written_anew(
+    fn an_updated_template_equals_newly_written_headers(
         source in any::<[u8; 4]>(), destination in any::<[u8; 4]>(), port in any::<[u8; 2]>(), number in 0_u32..1 << 24,
         packets in prop::collection::vec((any::<u32>(), any::<u8>(), 34_u32..65000), 1..4),
     ) {
@@ -104,7 +104,7 @@ proptest! {
     }
 
     #[test]
-    fn extension_headers_always_lead_forward(protocol in any::<u8>(), bytes in any::<[u8; 4]>()) {
+    fn every_extension_header_advances_the_offset(protocol in any::<u8>(), bytes in any::<[u8; 4]>()) {
         if let Next::Header { skip, .. } = step(protocol, bytes) {
             prop_assert!((8..=2048).contains(&skip) && skip % 4 == 0);
         }
@@ -112,7 +112,7 @@ proptest! {
     }
 
     #[test]
-    fn arp_answers_go_to_the_asker(bytes in prop::collection::vec(any::<u8>(), 42), mac in any::<[u8; 6]>()) {
+    fn arp_answers_go_to_the_sender_of_the_request(bytes in prop::collection::vec(any::<u8>(), 42), mac in any::<[u8; 6]>()) {
         let mut frame: arp::Request = Buffer::new();
         frame.bytes.copy_from_slice(&bytes);
         frame.bytes[14..22].copy_from_slice(&[0, 1, 8, 0, 6, 4, 0, 1]);
@@ -126,7 +126,7 @@ proptest! {
     }
 
     #[test]
-    fn advertisements_have_a_right_checksum(
+    fn advertisements_have_a_valid_checksum(
         bytes in prop::collection::vec(any::<u8>(), 86), mac in any::<[u8; 6]>(), router in any::<bool>(),
         duplicate in any::<bool>(),
     ) {
@@ -144,7 +144,7 @@ proptest! {
     }
 
     #[test]
-    fn too_big_has_right_checksums(quote in prop::collection::vec(any::<u8>(), too_big::QUOTE), mtu in any::<u16>()) {
+    fn too_big_messages_have_valid_checksums(quote in prop::collection::vec(any::<u8>(), too_big::QUOTE), mtu in any::<u16>()) {
         let sum = checksum::add(0, &quote);
         let v4 = too_big::v4([10, 0, 0, 5, 10, 0, 0, 6], mtu, sum);
         prop_assert_eq!(reference(&v4[..20]), [0, 0]);
@@ -157,7 +157,7 @@ proptest! {
 }
 
 #[test]
-fn what_a_frame_carries_is_told_by_its_ethertype() {
+fn the_ethertype_determines_what_a_frame_carries() {
     let mut headers = Headers::new();
     for (ethertype, carries) in [
         ([8, 0], Carries::V4),
@@ -171,7 +171,7 @@ fn what_a_frame_carries_is_told_by_its_ethertype() {
 }
 
 #[test]
-fn ecn_is_copied_as_rfc_6040_wants_it() {
+fn ecn_is_copied_according_to_rfc_6040() {
     assert_eq!([0, 1, 2, 3].map(vxlan::outer_ecn), [0, 1, 2, 2]);
     assert_eq!(vxlan::outer_ecn(0b1011_1001), 1);
 }

@@ -1,4 +1,4 @@
-//! Addresses as they stand in packets and maps: network-order bytes.
+//! Addresses in the form that packets and maps use: network-order bytes.
 
 use core::fmt;
 use core::hash::{Hash, Hasher};
@@ -19,13 +19,13 @@ impl Address {
     /// No address.
     pub const NONE: Self = Self([0; 16]);
 
-    /// The IPv4-mapped form of the address `[a, b, c, d]`.
+    /// Returns the IPv4-mapped form of the address `[a, b, c, d]`.
     #[inline]
     pub const fn from_v4(v4: [u8; 4]) -> Self {
         Self::from_words([0, 0, u32::from_be(0xffff), u32::from_ne_bytes(v4)])
     }
 
-    /// The address of four words, as [`Address::words`] gives them.
+    /// Returns the address from four words; the inverse of [`Address::words`].
     #[inline]
     pub const fn from_words([first, second, third, last]: [u32; 4]) -> Self {
         let ([a0, a1, a2, a3], [b0, b1, b2, b3]) = (first.to_ne_bytes(), second.to_ne_bytes());
@@ -33,14 +33,14 @@ impl Address {
         Self([a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3])
     }
 
-    /// The IPv4 address, if this is one in IPv4-mapped form.
+    /// Returns the IPv4 address, if this is one in IPv4-mapped form.
     #[inline]
     pub const fn to_v4(self) -> Option<[u8; 4]> {
         let [first, second, third, last] = self.words();
         if first | second == 0 && third == u32::from_be(0xffff) { Some(last.to_ne_bytes()) } else { None }
     }
 
-    /// The address in four words, for eBPF: comparing bytes would be a loop there.
+    /// Returns the address as four words. In eBPF, a comparison of bytes would need a loop.
     #[inline]
     pub const fn words(self) -> [u32; 4] {
         let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3, d0, d1, d2, d3] = self.0;
@@ -52,13 +52,13 @@ impl Address {
         ]
     }
 
-    /// Whether this is "none".
+    /// Returns whether this is "none".
     #[inline]
     pub fn is_none(self) -> bool {
         self == Self::NONE
     }
 
-    /// The address in the standard library's type; an IPv4-mapped one becomes an IPv4 address.
+    /// Returns the address as a standard library type; IPv4-mapped addresses become IPv4 addresses.
     pub const fn to_ip(self) -> IpAddr {
         match self.to_v4() {
             Some([a, b, c, d]) => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
@@ -66,8 +66,8 @@ impl Address {
         }
     }
 
-    /// How many bits of [`Address`] a prefix of `length` bits of this family covers: IPv4 lengths
-    /// gain the 96 bits of the mapped form.
+    /// Returns how many bits of an [`Address`] a prefix of `length` bits of this family covers.
+    /// IPv4 lengths include the 96 bits of the mapped form.
     pub const fn prefix_bits(ip: IpAddr, length: u8) -> u8 {
         match ip {
             IpAddr::V4(_) => 96 + length,
@@ -123,7 +123,7 @@ impl fmt::Debug for Address {
 pub struct Mac(pub [u8; 6]);
 
 impl Mac {
-    /// Whether this is a group (broadcast or multicast) address: the lowest bit of the first byte.
+    /// Returns whether this is a group (broadcast or multicast) address: bit 0 of the first byte.
     #[inline]
     pub const fn is_group(self) -> bool {
         self.0[0] & 1 != 0
@@ -131,7 +131,7 @@ impl Mac {
 }
 
 impl PartialEq for Mac {
-    /// In two words: comparing bytes would be a loop in eBPF.
+    /// Compares two words: a comparison of bytes would be a loop in eBPF.
     #[inline]
     fn eq(&self, other: &Self) -> bool {
         let ([a0, a1, a2, a3, a4, a5], [b0, b1, b2, b3, b4, b5]) = (self.0, other.0);
@@ -169,16 +169,16 @@ impl fmt::Debug for Mac {
 pub struct Vni(pub [u8; 4]);
 
 impl Vni {
-    /// "No network": counts what cannot be told apart by network.
+    /// "No network": the network of packets that cannot be assigned to one.
     pub const NONE: Self = Self([0; 4]);
 
-    /// The VNI of the given number; bits above the 24th are dropped.
+    /// Returns the VNI of this number; drops bits above the 24th.
     #[inline]
     pub const fn new(number: u32) -> Self {
         Self((number & 0x00FF_FFFF).to_be_bytes())
     }
 
-    /// The VNI as a number, 0 to 2^24-1.
+    /// Returns the VNI as a number, 0 to 2^24-1.
     #[inline]
     pub const fn number(self) -> u32 {
         u32::from_be_bytes(self.0)

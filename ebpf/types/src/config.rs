@@ -2,45 +2,45 @@
 
 use crate::{Address, Mac};
 
-/// [`Config::flags`]: drops are reported in `EVENTS` (somebody reads them).
+/// [`Config::flags`]: report drops in `EVENTS`, because a reader exists.
 pub const EVENTS_WANTED: u8 = 1;
 
-/// [`Config::flags`]: replies of published ports leave by the backend's node (direct server
+/// [`Config::flags`]: replies of published ports leave from the backend's node (direct server
 /// return).
 pub const DIRECT_RETURN: u8 = 2;
 
-/// [`Config::flags`]: what goes to the kernel's WireGuard comes from this node's address for keys
-/// of even generations.
+/// [`Config::flags`]: send packets to the kernel's WireGuard from this node's address for keys of
+/// even generations.
 pub const FROM_EVEN_KEY: u8 = 4;
 
-/// [`Config::flags`]: it comes from the address for keys of odd generations. With both, everything
-/// goes twice: while the device's key is replaced nobody can tell which will encrypt a packet, and
-/// the other end takes what agrees with the key.
+/// [`Config::flags`]: send them from the address for keys of odd generations. With both flags, each
+/// packet is sent twice. While a key is replaced, it is unknown which key encrypts a packet; the
+/// receiver accepts only the copy whose source address matches the key.
 pub const FROM_ODD_KEY: u8 = 8;
 
-/// [`Config::flags`]: what arrives at the data-path device is for no published port.
+/// [`Config::flags`]: no published port is reachable through the data-path device.
 pub const UNPUBLISHED: u8 = 16;
 
-/// How packets to other nodes get their outer headers.
+/// How packets to other nodes get outer headers.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Encapsulation {
-    /// The endpoint program writes the outer headers; the VXLAN device takes what that cannot do.
+    /// The endpoint program writes the outer headers. The VXLAN device handles what it cannot.
     #[default]
     Direct = 0,
-    /// Everything goes through the VXLAN device.
+    /// All packets go through the VXLAN device.
     Device = 1,
 }
 
-/// What every program needs to know of its node: the value of `CONFIG`, an array of one.
+/// The node's configuration for all programs: the value of `CONFIG`, an array of one.
 ///
-/// All zero (a new map) means "not configured": endpoints reach only local endpoints, the underlay
-/// passes everything.
+/// All zero (a new map) means "not configured": endpoints reach only local endpoints, and the
+/// underlay program ignores all packets.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Config {
-    /// This node's data-path address: source of what it sends, and the only destination that it
-    /// takes.
+    /// This node's data-path address: the source of outgoing tunnel packets, and the only
+    /// destination that is accepted.
     pub local: Address,
     /// Interface index of the data-path device.
     pub underlay_ifindex: u32,
@@ -61,8 +61,8 @@ pub struct Config {
     pub flags: u8,
     /// This node's own number in WireGuard; 0 while it has none.
     pub wireguard_peer: u16,
-    /// Interface index of `meshwg0`, the WireGuard engine's device, which tells the engine as well;
-    /// 0 while there is none.
+    /// Interface index of the WireGuard engine's device `meshwg0`; it also identifies the engine. 0
+    /// while there is none.
     pub wireguard_ifindex: u32,
     /// UDP port of this node's WireGuard, network order; 0 while it has announced none.
     pub wireguard_port: [u8; 2],

@@ -1,8 +1,8 @@
 //! MACs derived from addresses: a frame's destination MAC names its next hop.
 //!
-//! The endpoint program answers every neighbour request itself. The MAC that it gives tells it
-//! later, without any state, which next hop the sender chose; a container that routes for others
-//! works because of it.
+//! The endpoint program answers every neighbour request itself, with a MAC derived from the
+//! address. Later the destination MAC of a frame identifies the next hop that the sender chose,
+//! without any state. This makes routing through a container work.
 
 use crate::{Address, Mac};
 
@@ -10,20 +10,19 @@ const IPV4: [u8; 2] = [0x02, 0x42];
 const IPV6_LOW: [u8; 2] = [0x02, 0x46];
 const IPV6_ANY: [u8; 2] = [0x02, 0x47];
 
-/// What a destination MAC says of the next hop.
+/// The next hop that a destination MAC names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NextHop {
     /// This address.
     Address(Address),
-    /// Nothing: the next hop is the packet's IP destination.
+    /// None: the next hop is the packet's IP destination.
     Destination,
 }
 
-/// The MAC that stands for `address` in a network whose IPv6 subnet starts with the 96 bits
-/// `prefix6`.
+/// Returns the MAC for `address` in a network whose IPv6 subnet starts with the 96 bits `prefix6`.
 ///
-/// IPv4 `a.b.c.d` is `02:42:aa:bb:cc:dd`. IPv6 is `02:46:` and its last 32 bits where the bits
-/// before are `prefix6`, else `02:47:00:00:00:00`.
+/// IPv4 `a.b.c.d` is `02:42:aa:bb:cc:dd`. IPv6 is `02:46:` and its last 32 bits if the bits before
+/// are `prefix6`, else `02:47:00:00:00:00`.
 #[inline]
 pub fn derived_mac(address: Address, prefix6: [u8; 12]) -> Mac {
     let [.., a, b, c, d] = address.0;
@@ -37,8 +36,8 @@ pub fn derived_mac(address: Address, prefix6: [u8; 12]) -> Mac {
     Mac([kind[0], kind[1], a, b, c, d])
 }
 
-/// The next hop that a destination MAC names: the inverse of [`derived_mac`]. A MAC that was not
-/// derived names none.
+/// Returns the next hop that a destination MAC names: the inverse of [`derived_mac`]. A MAC that
+/// was not derived names none.
 #[inline]
 pub fn next_hop(mac: Mac, prefix6: [u8; 12]) -> NextHop {
     let [first, second, a, b, c, d] = mac.0;
@@ -63,7 +62,7 @@ fn is_zero(prefix6: [u8; 12]) -> bool {
     with_low(prefix6, [0; 4]).is_none()
 }
 
-/// The address of a prefix and the 32 bits after it.
+/// Returns the address with this prefix and the 32 bits after it.
 #[inline]
 const fn with_low(prefix6: [u8; 12], low: [u8; 4]) -> Address {
     let [a0, a1, a2, a3, b0, b1, b2, b3, c0, c1, c2, c3] = prefix6;

@@ -1,13 +1,13 @@
-//! One entry of any map that user space fills, as a value: what a plan consists of.
+//! An entry of any map that user space fills, as one value: the elements of a plan.
 
 use crate::{
     Address, Block, BlockKey, Config, Endpoint, EndpointKey, HostRouteKey, Interface, Member, Network, Vni,
 };
 
-/// Which entry of which map.
+/// The key of an entry, and its map.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MapKey {
-    /// The one entry of `CONFIG`. Deleting it means writing zeroes.
+    /// The single entry of `CONFIG`. Deleting it writes zeroes.
     Config,
     /// An entry of `NETWORKS`.
     Network(Vni),
@@ -30,7 +30,7 @@ pub enum MapKey {
 /// An entry of a map: its key and its value.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MapEntry {
-    /// The one entry of `CONFIG`.
+    /// The single entry of `CONFIG`.
     Config(Config),
     /// An entry of `NETWORKS`.
     Network(Vni, Network),
@@ -44,16 +44,17 @@ pub enum MapEntry {
     HostRoute(HostRouteKey, Vni),
     /// An entry of `MEMBERS`.
     Member(Address, Member),
-    /// An entry of `STAND_INS`: the host's address for which the address of that number stands
-    /// ([`crate::STAND_INS`]).
+    /// An entry of `STAND_INS`: the host address that the stand-in address with this number
+    /// represents ([`crate::STAND_INS`]).
     StandIn(u32, Address),
-    /// An entry of `HOST_ADDRESSES`: the host has this address (on any interface but ours), so that
-    /// published ports are taken on it; and the number of what stands for it, or 0.
+    /// An entry of `HOST_ADDRESSES`: the host has this address on an interface that is not Mesh's,
+    /// so published ports are answered on it. The value is the number of its stand-in address, or
+    /// 0.
     HostAddress(Address, u32),
 }
 
 impl MapEntry {
-    /// The entry's key.
+    /// Returns the entry's key.
     pub const fn key(&self) -> MapKey {
         match self {
             Self::Config(_) => MapKey::Config,

@@ -1,8 +1,8 @@
-//! Why the datapath drops packets, and what to do: the one text for documents and commands.
+//! Explains drops and their remedies: the single text for documents and commands.
 
 use crate::Reason;
 
-/// What an operator needs to know about one kind of dropped packets.
+/// Describes one kind of dropped packets for an operator.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Explanation {
     /// What happened to the packet.
@@ -14,7 +14,7 @@ pub struct Explanation {
 }
 
 impl Reason {
-    /// Describes the packets of a counter that is no drop; `None` for drops.
+    /// Describes the packets of a counter that is not a drop; `None` for drops.
     pub const fn carried(self) -> Option<&'static str> {
         Some(match self {
             Self::ForwardedLocal => "From an endpoint on this node to an endpoint on this node.",

@@ -1,9 +1,9 @@
 //! Map keys and values that the eBPF programs share with user space.
 //!
-//! Everything that crosses the boundary is `#[repr(C)]`, has no implicit padding, and holds
-//! addresses, ports and VNIs as byte arrays in network order. Interface indexes, lengths and times
-//! are native integers, as the kernel itself uses them. [`SCHEMA`] changes whenever a layout, a map
-//! or the meaning of a field does: the loader adopts pinned maps only of its own schema.
+//! All shared types are `#[repr(C)]`, have no implicit padding, and hold addresses, ports and VNIs
+//! as byte arrays in network order. Interface indexes, lengths and times are native integers, as in
+//! the kernel. [`SCHEMA`] changes with every change of a layout, of a map or of a field's meaning:
+//! the loader adopts pinned maps only of its own schema.
 
 #![no_std]
 
@@ -36,7 +36,7 @@ pub use maps::{
     EndpointKey, HOST_ADDRESS, HOST_ALL, HOST_DNS, HostCall, HostFlow, HostRouteKey, INTERNAL, Interface,
     METADATA, Member, Network,
 };
-pub use paths::{PROBE_ASKED, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
+pub use paths::{PROBE_REQUEST, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
 pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
     AFFINITY_CLIENT_IP, ANSWERED, Allowance, BACKEND_ENCRYPTED, BACKEND_FINISHED, BEGINS, Backend,
@@ -52,7 +52,7 @@ pub use wireguard::{
     WIREGUARD_KERNEL_IFINDEX, WIREGUARD_USERSPACE_IFINDEX, tunnel_address, tunnel_sender, tunnel_source,
 };
 
-/// Version of every layout and meaning in this crate. Pinned maps of another version are never
+/// Version of all layouts and meanings in this crate. Pinned maps of another version are never
 /// adopted.
 pub const SCHEMA: u32 = 8;
 
@@ -73,25 +73,25 @@ pub const WIREGUARD_OVERHEAD_IPV4: u16 = 60;
 /// [`WIREGUARD_OVERHEAD_IPV4`]).
 pub const WIREGUARD_OVERHEAD_IPV6: u16 = 80;
 
-/// The mark (`skb->mark`) of what Mesh itself sends between nodes: by it the `egress` program tells
-/// Mesh's packets from others.
+/// The mark (`skb->mark`) of packets that Mesh itself sends between nodes. The `egress` program
+/// recognises Mesh's packets by it.
 ///
-/// Marks are lost between network namespaces, and to set one takes `CAP_NET_ADMIN` or `CAP_NET_RAW`
-/// over the host's: who has that can write any frame past all programs (`PACKET_QDISC_BYPASS`), so
-/// that a secret value would keep nobody out. The bits are none of those that kube-proxy, Calico,
-/// Cilium, Tailscale and Docker test.
+/// Marks do not cross network namespaces. Setting one requires `CAP_NET_ADMIN` or `CAP_NET_RAW` in
+/// the host's namespace. A process with these can bypass all programs anyway
+/// (`PACKET_QDISC_BYPASS`), so a secret value would add no protection. The bits are not used by
+/// kube-proxy, Calico, Cilium, Tailscale or Docker.
 pub const MARK: u32 = 0x3050;
 
-/// Interface index of `mesh0`, by which the host gets what endpoints send to it.
+/// Interface index of `mesh0`, through which the host receives packets from endpoints.
 pub const HOST_LEG_IFINDEX: u32 = 0x3FFF_FF00;
 
-/// The group of the name server's process, which has no capability to set a mark with. What it asks
-/// the host's resolvers enters no service. The number is outside the ranges that systemd and
-/// distributions allocate (systemd's `UIDS-GIDS.md`).
+/// The group of the name server's process, which lacks the capability to set a mark. Its queries to
+/// the host's resolvers must not be balanced to a service. The number is outside the ranges that
+/// systemd and distributions allocate (systemd's `UIDS-GIDS.md`).
 pub const NAME_SERVER_GROUP: u32 = 0x706d_6573;
 
-/// VNI of a liveness probe: answered by the receiving node's underlay program, for members only.
+/// VNI of a liveness probe. The receiving node's underlay program answers it, for members only.
 pub const PROBE_REQUEST_VNI: Vni = Vni::new(0x00FF_FFFE);
 
-/// VNI of the answer to a liveness probe: recorded in `PROBES` by the asker's underlay program.
+/// VNI of the answer to a liveness probe. The prober's underlay program records it in `PROBES`.
 pub const PROBE_REPLY_VNI: Vni = Vni::new(0x00FF_FFFF);

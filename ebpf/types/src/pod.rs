@@ -10,9 +10,9 @@ use crate::{
 
 macro_rules! pod {
     ($($type:ty),* $(,)?) => {$(
-        // SAFETY: `#[repr(C)]` or `#[repr(transparent)]` over integers and byte arrays; the tests
+        // SAFETY: `#[repr(C)]` or `#[repr(transparent)]` over integers and byte arrays. The tests
         // of this crate assert that it has no padding, so every byte is initialised and every bit
-        // pattern is a value.
+        // pattern is valid.
         unsafe impl aya::Pod for $type {}
     )*};
 }

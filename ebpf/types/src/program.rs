@@ -1,34 +1,33 @@
-//! The programs.
+//! The programs of the datapath.
 
-/// A program of the datapath, named by where it stands. All are tc classifiers:
-/// [`ProgramKind::Egress`] and [`ProgramKind::EgressLayer3`] at a device's egress, the others at
-/// its ingress.
+/// A tc program of the datapath, named after its attachment point. [`ProgramKind::Egress`] and
+/// [`ProgramKind::EgressLayer3`] run at a device's egress, the others at its ingress.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ProgramKind {
-    /// Host-side device of an endpoint: all that the container sends.
+    /// Host-side device of an endpoint: all packets from the container.
     Endpoint,
     /// Data-path device: VXLAN from other nodes.
     Underlay,
-    /// VXLAN device: what the underlay program left to it.
+    /// VXLAN device: packets that the underlay program left to it.
     Overlay,
-    /// `mesh0p`: what the host sends to endpoints.
+    /// `mesh0p`: packets from the host to endpoints.
     Host,
-    /// `meshwg0`: what the WireGuard engine decrypted.
+    /// `meshwg0`: packets that the WireGuard engine decrypted.
     Wireguard,
-    /// The host's interfaces with Ethernet headers, the data-path device among them: everything
-    /// that leaves, after the host's NAT.
+    /// The host's interfaces with Ethernet headers, including the data-path device: all outgoing
+    /// packets, after the host's NAT.
     Egress,
     /// The host's other interfaces with Ethernet headers: packets to published ports.
     Published,
-    /// The host's layer-3 interfaces, whose packets begin with the IP header: packets to published
-    /// ports.
+    /// The host's other layer-3 interfaces, whose packets begin with the IP header: packets to
+    /// published ports.
     PublishedLayer3,
-    /// As [`ProgramKind::Egress`], of the host's layer-3 interfaces.
+    /// As [`ProgramKind::Egress`], for the host's layer-3 interfaces.
     EgressLayer3,
-    /// The host's other interfaces that do not answer published ports, with Ethernet headers:
-    /// packets that only pretend to come from a node. [`ProgramKind::Published`] drops them, too.
+    /// The host's interfaces with Ethernet headers that do not answer published ports: packets with
+    /// a forged node address. [`ProgramKind::Published`] drops these too.
     Guard,
-    /// As [`ProgramKind::Guard`], of layer-3 interfaces.
+    /// As [`ProgramKind::Guard`], for layer-3 interfaces.
     GuardLayer3,
 }
 
@@ -48,12 +47,12 @@ impl ProgramKind {
         Self::GuardLayer3,
     ];
 
-    /// Whether it stands at a device's egress.
+    /// Returns whether it is attached to a device's egress.
     pub const fn is_egress(self) -> bool {
         matches!(self, Self::Egress | Self::EgressLayer3)
     }
 
-    /// The program's name in the object, in pins and in messages.
+    /// Returns the program's name in the object, in pins and in messages.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Endpoint => "endpoint",
@@ -71,12 +70,12 @@ impl ProgramKind {
     }
 }
 
-/// The XDP program's name in the object and in pins. It stands at the data-path device, before
+/// The XDP program's name in the object and in pins. It runs on the data-path device, before
 /// [`ProgramKind::Underlay`].
 pub const EARLY: &str = "early";
 
-/// A program of the host's own sockets, at a cgroup: what lets the host reach published ports by
-/// its own addresses.
+/// A cgroup program for the host's own sockets. These let the host reach published ports at its own
+/// addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum SocketProgram {
     /// `connect` to an IPv4 address.
@@ -98,7 +97,7 @@ pub enum SocketProgram {
 }
 
 impl SocketProgram {
-    /// All of them.
+    /// All socket programs.
     pub const ALL: [Self; 8] = [
         Self::Connect4,
         Self::Connect6,
@@ -110,7 +109,7 @@ impl SocketProgram {
         Self::Getpeername6,
     ];
 
-    /// The program's name in the object and in pins.
+    /// Returns the program's name in the object and in pins.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Connect4 => "connect4",
@@ -124,7 +123,7 @@ impl SocketProgram {
         }
     }
 
-    /// Where it is attached (`enum bpf_attach_type` of the kernel).
+    /// Returns the attach type (`enum bpf_attach_type` of the kernel).
     pub const fn attach_type(self) -> u32 {
         match self {
             Self::Connect4 => 10,

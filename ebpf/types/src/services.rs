@@ -1,79 +1,78 @@
-//! Keys and values of the service tables, and of what the programs remember of balanced flows.
+//! Keys and values of the service tables, and of the programs' records of balanced flows.
 
 use core::ops::RangeInclusive;
 
 use crate::{Address, EndpointKey, Mac, Vni};
 
-/// [`Service::flags`] and [`Published::flags`]: all flows of a client's address go to one backend,
-/// whichever of the hosts' addresses it speaks to.
+/// [`Service::flags`] and [`Published::flags`]: all flows from one client address go to one
+/// backend, whichever host address the client uses.
 pub const AFFINITY_CLIENT_IP: u32 = 1;
 
-/// [`Published::flags`]: only backends of the node that receives a packet take it (`mode=host`).
-/// Its table holds those only.
+/// [`Published::flags`]: only backends on the receiving node are used (`mode=host`). The port's
+/// table contains only those.
 pub const HOST_MODE: u32 = 2;
 
 /// [`Published::flags`]: the port is about to be published. The `egress` program records flows that
-/// leave from it, and nothing else happens yet.
+/// leave from it; nothing else happens yet.
 pub const WATCHED: u32 = 4;
 
-/// [`Backend::flags`]: its endpoint is on this node.
+/// [`Backend::flags`]: the endpoint is on this node.
 pub const LOCAL: u16 = 1;
 
-/// [`Backend::flags`]: new flows do not begin with it; those that it has go on.
+/// [`Backend::flags`]: it gets no new flows; existing flows continue.
 pub const DRAINING: u16 = 2;
 
-/// [`Backend::flags`]: its network is encrypted; [`Backend::peer`] is its node's number in
+/// [`Backend::flags`]: the network is encrypted; [`Backend::peer`] is the node's number in
 /// WireGuard.
 pub const BACKEND_ENCRYPTED: u16 = 4;
 
-/// [`Backend::flags`]: it fails its check, or its node does not answer. A client that begins a
-/// connection anew gets another backend, even if this one has its former connection.
+/// [`Backend::flags`]: its check fails, or its node does not answer. A client that starts a new
+/// connection gets another backend, even if this one has the client's former connection.
 pub const FAILING: u16 = 8;
 
-/// How many entries one element of `MAGLEV` holds: the kernel pads elements of arrays to eight
-/// bytes.
-pub const MAGLEV_ROW: usize = 16;
+/// Entries in one element of `BACKEND_TABLES`: the kernel pads array elements to eight bytes.
+pub const BACKEND_TABLES_ROW: usize = 16;
 
-/// The greatest number of a backend. Numbers are 22 bits in VNIs ([`published_vni`]), less those of
-/// probes.
+/// The greatest backend number. Numbers have 22 bits in VNIs ([`published_vni`]); those that would
+/// give the VNIs of probes are excluded.
 pub const MAX_BACKEND: u32 = 0x003E_FFFF;
 
-/// Bit 23 of a VNI: the frame is of the routing mesh, not of a network.
+/// Bit 23 of a VNI: the frame belongs to the routing mesh, not to a network.
 pub const PUBLISHED_BIT: u32 = 0x0080_0000;
 
-/// Bit 22 beside [`PUBLISHED_BIT`]: a reply on its way out through the node that its client spoke
-/// to.
+/// Bit 22, with [`PUBLISHED_BIT`]: a reply on its way to the node where the client's packets
+/// arrive.
 pub const REPLY_BIT: u32 = 0x0040_0000;
 
-/// What a container that reaches itself through a VIP sees as the source, where the VIP itself
-/// cannot be it: the flow has the same port on both ends, so that its replies would look like its
-/// requests.
+/// The source address that a container sees when it reaches itself through a VIP, if the VIP itself
+/// is not possible. This is so if the flow has the same port on both ends: its replies would look
+/// like its requests.
 pub const HAIRPIN_IPV4: [u8; 4] = [169, 254, 42, 1];
 
 /// As [`HAIRPIN_IPV4`], for IPv6.
 pub const HAIRPIN_IPV6: Address = Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]);
 
-/// The address by which the host itself speaks to published ports: its sockets' connects are turned
-/// to it, it is routed to `mesh0`, and the `host` program takes what is sent to it.
+/// The address that the host itself uses for published ports: the socket programs redirect connects
+/// to it. It is routed to `mesh0`, where the `host` program handles its packets.
 pub const HOST_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 2];
 
 /// As [`HOST_PUBLISHED_IPV4`], for IPv6.
 pub const HOST_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 2]);
 
-/// As [`HOST_PUBLISHED_IPV4`], for ports that are published on the loopback address alone: their
-/// key in `PUBLISHED` too.
+/// As [`HOST_PUBLISHED_IPV4`], for ports that are published only on the loopback address. Also the
+/// address of their keys in `PUBLISHED`.
 pub const LOOPBACK_PUBLISHED_IPV4: [u8; 4] = [169, 254, 42, 3];
 
 /// As [`LOOPBACK_PUBLISHED_IPV4`], for IPv6.
 pub const LOOPBACK_PUBLISHED_IPV6: Address =
     Address([0xfd, 0, 0x6d, 0x65, 0x73, 0x68, 0, 0, 0, 0, 0, 0, 0, 0, 0, 3]);
 
-/// The numbers of the addresses that stand for the host's own, one each, where a port is published
-/// on that address alone: the last byte of `169.254.42.N` and `fd00:6d65:7368::N`.
+/// The numbers of stand-in addresses, one for each host address on which a port is published
+/// exclusively: the last byte of `169.254.42.N` and `fd00:6d65:7368::N`.
 pub const STAND_INS: RangeInclusive<u8> = 4..=254;
 
-/// The address of that number by which a host itself speaks to published ports.
+/// Returns the address with this number that the host itself uses for published ports.
 #[inline]
 pub const fn host_published(number: u8, v4: bool) -> Address {
     let of = if v4 { Address::from_v4(HOST_PUBLISHED_IPV4) } else { HOST_PUBLISHED_IPV6 };
@@ -82,7 +81,8 @@ pub const fn host_published(number: u8, v4: bool) -> Address {
     Address::from_words([a, b, c, u32::from_ne_bytes([d0, d1, d2, number])])
 }
 
-/// The number of an address by which a host itself speaks to published ports; `None` for others.
+/// Returns the number of an address that the host itself uses for published ports; `None` for
+/// others.
 #[inline]
 pub fn host_published_number(address: Address) -> Option<u8> {
     let [.., number] = address.0;
@@ -90,13 +90,13 @@ pub fn host_published_number(address: Address) -> Option<u8> {
     (is_one && number >= HOST_PUBLISHED_IPV4[3]).then_some(number)
 }
 
-/// Whether an address is one by which a host itself speaks to published ports.
+/// Returns whether the host itself uses this address for published ports.
 #[inline]
 pub fn is_host_published(address: Address) -> bool {
     host_published_number(address).is_some()
 }
 
-/// The VNI of a packet to a published port on its way to the backend of that number: untranslated.
+/// Returns the VNI of an untranslated packet to a published port on its way to this backend.
 pub const fn published_vni(backend: u32) -> Vni {
     Vni::new(PUBLISHED_BIT | (backend & (REPLY_BIT - 1)))
 }
@@ -108,20 +108,21 @@ pub type ServiceKey = EndpointKey;
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Service {
-    /// Where its table begins in `MAGLEV`, counted in entries (not elements).
+    /// Index of the first entry of its table in `BACKEND_TABLES`, in entries (not elements).
     pub first: u32,
-    /// How many entries the table has; 0 when there is no backend.
+    /// Number of entries of the table; 0 if there is no backend.
     pub size: u32,
     /// Bits: [`AFFINITY_CLIENT_IP`].
     pub flags: u32,
 }
 
-/// Key of `PUBLISHED`: a port on the hosts' addresses.
+/// Key of `PUBLISHED`: a port on host addresses.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PublishedKey {
-    /// The host's address; none for any of its addresses. An address goes before any. For 127.0.0.1
-    /// and `::1`, what stands for them: [`LOOPBACK_PUBLISHED_IPV4`], [`LOOPBACK_PUBLISHED_IPV6`].
+    /// The host's address; [`Address::NONE`] for all of them. A specific address takes precedence.
+    /// 127.0.0.1 and `::1` are replaced by [`LOOPBACK_PUBLISHED_IPV4`] and
+    /// [`LOOPBACK_PUBLISHED_IPV6`].
     pub address: Address,
     /// The port, network order.
     pub port: [u8; 2],
@@ -131,8 +132,8 @@ pub struct PublishedKey {
     pub padding: u8,
 }
 
-/// Value of `PUBLISHED`: where packets to the port go. Backends that lack an address of a packet's
-/// family drop it.
+/// Value of `PUBLISHED`: where packets to the port go. A backend without an address of a packet's
+/// family drops the packet.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Published {
@@ -151,7 +152,7 @@ pub struct Published {
 }
 
 /// Value of `BACKENDS`, a hash by the backend's number. Draining and unhealthy backends stay in it
-/// as long as their flows are to go on; a backend that is not in it is gone.
+/// while their flows may continue; a backend that is not in it is gone.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Backend {
@@ -159,7 +160,7 @@ pub struct Backend {
     pub vni: Vni,
     /// The endpoint's IPv4 address; zero when it has none.
     pub ipv4: [u8; 4],
-    /// The endpoint's IPv6 address; none when it has none.
+    /// The endpoint's IPv6 address; [`Address::NONE`] if it has none.
     pub ipv6: Address,
     /// Data-path address of the endpoint's node.
     pub node: Address,
@@ -169,8 +170,8 @@ pub struct Backend {
     pub peer: u16,
 }
 
-/// Key of `CONNECTIONS`: a packet's addresses and ports as they arrive, before translation. A flow
-/// has one entry for each direction that is translated here.
+/// Key of `CONNECTIONS`: a packet's addresses and ports on arrival, before translation. A flow has
+/// one entry for each direction that this node translates.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionKey {
@@ -178,12 +179,12 @@ pub struct ConnectionKey {
     pub source: Address,
     /// Destination.
     pub destination: Address,
-    /// Source and destination port, network order. ICMP echo: the identifier and 0 in requests, 0
-    /// and it in replies.
+    /// Source and destination port, network order. ICMP echo: (identifier, 0) in requests, (0,
+    /// identifier) in replies.
     pub ports: [u8; 4],
     /// IP protocol.
     pub protocol: u8,
-    /// The low three bytes of the network's [`Vni`]; zero towards published ports.
+    /// The low three bytes of the network's [`Vni`]; zero for packets to published ports.
     pub vni: [u8; 3],
 }
 
@@ -195,11 +196,11 @@ pub const CLIENT_FINISHED: u8 = 2;
 pub const CLOSED: u8 = 4;
 /// [`Connection::state`]: the backend closed its direction (FIN).
 pub const BACKEND_FINISHED: u8 = 8;
-/// [`Connection::state`], back: made for a SYN, so that a SYN comes back before anything else does,
-/// unless it is refused.
+/// [`Connection::state`] of a reply entry: created for a SYN. So the first reply must be a SYN or a
+/// reset.
 pub const BEGINS: u8 = 16;
-/// [`Connection::state`], back: the client wants another connection between the same ports. Whether
-/// it has one is the backend's to say, by a SYN.
+/// [`Connection::state`] of a reply entry: the client requested another connection between the same
+/// ports. The backend decides, by sending a SYN, whether the new connection replaces the old one.
 pub const CONTESTED: u8 = 32;
 /// [`Connection::state`], published, back: replies return through the node that the client spoke
 /// to, even with [`crate::DIRECT_RETURN`].
@@ -209,70 +210,71 @@ pub const RETURNS: u8 = 64;
 /// sending node. Its client may be beyond the reach of other nodes. No device has this MAC.
 pub const RETURNS_MAC: Mac = Mac([0x02, 0x4d, 0xff, 0xff, 0xff, 0xfe]);
 
-/// What an entry of `CONNECTIONS` does.
+/// The purpose of an entry of `CONNECTIONS`.
 #[repr(u8)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum ConnectionKind {
     /// Towards a backend.
     #[default]
     Forward = 0,
-    /// Back to a client in the network: the source becomes the VIP.
+    /// Back to a client in the network: the source is rewritten to the VIP.
     Back = 1,
-    /// Back to the backend itself, which was its own client.
+    /// Back to the backend itself, which is its own client.
     Hairpin = 2,
     /// Back to a client of a published port.
     Published = 3,
 }
 
-/// Value of `CONNECTIONS` (flows that have been answered) and `PENDING` (others, and what is over).
+/// Value of `CONNECTIONS` (answered flows) and `PENDING` (unanswered and finished flows).
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Connection {
-    /// Back: what becomes of the source address. Forward: in the first word, native order, the
-    /// interface index of the device that the packets of a client outside arrive at; 0 where there
-    /// is no such client.
+    /// Reply entry: the new source address. Forward entry: in the first word, native order, the
+    /// interface index of the device where packets of an outside client arrive; 0 if the client is
+    /// not outside.
     pub address: Address,
     /// The backend's number.
     pub backend: u32,
-    /// Published, back: data-path address of the node that the client spoke to. Forward: the
-    /// [`Vni`] of the service's network.
+    /// Reply entry of a published port: data-path address of the node where the client's packets
+    /// arrive. Forward entry: the [`Vni`] of the service's network.
     pub node: [u8; 4],
-    /// Back: what becomes of the source port. Forward: what becomes of it if the client's own would
-    /// make the flow the same as another one at the backend; else 0.
+    /// Reply entry: the new source port. Forward entry: the port that replaces the client's, if the
+    /// client's own would make the flow equal to another one at the backend; else 0.
     pub port: [u8; 2],
     /// A [`ConnectionKind`], as its number.
     pub kind: u8,
     /// Bits: [`ANSWERED`], [`CLIENT_FINISHED`], [`BACKEND_FINISHED`], [`CLOSED`], [`BEGINS`],
     /// [`CONTESTED`], [`RETURNS`].
     pub state: u8,
-    /// Back: what becomes of the destination port, the client's own one; 0 where it is that.
+    /// Reply entry: the client's own port, which replaces the destination port; 0 if it is
+    /// unchanged.
     pub client_port: [u8; 2],
     /// When the entry was last used: `CLOCK_MONOTONIC` in units of 2^[`USED_SHIFT`] ns, modulo
     /// 2^16.
     pub used: u16,
 }
 
-/// See [`Connection::used`]: 8.6 s, and round after 6.5 days.
+/// See [`Connection::used`]: one unit is 8.6 s; the counter wraps after 6.5 days.
 pub const USED_SHIFT: u32 = 33;
 
-/// Value of `ALLOWANCES`, a hash by [`Vni`]: how many more entries of a network's flows may become
-/// established. That of [`Vni::NONE`] is for all networks without a value. Without either there is
-/// no limit.
+/// Value of `ALLOWANCES`, a hash by [`Vni`]: how many more flow entries of a network may become
+/// established. The value of [`Vni::NONE`] is shared by all networks without one. Without either
+/// there is no limit.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Allowance {
-    /// So many.
+    /// Number of entries left.
     pub left: i64,
-    /// How often there was nothing left since it was set.
+    /// How often none was left since the value was set.
     pub refused: u64,
 }
 
-/// Key of `SOCKET_PEERS`: a socket of the host that speaks to a published port. The value is the
-/// address that it asked for.
+/// Key of `SOCKET_PEERS`: a host socket that uses a published port. The value is the address that
+/// it requested.
 #[repr(C)]
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SocketPeer {
-    /// The kernel's cookie of the socket.
+    /// The socket's cookie.
     pub cookie: u64,
     /// The published port, network order.
     pub port: [u8; 2],
@@ -280,7 +282,7 @@ pub struct SocketPeer {
     pub padding: [u8; 6],
 }
 
-/// Which entry of which service table.
+/// The key of an entry of a service table, and its table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableKey {
     /// An entry of `SERVICES`.
@@ -293,8 +295,8 @@ pub enum TableKey {
     BackendAddress(EndpointKey),
 }
 
-/// An entry of a service table. There may be a hundred thousand: they are written and read in
-/// batches, and no part of what a pass observes.
+/// An entry of a service table. There may be a hundred thousand, so they are written and read in
+/// batches. They are not part of the observed state of a reconciliation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum TableEntry {
     /// An entry of `SERVICES`.
@@ -303,13 +305,13 @@ pub enum TableEntry {
     Published(PublishedKey, Published),
     /// An entry of `BACKENDS`.
     Backend(u32, Backend),
-    /// An entry of `BACKEND_ADDRESSES`: the address is, or lately was, a backend's (of any
-    /// service), so that what comes from it may have to be translated back.
+    /// An entry of `BACKEND_ADDRESSES`: the address is, or was recently, a backend's (of any
+    /// service). Packets from it may need reverse translation.
     BackendAddress(EndpointKey),
 }
 
 impl TableEntry {
-    /// The entry's key.
+    /// Returns the entry's key.
     pub const fn key(&self) -> TableKey {
         match self {
             Self::Service(key, _) => TableKey::Service(*key),

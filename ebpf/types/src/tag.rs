@@ -1,9 +1,10 @@
-//! What a frame on the WireGuard engine's device carries in its source MAC.
+//! The tag of a frame on the WireGuard engine's device: its source MAC.
 
 use crate::{Mac, Vni};
 
 /// Network and node of a frame on `meshwg0`: source MAC `{0x02, VNI (3 bytes), peer (2 bytes)}`, in
-/// network order. On the way out the peer is the node to send to, on the way in the one that sent.
+/// network order. The peer is the receiving node of outgoing frames, and the sending node of
+/// incoming ones.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct FrameTag {
     /// The network.
@@ -15,7 +16,7 @@ pub struct FrameTag {
 impl FrameTag {
     const KIND: u8 = 0x02;
 
-    /// The MAC that says so.
+    /// Returns the MAC that encodes this tag.
     #[inline]
     pub const fn mac(self) -> Mac {
         let [_, v0, v1, v2] = self.vni.0;
@@ -23,7 +24,7 @@ impl FrameTag {
         Mac([Self::KIND, v0, v1, v2, p0, p1])
     }
 
-    /// What a MAC says; `None` if it is of another form.
+    /// Decodes a MAC; `None` if it has another form.
     #[inline]
     pub const fn from_mac(Mac([kind, v0, v1, v2, p0, p1]): Mac) -> Option<Self> {
         if kind == Self::KIND {

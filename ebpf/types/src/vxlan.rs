@@ -1,7 +1,7 @@
-//! What all senders of VXLAN have in common.
+//! Definitions that all senders of VXLAN share.
 
-/// The range that UDP source ports are taken from, so that ECMP and RSS spread flows: 32768 to
-/// 60999, as Linux does.
+/// The range of UDP source ports, over which ECMP and RSS spread flows: 32768 to 60999, as in
+/// Linux.
 const FIRST_PORT: u16 = 32768;
 const PORTS: u64 = 61000 - FIRST_PORT as u64;
 

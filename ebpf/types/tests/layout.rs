@@ -1,5 +1,4 @@
-//! The layouts that kernel and user space agree on. A failure here means that `SCHEMA` has to
-//! change.
+//! The layouts that kernel and user space share. A failure here means that `SCHEMA` must change.
 
 use std::mem::{offset_of, size_of};
 

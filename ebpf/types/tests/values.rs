@@ -1,4 +1,4 @@
-//! What addresses, derived MACs and reasons mean.
+//! Addresses, derived MACs and reasons.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -12,7 +12,7 @@ fn v6(text: &str) -> Address {
 }
 
 #[test]
-fn an_address_goes_to_its_mapped_form_and_back() {
+fn an_address_converts_to_its_mapped_form_and_back() {
     for ip in ["10.64.0.5", "0.0.0.0", "255.255.255.255", "fd4d::1", "fe80::1"] {
         let ip: IpAddr = ip.parse().unwrap();
         assert_eq!(Address::from(ip).to_ip(), ip);
@@ -30,7 +30,7 @@ fn prefixes_of_both_families_count_bits_of_the_mapped_form() {
 }
 
 #[test]
-fn a_derived_mac_names_the_next_hop_it_was_derived_from() {
+fn a_derived_mac_names_its_next_hop() {
     for address in [Address::from_v4([10, 64, 0, 5]), v6("fd4d:0:0:1::7"), v6("fd4d:0:0:1::ffff:1")] {
         assert_eq!(next_hop(derived_mac(address, PREFIX6), PREFIX6), NextHop::Address(address));
     }
@@ -39,12 +39,12 @@ fn a_derived_mac_names_the_next_hop_it_was_derived_from() {
 }
 
 #[test]
-fn an_address_that_does_not_fit_is_left_to_the_packets_destination() {
+fn for_an_address_that_does_not_fit_the_packets_destination_is_the_next_hop() {
     let far = derived_mac(v6("fd4d:0:0:1:1::7"), PREFIX6);
     assert_eq!(far, Mac([2, 0x47, 0, 0, 0, 0]));
     assert_eq!(next_hop(far, PREFIX6), NextHop::Destination);
     assert_eq!(next_hop(Mac([2, 0x11, 1, 2, 3, 4]), PREFIX6), NextHop::Destination);
-    // A network without IPv6 has no prefix that a MAC could stand for.
+    // Without an IPv6 subnet there is no prefix, so no MAC can represent an IPv6 address.
     assert_eq!(next_hop(Mac([2, 0x46, 0, 0, 0, 7]), [0; 12]), NextHop::Destination);
 }
 

@@ -1,4 +1,4 @@
-//! Words for scenarios with encrypted networks.
+//! Helpers for scenarios with encrypted networks.
 
 use std::net::Ipv4Addr;
 
@@ -7,19 +7,20 @@ use mesh_harness::{Container, Encapsulation, Host, Lab, ProcessId, Result, wireg
 
 use crate::lab_with_app;
 
-/// What must never be seen on the underlay.
+/// Payload that must never be visible on the underlay.
 pub const CANARY: &[u8] = b"canary-of-an-encrypted-network";
 /// WireGuard's UDP port.
 pub const WIREGUARD: u16 = 51820;
-/// VNIs of liveness probes, which are no network's.
+/// VNIs of liveness probes, which belong to no network.
 pub const PROBES: [u32; 2] = [0x00FF_FFFE, 0x00FF_FFFF];
 
-/// A lab with an encrypted network `app` and a container of it on each host.
+/// Starts a lab with an encrypted network `app` and a container of it on each host.
 pub fn encrypted_lab(hosts: u8) -> Result<(Lab, Vec<Container>)> {
     lab_with_app(hosts, Encapsulation::Direct, &["--encrypted"])
 }
 
-/// Nothing of the network crossed the underlay but inside WireGuard, and that did.
+/// Asserts that all of the network's traffic crossed the underlay inside WireGuard, and that there
+/// was some.
 #[track_caller]
 pub fn is_only_wireguard(captured: &Captured) {
     assert_eq!(captured.lost, 0, "every frame was looked at");
@@ -27,7 +28,7 @@ pub fn is_only_wireguard(captured: &Captured) {
     let clear: Vec<u32> =
         captured.vxlan().map(|packet| packet.vni).filter(|vni| !PROBES.contains(vni)).collect();
     assert_eq!(clear, [0_u32; 0], "VXLAN is liveness probes only");
-    // Probes of the path are shorter than any message of WireGuard (its whitepaper, section 5.4).
+    // Probes of the path are shorter than any WireGuard message (its whitepaper, section 5.4).
     let is_inside = |frame: &&mesh_harness::capture::Frame| {
         frame.udp().is_some_and(|udp| udp.dst_port == WIREGUARD && udp.payload.len() >= 32)
     };
@@ -35,7 +36,7 @@ pub fn is_only_wireguard(captured: &Captured) {
     assert!(inside.count() > 0, "and the rest went through WireGuard");
 }
 
-/// The engine processes of a host.
+/// Returns the engine processes of a host.
 pub fn engines(host: &Host) -> Vec<ProcessId> {
     let run_dir = host.path().join("run");
     let of_host = |pid: &i32| {
@@ -48,7 +49,7 @@ pub fn engines(host: &Host) -> Vec<ProcessId> {
     pids.filter(of_host).filter_map(ProcessId::of).filter(|process| process.is_alive()).collect()
 }
 
-/// Whether there is one engine on a host.
+/// Returns whether exactly one engine runs on a host.
 pub fn runs_engine(host: &Host) -> bool {
     match &*wireguard_engine() {
         "kernel" => {
@@ -58,7 +59,7 @@ pub fn runs_engine(host: &Host) -> bool {
     }
 }
 
-/// Whether an address answers a container's pings.
+/// Returns whether an address answers a container's pings.
 pub fn answers(from: &Container, to: Ipv4Addr) -> bool {
     from.ping(to).is_ok_and(|report| report.received > 0)
 }

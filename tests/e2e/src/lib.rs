@@ -1,7 +1,7 @@
-//! What the scenarios share: how they read `meshctl`'s JSON, and the words that they are told in.
+//! Helpers of all scenarios: access to `meshctl`'s JSON, and common operations.
 //!
-//! The scenarios themselves are in `tests/`, a file for each part of the product. Each makes a lab
-//! of its own, speaks to it only through `meshctl` and packets, and takes it down when it ends.
+//! The scenarios are in `tests/`, a file for each part of the product. Each starts a separate lab,
+//! uses it only through `meshctl` and packets, and stops it at the end.
 
 pub mod cni;
 pub mod encrypted;
@@ -17,15 +17,15 @@ use std::time::Duration;
 use mesh_harness::{Capture, Container, Encapsulation, Host, Lab, Output, Result};
 use serde_json::Value;
 
-/// How long anything may take on a machine that is busy with other tests: a condition is waited
-/// for, never a time.
+/// Timeout of all waits, on a machine that is busy with other tests. Tests wait for a condition,
+/// never for a fixed time.
 pub const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Both ways of encapsulating: what holds in one must hold in the other.
+/// Both kinds of encapsulation: scenarios must behave the same with both.
 pub const ENCAPSULATIONS: [Encapsulation; 2] = [Encapsulation::Direct, Encapsulation::Device];
 
-/// A lab of `hosts` hosts with a network `app`, and a container `c1`, `c2`, ... of it on each of
-/// them.
+/// Starts a lab of `hosts` hosts with a network `app`, and a container `c1`, `c2`, ... of it on
+/// each of them.
 pub fn lab_with_app(
     hosts: u8,
     encapsulation: Encapsulation,
@@ -45,19 +45,20 @@ pub fn create_network(lab: &Lab, name: &str, options: &[&str]) -> Result<Output>
     lab.host(1).meshctl(args)?.ok()
 }
 
-/// `meshctl ARGS --format json` on a host.
+/// Runs `meshctl ARGS --format json` on a host.
 pub fn json(host: &Host, args: &[&str]) -> Result<Value> {
     host.meshctl([args, &["--format", "json"]].concat())?.json()
 }
 
-/// Packets that a host's datapath has counted for a reason, over all networks.
+/// Returns the packets that a host's datapath has counted for a reason, over all networks.
 pub fn counted(host: &Host, reason: &str) -> Result<u64> {
     let status = json(host, &["status"])?;
     let counters = status["counters"].as_array().cloned().unwrap_or_default();
     Ok(counters.iter().filter(|c| c["reason"] == reason).filter_map(|c| c["packets"].as_u64()).sum())
 }
 
-/// The addresses of a network's endpoints, as the manager knows them; a duplicate is an error.
+/// Returns the addresses of a network's endpoints according to the manager; a duplicate is an
+/// error.
 pub fn distinct_addresses(endpoints: &Value) -> std::result::Result<BTreeSet<Ipv4Addr>, String> {
     let mut seen = BTreeSet::new();
     for endpoint in endpoints.as_array().into_iter().flatten() {
@@ -70,10 +71,11 @@ pub fn distinct_addresses(endpoints: &Value) -> std::result::Result<BTreeSet<Ipv
     Ok(seen)
 }
 
-/// The output of a command that must have failed with `code`: one `error:` line, and what it says.
+/// Returns the error of a command that must have failed with `code` and one `error:` line.
 ///
 /// # Panics
-/// When it did not fail so: that is what the calling test is about.
+///
+/// If it did not fail like this, which is what the calling test asserts.
 #[track_caller]
 pub fn refused(output: &Output, code: i32) -> String {
     let stderr = output.stderr.clone();
@@ -84,13 +86,13 @@ pub fn refused(output: &Output, code: i32) -> String {
     stderr
 }
 
-/// Everything that crosses the underlay, from now on.
+/// Captures everything that crosses the underlay from now on.
 pub fn underlay_capture(lab: &Lab) -> Result<Capture> {
     Capture::start(&lab.underlay())
 }
 
-/// Whether a packet of exactly `mtu` bytes with DF set gets through, and whether one of a byte more
-/// does.
+/// Returns whether a packet of exactly `mtu` bytes with DF set arrives, and whether one with one
+/// byte more does.
 pub fn largest_unfragmented(container: &Container, target: Ipv4Addr, mtu: u16) -> Result<(bool, bool)> {
     let ping = |size: u16| {
         mesh_harness::traffic::Ping::new(target.into())

@@ -1,6 +1,6 @@
-//! A strict reader of OpenMetrics 1.0 text
-//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>): stricter than monitoring systems
-//! are, so that what passes here is understood by all of them.
+//! A strict parser of OpenMetrics 1.0 text
+//! (<https://prometheus.io/docs/specs/om/open_metrics_spec/>). It is stricter than monitoring
+//! systems, so that all of them accept what it accepts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -10,17 +10,17 @@ use mesh_harness::Error;
 /// The labels of a sample.
 type Labels = BTreeMap<String, String>;
 
-/// A text without a fault: its samples. Of what OpenMetrics has, it knows what Mesh uses: gauges,
-/// counters and infos, of whole numbers, without timestamps.
+/// The samples of a valid text. It supports the parts of OpenMetrics that Mesh uses: gauges,
+/// counters and infos with whole numbers, without timestamps.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Exposition(BTreeMap<(String, Labels), u64>);
 
-/// What is wrong, and in which line of the text.
+/// An error, and its line in the text.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Fault {
-    /// From 1.
+    /// Counted from 1.
     pub line: usize,
-    /// Why the line is not as it should be.
+    /// Why the line is invalid.
     pub reason: String,
 }
 
@@ -52,7 +52,7 @@ impl Exposition {
         Ok(Self(reader.samples))
     }
 
-    /// The values of a metric's samples that have these labels, among others.
+    /// Returns the values of a metric's samples with at least these labels.
     fn of<'a>(&'a self, metric: &'a str, labels: &'a [(&'a str, &'a str)]) -> impl Iterator<Item = u64> + 'a {
         let samples = self.0.iter().filter(move |((name, all), _)| {
             name == metric && labels.iter().all(|(key, value)| all.get(*key).is_some_and(|is| is == value))
@@ -60,10 +60,11 @@ impl Exposition {
         samples.map(|(_, value)| *value)
     }
 
-    /// The value of the only sample of a metric that has these labels, among others.
+    /// Returns the value of the only sample of a metric with at least these labels.
     ///
     /// # Panics
-    /// When there are several: the labels then do not say which is meant.
+    ///
+    /// If there are several, since the labels are then ambiguous.
     #[track_caller]
     pub fn get(&self, metric: &str, labels: &[(&str, &str)]) -> Option<u64> {
         let values: Vec<u64> = self.of(metric, labels).collect();
@@ -71,20 +72,20 @@ impl Exposition {
         values.first().copied()
     }
 
-    /// The sum over all samples of a metric that have these labels, among others.
+    /// Returns the sum over all samples of a metric with at least these labels.
     pub fn sum(&self, metric: &str, labels: &[(&str, &str)]) -> u64 {
         self.of(metric, labels).sum()
     }
 }
 
-/// A family of which lines are being read.
+/// A family whose lines are being parsed.
 #[derive(Debug)]
 struct Family {
     name: String,
     kind: Option<String>,
     has_help: bool,
     has_unit: bool,
-    /// The names of the labels of its samples.
+    /// The label names of its samples.
     labels: Option<BTreeSet<String>>,
 }
 
@@ -180,7 +181,7 @@ impl Reader {
     }
 }
 
-/// Labels up to their closing brace, and what follows that.
+/// Parses labels up to the closing brace, and returns the rest.
 fn read_labels(mut rest: &str) -> Result<(Labels, &str), String> {
     let mut labels = Labels::new();
     loop {
@@ -206,7 +207,7 @@ fn read_labels(mut rest: &str) -> Result<(Labels, &str), String> {
     }
 }
 
-/// The text that an escaped one stands for. `\\`, `\n` and `\"` are the only escapes.
+/// Resolves escapes. `\\`, `\n` and `\"` are the only ones.
 fn unescape(escaped: &str) -> Result<String, String> {
     let mut text = String::new();
     let mut characters = escaped.chars();
@@ -234,7 +235,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn samples_are_found_by_some_of_their_labels() {
+    fn samples_are_found_by_a_subset_of_their_labels() {
         let text = "# TYPE a counter\n# HELP a A \\\"quote\\\".\na_total{x=\"1\",y=\"\\\\\\n\\\"\"} 3\na_total{x=\"2\",y=\"\"} 4\n\
                     # TYPE b_bytes gauge\n# UNIT b_bytes bytes\nb_bytes 18446744073709551615\n\
                     # TYPE c info\nc_info{v=\"1\"} 1\n# EOF\n";
@@ -246,7 +247,7 @@ mod tests {
     }
 
     #[test]
-    fn whatever_openmetrics_forbids_is_found() {
+    fn violations_of_openmetrics_are_found() {
         for (line, text) in [
             (0, ""),
             (2, "# TYPE a gauge\na 1\n"),

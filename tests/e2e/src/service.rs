@@ -1,4 +1,4 @@
-//! Words for scenarios with services.
+//! Helpers for scenarios with services.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -11,10 +11,10 @@ use crate::{PATIENCE, json};
 /// Port that every backend's web server listens on.
 pub const TARGET: u16 = 80;
 
-/// A container that answers for a service. The server ends with the value, the container does not.
+/// A container with a backend's server. Dropping the value stops the server, not the container.
 #[derive(Debug)]
 pub struct Backend {
-    /// The container; its name is what the server calls itself.
+    /// The container; the server reports its name.
     pub container: Container,
     /// Its web server, on [`TARGET`].
     pub server: WebServer,
@@ -25,8 +25,8 @@ pub fn create_service(lab: &Lab, name: &str, options: &[&str]) -> Result<Output>
     lab.host(1).meshctl([&["service", "create", "--name", name, "--network", "app"], options].concat())?.ok()
 }
 
-/// A container on the network `app` that serves, and then becomes a backend of `service`: nobody is
-/// sent to it before it listens.
+/// Starts a container on the network `app` with a server, and then makes it a backend of `service`,
+/// so that it gets no connection before it listens.
 pub fn add_backend(lab: &Lab, host: usize, name: &str, service: &str) -> Result<Backend> {
     let container = lab.container(host, name, ["--network", "app"])?;
     let server = container.serve(TARGET)?;
@@ -34,19 +34,19 @@ pub fn add_backend(lab: &Lab, host: usize, name: &str, service: &str) -> Result<
     Ok(Backend { container, server })
 }
 
-/// `service backend add|rm|drain|activate`.
+/// Runs `service backend add|rm|drain|activate`.
 pub fn change_backend(host: &Host, change: &str, service: &str, endpoint: &str) -> Result<Output> {
     host.meshctl(["service", "backend", change, service, endpoint])
 }
 
-/// A service `web` on the network `app` with a backend `b1`, `b2`, ... on each of the hosts
-/// numbered.
+/// Creates a service `web` on the network `app` with a backend `b1`, `b2`, ... on each of these
+/// hosts.
 pub fn web(lab: &Lab, hosts: &[usize], options: &[&str]) -> Result<Vec<Backend>> {
     create_service(lab, "web", options)?;
     (1..).zip(hosts).map(|(number, host)| add_backend(lab, *host, &format!("b{number}"), "web")).collect()
 }
 
-/// This many connections, left open, each with the backend that answers on it.
+/// Opens this many connections, each with the name of the backend that answers on it.
 pub fn open_connections(
     netns: &Netns,
     target: SocketAddr,
@@ -60,7 +60,7 @@ pub fn open_connections(
         .collect()
 }
 
-/// Each of the connections still is with the backend that it was with.
+/// Asserts that each connection is still answered by its backend.
 pub fn assert_kept(open: &mut [(String, Connection)]) -> Result<()> {
     for (backend, connection) in open {
         assert_eq!(connection.ask()?.backend, *backend);
@@ -68,12 +68,12 @@ pub fn assert_kept(open: &mut [(String, Connection)]) -> Result<()> {
     Ok(())
 }
 
-/// The virtual address of a service and the port of its backends.
+/// Returns the virtual address of a service with the port of its backends.
 pub fn vip(lab: &Lab, service: &str) -> Result<SocketAddr> {
     virtual_address(lab, service, "vip")
 }
 
-/// Likewise over IPv6.
+/// As [`vip`], for IPv6.
 pub fn vip6(lab: &Lab, service: &str) -> Result<SocketAddr> {
     virtual_address(lab, service, "vip6")
 }
@@ -85,7 +85,7 @@ fn virtual_address(lab: &Lab, service: &str, field: &str) -> Result<SocketAddr> 
     Ok(SocketAddr::new(address.ok_or_else(missing)?, TARGET))
 }
 
-/// A service's backends as `service inspect` shows them.
+/// Returns a service's backends from `service inspect`.
 pub fn backends(host: &Host, service: &str) -> Result<Vec<Value>> {
     let service = json(host, &["service", "inspect", service])?;
     Ok(service["endpoints"].as_array().cloned().unwrap_or_default())
@@ -99,12 +99,12 @@ pub fn wait_for_health(host: &Host, service: &str, backend: &str, health: &str) 
     })
 }
 
-/// A source that the kernel chooses.
+/// Returns a source address and port that the kernel chooses.
 pub fn any_port() -> SocketAddr {
     SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0)
 }
 
-/// The answers over TCP and over UDP.
+/// Returns the answers over TCP and over UDP.
 pub fn both(netns: &Netns, target: SocketAddr) -> Result<[Answer; 2]> {
     let any: IpAddr = if target.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let socket = UdpClient::bind(netns, SocketAddr::new(any, 0))?;
@@ -114,11 +114,12 @@ pub fn both(netns: &Netns, target: SocketAddr) -> Result<[Answer; 2]> {
     Ok([ask(netns, target)?, datagram])
 }
 
-/// Asserts that `count` connections from `client` are all answered, and by backends in these shares
-/// of the whole.
+/// Asserts that `count` connections from `client` are all answered, with these shares of the
+/// backends.
 ///
 /// # Panics
-/// When they are not: that is what the calling test is about.
+///
+/// If they are not, which is what the calling test asserts.
 #[track_caller]
 pub fn assert_shares(report: &LoadReport, names: &[&str], tolerance: f64) {
     let total = report.answered;
@@ -131,7 +132,7 @@ pub fn assert_shares(report: &LoadReport, names: &[&str], tolerance: f64) {
     }
 }
 
-/// The backends that answer `count` connections from `client`, all of which must be answered.
+/// Returns the backends that answer `count` connections from `client`; all must be answered.
 pub fn who_answers(client: &Container, target: SocketAddr, count: u64) -> Result<Vec<String>> {
     let report = load(client.netns(), target, count, 4)?.all_answered()?;
     Ok(report.by_backend.into_keys().collect())

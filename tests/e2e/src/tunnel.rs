@@ -6,13 +6,13 @@ use mesh_harness::{Cmd, Lab, Netns, Process, Result, eventually, ip_batch_in};
 
 use crate::PATIENCE;
 
-/// UDP port of the tunnel: another than Mesh's own.
+/// UDP port of the tunnel, different from Mesh's own.
 const PORT: u16 = 51999;
 
-/// One end's namespace, its address on the underlay and that inside the tunnel.
+/// One end: its namespace, its address on the underlay, and its address inside the tunnel.
 type End<'a> = (&'a Netns, IpAddr, Ipv4Addr);
 
-/// A tunnel between two machines of a lab; it lives as long as this value.
+/// A tunnel between two machines of a lab; it exists as long as this value.
 #[derive(Debug)]
 pub struct Tunnel {
     _processes: Vec<Process>,
@@ -21,11 +21,11 @@ pub struct Tunnel {
 }
 
 impl Tunnel {
-    /// Joins two machines.
+    /// Connects two machines.
     pub fn join(lab: &Lab, ends: [End<'_>; 2]) -> Result<Self> {
         let private =
             [Cmd::new(["wg", "genkey"]).output()?.text()?, Cmd::new(["wg", "genkey"]).output()?.text()?];
-        // Control sockets are in one directory for all namespaces: the names must be unique on the
+        // All namespaces share one directory of control sockets, so the names must be unique on the
         // machine.
         let devices = ["a", "b"].map(|end| format!("wg{}{end}", std::process::id() % 1_000_000));
         let mut processes = Vec::new();

@@ -1,4 +1,4 @@
-//! Backends are checked where they are, and used by that everywhere; with or without a manager.
+//! Backends are checked on their nodes, and every node uses the results, with or without a manager.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
@@ -16,7 +16,7 @@ fn lab(hosts: u8) -> Result<Lab> {
 }
 
 #[test]
-fn an_unhealthy_backend_gets_no_new_connections_until_it_is_well_again() -> Result<()> {
+fn an_unhealthy_backend_gets_no_new_connections_until_it_recovers() -> Result<()> {
     let lab = lab(2)?;
     let checks = ["--health-http", "80/health", "--health-interval", "200ms", "--health-retries", "2"];
     let backends = web(&lab, &[1, 2], &checks)?;
@@ -69,14 +69,14 @@ fn a_new_backend_gets_no_connection_before_its_first_success() -> Result<()> {
     wait_for_health(&lab.host(1), "web", "b2", "healthy")?;
     let both = || who_answers(&client, target, 60).is_ok_and(|who| who == ["b1", "b2"]);
     eventually("b2 answers too", PATIENCE, both)?;
-    // A restart of its agent, and of the others', is no reason to lose it.
+    // A restart of its agent, or of the others', does not remove it.
     lab.host(2).restart_meshd()?;
     assert_eq!(who_answers(&client, target, 60)?, ["b1", "b2"]);
     Ok(())
 }
 
 #[test]
-fn a_check_of_a_compose_file_is_made_in_the_container_as_the_file_has_it() -> Result<()> {
+fn a_check_from_a_compose_file_runs_in_the_container_unchanged() -> Result<()> {
     let lab = lab(1)?;
     let file = std::env::temp_dir().join(format!("mesh-check-{}.yaml", std::process::id()));
     let text = "name: shop\nnetworks:\n  app: {external: true}\nservices:\n  web:\n    networks: [app]\n    \
@@ -86,8 +86,8 @@ fn a_check_of_a_compose_file_is_made_in_the_container_as_the_file_has_it() -> Re
     std::fs::remove_file(&file).expect("it is removed");
     applied.ok()?;
     let container = lab.container(1, "b1", ["--network", "app"])?;
-    // As applications do that know which hosts they are: from outside, or by another name, it is
-    // not to be had.
+    // Like applications that check the `Host` header: requests from outside, or with another name,
+    // fail.
     let listener = container.netns().enter(|| TcpListener::bind("127.0.0.1:8000"))?.expect("a listener");
     std::thread::spawn(move || {
         for mut stream in listener.incoming().map_while(std::result::Result::ok) {
@@ -120,7 +120,7 @@ fn a_backend_whose_port_is_closed_fails_its_tcp_check() -> Result<()> {
 }
 
 #[test]
-fn services_and_their_traffic_outlive_a_manager_that_restarts() -> Result<()> {
+fn services_and_their_traffic_survive_a_manager_restart() -> Result<()> {
     let lab = lab(2)?;
     let _backends = web(&lab, &[1, 2], &["-p", "8080:80"])?;
     let before = json(&lab.host(1), &["service", "ls"])?;
@@ -137,7 +137,7 @@ fn services_and_their_traffic_outlive_a_manager_that_restarts() -> Result<()> {
     assert_eq!(who_answers(&client, target, 100)?, ["b1", "b2"]);
     change_backend(&lab.host(1), "rm", "web", "b1")?.ok()?;
     assert_eq!(backends(&lab.host(1), "web")?.len(), 1);
-    // The other host may have been without a session: the manager does not wait for it then.
+    // The other host may have no session: then the manager does not wait for it.
     eventually("b1 gets no new connections", PATIENCE, || {
         who_answers(&client, target, 50).is_ok_and(|answering| answering == ["b2"])
     })?;

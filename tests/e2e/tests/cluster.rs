@@ -1,4 +1,4 @@
-//! Hosts become members, and the cluster knows how each of them is doing.
+//! Hosts become members, and the cluster knows the state of each.
 
 use std::time::Duration;
 
@@ -6,7 +6,7 @@ use mesh_e2e::{PATIENCE, create_network, json, lab_with_app, refused};
 use mesh_harness::{Encapsulation, Lab, Result, eventually, traffic::LossMeter};
 
 #[test]
-fn three_hosts_join_and_are_ready_and_their_records_say_who_they_are() -> Result<()> {
+fn three_hosts_join_are_ready_and_have_correct_records() -> Result<()> {
     let lab = Lab::builder().hosts(3).start()?;
     let nodes = json(&lab.host(1), &["node", "ls"])?;
     let nodes = nodes.as_array().expect("an array");
@@ -50,7 +50,7 @@ fn a_wrong_a_rotated_and_a_foreign_token_are_refused_and_leave_nothing_behind() 
 }
 
 #[test]
-fn a_manager_that_begins_anew_knows_every_endpoint_when_it_is_first_asked() -> Result<()> {
+fn a_restarted_manager_knows_every_endpoint_at_the_first_request() -> Result<()> {
     let (lab, there) = lab_with_app(3, Encapsulation::Direct, &[])?;
     for _ in 0..5 {
         lab.host(1).restart_meshd()?;
@@ -61,7 +61,7 @@ fn a_manager_that_begins_anew_knows_every_endpoint_when_it_is_first_asked() -> R
             );
         }
     }
-    // Of a node that does not report, nothing is known, and that is said.
+    // The endpoints of a node that does not report are unknown, and the output says so.
     lab.host(3).kill_meshd()?;
     lab.host(1).restart_meshd()?;
     let why = refused(&lab.host(1).meshctl(["endpoint", "inspect", "c3"])?, 3);
@@ -70,7 +70,7 @@ fn a_manager_that_begins_anew_knows_every_endpoint_when_it_is_first_asked() -> R
 }
 
 #[test]
-fn a_manager_that_cannot_be_reached_is_a_clear_error() -> Result<()> {
+fn an_unreachable_manager_is_a_clear_error() -> Result<()> {
     let lab = Lab::builder().hosts(2).without_cluster().start()?;
     lab.host(1).meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;
     let token = lab.host(1).join_token("worker")?;
@@ -79,7 +79,7 @@ fn a_manager_that_cannot_be_reached_is_a_clear_error() -> Result<()> {
 }
 
 #[test]
-fn a_worker_may_look_but_not_change_the_cluster() -> Result<()> {
+fn a_worker_can_read_but_not_change_the_cluster() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
     let worker = lab.host(2);
@@ -112,7 +112,7 @@ fn an_agent_that_is_killed_is_unknown_and_a_host_that_is_cut_off_is_down() -> Re
     )?;
     lab.host(2).kill_meshd()?;
     eventually("h2 is unknown", PATIENCE, || state_of("h2").as_deref() == Some("unknown"))?;
-    // Probes go on, and an unknown node stays unknown: nothing of it is withdrawn.
+    // Probes continue, and an unknown node stays unknown: its records are not withdrawn.
     flow.wait_for_more(1000, PATIENCE)?;
     assert_eq!(state_of("h2").as_deref(), Some("unknown"));
     flow.stop()?.nothing_lost()?;
@@ -129,7 +129,7 @@ fn an_agent_that_is_killed_is_unknown_and_a_host_that_is_cut_off_is_down() -> Re
 }
 
 #[test]
-fn a_removed_node_is_cut_off_and_may_join_again() -> Result<()> {
+fn a_removed_node_is_disconnected_and_may_join_again() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     let (manager, worker) = (lab.host(1), lab.host(2));
     assert!(refused(&manager.meshctl(["node", "rm", "h2"])?, 4).contains("h2"));
@@ -160,7 +160,7 @@ fn a_drained_node_takes_no_new_endpoints() -> Result<()> {
 }
 
 #[test]
-fn a_host_that_is_no_member_says_what_to_do() -> Result<()> {
+fn on_a_host_that_is_no_member_commands_print_a_hint() -> Result<()> {
     let lab = Lab::builder().hosts(1).without_cluster().start()?;
     let host = lab.host(1);
     for args in

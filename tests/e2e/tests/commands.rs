@@ -1,4 +1,4 @@
-//! What the commands say of a real cluster: dry runs, who gets traffic, names, and hints.
+//! Output of commands for a real cluster: dry runs, backends with traffic, names, and hints.
 
 use std::path::Path;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use mesh_e2e::service::{change_backend, create_service};
 use mesh_e2e::{create_network, json, refused};
 use mesh_harness::{Host, Lab, Output, Result, eventually};
 
-/// How long anything may take that is awaited.
+/// Timeout of all waits.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 fn apply(host: &Host, file: &Path, text: &str, flags: &[&str]) -> Result<Output> {
@@ -45,7 +45,7 @@ fn a_dry_run_fails_where_the_run_fails_and_neither_changes_anything() -> Result<
     apply(&manager, &file, &right, &["--dry-run"])?.ok()?;
     apply(&manager, &file, &right, &[])?.ok()?;
 
-    // A network in use stays, with all the rest.
+    // A network in use stays, and all other objects too.
     lab.container(2, "c1", ["--network", "bad"])?;
     let left = "name: shop\nnetworks: {fine: }\nservices: {web: {networks: [fine], ports: [\"8086:80\"]}}\n";
     for flags in [&["--prune", "--dry-run"][..], &["--prune"]] {
@@ -63,7 +63,7 @@ fn a_dry_run_fails_where_the_run_fails_and_neither_changes_anything() -> Result<
 }
 
 #[test]
-fn commands_say_who_gets_traffic_and_what_names_stand_for() -> Result<()> {
+fn commands_show_which_backends_get_traffic_and_what_names_mean() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     let (manager, worker) = (lab.host(1), lab.host(2));
     create_network(&lab, "app", &[])?;

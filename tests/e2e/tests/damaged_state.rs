@@ -1,5 +1,5 @@
-//! State files that a crash emptied, cut short or filled with garbage: what runs on the host is not
-//! torn down for it.
+//! State files that a crash emptied, truncated or filled with garbage: traffic on the host
+//! continues.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use mesh_harness::traffic::LossMeter;
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 use serde_json::Value;
 
-/// Replaces a file's content by each of these in turn.
+/// Returns the damaged contents to try for a file.
 fn damages(path: &Path) -> [Vec<u8>; 3] {
     let whole = fs::read(path).expect("a state file");
     [Vec::new(), whole[..whole.len() / 2].to_vec(), b"\0\x01garbage\xff".to_vec()]
@@ -21,7 +21,7 @@ fn endpoints(host: &Host) -> Vec<Value> {
     json(host, &["endpoint", "ls"]).ok().and_then(|all| all.as_array().cloned()).unwrap_or_default()
 }
 
-/// Waits until a host's agent is in session and has applied what the manager sent.
+/// Waits until a host's agent is in session and has applied the manager's records.
 fn settled(host: &Host, what: &str) -> Result<()> {
     eventually(&format!("{} goes on after {what}", host.name()), PATIENCE, || {
         json(host, &["status"]).is_ok_and(|status| {
@@ -31,8 +31,8 @@ fn settled(host: &Host, what: &str) -> Result<()> {
     })
 }
 
-/// Kills the agent, damages all of the files at once, in every way, and sees that the endpoints are
-/// the same each time.
+/// Kills the agent, damages all of the files at once in every way, and checks that the endpoints
+/// are unchanged each time.
 fn damage(lab: &Lab, host: &Host, paths: &[PathBuf]) -> Result<()> {
     let before = endpoints(&lab.host(1));
     let contents: Vec<[Vec<u8>; 3]> = paths.iter().map(|path| damages(path)).collect();
@@ -102,7 +102,7 @@ fn no_damaged_state_file_of_a_host_costs_a_packet_of_its_endpoints() -> Result<(
 }
 
 #[test]
-fn a_lost_view_changes_nothing_on_the_host_until_a_manager_has_sent_another() -> Result<()> {
+fn lost_records_change_nothing_on_the_host_until_a_manager_sends_them() -> Result<()> {
     let lab = Lab::builder().hosts(2).encapsulation(Encapsulation::Direct).start()?;
     create_network(&lab, "app", &[])?;
     let (c1, c2) =
@@ -154,7 +154,7 @@ fn a_managers_damaged_key_and_certificates_are_restored_and_a_damaged_store_is_r
 }
 
 #[test]
-fn what_others_reserved_of_the_hosts_ports_stays_however_much_it_is() -> Result<()> {
+fn ports_that_others_reserved_stay_reserved() -> Result<()> {
     const SYSCTL: &str = "net.ipv4.ip_local_reserved_ports";
     let lab = Lab::builder().hosts(1).start()?;
     create_network(&lab, "app", &[])?;
@@ -167,7 +167,7 @@ fn what_others_reserved_of_the_hosts_ports_stays_however_much_it_is() -> Result<
     eventually("ours is reserved beside theirs", PATIENCE, || {
         reserved().is_ok_and(|now| now.trim() == format!("8080,{}", before.trim()))
     })?;
-    // The record of what is ours is lost; the next agent gives it back all the same.
+    // The record of Mesh's reservations is lost; the next agent still releases them.
     host.kill_meshd()?;
     fs::write(host.state_dir().join("reserved-ports.json"), "").expect("a record");
     host.start_meshd()?;

@@ -1,5 +1,4 @@
-//! Names: what containers resolve by the name server on their network's gateway address, asked by
-//! dig and by libc.
+//! Names: containers query the name server on their network's gateway address with dig and libc.
 
 use std::collections::BTreeSet;
 use std::net::{Ipv4Addr, SocketAddr};
@@ -16,14 +15,14 @@ fn lab(hosts: u8, options: &[&str]) -> Result<Lab> {
     Ok(lab)
 }
 
-/// The addresses or names that dig prints, in order.
+/// Returns the addresses or names that dig prints, in order.
 fn dig(container: &Container, question: &[&str]) -> Result<BTreeSet<String>> {
     let argv = [&["dig", "+short", "+search", "+tries=2", "+time=5"], question].concat();
     let text = container.exec(argv)?.text()?;
     Ok(text.lines().map(str::to_owned).collect())
 }
 
-/// The response code that dig shows, e.g. `NXDOMAIN`.
+/// Returns the response code that dig shows, such as `NXDOMAIN`.
 fn response_code(container: &Container, question: &[&str]) -> Result<String> {
     let text = container.exec([&["dig", "+search", "+tries=2", "+time=5"], question].concat())?.text()?;
     let code = text.split_once("status: ").and_then(|(_, rest)| rest.split_once(','));
@@ -66,7 +65,7 @@ fn services_endpoints_and_aliases_are_resolved_in_their_network() -> Result<()> 
 }
 
 #[test]
-fn names_that_are_not_there_and_kinds_that_are_not_are_told_apart() -> Result<()> {
+fn missing_names_and_missing_record_types_are_distinguished() -> Result<()> {
     let lab = lab(1, &[])?;
     let _public = NameServer::start(&lab.client(), &[])?;
     create_service(&lab, "web", &[])?;
@@ -107,7 +106,7 @@ fn a_service_without_a_vip_resolves_to_all_its_backends_in_changing_order() -> R
 }
 
 #[test]
-fn names_go_with_what_they_named() -> Result<()> {
+fn names_are_removed_with_their_objects() -> Result<()> {
     let lab = lab(2, &[])?;
     let _public = NameServer::start(&lab.client(), &[])?;
     create_service(&lab, "web", &[])?;
@@ -127,7 +126,7 @@ fn names_go_with_what_they_named() -> Result<()> {
 }
 
 #[test]
-fn names_of_a_network_are_not_seen_from_another_one_or_from_outside() -> Result<()> {
+fn names_of_a_network_are_not_visible_from_other_networks_or_outside() -> Result<()> {
     let lab = lab(1, &[])?;
     create_network(&lab, "other", &["--subnet", "10.99.0.0/24"])?;
     let _backends = web(&lab, &[1], &[])?;
@@ -136,7 +135,7 @@ fn names_of_a_network_are_not_seen_from_another_one_or_from_outside() -> Result<
         assert!(dig(&foreign, &[name])?.is_empty(), "{name}");
     }
     let gateway = "10.64.0.1";
-    // Not by the other network's server either, nor for machines outside.
+    // The other network's server does not answer either, nor are machines outside answered.
     let asked = foreign.exec(["dig", &format!("@{gateway}"), "+tries=1", "+time=1", "web.app"])?;
     assert!(!asked.success() || !asked.stdout.contains("NOERROR"), "{asked:?}");
     lab.client().run(["ip", "route", "add", "10.64.0.0/10", "via", "192.168.77.11"])?.ok()?;
@@ -163,7 +162,7 @@ fn a_large_answer_comes_over_tcp() -> Result<()> {
 }
 
 #[test]
-fn questions_during_a_restart_of_the_agent_are_answered_late_but_answered() -> Result<()> {
+fn queries_during_a_restart_of_the_agent_are_answered() -> Result<()> {
     let lab = lab(2, &[])?;
     let _backends = web(&lab, &[2], &[])?;
     let c1 = lab.container(1, "c1", ["--network", "app"])?;
@@ -179,7 +178,7 @@ fn questions_during_a_restart_of_the_agent_are_answered_late_but_answered() -> R
         asking.join().expect("no panic")
     })?;
     assert_eq!(set(answers.lines()), wanted);
-    // Without a manager too.
+    // This also works without a manager.
     let c2 = lab.container(2, "c2", ["--network", "app"])?;
     let address = c1.ipv4()?;
     lab.host(1).kill_meshd()?;
@@ -190,7 +189,7 @@ fn questions_during_a_restart_of_the_agent_are_answered_late_but_answered() -> R
 }
 
 #[test]
-fn an_endpoint_says_what_its_container_should_use() -> Result<()> {
+fn an_endpoint_shows_the_dns_settings_for_its_container() -> Result<()> {
     let lab = lab(1, &[])?;
     let c1 = lab.container(1, "c1", ["--network", "app"])?;
     let dns = &c1.endpoint()?["dns"];
@@ -203,7 +202,7 @@ fn an_endpoint_says_what_its_container_should_use() -> Result<()> {
     Ok(())
 }
 
-/// The name server's process on the lab's only host: what its status in /proc says.
+/// Returns the status in /proc of the name server process on the lab's only host.
 fn server_process(lab: &Lab) -> Option<String> {
     let is_server = |pid: &mesh_harness::ProcessId| {
         std::fs::read(format!("/proc/{}/cmdline", pid.pid))
@@ -213,14 +212,14 @@ fn server_process(lab: &Lab) -> Option<String> {
     std::fs::read_to_string(format!("/proc/{}/status", found.pid)).ok()
 }
 
-/// Its process number.
+/// Returns its process id.
 fn server_pid(lab: &Lab) -> Option<String> {
     let status = server_process(lab)?;
     status.lines().find_map(|line| line.strip_prefix("Pid:")).map(|pid| pid.trim().to_owned())
 }
 
 #[test]
-fn names_are_answered_while_the_agent_is_dead_by_a_process_without_rights() -> Result<()> {
+fn an_unprivileged_process_answers_names_while_the_agent_is_dead() -> Result<()> {
     let lab = lab(1, &[])?;
     let public = Ipv4Addr::new(203, 0, 113, 7);
     let _outside = NameServer::start(&lab.client(), &[("www.example.com", public)])?;
@@ -252,11 +251,11 @@ fn names_are_answered_while_the_agent_is_dead_by_a_process_without_rights() -> R
     }
     lab.host(1).start_meshd()?;
     assert_eq!(server_pid(&lab), pid, "it is adopted");
-    // It is told what changes from then on.
+    // Further changes reach it.
     let c2 = lab.container(1, "c2", ["--network", "app"])?;
     let new = set([c2.ipv4()?]);
     eventually("the new name", PATIENCE, || dig(&c1, &["c2"]).is_ok_and(|found| found == new))?;
-    // Killed, it is replaced.
+    // If it is killed, it is replaced.
     lab.host(1).run(["kill", "-9", &pid.expect("its number")])?.ok()?;
     eventually("another process answers", PATIENCE, || answered().is_ok())?;
     lab.host(1).meshctl(["cluster", "leave", "--force"])?.ok()?;
@@ -264,13 +263,13 @@ fn names_are_answered_while_the_agent_is_dead_by_a_process_without_rights() -> R
 }
 
 #[test]
-fn a_name_server_that_is_replaced_loses_no_question() -> Result<()> {
+fn replacing_the_name_server_loses_no_query() -> Result<()> {
     let lab = lab(1, &[])?;
     let c1 = lab.container(1, "c1", ["--network", "app"])?;
     let wanted = set([c1.ipv4()?]);
     assert_eq!(dig(&c1, &["c1"])?, wanted);
     let before = server_pid(&lab);
-    // As after an upgrade: the agent wants a process that runs something else.
+    // As after an upgrade: the agent needs a process with another program or settings.
     lab.set_meshd_config("resolv_conf = \"/etc/hosts\"")?;
     let done = AtomicBool::new(false);
     std::thread::scope(|scope| {

@@ -1,4 +1,4 @@
-//! Encrypted networks: inside WireGuard between hosts, or not at all.
+//! Encrypted networks: traffic between hosts is inside WireGuard or dropped.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -23,13 +23,13 @@ use mesh_harness::{
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// A backend's name, which it puts into every answer.
+/// Returns a backend's name, which it puts into every answer.
 fn canary(number: usize) -> String {
     format!("{}-{number}", String::from_utf8_lossy(CANARY))
 }
 
-/// Sends the canary from one container to an address every few milliseconds, whether or not anybody
-/// hears it.
+/// Sends the canary from one container to an address every few milliseconds, with or without a
+/// receiver.
 struct Talker {
     stop: Arc<AtomicBool>,
     thread: Option<JoinHandle<()>>,
@@ -42,7 +42,7 @@ impl Talker {
         let stopped = Arc::clone(&stop);
         let thread = thread::spawn(move || {
             while !stopped.load(Ordering::Relaxed) {
-                // Where there is no way the kernel may say so: it is the wire that counts.
+                // Without a route the kernel may return an error: only the wire counts.
                 let _ = socket.send_to(CANARY, to);
                 thread::sleep(Duration::from_millis(3));
             }
@@ -60,7 +60,7 @@ impl Drop for Talker {
     }
 }
 
-/// Takes a host's engine away, as a crash would.
+/// Kills a host's engine, like a crash.
 fn end_engine(host: &Host) -> Result<()> {
     if wireguard_engine() == "kernel" {
         return host.run(["ip", "link", "del", "meshwg0"])?.ok().map(drop);
@@ -68,7 +68,7 @@ fn end_engine(host: &Host) -> Result<()> {
     engines(host).into_iter().try_for_each(ProcessId::kill)
 }
 
-/// Generations of the keys that a host has.
+/// Returns the generations of a host's keys.
 fn generations(host: &Host) -> Vec<u64> {
     let text = std::fs::read(host.state_dir().join("wireguard.keys")).unwrap_or_default();
     let keys: serde_json::Value = serde_json::from_slice(&text).unwrap_or_default();
@@ -118,7 +118,7 @@ fn containers_of_an_encrypted_network_reach_each_other_with_the_first_packet_ove
 }
 
 #[test]
-fn a_node_without_a_part_in_an_encrypted_network_runs_no_engine() -> Result<()> {
+fn a_node_without_an_encrypted_network_runs_no_engine() -> Result<()> {
     let (lab, _c) = lab_with_app(2, Encapsulation::Direct, &[])?;
     assert!(lab.hosts().all(|host| engines(&host).is_empty()));
     let inspected = json(&lab.host(1), &["node", "inspect", "h1"])?;
@@ -126,15 +126,15 @@ fn a_node_without_a_part_in_an_encrypted_network_runs_no_engine() -> Result<()> 
     Ok(())
 }
 
-/// A VXLAN packet that carries the canary from one container to another, as a clear network's would
-/// be.
+/// Returns a VXLAN packet with the canary from one container to another, as in an unencrypted
+/// network.
 fn in_the_clear(vni: u32, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
     let mut packet = vec![8, 0, 0, 0];
     packet.extend(&vni.to_be_bytes()[1..]);
     packet.push(0);
     packet.extend([[2, 0x42].as_slice(), &to.octets(), &[2, 0x42], &from.octets(), &[8, 0]].concat());
     let length = u8::try_from(28 + CANARY.len()).expect("short");
-    // Nobody checks the header's sum on the way.
+    // The header's checksum is not checked on the path.
     packet.extend([0x45, 0, 0, length, 0, 0, 0x40, 0, 64, 17, 0, 0]);
     packet.extend([from.octets(), to.octets()].concat());
     packet.extend([0x30, 0x39, 0, 9, 0, length - 20, 0, 0]);
@@ -143,14 +143,15 @@ fn in_the_clear(vni: u32, from: Ipv4Addr, to: Ipv4Addr) -> Vec<u8> {
 }
 
 #[test]
-fn what_arrives_in_the_clear_for_an_encrypted_network_is_never_delivered_whoever_sends_it() -> Result<()> {
+fn unencrypted_packets_for_an_encrypted_network_are_never_delivered() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let (lab, c) = lab_with_app(2, encapsulation, &["--encrypted"])?;
         let vni = json(&lab.host(1), &["network", "inspect", "app"])?["vni"].as_u64().expect("a number");
         let packet = in_the_clear(u32::try_from(vni).expect("24 bits"), c[1].ipv4()?, c[0].ipv4()?);
         let capture = Capture::start(c[0].netns())?;
         let before = counted(&lab.host(1), "encrypted_in_clear")?;
-        // A process of a member, whose packets do not leave it, and a stranger with its address.
+        // A process of a member, whose packets do not leave it, and a machine outside the cluster
+        // with its address.
         let member = lab.host(2).address();
         let foreign = counted(&lab.host(2), "foreign_tunnel")?;
         lab.client().run(["ip", "addr", "add", &format!("{member}/32"), "dev", "eth0"])?.ok()?;
@@ -185,16 +186,16 @@ fn gigabytes_and_bursts_arrive_undamaged_with_offloads_on_and_off() -> Result<()
     Ok(())
 }
 
-/// A container's MTU, and the most bytes that its TCP hands over at once.
+/// Returns a container's MTU, and the size of its TCP super-packets.
 fn mtu_and_burst(container: &Container) -> Result<(u64, u64)> {
     let link: serde_json::Value = container.exec(["ip", "-d", "-j", "link", "show", "eth0"])?.json()?;
     let number = |key| link[0][key].as_u64().unwrap_or_default();
     Ok((number("mtu"), number("gso_max_size")))
 }
 
-/// Whether TCP makes of so many bytes, less what it keeps free for its headers (257 to 321 bytes),
-/// as many segments as fit into one send of UDP, each inside VXLAN and WireGuard (RFC 7348, section
-/// 5; WireGuard's whitepaper, section 5.4.6).
+/// Returns whether TCP splits this many bytes, minus the space for its headers (257 to 321 bytes),
+/// into as many segments as fit one UDP send. Each segment is inside VXLAN and WireGuard (RFC 7348,
+/// section 5; WireGuard's whitepaper, section 5.4.6).
 fn fills_one_send(mtu: u64, burst: u64) -> bool {
     let segments = |free| burst.saturating_sub(free) / (mtu - 52);
     [257, 321].into_iter().all(|free| segments(free) == 65507 / (mtu + 50 + 32))
@@ -229,14 +230,14 @@ fn an_encrypted_networks_mtu_leaves_room_for_wireguard_and_follows_the_underlay(
     create_network(&lab, "clear", &[])?;
     let clear = lab.container(1, "plain", ["--network", "clear"])?;
     assert_eq!(mtu_and_burst(&clear)?, (8950, 65536), "a clear network's are what the kernel takes");
-    // Whoever raises its own MTU is told.
+    // A sender that raises its own MTU is notified.
     c[0].exec(["ip", "link", "set", "eth0", "mtu", "9500"])?.ok()?;
     let ping = ["ping", "-c", "2", "-i", "0.2", "-W", "1", "-s", "9300", "-M", "do"];
     let told = c[0].exec([&ping[..], &[&c[1].ipv4()?.to_string()]].concat())?;
     let told = told.stdout + &told.stderr;
     assert!(told.contains("mtu = 8890") || told.contains("mtu=8890"), "{told}");
     assert!(counted(&lab.host(1), "too_big_answered")? > 0);
-    // What may be fragmented arrives, with or without segments of the sender's own.
+    // Packets that may be fragmented arrive, with or without fragmentation by the sender.
     let ping = ["ping", "-c", "2", "-i", "0.2", "-W", "1", "-s", "9300", "-M", "dont"];
     c[0].exec([&ping[..], &[&c[1].ipv4()?.to_string()]].concat())?.ok()?;
     tcp_transfer(c[0].netns(), c[1].netns(), c[1].ipv4()?.into(), 1 << 25)?;
@@ -273,13 +274,12 @@ fn a_vip_of_an_encrypted_network_is_balanced_inside_wireguard_only() -> Result<(
 }
 
 #[test]
-fn published_ports_of_an_encrypted_network_are_answered_everywhere_and_cross_inside_wireguard_only()
--> Result<()> {
+fn published_ports_of_an_encrypted_network_use_only_wireguard_between_hosts() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(3).encapsulation(encapsulation).start()?;
         create_network(&lab, "app", &["--encrypted"])?;
         create_service(&lab, "web", &["-p", "8080:80", "-p", "8080:80/udp"])?;
-        // The third host has not even the network.
+        // The third host does not even have the network.
         let _backend = add_backend(&lab, 2, &canary(1), "web")?;
         let caller = lab.container(1, "caller", ["--network", "app"])?;
         let answers = |from: &Netns, target: SocketAddr, client: IpAddr| -> Result<()> {
@@ -289,7 +289,7 @@ fn published_ports_of_an_encrypted_network_are_answered_everywhere_and_cross_ins
             }
             Ok(())
         };
-        // Between hosts, for callers on hosts: all of it inside WireGuard.
+        // Between hosts, for clients on hosts: all of it inside WireGuard.
         let capture = underlay_capture(&lab)?;
         for host in lab.hosts() {
             let own = host.address().into();
@@ -299,7 +299,7 @@ fn published_ports_of_an_encrypted_network_are_answered_everywhere_and_cross_ins
         }
         answers(caller.netns(), (lab.host(1).address(), 8080).into(), caller.ipv4()?.into())?;
         is_only_wireguard(&capture.stop()?);
-        // From outside it is in the clear as far as the host that was asked, and no further.
+        // From outside it is unencrypted up to the receiving host, and no further.
         for host in lab.hosts() {
             let capture = underlay_capture(&lab)?;
             let target = SocketAddr::new(host.address().into(), 8080);
@@ -348,10 +348,9 @@ fn killing_and_restarting_the_agents_loses_nothing_and_a_killed_engine_is_replac
     Ok(())
 }
 
-/// The kernel's, where the kernel has WireGuard; where it has not, none at all, and an error that
-/// says so.
+/// If the kernel has WireGuard, its engine takes over; otherwise there is no engine, and an error.
 #[test]
-fn an_engine_that_is_set_takes_the_others_place_or_nothing_leaves_the_host() -> Result<()> {
+fn a_configured_engine_replaces_the_other_or_nothing_leaves_the_host() -> Result<()> {
     let (lab, c) = encrypted_lab(2)?;
     let capture = underlay_capture(&lab)?;
     let (target, host) = (c[1].ipv4()?, lab.host(1));
@@ -389,7 +388,8 @@ fn an_engine_that_is_set_takes_the_others_place_or_nothing_leaves_the_host() -> 
     Ok(())
 }
 
-/// Without its agent a dead engine is not replaced: the network is cut off, and never in the clear.
+/// Without an agent a dead engine is not replaced: the network is interrupted, but never
+/// unencrypted.
 #[test]
 fn without_engine_and_agent_nothing_leaves_and_nothing_arrives() -> Result<()> {
     let (lab, c) = encrypted_lab(2)?;
@@ -414,7 +414,7 @@ fn a_canary_never_crosses_the_underlay_through_join_kill_leave_and_removal() -> 
     lab.host(1).meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;
     create_network(&lab, "secret", &["--encrypted", "--subnet", "10.9.0.0/24"])?;
     let a = lab.container(1, "a", ["--network", "secret"])?;
-    // To whoever will be there one day.
+    // To addresses that will exist later.
     let _talkers = (2..8)
         .map(|last| Talker::start(&a, Ipv4Addr::new(10, 9, 0, last * 32 + 2)))
         .collect::<Result<Vec<_>>>()?;
@@ -458,13 +458,13 @@ fn a_canary_never_crosses_the_underlay_through_join_kill_leave_and_removal() -> 
 }
 
 #[test]
-fn a_peer_whose_key_is_wrong_is_cut_off_until_the_cluster_knows_the_right_one() -> Result<()> {
+fn a_peer_with_a_wrong_key_is_disconnected_until_the_cluster_knows_it() -> Result<()> {
     let (lab, c) = encrypted_lab(2)?;
     let capture = underlay_capture(&lab)?;
     let (host, target) = (lab.host(2), c[1].ipv4()?);
     c[0].ping(target)?.all_answered()?;
     let talkers = [Talker::start(&c[0], target)?, Talker::start(&c[1], c[0].ipv4()?)?];
-    // Another key, while nobody can be told of it.
+    // Another key, while it cannot be announced.
     host.kill_meshd()?;
     lab.host(1).kill_meshd()?;
     end_engine(&host)?;
@@ -504,7 +504,7 @@ fn a_damaged_key_file_and_a_taken_port_are_clear_errors_and_never_plaintext() ->
     let key_file = bad.state_dir().join("wireguard.keys");
     let keys = std::fs::read(&key_file).expect("the key file");
     std::fs::write(&key_file, "garbage").expect("written");
-    // And so is what it would be restored from.
+    // The copy for restoring is damaged too.
     std::fs::write(bad.state_dir().join("copies/wireguard.keys"), "garbage").expect("written");
     let talker = Talker::start(&b, a.ipv4()?)?;
     bad.start_meshd()?;
@@ -526,7 +526,7 @@ fn a_damaged_key_file_and_a_taken_port_are_clear_errors_and_never_plaintext() ->
 }
 
 #[test]
-fn replacing_all_keys_under_load_resets_no_connection_and_loses_next_to_nothing() -> Result<()> {
+fn rotating_all_keys_under_load_resets_no_connection() -> Result<()> {
     let (lab, c) = encrypted_lab(3)?;
     let capture = Capture::options().snap_len(128).start(&lab.underlay())?;
     let (manager, target) = (lab.host(1), c[1].ipv4()?);
@@ -536,7 +536,7 @@ fn replacing_all_keys_under_load_resets_no_connection_and_loses_next_to_nothing(
     for round in 2..4_u64 {
         let rotation = json(&manager, &["cluster", "rotate-keys"])?;
         assert_eq!((&rotation["generation"], &rotation["pending"]), (&round.into(), &serde_json::json!([])));
-        // Fails if the connection is reset, or a byte is not what was sent.
+        // Fails if the connection is reset, or the data is altered.
         tcp_transfer(c[0].netns(), c[1].netns(), target.into(), 1 << 27)?;
         eventually("every node has its new key alone", Duration::from_secs(30), || {
             lab.hosts().all(|host| generations(&host) == [round])

@@ -1,4 +1,4 @@
-//! What others do to the WireGuard engine, its device and the data path's MTU is repaired.
+//! Changes by others to the WireGuard engine, its device and the data path's MTU are repaired.
 
 use std::time::Duration;
 
@@ -9,9 +9,9 @@ use mesh_harness::{Result, eventually, wireguard_engine};
 
 const SOON: Duration = Duration::from_secs(20);
 
-/// What is there counts, not what was configured once.
+/// The actual state counts, not the configured one.
 #[test]
-fn an_encrypted_network_recovers_from_what_others_do_to_its_device_its_mtu_and_its_engine() -> Result<()> {
+fn an_encrypted_network_recovers_from_changes_of_device_mtu_and_engine() -> Result<()> {
     let (lab, c) = encrypted_lab(2)?;
     let (target, host) = (c[1].ipv4()?, lab.host(1));
     c[0].ping(target)?.all_answered()?;
@@ -35,7 +35,7 @@ fn an_encrypted_network_recovers_from_what_others_do_to_its_device_its_mtu_and_i
         recovers(&format!("{damage:?} and a restart"))?;
     }
 
-    // Too small for a moment, and for longer: said where it is so, and harmless elsewhere.
+    // A too small MTU, briefly and for longer: reported on its host, and harmless elsewhere.
     host.run(["ip", "link", "set", "eth0", "mtu", "600"])?.ok()?;
     eventually("the MTU is reported", SOON, || {
         json(&host, &["status"]).is_ok_and(|s| s["problems"].to_string().contains("MTU"))
@@ -55,7 +55,7 @@ fn an_encrypted_network_recovers_from_what_others_do_to_its_device_its_mtu_and_i
         })?;
         recovers("the suspended engine")?;
         assert_ne!(engines(&host), suspended);
-        // Also by an agent that finds it so.
+        // An agent that starts later detects it too.
         host.kill_meshd()?;
         engines(&host).iter().try_for_each(|engine| engine.suspend())?;
         host.start_meshd()?;

@@ -1,11 +1,11 @@
-//! Containers are attached and detached; what fails leaves nothing half-made.
+//! Containers are attached and detached; failures leave nothing behind.
 
 use std::collections::BTreeSet;
 
 use mesh_e2e::{PATIENCE, create_network, distinct_addresses, json, lab_with_app, refused};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
-/// The names of all devices of a host.
+/// Returns the names of all devices of a host.
 fn devices(host: &Host) -> Result<BTreeSet<String>> {
     let links: serde_json::Value = host.run(["ip", "-j", "link"])?.json()?;
     Ok(links
@@ -18,7 +18,7 @@ fn devices(host: &Host) -> Result<BTreeSet<String>> {
 }
 
 #[test]
-fn an_endpoint_is_what_was_asked_for() -> Result<()> {
+fn an_endpoint_has_the_requested_properties() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &["--ipv6"])?;
     create_network(&lab, "back", &[])?;
@@ -47,8 +47,8 @@ fn an_endpoint_is_what_was_asked_for() -> Result<()> {
     let v4 = &links[0]["addr_info"][0];
     assert_eq!((&v4["local"], &v4["prefixlen"]), (&"10.64.3.7".into(), &20.into()));
 
-    // A second network of the same container gets the next device; a far one is reached over
-    // either.
+    // A second network of the same container gets the next device; a remote endpoint is reachable
+    // over both.
     lab.container(1, "web", ["--network", "back", "--name", "web-back"])?;
     let far = lab.container(2, "far", ["--network", "back"])?;
     c.ping(far.ipv4()?)?.all_answered()?;
@@ -70,7 +70,7 @@ fn an_endpoint_is_what_was_asked_for() -> Result<()> {
 }
 
 #[test]
-fn what_cannot_be_attached_is_refused_and_nothing_half_made_stays() -> Result<()> {
+fn an_impossible_attach_is_refused_and_leaves_nothing_behind() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &["--attachable=true"])?;
     let host = lab.host(1);
@@ -118,7 +118,7 @@ fn an_endpoint_whose_namespace_is_gone_is_cleaned_up() -> Result<()> {
     eventually("its device is gone", PATIENCE, || {
         devices(&lab.host(1)).is_ok_and(|now| now.len() < before.len())
     })?;
-    // Its address is free: someone else may ask for it.
+    // Its address is free for another endpoint.
     lab.container(1, "heir", ["--network", "app", "--ip", &address])?;
     Ok(())
 }
@@ -170,7 +170,7 @@ fn a_full_subnet_is_an_error_and_one_detach_later_it_is_not() -> Result<()> {
 }
 
 #[test]
-fn a_released_address_is_not_handed_out_while_another_is_free() -> Result<()> {
+fn a_released_address_is_not_reused_while_another_is_free() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     create_network(&lab, "app", &[])?;
     let first = lab.container(1, "first", ["--network", "app"])?;
@@ -186,7 +186,7 @@ fn a_released_address_is_not_handed_out_while_another_is_free() -> Result<()> {
 }
 
 #[test]
-fn everyone_hears_of_an_endpoint_before_attach_and_detach_return() -> Result<()> {
+fn every_node_knows_of_an_endpoint_before_attach_and_detach_return() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
     let names = |host: usize| -> Result<Vec<String>> {
@@ -248,7 +248,7 @@ fn an_agent_killed_while_it_attaches_many_is_replaced_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_name_is_one_endpoints_in_the_whole_cluster() -> Result<()> {
+fn an_endpoint_name_is_unique_in_the_cluster() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
     create_network(&lab, "other", &[])?;
@@ -261,7 +261,7 @@ fn a_name_is_one_endpoints_in_the_whole_cluster() -> Result<()> {
     };
     let (_one, attach) = named(1, "one", "app")?;
     lab.host(1).meshctl(attach)?.ok()?;
-    // Another network has that name to give.
+    // Another network may have the same name.
     let (_elsewhere, of_other) = named(2, "elsewhere", "other")?;
     lab.host(2).meshctl(of_other)?.ok()?;
     let before = devices(&lab.host(2))?;
@@ -274,17 +274,17 @@ fn a_name_is_one_endpoints_in_the_whole_cluster() -> Result<()> {
     for host in lab.hosts() {
         assert_eq!(json(&host, &["endpoint", "ls"])?.as_array().map(Vec::len), Some(2));
     }
-    // Once it is given up, it is the next one's.
+    // Once it is released, the next endpoint gets it.
     lab.host(1).meshctl(["endpoint", "detach", "web"])?.ok()?;
     lab.host(2).meshctl(attach)?.ok()?;
     Ok(())
 }
 
 #[test]
-fn of_two_hosts_that_attach_a_name_at_once_one_gets_it() -> Result<()> {
+fn one_of_two_concurrent_attaches_of_a_name_succeeds() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
-    // Both have their blocks, so that nothing but the name is in question.
+    // Both have their blocks, so that only the name conflicts.
     let first = [lab.container(1, "a", ["--network", "app"])?, lab.container(2, "b", ["--network", "app"])?];
     let before = [devices(&lab.host(1))?, devices(&lab.host(2))?];
     let containers = [lab.namespace(1, "x")?, lab.namespace(2, "y")?];

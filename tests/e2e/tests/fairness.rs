@@ -7,12 +7,12 @@ use mesh_e2e::{PATIENCE, create_network, json};
 use mesh_harness::traffic::{UdpClient, WebServer};
 use mesh_harness::{Container, Lab, Result, eventually};
 
-/// More flows than the table has entries, though each takes two.
+/// More flows than the table has entries; each needs two.
 const ENTRIES: u16 = 1024;
-/// Flows of the network that is no nuisance: less than it is guaranteed.
+/// Flows of the well-behaved network: less than its guaranteed share.
 const FLOWS: usize = 40;
 
-/// A service with backends on the lab's host; its VIP.
+/// Creates a service with backends on the lab's host; returns its VIP.
 fn serve(lab: &Lab, network: &str, backends: &[&str]) -> Result<(SocketAddr, Vec<(Container, WebServer)>)> {
     let created = lab.host(1).meshctl(["service", "create", "--name", network, "--network", network])?;
     created.ok()?;
@@ -26,7 +26,7 @@ fn serve(lab: &Lab, network: &str, backends: &[&str]) -> Result<(SocketAddr, Vec
     Ok((vip(lab, network)?, running))
 }
 
-/// Asks by many flows, each of which is answered and used again; which backends answered.
+/// Opens many flows, each of which is answered and used again; returns the backends that answered.
 fn ask(from: &Container, vip: SocketAddr, flows: usize) -> Result<Vec<(String, UdpClient)>> {
     let mut asked = Vec::new();
     for _ in 0..flows {
@@ -41,7 +41,7 @@ fn ask(from: &Container, vip: SocketAddr, flows: usize) -> Result<Vec<(String, U
 }
 
 #[test]
-fn a_network_that_fills_the_connection_table_forgets_its_own_flows_and_nobody_elses() -> Result<()> {
+fn a_network_that_fills_the_connection_table_loses_only_its_own_flows() -> Result<()> {
     let lab = Lab::builder().hosts(1).meshd_config(format!("connection_entries = {ENTRIES}")).start()?;
     for network in ["red", "blue"] {
         create_network(&lab, network, &[])?;
@@ -52,13 +52,13 @@ fn a_network_that_fills_the_connection_table_forgets_its_own_flows_and_nobody_el
     let greedy = lab.container(1, "greedy", ["--network", "red"])?;
     let host = lab.host(1);
     let kept = ask(&quiet, blue, FLOWS)?;
-    // What is forgotten goes to the other backend from now on.
+    // Flows that are lost go to the other backend from now on.
     change_backend(&host, "drain", "blue", "b1")?.ok()?;
     let mut open = Vec::new();
     let begun = "network red has ";
     eventually("the greedy network is reported", PATIENCE * 3, || {
         open.extend(ask(&greedy, red, usize::from(ENTRIES)).unwrap_or_default());
-        // Their sockets are descriptors of this process.
+        // The sockets are descriptors of this process.
         open.truncate(16);
         let status = json(&host, &["status"]).unwrap_or_default();
         let problems = status["problems"].as_array().cloned().unwrap_or_default();

@@ -1,5 +1,5 @@
-//! Agents die, hosts restart, others' things stand beside ours: traffic goes on and nothing is
-//! lost.
+//! Agents die, hosts restart, other programs' objects exist beside Mesh's: traffic continues and
+//! nothing is lost.
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
@@ -86,23 +86,23 @@ fn a_restarted_agent_and_a_rebooted_host_are_the_same_node_with_the_same_leases(
     lab.host(2).reboot()?;
     lab.wait_ready(PATIENCE)?;
     assert_eq!(lab.host(1).meshctl(["node", "ls", "-q"])?.text()?, ids);
-    // Its containers went with it, and with them their endpoints; its block is still its own.
+    // Its containers were removed with it, and so were their endpoints; the node keeps its block.
     eventually("c2 is gone", PATIENCE, || {
         json(&lab.host(1), &["endpoint", "ls"])
             .is_ok_and(|all| all.as_array().is_some_and(|all| all.len() == 1))
     })?;
     let new = lab.container(2, "new", ["--network", "app"])?;
     c[0].ping(new.ipv4()?)?.all_answered()?;
-    // Nobody has to wait for that who starts them again.
+    // Starting them again need not wait for that.
     lab.host(2).reboot()?;
     let again = lab.container(2, "new", ["--network", "app"])?;
     c[0].ping(again.ipv4()?)?.all_answered()?;
     Ok(())
 }
 
-/// Everything on a host that Mesh could have made or unmade: devices, routes, rules, firewall,
-/// pins. The link-local routes of IPv6 are the kernel's: they come when an address has been
-/// checked, and go with the forwarding switch.
+/// Returns everything on a host that Mesh could create or remove: devices, routes, rules, firewall,
+/// pins. The link-local routes of IPv6 belong to the kernel. They appear after duplicate address
+/// detection, and depend on the forwarding switch.
 fn traces(host: &Host) -> Result<String> {
     let mut all = String::new();
     for command in [
@@ -123,7 +123,7 @@ fn traces(host: &Host) -> Result<String> {
 }
 
 #[test]
-fn leaving_removes_every_trace_of_ours_and_none_of_others() -> Result<()> {
+fn leaving_removes_everything_of_mesh_and_nothing_of_others() -> Result<()> {
     let lab = Lab::builder().hosts(2).without_cluster().start()?;
     let host = lab.host(2);
     for device in ["cni0", "docker0", "meshtastic0"] {
@@ -174,7 +174,7 @@ fn leaving_removes_every_trace_of_ours_and_none_of_others() -> Result<()> {
         lab.host(1).node_states().is_ok_and(|states| states.len() == 1)
     })?;
 
-    // The last manager's leaving is the cluster's end, and must be meant.
+    // The last manager's leave ends the cluster, and requires confirmation.
     refused(&lab.host(1).meshctl(["cluster", "leave"])?, 4);
     lab.host(1).meshctl(["cluster", "leave", "--force"])?.ok()?;
     assert_eq!(json(&lab.host(1), &["status"])?["membership"], "none");
@@ -182,7 +182,7 @@ fn leaving_removes_every_trace_of_ours_and_none_of_others() -> Result<()> {
 }
 
 #[test]
-fn what_someone_deletes_or_detaches_is_repaired() -> Result<()> {
+fn deleted_and_detached_objects_are_restored() -> Result<()> {
     let (lab, c) = lab_with_app(2, Encapsulation::Direct, &[])?;
     let host = lab.host(1);
     for damage in [
@@ -201,7 +201,7 @@ fn what_someone_deletes_or_detaches_is_repaired() -> Result<()> {
     Ok(())
 }
 
-/// No event of the kernel says that these were removed.
+/// The kernel sends no event for these removals.
 #[test]
 fn removed_links_and_switches_are_restored_at_once() -> Result<()> {
     let (lab, c) = lab_with_app(2, Encapsulation::Direct, &[])?;
@@ -247,7 +247,7 @@ fn removed_links_and_switches_are_restored_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_host_that_is_gone_and_removed_gives_its_addresses_back() -> Result<()> {
+fn removing_a_dead_host_releases_its_addresses() -> Result<()> {
     let lab = Lab::builder().hosts(3).start()?;
     create_network(&lab, "tiny", &["--subnet", "10.9.0.0/28"])?;
     let lost = lab.container(3, "lost", ["--network", "tiny", "--ip", "10.9.0.5"])?;

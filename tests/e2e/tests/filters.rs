@@ -1,5 +1,5 @@
-//! Firewalls of others on the hosts: what containers send passes them, or the status says what
-//! drops it.
+//! Other firewalls on the hosts: containers' packets pass them, or the status names the chain that
+//! drops them.
 
 use std::net::SocketAddr;
 
@@ -21,8 +21,8 @@ fn resolves(container: &Container, name: &str) -> bool {
     container.exec(["getent", "hosts", name]).is_ok_and(|output| output.ok().is_ok())
 }
 
-/// What dockerd and ufw do to a host. Changes by the old variant of iptables are noticed at once
-/// when its table appears, and after half a minute later on: so it comes last.
+/// Simulates dockerd and ufw. Changes by legacy iptables are detected at once when its table
+/// appears, and after half a minute later on, so they come last.
 #[test]
 fn containers_reach_the_outside_and_the_name_server_under_a_policy_of_drop() -> Result<()> {
     let lab = Lab::builder().hosts(2).underlay_ipv6(true).start()?;
@@ -53,11 +53,11 @@ fn containers_reach_the_outside_and_the_name_server_under_a_policy_of_drop() -> 
         if variant == "legacy" {
             break;
         }
-        // Somebody flushes the chain.
+        // Another program flushes the chain.
         run(&["-F", "FORWARD"])?;
         eventually("they reach the outside again", PATIENCE, || reaches_outside(c, true))?;
         run(&["-P", "FORWARD", "ACCEPT"])?;
-        // A chain of others that theirs jumps to, before whatever is there.
+        // A foreign chain to which another jumps, before any existing rule.
         run(&["-N", "DOCKER-USER"])?;
         run(&["-A", "DOCKER-USER", "-j", "DROP"])?;
         run(&["-I", "FORWARD", "1", "-j", "DOCKER-USER"])?;
@@ -86,7 +86,7 @@ fn listing(host: &Host) -> String {
 }
 
 #[test]
-fn a_chain_of_nftables_that_drops_is_reported_with_the_rules_that_it_lacks() -> Result<()> {
+fn an_nftables_chain_that_drops_is_reported_with_the_missing_rules() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     create_network(&lab, "app", &[])?;
     let c = lab.container(1, "c1", ["--network", "app"])?;
@@ -107,7 +107,7 @@ fn a_chain_of_nftables_that_drops_is_reported_with_the_rules_that_it_lacks() -> 
     nft("insert rule inet corp through oifname mesh0 ct state established,related accept")?;
     nft("insert rule inet corp incoming iifname mesh0 meta l4proto { tcp, udp } th dport 53 accept")?;
     eventually("the remedy helps", PATIENCE, || reaches_outside(&c, false) && problems(&h1) == "[]")?;
-    // A chain that one jumps to, whose own policy is to accept.
+    // A chain that is the target of a jump, from a chain with policy accept.
     nft("add table inet site; add chain inet site user; add rule inet site user drop; \
          add chain inet site entry { type filter hook forward priority 20; }; \
          add rule inet site entry jump user")?;

@@ -1,5 +1,4 @@
-//! Who may speak VXLAN and WireGuard to a node: Mesh's own programs and devices on the members, and
-//! nobody else there.
+//! Who may send VXLAN and WireGuard to a node: only Mesh's own programs and devices on the members.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 
@@ -16,7 +15,7 @@ fn any(port: u16) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), port)
 }
 
-/// A VXLAN packet into a network, for an address of it.
+/// Returns a VXLAN packet into a network, for one of its addresses.
 fn forged(lab: &Lab, network: &str, target: Ipv4Addr) -> Result<Vec<u8>> {
     let vni = json(&lab.host(1), &["network", "inspect", network])?["vni"].as_u64().expect("a number");
     let target = target.octets();
@@ -24,7 +23,7 @@ fn forged(lab: &Lab, network: &str, target: Ipv4Addr) -> Result<Vec<u8>> {
     packet.extend(&vni.to_be_bytes()[5..]);
     packet.push(0);
     packet.extend([[2, 0x42].as_slice(), &target, &[2, 0x42, 10, 64, 0, 9, 8, 0]].concat());
-    // An IPv4 packet of an unassigned protocol; nobody checks its header's sum on the way.
+    // An IPv4 packet of an unassigned protocol; the header's checksum is not checked on the path.
     packet.extend([0x45, 0, 0, 30, 0, 0, 0x40, 0, 64, 253, 0, 0, 10, 64, 0, 9]);
     packet.extend([target.as_slice(), CANARY].concat());
     Ok(packet)
@@ -37,7 +36,7 @@ fn send(from: &Netns, source: u16, packet: &[u8], to: SocketAddr) -> Result<()> 
 }
 
 #[test]
-fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tunnel() -> Result<()> {
+fn neither_processes_nor_machines_behind_nat_can_send_tunnel_packets() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
         for (network, options) in [("red", &[][..]), ("blue", &[]), ("deep", &["--internal"])] {
@@ -56,8 +55,8 @@ fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tun
         let to = SocketAddr::new(h2.address().into(), 4789);
         for (victim, network) in &victims {
             let packet = forged(&lab, network, victim.ipv4()?)?;
-            // As root, as nobody, and out of a container behind another NAT than Mesh's; in
-            // fragments too.
+            // As root, as nobody, and from a container behind another NAT than Mesh's; also in
+            // fragments.
             send(h1.netns(), 0, &packet, to)?;
             let text = packet.iter().map(|byte| format!("\\x{byte:02x}")).collect::<Vec<_>>().concat();
             let script = format!("printf '{text}' > /dev/udp/{}/{}", to.ip(), to.port());
@@ -73,7 +72,7 @@ fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tun
         eventually("the drops are counted", PATIENCE, || {
             counted(&h1, "foreign_tunnel").is_ok_and(|now| now >= before + 14)
         })?;
-        // Probes go on, and so does what has nothing to do with tunnels.
+        // Probes continue, and so does other traffic.
         lab.wait_ready(PATIENCE)?;
         red.ping(h2.address())?.all_answered()?;
         for ((_, network), capture) in victims.iter().zip(captures) {
@@ -84,7 +83,7 @@ fn neither_a_process_of_a_host_nor_what_is_behind_its_nat_speaks_for_it_in_a_tun
 }
 
 #[test]
-fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
+fn no_reply_of_a_published_port_becomes_a_tunnel_packet() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(3).encapsulation(encapsulation).start()?;
         create_network(&lab, "app", &[])?;
@@ -94,7 +93,7 @@ fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
         let blue = lab.container(1, "blue", ["--network", "blue"])?;
         let docker = lab.docker_like(1)?;
         create_service(&lab, "echo", &["-p", "8080:80/udp"])?;
-        // An accomplice beside the node that is spoken to, and one on another.
+        // An attacker's server on the receiving node, and one on another node.
         let mut echoes = Vec::new();
         for (host, name) in [(2, "near"), (3, "far")] {
             let accomplice = lab.container(host, name, ["--network", "app"])?;
@@ -105,13 +104,13 @@ fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
         let capture = Capture::start(blue.netns())?;
         let target = SocketAddr::new(h2.address().into(), 8080);
         let before = counted(&h2, "foreign_tunnel")?;
-        // A node may probe another before that one knows of it.
+        // A node may send a probe to another before that one knows it.
         let strangers = counted(&h1, "not_member")?;
         for source in TUNNELS {
             // Mesh's own NAT gives it another port.
             let answer = udp_request(red.netns(), any(source), target, &packet, PATIENCE)?;
             assert_eq!(answer.as_deref(), Some(packet.as_slice()), "a container is answered");
-            // Another's does not.
+            // Another NAT does not.
             for _ in 0..4 {
                 send(docker.netns(), source, &packet, target)?;
             }
@@ -128,7 +127,7 @@ fn no_reply_of_a_published_port_becomes_a_tunnels_packet() -> Result<()> {
 }
 
 #[test]
-fn nothing_behind_a_hosts_nat_takes_the_handshakes_of_other_hosts() -> Result<()> {
+fn nothing_behind_a_hosts_nat_receives_handshakes_of_other_hosts() -> Result<()> {
     let lab = Lab::builder().hosts(2).encapsulation(Encapsulation::Direct).start()?;
     create_network(&lab, "app", &[])?;
     create_network(&lab, "secret", &["--encrypted"])?;
@@ -145,14 +144,14 @@ fn nothing_behind_a_hosts_nat_takes_the_handshakes_of_other_hosts() -> Result<()
     eventually("the drops are counted", PATIENCE, || {
         counted(&h1, "foreign_tunnel").is_ok_and(|now| now >= before + 2)
     })?;
-    // The other host speaks first.
+    // The other host sends first.
     eventually("the hosts speak", PATIENCE, || {
         there.ping(here.ipv4().expect("an address")).is_ok_and(|report| report.received > 0)
     })?;
     Ok(())
 }
 
-/// Has a namespace send in a host's name: its own kernel takes the address for its own.
+/// Sends from a namespace with a host's address, which its own kernel accepts as local.
 fn pretend(netns: &Netns, as_host: Ipv4Addr, packet: &[u8], to: SocketAddr) -> Result<()> {
     let sent = netns.enter(|| UdpSocket::bind((as_host, 0))?.send_to(packet, to))?;
     sent.expect("the sender's own kernel lets it");
@@ -160,7 +159,7 @@ fn pretend(netns: &Netns, as_host: Ipv4Addr, packet: &[u8], to: SocketAddr) -> R
 }
 
 #[test]
-fn nobody_behind_another_interface_of_a_host_pretends_to_be_a_node() -> Result<()> {
+fn packets_with_a_forged_node_address_on_other_interfaces_are_dropped() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
         create_network(&lab, "blue", &[])?;
@@ -182,7 +181,7 @@ fn nobody_behind_another_interface_of_a_host_pretends_to_be_a_node() -> Result<(
         for config in ["", "publish_interfaces = [\"eth*\"]"] {
             lab.set_meshd_config(config)?;
             h2.restart_meshd()?;
-            // Interfaces that are new are looked at soon after they are there.
+            // New interfaces are covered soon after they appear.
             for (netns, address) in [(docker.netns(), Ipv4Addr::new(172, 17, 0, 1)), (&client, here)] {
                 for port in TUNNELS {
                     let before = counted(&h2, "foreign_tunnel")?;
@@ -202,7 +201,7 @@ fn nobody_behind_another_interface_of_a_host_pretends_to_be_a_node() -> Result<(
 }
 
 #[test]
-fn no_process_of_a_host_speaks_for_it_in_a_tunnel_by_a_device_without_ethernet_headers() -> Result<()> {
+fn no_process_can_send_tunnel_packets_through_a_layer_3_device() -> Result<()> {
     let lab = Lab::builder().hosts(2).second_nic(true).start()?;
     create_network(&lab, "blue", &[])?;
     let (h1, h2) = (lab.host(1), lab.host(2));
@@ -212,7 +211,7 @@ fn no_process_of_a_host_speaks_for_it_in_a_tunnel_by_a_device_without_ethernet_h
     let ends =
         [(h1.netns(), h1.second_address().into(), here), (h2.netns(), h2.second_address().into(), there)];
     let tunnel = Tunnel::join(&lab, ends)?;
-    // Both hosts have a route to each other by it.
+    // Both hosts have a route to each other through it.
     for (own, other, device) in [(&h1, &h2, &tunnel.devices[0]), (&h2, &h1, &tunnel.devices[1])] {
         ip_batch_in(own.netns(), &[format!("route add {} dev {device}", other.address())])?;
     }

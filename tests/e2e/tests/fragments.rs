@@ -7,10 +7,10 @@ use mesh_e2e::{PATIENCE, create_network};
 use mesh_harness::traffic::{UdpClient, WebServer, send_fragments};
 use mesh_harness::{Encapsulation, Lab, Netns, Result, eventually};
 
-/// Whole it does not fit the tunnel.
+/// Larger than the tunnel's MTU.
 const LENGTH: usize = 4000;
 
-/// Asks with a datagram in fragments, in some orders, until each backend has answered each order.
+/// Sends a fragmented datagram in several orders, until each backend has answered each order.
 fn ask_in_disorder(netns: &Netns, target: SocketAddr, backends: &[&str]) -> Result<()> {
     let any: IpAddr = if target.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
     let orders: [fn(&mut Vec<usize>); 3] =
@@ -53,8 +53,8 @@ fn fragments_in_any_order_reach_a_vip() -> Result<()> {
     Ok(())
 }
 
-/// From outside and from a container, to a host that has one of the backends, whatever its firewall
-/// does with what it forwards. A socket of the host gets such datagrams as well.
+/// From outside and from a container, to a host with one of the backends, regardless of its
+/// firewall's forwarding rules. A socket of the host receives such datagrams too.
 #[test]
 fn fragments_in_any_order_reach_a_published_port_and_the_hosts_own_sockets() -> Result<()> {
     for (encapsulation, options) in

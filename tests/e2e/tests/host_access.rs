@@ -1,5 +1,5 @@
-//! What containers may reach of the hosts: nothing but names, published ports and answers, unless
-//! their network says so.
+//! Access of containers to the hosts: only names, published ports and answers, unless their network
+//! allows more.
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -12,14 +12,14 @@ use mesh_harness::{Container, Host, Lab, Netns, Result, eventually};
 
 const METADATA: Ipv4Addr = Ipv4Addr::new(169, 254, 169, 254);
 const METADATA_V6: Ipv6Addr = Ipv6Addr::new(0xfd00, 0xec2, 0, 0, 0, 0, 0, 0x254);
-/// How long an answer is waited for that must not come.
+/// How long to wait for an answer that must not arrive.
 const SILENCE: Duration = Duration::from_millis(300);
 const PORT: u16 = 9000;
 const MANAGER: u16 = 7377;
 const METRICS: u16 = 7380;
 
-/// Listeners on all addresses of a host, over TCP and UDP, that speak first and last as long as
-/// this lives.
+/// Listeners on all addresses of a host, over TCP and UDP, which send first. They run as long as
+/// this value lives.
 struct Listeners {
     _udp: Vec<UdpEcho>,
     _tcp: TcpListener,
@@ -28,7 +28,7 @@ struct Listeners {
 impl Listeners {
     fn start(netns: &Netns, addresses: &[IpAddr]) -> Result<Self> {
         let any = SocketAddr::new(Ipv6Addr::UNSPECIFIED.into(), PORT);
-        // Answers have to come from the address that was asked.
+        // Answers must come from the requested address.
         let udp = addresses.iter().map(|address| UdpEcho::start(netns, SocketAddr::new(*address, PORT)));
         Ok(Self {
             _udp: udp.collect::<Result<_>>()?,
@@ -43,7 +43,7 @@ fn connects(from: &Container, target: SocketAddr) -> Result<bool> {
 
 fn is_answered(from: &Container, target: SocketAddr) -> bool {
     let any: IpAddr = if target.is_ipv4() { [0u8; 4].into() } else { [0u16; 8].into() };
-    // A refusal ("port unreachable") is an error of the socket's.
+    // A refusal ("port unreachable") is an error of the socket.
     udp_request(from.netns(), SocketAddr::new(any, 0), target, b"?", SILENCE).is_ok_and(|it| it.is_some())
 }
 
@@ -51,12 +51,12 @@ fn policy(lab: &Lab, options: &[&str]) -> Result<()> {
     lab.host(1).meshctl([&["network", "update", "app"], options].concat())?.ok().map(drop)
 }
 
-/// A host's addresses on the underlay.
+/// Returns a host's addresses on the underlay.
 fn underlay(host: &Host) -> [IpAddr; 2] {
     [host.address().into(), host.address6().expect("an IPv6 underlay").into()]
 }
 
-/// The other addresses by which a container might reach its own host.
+/// Returns the other addresses at which a container might reach its own host.
 fn others(host: &Host) -> [IpAddr; 4] {
     let second = (host.second_address(), host.second_address6());
     [[10, 64, 0, 1].into(), [172, 17, 0, 1].into(), second.0.into(), second.1.into()]
@@ -70,8 +70,8 @@ fn resolves(container: &Container) -> Result<bool> {
     Ok(addresses(&asked.stdout) == 1 && addresses(&over_tcp.stdout) == 1)
 }
 
-/// A host with all that containers must not reach: listeners, a metadata service, a bridge of
-/// another runtime.
+/// Adds everything to a host that containers must not reach: listeners, a metadata service, a
+/// bridge of another runtime.
 fn furnish(host: &Host) -> Result<()> {
     for command in [
         "ip link add md0 type veth peer name md1",
@@ -211,14 +211,14 @@ fn containers_reach_names_and_published_ports_of_hosts_and_no_other_socket_until
     Ok(())
 }
 
-/// Bytes that a container's TCP has sent and that were not acknowledged.
+/// Returns the number of sent but unacknowledged bytes of a container's TCP.
 fn unacknowledged(container: &Container) -> Result<u32> {
     let sockets = container.exec(["ss", "-tnH", "state", "established", "dport", "=", ":9000"])?.text()?;
     let queues = sockets.lines().filter_map(|line| line.split_whitespace().nth(1)?.parse::<u32>().ok());
     Ok(queues.sum())
 }
 
-/// Processes of the host itself call a container, over TCP, UDP and ICMP, from each kind of socket.
+/// Processes of the host contact a container over TCP, UDP and ICMP, with each kind of socket.
 fn hosts_calls_are_answered(host: &Host, container: &Container) -> Result<()> {
     let address = container.ipv4()?;
     ask(host.netns(), SocketAddr::new(address.into(), 80))?;
@@ -227,7 +227,7 @@ fn hosts_calls_are_answered(host: &Host, container: &Container) -> Result<()> {
     let echo = UdpEcho::start(container.netns(), SocketAddr::new(address.into(), PORT))?;
     assert!(udp_request(host.netns(), any, echo.address(), b"?", PATIENCE)?.is_some(), "UDP");
     mesh_harness::traffic::Ping::new(address.into()).run(host.netns())?.all_answered()?;
-    // A long transfer, so that more than the first packets come back.
+    // A long transfer, so that many packets return.
     let server = container.netns().enter(|| TcpListener::bind((address, 0)))?.expect("a free port");
     let target = server.local_addr().expect("an address");
     let caller = host.netns().enter(|| TcpStream::connect(target))?.expect("reached");
@@ -241,7 +241,7 @@ fn hosts_calls_are_answered(host: &Host, container: &Container) -> Result<()> {
 }
 
 #[test]
-fn a_network_is_made_and_changed_with_a_policy_that_is_one() -> Result<()> {
+fn networks_are_created_and_changed_with_valid_policies_only() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     create_network(&lab, "open", &["--host-access", "all", "--metadata", "allow"])?;
     let inspected = json(&lab.host(1), &["network", "inspect", "open"])?;

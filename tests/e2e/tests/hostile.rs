@@ -1,4 +1,4 @@
-//! Containers that send what no well-behaved one would.
+//! Containers that send malicious or unusual packets.
 
 use std::net::{SocketAddr, UdpSocket};
 
@@ -6,8 +6,7 @@ use mesh_e2e::{ENCAPSULATIONS, counted, create_network, json, lab_with_app};
 use mesh_harness::traffic::tcp_transfer;
 use mesh_harness::{Capture, Lab, OUTSIDE_V4, Result};
 
-/// Through the host, by masquerade, a container's packets reach other nodes from a member's
-/// address.
+/// Masqueraded by the host, a container's packets reach other nodes from a member's address.
 #[test]
 fn a_container_cannot_write_vxlan_into_another_network_through_its_host() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
@@ -22,7 +21,8 @@ fn a_container_cannot_write_vxlan_into_another_network_through_its_host() -> Res
         packet.extend(&vni.to_be_bytes()[5..]);
         packet.push(0);
         packet.extend([[2, 0x42].as_slice(), &target, &[2, 0x42, 10, 64, 0, 9, 8, 0]].concat());
-        // An IPv4 packet of an unassigned protocol; nobody checks its header's sum on the way.
+        // An IPv4 packet of an unassigned protocol; the header's checksum is not checked on the
+        // path.
         packet.extend([0x45, 0, 0, 30, 0, 0, 0x40, 0, 64, 253, 0, 0, 10, 64, 0, 9]);
         packet.extend([target.as_slice(), b"canary-xyz"].concat());
         let capture = Capture::start(blue.netns())?;
@@ -34,7 +34,7 @@ fn a_container_cannot_write_vxlan_into_another_network_through_its_host() -> Res
             let sent = red.netns().enter(|| {
                 let socket = UdpSocket::bind("0.0.0.0:0")?;
                 socket.send_to(&whole, to)?;
-                // In fragments too: only the first has the port.
+                // Also in fragments: only the first has the port.
                 socket.send_to(&packet, to)
             })?;
             sent.expect("the container's own kernel lets it");
@@ -48,7 +48,7 @@ fn a_container_cannot_write_vxlan_into_another_network_through_its_host() -> Res
 }
 
 #[test]
-fn a_container_that_raised_its_own_mtu_is_told_how_big_packets_may_be() -> Result<()> {
+fn a_container_that_raised_its_own_mtu_is_notified_of_the_path_mtu() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let (lab, c) = lab_with_app(2, encapsulation, &["--ipv6"])?;
         c[0].exec(["ip", "link", "set", "eth0", "mtu", "9000"])?.ok()?;
@@ -63,10 +63,10 @@ fn a_container_that_raised_its_own_mtu_is_told_how_big_packets_may_be() -> Resul
                 told.contains(&format!("mtu = {expected}")) || told.contains(&format!("mtu={expected}")),
                 "{encapsulation:?}, {target}: {told}"
             );
-            // Whoever may be fragmented arrives.
+            // Packets that may be fragmented arrive.
             c[0].exec([&ping[..], &["-M", "dont", target]].concat())?.ok()?;
         }
-        // The host itself takes what the container sends, however big.
+        // The host itself accepts the container's packets of any size.
         c[0].exec(["ping", "-c", "1", "-W", "1", "-M", "do", "-s", "3000", "10.64.0.1"])?.ok()?;
         tcp_transfer(c[0].netns(), c[1].netns(), c[1].ipv4()?.into(), 1 << 24)?;
         let local = lab.container(1, "local", ["--network", "app"])?;

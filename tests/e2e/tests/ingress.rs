@@ -1,5 +1,4 @@
-//! Published ports: every host answers, whoever calls from wherever, and the backend sees who it
-//! was.
+//! Published ports: every host answers any client, and the backend sees the client's real address.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::time::Duration;
@@ -48,7 +47,7 @@ fn every_host_answers_a_published_port_and_the_backend_sees_the_real_caller() ->
 }
 
 #[test]
-fn containers_call_published_ports_like_everyone_else() -> Result<()> {
+fn containers_reach_published_ports_like_other_clients() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(3, encapsulation)?;
         create_network(&lab, "other", &[])?;
@@ -100,7 +99,7 @@ fn a_published_port_is_answered_over_ipv6() -> Result<()> {
 fn a_gibibyte_through_a_published_port_arrives_undamaged_with_offloads_on_and_off() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation)?;
-        // A second port for what is sent to the backend.
+        // A second port for uploads to the backend.
         let backends = web(&lab, &[2], &["-p", "8080:80", "-p", "9000:9000"])?;
         for offloads in [true, false] {
             lab.set_underlay_offloads(offloads)?;
@@ -120,7 +119,7 @@ fn a_gibibyte_through_a_published_port_arrives_undamaged_with_offloads_on_and_of
 }
 
 #[test]
-fn a_port_published_on_the_loopback_address_is_for_each_host_itself_alone() -> Result<()> {
+fn a_port_published_on_loopback_is_reachable_only_from_the_same_host() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation)?;
         let _backends = web(&lab, &[2], &["-p", "127.0.0.1:8080:80", "-p", "127.0.0.1:8080:80/udp"])?;
@@ -137,13 +136,13 @@ fn a_port_published_on_the_loopback_address_is_for_each_host_itself_alone() -> R
 }
 
 #[test]
-fn a_port_published_on_one_address_is_answered_there_alone_and_to_the_host_itself_too() -> Result<()> {
+fn a_port_published_on_one_address_is_answered_only_there() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation)?;
         let (host, other, client) = (lab.host(1), lab.host(2), lab.client());
         let second = Ipv4Addr::new(192, 168, 77, 50);
         host.add_address(second)?;
-        // The same port of two addresses of one host, each another service's.
+        // The same port on two addresses of one host, each of another service.
         let published = [(host.address(), "first", 1), (second, "second", 2)];
         let mut backends = Vec::new();
         for (address, name, number) in published {
@@ -178,7 +177,7 @@ fn a_port_published_on_one_address_is_answered_there_alone_and_to_the_host_itsel
 }
 
 #[test]
-fn published_ports_do_not_depend_on_the_hosts_firewall() -> Result<()> {
+fn published_ports_work_with_any_host_firewall() -> Result<()> {
     let lab = lab(2, Encapsulation::Direct)?;
     let _backends = web(&lab, &[2], &PORTS)?;
     for host in lab.hosts() {
@@ -216,8 +215,7 @@ fn a_connection_survives_its_address_moving_to_another_host() -> Result<()> {
 }
 
 #[test]
-fn a_datagram_flow_from_outside_goes_on_with_the_first_datagram_after_its_backend_was_removed() -> Result<()>
-{
+fn an_outside_udp_flow_continues_at_once_after_its_backend_was_removed() -> Result<()> {
     let lab = lab(3, Encapsulation::Direct)?;
     let _backends = web(&lab, &[1, 2, 2], &PORTS)?;
     let socket = UdpClient::bind(&lab.client(), SocketAddr::new(lab.client_address(), 5353))?;
@@ -232,7 +230,7 @@ fn a_datagram_flow_from_outside_goes_on_with_the_first_datagram_after_its_backen
 }
 
 #[test]
-fn a_port_that_is_taken_is_refused_and_names_who_has_it() -> Result<()> {
+fn a_port_in_use_is_refused_and_the_error_names_the_user() -> Result<()> {
     let lab = lab(2, Encapsulation::Direct)?;
     let create = |name: &str, spec: &str| {
         lab.host(1).meshctl(["service", "create", "--name", name, "--network", "app", "-p", spec])
@@ -252,7 +250,7 @@ fn a_port_that_is_taken_is_refused_and_names_who_has_it() -> Result<()> {
     assert!(error.contains("h2") && error.contains("9090"), "{error}");
     drop(listener);
     create("late", "9090:80")?.ok()?;
-    // A socket on one address is in the way of a port on that address, or on all.
+    // A socket on one address conflicts with a port on that address, or on all.
     let listener = host.netns().enter(|| TcpListener::bind((host.address(), 9091)))?.expect("a free port");
     create("elsewhere", "192.168.77.11:9091:80")?.ok()?;
     for spec in ["192.168.77.12:9091:80", "9091:80"] {
@@ -260,7 +258,7 @@ fn a_port_that_is_taken_is_refused_and_names_who_has_it() -> Result<()> {
     }
     drop(listener);
     create("there", "192.168.77.12:9091:80")?.ok()?;
-    // What is refused leaves nothing behind.
+    // A refused request leaves nothing behind.
     let names = lab.host(1).meshctl(["service", "ls", "--format", "json"])?.text()?;
     assert!(!names.contains("twin") && !names.contains("three"), "{names}");
     Ok(())
@@ -344,7 +342,7 @@ fn the_same_flow_gets_the_same_backend_on_every_host() -> Result<()> {
     Ok(())
 }
 
-/// Bytes that a host has sent by its underlay.
+/// Returns the bytes that a host has sent through its underlay.
 fn sent_bytes(host: &Host) -> Result<u64> {
     let links = host.run(["ip", "-j", "-s", "link", "show", "dev", "eth0"])?.text()?;
     let links: serde_json::Value = serde_json::from_str(&links).expect("JSON of ip");
@@ -352,7 +350,7 @@ fn sent_bytes(host: &Host) -> Result<u64> {
 }
 
 #[test]
-fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are() -> Result<()> {
+fn with_direct_return_the_backends_host_answers_and_flows_stay() -> Result<()> {
     const DOWNLOAD: u64 = 64 << 20;
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(2).encapsulation(encapsulation).init_args(["--dsr"]).start()?;
@@ -369,7 +367,7 @@ fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are(
         Connection::open(&lab.client(), published(&lab.host(1)))?.download(DOWNLOAD)?;
         let passed = sent_bytes(&lab.host(1))? - before;
         assert!(passed < DOWNLOAD / 4, "{passed} bytes of {DOWNLOAD} went by the host that was asked");
-        // Whoever is no client outside is answered by the host that was asked.
+        // Clients inside the cluster are answered by the receiving host.
         let container = lab.container(1, "c1", ["--network", "app"])?;
         for (netns, target) in [
             (container.netns(), published(&lab.host(1))),
@@ -379,7 +377,7 @@ fn with_direct_return_a_backends_own_host_answers_and_flows_stay_where_they_are(
         ] {
             both(netns, target)?;
         }
-        // The host that is asked sees no reply, and remembers the flow all the same.
+        // The receiving host sees no reply, but still remembers the flow.
         let _others = [add_backend(&lab, 1, "b2", "web")?, add_backend(&lab, 2, "b3", "web")?];
         lab.host(1).meshctl(["service", "backend", "drain", "web", "b1"])?.ok()?;
         assert_eq!(connection.ask()?.backend, "b1");

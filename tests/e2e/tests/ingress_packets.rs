@@ -1,4 +1,4 @@
-//! What services do with packets that an ordinary client does not send: too big ones, SCTP, floods.
+//! Services and packets that ordinary clients do not send: too big ones, SCTP, floods.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::time::Duration;
@@ -8,7 +8,7 @@ use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network, refused};
 use mesh_harness::traffic::{Connection, RawSocket, TcpSink, UdpClient, syn_flood, tcp_send, udp_request};
 use mesh_harness::{Lab, Netns, Result, eventually};
 
-/// What a machine has been told to send to an address at most.
+/// Returns the path MTU that a machine has learned for an address.
 fn path_mtu(netns: &Netns, address: IpAddr) -> Result<Option<u16>> {
     let route = netns.run(["ip", "route", "get", &address.to_string()])?.text()?;
     let mut words = route.split_whitespace().skip_while(|word| *word != "mtu");
@@ -23,7 +23,7 @@ fn forget_path_mtus(netns: &Netns) -> Result<()> {
 }
 
 #[test]
-fn who_sends_too_big_a_packet_to_a_published_port_is_told_what_fits() -> Result<()> {
+fn senders_of_too_big_packets_to_a_published_port_learn_the_mtu() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(2).underlay_ipv6(true).encapsulation(encapsulation).start()?;
         create_network(&lab, "app", &["--ipv6"])?;
@@ -47,8 +47,8 @@ fn who_sends_too_big_a_packet_to_a_published_port_is_told_what_fits() -> Result<
             let (any, target) = (SocketAddr::new(any, 0), SocketAddr::new(address, 8080));
             let ask =
                 |length| udp_request(&client, any, target, &vec![7; length], Duration::from_millis(300));
-            // What just fits is answered at once; a byte more only once the client knows, and
-            // fragments it.
+            // The largest packet that fits is answered at once. A larger one is answered only once
+            // the client knows the MTU and fragments it.
             assert!(ask(1450 - headers)?.is_some(), "{address}");
             assert_eq!(path_mtu(&client, address)?, None, "{address}");
             eventually("a longer datagram is answered", PATIENCE, || {
@@ -61,10 +61,10 @@ fn who_sends_too_big_a_packet_to_a_published_port_is_told_what_fits() -> Result<
 }
 
 #[test]
-fn sctp_reaches_a_backend_through_every_host_and_its_answers_come_from_there() -> Result<()> {
+fn sctp_reaches_a_backend_through_every_host() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
-    // Its checksum covers the ports, and is not ours to mend.
+    // SCTP's checksum covers the ports, and cannot be updated by the programs.
     let renumbered =
         ["service", "create", "--name", "web", "--network", "app", "-p", "9998:9999/sctp"].map(str::to_owned);
     assert!(refused(&lab.host(1).meshctl(renumbered)?, 2).contains("9999:9999/sctp"));
@@ -77,7 +77,7 @@ fn sctp_reaches_a_backend_through_every_host_and_its_answers_come_from_there() -
     for (host, port) in lab.hosts().zip(5000..) {
         let (init, answer) = (packet([port, 9999], 1), packet([9999, port], 2));
         let mut sender = Ipv4Addr::UNSPECIFIED;
-        // As SCTP would: a packet is repeated until it is answered.
+        // As SCTP does, repeat a packet until it is answered.
         eventually("the backend gets it", PATIENCE, || {
             let sent = client.send(&init, host.address());
             let got = sent.and_then(|()| server.receive(Duration::from_millis(200)));
@@ -91,7 +91,7 @@ fn sctp_reaches_a_backend_through_every_host_and_its_answers_come_from_there() -
 }
 
 #[test]
-fn a_flood_of_connections_that_nobody_goes_on_with_leaves_established_ones_alone() -> Result<()> {
+fn a_flood_of_half_open_connections_does_not_affect_established_ones() -> Result<()> {
     const ENTRIES: u32 = 1024;
     let lab = Lab::builder().hosts(2).meshd_config(format!("connection_entries = {ENTRIES}")).start()?;
     create_network(&lab, "app", &[])?;
@@ -110,14 +110,14 @@ fn a_flood_of_connections_that_nobody_goes_on_with_leaves_established_ones_alone
             datagrams.push((first, socket, target));
         }
     }
-    // From there on whatever is forgotten goes to b1.
+    // From here on, lost flows go to b1.
     for backend in ["b2", "b3"] {
         change_backend(&lab.host(1), "drain", "web", backend)?.ok()?;
     }
     let own = caller.ipv4()?;
     let port = |number: u32| 1024 + u16::try_from(number % 60_000).unwrap_or(0);
     syn_flood(caller.netns(), vip, 10 * ENTRIES, |number| SocketAddrV4::new(own, port(number)))?;
-    // Nobody has these addresses (RFC 2544).
+    // Addresses that no machine has (RFC 2544).
     let stranger = |number: u32| Ipv4Addr::from_bits(0xc612_0000 + number % 5000);
     syn_flood(&lab.client(), published, 10 * ENTRIES, |number| {
         SocketAddrV4::new(stranger(number), port(number))

@@ -1,9 +1,9 @@
-//! What somebody sets down or removes inside a container's namespace.
+//! Devices, addresses and routes inside a container's namespace that are set down or removed.
 
 use mesh_e2e::{PATIENCE, create_network, json};
 use mesh_harness::{Container, Encapsulation, Lab, Result, eventually};
 
-/// Addresses and routes of a container, without what the kernel makes by itself.
+/// Returns addresses and routes of a container, without those that the kernel adds.
 fn configuration(container: &Container) -> Result<Vec<String>> {
     let mut all = Vec::new();
     for command in [
@@ -20,7 +20,7 @@ fn configuration(container: &Container) -> Result<Vec<String>> {
 }
 
 #[test]
-fn what_a_container_loses_of_its_addresses_and_routes_is_restored() -> Result<()> {
+fn lost_addresses_and_routes_of_a_container_are_restored() -> Result<()> {
     let lab = Lab::builder().hosts(2).encapsulation(Encapsulation::Direct).start()?;
     create_network(&lab, "app", &["--ipv6"])?;
     let (c1, c2) =
@@ -41,7 +41,7 @@ fn what_a_container_loses_of_its_addresses_and_routes_is_restored() -> Result<()
         c1.ping(c2.ipv4()?)?.all_answered()?;
         c1.ping(mesh_harness::OUTSIDE_V4)?.all_answered()?;
     }
-    // What somebody puts in the place of ours stays, and is reported.
+    // A replacement by another program stays, and is reported.
     c1.exec(["sh", "-c", &format!("ip addr del {ipv4}/20 dev eth0; ip addr add 172.31.9.9/24 dev eth0")])?
         .ok()?;
     eventually("the foreign address is reported", PATIENCE, || {
@@ -51,7 +51,7 @@ fn what_a_container_loses_of_its_addresses_and_routes_is_restored() -> Result<()
     assert!(!configuration(&c1)?.iter().any(|line| line.contains(&format!("{ipv4}/"))));
     c1.exec(["ip", "addr", "del", "172.31.9.9/24", "dev", "eth0"])?.ok()?;
     eventually("ours is back", PATIENCE, || configuration(&c1).is_ok_and(|now| now == before))?;
-    // A device that is down stays so, however often others are repaired meanwhile.
+    // A device that is down stays down, even while others are repaired.
     let c3 = lab.container(1, "c3", ["--network", "app"])?;
     let others = configuration(&c3)?;
     c1.exec(["ip", "link", "set", "eth0", "down"])?.ok()?;

@@ -1,4 +1,5 @@
-//! Published ports answer on every interface of a host, and replies leave as the packets came.
+//! Published ports answer on every interface of a host, and replies leave through the interface of
+//! the request.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
@@ -23,12 +24,12 @@ fn lab(hosts: u8, encapsulation: Encapsulation) -> Result<Lab> {
     Ok(lab)
 }
 
-/// The published port on an address.
+/// Returns the published port on an address.
 fn at(address: impl Into<IpAddr>) -> SocketAddr {
     SocketAddr::new(address.into(), 8080)
 }
 
-/// A container of another runtime: on a bridge of the host's, 172.30.0.1/24, with the host as its
+/// Creates a container of another runtime: on a bridge of the host, 172.30.0.1/24, with the host as
 /// gateway.
 fn foreign_container(lab: &Lab, host: &Host, bridge: &str) -> Result<Container> {
     let container = lab.namespace(1, "foreign")?;
@@ -78,8 +79,8 @@ fn published_ports_answer_on_a_second_network_card_wherever_the_backend_is() -> 
                 lab.set_underlay_offloads(offloads)?;
                 Connection::open(&client, at(host.second_address()))?.download(64 << 20)?;
             }
-            // A client beyond a router: by a route of its own, then by one that only the source
-            // address leads to.
+            // A client behind a router: with a specific route, then with a route that only
+            // source-based routing selects.
             let device = "dev eth1";
             for routes in [
                 vec![format!("route add 198.51.100.0/24 via {SECOND_ROUTER} {device}")],
@@ -113,7 +114,7 @@ fn a_container_on_a_foreign_bridge_reaches_published_ports_of_its_own_host() -> 
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation)?;
         let host = lab.host(1);
-        // The bridge is there before the service, and its other name after it.
+        // The bridge exists before the service, and is renamed after it.
         let foreign = foreign_container(&lab, &host, "docker0")?;
         let _backends = web(&lab, &[1, 2], &PORTS)?;
         let addresses = [Ipv4Addr::new(172, 30, 0, 1), host.address(), host.second_address()];
@@ -169,7 +170,7 @@ fn with_direct_return_a_client_of_one_host_only_is_answered_by_that_host() -> Re
 }
 
 #[test]
-fn interfaces_are_followed_as_they_come_go_and_change_their_names() -> Result<()> {
+fn added_removed_and_renamed_interfaces_are_followed() -> Result<()> {
     let lab = lab(2, Encapsulation::Direct)?;
     let host = lab.host(1);
     let _backend = web(&lab, &[2], &PORTS)?;
@@ -180,7 +181,7 @@ fn interfaces_are_followed_as_they_come_go_and_change_their_names() -> Result<()
     host.run(["ip", "link", "set", "br-late", "name", "br-later"])?.ok()?;
     kept.ask()?;
     is_answered(foreign.netns(), at(host.address()))?;
-    // An interface that only some are told of.
+    // An interface that only some of the configured patterns match.
     lab.set_meshd_config("publish_interfaces = [\"eth*\", \"!eth1\"]")?;
     host.restart_meshd()?;
     let (client, second) = (lab.client(), lab.second_client());
@@ -192,13 +193,13 @@ fn interfaces_are_followed_as_they_come_go_and_change_their_names() -> Result<()
     ask(&lab.client(), at(host.address()))?;
     host.run(["ip", "link", "set", "br-later", "name", "ethbr"])?.ok()?;
     is_answered(foreign.netns(), at(host.address()))?;
-    // The data-path interface may be one that does not answer.
+    // The data-path interface itself may be excluded.
     lab.set_meshd_config("publish_interfaces = [\"!eth0\"]")?;
     host.restart_meshd()?;
     is_answered(&lab.second_client(), at(host.second_address()))?;
     refused(&client, host.address())?;
     ask(&lab.client(), at(lab.host(2).address()))?;
-    // A card that is replaced.
+    // A network card is replaced.
     lab.set_meshd_config("")?;
     host.restart_meshd()?;
     ip_batch_in(host.netns(), &["link del eth1".to_owned()])?;
@@ -230,7 +231,7 @@ fn published_ports_answer_through_a_tunnel_without_ethernet_headers() -> Result<
         for _ in 0..4 {
             Connection::open(&client, at(here))?.download(16 << 20)?;
         }
-        // Nobody listens there, and nothing is published.
+        // No listener, and no published port.
         let error = ask(&client, SocketAddr::new(here.into(), 8079)).expect_err("a closed port").to_string();
         assert!(error.contains("refused"), "{error}");
     }

@@ -1,4 +1,4 @@
-//! Networks are isolated, senders are who they say they are, and only members speak.
+//! Networks are isolated, source addresses are verified, and only members are accepted.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::time::{Duration, Instant};
@@ -7,7 +7,7 @@ use mesh_e2e::{ENCAPSULATIONS, PATIENCE, counted, create_network, json, lab_with
 use mesh_harness::{Capture, Container, Encapsulation, Lab, OUTSIDE_V4, Result, eventually};
 
 #[test]
-fn networks_are_isolated_whatever_addresses_and_routes_a_container_gives_itself() -> Result<()> {
+fn networks_are_isolated_whatever_addresses_and_routes_a_container_sets() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
         create_network(&lab, "red", &[])?;
@@ -18,8 +18,7 @@ fn networks_are_isolated_whatever_addresses_and_routes_a_container_gives_itself(
         for target in [near.ipv4()?, far.ipv4()?] {
             red.ping(target)?.none_answered()?;
         }
-        // An address in the other network, and the other network on the link: still another
-        // network.
+        // An address of the other network, and an on-link route to it: it is still another network.
         red.exec(["ip", "addr", "add", "10.64.16.200/20", "dev", "eth0"])?.ok()?;
         for target in [near.ipv4()?, far.ipv4()?] {
             red.ping(target)?.none_answered()?;
@@ -66,7 +65,7 @@ fn a_spoofed_address_or_mac_is_dropped_and_counted() -> Result<()> {
 }
 
 #[test]
-fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<()> {
+fn packets_to_a_network_without_local_endpoints_do_not_leave_the_host() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "red", &["--ipv6"])?;
     create_network(&lab, "blue", &["--ipv6"])?;
@@ -74,8 +73,8 @@ fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<(
     let blue = lab.container(2, "blue", ["--network", "blue"])?;
     let far = lab.host(2);
     let addresses: [IpAddr; 2] = [red.ipv4()?.into(), red.ipv6()?.into()];
-    // Nobody waits for the record of a network that was made a moment ago; its subnets are closed
-    // soon.
+    // Creating a network does not wait until its record has arrived everywhere; its subnets are
+    // blocked soon.
     for address in addresses {
         eventually("the host has closed its way out", PATIENCE, || {
             let route = far.run(["ip", "route", "get", &address.to_string()]);
@@ -86,13 +85,13 @@ fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<(
     let before = counted(&far, "isolated")?;
     for address in addresses {
         blue.ping(address)?.none_answered()?;
-        // At once, and not when a time is over.
+        // Immediately, without a timeout.
         let begun = Instant::now();
         let said = far.run(["ping", "-c", "1", "-W", "5", &address.to_string()])?;
         assert!(!said.success() && begun.elapsed() < Duration::from_secs(4), "{said:?}");
     }
     assert!(counted(&far, "isolated")? >= before + 2);
-    // What may leave does, and is seen.
+    // Allowed traffic leaves and is visible.
     blue.ping(OUTSIDE_V4)?.all_answered()?;
     let frames = capture.stop()?.frames;
     let has = |ethertype, octets: &[u8]| {
@@ -104,8 +103,8 @@ fn what_is_sent_to_a_network_without_endpoints_here_leaves_nowhere() -> Result<(
     Ok(())
 }
 
-/// A VXLAN packet that carries a ping from `source` to `target`'s container, as the datapath itself
-/// would write it.
+/// Returns a VXLAN packet with a ping from `source` to `target`'s container, as the datapath would
+/// write it.
 fn forged(vni: u32, source: Ipv4Addr, target: &Container) -> Result<Vec<u8>> {
     let endpoint = target.endpoint()?;
     let mac: Vec<u8> = endpoint["mac"]
@@ -134,7 +133,7 @@ fn forged(vni: u32, source: Ipv4Addr, target: &Container) -> Result<Vec<u8>> {
 }
 
 #[test]
-fn vxlan_from_an_address_that_is_no_members_is_dropped_and_counted() -> Result<()> {
+fn vxlan_from_an_address_of_no_member_is_dropped_and_counted() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let (lab, c) = lab_with_app(2, encapsulation, &[])?;
         let vni = json(&lab.host(1), &["network", "inspect", "app"])?["vni"].as_u64().expect("a number");
@@ -156,8 +155,8 @@ fn vxlan_from_an_address_that_is_no_members_is_dropped_and_counted() -> Result<(
         })?;
         capture.with_frames(|frames| assert!(!frames.iter().any(|frame| frame.contains(b"canary-xyz"))));
 
-        // The same bytes from a member's address arrive: it was the sender that was refused, not
-        // the packet. A process of the member itself cannot send them.
+        // The same bytes from a member's address arrive, so the sender was refused and not the
+        // packet. A process of the member itself cannot send them.
         let member = lab.host(2).address();
         lab.client().run(["ip", "addr", "add", &format!("{member}/32"), "dev", "eth0"])?.ok()?;
         send(&lab.client(), member)?;

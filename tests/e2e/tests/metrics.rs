@@ -1,5 +1,4 @@
-//! What monitoring systems read of a host: by `meshctl metrics` and over HTTP, and that whoever
-//! asks does no harm.
+//! Metrics of a host through `meshctl metrics` and HTTP; clients can do no harm.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
@@ -19,7 +18,7 @@ fn builder() -> LabBuilder {
     Lab::builder().meshd_config("metrics_addr = \"127.0.0.1:7380\"")
 }
 
-/// A host alone, whose agent is no member.
+/// Starts a single host whose agent is no member.
 fn lone_host() -> Result<Lab> {
     builder().hosts(1).without_cluster().start()
 }
@@ -32,12 +31,12 @@ fn connect(host: &Host) -> Result<io::Result<TcpStream>> {
     })
 }
 
-/// A connection that is there as soon as the metrics are served.
+/// Connects as soon as the metrics are served.
 fn connected(host: &Host) -> TcpStream {
     poll_until(PATIENCE, || connect(host).ok()?.ok()).expect("somebody listens")
 }
 
-/// Head and body of the answer to a request, up to the end of the connection.
+/// Returns head and body of the response to a request, up to the end of the connection.
 fn http(host: &Host, request: &str) -> (String, String) {
     let mut stream = connected(host);
     stream.write_all(format!("{request} HTTP/1.1\r\nhost: localhost\r\n\r\n").as_bytes()).expect("send");
@@ -55,7 +54,7 @@ fn scrape(host: &Host) -> Result<Exposition> {
     Ok(Exposition::parse(&body)?)
 }
 
-/// What `meshctl metrics` prints.
+/// Returns the output of `meshctl metrics`.
 fn metrics(host: &Host) -> Result<Exposition> {
     Ok(Exposition::parse(&host.meshctl(["metrics"])?.ok()?.stdout)?)
 }
@@ -76,15 +75,15 @@ fn text<'a>(of: &'a Value, key: &str) -> &'a str {
     of[key].as_str().unwrap_or_default()
 }
 
-/// The lines of the status that are about metrics.
+/// Returns the lines of the status about metrics.
 fn problems(host: &Host) -> Result<Vec<String>> {
     let status = status(host)?;
     let lines = list(&status, "problems").iter().filter_map(Value::as_str);
     Ok(lines.filter(|line| line.contains("metrics")).map(str::to_owned).collect())
 }
 
-/// Every figure of a status is among the metrics that were read after it and before `later`, under
-/// one name.
+/// Asserts that every number of a status is in the metrics read between it and `later`, under one
+/// name.
 fn agrees(earlier: &Value, read: &Exposition, later: &Value) {
     for counter in list(earlier, "counters") {
         let vni = number(counter, "vni").to_string();
@@ -121,7 +120,7 @@ fn agrees(earlier: &Value, read: &Exposition, later: &Value) {
 }
 
 #[test]
-fn what_status_counts_is_told_with_the_networks_names_and_grows_with_traffic() -> Result<()> {
+fn counters_of_the_status_are_in_the_metrics_with_network_names() -> Result<()> {
     let lab = builder().hosts(2).start()?;
     let host = lab.host(1);
     create_network(&lab, "app", &[])?;
@@ -131,8 +130,8 @@ fn what_status_counts_is_told_with_the_networks_names_and_grows_with_traffic() -
     let (s1, s2) =
         (lab.container(1, "s1", ["--network", "secret"])?, lab.container(2, "s2", ["--network", "secret"])?);
 
-    // First, since flows are not counted anew for half a minute. One that was used a second time is
-    // an established one.
+    // First, since flows are counted only every half minute. A flow that was used twice is
+    // established.
     let mut open = open_connections(c1.netns(), vip(&lab, "web")?, 7)?;
     for (_, connection) in &mut open {
         connection.ask()?;
@@ -147,7 +146,7 @@ fn what_status_counts_is_told_with_the_networks_names_and_grows_with_traffic() -
         assert_eq!(read.get("mesh_connections_capacity", &[]), Some(capacity));
     }
 
-    // Nobody has reached another network yet, and a first time is seen as one.
+    // No packet has reached another network yet, and its first occurrence must be visible.
     let isolated = [("network", "app"), ("reason", "isolated")];
     let before = scrape(&host)?;
     assert_eq!(before.get("mesh_dropped_packets_total", &isolated), Some(0));
@@ -183,7 +182,7 @@ fn what_status_counts_is_told_with_the_networks_names_and_grows_with_traffic() -
     assert_eq!(read.get("mesh_datapath_info", &datapath), Some(1));
     assert_eq!((read.get("mesh_member", &[]), read.get("mesh_session", &[])), (Some(1), Some(1)));
 
-    // All of it without a manager, names included, and that there is no session.
+    // All of this without a manager, including names, and the missing session.
     let worker = lab.host(2);
     lab.host(1).kill_meshd()?;
     eventually("the worker has no session", PATIENCE, || {
@@ -198,7 +197,7 @@ fn what_status_counts_is_told_with_the_networks_names_and_grows_with_traffic() -
 }
 
 #[test]
-fn a_host_in_no_cluster_tells_of_its_agent_and_of_the_cluster_once_it_has_one() -> Result<()> {
+fn a_host_without_a_cluster_has_metrics_of_its_agent() -> Result<()> {
     let lab = lone_host()?;
     let host = lab.host(1);
     for read in [metrics(&host)?, scrape(&host)?] {
@@ -216,7 +215,7 @@ fn a_host_in_no_cluster_tells_of_its_agent_and_of_the_cluster_once_it_has_one() 
 }
 
 #[test]
-fn metrics_are_served_only_where_that_is_asked_for() -> Result<()> {
+fn metrics_are_served_only_at_the_configured_address() -> Result<()> {
     let lab = Lab::builder().hosts(1).without_cluster().start()?;
     let host = lab.host(1);
     metrics(&host)?;
@@ -240,7 +239,7 @@ fn metrics_are_served_only_where_that_is_asked_for() -> Result<()> {
 }
 
 #[test]
-fn an_address_that_cannot_be_had_is_a_problem_that_goes_when_it_can() -> Result<()> {
+fn an_unavailable_metrics_address_is_a_problem_until_it_is_available() -> Result<()> {
     let lab = builder().hosts(1).without_meshd().start()?;
     let host = lab.host(1);
     let taken = host.netns().enter(|| TcpListener::bind(ADDRESS))?.expect("a listener");
@@ -249,7 +248,7 @@ fn an_address_that_cannot_be_had_is_a_problem_that_goes_when_it_can() -> Result<
     let line = problems(&host)?.remove(0);
     assert!(line.starts_with("cannot serve metrics on 127.0.0.1:7380: Address already in use"), "{line}");
     assert!(line.ends_with("see who has the port with ss -ltnp 'sport = :7380'"), "{line}");
-    // All else works meanwhile.
+    // Everything else works meanwhile.
     host.meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;
     assert_eq!(metrics(&host)?.get("mesh_problems", &[]), Some(1));
     drop(taken);
@@ -258,7 +257,7 @@ fn an_address_that_cannot_be_had_is_a_problem_that_goes_when_it_can() -> Result<
     })?;
     assert_eq!(scrape(&host)?.get("mesh_problems", &[]), Some(0));
 
-    // Likewise an address that the host gets later.
+    // The same for an address that the host gets later.
     host.kill_meshd()?;
     let config = std::fs::read_to_string(host.path().join("meshd.toml")).expect("its configuration");
     let config = config.replace("127.0.0.1:7380", "192.168.77.99:7380");
@@ -274,7 +273,7 @@ fn an_address_that_cannot_be_had_is_a_problem_that_goes_when_it_can() -> Result<
 }
 
 #[test]
-fn other_paths_and_methods_are_refused_and_an_agent_that_was_killed_is_asked_again_at_once() -> Result<()> {
+fn other_paths_and_methods_are_refused_and_a_restart_serves_at_once() -> Result<()> {
     let lab = lone_host()?;
     let host = lab.host(1);
     for path in ["/", "/metrics/", "/Metrics", "/metrics.txt", "//metrics"] {
@@ -295,7 +294,7 @@ fn other_paths_and_methods_are_refused_and_an_agent_that_was_killed_is_asked_aga
         "{head}"
     );
     assert!(head.contains("content-length: ") && body.is_empty(), "{head}");
-    // A head without bounds is not read to its end.
+    // An endless head is not read to its end.
     let mut endless = connected(&host);
     let filler = "x".repeat(8 << 20);
     let sent = endless.write_all(format!("GET /metrics HTTP/1.1\r\nfiller: {filler}\r\n\r\n").as_bytes());
@@ -305,7 +304,7 @@ fn other_paths_and_methods_are_refused_and_an_agent_that_was_killed_is_asked_aga
     let curl = host.run(["curl", "-sSf", "http://127.0.0.1:7380/metrics"])?.ok()?;
     Exposition::parse(&curl.stdout)?;
 
-    // Connections that were open when it died do not keep the port from the next one.
+    // Connections that were open when it died do not block the port for the next one.
     let _open = [connected(&host), connected(&host)];
     host.restart_meshd()?;
     scrape(&host)?;
@@ -314,7 +313,7 @@ fn other_paths_and_methods_are_refused_and_an_agent_that_was_killed_is_asked_aga
 }
 
 #[test]
-fn many_ask_at_once_and_connections_that_only_wait_keep_nobody_from_it() -> Result<()> {
+fn concurrent_scrapes_work_beside_idle_connections() -> Result<()> {
     let lab = lone_host()?;
     let host = lab.host(1);
     thread::scope(|scope| {
@@ -323,14 +322,14 @@ fn many_ask_at_once_and_connections_that_only_wait_keep_nobody_from_it() -> Resu
     })?;
     let mut waiting: Vec<TcpStream> = (0..200).map(|_| connected(&host)).collect();
     for stream in waiting.iter_mut().step_by(2) {
-        // Half a head, of a request that never ends. Some connections are closed already.
+        // Half a head of a request that never ends. Some connections are closed already.
         let _ = stream.write_all(b"GET /metrics HTTP/1.1\r\nx: ");
     }
     scrape(&host)?;
     metrics(&host)?;
     let open = host.run(["ss", "-Htn", "state", "established", "sport = :7380"])?.text()?;
     assert!(open.lines().count() <= 16, "{open}");
-    // Nor do they last: the agent hangs up on each, and nobody sent it more.
+    // They do not last: the agent closes each of them, without another request.
     for stream in &mut waiting {
         match stream.read(&mut [0; 512]) {
             Ok(0) => {}

@@ -1,4 +1,4 @@
-//! The overlay's MTU is the underlay's less the encapsulation, and follows it.
+//! The overlay's MTU is the underlay's minus the encapsulation overhead, and follows it.
 
 use mesh_e2e::{
     ENCAPSULATIONS, PATIENCE, create_network, json, lab_with_app, largest_unfragmented, underlay_capture,

@@ -1,4 +1,5 @@
-//! Networks are made, listed, described and removed; what cannot be is refused with the reason.
+//! Networks are created, listed, inspected and removed; invalid requests are refused with the
+//! reason.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -7,7 +8,7 @@ use mesh_e2e::{create_network, distinct_addresses, json, refused};
 use mesh_harness::{Lab, Result};
 
 #[test]
-fn a_network_has_what_it_was_given_and_what_it_was_not_it_gets() -> Result<()> {
+fn a_network_has_the_given_values_and_gets_defaults_for_others() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     create_network(&lab, "plain", &[])?;
     create_network(
@@ -71,7 +72,7 @@ fn a_network_has_what_it_was_given_and_what_it_was_not_it_gets() -> Result<()> {
 }
 
 #[test]
-fn a_request_that_cannot_be_met_names_the_value_and_the_other_side() -> Result<()> {
+fn the_error_of_an_impossible_request_names_the_value_and_the_conflict() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     create_network(&lab, "app", &["--subnet", "10.9.0.0/24", "--vni", "5000"])?;
     let cases: &[(i32, &str, &[&str])] = &[
@@ -106,7 +107,7 @@ fn a_request_that_cannot_be_met_names_the_value_and_the_other_side() -> Result<(
 }
 
 #[test]
-fn a_network_in_use_is_not_removed_and_the_refusal_says_by_what() -> Result<()> {
+fn a_network_in_use_is_not_removed_and_the_error_names_the_user() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
     create_network(&lab, "idle", &[])?;
@@ -130,7 +131,7 @@ fn a_network_in_use_is_not_removed_and_the_refusal_says_by_what() -> Result<()> 
 }
 
 #[test]
-fn two_hundred_creates_and_attaches_at_once_give_nothing_out_twice() -> Result<()> {
+fn two_hundred_concurrent_creates_and_attaches_allocate_nothing_twice() -> Result<()> {
     let lab = Lab::builder().hosts(3).start()?;
     create_network(&lab, "app", &[])?;
     let manager = lab.host(1);

@@ -1,4 +1,4 @@
-//! The way out of an overlay: by masquerade on the container's own host, and not at all from
+//! Traffic from an overlay to the outside: masqueraded on the container's own host, and blocked for
 //! internal networks.
 
 use std::io::ErrorKind;
@@ -42,7 +42,7 @@ fn an_internal_network_reaches_its_members_and_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The backend has a default route, for its replies. What it begins itself fails as without one.
+/// The backend has a default route, for its replies. Its own connections fail as without one.
 #[test]
 fn a_published_port_of_an_internal_network_answers_and_the_network_reaches_nothing_outside() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
@@ -87,7 +87,7 @@ fn a_published_port_of_an_internal_network_answers_and_the_network_reaches_nothi
 }
 
 #[test]
-fn nobody_outside_reaches_a_container_by_routing_through_its_host() -> Result<()> {
+fn no_outside_machine_reaches_a_container_by_routing_through_its_host() -> Result<()> {
     let (lab, c) = lab_with_app(1, Encapsulation::Direct, &[])?;
     lab.client().run(["ip", "route", "add", "10.64.0.0/10", "via", "192.168.77.11"])?.ok()?;
     let ping = mesh_harness::traffic::Ping::new(c[0].ipv4()?.into()).run(&lab.client())?;

@@ -1,4 +1,4 @@
-//! Containers of one network reach each other, whatever they send.
+//! Containers of one network reach each other, with any kind of traffic.
 
 use std::net::SocketAddr;
 
@@ -16,7 +16,7 @@ fn containers_on_three_hosts_reach_each_other_with_the_first_packet_over_both_fa
         let mut containers = Vec::new();
         for (host, name) in [(1, "a"), (2, "b"), (3, "c"), (1, "d")] {
             let new = lab.container(host, name, ["--network", "app"])?;
-            // At once, from everyone who was there before: nothing has to converge.
+            // Immediately, from every existing container: nothing has to converge.
             for old in &containers {
                 let old: &mesh_harness::Container = old;
                 old.ping(new.ipv4()?)?.all_answered()?;
@@ -79,7 +79,7 @@ fn bursts_of_a_udp_gso_sender_arrive_whole() -> Result<()> {
 }
 
 #[test]
-fn datagrams_of_64_kilobytes_arrive_in_fragments_of_their_own() -> Result<()> {
+fn datagrams_of_64_kilobytes_arrive_in_inner_fragments() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let (_lab, c) = lab_with_app(2, encapsulation, &["--ipv6"])?;
         let anywhere = SocketAddr::new(c[0].ipv4()?.into(), 0);
@@ -95,8 +95,8 @@ fn datagrams_of_64_kilobytes_arrive_in_fragments_of_their_own() -> Result<()> {
     Ok(())
 }
 
-/// `a` and `b` know nothing of each other's network; `router` is in both and passes on what others
-/// sent, which `--allow-forwarding` lets it.
+/// `a` and `b` have no common network; `router` is in both networks and forwards for them, which
+/// `--allow-forwarding` permits.
 #[test]
 fn a_container_routes_for_others() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
@@ -128,8 +128,8 @@ fn a_container_routes_for_others() -> Result<()> {
     Ok(())
 }
 
-/// A proxy in the kernel: both directions leave with an address of its own, so it needs no
-/// permission. What it passes on are packets that were decapsulated once, super-packets among them.
+/// A proxy in the kernel: both directions leave with its own address, so it needs no permission. It
+/// forwards packets that were already decapsulated once, including super-packets.
 #[test]
 fn a_container_that_translates_both_addresses_needs_no_permission() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {

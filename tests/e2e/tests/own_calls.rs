@@ -1,5 +1,5 @@
-//! What a host's own programs reach at its addresses: published ports, and never in the place of
-//! another program.
+//! A host's own programs reach published ports at its addresses, which never hide another program's
+//! socket.
 
 use std::io::{Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -11,15 +11,15 @@ use mesh_harness::traffic::ask;
 use mesh_harness::{Host, Lab, Netns, Result};
 
 const PORTS: [&str; 4] = ["-p", "8080:80", "-p", "8080:80/udp"];
-/// Much longer than an answer takes, and much less than a time-out of TCP.
+/// Much longer than an answer takes, and much less than a TCP timeout.
 const SOON: Duration = Duration::from_secs(5);
 
 fn local(last: u8, port: u16) -> SocketAddr {
     SocketAddr::new(Ipv4Addr::new(127, 0, 0, last).into(), port)
 }
 
-/// What a program of the host hears that listens on an address, over TCP and over UDP, from another
-/// one that speaks to it.
+/// Returns whether a program of the host that listens on an address receives TCP and UDP from
+/// another program of the host.
 fn heard(host: &Host, address: SocketAddr) -> Result<[bool; 2]> {
     host.netns().enter(|| {
         let (tcp, udp) = (TcpListener::bind(address).expect("free"), UdpSocket::bind(address).expect("free"));
@@ -37,7 +37,7 @@ fn heard(host: &Host, address: SocketAddr) -> Result<[bool; 2]> {
 }
 
 #[test]
-fn a_published_port_takes_no_program_of_the_host_its_own() -> Result<()> {
+fn a_published_port_does_not_hide_a_socket_of_the_host() -> Result<()> {
     let lab = Lab::builder().hosts(2).start()?;
     create_network(&lab, "app", &[])?;
     let _backend = web(&lab, &[2], &["-p", "8099:80", "-p", "8099:80/udp"])?;
@@ -46,7 +46,7 @@ fn a_published_port_takes_no_program_of_the_host_its_own() -> Result<()> {
     for target in [local(1, 8099), own(8099)] {
         both(host.netns(), target)?;
     }
-    // Of 127.0.0.0/8 only 127.0.0.1 is answered, and not while somebody listens there.
+    // Of 127.0.0.0/8 only 127.0.0.1 is answered, and only without a listener there.
     for address in [local(2, 8099), local(53, 8099), local(1, 8099), own(8099)] {
         assert_eq!(heard(&host, address)?, [true, true], "{address}");
     }
@@ -63,7 +63,7 @@ fn a_published_port_takes_no_program_of_the_host_its_own() -> Result<()> {
 }
 
 #[test]
-fn what_the_name_server_asks_the_hosts_resolver_enters_no_service() -> Result<()> {
+fn queries_of_the_name_server_to_the_hosts_resolver_enter_no_service() -> Result<()> {
     let directory = std::env::temp_dir().join(format!("mesh-own-calls-{}", std::process::id()));
     std::fs::write(&directory, "nameserver 127.0.0.1\n").expect("a file");
     let path = directory.to_string_lossy().into_owned();
@@ -91,7 +91,7 @@ fn what_the_name_server_asks_the_hosts_resolver_enters_no_service() -> Result<()
     }
     server.set_nonblocking(true).expect("a socket");
     assert!(server.recv(&mut buffer).is_err(), "a query entered the service");
-    // A resolver that listens gets the queries, whatever is published.
+    // A listening resolver gets the queries, whatever is published.
     let resolver = host.netns().enter(|| UdpSocket::bind("127.0.0.1:53").expect("a port"))?;
     resolver.set_read_timeout(Some(SOON)).expect("a socket");
     let asked = container.cmd(["dig", "+time=1", "+tries=1", "@10.64.0.1", "other.example"]);
@@ -102,7 +102,7 @@ fn what_the_name_server_asks_the_hosts_resolver_enters_no_service() -> Result<()
     Ok(())
 }
 
-/// A connection that has been answered once, and a connected UDP socket likewise.
+/// A TCP connection that was answered once, and a connected UDP socket that was answered once.
 struct Open {
     name: String,
     tcp: TcpStream,
@@ -128,7 +128,7 @@ fn open(netns: &Netns, target: SocketAddr) -> Result<Open> {
     Ok(Open { name, tcp, udp })
 }
 
-/// Asserts that both are told, when they are used again, that nobody is there any more.
+/// Asserts that both get an error at their next use, because there is no backend any more.
 fn assert_told(mut open: Open) {
     let name = &open.name;
     let told = open
@@ -142,7 +142,7 @@ fn assert_told(mut open: Open) {
     assert_eq!(told, Err(std::io::ErrorKind::ConnectionRefused), "over UDP from {name}");
 }
 
-/// Every caller of published ports, by every way.
+/// Returns every kind of client of published ports, with each address.
 fn callers(lab: &Lab) -> Result<Vec<(Netns, SocketAddr)>> {
     let at = |address: IpAddr| SocketAddr::new(address, 8080);
     let container = lab.container(1, "caller", ["--network", "app"])?;
@@ -166,7 +166,7 @@ fn callers(lab: &Lab) -> Result<Vec<(Netns, SocketAddr)>> {
 }
 
 #[test]
-fn whoever_calls_is_told_at_once_that_a_port_is_published_no_more() -> Result<()> {
+fn clients_get_an_error_at_once_when_a_port_is_no_longer_published() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = Lab::builder()
             .hosts(2)

@@ -1,5 +1,4 @@
-//! A path between two hosts is interrupted while both are alive: it is reported, and traffic avoids
-//! it.
+//! A path between two live hosts is interrupted: it is reported, and traffic avoids it.
 
 use std::time::Duration;
 
@@ -8,15 +7,14 @@ use mesh_e2e::{PATIENCE, create_network, json};
 use mesh_harness::traffic::{UdpClient, load};
 use mesh_harness::{Encapsulation, Host, Lab, Result, eventually};
 
-/// How long an interruption may take to be noticed on a busy machine: two seconds on one that is
-/// not.
+/// Timeout for detecting an interruption on a busy machine; it takes two seconds on an idle one.
 const NOTICED: Duration = PATIENCE;
 
 fn problems(host: &Host) -> String {
     json(host, &["status"]).map(|status| status["problems"].to_string()).unwrap_or_default()
 }
 
-/// Names of the nodes that cannot reach a node, and whether by WireGuard.
+/// Returns the names of the nodes that cannot reach a node, and whether through WireGuard.
 fn unreachable_from(lab: &Lab, node: &str) -> Vec<(String, bool)> {
     let inspected = json(&lab.host(1), &["node", "inspect", node]).unwrap_or_default();
     let from = inspected["unreachable_from"].as_array().cloned().unwrap_or_default();
@@ -71,7 +69,7 @@ fn a_blocked_tunnel_port_is_reported_on_both_nodes_and_backends_beyond_it_are_av
         let table = h1.meshctl(["node", "ls"])?.text()?;
         assert!(table.contains("UNREACHABLE FROM"), "{table}");
         assert!(lab.host(1).node_states()?.values().all(|state| state == "ready"));
-        // From the network and from outside, through the host that does not reach one of them.
+        // From the network and from outside, through the host that cannot reach one of them.
         let published = std::net::SocketAddr::new(h1.address().into(), 8080);
         for (from, target) in [(caller.netns(), target), (&lab.client(), published)] {
             let report = load(from, target, 100, 4)?.all_answered()?;
@@ -88,14 +86,14 @@ fn a_blocked_tunnel_port_is_reported_on_both_nodes_and_backends_beyond_it_are_av
                 .is_ok_and(|report| report.by_backend.len() == 2)
         })?;
 
-        // One direction only: both are without answers, and the one whose packets are lost can
-        // tell.
+        // One direction only: both nodes lack answers, and the one whose packets are lost can
+        // detect it.
         lab.block_udp(port, &h1, &h2)?;
         eventually("the direction is told", NOTICED, || {
             problems(&h1).contains("packets from this node do not arrive at h2")
                 && problems(&h2).contains("packets from h1, or in both directions")
         })?;
-        // When no other is left, they are used: it may work.
+        // If there are no others, they are used: they may work.
         drop(backends);
         lab.unblock()?;
         eventually("the path works again", NOTICED, || problems(&h1) == "[]")?;
@@ -122,10 +120,10 @@ fn a_backend_beyond_a_blocked_port_is_used_when_there_is_no_other() -> Result<()
     Ok(())
 }
 
-/// The probes of the path meet the chain `INPUT` of the host that drops them, as the messages of
-/// WireGuard and what goes to the VXLAN device do.
+/// Probes of the path pass the chain `INPUT` of the host, as WireGuard messages and packets to the
+/// VXLAN device do.
 #[test]
-fn a_hosts_own_firewall_that_drops_what_comes_by_a_tunnels_port_is_reported_on_both_nodes() -> Result<()> {
+fn a_host_firewall_that_drops_tunnel_packets_is_reported_on_both_nodes() -> Result<()> {
     for (encapsulation, options, port) in
         [(Encapsulation::Direct, &["--encrypted"][..], "51820"), (Encapsulation::Device, &[], "4789")]
     {

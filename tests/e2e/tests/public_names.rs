@@ -1,4 +1,4 @@
-//! Names that are not the mesh's: asked of the host's resolvers, and only those.
+//! Names outside the mesh: only the host's resolvers are queried.
 
 use std::net::{Ipv4Addr, TcpStream, UdpSocket};
 
@@ -9,7 +9,7 @@ use mesh_harness::{Container, Lab, Result};
 const VERCEL: &str = "203.0.113.1";
 const EXAMPLE: &str = "203.0.113.2";
 
-/// The first address that the C library finds.
+/// Returns the first address that the C library finds.
 fn getent(container: &Container, name: &str) -> Result<Option<String>> {
     let output = container.exec(["getent", "ahostsv4", name])?;
     Ok(output.success().then(|| output.stdout.split_whitespace().next().unwrap_or_default().to_owned()))
@@ -46,7 +46,7 @@ fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_
     for name in ["web", "web.app"] {
         found(&both, name, &web.ipv4()?.to_string())?;
     }
-    // Whichever server it asks.
+    // Regardless of which server it queries.
     for server in ["10.64.0.1", "10.64.16.1"] {
         for (name, address) in [("redis.back", redis.ipv4()?), ("web", web.ipv4()?)] {
             let argv = ["dig", "+short", "+tries=2", &format!("@{server}"), name];
@@ -56,7 +56,8 @@ fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_
     assert_eq!(getent(&both, "nobody")?, None);
     assert_eq!(public.asked(), Vec::<String>::new());
 
-    // Through its network with a way out; and what is only in the internal one gets nowhere.
+    // Through its network with outside access; a container only in the internal network gets no
+    // answer.
     found(&both, "vercel.app", VERCEL)?;
     found(&web, "vercel.app", VERCEL)?;
     assert_eq!(getent(&redis, "vercel.app")?, None);
@@ -72,16 +73,16 @@ fn a_networks_name_hides_no_public_domain_and_no_name_of_a_container_leaves_the_
 }
 
 #[test]
-fn slow_and_broken_names_of_one_container_are_its_own_trouble() -> Result<()> {
+fn slow_and_broken_names_of_one_container_do_not_affect_others() -> Result<()> {
     let lab = Lab::builder().hosts(1).start()?;
     let _public = NameServer::start(&lab.client(), &[record(("www.example.com", EXAMPLE))])?;
     create_network(&lab, "app", &[])?;
     let (busy, other) =
         (lab.container(1, "busy", ["--network", "app"])?, lab.container(1, "other", ["--network", "app"])?);
     assert_eq!(getent(&busy, "loop.example.com")?, None, "the answer is malformed");
-    // Late, and still taken.
+    // Late, but still accepted.
     found(&busy, "slow.example.com", "203.0.113.53")?;
-    // So many at once that they would take all the room of the network.
+    // Enough concurrent queries to use all slots of the network.
     let flood = busy.netns().enter(|| UdpSocket::bind("0.0.0.0:0"))?.expect("a socket");
     for number in 0..600_u16 {
         flood.send_to(&question(number, &format!("slow{number}")), "10.64.0.1:53").expect("it is sent");
@@ -97,7 +98,7 @@ fn slow_and_broken_names_of_one_container_are_its_own_trouble() -> Result<()> {
     Ok(())
 }
 
-/// Asks for the address of LABEL.example.com.
+/// Returns a query for the address of LABEL.example.com.
 fn question(id: u16, label: &str) -> Vec<u8> {
     let mut message = [&id.to_be_bytes()[..], &[1, 0, 0, 1, 0, 0, 0, 0, 0, 0]].concat();
     for label in [label, "example", "com"] {

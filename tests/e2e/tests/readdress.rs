@@ -20,12 +20,12 @@ fn moved(address: Ipv4Addr) -> Ipv4Addr {
 }
 
 #[test]
-fn a_host_whose_address_changes_is_reached_at_the_new_one_and_its_connections_go_on() -> Result<()> {
+fn a_host_whose_address_changes_is_reachable_and_keeps_its_connections() -> Result<()> {
     let lab = Lab::builder().hosts(3).without_cluster().start()?;
     let (h1, h2, h3) = (lab.host(1), lab.host(2), lab.host(3));
     h1.meshctl(["cluster", "init", "--advertise-addr", "192.168.77.11"])?.ok()?;
     let token = h1.join_token("worker")?;
-    // One is known by its interface, the other by its address.
+    // One is configured by its interface, the other by its address.
     for (host, named) in [(&h2, "eth0".to_owned()), (&h3, h3.address().to_string())] {
         host.meshctl([
             "cluster",
@@ -61,7 +61,7 @@ fn a_host_whose_address_changes_is_reached_at_the_new_one_and_its_connections_go
         })?;
         connection.ask()?;
     }
-    // Whoever has the old address now is no member.
+    // A machine with the old address is no longer a member.
     let before = counted(&h1, "not_member")?;
     h3.add_address(old)?;
     h3.netns()
@@ -78,7 +78,7 @@ fn a_host_whose_address_changes_is_reached_at_the_new_one_and_its_connections_go
     })?;
     h3.remove_address(old)?;
 
-    // One that was given by its address is not guessed.
+    // For a host configured by its address, the new one is not guessed.
     let old = h3.address();
     h3.change_address(old, moved(old))?;
     eventually("h3 says what to do", PATIENCE, || {
@@ -92,11 +92,11 @@ fn a_host_whose_address_changes_is_reached_at_the_new_one_and_its_connections_go
     assert_eq!(data_path(&h1, "h3"), moved(old).to_string());
     let c3 = lab.container(3, "c3", ["--network", "app"])?;
     c3.ping(pairs[0].1.ipv4()?)?.all_answered()?;
-    // From now on it is followed, and a restart knows it.
+    // From now on it is followed, also after a restart.
     h3.restart_meshd()?;
     h3.change_address(moved(old), old)?;
     eventually("h3 is known at its old address", PATIENCE, || data_path(&h1, "h3") == old.to_string())?;
-    // A taken address is refused, and a manager may name another one.
+    // An address in use is refused, and a manager may set another one.
     refused(&h1.meshctl(["node", "update", "--data-path-addr", "192.168.77.11", "h3"])?, 4);
 
     // A manager's address changes: while it has both, the agents in session learn the new one.

@@ -1,4 +1,4 @@
-//! A host of an encrypted network whose address changes while it goes on sending.
+//! A host of an encrypted network whose address changes while it keeps sending.
 
 use std::net::{Ipv4Addr, SocketAddr};
 
@@ -10,7 +10,7 @@ use mesh_harness::{Host, Result, eventually};
 const PORT: u16 = 80;
 const MOVED: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 112);
 
-/// The address to which `host` sends what is for the cluster's other host.
+/// Returns the endpoint that `host` uses for the cluster's other host.
 fn endpoint_of_the_other(host: &Host) -> Result<String> {
     let own = json(host, &["node", "inspect", host.name()])?;
     let peers = own["wireguard"]["peers"].as_array().expect("a list of peers").clone();
@@ -18,7 +18,7 @@ fn endpoint_of_the_other(host: &Host) -> Result<String> {
 }
 
 #[test]
-fn a_peer_is_answered_where_it_sends_from_and_its_connections_survive_its_moves() -> Result<()> {
+fn a_peer_is_answered_at_its_current_address_and_keeps_its_connections() -> Result<()> {
     let (lab, c) = encrypted_lab(2)?;
     let capture = underlay_capture(&lab)?;
     let (host, home) = (lab.host(2), lab.host(2).address());
@@ -32,7 +32,7 @@ fn a_peer_is_answered_where_it_sends_from_and_its_connections_survive_its_moves(
     for (from, to) in [(home, MOVED), (MOVED, home)] {
         host.remove_address(from)?;
         host.add_address(to)?;
-        // Its own packets tell where it is.
+        // Its own packets reveal its address.
         from_it.ask()?;
         to_it.ask()?;
         eventually("the peer is known to be there", PATIENCE, || {

@@ -1,5 +1,5 @@
-//! One port of a client in several connections to one backend, which are the same tuple there
-//! unless its port is changed.
+//! One port of a client in several connections to one backend. There they would be the same tuple,
+//! so its port is changed.
 
 use std::collections::BTreeSet;
 use std::net::{IpAddr, SocketAddr};
@@ -9,10 +9,10 @@ use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network};
 use mesh_harness::traffic::{Answer, Connection, UdpClient, ask_from};
 use mesh_harness::{Container, Encapsulation, Lab, Netns, Result};
 
-/// The ports of a client that are tried.
+/// The client ports to try.
 const PORTS: std::ops::Range<u16> = 20_000..20_050;
 
-/// Somebody who reaches the backend in several ways.
+/// A client that reaches the backend through several addresses.
 struct Caller<'a> {
     netns: &'a Netns,
     address: IpAddr,
@@ -29,8 +29,8 @@ impl Caller<'_> {
     }
 }
 
-/// A lab of two services with the same single backend on its second host, and a container on each
-/// host.
+/// Starts a lab of two services with the same single backend on its second host, and a container on
+/// each host.
 fn lab(encapsulation: Encapsulation) -> Result<(Lab, mesh_e2e::service::Backend, [Container; 2])> {
     let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
     create_network(&lab, "app", &[])?;
@@ -46,7 +46,7 @@ fn callers<'a>(lab: &Lab, outside: &'a Netns, containers: &'a [Container; 2]) ->
     let vips = vec![vip(lab, "web")?, vip(lab, "second")?];
     let published = |host: usize, port| SocketAddr::new(lab.host(host).address().into(), port);
     let [away, beside] = containers;
-    // Its connections by both ways are translated by one host.
+    // One host translates its connections to all of these addresses.
     let of_beside = [vips.clone(), vec![published(2, 8080), published(2, 8081)]].concat();
     let of_outside = [(1, 8080), (2, 8080), (1, 8081), (2, 8081)].map(|(host, port)| published(host, port));
     Ok(vec![
@@ -112,11 +112,11 @@ fn datagrams_of_one_socket_to_several_services_of_one_backend_are_answered_by_ea
     Ok(())
 }
 
-/// The backend closes first, and has the connection in TIME-WAIT (RFC 9293, section 3.6.1): it
-/// would take a SYN of the same tuple for an old one half of the time, and its client would try
-/// again after a second.
+/// The backend closes first, and has the connection in TIME-WAIT (RFC 9293, section 3.6.1). Half of
+/// the time it would treat a SYN of the same tuple as old, and the client would retry after a
+/// second.
 #[test]
-fn a_port_that_was_used_a_moment_ago_by_another_way_is_another_one_at_the_backend() -> Result<()> {
+fn a_recently_used_client_port_is_replaced_at_the_backend() -> Result<()> {
     let (lab, backend, containers) = lab(Encapsulation::Direct)?;
     let outside = lab.client();
     for caller in callers(&lab, &outside, &containers)? {

@@ -1,6 +1,6 @@
-//! A SYN of a connection that is alive: late, repeated, forged, or of a client that crashed and
-//! begins anew. Its backend decides what to make of it (RFC 5961, section 4), and what it says
-//! comes back as all of the connection does.
+//! A SYN on a live connection: late, repeated, forged, or from a client that crashed and
+//! reconnects. The backend decides (RFC 5961, section 4), and its answer returns through the
+//! connection's translation.
 
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -15,10 +15,10 @@ const ACK: u8 = 0x10;
 /// Shorter than the second after which a SYN is repeated (RFC 6298, section 2).
 const AT_ONCE: Duration = Duration::from_millis(900);
 
-/// A client, and by what it reaches the service.
+/// A client, and the address through which it reaches the service.
 type Way = (Netns, SocketAddr);
 
-/// A lab with a backend on each of two hosts, and all ways to them.
+/// Starts a lab with a backend on each of two hosts; returns all clients with their addresses.
 fn lab(encapsulation: Encapsulation, options: &[&str]) -> Result<(Lab, impl Sized + use<>, Vec<Way>)> {
     let ipv6 = options.contains(&"--ipv6");
     let lab = Lab::builder().hosts(2).underlay_ipv6(ipv6).encapsulation(encapsulation).start()?;
@@ -36,7 +36,7 @@ fn lab(encapsulation: Encapsulation, options: &[&str]) -> Result<(Lab, impl Size
     Ok((lab, (backends, caller), ways))
 }
 
-/// Connections by all ways, such that each way leads to both backends.
+/// Opens connections so that each client reaches both backends.
 fn open(ways: &[Way]) -> Result<Vec<(Way, String, Connection)>> {
     let mut open: Vec<(Way, String, Connection)> = Vec::new();
     for way in ways {
@@ -60,14 +60,14 @@ fn a_forged_syn_of_a_live_connection_does_not_end_it() -> Result<()> {
     for (encapsulation, option) in networks.into_iter().chain([(Encapsulation::Direct, "--encrypted")]) {
         let (lab, _running, ways) = lab(encapsulation, &[option])?;
         let mut connections = open(&ways)?;
-        // The second time the table would lead elsewhere.
+        // The second time, the table would pick another backend.
         for drained in [false, true] {
             if drained {
                 change_backend(&lab.host(1), "drain", "web", "b2")?.ok()?;
             }
             for ((netns, target), backend, connection) in &mut connections {
                 let forger = RawTcp::open(netns, connection.local_address()?)?;
-                // The backend answers one in half a second.
+                // The backend answers at most one in half a second.
                 let mut answer = None;
                 let begin = Instant::now();
                 while answer.is_none() && begin.elapsed() < PATIENCE {
@@ -83,7 +83,7 @@ fn a_forged_syn_of_a_live_connection_does_not_end_it() -> Result<()> {
 }
 
 #[test]
-fn a_client_that_crashed_begins_anew_from_the_same_port_at_once() -> Result<()> {
+fn a_crashed_client_reconnects_from_the_same_port_at_once() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let (_lab, _running, ways) = lab(encapsulation, &[])?;
         for ((netns, target), backend, mut connection) in open(&ways)? {

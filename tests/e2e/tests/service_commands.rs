@@ -1,4 +1,4 @@
-//! Services by command: what is refused and how.
+//! Commands for services: refused requests and their errors.
 
 use mesh_e2e::service::{backends, change_backend, create_service, vip};
 use mesh_e2e::{create_network, json, refused};
@@ -11,7 +11,7 @@ fn lab(hosts: u8) -> Result<Lab> {
 }
 
 #[test]
-fn what_cannot_be_a_service_is_refused_in_one_line() -> Result<()> {
+fn an_impossible_service_is_refused_in_one_line() -> Result<()> {
     let lab = lab(1)?;
     let manager = lab.host(1);
     create_network(&lab, "other", &[])?;
@@ -37,7 +37,7 @@ fn what_cannot_be_a_service_is_refused_in_one_line() -> Result<()> {
     ] {
         refused(&create(rest)?, code);
     }
-    // Outside the subnet, the gateway's, an endpoint's.
+    // Outside the subnet, the gateway's address, an endpoint's address.
     let c1 = json(&manager, &["endpoint", "inspect", "c1"])?;
     let taken = c1["ipv4"].as_str().expect("an address").to_owned();
     for address in ["203.0.113.9", "10.64.0.1", taken.as_str()] {
@@ -49,11 +49,11 @@ fn what_cannot_be_a_service_is_refused_in_one_line() -> Result<()> {
     refused(&change_backend(&manager, "add", "nothing", "c1")?, 3);
     refused(&change_backend(&manager, "rm", "web", "c1")?, 3);
     refused(&change_backend(&manager, "drain", "web", "c1")?, 3);
-    // A backend is on the service's own network.
+    // A backend must be on the service's own network.
     let output = change_backend(&manager, "add", "web", "o1")?;
     assert!(matches!(output.code, 2..=4), "{output:?}");
     change_backend(&manager, "add", "web", "c1")?.ok()?;
-    // It is one already.
+    // It already is a backend.
     change_backend(&manager, "add", "web", "c1")?.ok()?;
     assert_eq!(backends(&manager, "web")?.len(), 1);
     refused(&manager.meshctl(["service", "inspect", "nothing"])?, 3);
@@ -67,7 +67,7 @@ fn what_cannot_be_a_service_is_refused_in_one_line() -> Result<()> {
 }
 
 #[test]
-fn a_vip_is_chosen_or_given_and_free_again_after_its_service() -> Result<()> {
+fn a_vip_is_chosen_or_given_and_released_with_its_service() -> Result<()> {
     let lab = lab(1)?;
     create_service(&lab, "one", &[])?;
     let first = vip(&lab, "one")?.ip().to_string();

@@ -1,4 +1,4 @@
-//! Virtual addresses: who answers, whom it sees, and what happens when backends come and go.
+//! Virtual addresses: balancing, client addresses, and changes of backends.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
@@ -22,7 +22,7 @@ fn lab(hosts: u8, encapsulation: Encapsulation, options: &[&str]) -> Result<Lab>
 }
 
 #[test]
-fn a_vip_spreads_connections_evenly_and_its_backends_see_the_callers_own_address() -> Result<()> {
+fn a_vip_spreads_connections_evenly_and_backends_see_the_clients_address() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(3, encapsulation, &["--ipv6"])?;
         let _backends = web(&lab, &[1, 2, 3], &[])?;
@@ -33,7 +33,7 @@ fn a_vip_spreads_connections_evenly_and_its_backends_see_the_callers_own_address
         let report = load(client.netns(), vip6(&lab, "web")?, 300, 4)?.all_answered()?;
         assert_eq!(report.by_backend.len(), 3);
         assert_eq!(report.seen_clients.into_iter().collect::<Vec<_>>(), [IpAddr::V6(client.ipv6()?)]);
-        // Datagrams too, each source port a flow of its own.
+        // UDP too; each source port is a separate flow.
         let mut seen = BTreeMap::new();
         for _ in 0..60 {
             let socket = UdpClient::bind(client.netns(), any_port())?;
@@ -71,7 +71,7 @@ fn a_gibibyte_through_a_vip_arrives_undamaged_with_offloads_on_and_off() -> Resu
     Ok(())
 }
 
-/// Which backend a connection from each of these source ports gets.
+/// Returns the backend of a connection from each of these source ports.
 fn picks(client: &mesh_harness::Container, target: SocketAddr) -> Result<BTreeMap<u16, String>> {
     let address = client.ipv4()?.into();
     (20_000..21_000)
@@ -111,7 +111,7 @@ fn removing_one_of_ten_backends_moves_its_flows_and_resets_no_others() -> Result
 }
 
 #[test]
-fn status_tells_how_many_flows_of_each_network_are_remembered() -> Result<()> {
+fn status_shows_how_many_flows_of_each_network_are_recorded() -> Result<()> {
     let lab = lab(1, Encapsulation::Direct, &[])?;
     let _backends = web(&lab, &[1], &[])?;
     let client = lab.container(1, "caller", ["--network", "app"])?;
@@ -163,7 +163,7 @@ fn replacing_every_backend_one_by_one_fails_no_request() -> Result<()> {
             let name = backend.container.name();
             new.push(add_backend(&lab, host, &format!("new{host}"), "web")?);
             change_backend(&lab.host(1), "drain", "web", name)?.ok()?;
-            // What was under way at the drain has ended by then.
+            // Requests that were running at the drain have ended by then.
             inside.wait_for_more(200, PATIENCE)?;
             outside.wait_for_more(200, PATIENCE)?;
             let answered = backend.server.answered();
@@ -181,7 +181,7 @@ fn replacing_every_backend_one_by_one_fails_no_request() -> Result<()> {
 }
 
 #[test]
-fn a_datagram_flow_goes_to_another_backend_with_the_first_datagram_after_its_own_was_removed() -> Result<()> {
+fn a_udp_flow_moves_at_once_when_its_backend_is_removed() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation, &[])?;
         let _backends = web(&lab, &[1, 2, 2], &[])?;
@@ -206,8 +206,7 @@ fn idle_connections_stay() -> Result<()> {
     let published = SocketAddr::new(lab.host(1).address().into(), 8080);
     let mut idle = open_connections(client.netns(), vip(&lab, "web")?, 20)?;
     idle.extend(open_connections(&lab.client(), published, 20)?);
-    // Being idle is what is tested: longer than balancers elsewhere let a connection be (900 s,
-    // IPVS).
+    // The test is about idle connections: longer than other balancers keep them (900 s, IPVS).
     thread::sleep(Duration::from_secs(905));
     assert_kept(&mut idle)?;
     Ok(())
@@ -230,19 +229,19 @@ fn a_container_reaches_itself_through_its_own_vip() -> Result<()> {
 }
 
 #[test]
-fn what_a_backend_refuses_is_refused_to_the_caller_at_once() -> Result<()> {
+fn a_backends_refusal_reaches_the_client_at_once() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation, &["--ipv6"])?;
         let backends = web(&lab, &[1, 2], &[])?;
         for backend in &backends {
-            // The kernel sends few errors to one address in a second.
+            // The kernel limits the rate of errors to one address.
             backend.container.netns().sysctl("net.ipv4.icmp_ratelimit", "0")?;
             backend.container.netns().sysctl("net.ipv6.icmp.ratelimit", "0")?;
         }
         create_service(&lab, "empty", &[])?;
         let client = lab.container(1, "caller", ["--network", "app"])?;
         let closed = |target: SocketAddr| SocketAddr::new(target.ip(), 81);
-        // Closed ports, at backends here and there; and a service that nobody answers for.
+        // Closed ports, at local and remote backends; and a service without backends.
         for target in
             [closed(vip(&lab, "web")?), closed(vip6(&lab, "web")?), vip(&lab, "empty")?, vip6(&lab, "empty")?]
         {
@@ -250,7 +249,7 @@ fn what_a_backend_refuses_is_refused_to_the_caller_at_once() -> Result<()> {
                 let error = ask(client.netns(), target).expect_err("nobody listens").to_string();
                 assert!(error.contains("refused"), "{target}: {error}");
                 let begin = Instant::now();
-                // The error reaches the socket only if it quotes what the socket sent.
+                // The error reaches the socket only if it quotes the packet that the socket sent.
                 let any: IpAddr =
                     if target.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { IpAddr::from([0u16; 8]) };
                 let socket = UdpClient::bind(client.netns(), SocketAddr::new(any, 0))?;
@@ -263,7 +262,7 @@ fn what_a_backend_refuses_is_refused_to_the_caller_at_once() -> Result<()> {
 }
 
 #[test]
-fn a_vip_is_reached_from_its_own_network_only() -> Result<()> {
+fn a_vip_is_reachable_only_from_its_own_network() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(2, encapsulation, &[])?;
         create_network(&lab, "other", &[])?;
@@ -307,10 +306,10 @@ fn sixty_thousand_short_connections_through_a_vip_and_a_published_port_lose_noth
     let client = lab.container(1, "caller", ["--network", "app"])?;
     let published = SocketAddr::new(lab.host(1).address().into(), 8080);
     for (netns, target) in [(client.netns(), vip(&lab, "web")?), (&lab.client(), published)] {
-        // More than there are ports: they are used again, while what was before is remembered.
+        // More than there are ports: they are reused while earlier flows are still recorded.
         let report = load(netns, target, 60_000, 16)?.all_answered()?;
         assert_eq!(report.by_backend.len(), 3, "{:?}", report.by_backend);
-        // Whoever loses the start of a connection repeats it after a second.
+        // A client that loses the start of a connection repeats it after a second.
         for netns in backends.iter().map(|backend| backend.container.netns()).chain([netns]) {
             assert_eq!(netns.tcp_counter("TCPSynRetrans")?, 0, "{}", netns.name());
         }
@@ -396,8 +395,8 @@ fn an_endpoint_attached_for_a_service_is_its_backend_until_it_is_detached() -> R
 }
 
 #[test]
-fn the_table_of_all_services_backends_grows_with_them_and_nobody_notices() -> Result<()> {
-    // Fewer entries than a service of three backends takes.
+fn the_table_of_all_backends_grows_without_an_interruption() -> Result<()> {
+    // Fewer entries than a service with three backends needs.
     let lab = Lab::builder().hosts(2).meshd_config("service_table_entries = 1024").start()?;
     create_network(&lab, "app", &[])?;
     let backends = web(&lab, &[1, 2, 2], &["-p", "8080:80"])?;
@@ -418,7 +417,7 @@ fn the_table_of_all_services_backends_grows_with_them_and_nobody_notices() -> Re
         load.stop()?.all_answered()?;
     }
     assert_kept(&mut open)?;
-    // A host that begins with nothing makes room for what it knows before it answers.
+    // A host that starts from nothing makes room for all known services before it answers.
     lab.host(1).restart_meshd()?;
     lab.host(2).reboot()?;
     lab.wait_ready(PATIENCE)?;

@@ -1,5 +1,5 @@
-//! Published ports and the hosts' own sockets: a port is published only where no socket has it, and
-//! a conflict that comes about later is reported on the host that has it.
+//! Published ports and the hosts' own sockets: a port is published only if no socket uses it, and a
+//! later conflict is reported on the host that has it.
 
 use std::net::{SocketAddr, TcpListener, UdpSocket};
 
@@ -20,7 +20,7 @@ fn problems(host: &Host) -> Vec<String> {
     problems.iter().filter_map(|problem| problem.as_str().map(str::to_owned)).collect()
 }
 
-/// Whether a problem on this host names the port's conflict.
+/// Returns whether a problem on this host names the port's conflict.
 fn reports(host: &Host, port: &str) -> bool {
     let conflict = |problem: &String| problem.contains(&format!("port {port} of service"));
     problems(host).iter().any(conflict)
@@ -52,8 +52,7 @@ fn ten_thousand_ports_are_checked_and_published_in_one_change() -> Result<()> {
 }
 
 #[test]
-fn a_node_that_was_away_reports_what_its_sockets_have_and_so_does_one_whose_socket_comes_later() -> Result<()>
-{
+fn a_node_that_was_away_or_gets_a_later_socket_reports_port_conflicts() -> Result<()> {
     let lab = lab(3)?;
     let (h2, h3) = (lab.host(2), lab.host(3));
     let publish = |name: &str, port: &str| -> Result<Output> {
@@ -72,7 +71,7 @@ fn a_node_that_was_away_reports_what_its_sockets_have_and_so_does_one_whose_sock
     drop(listener);
     eventually("the conflict is over", PATIENCE, || !reports(&h3, "8080/tcp"))?;
 
-    // With everybody there, nothing is left to warn of; a socket that is opened afterwards is
+    // With all nodes in session there is nothing to warn of; a socket that is opened later is
     // reported.
     let published = publish("dns", "8053:53/udp")?.ok()?;
     assert_eq!(published.stderr, "");

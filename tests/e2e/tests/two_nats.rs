@@ -1,5 +1,5 @@
-//! Published ports and the kernel's own NAT share the ports of the hosts' addresses: what answers a
-//! flow of a host, or of what is behind its NAT, goes to that flow, whatever is published.
+//! Published ports and the kernel's own NAT share the ports of the hosts' addresses. Answers to a
+//! flow of a host, or of a machine behind its NAT, reach that flow, whatever is published.
 
 use std::io::{self, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream, UdpSocket};
@@ -9,7 +9,8 @@ use mesh_e2e::{ENCAPSULATIONS, PATIENCE, create_network};
 use mesh_harness::traffic::{UdpClient, UdpEcho, WebServer, ask, ask_from, udp_request};
 use mesh_harness::{Capture, Encapsulation, Lab, Netns, Result, eventually};
 
-/// A lab whose network `app` has a backend on its last host, published on port 8080 of all.
+/// Starts a lab whose network `app` has a backend on its last host, published on port 8080 of all
+/// hosts.
 fn lab(encapsulation: Encapsulation) -> Result<Lab> {
     let lab = Lab::builder().hosts(2).encapsulation(encapsulation).start()?;
     create_network(&lab, "app", &[])?;
@@ -44,7 +45,7 @@ fn is_answered(from: &Netns, target: SocketAddr, expected: IpAddr) -> Result<()>
 }
 
 #[test]
-fn answers_to_what_left_from_a_published_port_go_to_whoever_asked() -> Result<()> {
+fn answers_to_flows_from_a_published_port_reach_their_sender() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(encapsulation)?;
         let (host, client) = (lab.host(1), lab.client());
@@ -67,7 +68,7 @@ fn answers_to_what_left_from_a_published_port_go_to_whoever_asked() -> Result<()
             let answer = socket.ask(target, PATIENCE)?.unwrap_or_else(|| panic!("query {number}"));
             assert_eq!(answer.backend, "outside");
         }
-        // The service goes on, for the very ports that were just spoken to as well.
+        // The service continues, also for the ports that were just used.
         for answer in [
             ask(&client, SocketAddr::new(own, 8080))?,
             ask_from(&client, any(9991), SocketAddr::new(own, 8080))?,
@@ -81,7 +82,7 @@ fn answers_to_what_left_from_a_published_port_go_to_whoever_asked() -> Result<()
 }
 
 #[test]
-fn answers_over_ipv6_to_what_left_from_a_published_port_go_to_whoever_asked() -> Result<()> {
+fn ipv6_answers_to_flows_from_a_published_port_reach_their_sender() -> Result<()> {
     let lab = Lab::builder().hosts(2).underlay_ipv6(true).start()?;
     create_network(&lab, "app", &["--ipv6"])?;
     let host = lab.host(1);
@@ -105,7 +106,7 @@ fn answers_over_ipv6_to_what_left_from_a_published_port_go_to_whoever_asked() ->
     Ok(())
 }
 
-/// A server outside that speaks when it is told to.
+/// A server outside that sends on request.
 struct Outside {
     datagrams: UdpSocket,
     listener: TcpListener,
@@ -127,7 +128,7 @@ impl Outside {
         Ok(Self { datagrams, listener })
     }
 
-    /// Has a flow of each kind begun from `port` in `netns`.
+    /// Begins a flow of each kind from `port` in `netns`.
     fn begun_from(&self, netns: &Netns, port: u16) -> io::Result<Begun> {
         let target = self.datagrams.local_addr()?;
         netns.sysctl("net.ipv4.ip_local_port_range", &format!("{port} {port}")).map_err(io::Error::other)?;
@@ -143,7 +144,7 @@ impl Outside {
         Ok(Begun { datagrams, stream, peer, accepted })
     }
 
-    /// Speaks first, in flows that have been silent since they began.
+    /// Sends first, in flows that have been silent since they began.
     fn speak_to(&self, begun: &mut Begun) -> io::Result<()> {
         let mut heard = [0; 4];
         self.datagrams.send_to(b"news", begun.peer)?;
@@ -161,7 +162,7 @@ fn within<T: Send>(netns: &Netns, body: impl FnOnce() -> io::Result<T> + Send) -
 }
 
 #[test]
-fn flows_that_began_before_their_port_was_published_go_on() -> Result<()> {
+fn flows_that_began_before_their_port_was_published_continue() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(encapsulation)?;
         let (host, client) = (lab.host(1), lab.client());
@@ -185,7 +186,7 @@ fn flows_that_began_before_their_port_was_published_go_on() -> Result<()> {
         for port in [8090, 40000] {
             assert_eq!(ask(&client, SocketAddr::new(host.address().into(), port))?.backend, "b1");
         }
-        // What the container begins now soon has another port outside.
+        // Flows that the container begins now soon get another port outside.
         drop(begun);
         let _web = WebServer::start(&client, "outside", 9991)?;
         let target = SocketAddr::new(lab.client_address(), 9991);
@@ -193,7 +194,7 @@ fn flows_that_began_before_their_port_was_published_go_on() -> Result<()> {
             let table = host.run(["nft", "list", "table", "inet", "mesh"]);
             table.is_ok_and(|table| table.stdout.contains(":40001-"))
         })?;
-        // Of another container, since the first one's port is in TIME-WAIT.
+        // From another container, since the first one's port is in TIME-WAIT.
         let other = lab.container(1, "c2", ["--network", "app"])?;
         let answer = ask_from(other.netns(), any(40000), target)?;
         assert_ne!(answer.client.port(), 40000, "{encapsulation:?}");
@@ -202,7 +203,7 @@ fn flows_that_began_before_their_port_was_published_go_on() -> Result<()> {
 }
 
 #[test]
-fn an_answer_from_outside_is_no_question_to_a_service_which_would_answer_it_for_ever() -> Result<()> {
+fn an_answer_from_outside_does_not_loop_through_a_service() -> Result<()> {
     for encapsulation in ENCAPSULATIONS {
         let lab = lab(encapsulation)?;
         let (host, client) = (lab.host(1), lab.client());
@@ -218,7 +219,7 @@ fn an_answer_from_outside_is_no_question_to_a_service_which_would_answer_it_for_
             let answer = udp_request(from, any(8080), outside.address(), b"round-trip", PATIENCE)?;
             assert_eq!(answer.as_deref(), Some(&b"round-trip"[..]), "from {}", from.name());
         }
-        // A second echo is there before another container's answer is.
+        // A second echo request arrives before another container's answer.
         container.ping(lab.client_address())?.all_answered()?;
         let seen = capture.stop()?.containing(b"round-trip").count();
         assert_eq!(seen, 6, "{encapsulation:?}");

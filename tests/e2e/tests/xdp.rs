@@ -1,4 +1,4 @@
-//! Published ports where the data-path device's driver sends on what only passes through (XDP).
+//! Published ports with XDP: the data-path device's driver forwards packets that only pass through.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -10,7 +10,7 @@ use mesh_harness::{Host, Lab, Result, eventually};
 const MIB: u64 = 1 << 20;
 const PORTS: [&str; 6] = ["-p", "8080:80", "-p", "8080:80/udp", "-p", "9000:9000"];
 
-/// Two hosts whose drivers run the program, and a network.
+/// Starts two hosts whose drivers run the program, and a network.
 fn lab() -> Result<Lab> {
     let lab = Lab::builder().hosts(2).meshd_config("xdp = \"native\"").start()?;
     lab.behave_like_cards()?;
@@ -23,19 +23,19 @@ fn at(host: &Host, port: u16) -> SocketAddr {
     SocketAddr::new(host.address().into(), port)
 }
 
-/// Mode and reason, as `meshctl status` has them.
+/// Returns mode and reason from `meshctl status`.
 fn told(host: &Host) -> Result<(String, String)> {
     let status = json(host, &["status"])?;
     let text = |field: &str| status["xdp"][field].as_str().unwrap_or_default().to_owned();
     Ok((text("mode"), text("reason")))
 }
 
-/// Whether the data-path device runs an XDP program.
+/// Returns whether the data-path device runs an XDP program.
 fn runs(host: &Host) -> Result<bool> {
     Ok(host.run(["ip", "link", "show", "dev", "eth0"])?.text()?.contains("xdp"))
 }
 
-/// How many packets the driver sends on while something is done.
+/// Returns how many packets the driver forwards during an operation.
 fn sent_early(host: &Host, work: impl FnOnce() -> Result<()>) -> Result<u64> {
     let before = counted(host, "sent_early")?;
     work()?;
@@ -51,7 +51,7 @@ fn a_published_port_is_reached_through_the_driver_of_a_host_without_a_backend() 
     eventually("it is told", PATIENCE, || told(&through).is_ok_and(|told| told == native))?;
     let caller: IpAddr = lab.client_address();
 
-    // 64 MiB in packets of 1500 bytes, and a few acknowledgements at least.
+    // 64 MiB in packets of 1500 bytes, and at least a few acknowledgements.
     let download = || Connection::open(&client, at(&through, 8080))?.download(64 * MIB).map(drop);
     let (back, there) = (sent_early(&through, download)?, 64 * MIB / 1500);
     assert!(back > there, "{back} of more than {there} packets");
@@ -74,7 +74,7 @@ fn a_published_port_is_reached_through_the_driver_of_a_host_without_a_backend() 
     assert!(datagrams > 100, "{datagrams} of 400 packets");
     assert_eq!(ask(&client, at(&through, 8080))?.client.ip(), caller);
 
-    // Where the backend is, nothing passes through.
+    // On the backend's host, nothing passes through.
     let here = sent_early(&lab.host(2), || {
         Connection::open(&client, at(&lab.host(2), 8080))?.download(MIB).map(drop)
     })?;
@@ -83,7 +83,7 @@ fn a_published_port_is_reached_through_the_driver_of_a_host_without_a_backend() 
 }
 
 #[test]
-fn the_drivers_program_outlives_meshd_and_goes_when_it_is_switched_off_or_the_host_leaves() -> Result<()> {
+fn the_xdp_program_outlives_meshd_until_it_is_disabled_or_the_host_leaves() -> Result<()> {
     let lab = lab()?;
     let _backends = web(&lab, &[2], &PORTS)?;
     let (client, through) = (lab.client(), lab.host(1));
@@ -113,7 +113,7 @@ fn the_drivers_program_outlives_meshd_and_goes_when_it_is_switched_off_or_the_ho
 }
 
 #[test]
-fn unless_it_is_forced_a_virtual_device_gets_no_program_and_status_says_so() -> Result<()> {
+fn a_virtual_device_gets_no_xdp_program_unless_forced() -> Result<()> {
     let lab = Lab::builder().hosts(1).meshd_config("xdp = \"auto\"").start()?;
     eventually("it is told", PATIENCE, || told(&lab.host(1)).is_ok_and(|(mode, _)| !mode.is_empty()))?;
     let (mode, reason) = told(&lab.host(1))?;
@@ -125,13 +125,13 @@ fn unless_it_is_forced_a_virtual_device_gets_no_program_and_status_says_so() -> 
 }
 
 #[test]
-fn somebody_elses_program_is_left_alone_and_told() -> Result<()> {
+fn a_foreign_xdp_program_is_kept_and_reported() -> Result<()> {
     let lab = lab()?;
     let host = lab.host(1);
     lab.set_meshd_config("xdp = \"off\"")?;
     host.restart_meshd()?;
     eventually("ours is gone", PATIENCE, || runs(&host).is_ok_and(|runs| !runs))?;
-    // Any program will do: the one that the other host has loaded.
+    // Any program works: use the one that the other host has loaded.
     let pins = std::fs::read_dir(lab.host(2).bpffs_dir()).expect("pins").flatten();
     let pin = pins.map(|entry| entry.path().join("programs/early")).find(|path| path.exists());
     let pin = pin.expect("a program").to_string_lossy().into_owned();

@@ -1,13 +1,13 @@
-//! What nodes report about their endpoints: kept in memory, since it is the nodes' own.
+//! The nodes' reports of their endpoints. They are kept in memory, since they belong to the nodes.
 //!
-//! Names of endpoints are the nodes' to choose, so that attaching works without any manager. Of
-//! those that choose the same name in one network, the first to be reported has it; the others'
-//! agents receive a refusal, and other nodes do not resolve it to them. Those that
-//! were attached while no manager could say so stay reachable by id, and get the name when the
-//! first gives it up.
+//! Nodes choose their endpoints' names, so that attaching works without any manager. If several
+//! choose the same name in one network, the first reported endpoint has it. The agents of the
+//! others receive a refusal, and other nodes do not resolve the name to them. Endpoints that were
+//! attached while no manager was reachable stay reachable by id, and get the name when the first
+//! releases it.
 //!
-//! An endpoint that its node cannot have is not known to anybody. It is checked again when the
-//! leases of its network change.
+//! An endpoint that its node cannot have is not published. It is checked again when the leases of
+//! its network change.
 
 mod refused;
 mod registry;
@@ -26,29 +26,30 @@ use self::registry::Registry;
 use crate::limits;
 use crate::reports::Checker;
 
-/// What a node said that changed something.
+/// Changes from a node's report.
 #[derive(Debug, Clone)]
 pub(crate) struct EndpointNews {
     pub(crate) node: NodeId,
     pub(crate) put: Vec<v1::Endpoint>,
-    /// As they were.
+    /// Their previous records.
     pub(crate) removed: Vec<v1::Endpoint>,
 }
 
-/// What a report changed besides what other nodes receive.
+/// Other consequences of a report, besides what other nodes receive.
 #[derive(Debug, Default)]
 pub(crate) struct Taken {
-    /// The node's endpoints that are known no more.
+    /// The node's endpoints that were removed.
     pub(crate) gone: Vec<EndpointId>,
-    /// Names that other nodes do not resolve, by endpoint: why, or that it is over.
+    /// Names that other nodes do not resolve, by endpoint, with the reason; `None` if that has
+    /// ended.
     pub(crate) withheld: Vec<(EndpointId, Option<String>)>,
 }
 
-/// The endpoints of all nodes that have reported since this manager began.
+/// The endpoints of all nodes that have reported since this manager started.
 #[derive(Debug)]
 pub(crate) struct Endpoints {
     registry: Mutex<Registry>,
-    /// Counts the reports of all that a node has.
+    /// Counts the complete reports.
     reports: watch::Sender<u64>,
     news: broadcast::Sender<Arc<EndpointNews>>,
 }
@@ -64,7 +65,7 @@ impl Default for Endpoints {
 }
 
 impl Endpoints {
-    /// A node reported all that it has.
+    /// Handles a complete report of a node.
     pub(crate) fn replace(&self, checker: Checker<'_>, endpoints: Vec<v1::Endpoint>) -> Taken {
         let mut registry = self.lock();
         let reported: BTreeSet<&str> = endpoints.iter().map(|endpoint| endpoint.id.as_str()).collect();
@@ -77,7 +78,7 @@ impl Endpoints {
         taken
     }
 
-    /// A node reported what has changed.
+    /// Handles a report of changes from a node.
     pub(crate) fn update(&self, checker: Checker<'_>, put: Vec<v1::Endpoint>, removed: &[String]) -> Taken {
         let mut registry = self.lock();
         registry.forget_refused(checker.node, removed);
@@ -85,7 +86,7 @@ impl Endpoints {
         self.change(&mut registry, checker, put, removed)
     }
 
-    /// Checks all reports about a network again, or about all of them: their leases have changed.
+    /// Checks all reports about a network again, or all reports: its leases have changed.
     pub(crate) fn check_again(&self, checker: Checker<'_>, network: Option<&NetworkId>) -> Taken {
         let mut registry = self.lock();
         let again = registry.reports(checker.node, network);
@@ -96,7 +97,8 @@ impl Endpoints {
         }
     }
 
-    /// The nodes that have endpoints in a network, or say so; all nodes without one.
+    /// Returns the nodes that have endpoints in a network or reported some; all such nodes without
+    /// a network.
     pub(crate) fn reporters(&self, network: Option<&NetworkId>) -> Vec<NodeId> {
         self.lock().reporters(network)
     }
@@ -111,7 +113,7 @@ impl Endpoints {
         let node = checker.node;
         let mut taken = Taken::default();
         let mut news = EndpointNews { node: node.clone(), put: Vec::new(), removed: Vec::new() };
-        // First, so that what is new may have a name or an address of what is gone.
+        // Remove first, so that new endpoints may have names or addresses of removed ones.
         for id in removed {
             news.removed.extend(registry.remove(node, &id, &mut news.put));
             taken.withheld.push((id.clone(), None));
@@ -141,10 +143,10 @@ impl Endpoints {
         taken
     }
 
-    /// Under the lock, so that a subscriber's list and its first news fit. Nobody listening is no
-    /// error.
+    /// Called under the lock, so that a subscriber's list and its first news are consistent. It is
+    /// no error if there are no subscribers.
     fn publish(&self, _registry: &Registry, news: EndpointNews) {
-        // Another node's endpoint may have got the name that this one gave up.
+        // Another node's endpoint may have got the name that this one released.
         let (own, others): (Vec<_>, Vec<_>) =
             news.put.into_iter().partition(|endpoint| endpoint.node_id == news.node.as_str());
         for endpoint in others {
@@ -158,17 +160,17 @@ impl Endpoints {
         }
     }
 
-    /// Wakes after each report of all that a node has.
+    /// Returns a receiver that wakes after each complete report.
     pub(crate) fn reports(&self) -> watch::Receiver<u64> {
         self.reports.subscribe()
     }
 
-    /// Every change from now on.
+    /// Returns a receiver of every change from now on.
     pub(crate) fn subscribe(&self) -> broadcast::Receiver<Arc<EndpointNews>> {
         self.news.subscribe()
     }
 
-    /// Forgets those of nodes that are no members any more.
+    /// Deletes the endpoints of removed nodes.
     pub(crate) fn retain(&self, members: &BTreeSet<NodeId>) {
         let mut registry = self.lock();
         for node in registry.nodes_except(members) {
@@ -182,35 +184,35 @@ impl Endpoints {
         }
     }
 
-    /// Those of a network, or all, in order of node and id.
+    /// Returns the endpoints of a network, or all, in order of node and id.
     pub(crate) fn list(&self, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
         self.lock().all(network).map(|endpoint| endpoint.listed.clone()).collect()
     }
 
-    /// Those of a network as other nodes receive them, in order of node and id.
+    /// Returns the endpoints of a network as other nodes receive them, in order of node and id.
     pub(crate) fn visible(&self, network: &NetworkId) -> Vec<v1::Endpoint> {
         let registry = self.lock();
         registry.all(Some(network)).map(|endpoint| registry.visible(endpoint)).collect()
     }
 
-    /// The addresses of a network that each node uses.
+    /// Returns the addresses of a network that each node uses.
     pub(crate) fn addresses(&self, network: &NetworkId) -> BTreeMap<NodeId, BTreeSet<IpAddr>> {
         self.lock().addresses(network)
     }
 
-    /// How many addresses of a network the node uses, or has used until a moment ago.
+    /// Returns how many addresses of a network the node uses, or has used recently.
     pub(crate) fn used(&self, node: &NodeId, network: &NetworkId, family: Family) -> u128 {
         self.lock().used(node, network, family)
     }
 
-    /// Those with this id, usually one.
+    /// Returns the endpoints with this id, usually one.
     pub(crate) fn with_id(&self, id: &EndpointId) -> Vec<v1::Endpoint> {
         let registry = self.lock();
         registry.owners(id).filter_map(|node| registry.get(node, id)).map(|one| one.listed.clone()).collect()
     }
 
-    /// Those of a network with this name, usually one. Of several that differ in case, the one that
-    /// is spelled so.
+    /// Returns the endpoints of a network with this name, usually one. If several differ in case,
+    /// returns the one with exactly this spelling.
     pub(crate) fn with_name(&self, network: &NetworkId, name: &Name) -> Vec<v1::Endpoint> {
         let registry = self.lock();
         let named: Vec<v1::Endpoint> =
@@ -219,12 +221,12 @@ impl Endpoints {
         if exact.is_empty() { named } else { exact }
     }
 
-    /// The node's endpoints that are not accepted, and why.
+    /// Returns the node's refused endpoints with the reasons.
     pub(crate) fn refused(&self, node: &NodeId) -> Vec<v1::RefusedEndpoint> {
         self.lock().all_refused(node)
     }
 
-    /// The node's endpoints that it cannot have: how many, and why the first one.
+    /// Returns the number of endpoints that the node cannot have, and the reason of the first.
     pub(crate) fn impossible(&self, node: &NodeId) -> Option<(usize, String)> {
         self.lock().impossible(node)
     }
@@ -234,7 +236,7 @@ impl Endpoints {
         self.lock().get(node, id).is_some()
     }
 
-    /// Whether the node has reported since this manager began.
+    /// Returns whether the node has reported since this manager started.
     pub(crate) fn has_report(&self, node: &NodeId) -> bool {
         self.lock().has_report(node)
     }

@@ -1,4 +1,4 @@
-//! Reports of endpoints that their node cannot have, kept so that they can be checked again.
+//! Reports of endpoints that their node cannot have, kept to be checked again.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +8,19 @@ use tracing::warn;
 
 use crate::reports::shown;
 
-/// Most refused endpoints of one node that are remembered.
+/// Maximum number of refused endpoints of one node that are kept.
 const MAX_REFUSED: usize = 256;
 
 /// The refused endpoints of one node, by id.
 #[derive(Debug, Default)]
 pub(super) struct Refused {
     endpoints: BTreeMap<EndpointId, (v1::Endpoint, String)>,
-    /// Why one without a valid id was refused.
+    /// Why an endpoint without a valid id was refused.
     without_id: Option<String>,
 }
 
 impl Refused {
-    /// Remembers an endpoint and why it is refused. Returns its id, if it has one.
+    /// Records a refused endpoint and the reason. Returns its id, if it has one.
     pub(super) fn put(&mut self, endpoint: v1::Endpoint, why: String) -> Option<EndpointId> {
         let Ok(id) = endpoint.id.parse::<EndpointId>() else {
             self.without_id.get_or_insert(why);
@@ -38,7 +38,7 @@ impl Refused {
         self.endpoints.remove(id);
     }
 
-    /// The reports about a network, or about all.
+    /// Returns the reports about a network, or all.
     pub(super) fn reports(&self, network: Option<&NetworkId>) -> impl Iterator<Item = &v1::Endpoint> {
         let all = self.endpoints.values().map(|(endpoint, _)| endpoint);
         all.filter(move |endpoint| network.is_none_or(|id| endpoint.network_id == id.as_str()))
@@ -54,7 +54,7 @@ impl Refused {
         })
     }
 
-    /// How many there are, and why the first is refused.
+    /// Returns the number of refused endpoints, and the reason of the first.
     pub(super) fn summary(&self) -> Option<(usize, String)> {
         let mut reasons = self.endpoints.values().map(|(_, why)| why).chain(&self.without_id);
         let first = reasons.next()?.clone();
@@ -62,7 +62,7 @@ impl Refused {
     }
 }
 
-/// A report that is too long to be kept is kept without what makes it so; it stays refused by that.
+/// Shortens a report that is too long to be kept. It stays refused for that reason.
 fn bounded(endpoint: v1::Endpoint) -> v1::Endpoint {
     const MAX: usize = 16 << 10;
     let dns = endpoint.dns.iter().flat_map(|dns| [&dns.nameservers, &dns.search, &dns.options]);

@@ -1,4 +1,4 @@
-//! The endpoints themselves, with what finds them: each change costs what it changes.
+//! The endpoints with their indexes. The cost of a change does not depend on their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -13,20 +13,20 @@ use super::refused::Refused;
 use crate::limits;
 use crate::reports::{CheckedEndpoint, Checker, MAX_ENDPOINTS, nameless};
 
-/// A network and a name in it, without regard to case.
+/// A network and a name in it, ignoring case.
 type NameKey = (NetworkId, Name);
 
 #[derive(Debug, Default)]
 pub(super) struct Registry {
     nodes: BTreeMap<NodeId, BTreeMap<EndpointId, CheckedEndpoint>>,
     owners: BTreeMap<EndpointId, BTreeSet<NodeId>>,
-    /// Who has a name in a network, in the order in which they were reported.
+    /// The endpoints with each name in a network, in the order of their reports.
     names: BTreeMap<NameKey, Vec<(NodeId, EndpointId)>>,
-    /// The names that more than one has.
+    /// The names that several endpoints have.
     contested: BTreeSet<NameKey>,
-    /// Whose each address is.
+    /// The endpoint of each address.
     addresses: BTreeMap<(NetworkId, IpAddr), (NodeId, EndpointId)>,
-    /// Addresses that nodes have ceased to use, and when.
+    /// Addresses that nodes have stopped using, and when.
     released: BTreeMap<(NodeId, NetworkId), BTreeMap<IpAddr, Instant>>,
     refused: BTreeMap<NodeId, Refused>,
 }
@@ -36,7 +36,7 @@ impl Registry {
         self.nodes.get(node)?.get(id)
     }
 
-    /// The ids of a node's endpoints.
+    /// Returns the ids of a node's endpoints.
     pub(super) fn of_node(&self, node: &NodeId) -> impl Iterator<Item = &EndpointId> {
         self.nodes.get(node).into_iter().flat_map(BTreeMap::keys)
     }
@@ -74,7 +74,7 @@ impl Registry {
         used.iter().fold(0, |count, address| count + u128::from(Family::of(*address) == family))
     }
 
-    /// The node has reported, if only that it has nothing.
+    /// Records that the node has reported, even if it has no endpoints.
     pub(super) fn begin(&mut self, node: &NodeId) {
         self.nodes.entry(node.clone()).or_default();
         self.refused.remove(node);
@@ -88,7 +88,7 @@ impl Registry {
         self.nodes.keys().filter(|node| !members.contains(*node)).cloned().collect()
     }
 
-    /// Forgets a node whose endpoints were removed.
+    /// Deletes a node whose endpoints were removed.
     pub(super) fn forget(&mut self, node: &NodeId) {
         self.nodes.remove(node);
         self.refused.remove(node);
@@ -102,7 +102,7 @@ impl Registry {
         }
     }
 
-    /// The nodes that have, or want, endpoints in a network, or in any.
+    /// Returns the nodes that have, or request, endpoints in a network, or in any.
     pub(super) fn reporters(&self, network: Option<&NetworkId>) -> Vec<NodeId> {
         let has = |node: &&NodeId| {
             let refused = self.refused.get(*node).is_some_and(|one| one.reports(network).next().is_some());
@@ -112,7 +112,7 @@ impl Registry {
         self.nodes.keys().filter(has).cloned().collect()
     }
 
-    /// What a node reported about a network, or about all.
+    /// Returns a node's reports about a network, or all.
     pub(super) fn reports(&self, node: &NodeId, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
         let known = self.nodes.get(node).into_iter().flat_map(BTreeMap::values);
         let known = known.filter(|one| network.is_none_or(|id| one.network == *id)).map(|one| &one.listed);
@@ -120,7 +120,7 @@ impl Registry {
         known.chain(refused).cloned().collect()
     }
 
-    /// Reads a report, and checks it against the node's leases and its other endpoints.
+    /// Parses a report, and checks it against the node's leases and its other endpoints.
     pub(super) fn check(
         &self,
         checker: Checker<'_>,
@@ -148,7 +148,7 @@ impl Registry {
         Ok(endpoint)
     }
 
-    /// Puts an endpoint. What other nodes now receive is added to `changed`.
+    /// Stores an endpoint. Adds the records that other nodes now receive to `changed`.
     pub(super) fn put(
         &mut self,
         node: &NodeId,
@@ -168,7 +168,7 @@ impl Registry {
         if known == Some(&endpoint) {
             return;
         }
-        // One that keeps its name keeps its turn.
+        // An endpoint that keeps its name keeps its position.
         if known.is_none_or(|known| name_key(known) != key) {
             self.remove(node, &id, changed);
             let holders = self.names.entry(key.clone()).or_default();
@@ -180,8 +180,7 @@ impl Registry {
             self.release(node, &id);
         }
         for address in &endpoint.addresses {
-            // Of two nodes that claim an address, only one has the lease; the other is checked
-            // again.
+            // If two nodes claim an address, only one has the lease; the other is checked again.
             self.addresses.insert((endpoint.network.clone(), *address), (node.clone(), id.clone()));
         }
         self.owners.entry(id.clone()).or_default().insert(node.clone());
@@ -189,7 +188,7 @@ impl Registry {
         changed.extend(self.get(node, &id).map(|endpoint| self.visible(endpoint)));
     }
 
-    /// Removes an endpoint. What other nodes therefore receive of others is added to `changed`.
+    /// Removes an endpoint. Adds the records of others that change by this to `changed`.
     pub(super) fn remove(
         &mut self,
         node: &NodeId,
@@ -224,13 +223,13 @@ impl Registry {
         Some(endpoint.visible)
     }
 
-    /// Another node that has an endpoint of the same id.
+    /// Returns another node that has an endpoint with the same id.
     pub(super) fn twin(&self, node: &NodeId, id: &EndpointId) -> Option<&NodeId> {
         self.owners(id).find(|owner| *owner != node)
     }
 
-    /// The addresses of an endpoint are not its own any more; they rest before its node is given
-    /// more for them.
+    /// Releases the addresses of an endpoint. They rest before they count as unused in the node's
+    /// quota.
     fn release(&mut self, node: &NodeId, id: &EndpointId) {
         let Some(endpoint) = self.nodes.get(node).and_then(|own| own.get(id)) else { return };
         let released = self.released.entry((node.clone(), endpoint.network.clone())).or_default();
@@ -243,7 +242,7 @@ impl Registry {
         }
     }
 
-    /// An endpoint as other nodes receive it: without a name that another one had first.
+    /// Returns an endpoint as other nodes receive it: without a name that another one had first.
     pub(super) fn visible(&self, endpoint: &CheckedEndpoint) -> v1::Endpoint {
         let mut message = endpoint.visible.clone();
         let first = self.names.get(&name_key(endpoint)).and_then(|holders| holders.first());
@@ -253,7 +252,7 @@ impl Registry {
         message
     }
 
-    /// Refuses a report. Returns the id, if it has one.
+    /// Refuses a report. Returns its id, if it has one.
     pub(super) fn refuse(
         &mut self,
         node: &NodeId,
@@ -272,7 +271,7 @@ impl Registry {
         self.refused.get(node)?.summary()
     }
 
-    /// The node's endpoints whose names others had first, in order of their names.
+    /// Returns the node's endpoints whose names others had first, in order of their names.
     fn without_name(&self, node: &NodeId) -> Vec<v1::RefusedEndpoint> {
         let mut refused = Vec::new();
         for key in &self.contested {
@@ -295,8 +294,8 @@ impl Registry {
     }
 }
 
-/// The id under which other nodes receive an endpoint whose id another node's endpoint had
-/// first: they keep endpoints by their ids, and the one must not replace the other there.
+/// Returns a replacement id for an endpoint whose id another node's endpoint had first. Other nodes
+/// index endpoints by id, and neither must replace the other.
 fn id_of_twin(node: &NodeId, id: &EndpointId) -> String {
     let digest = Sha256::new().chain_update(node.as_str()).chain_update(id.as_str()).finalize();
     hex::encode(&digest[..12])

@@ -1,4 +1,4 @@
-//! The cluster's certificate authority: one ECDSA P-256 key, kept in a file on managers.
+//! The cluster's certificate authority: one ECDSA P-256 key, stored in a file on managers.
 
 use std::fmt;
 use std::path::Path;
@@ -19,12 +19,10 @@ use super::node::role_name;
 
 /// How long the CA's own certificate is valid.
 const CA_VALIDITY: Duration = Duration::from_hours(20 * 365 * 24);
-/// Certificates are valid from here on, so that hosts take them however far their clocks are
-/// behind, and whatever the issuer's clock showed: when a certificate was made has no part in what
-/// it proves.
+/// Start of every certificate's validity, so that hosts accept it with any error of their own or
+/// the issuer's clock. When a certificate was issued does not affect what it proves.
 const NOT_BEFORE: SystemTime = SystemTime::UNIX_EPOCH;
-/// The name that every manager's certificate has beside its node id: what clients expect a manager
-/// to prove.
+/// The DNS name in every manager's certificate, besides its node id: clients verify it.
 pub(super) const MANAGER_NAME: &str = "mesh-manager";
 
 const CERT_FILE: &str = "ca.crt";
@@ -48,8 +46,8 @@ impl fmt::Debug for CertificateAuthority {
 }
 
 impl CertificateAuthority {
-    /// Makes a new one for a cluster, and writes its key and certificate (mode 0600) into an
-    /// existing directory.
+    /// Creates a CA for a cluster, and writes its key and certificate (mode 0600) into an existing
+    /// directory.
     pub fn create(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(IdentityError::creation("the CA's key"))?;
         let mut params = CertificateParams::default();
@@ -63,13 +61,13 @@ impl CertificateAuthority {
         params.not_after = (now + CA_VALIDITY).into();
         let cert_pem =
             params.self_signed(&key).map_err(IdentityError::creation("the CA's certificate"))?.pem();
-        // The key first: a certificate without its key would look like a CA that cannot be used.
+        // Write the key first: a certificate without its key would look like an unusable CA.
         durable::write(&directory.join(KEY_FILE), key.serialize_pem().as_bytes(), Survives::PowerLoss)?;
         durable::write(&directory.join(CERT_FILE), cert_pem.as_bytes(), Survives::PowerLoss)?;
         Self::from_pem(cert_pem, cluster, key)
     }
 
-    /// Reads the one of a cluster from its directory.
+    /// Loads a cluster's CA from its directory.
     pub fn load(directory: &Path, cluster: &str) -> Result<Self, IdentityError> {
         let cert_pem = durable::read_text(&directory.join(CERT_FILE))?;
         let key_pem = durable::read_text(&directory.join(KEY_FILE))?;
@@ -85,23 +83,23 @@ impl CertificateAuthority {
         Ok(Self { fingerprint: Fingerprint::of(&der), cert_pem, cluster: cluster.to_owned(), issuer })
     }
 
-    /// Its own certificate.
+    /// Returns the CA's own certificate.
     pub fn cert_pem(&self) -> &str {
         &self.cert_pem
     }
 
-    /// What join tokens carry.
+    /// Returns the fingerprint in join tokens.
     pub fn fingerprint(&self) -> Fingerprint {
         self.fingerprint
     }
 
-    /// The private key's PKCS #8 form, for secrets that are derived from it.
+    /// Returns the private key in PKCS #8 form, for secrets that are derived from it.
     pub(crate) fn key_der(&self) -> &[u8] {
         self.issuer.key().serialized_der()
     }
 
-    /// Signs a certificate for a node, with the key of its request. Nothing else of the request is
-    /// believed: subject, names and uses are those of the node and its role.
+    /// Signs a certificate for a node, with the key of its request. Ignores everything else in the
+    /// request: subject, names and uses are those of the node and its role.
     pub fn issue(
         &self,
         csr_pem: &str,
@@ -112,7 +110,7 @@ impl CertificateAuthority {
         self.issue_at(SystemTime::now(), csr_pem, node, role, validity)
     }
 
-    /// The same on a host whose clock shows `now`.
+    /// As [`Self::issue`], on a host whose clock shows `now`.
     pub fn issue_at(
         &self,
         now: SystemTime,

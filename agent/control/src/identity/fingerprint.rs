@@ -1,4 +1,4 @@
-//! Fingerprints, by which certificates are compared.
+//! Fingerprints of certificates.
 
 use std::fmt;
 use std::str::FromStr;
@@ -11,16 +11,16 @@ use sha2::{Digest, Sha256};
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Fingerprint([u8; 32]);
 
-/// A text that is no fingerprint.
+/// The text is not a fingerprint.
 #[derive(Debug, thiserror::Error)]
 #[error("a certificate fingerprint must have 64 hexadecimal characters, not {len}")]
 pub struct InvalidFingerprint {
-    /// How many characters it has.
+    /// Its number of characters.
     pub len: usize,
 }
 
 impl Fingerprint {
-    /// The fingerprint of a certificate.
+    /// Returns the fingerprint of a certificate.
     pub fn of(certificate: &CertificateDer<'_>) -> Self {
         Self(Sha256::digest(certificate).into())
     }

@@ -1,5 +1,5 @@
-//! Who is who: the cluster's certificate authority, nodes' certificates, and what both ends of a
-//! connection accept.
+//! Identities: the cluster's certificate authority, nodes' certificates, and the checks at both
+//! ends of a connection.
 
 mod authority;
 mod fingerprint;
@@ -12,29 +12,29 @@ pub use node::{NODE_VALIDITY, NodeIdentity, NodeKey, PeerIdentity};
 
 use mesh_sys::durable::FileError;
 
-/// Why something about keys or certificates did not work.
+/// An error with keys or certificates.
 #[derive(Debug, thiserror::Error)]
 pub enum IdentityError {
     /// A file could not be read or written.
     #[error(transparent)]
     File(#[from] FileError),
-    /// A key, certificate or request could not be made.
+    /// A key, certificate or request could not be created.
     #[error("cannot make {what}: {source}")]
     Create {
-        /// What was to be made.
+        /// The object.
         what: &'static str,
         /// The reason.
         source: rcgen::Error,
     },
-    /// A key, certificate or request is not what it should be.
+    /// A key, certificate or request is malformed.
     #[error("{what} cannot be used: {reason}")]
     Malformed {
-        /// What was read.
+        /// The object.
         what: &'static str,
-        /// What is wrong with it.
+        /// The defect.
         reason: String,
     },
-    /// The TLS library does not take these keys and certificates.
+    /// The TLS library does not accept these keys and certificates.
     #[error("cannot set up TLS: {0}")]
     Tls(#[from] rustls::Error),
 }

@@ -1,4 +1,4 @@
-//! A node's own key and certificate, and what is read from another's.
+//! A node's own key and certificate, and the identity in another node's certificate.
 
 use std::path::Path;
 use std::time::Duration;
@@ -15,24 +15,24 @@ use super::IdentityError;
 use super::fingerprint::Fingerprint;
 
 const CERTIFICATE: &str = "the node's certificate";
-/// How long a node's certificate is valid. Its agent renews it after a third of that time.
+/// Validity of a node's certificate. Its agent renews it after a third of that time.
 pub const NODE_VALIDITY: Duration = Duration::from_hours(90 * 24);
 /// Clocks of a cluster may differ by this much without an effect on certificates.
 const SLACK: Duration = Duration::from_hours(24);
 
-/// Whose certificate a peer has proved to own.
+/// The identity of a peer that has proved to own its certificate.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PeerIdentity {
-    /// Which node (the subject's common name).
+    /// The node (the subject's common name).
     pub node: NodeId,
-    /// In which role the certificate was issued (the subject's organizational unit).
+    /// The role in the certificate (the subject's organizational unit).
     pub role: Role,
-    /// Of which cluster (the subject's organization).
+    /// The cluster (the subject's organization).
     pub cluster: String,
 }
 
 impl PeerIdentity {
-    /// Reads the identity from a certificate that was verified against the cluster's CA before.
+    /// Returns the identity in a certificate that was already verified against the cluster's CA.
     pub fn from_certificate(certificate: &CertificateDer<'_>) -> Result<Self, IdentityError> {
         let (_, certificate) =
             X509Certificate::from_der(certificate).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))?;
@@ -52,7 +52,7 @@ impl PeerIdentity {
     }
 }
 
-/// The name of a role in certificates.
+/// Returns the name of a role in certificates.
 pub(super) const fn role_name(role: Role) -> &'static str {
     match role {
         Role::Manager => "manager",
@@ -60,7 +60,7 @@ pub(super) const fn role_name(role: Role) -> &'static str {
     }
 }
 
-/// The only attribute of its kind: a subject with two would be two identities.
+/// Returns the only attribute of its kind: a subject with two would have two identities.
 fn single<'a, I: Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a>>>(
     name: &'a X509Name<'a>,
     attributes: impl FnOnce(&'a X509Name<'a>) -> I,
@@ -75,7 +75,7 @@ fn single<'a, I: Iterator<Item = &'a x509_parser::x509::AttributeTypeAndValue<'a
     attribute.as_str().map_err(|_| malformed())
 }
 
-/// A new private key, and the request for a certificate for it. The key never leaves the host.
+/// A new private key, and a certificate request for it. The key never leaves the host.
 #[derive(Clone)]
 pub struct NodeKey {
     /// The private key, PKCS #8.
@@ -91,11 +91,11 @@ impl std::fmt::Debug for NodeKey {
 }
 
 impl NodeKey {
-    /// Draws a new ECDSA P-256 key.
+    /// Generates a new ECDSA P-256 key.
     pub fn generate() -> Result<Self, IdentityError> {
         let key = KeyPair::generate().map_err(IdentityError::creation("the node's key"))?;
         let mut params = CertificateParams::default();
-        // A manager knows who asks and ignores what a request says about it.
+        // A manager knows the requesting node, and ignores its name in the request.
         params.distinguished_name = DistinguishedName::new();
         let request = params
             .serialize_request(&key)
@@ -104,13 +104,13 @@ impl NodeKey {
         Ok(Self { key_pem: key.serialize_pem(), csr_pem: request })
     }
 
-    /// The identity that this key and the certificate issued for it make.
+    /// Returns the identity from this key and the certificate issued for it.
     pub fn into_identity(self, cert_pem: String, ca_pem: String) -> NodeIdentity {
         NodeIdentity { cert_pem, key_pem: self.key_pem, ca_pem }
     }
 }
 
-/// A node's key, its certificate, and the CA that it trusts.
+/// A node's key, its certificate, and its trusted CA.
 #[derive(Clone, PartialEq, Eq)]
 pub struct NodeIdentity {
     /// The node's certificate.
@@ -133,7 +133,7 @@ impl NodeIdentity {
         Self::from_pem(&durable::read_text(path)?)
     }
 
-    /// Writes it to one file of mode 0600, which has the old identity or the new one at any time.
+    /// Writes it atomically to one file of mode 0600.
     pub fn save(&self, path: &Path) -> Result<(), IdentityError> {
         let parts = [&self.key_pem, &self.cert_pem, &self.ca_pem];
         let text: String = parts.iter().flat_map(|part| [part.trim_end(), "\n"]).collect();
@@ -155,37 +155,37 @@ impl NodeIdentity {
         Ok(identity)
     }
 
-    /// Who the certificate says that this is.
+    /// Returns the identity in the certificate.
     pub fn peer_identity(&self) -> Result<PeerIdentity, IdentityError> {
         PeerIdentity::from_certificate(&self.certificate()?)
     }
 
-    /// The CA's fingerprint.
+    /// Returns the CA's fingerprint.
     pub fn ca_fingerprint(&self) -> Result<Fingerprint, IdentityError> {
         Ok(Fingerprint::of(&self.ca()?))
     }
 
-    /// When the certificate ends.
+    /// Returns when the certificate expires.
     pub fn expires_at(&self) -> Result<Timestamp, IdentityError> {
         Ok(self.validity()?.1)
     }
 
-    /// When to renew the certificate: two thirds of the time that one is valid are left.
+    /// Returns when to renew the certificate: when two thirds of the validity are left.
     pub fn renew_at(&self) -> Result<Timestamp, IdentityError> {
         let end = self.expires_at()?;
         end.checked_sub(NODE_VALIDITY * 2 / 3).map_err(|e| IdentityError::malformed(CERTIFICATE, &e))
     }
 
-    /// Whether to renew the certificate on a host whose clock shows `now`: its time has come; or it
-    /// is not valid yet, or valid for longer than one that is issued now, since the issuer's clock
-    /// was wrong.
+    /// Returns whether to renew the certificate on a host whose clock shows `now`. This is so if
+    /// its time has come. It is also so if the issuer's clock was wrong: the certificate is not
+    /// valid yet, or valid for longer than one issued now.
     pub fn is_due(&self, now: Timestamp) -> Result<bool, IdentityError> {
         let (start, end) = self.validity()?;
         let longest = now.checked_add(NODE_VALIDITY + SLACK).unwrap_or(Timestamp::MAX);
         Ok(now < start || now >= self.renew_at()? || end > longest)
     }
 
-    /// Whether the certificate can be used at that time.
+    /// Returns whether the certificate is valid at that time.
     pub fn is_valid(&self, now: Timestamp) -> Result<bool, IdentityError> {
         let (start, end) = self.validity()?;
         Ok(start <= now && now < end)
@@ -217,7 +217,7 @@ impl NodeIdentity {
     }
 }
 
-/// The PEM sections of a text (RFC 7468), each with its first and last line.
+/// Returns the PEM sections of a text (RFC 7468), each with its first and last line.
 fn pem_sections(text: &str) -> Vec<String> {
     let mut sections: Vec<String> = Vec::new();
     for line in text.lines().filter(|line| !line.trim().is_empty()) {

@@ -1,4 +1,4 @@
-//! TLS 1.3 configurations of both ends, and errors of the handshake in words.
+//! TLS 1.3 configurations of both ends, and readable handshake errors.
 
 use std::error::Error;
 use std::io;
@@ -18,14 +18,15 @@ use rustls::{
 use super::authority::MANAGER_NAME;
 use super::{Fingerprint, IdentityError, NodeIdentity};
 
-/// The manager's side: it proves itself to all, and asks clients for a certificate of its CA, which
-/// only those may do without who are yet to join.
+/// Returns the manager's configuration. It presents its certificate to all, and requests client
+/// certificates of its CA. Only joining hosts may connect without one.
 pub fn server_config(identity: &NodeIdentity) -> Result<Arc<ServerConfig>, IdentityError> {
     let verifier = WebPkiClientVerifier::builder_with_provider(roots(identity)?, provider())
         .allow_unauthenticated()
         .build()
         .map_err(|e| IdentityError::malformed("the CA's certificate", &e))?;
-    // With the CA in the chain, so that who joins can compare it with the token's fingerprint.
+    // Include the CA in the chain, so that joining hosts can compare it with the token's
+    // fingerprint.
     let chain = vec![identity.certificate()?, identity.ca()?];
     let mut config = ServerConfig::builder_with_provider(provider())
         .with_protocol_versions(&[&TLS13])?
@@ -35,7 +36,8 @@ pub fn server_config(identity: &NodeIdentity) -> Result<Arc<ServerConfig>, Ident
     Ok(Arc::new(config))
 }
 
-/// A member's side: proves itself, and talks to managers of its CA only.
+/// Returns a member's configuration: it presents its certificate, and trusts only managers of its
+/// CA.
 pub fn client_config(identity: &NodeIdentity) -> Result<Arc<ClientConfig>, IdentityError> {
     let chain = vec![identity.certificate()?];
     let mut config = ClientConfig::builder_with_provider(provider())
@@ -46,9 +48,9 @@ pub fn client_config(identity: &NodeIdentity) -> Result<Arc<ClientConfig>, Ident
     Ok(Arc::new(config))
 }
 
-/// The side of a host that is yet to join: it trusts the manager whose CA has the token's
-/// fingerprint. With the identity that it kept from an earlier membership it proves to be the same
-/// node.
+/// Returns the configuration of a joining host: it trusts the manager whose CA has the token's
+/// fingerprint. If the host kept an identity from an earlier membership, it presents that, to prove
+/// that it is the same node.
 pub fn join_client_config(
     ca: Fingerprint,
     previous: Option<&NodeIdentity>,
@@ -67,17 +69,17 @@ pub fn join_client_config(
     Ok(Arc::new(config))
 }
 
-/// The name that clients ask a manager to prove, whatever its address.
+/// Returns the name that clients verify in a manager's certificate, whatever its address.
 pub(crate) fn manager_name() -> ServerName<'static> {
     ServerName::try_from(MANAGER_NAME).expect("letters and a hyphen are a valid DNS name")
 }
 
-/// The manager's CA is not the one that the token is of.
+/// The manager's CA is not the token's.
 #[derive(Debug, thiserror::Error)]
 #[error("the manager's CA is not the one of the token")]
 pub(crate) struct ForeignCa;
 
-/// Finds the TLS library's error behind an input or output error or a transport's error.
+/// Finds the TLS library's error inside an I/O error or a transport's error.
 pub(crate) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rustls::Error> {
     let mut next = Some(error);
     while let Some(error) = next {
@@ -91,7 +93,7 @@ pub(crate) fn tls_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a rust
     None
 }
 
-/// Whether the handshake failed because the manager's CA is not the token's.
+/// Returns whether the handshake failed because the manager's CA is not the token's.
 pub(crate) fn is_foreign_ca(error: &rustls::Error) -> bool {
     matches!(
         error,
@@ -109,8 +111,7 @@ fn roots(identity: &NodeIdentity) -> Result<Arc<RootCertStore>, IdentityError> {
     Ok(Arc::new(roots))
 }
 
-/// Accepts the chain that ends in the CA with this fingerprint, and then only what that CA vouches
-/// for.
+/// Accepts a chain that ends in the CA with this fingerprint, and only certificates of that CA.
 #[derive(Debug)]
 struct PinnedCa {
     ca: Fingerprint,
@@ -135,7 +136,7 @@ impl ServerCertVerifier for PinnedCa {
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())
             .build()
             .map_err(|e| rustls::Error::General(e.to_string()))?;
-        // Includes the server's name, which only managers' certificates have.
+        // This includes the server's name, which only managers' certificates have.
         verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
     }
 

@@ -1,4 +1,4 @@
-//! Borrows: the owner is asked in its session, and what it answers is written.
+//! Borrows: asks the owner in its session, and writes the result.
 
 use mesh_ipam::CedeAnswer;
 use mesh_model::{Lease, LeaseState, NetworkId, NodeId, NodeState, Prefix};
@@ -9,18 +9,18 @@ use crate::core::Core;
 use crate::limits;
 use crate::records::{RecordError, Tries};
 
-/// How a borrow ended.
+/// The result of a borrow.
 pub(super) enum Outcome {
     /// There is a lease of the prefix, written after the borrow.
     Written(Lease),
     /// The lease is gone.
     Removed,
-    /// Nobody has answered in time; the borrow was withdrawn.
+    /// No answer arrived in time; the borrow was withdrawn.
     Unanswered,
 }
 
 impl Outcome {
-    /// The lease, if it is this node's to use.
+    /// Returns the lease, if this node may use it.
     pub(super) fn lease_of(&self, node: &NodeId) -> Option<&Lease> {
         match self {
             Self::Written(lease) if lease.node == *node && lease.state == LeaseState::Active => Some(lease),
@@ -29,8 +29,8 @@ impl Outcome {
     }
 }
 
-/// Waits until the borrow from that node that was written at `revision` is settled; withdraws it
-/// when that takes too long.
+/// Waits until the borrow from that node, written at `revision`, is settled. Withdraws it after a
+/// timeout.
 pub(super) async fn outcome(
     core: &Core,
     network: &NetworkId,
@@ -47,7 +47,7 @@ pub(super) async fn outcome(
         () = sleep(limits::CEDE) => {}
     }
     settle(core, network, prefix, revision, None, CedeAnswer::Refused).await?;
-    // The answer may have come at the last moment.
+    // The answer may have arrived at the last moment.
     let Some(set) = LeaseSet::read(core, network).await? else { return Ok(Outcome::Removed) };
     Ok(match set.find(&prefix) {
         Some(lease) if lease.revision != revision => Outcome::Written(lease.clone()),
@@ -73,8 +73,8 @@ async fn settled(core: &Core, network: &NetworkId, prefix: Prefix, revision: u64
     }
 }
 
-/// Writes what an answer to the borrow that was written at `revision` changes. `owner`: only if it
-/// is this node's to answer.
+/// Writes the result of an answer to the borrow that was written at `revision`. `owner`: only if
+/// this node is the one to answer.
 pub(super) async fn settle(
     core: &Core,
     network: &NetworkId,

@@ -22,23 +22,23 @@ use crate::layout::layout;
 use crate::records::{Tries, put};
 use crate::{keys, limits};
 
-/// How long to wait for another node's borrow at a time.
+/// How long to wait for another node's borrow before checking again.
 const PAUSE: Duration = Duration::from_millis(200);
 
 /// A lease that its node may use.
 pub(super) struct Granted {
     pub(super) network: Network,
     pub(super) lease: Lease,
-    /// The store's revision that has it.
+    /// The store's revision that contains it.
     pub(super) revision: u64,
-    /// The other nodes with leases in the network, which have to know it.
+    /// The other nodes with leases in the network, which must apply it.
     pub(super) others: Vec<NodeId>,
 }
 
-/// What this call has learned that the records do not say.
+/// What this call has learned beyond the records.
 struct Learned {
     began: Instant,
-    /// Addresses that their owners would not give up.
+    /// Addresses that their owners refused to release.
     refused: BTreeMap<NodeId, BTreeSet<IpAddr>>,
     /// Owners that did not answer.
     silent: BTreeSet<NodeId>,
@@ -53,13 +53,13 @@ enum Step {
         revision: u64,
         from: NodeId,
     },
-    /// Somebody else's change came in between.
+    /// A concurrent change intervened: try again.
     Again,
-    /// Nothing can be had until another node's borrow is settled.
+    /// No lease is possible until another node's borrow is settled.
     Pause,
 }
 
-/// Finds or makes a lease.
+/// Finds or creates a lease.
 pub(super) async fn grant(
     core: &Core,
     network: &NetworkId,
@@ -69,7 +69,7 @@ pub(super) async fn grant(
     let node = &requester.node;
     let mut learned = Learned::new();
     let mut tries = Tries::default();
-    // Two owners that do not answer, one after the other, are all that a caller has time for.
+    // A caller has time for at most two owners that do not answer.
     let deadline = learned.began + 2 * limits::CEDE;
     loop {
         tries.next()?;
@@ -87,7 +87,7 @@ pub(super) async fn grant(
             }
             Step::Pause => {
                 let mut revisions = core.feed.revisions();
-                // Whichever comes first: another's borrow is settled, or it is time to look again.
+                // Wait until another borrow is settled, or until it is time to check again.
                 let _ = timeout(PAUSE, revisions.changed()).await;
             }
         }
@@ -106,13 +106,13 @@ impl Learned {
         Self { began: Instant::now(), refused: BTreeMap::new(), silent: BTreeSet::new() }
     }
 
-    /// Whether it is worth while to wait for a node without a session: it may have lost it for
-    /// being busy.
+    /// Returns whether to wait for a node without a session: it may have lost it because it is
+    /// busy.
     fn may_return(&self, core: &Core, node: &NodeId) -> bool {
         !self.silent.contains(node) && !core.is_down(node) && self.began.elapsed() < limits::RETURN
     }
 
-    /// Takes in how a borrow ended that did not end in this node's favour.
+    /// Handles a borrow that was not granted to this node.
     async fn take(
         &mut self,
         core: &Core,
@@ -122,7 +122,7 @@ impl Learned {
         outcome: &Outcome,
     ) -> Result<(), Problem> {
         let is_silent = matches!(outcome, Outcome::Unanswered);
-        // A third node has got it: that one is the owner now.
+        // A third node has it now, and is the owner.
         let is_moved = matches!(outcome, Outcome::Written(lease) if lease.node != from);
         match wanted {
             RequestedLease::Address(_) if is_moved => {}
@@ -158,7 +158,7 @@ async fn step(
         && let Err(problem) = quota::check(core, &set, node, wanted.family())
         && !is_held(&set, node, wanted)
     {
-        // The reports of its endpoints may be on their way.
+        // The reports of its endpoints may still arrive.
         return if learned.began.elapsed() < limits::EXPLAINED { Ok(Step::Pause) } else { Err(problem) };
     }
     match wanted {
@@ -167,7 +167,7 @@ async fn step(
     }
 }
 
-/// Whether the node asks for an address that it has.
+/// Returns whether the node requests an address that it has.
 fn is_held(set: &LeaseSet, node: &NodeId, wanted: RequestedLease) -> bool {
     let RequestedLease::Address(address) = wanted else { return false };
     let subnet = set.network().subnets.iter().find(|subnet| subnet.subnet.contains(address));
@@ -242,7 +242,7 @@ async fn any_step(
         ));
     }
     let reports = reports(core, set, learned);
-    // One that an earlier call had begun.
+    // A borrow that an earlier call began.
     let own_pending = set.all().find(|lease| {
         lease.node == *node && lease.prefix.family() == family && lease.state != LeaseState::Active
     });
@@ -283,8 +283,8 @@ async fn any_step(
     }
 }
 
-/// The nodes that have free addresses in a subnet that is full otherwise, and cannot be asked; how
-/// many they have.
+/// Returns the nodes that have free addresses in an otherwise full subnet but cannot be asked, with
+/// the numbers.
 const fn free_elsewhere(decision: &Decision<NodeId>) -> Option<&BTreeMap<NodeId, u128>> {
     match decision {
         Decision::Exhausted { free_on_unreachable, .. } => Some(free_on_unreachable),
@@ -308,7 +308,7 @@ fn granted(set: &LeaseSet, node: &NodeId, lease: Lease) -> Granted {
     Granted { network: set.network().clone(), revision: lease.revision, lease, others }
 }
 
-/// Asks the node that holds the address, by these leases, to release it.
+/// Asks the node that holds the address, according to these leases, to release it.
 async fn borrow(
     core: &Core,
     set: &LeaseSet,
@@ -316,7 +316,7 @@ async fn borrow(
     address: IpAddr,
     leases: &Leases<NodeId>,
 ) -> Result<Step, Problem> {
-    // Without a lease nobody has to be asked, and the next decision sees that.
+    // Without a lease there is no owner to ask, and the next decision takes that into account.
     let Some(held) = leases.deciding(address) else { return Ok(Step::Again) };
     write(core, set, node, IpamLease::borrow(address, node.clone(), held)).await
 }
@@ -344,8 +344,8 @@ async fn name_of(core: &Core, node: &NodeId) -> Result<String, Problem> {
     Ok(record.map_or_else(|| node.to_string(), |record| record.value.name.to_string()))
 }
 
-/// Why an address cannot be borrowed from a node that does not answer: what it last reported still
-/// counts.
+/// Returns why an address cannot be borrowed from a node that does not respond: its last report
+/// still counts.
 async fn owner_unresponsive(
     core: &Core,
     network: &NetworkId,
@@ -418,7 +418,7 @@ async fn exhausted(
     })
 }
 
-/// The part of a subnet that addresses are allocated from, in words.
+/// Returns the part of a subnet from which addresses are allocated, as text.
 fn allocated_from(subnet: &mesh_model::Subnet) -> String {
     match subnet.ip_range {
         Some(range) if range != subnet.subnet => format!("IP range {range} of subnet {}", subnet.subnet),

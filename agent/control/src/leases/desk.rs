@@ -1,17 +1,17 @@
-//! What one manager remembers about leases beside the records.
+//! A manager's state of leases besides the records.
 
 use std::time::{Duration, Instant};
 
 use mesh_model::{NetworkId, Prefix};
 use parking_lot::Mutex;
 
-/// A released prefix is leased to others only if nothing else is free, for this long.
+/// For this long, a released prefix is leased to others only if nothing else is free.
 const RESTS: Duration = Duration::from_mins(1);
 
-/// What one manager remembers besides the records, so that its decisions do not conflict.
+/// A manager's state besides the records, so that its decisions do not conflict.
 #[derive(Debug, Default)]
 pub(crate) struct LeaseDesk {
-    /// One decision at a time per network; networks share a few locks.
+    /// Serializes decisions for each network; networks share a few locks.
     deciding: [tokio::sync::Mutex<()>; 16],
     released: Mutex<Vec<(NetworkId, Prefix, Instant)>>,
 }

@@ -1,4 +1,4 @@
-//! Leases: the blocks of addresses that each node assigns from.
+//! Leases: the blocks of addresses from which each node allocates.
 
 mod borrow;
 mod decide;
@@ -43,7 +43,7 @@ pub(crate) async fn lease(
     let network = resolve_network(core, &request.network).await?.value;
     let requester = Requester { node: caller.id().clone(), is_bounded: caller.role() != Role::Manager };
     let core = core.clone();
-    // Goes on when the caller hangs up: a borrow that was begun has to be settled or withdrawn.
+    // The task continues if the caller disconnects: a started borrow must be settled or withdrawn.
     let task = tokio::spawn(async move {
         let granted = decide::grant(&core, &network.id, &requester, wanted).await?;
         wait_applied(&core, &granted.network, &granted.others, granted.revision).await;
@@ -69,9 +69,9 @@ fn family(number: u32) -> Result<Family, Problem> {
     }
 }
 
-/// Waits until the other agents of the network have a revision in their kernels. One that is late
-/// must not hold up the rest for long: until it has caught up it drops what it does not know, and
-/// says so.
+/// Waits until the other agents of the network have applied a revision. A late agent must not delay
+/// the others for long. Until it has caught up, it drops packets to unknown addresses and counts
+/// them.
 async fn wait_applied(core: &Core, network: &Network, others: &[NodeId], revision: u64) {
     let late = core.sessions.wait_applied(others.iter().cloned(), revision, limits::APPLIED).await;
     if !late.is_empty() {
@@ -79,7 +79,7 @@ async fn wait_applied(core: &Core, network: &Network, others: &[NodeId], revisio
     }
 }
 
-/// Releases a lease of the caller. Another lease of the same prefix stays.
+/// Releases a lease of the caller, unless a newer lease of the same prefix has replaced it.
 pub(crate) async fn release(
     core: &Core,
     caller: &Caller,
@@ -91,7 +91,7 @@ pub(crate) async fn release(
     loop {
         tries.next()?;
         let _turn = core.leases.turn(&network).await;
-        // A network that is gone has no leases either.
+        // A removed network has no leases.
         let Some(set) = LeaseSet::read(core, &network).await? else { return Ok(ReleaseLeaseResponse {}) };
         let meant = set.find(&prefix).filter(|lease| lease.revision == request.revision);
         let Some(meant) = meant else { return Ok(ReleaseLeaseResponse {}) };
@@ -110,8 +110,7 @@ pub(crate) async fn release(
     }
 }
 
-/// Settles a borrow by its owner's answer. An answer to a question that is settled already changes
-/// nothing.
+/// Settles a borrow with its owner's answer. An answer to a settled borrow changes nothing.
 pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswer) -> Result<(), Problem> {
     let network: NetworkId = parse("network", &answer.network).map_err(|e| usage(&e))?;
     let address: IpAddr = parse("address", &answer.address).map_err(|e| usage(&e))?;
@@ -121,8 +120,8 @@ pub(crate) async fn answered(core: &Core, owner: &NodeId, answer: &v1::CedeAnswe
     Ok(())
 }
 
-/// The operations that take every lease of a node away, and the conditions under which nothing is
-/// forgotten: that nobody has made a network or taken a lease since.
+/// Returns the operations that delete all leases of a node, and the conditions under which they are
+/// complete: no network was created and no lease taken meanwhile.
 pub(crate) async fn forget_node(core: &Core, node: &NodeId) -> Result<(Vec<Compare>, Vec<Op>), RecordError> {
     let mut first =
         core.records.read([Op::get_range(keys::networks()), Op::get(keys::address_fence())]).await?;
@@ -133,7 +132,7 @@ pub(crate) async fn forget_node(core: &Core, node: &NodeId) -> Result<(Vec<Compa
     reads.extend(fences.iter().cloned().map(Op::get));
     let mut read = core.records.read(reads).await?;
     let leases = read.leases()?;
-    // A fence must not be written for a network that is gone.
+    // A fence must not be written for a removed network.
     compares.extend(networks.iter().map(|network| Compare::present(keys::network(&network.value.id))));
     let mut ops = Vec::new();
     let is_gone = |lease: &&Lease| lease.node == *node || subnet::is_pending_from(lease, node);

@@ -1,6 +1,6 @@
-//! How many addresses a node may hold: those that it uses, and some to go on with.
+//! Limits the addresses that a node may hold: those that it uses, and a reserve.
 //!
-//! Without a bound one stolen certificate could lease a whole network in a second.
+//! Without a limit, one stolen certificate could lease a whole network within a second.
 
 use mesh_ipam::Family;
 use mesh_model::{Network, NodeId};
@@ -10,14 +10,14 @@ use super::subnet::LeaseSet;
 use crate::core::Core;
 use crate::layout::layout;
 
-/// So many blocks may be held without a use, at least.
+/// Minimum number of unused blocks that a node may hold.
 const BLOCKS: u128 = 4;
-/// And at most, however large the network is.
+/// Maximum number, for any size of network.
 const MAX_BLOCKS: u128 = 16;
-/// Between the two: this part of the network.
+/// Between the two: this fraction 1/n of the network.
 const SHARE: u128 = 8;
 
-/// Refuses another lease to a node that holds many addresses which it does not use.
+/// Refuses another lease to a node that holds many unused addresses.
 pub(super) fn check(core: &Core, set: &LeaseSet, node: &NodeId, family: Family) -> Result<(), Problem> {
     let held: u128 = set
         .all()

@@ -1,24 +1,24 @@
-//! What is requested when a node requests a lease.
+//! The contents of a lease request.
 
 use std::net::IpAddr;
 
 use mesh_ipam::Family;
 use mesh_model::NodeId;
 
-/// Which node asks for addresses.
+/// The requesting node.
 #[derive(Debug, Clone)]
 pub(super) struct Requester {
     pub(super) node: NodeId,
-    /// Whether it gets only what its endpoints need, and some to go on with.
+    /// Whether it gets only what its endpoints need, and a reserve.
     pub(super) is_bounded: bool,
 }
 
-/// What a node wants.
+/// The requested addresses.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum RequestedLease {
     /// Exactly this address.
     Address(IpAddr),
-    /// Some, of this family.
+    /// Any addresses of this family.
     Any(Family),
 }
 

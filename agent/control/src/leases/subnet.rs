@@ -1,5 +1,5 @@
-//! The leases of one network as they were read, in the terms of `mesh-ipam`, and how changes of
-//! them are written.
+//! The leases of one network as read, in the terms of `mesh-ipam`, and the operations to change
+//! them.
 
 use std::collections::BTreeSet;
 
@@ -19,7 +19,7 @@ pub(super) struct LeaseSet {
 }
 
 impl LeaseSet {
-    /// `None` when there is no such network.
+    /// Reads them; `None` if the network does not exist.
     pub(super) async fn read(core: &Core, network: &NetworkId) -> Result<Option<Self>, RecordError> {
         let fence = keys::lease_fence(network);
         let mut read = core
@@ -42,30 +42,30 @@ impl LeaseSet {
         self.leases.iter()
     }
 
-    /// The lease of exactly this prefix.
+    /// Returns the lease of exactly this prefix.
     pub(super) fn find(&self, prefix: &Prefix) -> Option<&Lease> {
         self.leases.iter().find(|lease| lease.prefix == *prefix)
     }
 
-    /// The nodes that hold a lease, without one.
+    /// Returns the nodes that hold a lease, except one.
     pub(super) fn holders_except(&self, node: &NodeId) -> Vec<NodeId> {
         let holders: BTreeSet<&NodeId> = self.leases.iter().map(|lease| &lease.node).collect();
         holders.into_iter().filter(|holder| *holder != node).cloned().collect()
     }
 
-    /// The leases of the subnet.
+    /// Returns the leases of the subnet.
     pub(super) fn leases_in(&self, subnet: &Prefix) -> Leases<NodeId> {
         self.leases.iter().filter(|lease| subnet.covers(&lease.prefix)).map(Into::into).collect()
     }
 
-    /// The leases of the subnet that a prefix is in.
+    /// Returns the leases of the subnet that contains a prefix.
     pub(super) fn leases_around(&self, prefix: &Prefix) -> Leases<NodeId> {
         let subnet = self.network().subnets.iter().find(|subnet| subnet.subnet.covers(prefix));
         subnet.map(|subnet| self.leases_in(&subnet.subnet)).unwrap_or_default()
     }
 
-    /// Writes a change, if nobody has changed the network or its leases since they were read, and
-    /// if `member`, when given, is still a node.
+    /// Writes a change, if the network and its leases are unchanged since they were read, and
+    /// `member`, if given, is still a node.
     pub(super) async fn commit(
         &self,
         core: &Core,
@@ -80,12 +80,12 @@ impl LeaseSet {
     }
 }
 
-/// Whether the lease waits for this node's answer.
+/// Returns whether the lease waits for this node's answer.
 pub(super) fn is_pending_from(lease: &Lease, node: &NodeId) -> bool {
     matches!(&lease.state, LeaseState::Pending { from, .. } if from == node)
 }
 
-/// The operation that makes a change.
+/// Returns the store operation of a change.
 pub(super) fn change_op(network: &NetworkId, change: LeaseChange<NodeId>) -> Op {
     match change {
         LeaseChange::Put(lease) => put(keys::lease(network, &lease.prefix), &Lease::of(network, lease)),

@@ -1,4 +1,4 @@
-//! Making a network: what it asks for must be free, and what it leaves open is chosen.
+//! Creating a network: checks that the requested values are free, and chooses the others.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +18,7 @@ use crate::records::{Fence, RecordError, Tries, Versioned, put};
 /// Prefix length of automatic IPv6 subnets (RFC 4291, 2.5.1).
 const IPV6_SUBNET: u8 = 64;
 
-/// Makes a network.
+/// Creates a network.
 pub(crate) async fn create(core: &Core, request: CreateNetworkRequest) -> Result<Network, Problem> {
     let wanted = RequestedNetwork::parse(request)?;
     let mut tries = Tries::default();
@@ -45,7 +45,7 @@ pub(crate) async fn create(core: &Core, request: CreateNetworkRequest) -> Result
     }
 }
 
-/// The network that a request would create, beside what is taken.
+/// Returns the network that a request would create, given the used values.
 pub(crate) fn proposed(
     core: &Core,
     taken: &Taken,
@@ -54,12 +54,12 @@ pub(crate) fn proposed(
     taken.fit(core, &RequestedNetwork::parse(request)?)
 }
 
-/// What is taken already.
+/// The values in use.
 pub(crate) struct Taken {
     pub(crate) networks: Vec<Network>,
-    /// Nodes' addresses, with whose each is, for messages.
+    /// Nodes' addresses, with a description of each for messages.
     addresses: Vec<(Prefix, String)>,
-    /// Those of hosts' routes that automatic subnets keep clear of, and all of them.
+    /// The hosts' routes that automatic subnets must avoid, and all routes.
     automatic_routes: Vec<(Prefix, String)>,
     routes: Vec<(Prefix, String)>,
     fence: Fence,
@@ -92,7 +92,7 @@ impl Taken {
         Ok(Self { networks, addresses, automatic_routes, routes: all_routes, fence })
     }
 
-    /// The network as it can be made, or what is in its way.
+    /// Returns the network to create, or the conflict.
     pub(super) fn fit(&self, core: &Core, wanted: &RequestedNetwork) -> Result<Network, Problem> {
         if let Some(other) = self.networks.iter().find(|other| other.name.is_same(&wanted.name)) {
             return Err(conflict(format!("network {} exists already: {}", other.name, other.id)));
@@ -120,7 +120,7 @@ impl Taken {
             let subnet = next_subnet(&pools, family, &taken).map_err(|e| exhausted(&e))?;
             specs.push(SubnetSpec::new(subnet));
         }
-        // IPv4 first, in the order in which they were given.
+        // IPv4 first, each family in the given order.
         specs.sort_by_key(|spec| spec.subnet.family());
         Ok(Network {
             id: NetworkId::random().map_err(RecordError::from)?,

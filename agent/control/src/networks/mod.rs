@@ -1,4 +1,4 @@
-//! Networks: making, listing and removing them.
+//! Networks: creation, listing and removal.
 
 mod create;
 mod remove;
@@ -20,7 +20,7 @@ pub(crate) use create::{Taken, create, proposed};
 pub(crate) use remove::{check_removal, prune, remove};
 pub(crate) use update::{check as check_update, update};
 
-/// Every network, sorted by name.
+/// Returns every network, sorted by name.
 pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Network>, Problem> {
     let mut networks: Vec<Network> =
         core.records.networks().await?.into_iter().map(|network| network.value).collect();
@@ -28,7 +28,7 @@ pub(crate) async fn list(core: &Core) -> Result<Vec<v1::Network>, Problem> {
     Ok(networks.iter().map(Into::into).collect())
 }
 
-/// A network with its endpoints and leases.
+/// Returns a network with its endpoints and leases.
 pub(crate) async fn inspect(core: &Core, text: &str) -> Result<InspectNetworkResponse, Problem> {
     let network = resolve_network(core, text).await?.value;
     let leases = core.records.leases_of(&network.id).await?;
@@ -39,7 +39,7 @@ pub(crate) async fn inspect(core: &Core, text: &str) -> Result<InspectNetworkRes
     })
 }
 
-/// The endpoints of a network and of a node, or of all.
+/// Returns the endpoints of a network and of a node, or all.
 pub(crate) async fn list_endpoints(
     core: &Core,
     request: &ListEndpointsRequest,
@@ -62,7 +62,7 @@ pub(crate) async fn list_endpoints(
     Ok(v1::ListEndpointsResponse { endpoints, unheard: names.collect() })
 }
 
-/// The reported endpoints, with the names that their networks and nodes have now.
+/// Returns the reported endpoints, with the current names of their networks and nodes.
 fn endpoints(core: &Core, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
     let mut endpoints = core.endpoints.list(network);
     let view = core.feed.view();
@@ -82,21 +82,21 @@ fn endpoints(core: &Core, network: Option<&NetworkId>) -> Vec<v1::Endpoint> {
     endpoints
 }
 
-/// Fills in which services the endpoint is a backend of, and how it does.
+/// Adds the services of which the endpoint is a backend, and its health in them.
 fn serve(core: &Core, view: &View, id: &EndpointId, endpoint: &mut v1::Endpoint) {
     let mut services: Vec<&str> = Vec::new();
     let mut healths = BTreeSet::new();
     for backend in view.services.backends_at(id).filter(|backend| backend.node.as_str() == endpoint.node_id) {
         if let Some(service) = view.services.get(&backend.service) {
             services.push(service.name.as_str());
-            // Of a host that is down, the last thing that it said is no news.
+            // For a host that is down, its last report is outdated.
             let health = core.health.get(backend.id).filter(|_| !core.is_down(&backend.node));
             healths.insert(health_text(service, health));
         }
     }
     services.sort_unstable();
     endpoint.service = services.join(",");
-    // The worst of what is known.
+    // The worst of the known states.
     let worst = ["unhealthy", "unknown", "healthy"].into_iter().find(|health| healths.contains(health));
     worst.unwrap_or("none").clone_into(&mut endpoint.health);
 }

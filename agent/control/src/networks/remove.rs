@@ -1,9 +1,9 @@
-//! Removing a network: only when no node has an endpoint in it, and so that none can get one
+//! Removing a network: only if no node has an endpoint in it, and so that none can get one
 //! meanwhile.
 //!
-//! The network is marked first. An agent that has applied the mark attaches nothing to it any more,
-//! and has reported every endpoint that it attached before. So once all of them have, what is
-//! reported is all that there is.
+//! The network is marked first. An agent that has applied the mark attaches no more endpoints to
+//! it, and has reported all that it attached before. So once all agents have applied it, the
+//! reports are complete.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -20,9 +20,9 @@ use crate::records::{RecordError, Versioned, put};
 use crate::resolve::{check_removable, resolve_network};
 use crate::{keys, limits};
 
-/// A message names no more endpoints or nodes than this.
+/// Maximum number of endpoints or nodes that a message names.
 const NAMED: usize = 3;
-/// More services than this are not even counted.
+/// If there are more services than this, they are not counted.
 const MAX_COUNTED: usize = 1000;
 
 /// Removes a network.
@@ -30,13 +30,13 @@ pub(crate) async fn remove(core: &Arc<Core>, text: &str) -> Result<Network, Prob
     let network = resolve_network(core, text).await?;
     check_removable("network", text, &network.value.name)?;
     let core = core.clone();
-    // Goes on when the caller hangs up: a network must not stay marked.
+    // The task continues if the caller disconnects: a network must not stay marked.
     let task = tokio::spawn(async move { remove_one(&core, network).await });
     task.await
         .map_err(|error| Problem::new(ProblemKind::Failed, format!("the removal was aborted: {error}")))?
 }
 
-/// Removes every network that has no endpoint. Those that turn out to have one stay.
+/// Removes every network that has no endpoint. Keeps those that turn out to have one.
 pub(crate) async fn prune(core: &Arc<Core>) -> Result<Vec<Network>, Problem> {
     let mut removed = Vec::new();
     for network in core.records.networks().await? {
@@ -57,7 +57,7 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
     if network.removing {
         return Err(being_removed(name));
     }
-    // Most refusals need nobody's help.
+    // Most refusals need no request to other nodes.
     check_unused(core, &network)?;
     check_no_services(core, &network).await?;
     check_holders_live(core, &network, &holders(core, &network).await?)?;
@@ -74,8 +74,8 @@ async fn remove_one(core: &Core, network: Versioned<Network>) -> Result<Network,
     removed.map(|()| network)
 }
 
-/// Checks whether the network could be removed once its services are; `services`: those that it
-/// would still have.
+/// Checks whether the network could be removed without its services; `services`: those that would
+/// remain.
 pub(crate) async fn check_removal(
     core: &Core,
     network: &Network,
@@ -89,7 +89,7 @@ pub(crate) async fn check_removal(
     check_holders_live(core, network, &holders(core, network).await?)
 }
 
-/// Marks the network, so that it takes no new endpoints and leases.
+/// Marks the network, so that it accepts no new endpoints and leases.
 async fn mark(core: &Core, network: &Network, revision: Revision) -> Result<Option<Revision>, RecordError> {
     let key = keys::network(&network.id);
     let marked = Network { removing: true, ..network.clone() };
@@ -104,7 +104,7 @@ async fn unmark(core: &Core, network: &Network, marked: Revision) -> Result<(), 
 }
 
 async fn remove_marked(core: &Core, network: &Network, marked: Revision) -> Result<(), Problem> {
-    // Nobody gets a lease from here on, so these are all that have to be asked.
+    // From here on no node gets a lease, so these are all the nodes to ask.
     let holders = holders(core, network).await?;
     core.sessions.wait_applied(holders.iter().cloned(), marked.0, limits::REMOVING).await;
     check_holders_live(core, network, &holders)?;
@@ -120,7 +120,7 @@ async fn remove_marked(core: &Core, network: &Network, marked: Revision) -> Resu
         .hint("try again"));
     }
     check_unused(core, network)?;
-    // Nobody makes one in a network that is marked.
+    // No service is created in a marked network.
     check_no_services(core, network).await?;
     let key = keys::network(&network.id);
     let ops = [
@@ -147,7 +147,7 @@ async fn holders(core: &Core, network: &Network) -> Result<BTreeSet<NodeId>, Rec
     Ok(core.records.leases_of(&network.id).await?.into_iter().map(|lease| lease.node).collect())
 }
 
-/// No node has reported an endpoint of the network.
+/// Checks that no node has reported an endpoint of the network.
 fn check_unused(core: &Core, network: &Network) -> Result<(), Problem> {
     let endpoints = endpoints(core, Some(&network.id));
     if endpoints.is_empty() {
@@ -163,7 +163,7 @@ fn check_unused(core: &Core, network: &Network) -> Result<(), Problem> {
     .hint("detach them first: meshctl endpoint detach"))
 }
 
-/// The network has no service.
+/// Checks that the network has no service.
 async fn check_no_services(core: &Core, network: &Network) -> Result<(), Problem> {
     let found = core.records.store().range(keys::service_names(&network.id), None, Some(MAX_COUNTED)).await;
     let found = found.map_err(RecordError::from)?.kvs;
@@ -171,7 +171,7 @@ async fn check_no_services(core: &Core, network: &Network) -> Result<(), Problem
     check_unnamed(network, found.iter().filter_map(name).collect())
 }
 
-/// The network has none of these services.
+/// Checks that the network has none of these services.
 fn check_unnamed(network: &Network, names: Vec<String>) -> Result<(), Problem> {
     if names.is_empty() {
         return Ok(());
@@ -183,7 +183,7 @@ fn check_unnamed(network: &Network, names: Vec<String>) -> Result<(), Problem> {
     .hint("remove it first: meshctl service rm"))
 }
 
-/// A node that may have endpoints but cannot be asked keeps the network.
+/// Refuses if a node that may have endpoints cannot be asked.
 fn check_holders_live(core: &Core, network: &Network, holders: &BTreeSet<NodeId>) -> Result<(), Problem> {
     let away: Vec<String> = holders
         .iter()
@@ -202,7 +202,7 @@ fn node_name(core: &Core, node: &NodeId) -> String {
     core.feed.view().nodes.get(node).map_or_else(|| node.to_string(), |node| node.name.to_string())
 }
 
-/// The first few, and how many more there are.
+/// Lists the first few names, and the number of others.
 fn listed(mut names: Vec<String>) -> String {
     let more = names.len().saturating_sub(NAMED);
     names.truncate(NAMED);

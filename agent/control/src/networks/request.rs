@@ -1,5 +1,4 @@
-//! What a person asks of a new network, checked as far as it can be without looking at anything
-//! else.
+//! The request for a new network, checked as far as possible without other data.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -10,16 +9,16 @@ use mesh_proto::convert::host_policy::read as read_host_policy;
 use mesh_proto::v1::CreateNetworkRequest;
 use mesh_proto::{Problem, ProblemKind};
 
-/// Most subnets of one network: each is a route and an address on every host.
+/// Maximum number of subnets of one network: each is a route and an address on every host.
 const MAX_SUBNETS: usize = 16;
 
 /// A valid request.
 #[derive(Debug)]
 pub(super) struct RequestedNetwork {
     pub(super) name: Name,
-    /// The subnets that were given.
+    /// The requested subnets.
     pub(super) subnets: Vec<SubnetSpec>,
-    /// The families of which one is to be chosen.
+    /// The families for which a subnet must be chosen.
     pub(super) automatic: Vec<Family>,
     pub(super) mtu: Option<Mtu>,
     pub(super) vni: Option<Vni>,
@@ -43,8 +42,8 @@ impl RequestedNetwork {
             return Err(usage(&format!("network driver {:?} does not exist", request.driver))
                 .hint("the only driver is overlay, which is the default"));
         }
-        // Docker takes `-o encrypted` with any value as a request to encrypt; ignoring it would be
-        // the worst answer.
+        // Docker accepts `-o encrypted` with any value as a request to encrypt; ignoring it would
+        // be dangerous.
         let encrypted = request.encrypted || request.options.contains_key(ENCRYPTED);
         let subnets = subnets(&request)?;
         let has = |family| subnets.iter().any(|spec: &SubnetSpec| spec.subnet.family() == family);
@@ -89,13 +88,12 @@ impl RequestedNetwork {
     }
 }
 
-/// Docker's options that mean something here.
+/// The Docker options that are supported.
 const OPTIONS: [&str; 3] = [ENCRYPTED, MTU_OPTIONS[0], MTU_OPTIONS[1]];
 const ENCRYPTED: &str = "encrypted";
 const MTU_OPTIONS: [&str; 2] = ["mtu", "com.docker.network.driver.mtu"];
 
-/// The MTU with what the options say of it. An option that means nothing here is refused: it would
-/// not do what it says.
+/// Returns the MTU, including its option. Refuses unknown options, since they would have no effect.
 fn with_options(mut mtu: Option<Mtu>, request: &CreateNetworkRequest) -> Result<Option<Mtu>, Problem> {
     for (key, value) in request.options.iter().collect::<BTreeMap<_, _>>() {
         if !OPTIONS.contains(&key.as_str()) && !key.trim().is_empty() {
@@ -116,7 +114,7 @@ fn with_options(mut mtu: Option<Mtu>, request: &CreateNetworkRequest) -> Result<
     Ok(mtu)
 }
 
-/// The subnets with the gateways, ranges and auxiliary addresses that are in them.
+/// Returns the subnets with their gateways, ranges and auxiliary addresses.
 fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
     let mut specs: Vec<SubnetSpec> = Vec::new();
     for text in &request.subnets {
@@ -147,7 +145,7 @@ fn subnets(request: &CreateNetworkRequest) -> Result<Vec<SubnetSpec>, Problem> {
             return Err(usage(&format!("subnet {} has two IP ranges: {other} and {range}", spec.subnet)));
         }
     }
-    // Sorted, so that of several mistakes always the same one is named.
+    // Sorted, so that of several mistakes the same one is always reported.
     for (name, text) in request.aux.iter().collect::<BTreeMap<_, _>>() {
         if name.is_empty() {
             return Err(usage(&format!("auxiliary address {text} has no name: use NAME=IP")));
@@ -179,7 +177,7 @@ fn around<'a>(
     })
 }
 
-/// A subnet's record.
+/// Returns a subnet's record.
 pub(super) fn record(spec: &SubnetSpec) -> Result<Subnet, Problem> {
     let layout = SubnetLayout::new(spec.clone()).map_err(|e| usage(&e))?;
     Ok(Subnet {

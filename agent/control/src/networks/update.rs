@@ -1,4 +1,4 @@
-//! Changing a network: what its containers may reach of the hosts.
+//! Changing a network: the access of its containers to the hosts.
 
 use mesh_model::{Network, NodeId};
 use mesh_proto::Problem;
@@ -13,7 +13,7 @@ use crate::records::{Tries, Versioned, put};
 use crate::resolve::resolve_network;
 use crate::{keys, limits};
 
-/// Changes a network, and answers once every live agent has it so in its kernel.
+/// Changes a network, and returns once every live agent has applied the change.
 pub(crate) async fn update(core: &Core, request: UpdateNetworkRequest) -> Result<Network, Problem> {
     let mut tries = Tries::default();
     loop {
@@ -37,7 +37,7 @@ pub(crate) async fn update(core: &Core, request: UpdateNetworkRequest) -> Result
     }
 }
 
-/// The network as it is to be.
+/// Returns the network after the change.
 pub(crate) fn check(current: &Network, request: &UpdateNetworkRequest) -> Result<Network, Problem> {
     check_stays(current)?;
     let host_policy = host_policy::change(current.host_policy, request.host_access, request.metadata)

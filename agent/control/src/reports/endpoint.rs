@@ -1,5 +1,4 @@
-//! An endpoint as a node reports it, read into the model's types and checked against the node's own
-//! leases.
+//! A reported endpoint, parsed into the model's types and checked against the node's own leases.
 
 use std::net::IpAddr;
 
@@ -12,9 +11,9 @@ use super::{names, shown};
 use crate::layout::layout;
 use crate::view::View;
 
-/// Most aliases of one endpoint.
+/// Maximum number of aliases of one endpoint.
 const MAX_ALIASES: usize = 64;
-/// Most entries of each list in the settings of a resolver, and most characters of one.
+/// Maximum number of entries in each list of a resolver's settings, and of characters in an entry.
 const MAX_DNS: usize = 16;
 const MAX_DNS_LEN: usize = 253;
 
@@ -25,25 +24,25 @@ pub(crate) struct CheckedEndpoint {
     pub(crate) network: NetworkId,
     pub(crate) name: Name,
     pub(crate) addresses: Vec<IpAddr>,
-    /// Its record for people: made of the fields as they were read, and of nothing else.
+    /// Its record for people, built only from the parsed fields.
     pub(crate) listed: v1::Endpoint,
-    /// What other nodes receive, if no other endpoint has its name.
+    /// The record for other nodes, if no other endpoint has its name.
     pub(crate) visible: v1::Endpoint,
     /// Why other nodes do not resolve some of its names.
     pub(crate) withheld: Option<String>,
 }
 
-/// Whose reports are checked, and against what.
+/// The reporting node, and the data for the checks.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Checker<'a> {
     pub(crate) view: &'a View,
     pub(crate) node: &'a NodeId,
-    /// Managers may have any names.
+    /// Managers may use any names.
     pub(crate) is_trusted: bool,
 }
 
 impl Checker<'_> {
-    /// Reads an endpoint, or says why the node cannot have it.
+    /// Parses an endpoint; fails with the reason if the node cannot have it.
     pub(crate) fn endpoint(&self, reported: &v1::Endpoint) -> Result<CheckedEndpoint, String> {
         let what = || format!("endpoint {} ({})", shown(&reported.name), shown(&reported.id));
         let read = self
@@ -98,7 +97,7 @@ impl Checker<'_> {
         Ok(CheckedEndpoint { id, network, name, addresses, listed, visible, withheld })
     }
 
-    /// An endpoint without those of its names that would hide others.
+    /// Returns an endpoint without those of its names that would hide others.
     fn visible(
         &self,
         listed: &v1::Endpoint,
@@ -128,7 +127,7 @@ impl Checker<'_> {
         (visible, reasons)
     }
 
-    /// An endpoint's address lies in a lease of its node.
+    /// Checks that an endpoint's address is in a lease of its node.
     fn check_address(&self, network: &Network, address: IpAddr) -> Result<(), String> {
         let name = &network.name;
         let subnet = network.subnets.iter().find(|subnet| subnet.subnet.contains(address));
@@ -156,8 +155,8 @@ impl Checker<'_> {
     }
 }
 
-/// Gives an endpoint its id as its name: the agents' messages have a place for a name, and nobody
-/// looks for that one.
+/// Replaces an endpoint's name by its id: the agents' messages require a name, and no one resolves
+/// this one.
 pub(crate) fn nameless(endpoint: &mut v1::Endpoint) {
     endpoint.name.clone_from(&endpoint.id);
 }
@@ -177,7 +176,7 @@ fn health(text: &str) -> Result<String, InvalidMessage> {
     }
 }
 
-/// The settings for a resolver, each of the form that resolv.conf(5) has.
+/// Returns the settings of a resolver, each in the form of resolv.conf(5).
 fn dns(reported: &v1::Dns) -> Result<v1::Dns, InvalidMessage> {
     let lists = [&reported.nameservers, &reported.search, &reported.options];
     if lists.iter().any(|list| list.len() > MAX_DNS) {

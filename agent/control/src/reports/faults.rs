@@ -1,4 +1,4 @@
-//! What is wrong with the nodes' reports, as the nodes and the managers show it.
+//! Faults in the nodes' reports, as nodes and managers show them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,23 +6,23 @@ use mesh_model::NodeId;
 use tokio::sync::watch;
 use tracing::warn;
 
-/// Most faults of one node that are kept.
+/// Maximum number of faults of one node that are kept.
 const MAX_FAULTS: usize = 32;
 
-/// The faults of each node: what they are about, and one line each.
+/// The faults of each node: their subject, and one line each.
 type ByNode = BTreeMap<NodeId, BTreeMap<String, String>>;
 
-/// Faults of the nodes' reports, apart from endpoints that are refused.
+/// Faults in the nodes' reports, except refused endpoints.
 #[derive(Debug, Default)]
 pub(crate) struct Faults(watch::Sender<ByNode>);
 
 impl Faults {
-    /// A node begins anew: what it reported before is void.
+    /// Deletes a node's earlier faults: it starts a new session.
     pub(crate) fn begin(&self, node: &NodeId) {
         self.0.send_if_modified(|faults| faults.remove(node).is_some());
     }
 
-    /// Records or takes back what is wrong with one thing that a node reports.
+    /// Records or clears the fault in one subject of a node's reports.
     pub(crate) fn set(&self, node: &NodeId, about: &str, fault: Option<String>) {
         self.0.send_if_modified(|faults| {
             let Some(fault) = fault else {
@@ -39,17 +39,17 @@ impl Faults {
         });
     }
 
-    /// What is wrong with a node's reports, a line each.
+    /// Returns the faults in a node's reports, one line each.
     pub(crate) fn of(&self, node: &NodeId) -> Vec<String> {
         self.0.borrow().get(node).into_iter().flat_map(BTreeMap::values).cloned().collect()
     }
 
-    /// Wakes on every change.
+    /// Returns a receiver that wakes on every change.
     pub(crate) fn changes(&self) -> watch::Receiver<ByNode> {
         self.0.subscribe()
     }
 
-    /// Forgets those of nodes that are no members any more.
+    /// Deletes the faults of removed nodes.
     pub(crate) fn retain(&self, members: &BTreeSet<NodeId>) {
         self.0.send_if_modified(|faults| {
             let before = faults.len();

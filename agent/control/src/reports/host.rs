@@ -1,4 +1,4 @@
-//! What a node reports about its host.
+//! A node's report about its host.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -7,19 +7,18 @@ use mesh_model::Mtu;
 
 use super::shown;
 
-/// The least MTU of a data path: below it no network could carry IPv6 (RFC 8200, section 5), and
-/// with much less none works.
+/// The smallest MTU of a data path: below it no network could carry IPv6 (RFC 8200, section 5).
 pub(crate) const MIN_DATA_PATH_MTU: u32 = Mtu::MIN_IPV6;
-/// Most characters of an agent's version.
+/// Maximum number of characters of an agent's version.
 const MAX_VERSION: usize = 64;
 
-/// The MTU of a data path.
+/// Checks the MTU of a data path.
 pub(crate) fn data_path_mtu(mtu: u32) -> Result<Mtu, String> {
     let checked = Mtu::try_from(mtu).ok().filter(|mtu| mtu.get() >= MIN_DATA_PATH_MTU);
     checked.ok_or_else(|| format!("data-path MTU {mtu} is out of range: {MIN_DATA_PATH_MTU} to {}", Mtu::MAX))
 }
 
-/// The version of an agent: printable ASCII without spaces.
+/// Checks the version of an agent: printable ASCII without spaces.
 pub(crate) fn version(text: &str) -> Result<String, String> {
     if text.len() <= MAX_VERSION && text.bytes().all(|byte| byte.is_ascii_graphic()) {
         Ok(text.to_owned())
@@ -89,7 +88,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_an_address_that_other_hosts_can_reach_is_a_nodes() {
+    fn only_an_address_that_other_hosts_can_reach_is_accepted() {
         for bad in [
             "127.0.0.1",
             "127.9.9.9",

@@ -1,9 +1,8 @@
-//! What a node reports, checked against what that node may report.
+//! The nodes' reports, checked against what each node may report.
 //!
-//! Every field of a session's messages passes here before anything else of the manager reads it. A
-//! worker's certificate may be stolen: nothing that its owner sends may change another node's
-//! traffic, names or session. What is refused is returned to the node as a problem of its own, and
-//! logged.
+//! Every field of a session's messages is checked here before other parts of the manager read it. A
+//! worker's certificate may be stolen: no report with it may change another node's traffic, names
+//! or session. Refused reports are logged, and shown to the node as a problem.
 
 mod endpoint;
 mod faults;
@@ -18,13 +17,13 @@ pub(crate) use faults::Faults;
 pub(crate) use host::{addresses, data_path_mtu, underlay_address, version};
 pub(crate) use routes::{Routes, routes};
 
-/// Most endpoints of one node. A node cannot have more network namespaces than that in practice.
+/// Maximum number of endpoints of one node. A node cannot have more network namespaces in practice.
 pub(crate) const MAX_ENDPOINTS: usize = 8192;
-/// Most characters of foreign text that a message repeats.
+/// Maximum number of characters of foreign text in a message.
 const SHOWN: usize = 64;
 
-/// Text of unknown content, fit for a log, a terminal and one line: control characters are escaped,
-/// the rest is cut off.
+/// Makes untrusted text safe for a log, a terminal and one line: escapes control characters and
+/// truncates the text.
 pub(crate) fn shown(text: &str) -> String {
     let mut shown = String::from("\"");
     for (index, character) in text.chars().enumerate() {

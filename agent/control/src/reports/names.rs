@@ -2,7 +2,7 @@
 
 use mesh_model::Name;
 
-/// Last labels that are set aside for private use, or that no public name ends in (RFC 6761, RFC
+/// Last labels that are reserved for private use, or that no public name ends in (RFC 6761, RFC
 /// 6762, RFC 8375, RFC 9476, and the ICANN board's resolution on `internal`).
 const PRIVATE: [&str; 12] = [
     "internal",
@@ -19,11 +19,11 @@ const PRIVATE: [&str; 12] = [
     "localdomain",
 ];
 
-/// Why other nodes do not resolve a name that a worker reports; `None`: they do.
+/// Returns why other nodes do not resolve a name that a worker reports; `None` if they do.
 ///
-/// A name without a dot is private by itself, apart from `localhost`. One with dots is private when
-/// its last label cannot be a public top-level domain: those consist of letters only, or begin with
-/// `xn--` (RFC 3696, section 2).
+/// A name without a dot is private, except `localhost`. One with dots is private if its last label
+/// cannot be a public top-level domain: these consist of letters only, or begin with `xn--` (RFC
+/// 3696, section 2).
 pub(super) fn withheld(name: &Name) -> Option<&'static str> {
     let folded = name.folded();
     let text = folded.as_str().trim_end_matches('.');

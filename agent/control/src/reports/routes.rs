@@ -1,24 +1,24 @@
-//! Routes of a host, which keep networks' subnets away.
+//! Routes of hosts, which networks' subnets must avoid.
 
 use mesh_ipam::Family;
 use mesh_model::Prefix;
 
 use super::shown;
 
-/// Most routes of a host that are heeded.
+/// Maximum number of routes of a host that are considered.
 const MAX_ROUTES: usize = 256;
 
-/// What a host routes by itself.
+/// A host's own routes.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Routes {
-    /// No network that is asked for with a subnet of its own overlaps these.
+    /// No network with a requested subnet may overlap these.
     pub(crate) all: Vec<Prefix>,
-    /// No automatic subnet overlaps these.
+    /// No automatic subnet may overlap these.
     pub(crate) automatic: Vec<Prefix>,
 }
 
-/// The shortest prefix that is a route to somewhere: a shorter one is a default route in parts
-/// (`0.0.0.0/1`), past which the more specific routes of networks lead anyway.
+/// Returns the shortest prefix that counts as a route. A shorter one is a part of a default route
+/// (`0.0.0.0/1`), and the more specific routes of networks take precedence over it.
 const fn shortest(family: Family) -> u8 {
     match family {
         Family::Ipv4 => 8,
@@ -26,9 +26,9 @@ const fn shortest(family: Family) -> u8 {
     }
 }
 
-/// Reads the routes that a host reports. Those of a worker that together take more than half of a
-/// default address pool do not keep automatic subnets away: one host's routes must not decide
-/// whether the cluster can have networks.
+/// Parses the routes that a host reports. If those of a worker take more than half of a default
+/// address pool, automatic subnets ignore them: one host's routes must not prevent the cluster from
+/// having networks.
 pub(crate) fn routes(texts: &[String], pools: &[Prefix], is_trusted: bool) -> (Routes, Vec<String>) {
     let mut faults = Vec::new();
     let mut all: Vec<Prefix> = Vec::new();
@@ -65,7 +65,7 @@ fn takes_most_of(routes: &[Prefix], pool: &Prefix) -> bool {
         return true;
     }
     let inside: Vec<&Prefix> = routes.iter().filter(|route| pool.covers(route)).collect();
-    // Each address once: routes may be inside others.
+    // Count each address once: routes may be inside others.
     let outermost = inside.iter().filter(|route| !inside.iter().any(|o| o != *route && o.covers(route)));
     let taken = outermost.fold(0u128, |sum, route| sum.saturating_add(route.size()));
     taken > pool.size() / 2
@@ -81,13 +81,13 @@ mod tests {
     }
 
     #[test]
-    fn routes_like_default_routes_keep_no_network_away() {
+    fn routes_like_default_routes_block_no_network() {
         let (routes, faults) = read(&["0.0.0.0/1", "128.0.0.0/1", "::/1", "64.0.0.0/2"]);
         assert_eq!((routes, faults.len()), (Routes::default(), 0));
     }
 
     #[test]
-    fn routes_that_take_most_of_a_pool_do_not_keep_automatic_subnets_away() {
+    fn routes_that_take_most_of_a_pool_do_not_block_automatic_subnets() {
         for lies in [
             &["10.0.0.0/8"][..],
             &["10.64.0.0/10"],

@@ -10,8 +10,8 @@ use crate::access::Method;
 use crate::resolve::resolve_node;
 use crate::{changes, leases, networks, node_status, nodes, readdress, rotation, services};
 
-/// Each call: authorized by its method's entry in the access table, then done by a function on the
-/// shared state. There is no other way to the message than through the authorization.
+/// Defines each call: authorized by its method's entry in the access table, then executed by a
+/// function on the shared state. The message is accessible only after authorization.
 macro_rules! calls {
     ($($name:ident: $method:ident($request:ty) -> $response:ty,
        |$core:pat_param, $caller:pat_param, $message:pat_param| $do:expr;)*) => {

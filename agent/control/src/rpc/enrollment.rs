@@ -1,4 +1,4 @@
-//! The `Enrollment` service: the only one that needs no certificate.
+//! The `Enrollment` service: the only one without a certificate.
 
 use std::sync::Arc;
 
@@ -11,7 +11,7 @@ use crate::core::Core;
 use crate::enroll;
 use crate::transport::PeerInfo;
 
-/// How hosts become members.
+/// Serves joining hosts.
 #[derive(Debug, Clone)]
 pub(crate) struct EnrollmentService {
     core: Arc<Core>,

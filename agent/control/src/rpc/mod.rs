@@ -1,4 +1,4 @@
-//! The gRPC services: each call is authorized, its message read, and passed on.
+//! The gRPC services: authorize each call, parse its message, and pass it on.
 
 mod control;
 mod enrollment;
@@ -21,8 +21,8 @@ pub(crate) use enrollment::EnrollmentService;
 #[derive(Debug, Clone)]
 pub struct MemberService {
     core: Arc<Core>,
-    /// Within the process: the manager's own identity. `None`: whoever the connection's certificate
-    /// names.
+    /// Within the process: the manager's own identity. `None`: the identity in the connection's
+    /// certificate.
     own: Option<PeerIdentity>,
 }
 
@@ -36,12 +36,12 @@ impl MemberService {
         Self { core, own }
     }
 
-    /// The service to add to a server.
+    /// Returns the service to add to a server.
     pub fn control_server(self) -> ControlServer<Self> {
         ControlServer::new(self).max_encoding_message_size(MAX_MESSAGE)
     }
 
-    /// The service to add to a server.
+    /// Returns the service to add to a server.
     pub fn session_server(self) -> SessionServer<Self> {
         SessionServer::new(self).max_decoding_message_size(MAX_MESSAGE).max_encoding_message_size(MAX_MESSAGE)
     }

@@ -19,7 +19,7 @@ use crate::keys;
 use crate::records::{Tries, Versioned, put};
 use crate::resolve::{resolve_endpoint, resolve_network, resolve_service, within};
 
-/// Makes an endpoint a backend; one that is one already stays as it is.
+/// Makes an endpoint a backend; changes nothing if it already is one.
 pub(crate) async fn add(
     core: &Core,
     caller: &Caller,
@@ -49,7 +49,7 @@ pub(crate) async fn add(
     };
     info!(service = %service.name, backend = %backend.name, id = %backend.id, "a backend was added");
     core.feed.reached(revision.0).await;
-    // A removal that was reported meanwhile has not seen it.
+    // A concurrently reported removal did not see the new backend.
     if !core.endpoints.has(&backend.node, &backend.endpoint) {
         super::removals::remove_all(core, vec![Arc::new(backend.clone())]).await?;
         return Err(Problem::new(
@@ -61,7 +61,7 @@ pub(crate) async fn add(
     Ok(backend_status(core, &service, &backend))
 }
 
-/// Why a backend could not be written: it is there, or what it needs is gone.
+/// Explains why a backend could not be written: it exists, or an object that it needs is gone.
 fn existing(core: &Core, service: &Service, wanted: &Backend) -> Result<BackendStatus, Problem> {
     let gone = |what: String| Problem::new(ProblemKind::NotFound, format!("{what} no longer exists"));
     let found = core.feed.view().services.backend(&service.id, &wanted.endpoint).cloned();
@@ -72,7 +72,7 @@ fn existing(core: &Core, service: &Service, wanted: &Backend) -> Result<BackendS
     Err(gone(if is_member { format!("service {}", service.name) } else { format!("node {}", wanted.node) }))
 }
 
-/// The record of a new backend.
+/// Returns the record of a new backend.
 async fn record(core: &Core, service: &Service, endpoint: &v1::Endpoint) -> Result<Backend, Problem> {
     let id = core.services.number(&core.records, &core.feed).await?;
     let read = || {
@@ -92,8 +92,8 @@ async fn record(core: &Core, service: &Service, endpoint: &v1::Endpoint) -> Resu
     read().map_err(|error: InvalidMessage| usage(&error))
 }
 
-/// Takes a backend out of its service, and answers once it is out of the kernels of every live
-/// agent that is concerned.
+/// Removes a backend from its service, and returns once every live agent concerned has applied
+/// that.
 pub(crate) async fn remove(
     core: &Core,
     caller: &Caller,
@@ -143,8 +143,9 @@ pub(crate) async fn set_state(
     }
 }
 
-/// The backend of a service whose endpoint `text` names: by id, name or the beginning of an id. The
-/// endpoint itself may be unknown, as after a restart of the manager while its node is away.
+/// Returns the backend of a service whose endpoint `text` names: by id, name or id prefix. The
+/// endpoint itself may be unknown, for example after a restart of the manager while its node is
+/// away.
 async fn find(
     core: &Core,
     caller: &Caller,
@@ -196,7 +197,7 @@ async fn find(
     found.ok_or_else(|| Problem::new(ProblemKind::NotFound, format!("backend {text} no longer exists")))
 }
 
-/// A worker changes only what its own endpoints are.
+/// Checks that a worker changes only its own endpoints.
 fn check_own(caller: &Caller, node: &NodeId, backend: &Backend) -> Result<(), Problem> {
     if caller.role() == Role::Manager || node == caller.id() {
         return Ok(());

@@ -1,4 +1,4 @@
-//! Making a service: what it asks for must be free, and what it leaves open is chosen.
+//! Creating a service: checks that the requested values are free, and chooses the others.
 
 use std::sync::Arc;
 
@@ -20,7 +20,7 @@ use crate::records::{RecordError, Tries, Versioned, put};
 use crate::resolve::resolve_network;
 use crate::view::View;
 
-/// Makes a service, and answers once every live agent that is concerned has it in its kernel.
+/// Creates a service, and returns once every live agent concerned has applied it.
 pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result<ServiceStatus, Problem> {
     let network = request.network.clone();
     let wanted = RequestedService::parse(request)?;
@@ -42,7 +42,7 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
         let Some(revision) = write(core, &service).await? else { continue };
         info!(service = %service.id, name = %service.name, "a service was created");
         core.feed.reached(revision).await;
-        // What was chosen is in the view by now.
+        // The chosen values are in the view by now.
         drop(choices);
         let interested = {
             let view = core.feed.view();
@@ -55,15 +55,15 @@ pub(crate) async fn create(core: &Core, request: CreateServiceRequest) -> Result
     }
 }
 
-/// The service that a request would create on a network of the view, and which of its ports it
-/// names.
+/// Returns the service that a request would create on a network of the view, and which of its ports
+/// were requested explicitly.
 pub(crate) fn proposed(
     view: &View,
     network: &NetworkId,
     request: CreateServiceRequest,
 ) -> Result<(Service, Vec<PublishedPort>), Problem> {
     let wanted = RequestedService::parse(request)?;
-    // Nobody else chooses at this desk, so there is nothing to wait for.
+    // Only this call uses this desk, so it never waits.
     let desk = ServiceDesk::default();
     let planned = plan(view, desk.choose(), network, &wanted, &Checked::default())?;
     let (service, _choices) = planned.ok_or_else(contended)?;
@@ -72,8 +72,8 @@ pub(crate) fn proposed(
     Ok((service, named))
 }
 
-/// The service as it can be made, or what is in its way; `None` when that may be other calls which
-/// come to nothing.
+/// Returns the service to create, or the conflict; `None` if the conflict is with other calls,
+/// which may still fail.
 fn plan<'a>(
     view: &View,
     mut choosing: Choosing<'a>,
@@ -118,7 +118,7 @@ fn plan<'a>(
     Ok(Some((service, choosing.done())))
 }
 
-/// `None`: another call was faster; a new plan has to be made.
+/// Writes the service; returns `None` if another call was faster, and a new plan is needed.
 async fn write(core: &Core, service: &Service) -> Result<Option<u64>, Problem> {
     let network_key = keys::network(&service.network);
     let reads = std::iter::once(Op::get(network_key.clone())).chain(PortRecords::reads(&service.ports));

@@ -1,5 +1,4 @@
-//! Ports that a check asks about beside those that are meant: a node that claims to use most of
-//! them is not believed.
+//! Decoy ports in a port check: a node that claims to use most of them is not trusted.
 
 use std::collections::BTreeSet;
 
@@ -7,16 +6,16 @@ use mesh_model::{NodeId, Protocol, PublishedPort};
 
 use crate::sessions::registry::PortAnswer;
 
-/// How many ports are asked about beside those that are meant.
+/// Number of decoys.
 const COUNT: usize = 16;
-/// The first, the distance of one from the next, and how far all are shifted at most. They stay
-/// below the ports that kernels choose by themselves (from 32768 on).
+/// The first decoy, the distance between decoys, and the maximum shift of all. They stay below the
+/// ports that kernels choose themselves (from 32768 on).
 const FIRST: u16 = 10_007;
 const DISTANCE: u16 = 701;
 const SHIFT: u16 = 700;
 
-/// Ports that no host has a reason to use all of, other ones for other questions, and none of the
-/// question's.
+/// Returns ports that no host has a reason to use completely, different for each question and none
+/// of the question's.
 pub(super) fn of(asked: &[PublishedPort]) -> Vec<PublishedPort> {
     let shift =
         asked.iter().fold(0u16, |sum, port| sum.wrapping_mul(31).wrapping_add(port.published)) % SHIFT;
@@ -29,7 +28,7 @@ pub(super) fn of(asked: &[PublishedPort]) -> Vec<PublishedPort> {
         .collect()
 }
 
-/// Takes the decoys out of the answers, and the whole answer of each node that claims more than
+/// Removes the decoys from the answers, and the whole answer of each node that claims more than
 /// half of them; returns those nodes.
 pub(super) fn take_out(answers: &mut [(NodeId, PortAnswer)], decoys: &[PublishedPort]) -> Vec<NodeId> {
     let decoys: BTreeSet<&PublishedPort> = decoys.iter().collect();
@@ -55,7 +54,7 @@ mod tests {
     }
 
     #[test]
-    fn decoys_are_sixteen_ports_that_the_question_does_not_hold() {
+    fn decoys_are_sixteen_ports_that_the_question_does_not_contain() {
         let every_third: Vec<_> =
             (10_000..33_000).step_by(3).map(|port| PublishedPort::ingress(port, 80, Protocol::Udp)).collect();
         for asked in [&every_third[..1], &every_third[..]] {

@@ -1,5 +1,5 @@
-//! What one manager remembers besides the records, so that its calls do not conflict: the free
-//! values that calls are trying to take, and the reserved numbers of backends.
+//! A manager's state besides the records, so that its calls do not conflict: the free values that
+//! calls are about to take, and the reserved backend numbers.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -13,10 +13,10 @@ use crate::feed::Feed;
 use crate::keys;
 use crate::records::{RecordError, Records, Tries, Versioned, put};
 
-/// Numbers that are reserved at once.
+/// Number of backend numbers that are reserved at once.
 const RUN: u32 = 64;
 
-/// Something free that a call has chosen and is about to write.
+/// A free value that a call has chosen and is about to write.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Choice {
     Vip(NetworkId, IpAddr),
@@ -27,27 +27,25 @@ pub(super) enum Choice {
 #[derive(Debug, Default)]
 pub(crate) struct ServiceDesk {
     chosen: Mutex<BTreeSet<Choice>>,
-    /// Tells those who found all that is free chosen by others that some of it has been given back
-    /// or written.
+    /// Notifies calls that found all free values chosen by others: some were released or written.
     freed: Notify,
-    /// Numbers that are reserved and not yet given, the next one and how many.
+    /// Reserved numbers that are not yet used: the next one and how many.
     numbers: tokio::sync::Mutex<Option<(BackendId, u32)>>,
 }
 
 impl ServiceDesk {
-    /// Takes the exclusive right to choose.
+    /// Acquires the exclusive right to choose.
     pub(super) fn choose(&self) -> Choosing<'_> {
         let taken = self.chosen.lock();
         Choosing { taken, choices: Choices { desk: self, mine: Vec::new() } }
     }
 
-    /// Waits until some call is done with what it chose, from the moment on at which this is
-    /// called.
+    /// Waits until some call has finished with its choices, counted from the time of this call.
     pub(super) fn freed(&self) -> impl Future<Output = ()> {
         self.freed.notified()
     }
 
-    /// A backend's number that no other backend has or lately had.
+    /// Returns a backend number that no other backend has or had recently.
     pub(super) async fn number(&self, records: &Records, feed: &Feed) -> Result<BackendId, RecordError> {
         let mut numbers = self.numbers.lock().await;
         loop {
@@ -56,7 +54,7 @@ impl ServiceDesk {
                 _ => (reserve(records).await?, RUN),
             };
             *numbers = Some((next.next(), left - 1));
-            // After millions of backends the numbers go round.
+            // After millions of backends the numbers wrap around.
             if feed.view().services.backend_by_number(next).is_none() {
                 return Ok(next);
             }
@@ -64,7 +62,7 @@ impl ServiceDesk {
     }
 }
 
-/// Reserves the run of numbers that begins with the one returned.
+/// Reserves a run of numbers, and returns the first.
 async fn reserve(records: &Records) -> Result<BackendId, RecordError> {
     let mut tries = Tries::default();
     loop {
@@ -84,14 +82,14 @@ async fn reserve(records: &Records) -> Result<BackendId, RecordError> {
     }
 }
 
-/// A turn at choosing.
+/// An exclusive right to choose.
 pub(super) struct Choosing<'a> {
     taken: MutexGuard<'a, BTreeSet<Choice>>,
     choices: Choices<'a>,
 }
 
 impl<'a> Choosing<'a> {
-    /// What others on this manager have chosen.
+    /// Returns the choices of other calls on this manager.
     pub(super) fn taken(&self) -> &BTreeSet<Choice> {
         &self.taken
     }
@@ -101,7 +99,7 @@ impl<'a> Choosing<'a> {
         self.choices.mine.push(choice);
     }
 
-    /// Whether there is something that others have chosen, and may give back.
+    /// Returns whether other calls have choices that they may release.
     pub(super) fn is_contended(&self) -> bool {
         self.taken.len() > self.choices.mine.len()
     }
@@ -111,7 +109,7 @@ impl<'a> Choosing<'a> {
     }
 }
 
-/// What a call has chosen; others may choose it again when this is dropped.
+/// The choices of a call; they become available when this is dropped.
 #[derive(Debug)]
 pub(super) struct Choices<'a> {
     desk: &'a ServiceDesk,

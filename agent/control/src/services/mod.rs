@@ -1,4 +1,4 @@
-//! Services: making, changing, listing and removing them, and their backends.
+//! Services: creation, changes, listing and removal, and their backends.
 
 mod backends;
 mod create;
@@ -34,7 +34,7 @@ pub(crate) use remove::remove;
 pub(crate) use status::health_text;
 pub(crate) use update::{proposed as proposed_update, update};
 
-/// The services of a network, or all, in order of network and name.
+/// Returns the services of a network, or all, in order of network and name.
 pub(crate) async fn list(core: &Core, request: &ListServicesRequest) -> Result<Vec<ServiceStatus>, Problem> {
     let network = match request.network.as_str() {
         "" => None,
@@ -42,7 +42,7 @@ pub(crate) async fn list(core: &Core, request: &ListServicesRequest) -> Result<V
     };
     core.catch_up().await?;
     let records: Vec<ServiceRecords> = {
-        // The view is held for a moment only: the messages are made afterwards.
+        // Hold the view only briefly: build the messages afterwards.
         let view = core.feed.view();
         match &network {
             Some(network) => {
@@ -60,20 +60,20 @@ fn sort_key(status: &ServiceStatus) -> (&str, &str) {
     (&status.network_name, status.service.as_ref().map_or("", |service| &service.name))
 }
 
-/// One service with its backends.
+/// Returns one service with its backends.
 pub(crate) async fn inspect(core: &Core, text: &str) -> Result<ServiceStatus, Problem> {
     let service = resolve_service(core, text).await?;
     Ok(status(core, &service))
 }
 
-/// Other calls have chosen all that is free.
+/// Returns the error if other calls have chosen all free values.
 fn contended() -> Problem {
     Problem::new(ProblemKind::Exhausted, "all free values are being allocated by other calls")
         .hint("try again")
 }
 
-/// Waits until the view and the live agents of these nodes have a revision. An agent that is late
-/// must not hold up the rest for long: it catches up by itself.
+/// Waits until the view and the live agents of these nodes have a revision. A late agent must not
+/// delay the others for long: it catches up later.
 async fn wait_applied(core: &Core, what: &Service, revision: u64, interested: Vec<NodeId>) {
     core.feed.reached(revision).await;
     let late = core.sessions.wait_applied(interested, revision, limits::APPLIED).await;

@@ -1,7 +1,7 @@
-//! What a person should know of names that several things of a network have.
+//! Warnings about names that several objects of a network share.
 //!
-//! Of those with one name, services go before endpoints, and endpoints before endpoints' aliases;
-//! the names and aliases of services stand side by side (`mesh-dns`).
+//! Services take precedence over endpoints, and endpoints over endpoints' aliases; names and
+//! aliases of services are equal (`mesh-dns`).
 
 use mesh_model::{Name, Service};
 
@@ -9,7 +9,7 @@ use super::status::network_name;
 use crate::core::Core;
 use crate::view::View;
 
-/// One line for each name of a service that something else of its network has too.
+/// Returns one line for each name of a service that another object of its network has too.
 pub(crate) fn shared(core: &Core, view: &View, service: &Service) -> Vec<String> {
     let network = network_name(view, &service.network);
     let names = std::iter::once(&service.name).chain(&service.aliases);
@@ -37,7 +37,7 @@ pub(crate) fn shared(core: &Core, view: &View, service: &Service) -> Vec<String>
     warnings
 }
 
-/// The other services of its network.
+/// Returns the other services of its network.
 fn others<'a>(view: &'a View, service: &'a Service) -> impl Iterator<Item = &'a Service> {
     let ids = view.services.in_network(&service.network).filter(|id| **id != service.id);
     ids.filter_map(|id| view.services.get(id)).map(|other| &**other)

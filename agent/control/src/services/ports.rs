@@ -15,21 +15,20 @@ use crate::sessions::registry::PortAnswer;
 use crate::view::View;
 use crate::{keys, limits};
 
-/// What is shown of a node that claims ports of which it cannot use all.
+/// The explanation for a node that claims more ports than it can use.
 const DOUBTFUL: &str = "it claims to use nearly every port, so its answer is not trusted";
 
-/// What the agents said about their hosts' sockets.
+/// The agents' reports about their hosts' sockets.
 #[derive(Debug, Default)]
 pub(super) struct Checked {
     free: BTreeSet<PublishedPort>,
-    /// Chosen ports that turned out to be taken.
+    /// Chosen ports that turned out to be in use.
     avoid: BTreeSet<(Protocol, u16)>,
-    /// Nodes that were away: they check by themselves when they return.
+    /// Nodes that were away: they check the ports when they return.
     unchecked: BTreeSet<NodeId>,
 }
 
-/// The ports with those that are open chosen; `own`: the service whose they are to be, if there is
-/// one.
+/// Returns the ports with open ones chosen; `own`: the service that will have them, if it exists.
 pub(super) fn choose(
     view: &View,
     wanted: &[PublishedPort],
@@ -41,7 +40,7 @@ pub(super) fn choose(
     let mut published_by: BTreeMap<ServiceId, Vec<PublishedPort>> = BTreeMap::new();
     for port in wanted {
         let published = match (port.protocol, port.published) {
-            // The kernel's helpers cannot mend SCTP's checksum, so only addresses can be
+            // The kernel's helpers cannot update SCTP's checksum, so only addresses can be
             // translated.
             (Protocol::Sctp, 0) => port.target,
             (Protocol::Sctp, given) if given != port.target => return Err(renumbered_sctp(port)),
@@ -57,7 +56,7 @@ pub(super) fn choose(
     if published_by.is_empty() { Ok(ports) } else { Err(published_already(view, &published_by)) }
 }
 
-/// All ports of a request that other services publish, in one line.
+/// Returns the conflict for all requested ports that other services publish, in one line.
 fn published_already(view: &View, by: &BTreeMap<ServiceId, Vec<PublishedPort>>) -> Problem {
     let each = by.iter().filter_map(|(id, ports)| {
         let service = view.services.get(id)?;
@@ -68,13 +67,13 @@ fn published_already(view: &View, by: &BTreeMap<ServiceId, Vec<PublishedPort>>) 
         .hint("publish other ports, or remove these from the other service")
 }
 
-/// `port 80/tcp is` or `ports 80-82/tcp are`.
+/// Formats `port 80/tcp is` or `ports 80-82/tcp are`.
 fn are(ports: &[PublishedPort]) -> String {
     let verb = if ports.len() == 1 { "is" } else { "are" };
     format!("{} {verb}", called(ports))
 }
 
-/// `port 80/tcp` or `ports 80-82/tcp, 90/udp`.
+/// Formats `port 80/tcp` or `ports 80-82/tcp, 90/udp`.
 fn called(ports: &[PublishedPort]) -> String {
     let plural = if ports.len() == 1 { "" } else { "s" };
     format!("port{plural} {}", shortened(numbers(ports)).join(", "))
@@ -114,10 +113,9 @@ fn automatic(
 }
 
 impl Checked {
-    /// Asks the agents of all nodes about those ports that they were not asked about. Returns false
-    /// when a port that was chosen here is taken, and another has to be; one that was asked for and
-    /// is taken is an error. So is an agent in session that does not answer: nobody knows then
-    /// whether the port is free.
+    /// Asks the agents of all nodes about the ports that were not checked yet. Returns false if a
+    /// chosen port is in use and another must be chosen. Fails if a requested port is in use, or if
+    /// an agent in session does not answer, since the port may not be free.
     pub(super) async fn check(
         &mut self,
         core: &Core,
@@ -147,25 +145,26 @@ impl Checked {
         Ok(is_fit)
     }
 
-    /// The names of the nodes that were away.
+    /// Returns the names of the nodes that were away.
     pub(super) fn unchecked(&self, core: &Core) -> Vec<String> {
         let view = core.feed.view();
         self.unchecked.iter().map(|node| node_name(&view, node)).collect()
     }
 }
 
-/// What the hosts' agents say about ports.
+/// The answers of the hosts' agents about ports.
 #[derive(Debug, Default)]
 pub(crate) struct HostAnswers {
-    /// Those of the ports that sockets of a host have.
+    /// The ports that sockets of each host use.
     taken: BTreeMap<NodeId, Vec<PublishedPort>>,
     /// Nodes without a session.
     away: BTreeSet<NodeId>,
 }
 
-/// Asks the agents of all nodes about ports. An agent in session that does not answer is an error.
+/// Asks the agents of all nodes about ports. Fails if an agent in session does not answer.
 pub(crate) async fn check_host_ports(core: &Core, ports: &[PublishedPort]) -> Result<HostAnswers, Problem> {
-    // Right after this manager began, agents are about to return. Its own is in this process.
+    // Right after this manager's start, agents are about to reconnect. Its own agent is in this
+    // process.
     if core.nodes_without_report().iter().any(|node| node != core.node_id()) {
         core.first_reports().await;
     }
@@ -188,7 +187,7 @@ pub(crate) async fn check_host_ports(core: &Core, ports: &[PublishedPort]) -> Re
             PortAnswer::Taken(taken) => _ = found.taken.insert(node, taken),
         }
     }
-    // A port that is known to be taken is the better answer.
+    // A port that is known to be in use is the more useful answer.
     match failure {
         Some(failure) if found.taken.is_empty() => Err(failure),
         _ => Ok(found),
@@ -196,7 +195,7 @@ pub(crate) async fn check_host_ports(core: &Core, ports: &[PublishedPort]) -> Re
 }
 
 impl HostAnswers {
-    /// The conflict of those ports that sockets have, in one line.
+    /// Returns the conflict for the ports that sockets use, in one line.
     pub(crate) fn in_use(&self, core: &Core, is_wanted: impl Fn(&PublishedPort) -> bool) -> Option<Problem> {
         let mut nodes = BTreeMap::<Vec<PublishedPort>, Vec<String>>::new();
         for (node, taken) in &self.taken {
@@ -226,7 +225,7 @@ impl HostAnswers {
         (!each.is_empty()).then(|| Problem::new(ProblemKind::Conflict, each.join("; ")).hint(hint))
     }
 
-    /// The names of the nodes that were away.
+    /// Returns the names of the nodes that were away.
     pub(crate) fn unchecked(&self, core: &Core) -> Vec<String> {
         let view = core.feed.view();
         self.away.iter().map(|node| node_name(&view, node)).collect()
@@ -244,11 +243,11 @@ fn unanswered(node: &str, why: &str) -> Problem {
 /// The publishers of one port: by host address or `any`.
 type Publishers = BTreeMap<String, ServiceId>;
 
-/// The records of some ports as they were read.
+/// The records of some ports as read.
 pub(super) struct PortRecords(BTreeMap<(Protocol, u16), (Revision, Publishers)>);
 
 impl PortRecords {
-    /// The reads that [`PortRecords::of`] takes the results of.
+    /// Returns the reads for [`PortRecords::of`].
     pub(super) fn reads(ports: &[PublishedPort]) -> impl Iterator<Item = Op> {
         keys_of(ports).into_iter().map(|(protocol, port)| Op::get(keys::port(protocol, port)))
     }
@@ -263,14 +262,14 @@ impl PortRecords {
         Ok(Self(records))
     }
 
-    /// Gives a port up, if it is the service's.
+    /// Releases a port, if it is the service's.
     pub(super) fn remove(&mut self, port: &PublishedPort, service: &ServiceId) {
         if let Some((_, publishers)) = self.0.get_mut(&(port.protocol, port.published)) {
             publishers.retain(|address, owner| *address != address_key(port) || owner != service);
         }
     }
 
-    /// Takes a port; false when somebody has it.
+    /// Takes a port; returns false if another service has it.
     pub(super) fn add(&mut self, port: &PublishedPort, service: &ServiceId) -> bool {
         let Some((_, publishers)) = self.0.get_mut(&(port.protocol, port.published)) else { return false };
         let address = address_key(port);
@@ -282,7 +281,7 @@ impl PortRecords {
         true
     }
 
-    /// Nobody has changed them since, and how they are written.
+    /// Returns the condition that the records are unchanged, and the operations to write them.
     pub(super) fn write(&self) -> (Vec<Compare>, Vec<Op>) {
         let each = self.0.iter().map(|(&(protocol, port), (revision, publishers))| {
             let key = keys::port(protocol, port);
@@ -301,7 +300,7 @@ fn address_key(port: &PublishedPort) -> String {
     port.host_ip.map_or_else(|| "any".to_owned(), |address| address.to_string())
 }
 
-/// The published ports of a service, for messages.
+/// Lists the published ports of a service, for messages.
 pub(super) fn named(service: &Service) -> String {
     shortened(ranges(&service.ports)).join(", ")
 }
@@ -337,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn only_its_publisher_gives_a_port_up() {
+    fn only_its_publisher_releases_a_port() {
         let mut record = record();
         assert!(record.add(&port(None), &service(1)));
         record.remove(&port(None), &service(2));

@@ -1,4 +1,4 @@
-//! Backends go when their endpoint or their node does.
+//! Removes backends when their endpoint or their node is removed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -11,23 +11,23 @@ use crate::core::Core;
 use crate::keys;
 use crate::records::RecordError;
 
-/// Backends in one transaction: a store may bound how much one changes.
+/// Backends in one transaction: a store may limit its size.
 const AT_ONCE: usize = 256;
 
-/// A node has said all that it has: backends whose endpoints are not among it go.
+/// Handles a complete report of a node: removes backends whose endpoints are not in it.
 pub(crate) fn follow_hello(core: &Arc<Core>, node: &NodeId) {
     let of_node = core.feed.view().services.backends_on(node).cloned().collect();
     spawn(core, node.clone(), of_node);
 }
 
-/// A node's endpoints are gone: so are the backends that they were.
+/// Removes the backends of a node's removed endpoints.
 pub(crate) fn follow_removals(core: &Arc<Core>, node: &NodeId, endpoints: Vec<EndpointId>) {
     if endpoints.is_empty() {
         return;
     }
     let (core, node) = (core.clone(), node.clone());
     tokio::spawn(async move {
-        // What was added before the removal was reported is in the view by then.
+        // Backends that were added before the removal was reported are in the view by now.
         if let Err(error) = core.catch_up().await {
             warn!(%node, %error, "cannot remove the backends of endpoints that are gone");
             return;
@@ -48,7 +48,7 @@ fn spawn(core: &Arc<Core>, node: NodeId, backends: Vec<Arc<Backend>>) {
     }
 }
 
-/// Removes those of the node's backends whose endpoints it does not have.
+/// Removes those of the node's backends whose endpoints do not exist.
 async fn remove_gone(core: &Core, node: &NodeId, mut backends: Vec<Arc<Backend>>) {
     backends.retain(|backend| !core.endpoints.has(node, &backend.endpoint));
     if let Err(error) = remove_all(core, backends).await {
@@ -70,14 +70,14 @@ pub(super) async fn remove_all(core: &Core, backends: Vec<Arc<Backend>>) -> Resu
     Ok(())
 }
 
-/// Removes the backends of a node that is no member any more. Nobody adds one to it from then on.
+/// Removes the backends of a removed node. No new ones can be added to it.
 pub(crate) async fn forget_node(core: &Core, node: &NodeId) -> Result<(), RecordError> {
     core.catch_up().await?;
     let backends = core.feed.view().services.backends_on(node).cloned().collect();
     remove_all(core, backends).await
 }
 
-/// A manager that ended while it removed a node may have left its backends.
+/// Removes backends that a manager left when it ended while removing a node.
 pub(crate) async fn sweep(core: &Core) -> Result<(), RecordError> {
     let gone: BTreeSet<NodeId> = {
         let view = core.feed.view();

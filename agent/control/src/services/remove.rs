@@ -14,8 +14,7 @@ use crate::keys;
 use crate::records::{Tries, Versioned};
 use crate::resolve::{check_removable, resolve_service};
 
-/// Removes a service, and answers once it is gone from the kernels of every live agent that is
-/// concerned.
+/// Removes a service, and returns once every live agent concerned has applied that.
 pub(crate) async fn remove(core: &Core, text: &str) -> Result<ServiceStatus, Problem> {
     let found = resolve_service(core, text).await?;
     check_removable("service", text, &found.name)?;
@@ -29,8 +28,7 @@ pub(crate) async fn remove(core: &Core, text: &str) -> Result<ServiceStatus, Pro
         let Some(Versioned { value: service, revision }) = read.one::<Service>()? else {
             return Err(Problem::new(ProblemKind::NotFound, format!("service {text} no longer exists")));
         };
-        // One that was created when spellings of a name were different names may have another one's
-        // folded name.
+        // A service from before names ignored case may not own its folded name.
         let folded = read.one::<mesh_model::ServiceId>()?.filter(|owner| owner.value == service.id);
         let mut records = if service.ports == found.ports {
             PortRecords::of(&found.ports, &mut read)?

@@ -1,4 +1,4 @@
-//! What a request for a service asks for, read and checked by itself.
+//! The request for a service, parsed and checked without other data.
 
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, Ipv6Addr};
@@ -10,7 +10,7 @@ use mesh_proto::{InvalidMessage, Problem, ProblemKind};
 
 use crate::errors::usage;
 
-/// What a service is to be.
+/// The requested properties of a service.
 #[derive(Debug, Clone)]
 pub(super) struct RequestedService {
     pub(super) name: Name,
@@ -71,7 +71,7 @@ pub(super) fn ports(ports: Vec<v1::PublishedPort>) -> Result<Vec<PublishedPort>,
     ports.into_iter().map(TryInto::try_into).collect()
 }
 
-/// Each name once, in the order in which they were given.
+/// Returns each name once, in the given order.
 pub(super) fn aliases(texts: &[String]) -> Result<Vec<Name>, InvalidMessage> {
     let mut aliases: Vec<Name> = Vec::new();
     for text in texts {
@@ -83,8 +83,8 @@ pub(super) fn aliases(texts: &[String]) -> Result<Vec<Name>, InvalidMessage> {
     Ok(aliases)
 }
 
-/// No two ports of one service answer for the same packets. Those that are yet to be chosen will
-/// not.
+/// Checks that no two ports of one service match the same packets. Ports that are still to be
+/// chosen will not.
 pub(super) fn check_distinct(ports: &[PublishedPort]) -> Result<(), Problem> {
     let mut before = ByNumber::default();
     for port in ports.iter().filter(|port| port.published != 0) {
@@ -96,7 +96,7 @@ pub(super) fn check_distinct(ports: &[PublishedPort]) -> Result<(), Problem> {
     Ok(())
 }
 
-/// Published ports by their numbers: a service may have thousands.
+/// Published ports by number: a service may have thousands.
 #[derive(Debug, Default)]
 pub(super) struct ByNumber(BTreeMap<(Protocol, u16), Vec<PublishedPort>>);
 
@@ -105,7 +105,7 @@ impl ByNumber {
         self.0.entry((port.protocol, port.published)).or_default().push(port);
     }
 
-    /// The one that answers for the same packets.
+    /// Returns the port that matches the same packets.
     pub(super) fn conflict(&self, port: &PublishedPort) -> Option<&PublishedPort> {
         let others = self.0.get(&(port.protocol, port.published)).into_iter().flatten();
         others.into_iter().find(|other| other.conflicts_with(port))

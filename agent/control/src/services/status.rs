@@ -1,4 +1,4 @@
-//! What is known of services and their backends now, and which backends get new connections.
+//! The status of services and backends, and which backends get new connections.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use mesh_proto::v1::{self, BackendStatus, ServiceStatus};
 use crate::core::Core;
 use crate::view::{ServiceRecords, View};
 
-/// What is said of a backend that fails its check, or has not passed it, and gets connections all
-/// the same.
+/// The explanation for a backend that fails its check, or has not passed it, and still gets
+/// connections.
 const FALLBACK: &str = "no backend passes its check; all are used";
 
-/// A service with what is known of it now.
+/// Returns a service with its current status.
 pub(super) fn status(core: &Core, service: &Arc<Service>) -> ServiceStatus {
     let backends = core.feed.view().services.backends_of(&service.id);
     let records = ServiceRecords { service: service.clone(), backends };
     statuses(core, std::slice::from_ref(&records)).pop().unwrap_or_default()
 }
 
-/// One backend, which may have been removed or changed just now, with what is known of it.
+/// Returns one backend, which may just have been removed or changed, with its current status.
 pub(super) fn backend_status(core: &Core, service: &Service, backend: &Backend) -> BackendStatus {
     let mut backends = core.feed.view().services.backends_of(&service.id);
     backends.retain(|other| other.id != backend.id);
@@ -31,7 +31,7 @@ pub(super) fn backend_status(core: &Core, service: &Service, backend: &Backend) 
     status.backends.into_iter().next_back().unwrap_or_default()
 }
 
-/// Services with what is known of them now.
+/// Returns services with their current status.
 pub(super) fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceStatus> {
     let facts = Facts::of(core, records);
     let one = |ServiceRecords { service, backends }: &ServiceRecords| ServiceStatus {
@@ -44,7 +44,7 @@ pub(super) fn statuses(core: &Core, records: &[ServiceRecords]) -> Vec<ServiceSt
     records.iter().map(one).collect()
 }
 
-/// As people see it.
+/// Formats the health for people.
 pub(crate) fn health_text(service: &Service, is_healthy: Option<bool>) -> &'static str {
     match is_healthy {
         _ if service.health.is_none() => "none",
@@ -54,7 +54,7 @@ pub(crate) fn health_text(service: &Service, is_healthy: Option<bool>) -> &'stat
     }
 }
 
-/// What is known of the nodes and networks that some services are on.
+/// The state of the nodes and networks of some services.
 struct Facts {
     nodes: BTreeMap<NodeId, (String, Availability)>,
     networks: BTreeMap<NetworkId, String>,
@@ -130,7 +130,7 @@ impl Facts {
         self.states.get(node).copied().unwrap_or(NodeState::Unknown)
     }
 
-    /// What is known of a backend's health: of one whose host is down, nothing.
+    /// Returns a backend's health if known; it is unknown if the host is down.
     fn health(&self, core: &Core, backend: &Backend) -> Option<bool> {
         core.health.get(backend.id).filter(|_| self.state(&backend.node) != NodeState::Down)
     }

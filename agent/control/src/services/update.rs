@@ -21,7 +21,7 @@ use crate::records::{Tries, Versioned, put};
 use crate::resolve::resolve_service;
 use crate::view::View;
 
-/// Changes a service, and answers once every live agent that is concerned has it so in its kernel.
+/// Changes a service, and returns once every live agent concerned has applied the change.
 pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result<ServiceStatus, Problem> {
     let add = request::ports(request.add_ports.clone()).map_err(|error| usage(&error))?;
     check_distinct(&add)?;
@@ -80,7 +80,7 @@ pub(crate) async fn update(core: &Core, request: UpdateServiceRequest) -> Result
     }
 }
 
-/// The service as an update would leave it, and which ports it gains that the request names.
+/// Returns the service after an update, and which new ports the request names explicitly.
 pub(crate) fn proposed(
     view: &View,
     current: &Service,
@@ -88,7 +88,7 @@ pub(crate) fn proposed(
 ) -> Result<(Service, Vec<PublishedPort>), Problem> {
     let add = request::ports(request.add_ports.clone()).map_err(|error| usage(&error))?;
     check_distinct(&add)?;
-    // Nobody else chooses at this desk, so there is nothing to wait for.
+    // Only this call uses this desk, so it never waits.
     let desk = ServiceDesk::default();
     let planned = plan(view, desk.choose(), current, request, &add, &Checked::default())?;
     let (wanted, _choices) = planned.ok_or_else(contended)?;
@@ -97,14 +97,14 @@ pub(crate) fn proposed(
     Ok((wanted, named))
 }
 
-/// The nodes that receive the service, as it is in the view.
+/// Returns the nodes that receive the service, according to the view.
 pub(super) fn interested(core: &Core, service: &Service) -> Vec<NodeId> {
     let view = core.feed.view();
     view.interested(&service.network, view.audience(&service.id))
 }
 
-/// The service as it is to be; `None` when other calls, which may come to nothing, have chosen all
-/// the ports that are free.
+/// Returns the service after the change; `None` if other calls, which may still fail, have chosen
+/// all free ports.
 fn plan<'a>(
     view: &View,
     mut choosing: Choosing<'a>,
@@ -136,7 +136,7 @@ fn plan<'a>(
     Ok(Some((wanted, choosing.done())))
 }
 
-/// All but the ports.
+/// Applies all changes except those of ports.
 fn change(current: &Service, request: &UpdateServiceRequest) -> Result<Service, InvalidMessage> {
     let mut wanted = current.clone();
     let unknown = |_| InvalidMessage { field: "affinity", reason: "is not known".into() };
@@ -163,8 +163,7 @@ fn change(current: &Service, request: &UpdateServiceRequest) -> Result<Service, 
     Ok(wanted)
 }
 
-/// Takes away the ports that are meant: by the published port, or by the target where that is left
-/// open.
+/// Removes the matching ports: by the published port, or by the target if that is not given.
 fn remove_port(service: &mut Service, meant: &v1::PublishedPort) -> Result<(), Problem> {
     let host_ip = parse_optional::<std::net::IpAddr>("host_ip", &meant.host_ip).map_err(|e| usage(&e))?;
     let protocol = meant.protocol().try_into().map_err(|e| usage(&e))?;

@@ -12,7 +12,7 @@ use super::request::RequestedService;
 use crate::layout::layout;
 use crate::view::View;
 
-/// The addresses that a new service gets: those that it wants, or free ones.
+/// Returns the addresses of a new service: the requested ones, or free ones.
 pub(super) fn choose(
     view: &View,
     network: &Network,
@@ -29,7 +29,7 @@ pub(super) fn choose(
     Ok((v4, v6))
 }
 
-/// `None`: the network has no subnet of the family.
+/// Returns `None` if the network has no subnet of the family.
 fn one(
     view: &View,
     network: &Network,
@@ -56,7 +56,7 @@ fn one(
         let address = vip(&layout, used, &nothing, wanted).map_err(|error| problem(view, network, &error))?;
         return Ok(Some(address));
     }
-    // What other calls are about to write.
+    // Addresses that other calls are about to write.
     let chosen: BTreeSet<IpAddr> = choosing
         .taken()
         .iter()

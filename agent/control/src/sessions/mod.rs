@@ -1,4 +1,4 @@
-//! Agents' sessions: which are live, which revision each has applied, and what each receives.
+//! Agents' sessions: which are live, which revision each agent has applied, and what each receives.
 
 mod host;
 mod reader;
@@ -27,14 +27,14 @@ pub(crate) use taken::follow_taken;
 /// The messages to an agent.
 pub(crate) type Outbound = ReceiverStream<Result<ManagerMessage, Status>>;
 
-/// Begins a session. It ends with its stream, without a message for too long, when a newer one
-/// of the same node begins, or when the node is removed.
+/// Begins a session. It ends with its stream, after too long without a message, when a newer
+/// session of the same node begins, or when the node is removed.
 pub(crate) fn open(core: Arc<Core>, caller: Caller, inbound: Streaming<AgentMessage>) -> Outbound {
     let (outbound, messages) = mpsc::channel(limits::SESSION_QUEUE);
     tokio::spawn(async move {
         let problem = run(&core, &caller, inbound, &outbound).await;
         info!(node = %caller.node().name, reason = %problem, "a session ended");
-        // When the queue is full the agent does not listen anyway.
+        // If the queue is full, the agent does not read anyway.
         let _ = outbound.try_send(Err(problem.into()));
     });
     ReceiverStream::new(messages)
@@ -50,14 +50,14 @@ async fn run(
         Ok(hello) => hello,
         Err(problem) => return problem,
     };
-    // So that a node which has only just joined is known to all that follows.
+    // Catch up, so that a node that has only just joined is known to all parts.
     let caught_up = timeout(limits::HELLO, core.feed.catch_up(&**core.records.store())).await;
     if !matches!(caught_up, Ok(Ok(()))) {
         return Problem::new(ProblemKind::Unreachable, "the manager cannot follow its store");
     }
     let name = &caller.node().name;
     info!(node = %name, version = reports::shown(&hello.version), "a session began");
-    // First, so that an older session of the node reports nothing after this one.
+    // Begin first, so that an older session of the node reports nothing after this one.
     let (session, questions) = core.sessions.begin(caller.id());
     core.faults.begin(caller.id());
     follow_routes(core, caller, &hello.routes);

@@ -1,4 +1,4 @@
-//! What agents say.
+//! Reads the messages of agents.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use crate::access::Caller;
 use crate::core::Core;
 use crate::{clock, leases, limits};
 
-/// Listens until the session ends, and returns why.
+/// Reads until the session ends, and returns the reason.
 pub(super) async fn run(
     core: &Arc<Core>,
     caller: &Caller,
@@ -39,7 +39,7 @@ pub(super) async fn run(
         };
         core.message_received(caller.id());
         match message.kind {
-            // Nobody has applied what is not written yet.
+            // No agent can have applied a revision that is not written yet.
             Some(Kind::Applied(applied)) => {
                 session.set_applied(applied.revision.min(core.feed.view().revision));
             }
@@ -75,7 +75,7 @@ fn reported(core: &Arc<Core>, caller: &Caller, session: &Session, report: Endpoi
     follow_taken(core, caller.id(), taken);
 }
 
-/// A node speaks for its own backends only.
+/// Checks that a node reports only its own backends.
 fn checked(core: &Core, caller: &Caller, report: &HealthReport) {
     let view = core.feed.view();
     let own = report.put.iter().filter_map(|entry| {

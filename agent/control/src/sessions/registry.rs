@@ -1,4 +1,4 @@
-//! Which nodes have a session with this manager, and up to which revision their kernels are.
+//! Sessions of nodes with this manager, and the revisions that their kernels have.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,20 +20,20 @@ use crate::limits;
 #[derive(Debug)]
 pub(crate) struct Session {
     node: NodeId,
-    /// Tells it from earlier and later ones of the same node.
+    /// Distinguishes it from other sessions of the same node.
     number: u64,
     applied: watch::Sender<u64>,
-    /// The newest revision that was waited for in vain.
+    /// The newest revision for which a wait timed out.
     late: AtomicU64,
     reported: watch::Sender<u64>,
     end: watch::Sender<Option<Problem>>,
     questions: mpsc::UnboundedSender<PortCheck>,
-    /// The questions about ports that wait for their answers, by number.
+    /// Port checks that wait for their answers, by number.
     asked: Mutex<BTreeMap<u64, oneshot::Sender<PortCheckAnswer>>>,
 }
 
 impl Session {
-    /// The agent's kernel has everything up to this revision.
+    /// Records that the agent's kernel has everything up to this revision.
     pub(crate) fn set_applied(&self, revision: u64) {
         self.applied.send_if_modified(|applied| {
             let is_later = revision > *applied;
@@ -42,12 +42,12 @@ impl Session {
         });
     }
 
-    /// Whether its agent still has not applied what was waited for in vain.
+    /// Returns whether its agent still has not applied a revision for which a wait timed out.
     fn is_late(&self) -> bool {
         *self.applied.borrow() < self.late.load(Ordering::Relaxed)
     }
 
-    /// The endpoints of the agent's report with this number are known.
+    /// Records that the agent's report with this number was processed.
     pub(super) fn set_reported(&self, number: u64) {
         self.reported.send_replace(number);
     }
@@ -57,14 +57,14 @@ impl Session {
         self.reported.subscribe()
     }
 
-    /// The agent said which ports its host's sockets have.
+    /// Passes on the agent's answer to a port check.
     pub(super) fn answered(&self, answer: PortCheckAnswer) {
         let asked = self.asked.lock().remove(&answer.number);
-        // Nobody may wait for it any more.
+        // The waiting call may be gone.
         let _: Option<Result<_, _>> = asked.map(|asked| asked.send(answer));
     }
 
-    /// The answer about these ports; `None` when the session ends first.
+    /// Returns the answer about these ports; `None` if the session ends first.
     async fn check_ports(&self, number: u64, ports: &[PublishedPort]) -> Option<PortCheckAnswer> {
         let (answer, answered) = oneshot::channel();
         self.asked.lock().insert(number, answer);
@@ -80,7 +80,7 @@ impl Session {
         self.asked.lock().remove(&number);
     }
 
-    /// Waits until somebody else ends the session.
+    /// Waits until another task ends the session.
     pub(super) async fn ended(&self) -> Problem {
         let mut end = self.end.subscribe();
         let reason = end.wait_for(Option::is_some).await.ok().and_then(|reason| reason.clone());
@@ -92,35 +92,35 @@ impl Session {
     }
 }
 
-/// All live sessions of this manager: at most one per node.
+/// All live sessions of this manager: at most one for each node.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
     live: Mutex<BTreeMap<NodeId, Arc<Session>>>,
     seen: Mutex<BTreeMap<NodeId, Timestamp>>,
     /// By how many milliseconds the clocks of nodes in session are ahead of this host's.
     clocks: Mutex<BTreeMap<NodeId, i64>>,
-    /// Counts the sessions that have begun.
+    /// Counts the started sessions.
     begun: watch::Sender<u64>,
     numbers: AtomicU64,
     questions: AtomicU64,
 }
 
-/// What a node's agent says of its host's sockets.
+/// An agent's answer about its host's sockets.
 #[derive(Debug)]
 pub(crate) enum PortAnswer {
-    /// Those of the ports that they have.
+    /// The ports that they use.
     Taken(Vec<PublishedPort>),
-    /// It cannot list them, and why.
+    /// The agent cannot list them, with the reason.
     Failed(String),
-    /// It has a session, and did not answer in time.
+    /// The agent has a session, but did not answer in time.
     Silent,
-    /// It has no session.
+    /// The agent has no session.
     Away,
 }
 
 impl Sessions {
-    /// Begins the session of a node, whose agent is to be asked the questions that come; an older
-    /// one of it ends.
+    /// Begins the session of a node, and ends an older one. Returns the port checks to send to the
+    /// agent.
     pub(super) fn begin(&self, node: &NodeId) -> (Arc<Session>, mpsc::UnboundedReceiver<PortCheck>) {
         let (ask, questions) = mpsc::unbounded_channel();
         let number = self.numbers.fetch_add(1, Ordering::Relaxed);
@@ -141,14 +141,14 @@ impl Sessions {
         (session, questions)
     }
 
-    /// Ends a session; false when it was replaced by another one before.
+    /// Ends a session; returns false if another one has replaced it.
     pub(super) fn end(&self, session: &Session) -> bool {
         let mut live = self.live();
         let is_current = live.get(&session.node).is_some_and(|current| current.number == session.number);
         if is_current {
             live.remove(&session.node);
             self.clocks().remove(&session.node);
-            // Whoever waits for its agent waits no longer.
+            // Ends all waits for its agent.
             session.finish(Problem::new(ProblemKind::Unreachable, "the session is over"));
         }
         is_current
@@ -163,7 +163,7 @@ impl Sessions {
         }
     }
 
-    /// Asks the agents of these nodes whether sockets of their hosts have these ports.
+    /// Asks the agents of these nodes which of these ports sockets of their hosts use.
     pub(crate) async fn check_ports(
         &self,
         nodes: Vec<NodeId>,
@@ -179,8 +179,8 @@ impl Sessions {
         join_all(asks).await
     }
 
-    /// Asks one. A session that ends meanwhile does not make its node one that is away: its agent
-    /// may begin another at once.
+    /// Asks one agent. If its session ends meanwhile, the node does not count as away: its agent
+    /// may reconnect at once.
     async fn request_port_check(
         &self,
         node: &NodeId,
@@ -216,19 +216,19 @@ impl Sessions {
         }
     }
 
-    /// Whether the node has a session.
+    /// Returns whether the node has a session.
     pub(crate) fn is_live(&self, node: &NodeId) -> bool {
         self.live().contains_key(node)
     }
 
-    /// Whether the node has a session and its kernel has this revision.
+    /// Returns whether the node has a session and its kernel has this revision.
     pub(crate) fn has_applied(&self, node: &NodeId, revision: u64) -> bool {
         self.live().get(node).is_some_and(|session| *session.applied.borrow() >= revision)
     }
 
-    /// Waits until each of these nodes has this revision in its kernel or has no session. Those who
-    /// have neither by the end of the time are returned, and not waited for again before they have
-    /// caught up: one agent that hangs holds up one change.
+    /// Waits until each of these nodes has this revision in its kernel or has no session. Returns
+    /// those that have neither when the time is up. Later calls do not wait for them until they
+    /// have caught up, so a hanging agent delays only one change.
     pub(crate) async fn wait_applied(
         &self,
         nodes: impl IntoIterator<Item = NodeId>,
@@ -242,7 +242,7 @@ impl Sessions {
         join_all(waits).await.into_iter().flatten().collect()
     }
 
-    /// True once the node has the revision or has no session, false if it is late.
+    /// Returns true once the node has the revision or has no session, false if it is late.
     async fn applied(&self, node: &NodeId, revision: u64, deadline: Instant) -> bool {
         loop {
             let Some(session) = self.live().get(node).cloned() else { return true };
@@ -252,7 +252,7 @@ impl Sessions {
             let mut applied = session.applied.subscribe();
             tokio::select! {
                 _ = applied.wait_for(|applied| *applied >= revision) => return true,
-                // The node may have a new one.
+                // The node may have a new session.
                 _ = session.ended() => {}
                 () = sleep_until(deadline) => {
                     session.late.fetch_max(revision, Ordering::Relaxed);
@@ -262,22 +262,23 @@ impl Sessions {
         }
     }
 
-    /// Notes that a message of the node's agent has just arrived.
+    /// Records that a message of the node's agent has arrived.
     pub(crate) fn record_seen(&self, node: &NodeId) {
         self.seen.lock().insert(node.clone(), Timestamp::now());
     }
 
-    /// When the last message of the node's agent arrived, since this manager started.
+    /// Returns when the last message of the node's agent arrived, since this manager started.
     pub(crate) fn last_seen(&self, node: &NodeId) -> Option<Timestamp> {
         self.seen.lock().get(node).copied()
     }
 
-    /// A node's clock is so many milliseconds ahead of this host's.
+    /// Records by how many milliseconds a node's clock is ahead of this host's.
     pub(super) fn set_clock(&self, node: &NodeId, ahead_ms: i64) {
         self.clocks().insert(node.clone(), ahead_ms);
     }
 
-    /// How far the clocks of the nodes in session are ahead of this host's, in milliseconds.
+    /// Returns how far the clocks of the nodes in session are ahead of this host's, in
+    /// milliseconds.
     pub(crate) fn clocks_ahead(&self) -> BTreeMap<NodeId, i64> {
         self.clocks().clone()
     }

@@ -1,5 +1,4 @@
-//! What agents receive that is in no record: which backends pass their checks, the endpoints, and
-//! questions.
+//! Data for agents that is in no record: the health of backends, the endpoints, and requests.
 
 use std::collections::BTreeSet;
 
@@ -16,7 +15,7 @@ use crate::health::HealthNews;
 use crate::view::{Level, View};
 
 impl Writer<'_> {
-    /// Everything, at the session's start.
+    /// Sends everything, at the session's start.
     pub(super) async fn send_all_soft(&self) -> Result<(), Problem> {
         self.send_all_health().await?;
         self.send_network_endpoints(&self.networks_with_lease()).await?;
@@ -28,7 +27,7 @@ impl Writer<'_> {
         self.send(Kind::RotateKeys(RotateKeys { number })).await
     }
 
-    /// The health of all backends that the agent knows.
+    /// Sends the health of all backends that the agent knows.
     async fn send_all_health(&self) -> Result<(), Problem> {
         let message = {
             let view = self.core.feed.view();
@@ -39,7 +38,7 @@ impl Writer<'_> {
         self.send(Kind::BackendHealth(message)).await
     }
 
-    /// What has changed of it; after a gap, all of it.
+    /// Sends changes of the health; after a gap, all of it.
     pub(super) async fn send_health(&self, news: Result<HealthNews, RecvError>) -> Result<(), Problem> {
         let Ok(news) = news else { return self.send_all_health().await };
         let put: Vec<_> = {
@@ -49,7 +48,7 @@ impl Writer<'_> {
         self.send_some_health(put).await
     }
 
-    /// What is known of the backends that the agent has just received.
+    /// Sends the health of the backends that the agent has just received.
     pub(super) async fn send_health_of_new(&self, changes: &[Change]) -> Result<(), Problem> {
         let backends = changes.iter().filter_map(|change| match &change.kind {
             Some(change::Kind::PutBackend(backend)) => BackendId::try_from(backend.id).ok(),
@@ -66,7 +65,7 @@ impl Writer<'_> {
         self.send(Kind::BackendHealth(BackendHealth { put, all: false, unheard: Vec::new() })).await
     }
 
-    /// All endpoints of other nodes in these networks.
+    /// Sends all endpoints of other nodes in these networks.
     pub(super) async fn send_network_endpoints(&self, networks: &BTreeSet<NetworkId>) -> Result<(), Problem> {
         if networks.is_empty() {
             return Ok(());
@@ -82,7 +81,7 @@ impl Writer<'_> {
         self.send(Kind::Endpoints(Endpoints { put, removed: Vec::new(), all: true, networks, unheard })).await
     }
 
-    /// What has changed of them; after a gap, all of them.
+    /// Sends changes of the endpoints; after a gap, all of them.
     pub(super) async fn send_endpoints(
         &self,
         news: Result<std::sync::Arc<EndpointNews>, RecvError>,
@@ -108,13 +107,13 @@ impl Writer<'_> {
         self.send(Kind::Endpoints(message)).await
     }
 
-    /// The networks of which the agent receives all records.
+    /// Returns the networks of which the agent receives all records.
     pub(super) fn networks_with_lease(&self) -> BTreeSet<NetworkId> {
         let full = self.known.iter().filter(|(_, level)| **level == Level::Full);
         full.map(|(network, _)| network.clone()).collect()
     }
 
-    /// Whether the agent has received the backend.
+    /// Returns whether the agent has received the backend.
     fn knows(&self, view: &View, backend: BackendId) -> bool {
         let Some(backend) = view.services.backend_by_number(backend) else { return false };
         let level = self.known.get(&backend.network).copied();

@@ -1,4 +1,4 @@
-//! What follows from the endpoints that a node reports.
+//! Consequences of a node's endpoint reports.
 
 use std::sync::Arc;
 
@@ -8,7 +8,7 @@ use crate::core::Core;
 use crate::endpoints::Taken;
 use crate::services;
 
-/// Acts on what a report of endpoints changed, or a later check of it.
+/// Handles the changes of an endpoint report, or of a later check of it.
 pub(crate) fn follow_taken(core: &Arc<Core>, node: &NodeId, taken: Taken) {
     for (endpoint, withheld) in taken.withheld {
         core.faults.set(node, endpoint.as_str(), withheld);

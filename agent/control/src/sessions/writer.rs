@@ -1,4 +1,4 @@
-//! What agents receive: a snapshot, then each revision's changes, without a gap.
+//! Sends records to agents: a snapshot, then each revision's changes, without a gap.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -20,7 +20,7 @@ use crate::sessions::registry::Session;
 use crate::view::{Batch, Level, NetworkRecords, RecordChange, View};
 use crate::{clock, limits};
 
-/// Tells the agent everything until the session ends, and returns why.
+/// Sends everything until the session ends, and returns the reason.
 pub(super) async fn run(
     core: &Core,
     caller: &Caller,
@@ -32,7 +32,7 @@ pub(super) async fn run(
     let mut writer = Writer { core, node: caller.id(), session, questions, outbound, known };
     loop {
         match writer.send_changes().await {
-            // It fell too far behind: what it missed is in the next snapshot.
+            // The session fell too far behind: the next snapshot contains what it missed.
             Ok(()) => {}
             Err(problem) => return problem,
         }
@@ -45,19 +45,19 @@ pub(super) struct Writer<'a> {
     session: &'a Session,
     questions: mpsc::UnboundedReceiver<PortCheck>,
     outbound: &'a mpsc::Sender<Result<ManagerMessage, Status>>,
-    /// The networks that the agent knows, and how much of them.
+    /// The networks that the agent knows, with the level of each.
     pub(super) known: BTreeMap<NetworkId, Level>,
 }
 
 impl Writer<'_> {
-    /// A snapshot, and what follows it until there is a gap.
+    /// Sends a snapshot, and the changes after it until there is a gap.
     async fn send_changes(&mut self) -> Result<(), Problem> {
         let mut states = self.core.states();
         let mut reported = self.session.reported();
-        // Before the full list is sent, so that nothing is missed in between.
+        // Subscribe before the full list is sent, so that nothing is missed in between.
         let (mut health, mut endpoints) = (self.core.health.subscribe(), self.core.endpoints.subscribe());
         let (known, mut news) = self.core.feed.subscribe(|view| Known::of(view, self.node));
-        // The messages are made while others change the view.
+        // Build the messages without the lock on the view.
         let mut snapshot = snapshot(known);
         // A removal before the subscription is not among the news.
         if self.core.records.node(self.node).await?.is_none() {
@@ -85,7 +85,7 @@ impl Writer<'_> {
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             tokio::select! {
-                // The order: revisions first, so that what is waited for comes soonest.
+                // Revisions first, so that calls that wait for them return soonest.
                 biased;
                 batch = news.recv() => match batch {
                     Ok(News::Batch(batch)) => {
@@ -103,7 +103,7 @@ impl Writer<'_> {
                 news = health.recv() => self.send_health(news).await?,
                 news = endpoints.recv() => {
                     self.send_endpoints(news).await?;
-                    // Another node's endpoint may have given up a name that one of this node's
+                    // Another node's endpoint may have released a name that one of this node's
                     // waits for.
                     let now = self.core.endpoints.refused(self.node);
                     if now != refused {
@@ -135,7 +135,7 @@ impl Writer<'_> {
                 }
                 _ = beat.tick() => {
                     if known > sent {
-                        // Revisions that do not concern the agent, all at once.
+                        // Send revisions that do not concern the agent as one.
                         self.send(Kind::Delta(Delta { revision: known, changes: Vec::new() })).await?;
                         sent = known;
                     } else {
@@ -146,7 +146,7 @@ impl Writer<'_> {
         }
     }
 
-    /// Tells what a revision changes for the agent; false when that is nothing.
+    /// Sends the changes of a revision for the agent; returns false if there are none.
     async fn send_batch(&mut self, batch: &Batch) -> Result<bool, Problem> {
         let is_removed =
             |change: &RecordChange| matches!(change, RecordChange::RemoveNode(id) if id == self.node);
@@ -175,7 +175,7 @@ impl Writer<'_> {
         Ok(!changes.is_empty())
     }
 
-    /// An agent that takes nothing for too long loses its session: nothing piles up for it.
+    /// An agent that accepts nothing for too long loses its session, so that its queue is bounded.
     pub(super) async fn send(&self, kind: Kind) -> Result<(), Problem> {
         let message = ManagerMessage { kind: Some(kind) };
         match timeout(limits::SESSION_STALL, self.outbound.send(Ok(message))).await {
@@ -189,12 +189,11 @@ impl Writer<'_> {
 struct AgentSnapshot {
     message: Snapshot,
     known: BTreeMap<NetworkId, Level>,
-    /// The borrows that wait for this agent's answer. It may have been asked before, by a manager
-    /// that is gone.
+    /// The borrows that wait for this agent's answer. An earlier manager may have asked it already.
     asked: Vec<Lease>,
 }
 
-/// What an agent receives of a view.
+/// The part of a view that an agent receives.
 struct Known {
     revision: u64,
     nodes: Vec<Node>,

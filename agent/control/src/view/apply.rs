@@ -6,7 +6,7 @@ use super::View;
 use super::batch::{Batch, Before};
 
 impl View {
-    /// Advances to the next revision, and returns what it changes for each node.
+    /// Advances to the next revision, and returns its changes for each node.
     pub(crate) fn apply(&mut self, revision: u64, events: &[Event]) -> Batch {
         let before = Before::new(self, events);
         let changes = events

@@ -1,4 +1,4 @@
-//! What one revision changes for each node.
+//! The changes of one revision for each node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,18 +12,18 @@ use super::{
 };
 use crate::keys;
 
-/// What one revision changed.
+/// The changes of one revision.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Batch {
     pub(crate) revision: u64,
-    /// Of nodes, networks, leases and keys.
+    /// Changes of nodes, networks, leases and keys.
     pub(crate) changes: Vec<RecordChange>,
     services: Vec<ServiceChange>,
     /// The networks of which nodes may now receive more or less than before.
     interest: BTreeMap<NetworkId, Interest>,
 }
 
-/// What became of a service.
+/// The change of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct ServiceChange {
     id: ServiceId,
@@ -33,11 +33,11 @@ struct ServiceChange {
     put: Option<Arc<Service>>,
     put_backends: Vec<Arc<Backend>>,
     removed_backends: Vec<BackendId>,
-    /// All of it, for nodes that did not have it.
+    /// The whole service, for nodes that did not have it.
     whole: Option<ServiceRecords>,
 }
 
-/// Which nodes receive how much of a network.
+/// How much of a network each node receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Interest {
     exists: bool,
@@ -49,7 +49,7 @@ struct Interest {
 }
 
 impl Batch {
-    /// The networks whose leases change.
+    /// Returns the networks whose leases change.
     pub(crate) fn leased_networks(&self) -> BTreeSet<&NetworkId> {
         let networks = self.changes.iter().filter_map(|change| match change {
             RecordChange::PutLease(lease) | RecordChange::RemoveLease(lease) => Some(&lease.network),
@@ -80,7 +80,7 @@ impl Interest {
     }
 }
 
-/// What a revision touches, as it was before.
+/// The state before the revision, of everything that it affects.
 pub(super) struct Before {
     networks: BTreeMap<NetworkId, Interest>,
     services: BTreeMap<ServiceId, (Audience, Option<NetworkId>)>,
@@ -106,13 +106,13 @@ impl Before {
         before
     }
 
-    /// The batch that leads to the view.
+    /// Returns the batch that leads to the view.
     pub(super) fn batch(self, view: &View, changes: Vec<RecordChange>) -> Batch {
         let mut services: BTreeMap<&ServiceId, ServiceChange> = BTreeMap::new();
         for (id, (before, network)) in &self.services {
             let after = view.audience(id);
             let now = view.services.get(id).map(|service| service.network.clone());
-            // Backends of no service are nobody's.
+            // Backends without a service are ignored.
             let Some(network) = now.or_else(|| network.clone()) else { continue };
             services.insert(
                 id,
@@ -155,7 +155,7 @@ impl Before {
     }
 }
 
-/// Which nodes receive how much now, with the records for those that receive more or less.
+/// Returns how much each node receives now, with the records for those that receive more or less.
 fn now(view: &View, id: &NetworkId, before: &Interest) -> Interest {
     let mut now = Interest::of(view, id);
     let is_new = !before.exists;
@@ -169,19 +169,19 @@ fn now(view: &View, id: &NetworkId, before: &Interest) -> Interest {
 }
 
 impl Batch {
-    /// Whether some node may receive more or less of a network than before.
+    /// Returns whether some node may receive more or less of a network than before.
     pub(crate) fn changes_interest(&self) -> bool {
         !self.interest.is_empty()
     }
 
-    /// What a node must receive of this revision. `known`: how much of which networks it has
-    /// received.
+    /// Returns the messages for a node about this revision. `known`: the level of each network that
+    /// it has received.
     pub(crate) fn changes_for(
         &self,
         node: &NodeId,
         known: &mut BTreeMap<NetworkId, Level>,
     ) -> Vec<v1::Change> {
-        // The networks that it newly receives, or no longer receives, with its level before.
+        // The networks whose level changes for the node, with the level before.
         let mut retold: BTreeMap<&NetworkId, Option<Level>> = BTreeMap::new();
         let mut wholes = Vec::new();
         for (id, interest) in &self.interest {
@@ -190,7 +190,7 @@ impl Batch {
                 continue;
             }
             retold.insert(id, before);
-            // One of which it receives less is removed first.
+            // A network of which it receives less is removed first.
             if before > after {
                 wholes.push(Kind::RemoveNetwork(id.to_string()));
                 known.remove(id);
@@ -211,8 +211,7 @@ impl Batch {
             }
         }
         kinds.extend(wholes);
-        // Nodes first when they come and last when they go, so that leases always point to nodes
-        // that are known.
+        // New nodes first and removed nodes last, so that leases always refer to known nodes.
         kinds.sort_by_key(|kind| match kind {
             Kind::PutNode(_) => 0,
             Kind::RemoveNode(_) => 2,
@@ -223,7 +222,7 @@ impl Batch {
 }
 
 impl ServiceChange {
-    /// For a node that receives as much of the network as before.
+    /// Adds the changes for a node that receives as much of the network as before.
     fn append_to(&self, level: Option<Level>, kinds: &mut Vec<Kind>) {
         match (Level::receives(level, self.before), Level::receives(level, self.after)) {
             (false, false) => {}
@@ -237,7 +236,7 @@ impl ServiceChange {
         }
     }
 
-    /// For a node that receives all of the network, and has some of it already.
+    /// Adds the changes for a node that receives all of the network now, and had a part before.
     fn append_removals(&self, before: Option<Level>, after: Option<Level>, kinds: &mut Vec<Kind>) {
         if !Level::receives(before, self.before) {
             return;
@@ -261,8 +260,8 @@ fn whole_service(records: &ServiceRecords) -> impl Iterator<Item = Kind> {
     std::iter::once(Kind::PutService((&*records.service).into())).chain(backends)
 }
 
-/// A change of a node, network or lease as a message, for a node that knows these networks, without
-/// what it is retold.
+/// Returns the message about a node, network or lease, for a node that knows these networks.
+/// Excludes networks that are sent again.
 fn message(
     change: &RecordChange,
     known: &BTreeMap<NetworkId, Level>,

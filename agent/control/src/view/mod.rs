@@ -1,5 +1,5 @@
-//! The records as one manager sees them at one revision, and what a revision changes for each node.
-//! Pure.
+//! The records as one manager sees them at one revision, and the changes of a revision for each
+//! node. Pure.
 
 mod apply;
 mod batch;
@@ -23,14 +23,15 @@ pub(crate) use services::{Audience, ServiceRecords, Services};
 /// How much of a network a node receives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Level {
-    /// Its record, so that packets to it leave nowhere else, and its services with published ports.
+    /// Its record, so that packets to it do not leave by another route, and its services with
+    /// published ports.
     Published,
-    /// Everything: the node has a lease there.
+    /// Everything: the node has a lease in it.
     Full,
 }
 
 impl Level {
-    /// Whether a node with this level of a network receives a service there.
+    /// Returns whether a node with this level of a network receives a service in it.
     pub(crate) fn receives(this: Option<Self>, audience: Audience) -> bool {
         match audience {
             Audience::Nobody => false,
@@ -40,7 +41,7 @@ impl Level {
     }
 }
 
-/// What a node receives of a network.
+/// The records of a network that a node receives.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct NetworkRecords {
     pub(crate) network: Network,
@@ -56,7 +57,7 @@ pub(crate) struct View {
     pub(crate) networks: BTreeMap<NetworkId, Network>,
     pub(crate) leases: BTreeMap<NetworkId, BTreeMap<Prefix, Lease>>,
     pub(crate) services: Services,
-    /// The generation that every node's newest key is to be of; 0 before the first rotation.
+    /// The generation that every node's newest key must have; 0 before the first rotation.
     pub(crate) generation: u32,
 }
 
@@ -68,20 +69,20 @@ pub(crate) enum RecordChange {
     PutNetwork(Network),
     RemoveNetwork(NetworkId),
     PutLease(Lease),
-    /// As it was.
+    /// The previous record.
     RemoveLease(Lease),
     PutService(Arc<Service>),
-    /// As it was.
+    /// The previous record.
     RemoveService(Arc<Service>),
     PutBackend(Arc<Backend>),
-    /// As it was.
+    /// The previous record.
     RemoveBackend(Arc<Backend>),
     Generation(u32),
 }
 
 impl View {
-    /// The view of a whole store. A record that cannot be read is left out and logged: it must not
-    /// keep the rest from working.
+    /// Builds the view of a whole store. Skips and logs a record that cannot be parsed, so that the
+    /// others still work.
     pub(crate) fn new(revision: u64, kvs: &[KeyValue]) -> Self {
         let mut view = Self { revision, ..Self::default() };
         for kv in kvs {
@@ -90,7 +91,7 @@ impl View {
         view
     }
 
-    /// What the node receives of each network.
+    /// Returns the records of each network that the node receives.
     pub(crate) fn networks_of(&self, node: &NodeId) -> impl Iterator<Item = (Level, NetworkRecords)> {
         let holds = move |id: &NetworkId| {
             self.leases.get(id).into_iter().flat_map(BTreeMap::values).any(|lease| lease.node == *node)
@@ -101,7 +102,7 @@ impl View {
         })
     }
 
-    /// The nodes that receive a service with this audience in this network.
+    /// Returns the nodes that receive a service with this audience in this network.
     pub(crate) fn interested(&self, network: &NetworkId, audience: Audience) -> Vec<NodeId> {
         match audience {
             Audience::Nobody => Vec::new(),
@@ -110,12 +111,12 @@ impl View {
         }
     }
 
-    /// Which nodes receive a service.
+    /// Returns which nodes receive a service.
     pub(crate) fn audience(&self, service: &ServiceId) -> Audience {
         self.services.audience(service)
     }
 
-    /// What a node with this level receives of a network.
+    /// Returns the records of a network for a node with this level.
     fn network_records(&self, id: &NetworkId, level: Level) -> Option<NetworkRecords> {
         let network = self.networks.get(id)?.clone();
         let services = |ids: &mut dyn Iterator<Item = &ServiceId>| {
@@ -133,7 +134,7 @@ impl View {
         })
     }
 
-    /// The nodes that hold a lease in the network.
+    /// Returns the nodes that hold a lease in the network.
     fn holders(&self, id: &NetworkId) -> BTreeSet<NodeId> {
         self.leases.get(id).into_iter().flat_map(BTreeMap::values).map(|lease| lease.node.clone()).collect()
     }
@@ -202,18 +203,18 @@ impl View {
     }
 }
 
-/// The network and prefix of a lease's key.
+/// Parses the network and prefix of a lease's key.
 fn lease_key(key: &str) -> Option<(NetworkId, Prefix)> {
     let (network, prefix) = key.strip_prefix(keys::LEASE)?.split_once('/')?;
     Some((network.parse().ok()?, prefix.parse().ok()?))
 }
 
-/// The service of a service's key.
+/// Parses the service of a service's key.
 fn service_key(key: &str) -> Option<ServiceId> {
     key.strip_prefix(keys::SERVICE)?.parse().ok()
 }
 
-/// The service and endpoint of a backend's key.
+/// Parses the service and endpoint of a backend's key.
 fn backend_key(key: &str) -> Option<(ServiceId, EndpointId)> {
     let (service, endpoint) = key.strip_prefix(keys::BACKEND)?.split_once('/')?;
     Some((service.parse().ok()?, endpoint.parse().ok()?))

@@ -1,5 +1,4 @@
-//! Services and backends with what finds them fast. Each change costs what it changes, however many
-//! there are.
+//! Services and backends with their indexes. The cost of a change does not depend on their number.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -9,10 +8,10 @@ use mesh_model::{
     Backend, BackendId, EndpointId, Name, NetworkId, NodeId, Protocol, PublishedPort, Service, ServiceId,
 };
 
-/// Which nodes receive a service.
+/// The nodes that receive a service.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Audience {
-    /// There is no such service.
+    /// None: the service does not exist.
     Nobody,
     /// The nodes with a lease in its network.
     Holders,
@@ -34,7 +33,7 @@ pub(crate) struct Services {
     backends: BTreeMap<ServiceId, BTreeMap<EndpointId, Arc<Backend>>>,
     by_network: BTreeMap<NetworkId, BTreeSet<ServiceId>>,
     published: BTreeMap<NetworkId, BTreeSet<ServiceId>>,
-    /// By their names' folded form.
+    /// By the folded forms of their names.
     by_name: BTreeMap<Name, BTreeSet<ServiceId>>,
     by_endpoint: BTreeMap<EndpointId, BTreeSet<ServiceId>>,
     by_node: BTreeMap<NodeId, BTreeSet<(ServiceId, EndpointId)>>,
@@ -48,18 +47,18 @@ impl Services {
         self.records.get(id)
     }
 
-    /// A service with its backends, in order of their numbers.
+    /// Returns a service with its backends, in order of their numbers.
     pub(crate) fn records(&self, id: &ServiceId) -> Option<ServiceRecords> {
         let service = self.records.get(id)?.clone();
         Some(ServiceRecords { service, backends: self.backends_of(id) })
     }
 
-    /// All, in order of their ids.
+    /// Returns all services, in order of their ids.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Service>> {
         self.records.values()
     }
 
-    /// The backends of a service, in order of their numbers.
+    /// Returns the backends of a service, in order of their numbers.
     pub(crate) fn backends_of(&self, id: &ServiceId) -> Vec<Arc<Backend>> {
         let mut backends: Vec<_> =
             self.backends.get(id).into_iter().flat_map(BTreeMap::values).cloned().collect();
@@ -76,7 +75,7 @@ impl Services {
         self.backend(service, endpoint)
     }
 
-    /// The backends that an endpoint is.
+    /// Returns the backends of an endpoint.
     pub(crate) fn backends_at<'a>(
         &'a self,
         endpoint: &'a EndpointId,
@@ -85,52 +84,52 @@ impl Services {
         services.filter_map(|service| self.backend(service, endpoint))
     }
 
-    /// The backends on a node.
+    /// Returns the backends on a node.
     pub(crate) fn backends_on(&self, node: &NodeId) -> impl Iterator<Item = &Arc<Backend>> {
         let keys = self.by_node.get(node).into_iter().flatten();
         keys.filter_map(|(service, endpoint)| self.backend(service, endpoint))
     }
 
-    /// The nodes that have backends.
+    /// Returns the nodes with backends.
     pub(crate) fn nodes_with_backends(&self) -> impl Iterator<Item = &NodeId> {
         self.by_node.keys()
     }
 
-    /// The services of a network.
+    /// Returns the services of a network.
     pub(crate) fn in_network(&self, network: &NetworkId) -> impl Iterator<Item = &ServiceId> {
         self.by_network.get(network).into_iter().flatten()
     }
 
-    /// The services of a network that have published ports.
+    /// Returns the services of a network with published ports.
     pub(crate) fn published_in(&self, network: &NetworkId) -> impl Iterator<Item = &ServiceId> {
         self.published.get(network).into_iter().flatten()
     }
 
-    /// The services with a name, however it is spelled: one per network, or more that were created
-    /// before names that differ in case only were the same.
+    /// Returns the services with a name in any spelling. There is one in each network, or more if
+    /// they were created when names were case-sensitive.
     pub(crate) fn named(&self, name: &Name) -> impl Iterator<Item = &Arc<Service>> {
         let ids = self.by_name.get(&name.folded()).into_iter().flatten();
         ids.filter_map(|id| self.records.get(id))
     }
 
-    /// Of the services with a name, those that are spelled exactly so; all, if none is.
+    /// Returns the services with exactly this spelling of a name; all, if there is none.
     pub(crate) fn best_named(&self, name: &Name) -> Vec<&Arc<Service>> {
         let all: Vec<_> = self.named(name).collect();
         let exact: Vec<_> = all.iter().filter(|service| service.name == *name).copied().collect();
         if exact.is_empty() { all } else { exact }
     }
 
-    /// The virtual addresses of a network that are in use.
+    /// Returns the virtual addresses of a network that are in use.
     pub(crate) fn vips(&self, network: &NetworkId) -> Option<&BTreeSet<IpAddr>> {
         self.vips.get(network)
     }
 
-    /// Whether some service has this published port, on whichever addresses.
+    /// Returns whether some service publishes this port, on any address.
     pub(crate) fn is_published(&self, protocol: Protocol, port: u16) -> bool {
         self.ports.contains_key(&(protocol, port))
     }
 
-    /// A service other than `but` that has a port which would answer for the same packets.
+    /// Returns a service other than `but` with a port that matches the same packets.
     pub(crate) fn publisher(
         &self,
         wanted: &PublishedPort,

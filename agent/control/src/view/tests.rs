@@ -12,7 +12,7 @@ use crate::records::encode;
 const NODES: usize = 3;
 const NETWORKS: usize = 3;
 const BLOCKS: usize = 4;
-/// Of each network.
+/// Services in each network.
 const SERVICES: usize = 2;
 const ENDPOINTS: usize = 2;
 
@@ -59,7 +59,7 @@ fn lease(network: usize, block: usize, node: usize) -> Lease {
     Lease { network: id(network), prefix, node: id(node), state: LeaseState::Active, revision: 0 }
 }
 
-/// A service of a network that its number tells, with or without a published port.
+/// Returns a service of a network that its number determines, with or without a published port.
 fn service(n: usize, is_published: bool, affinity: Affinity) -> Service {
     let port = PublishedPort::ingress(8000 + u16::try_from(n).unwrap(), 80, Protocol::Tcp);
     Service {
@@ -94,7 +94,7 @@ fn backend(n: usize, endpoint: usize, node: usize, state: BackendState) -> Backe
     }
 }
 
-/// What one transaction may do to one key: put something, or delete it.
+/// Generates a transaction's operation on one key: a put or a deletion.
 fn write() -> impl Strategy<Value = (Key, Option<Value>)> {
     prop_oneof![
         (0..NODES, prop::option::of(1000u32..1010))
@@ -121,7 +121,7 @@ fn write() -> impl Strategy<Value = (Key, Option<Value>)> {
     ]
 }
 
-/// What a node knows from its messages.
+/// The state of a node according to its messages.
 #[derive(Debug, Default, PartialEq)]
 struct Agent {
     nodes: BTreeMap<String, v1::Node>,
@@ -135,25 +135,25 @@ impl Agent {
     fn snapshot(view: &View, node: &NodeId) -> Self {
         let mut agent = Self::default();
         for node in view.nodes.values() {
-            agent.hear(Kind::PutNode(node.into()));
+            agent.receive(Kind::PutNode(node.into()));
         }
         for (level, records) in view.networks_of(node) {
-            agent.hear(Kind::PutNetwork((&records.network).into()));
+            agent.receive(Kind::PutNetwork((&records.network).into()));
             for lease in &records.leases {
-                agent.hear(Kind::PutLease(lease.into()));
+                agent.receive(Kind::PutLease(lease.into()));
             }
             for ServiceRecords { service, backends } in &records.services {
                 assert!(level == Level::Full || !service.ports.is_empty(), "a service of no concern");
-                agent.hear(Kind::PutService((&**service).into()));
+                agent.receive(Kind::PutService((&**service).into()));
                 for backend in backends {
-                    agent.hear(Kind::PutBackend((&**backend).into()));
+                    agent.receive(Kind::PutBackend((&**backend).into()));
                 }
             }
         }
         agent
     }
 
-    fn hear(&mut self, kind: Kind) {
+    fn receive(&mut self, kind: Kind) {
         match kind {
             Kind::PutNode(node) => {
                 self.nodes.insert(node.id.clone(), node);
@@ -197,9 +197,10 @@ impl Agent {
 }
 
 proptest! {
-    /// Records come and go in any combination, also in ones that no transaction of ours makes.
+    /// Records are created and deleted in any combination, including ones that no transaction of a
+    /// manager makes.
     #[test]
-    fn deltas_lead_to_what_a_snapshot_says(
+    fn deltas_lead_to_the_same_state_as_a_snapshot(
         batches in prop::collection::vec(prop::collection::vec(write(), 1..6), 1..40),
     ) {
         let mut store: BTreeMap<Key, KeyValue> = BTreeMap::new();
@@ -226,7 +227,7 @@ proptest! {
             let events: Vec<Event> = events.into_values().collect();
             let batch = view.apply(revision, &events);
             for change in batch.changes_for(&me, &mut visible) {
-                agent.hear(change.kind.expect("a change has a kind"));
+                agent.receive(change.kind.expect("a change has a kind"));
             }
             let kvs: Vec<KeyValue> = store.values().cloned().collect();
             prop_assert_eq!(&view, &View::new(revision, &kvs));
@@ -236,7 +237,7 @@ proptest! {
 }
 
 #[test]
-fn a_record_that_cannot_be_read_keeps_no_other_from_being_seen() {
+fn an_unreadable_record_does_not_hide_others() {
     let kv = |key: Key, value: Value| {
         let at = Revision(2);
         KeyValue { key, value, create_revision: at, mod_revision: at, version: 1 }

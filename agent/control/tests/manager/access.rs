@@ -1,4 +1,4 @@
-//! Who may call what, over real connections: the whole table.
+//! Access control over real connections: the whole table.
 
 use mesh_control::identity::tls::join_client_config;
 use mesh_control::session_client::{control_client, session_client};
@@ -45,7 +45,7 @@ const METHODS: [Method; 31] = [
     Method::OpenSession,
 ];
 
-/// Makes a call that would change something of the cluster if it were allowed.
+/// Makes a call that would change the cluster if it were allowed.
 async fn call(channel: &Channel, method: Method) -> Result<(), Status> {
     let mut control = control_client(channel.clone());
     let (app, h1) = ("app".to_owned(), "h1".to_owned());
@@ -160,7 +160,7 @@ async fn a_worker_may_read_and_manage_itself_but_not_the_cluster() {
     for method in METHODS {
         let worker = cluster.join("h2").await;
         let result = call(&worker.channel, method).await;
-        // The endpoint is another node's.
+        // The endpoint belongs to another node.
         if matches!(method.access(), Access::Administration | Access::OwnEndpoints) {
             let error = result.unwrap_err();
             assert_eq!(error.code(), Code::PermissionDenied, "{method:?}: {error}");

@@ -1,4 +1,4 @@
-//! An agent without a kernel: it keeps what its manager tells, and answers as it is told to.
+//! An agent without a kernel: it stores the manager's messages, and answers as configured.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -19,31 +19,31 @@ use tonic::Status;
 
 use crate::cluster::{Member, PATIENCE};
 
-/// Among [`Behaviour::listens`]: the agent cannot list the sockets of its host.
-pub(crate) const CANNOT_LOOK: u32 = 0;
+/// In [`Behaviour::used_ports`]: the agent cannot list the sockets of its host.
+pub(crate) const CANNOT_LIST: u32 = 0;
 
 /// How an agent behaves.
 #[derive(Debug, Clone)]
 pub(crate) struct Behaviour {
-    /// Says that it has applied what it hears.
+    /// Reports that it has applied revisions.
     pub(crate) applies: bool,
-    /// What it answers when asked for an address; `None`: nothing.
+    /// Its answer when asked for an address; `None`: no answer.
     pub(crate) cedes: Option<bool>,
-    /// Takes the messages that come.
-    pub(crate) hears: bool,
-    /// Says that it is alive.
-    pub(crate) beats: bool,
-    /// What it has.
+    /// Reads incoming messages.
+    pub(crate) reads: bool,
+    /// Sends heartbeats.
+    pub(crate) sends_heartbeats: bool,
+    /// Its endpoints.
     pub(crate) endpoints: Vec<Endpoint>,
-    /// What its host routes.
+    /// The routes of its host.
     pub(crate) routes: Vec<String>,
     /// Where others may reach its host.
     pub(crate) addresses: Vec<String>,
     pub(crate) mtu: u32,
     pub(crate) version: String,
     pub(crate) clock_ahead_ms: i64,
-    /// Ports that sockets of its host have; `None`: it does not answer.
-    pub(crate) listens: Option<BTreeSet<u32>>,
+    /// Ports that sockets of its host use; `None`: no answer.
+    pub(crate) used_ports: Option<BTreeSet<u32>>,
 }
 
 impl Default for Behaviour {
@@ -51,20 +51,20 @@ impl Default for Behaviour {
         Self {
             applies: true,
             cedes: Some(true),
-            hears: true,
-            beats: true,
+            reads: true,
+            sends_heartbeats: true,
             endpoints: Vec::new(),
             routes: Vec::new(),
             addresses: Vec::new(),
             mtu: 1500,
             version: "test".into(),
             clock_ahead_ms: 0,
-            listens: Some(BTreeSet::new()),
+            used_ports: Some(BTreeSet::new()),
         }
     }
 }
 
-/// What an agent knows.
+/// The state of an agent.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Known {
     pub(crate) snapshots: usize,
@@ -80,20 +80,20 @@ pub(crate) struct Known {
     pub(crate) health: BTreeMap<u32, bool>,
     /// Other nodes' endpoints, by id.
     pub(crate) endpoints: BTreeMap<String, Endpoint>,
-    /// Whose health and whose endpoints the manager has not heard, as it last said.
+    /// The nodes whose health and endpoints the manager does not know, as last reported.
     pub(crate) unheard: (Option<Vec<String>>, Option<Vec<String>>),
     pub(crate) refused: BTreeMap<String, String>,
-    /// What the manager does not accept of the node's reports.
+    /// The reports of the node that the manager refused.
     pub(crate) problems: Vec<String>,
-    /// The questions about ports.
+    /// The received port checks.
     pub(crate) checks: Vec<PortCheck>,
-    /// The generation of keys that was asked for.
+    /// The requested generation of keys.
     pub(crate) generation: u32,
     pub(crate) ended: Option<Status>,
 }
 
 impl Known {
-    fn hear(&mut self, message: Hear) {
+    fn receive(&mut self, message: Hear) {
         match message {
             Hear::Snapshot(snapshot) => {
                 self.snapshots += 1;
@@ -203,7 +203,7 @@ fn lease_key(lease: &Lease) -> (String, String) {
     (lease.network.clone(), lease.prefix.clone())
 }
 
-/// An agent in a session; the session breaks when it is dropped.
+/// An agent in a session; the session is aborted when this is dropped.
 pub(crate) struct Agent {
     say: mpsc::Sender<AgentMessage>,
     known: watch::Receiver<Known>,
@@ -235,25 +235,25 @@ impl Agent {
             addresses: behaviour.addresses.clone(),
         };
         say.send(AgentMessage { kind: Some(Say::Hello(hello)) }).await.unwrap();
-        let (tell, known) = watch::channel(Known::default());
+        let (state_sender, known) = watch::channel(Known::default());
         let (behaviour, mut behaves) = watch::channel(behaviour);
         let stream = session_client(member.channel.clone()).open(ReceiverStream::new(said)).await;
         let answers = say.clone();
         let task = tokio::spawn(async move {
             let mut stream = match stream {
                 Ok(stream) => stream.into_inner(),
-                Err(status) => return tell.send_modify(|known| known.ended = Some(status)),
+                Err(status) => return state_sender.send_modify(|known| known.ended = Some(status)),
             };
             let mut beat = interval(HEARTBEAT);
             loop {
-                let hears = behaves.borrow_and_update().hears;
+                let reads = behaves.borrow_and_update().reads;
                 let message = tokio::select! {
                     biased;
                     _ = behaves.changed() => continue,
-                    message = stream.message(), if hears => message,
+                    message = stream.message(), if reads => message,
                     _ = beat.tick() => {
                         let now = behaves.borrow().clone();
-                        if now.beats {
+                        if now.sends_heartbeats {
                             let beat = beat_of(now.clock_ahead_ms);
                             let _ = answers.send(AgentMessage { kind: Some(beat) }).await;
                         }
@@ -262,8 +262,10 @@ impl Agent {
                 };
                 let message = match message {
                     Ok(Some(message)) => message.kind.unwrap(),
-                    Ok(None) => return tell.send_modify(|known| known.ended = Some(Status::ok("end"))),
-                    Err(status) => return tell.send_modify(|known| known.ended = Some(status)),
+                    Ok(None) => {
+                        return state_sender.send_modify(|known| known.ended = Some(Status::ok("end")));
+                    }
+                    Err(status) => return state_sender.send_modify(|known| known.ended = Some(status)),
                 };
                 let now = behaves.borrow().clone();
                 let mut replies = Vec::new();
@@ -284,16 +286,16 @@ impl Agent {
                         revision: cede.revision,
                     }));
                 }
-                if let (Hear::PortCheck(check), Some(listens)) = (&message, &now.listens) {
-                    let taken = check.ports.iter().filter(|port| listens.contains(&port.published));
+                if let (Hear::PortCheck(check), Some(used_ports)) = (&message, &now.used_ports) {
+                    let taken = check.ports.iter().filter(|port| used_ports.contains(&port.published));
                     let taken = taken.cloned().collect();
-                    let fails = listens.contains(&CANNOT_LOOK);
+                    let fails = used_ports.contains(&CANNOT_LIST);
                     let failure = if fails { "the tables are unreadable".to_owned() } else { String::new() };
                     replies.push(Say::PortCheck(PortCheckAnswer { number: check.number, taken, failure }));
                 }
-                // Known before it is said, so that a test never sees an answer to what the agent
-                // does not know.
-                tell.send_modify(|known| known.hear(message));
+                // Update the state before answering, so that a test never sees an answer before the
+                // state.
+                state_sender.send_modify(|known| known.receive(message));
                 for reply in replies {
                     let _ = answers.send(AgentMessage { kind: Some(reply) }).await;
                 }
@@ -310,15 +312,15 @@ impl Agent {
         self.behaviour.send_modify(change);
     }
 
-    /// Waits until what the agent knows is so.
-    pub(crate) async fn until(&self, is_so: impl Fn(&Known) -> bool) -> Known {
-        self.within(PATIENCE, is_so).await.expect("what the agent knows did not come to be so in time")
+    /// Waits until the agent's state satisfies a condition.
+    pub(crate) async fn until(&self, condition: impl Fn(&Known) -> bool) -> Known {
+        self.within(PATIENCE, condition).await.expect("the agent did not reach the expected state in time")
     }
 
-    /// The same, with a limit of its own.
-    pub(crate) async fn within(&self, limit: Duration, is_so: impl Fn(&Known) -> bool) -> Option<Known> {
+    /// As [`Self::until`], with another timeout.
+    pub(crate) async fn within(&self, limit: Duration, condition: impl Fn(&Known) -> bool) -> Option<Known> {
         let mut known = self.known.clone();
-        let found = timeout(limit, known.wait_for(|known| is_so(known))).await.ok()?;
+        let found = timeout(limit, known.wait_for(|known| condition(known))).await.ok()?;
         Some(found.expect("the agent's task ended").clone())
     }
 

@@ -1,4 +1,4 @@
-//! A service's backends: who may add them, who is told, and when they go.
+//! A service's backends: who may add them, which nodes receive them, and when they are removed.
 
 use std::time::Duration;
 
@@ -25,7 +25,7 @@ fn names(backends: &[BackendStatus]) -> Vec<&str> {
     backends.iter().map(|one| one.backend.as_ref().unwrap().name.as_str()).collect()
 }
 
-/// Waits until the service has backends of these names.
+/// Waits until the service has backends with these names.
 async fn until_named(cluster: &Cluster, service: &str, wanted: &[&str]) {
     let deadline = tokio::time::Instant::now() + PATIENCE;
     loop {
@@ -49,7 +49,7 @@ async fn set_state(member: &Member, drain: bool, endpoint: &str) -> Result<Backe
 }
 
 #[tokio::test]
-async fn everyone_concerned_has_a_backend_when_the_call_returns() {
+async fn every_node_concerned_has_a_backend_when_the_call_returns() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3, h4) = (cluster.join("h2").await, cluster.join("h3").await, cluster.join("h4").await);
@@ -69,7 +69,7 @@ async fn everyone_concerned_has_a_backend_when_the_call_returns() {
     for agent in [&a2, &a3] {
         assert_eq!(agent.known().backends[&1], backend);
     }
-    // Numbers are not given twice, and adding again changes nothing.
+    // Numbers are not reused, and adding again changes nothing.
     assert_eq!(cluster.own().add("web", &c2.id).await.unwrap().backend.unwrap().id, 2);
     assert_eq!(cluster.own().add("web", "c2").await.unwrap().backend.unwrap().id, 2);
 
@@ -83,7 +83,7 @@ async fn everyone_concerned_has_a_backend_when_the_call_returns() {
     assert_eq!(a3.known().backends.keys().collect::<Vec<_>>(), [&2]);
     assert_eq!(cluster.own().remove("web", "c1").await.unwrap_err().kind, ProblemKind::NotFound);
     assert_eq!(cluster.own().add("web", "c1").await.unwrap().backend.unwrap().id, 4, "not used again soon");
-    // Who has no part in the network hears nothing but that it is there.
+    // A node without a lease in the network receives only its record.
     let known = a4.known();
     assert_eq!((known.networks.len(), known.leases.len(), known.services.len()), (1, 0, 0));
     let request = v1::RemoveServiceRequest { service: "web".into() };
@@ -95,7 +95,7 @@ async fn everyone_concerned_has_a_backend_when_the_call_returns() {
 }
 
 #[tokio::test]
-async fn published_services_are_told_to_every_node() {
+async fn published_services_are_sent_to_every_node() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
@@ -117,11 +117,11 @@ async fn published_services_are_told_to_every_node() {
     };
     check_published(&a3);
     assert_eq!(a2.known().services.len(), 2);
-    // So it is for one that comes later.
+    // This also holds for a node that connects later.
     drop(a3);
     let a3 = Agent::start(&h3, Behaviour::default()).await;
     check_published(&a3);
-    // With a lease, it hears of the rest.
+    // With a lease, it receives the rest.
     let lease = h3.lease(&app, "").await.unwrap().lease.unwrap();
     a3.until(|known| known.services.len() == 2 && known.backends.len() == 2 && known.leases.len() == 2).await;
     let (prefix, revision) = (lease.prefix, lease.revision);
@@ -129,7 +129,7 @@ async fn published_services_are_told_to_every_node() {
     h3.control().release_lease(request).await.unwrap();
     a3.until(|known| known.services.len() == 1).await;
     check_published(&a3);
-    // Without the port, it is no concern of theirs any more.
+    // Without the port, they no longer receive it.
     let request =
         v1::UpdateServiceRequest { service: "web".into(), remove_ports: ports, ..Default::default() };
     cluster.control().update_service(request).await.unwrap();
@@ -139,7 +139,7 @@ async fn published_services_are_told_to_every_node() {
 }
 
 #[tokio::test]
-async fn a_worker_makes_backends_of_its_own_endpoints_only() {
+async fn a_worker_makes_only_its_own_endpoints_backends() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
@@ -162,7 +162,7 @@ async fn a_worker_makes_backends_of_its_own_endpoints_only() {
 }
 
 #[tokio::test]
-async fn what_cannot_be_a_backend_is_refused_by_name() {
+async fn an_invalid_backend_is_refused_by_name() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let db = cluster.create(network("db")).await.unwrap();
@@ -193,7 +193,7 @@ async fn what_cannot_be_a_backend_is_refused_by_name() {
 }
 
 #[tokio::test]
-async fn a_backend_goes_with_its_endpoint() {
+async fn a_backend_is_removed_with_its_endpoint() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -205,8 +205,8 @@ async fn a_backend_goes_with_its_endpoint() {
     }
     agent.report(Vec::new(), vec![c2.id.clone()]).await;
     until_named(&cluster, "web", &["c1", "c3"]).await;
-    // While the agent is away, its backends stay, and so they do for a manager that knows none of
-    // its endpoints.
+    // While the agent is away, its backends stay, also with a manager that does not know its
+    // endpoints.
     drop(agent);
     let cluster = cluster.restart().await;
     assert_eq!(names(&backends(&cluster, "web").await), ["c1", "c3"]);
@@ -216,7 +216,7 @@ async fn a_backend_goes_with_its_endpoint() {
 }
 
 #[tokio::test]
-async fn a_backend_goes_with_its_node() {
+async fn a_backend_is_removed_with_its_node() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -231,7 +231,7 @@ async fn a_backend_goes_with_its_node() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn a_backend_that_is_added_while_its_endpoint_goes_does_not_stay() {
+async fn a_backend_added_while_its_endpoint_is_removed_does_not_stay() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;

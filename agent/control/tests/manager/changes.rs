@@ -29,7 +29,7 @@ fn remove_service(name: &str) -> Kind {
     Kind::RemoveService(RemoveServiceRequest { service: name.into() })
 }
 
-/// Which changes have faults, and that each says what is expected.
+/// Asserts which changes have faults, with the expected messages.
 fn assert_faults(faults: &[ChangeFault], expected: &[(u32, &str, &str)]) {
     assert_eq!(faults.len(), expected.len(), "{faults:#?}");
     for (fault, (change, kind, message)) in faults.iter().zip(expected) {
@@ -44,11 +44,11 @@ async fn every_change_that_would_fail_is_reported_and_nothing_is_changed() {
     let old = cluster.create(network_of("old", "10.1.0.0/24")).await.unwrap();
     cluster.create_service(publishing("web", "old", &["8080:80"])).await.unwrap();
     let h2 = cluster.join("h2").await;
-    let listens = Some(BTreeSet::from([9000, 9001, 9003]));
+    let used_ports = Some(BTreeSet::from([9000, 9001, 9003]));
     let endpoints = vec![endpoint(&old, "c1", "10.1.0.2")];
     h2.lease(&old, "").await.unwrap();
     let routes = vec!["172.20.0.0/16".into()];
-    let _h2 = Agent::start(&h2, Behaviour { endpoints, routes, listens, ..Behaviour::default() }).await;
+    let _h2 = Agent::start(&h2, Behaviour { endpoints, routes, used_ports, ..Behaviour::default() }).await;
     let before =
         (cluster.services().await, cluster.store.range(mesh_store::KeyRange::all(), None, None).await);
     let faults = check(
@@ -95,7 +95,7 @@ async fn every_change_that_would_fail_is_reported_and_nothing_is_changed() {
 }
 
 #[tokio::test]
-async fn what_a_change_frees_is_free_for_those_after_it() {
+async fn values_that_a_change_releases_are_free_for_later_changes() {
     let cluster = Cluster::start().await;
     cluster.create(network_of("old", "10.1.0.0/24")).await.unwrap();
     cluster.create_service(publishing("web", "old", &["8080:80"])).await.unwrap();

@@ -1,4 +1,4 @@
-//! A cluster for one test: a manager that listens, and hosts that join.
+//! A cluster for one test: a running manager, and hosts that join.
 
 use std::net::IpAddr;
 use std::path::Path;
@@ -26,7 +26,7 @@ use tonic::transport::Channel;
 
 use crate::counting::{Counting, Work};
 
-/// How long anything may take that is awaited.
+/// Timeout of all waits.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A manager that listens on 127.0.0.1.
@@ -50,7 +50,7 @@ impl Cluster {
         Self::on(Arc::new(MemoryStore::new()), pools, length).await
     }
 
-    /// With a store that is a file, as managers have it.
+    /// Creates a cluster with a file store, as managers have it.
     pub(crate) async fn with_file(file: &Path) -> Self {
         Self::on(Arc::new(EmbeddedStore::create(file).unwrap()), &[], 20).await
     }
@@ -78,7 +78,7 @@ impl Cluster {
         Self { manager, store, counted, address, identity, directory, server, hosts: AtomicU8::new(12) }
     }
 
-    /// The manager's process ends and begins anew on the same store.
+    /// Restarts the manager's process on the same store.
     pub(crate) async fn restart(mut self) -> Self {
         self.manager.shutdown();
         self.server.abort();
@@ -88,8 +88,8 @@ impl Cluster {
         self
     }
 
-    /// The manager's process was killed at this instant, and begins anew on what its disk has: a
-    /// copy of the store.
+    /// Simulates a kill of the manager's process at this instant, and a restart with the state on
+    /// its disk: a copy of the store.
     pub(crate) async fn copy_of_store(&self) -> Self {
         let counted = Arc::new(Counting::new(Arc::new(MemoryStore::new())));
         let store: Arc<dyn Store> = counted.clone();
@@ -106,27 +106,27 @@ impl Cluster {
         Self { manager, store, counted, address, identity: self.identity.clone(), directory, server, hosts }
     }
 
-    /// Where the manager keeps its CA.
+    /// Returns the directory of the manager's CA.
     pub(crate) fn directory(&self) -> &Path {
         self.directory.path()
     }
 
-    /// What was asked of the store so far.
+    /// Returns the store operations so far.
     pub(crate) fn work(&self) -> Work {
         self.counted.work()
     }
 
-    /// Another manager at work on the same store.
+    /// Starts another manager on the same store.
     pub(crate) async fn second_manager(&self, member: &Member) -> Manager {
         Manager::resume(self.store.clone(), self.directory.path(), &member.identity).await.unwrap()
     }
 
-    /// Calls as the manager itself.
+    /// Returns a client that acts as the manager itself.
     pub(crate) fn control(&self) -> ControlClient<Channel> {
         control_client(self.manager.local_channel())
     }
 
-    /// The manager's own agent.
+    /// Returns the manager's own member.
     pub(crate) fn own(&self) -> Member {
         let channel = self.manager.local_channel();
         Member { identity: self.identity.clone(), id: self.manager.node_id().clone(), channel }
@@ -193,22 +193,22 @@ async fn listen(manager: &Manager) -> (String, JoinHandle<()>) {
     (address, server)
 }
 
-/// A request for a network with this name and nothing else.
+/// Returns a request for a network with only this name.
 pub(crate) fn network(name: &str) -> CreateNetworkRequest {
     CreateNetworkRequest { name: name.into(), attachable: true, ..Default::default() }
 }
 
-/// A request for a network with this name and subnet.
+/// Returns a request for a network with this name and subnet.
 pub(crate) fn network_of(name: &str, subnet: &str) -> CreateNetworkRequest {
     CreateNetworkRequest { subnets: vec![subnet.into()], ..network(name) }
 }
 
-/// A request for a service with this name and nothing else.
+/// Returns a request for a service with only this name.
 pub(crate) fn service(name: &str, network: &str) -> CreateServiceRequest {
     CreateServiceRequest { name: name.into(), network: network.into(), ..Default::default() }
 }
 
-/// A published port as `--publish` takes it.
+/// Parses a published port as `--publish` does.
 pub(crate) fn port(text: &str) -> v1::PublishedPort {
     (&text.parse::<mesh_model::PublishedPort>().unwrap()).into()
 }

@@ -1,18 +1,18 @@
-//! A store that counts what is asked of it: what a call costs, whatever machine it runs on.
+//! A store that counts operations: the cost of a call, independent of the machine.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use mesh_store::{KeyRange, RangeOutcome, Revision, Store, StoreFuture, Txn, TxnOutcome, WatchStream};
 
-/// Another store, counted.
+/// Wraps another store and counts.
 pub(crate) struct Counting {
     inner: Arc<dyn Store>,
     read: AtomicUsize,
     transactions: AtomicUsize,
 }
 
-/// What was asked of a store so far.
+/// The operations of a store so far.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) struct Work {
     /// Keys that reads returned, and reads that returned none.
@@ -22,7 +22,7 @@ pub(crate) struct Work {
 }
 
 impl Work {
-    /// What has been asked since.
+    /// Returns the operations since then.
     pub(crate) fn since(self, before: Self) -> Self {
         Self { read: self.read - before.read, transactions: self.transactions - before.transactions }
     }

@@ -31,7 +31,7 @@ async fn a_manager_token_makes_a_manager() {
 }
 
 #[tokio::test]
-async fn a_foreign_token_is_told_from_a_wrong_one() {
+async fn a_foreign_token_is_distinguished_from_a_wrong_one() {
     let (cluster, other) = (Cluster::start().await, Cluster::start().await);
     let foreign = other.token(Role::Worker).await;
     let error = join(&cluster.address, &foreign, cluster.parameters("h2")).await.unwrap_err();
@@ -63,7 +63,7 @@ async fn a_rotated_token_is_refused_and_the_new_one_works() {
 }
 
 #[tokio::test]
-async fn nobody_at_the_address_is_unreachable() {
+async fn an_address_without_a_manager_is_unreachable() {
     let cluster = Cluster::start().await;
     let token = cluster.token(Role::Worker).await;
     let error = join("127.0.0.1:1", &token, cluster.parameters("h2")).await.unwrap_err();
@@ -117,7 +117,7 @@ async fn a_removed_node_is_refused_everywhere() {
     let cluster = Cluster::start().await;
     let worker = cluster.join("h2").await;
     remove(&cluster, "h2").await.unwrap();
-    // On the connection that it has, and on a new one.
+    // On the existing connection and on a new one.
     let again = Member::connect(&cluster.address, worker.identity.clone()).await.unwrap();
     for member in [&worker, &again] {
         let problem = Problem::from(member.control().list_nodes(ListNodesRequest {}).await.unwrap_err());
@@ -141,10 +141,10 @@ async fn a_node_renews_its_certificate_and_keeps_its_identity() {
 }
 
 #[tokio::test]
-async fn a_workers_certificate_does_not_pass_for_a_managers() {
+async fn a_workers_certificate_is_not_accepted_as_a_managers() {
     let cluster = Cluster::start().await;
     let worker = cluster.join("h2").await;
-    // A server with the worker's certificate: members must not talk to it.
+    // A server with the worker's certificate: members must not accept it.
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();
     let config = mesh_control::identity::tls::server_config(&worker.identity).unwrap();
@@ -160,21 +160,21 @@ async fn a_workers_certificate_does_not_pass_for_a_managers() {
 }
 
 #[tokio::test]
-async fn silent_connections_do_not_hold_up_others() {
+async fn silent_connections_do_not_delay_others() {
     let cluster = Cluster::start().await;
     let mut silent = Vec::new();
     for _ in 0..50 {
         silent.push(TcpStream::connect(&cluster.address).await.unwrap());
     }
     tokio::time::timeout(Duration::from_secs(3), cluster.join("h2")).await.expect("the join was held up");
-    // And they are given up in the end.
+    // They are closed in the end.
     let mut byte = [0];
     let read = tokio::time::timeout(Duration::from_secs(10), silent[0].read(&mut byte)).await;
     assert!(matches!(read, Ok(Ok(0) | Err(_))), "{read:?}");
 }
 
 #[tokio::test]
-async fn an_identity_survives_its_file() {
+async fn an_identity_is_unchanged_after_saving_and_loading() {
     let cluster = Cluster::start().await;
     let worker = cluster.join("h2").await;
     let directory = tempfile::tempdir().unwrap();
@@ -193,9 +193,9 @@ async fn remove(cluster: &Cluster, node: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// The manager's clock was far ahead, or far behind, when it made the certificate.
+/// The manager's clock was far ahead or behind when it issued the certificate.
 #[tokio::test]
-async fn a_certificate_that_a_wrong_clock_made_is_valid_at_once_and_is_replaced() {
+async fn a_certificate_issued_with_a_wrong_clock_is_valid_and_is_replaced() {
     use mesh_control::{CertificateAuthority, NodeKey};
     let directory = tempfile::tempdir().unwrap();
     let authority = CertificateAuthority::create(directory.path(), "c").unwrap();
@@ -222,13 +222,13 @@ async fn a_certificate_that_a_wrong_clock_made_is_valid_at_once_and_is_replaced(
         assert_eq!(identity.is_valid(at(now)).unwrap(), is_valid, "made at {made:?}");
         assert_eq!(identity.is_due(at(now)).unwrap(), is_due, "made at {made:?}");
     }
-    // A host whose clock has lost its battery takes it.
+    // A host whose clock was reset accepts it.
     assert!(made_at(now).is_valid(jiff::Timestamp::from_second(60).unwrap()).unwrap());
 }
 
-/// TLS itself goes by the same times.
+/// TLS itself uses the same validity.
 #[tokio::test]
-async fn a_manager_whose_clock_jumped_while_it_renewed_its_certificate_is_still_trusted() {
+async fn a_manager_that_renewed_its_certificate_with_a_wrong_clock_is_trusted() {
     use mesh_control::CertificateAuthority;
     let cluster = Cluster::start().await;
     let worker = cluster.join("h2").await;
@@ -244,7 +244,7 @@ async fn a_manager_whose_clock_jumped_while_it_renewed_its_certificate_is_still_
 }
 
 #[tokio::test]
-async fn a_node_whose_clock_is_wrong_is_named() {
+async fn a_node_with_a_wrong_clock_is_reported() {
     use crate::agent::{Agent, Behaviour};
     let cluster = Cluster::start().await;
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
@@ -259,7 +259,7 @@ async fn a_node_whose_clock_is_wrong_is_named() {
 }
 
 #[tokio::test]
-async fn a_thousand_idle_connections_without_a_certificate_keep_no_member_out() {
+async fn a_thousand_idle_connections_without_a_certificate_exclude_no_member() {
     let cluster = Cluster::start().await;
     let worker = cluster.join("h2").await;
     let token = cluster.token(Role::Worker).await;
@@ -270,19 +270,19 @@ async fn a_thousand_idle_connections_without_a_certificate_keep_no_member_out() 
     for _ in 0..1000 {
         let stream = TcpStream::connect(&cluster.address).await.unwrap();
         let name = "mesh-manager".try_into().unwrap();
-        // One that is closed for a newer one may be closed in its handshake.
+        // A connection that is closed for a newer one may be closed in its handshake.
         if let Ok(Ok(stream)) =
             tokio::time::timeout(Duration::from_secs(20), connector.connect(name, stream)).await
         {
             idle.push(stream);
         }
     }
-    // A member goes on, by the connection that it has and by a new one, and a host joins.
+    // A member continues, on its connection and on a new one, and a host joins.
     assert!(worker.control().get_cluster(GetClusterRequest {}).await.is_ok());
     let again = Member::connect(&cluster.address, worker.identity.clone()).await.unwrap();
     assert!(again.control().get_cluster(GetClusterRequest {}).await.is_ok());
     cluster.join("h3").await;
-    // The first ones have been closed long since.
+    // The first ones were closed long ago.
     let mut open = 0;
     for stream in &mut idle {
         let mut byte = [0];
@@ -296,7 +296,7 @@ async fn a_thousand_idle_connections_without_a_certificate_keep_no_member_out() 
 }
 
 #[tokio::test]
-async fn wrong_tokens_are_counted_shown_and_not_listened_to_for_ever() {
+async fn wrong_tokens_are_counted_shown_and_limited() {
     let cluster = Cluster::start().await;
     let mut wrong: JoinToken = cluster.token(Role::Worker).await.parse().unwrap();
     let other = Cluster::start().await;

@@ -24,7 +24,7 @@ async fn rotate(cluster: &Cluster) -> RotateKeysResponse {
 }
 
 #[tokio::test]
-async fn everyone_knows_a_nodes_keys_when_it_has_set_them() {
+async fn every_node_knows_a_nodes_keys_when_the_call_returns() {
     let cluster = Cluster::start().await;
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let a3 = Agent::start(&h3, Behaviour::default()).await;
@@ -43,17 +43,18 @@ async fn everyone_knows_a_nodes_keys_when_it_has_set_them() {
 }
 
 #[tokio::test]
-async fn a_nodes_first_key_does_not_wait_for_agents_that_prepare_their_kernels_and_a_later_one_does() {
+async fn only_a_nodes_later_keys_wait_for_agents_that_prepare_their_kernels() {
     let cluster = Cluster::start().await;
     let preparing = cluster.join("h2").await;
     let behaviour = Behaviour { applies: false, ..Behaviour::default() };
     let agent = Agent::start(&preparing, behaviour).await;
-    // One of some, since the machine may be busy: had they waited, all would have taken longer.
+    // Measure several, since the machine may be busy: if they had waited, all would have taken
+    // longer.
     let mut took = Vec::new();
     let mut nodes = Vec::new();
     for (name, last) in [("h3", 'M'), ("h4", 'E'), ("h5", 'I')] {
         let node = cluster.join(name).await;
-        // A key is one node's only.
+        // A key belongs to one node only.
         let key = KEY.replace("BM=", &format!("B{last}="));
         let begin = Instant::now();
         set(&node, 51820, &[(1, &key)]).await.unwrap();
@@ -84,7 +85,7 @@ async fn a_rotation_waits_for_the_nodes_that_have_keys() {
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let (a2, _a3) =
         (Agent::start(&h2, Behaviour::default()).await, Agent::start(&h3, Behaviour::default()).await);
-    // Nobody has keys yet.
+    // No node has keys yet.
     let first = rotate(&cluster).await;
     assert_eq!((first.generation, first.pending), (1, vec![]));
     a2.until(|known| known.generation == 1).await;
@@ -96,7 +97,7 @@ async fn a_rotation_waits_for_the_nodes_that_have_keys() {
     };
     let (second, ()) = tokio::join!(rotation, follow);
     assert_eq!((second.generation, second.pending), (5, vec![]), "past every key that there is");
-    // One whose agent is away is not waited for; it hears of it in its next session.
+    // A node without a session is not waited for; it gets the request in its next session.
     drop(a2);
     let third = rotate(&cluster).await;
     assert_eq!((third.generation, third.pending), (6, vec!["h2".to_owned()]));

@@ -16,7 +16,7 @@ async fn leases(cluster: &Cluster, network: &Network) -> Vec<Lease> {
     cluster.control().inspect_network(request).await.unwrap().into_inner().leases
 }
 
-/// A network in which `owner` holds all that can be leased: a /28 has blocks of four addresses.
+/// Creates a network in which `owner` holds all blocks: a /28 has blocks of four addresses.
 async fn full(cluster: &Cluster, owner: &Member) -> Network {
     let network = cluster.create(network_of("small", "10.1.0.0/28")).await.unwrap();
     while let Ok(lease) = owner.lease(&network, "").await {
@@ -64,12 +64,12 @@ async fn the_same_address_for_two_nodes_is_a_conflict_that_names_the_endpoint() 
     let _other = Agent::start(&h3, Behaviour::default()).await;
     let lease = h2.lease(&app, "10.1.0.77").await.unwrap().lease.unwrap();
     assert_eq!(lease.prefix, "10.1.0.77/32");
-    // Asked for again it is the same lease.
+    // A repeated request returns the same lease.
     assert_eq!(h2.lease(&app, "10.1.0.77").await.unwrap().lease.unwrap(), lease);
     let problem = h3.lease(&app, "10.1.0.77").await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Conflict);
     assert_eq!(problem.message, "address 10.1.0.77 is in use on node h2 by endpoint web");
-    // The owner has it as before.
+    // The owner still has it.
     let after = leases(&cluster, &app).await;
     assert_eq!(
         (after.len(), after[0].node.as_str(), after[0].pending_from.as_str()),
@@ -78,7 +78,7 @@ async fn the_same_address_for_two_nodes_is_a_conflict_that_names_the_endpoint() 
 }
 
 #[tokio::test]
-async fn an_address_that_cannot_be_anyones_is_refused_with_the_reason() {
+async fn an_address_that_no_node_can_have_is_refused_with_the_reason() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network_of("app", "10.1.0.0/24")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -106,7 +106,7 @@ async fn a_full_network_is_served_from_another_nodes_block() {
     let asked = owner.known().asked;
     assert_eq!(asked.len(), 1);
     assert_eq!(format!("{}/32", asked[0].address), lease.prefix);
-    // Both know it when the call returns: the owner because it was waited for.
+    // Both know it when the call returns: the call waited for the owner.
     let key = (small.id.clone(), lease.prefix.clone());
     assert_eq!(owner.known().leases[&key], lease);
     borrower
@@ -134,7 +134,7 @@ async fn a_refused_borrow_is_tried_elsewhere_until_the_network_is_truly_full() {
 }
 
 #[tokio::test]
-async fn an_address_of_an_absent_node_is_refused_with_what_to_do() {
+async fn an_address_of_an_absent_node_is_refused_with_a_hint() {
     let cluster = Cluster::start().await;
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let owner = Agent::start(&h2, Behaviour::default()).await;
@@ -151,7 +151,7 @@ async fn an_address_of_an_absent_node_is_refused_with_what_to_do() {
 }
 
 #[tokio::test]
-async fn an_owner_that_is_away_for_a_moment_is_waited_for() {
+async fn a_call_waits_for_an_owner_that_is_away_briefly() {
     let cluster = Cluster::start().await;
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let owner = Agent::start(&h2, Behaviour::default()).await;
@@ -180,7 +180,7 @@ async fn an_unanswered_borrow_is_withdrawn() {
     let problem = h3.lease(&small, "10.1.0.4").await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Unreachable);
     assert_eq!(leases(&cluster, &small).await, before);
-    // An answer that comes too late changes nothing.
+    // A late answer changes nothing.
     let asked = owner.known().asked.pop().unwrap();
     owner.answer(&asked, true).await;
     tokio::time::sleep(Duration::from_millis(100)).await;
@@ -188,7 +188,7 @@ async fn an_unanswered_borrow_is_withdrawn() {
 }
 
 #[tokio::test]
-async fn a_borrow_that_was_pending_over_a_managers_restart_is_asked_again() {
+async fn a_borrow_that_is_pending_at_a_managers_restart_is_requested_again() {
     let cluster = Cluster::start().await;
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let owner = Agent::start(&h2, Behaviour { cedes: None, ..Behaviour::default() }).await;
@@ -215,11 +215,11 @@ async fn a_borrow_that_was_pending_over_a_managers_restart_is_asked_again() {
 }
 
 #[tokio::test]
-async fn two_nodes_that_want_the_same_free_address_do_not_both_get_it() {
+async fn two_nodes_that_request_the_same_free_address_do_not_both_get_it() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
-    // Each would refuse to give it up again, as one that uses it does.
+    // Each refuses to release it again, like a node that uses it.
     let refuses = || Behaviour { cedes: Some(false), ..Behaviour::default() };
     let (_first, _second) = (Agent::start(&h2, refuses()).await, Agent::start(&h3, refuses()).await);
     for host in 10..20 {
@@ -250,7 +250,7 @@ async fn leases_of_two_managers_at_once_never_overlap() {
 }
 
 #[tokio::test]
-async fn a_used_up_range_is_named_as_the_range_and_not_as_the_subnet() {
+async fn an_exhausted_range_is_reported_as_the_range_and_not_as_the_subnet() {
     let cluster = Cluster::start().await;
     let request =
         CreateNetworkRequest { ip_ranges: vec!["10.1.0.128/30".into()], ..network_of("app", "10.1.0.0/24") };
@@ -262,7 +262,7 @@ async fn a_used_up_range_is_named_as_the_range_and_not_as_the_subnet() {
     let problem = loop {
         match h2.lease(&app, "").await {
             Ok(_) => {}
-            // What one node holds and does not use is no more to be had for the other.
+            // Addresses that one node holds without using them are not available to the other.
             Err(_) => break h3.lease(&app, "").await.unwrap_err(),
         }
     };

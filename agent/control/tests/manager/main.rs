@@ -1,6 +1,6 @@
-//! A manager with its store in memory, its TLS over 127.0.0.1, and agents that keep records instead
-//! of a kernel.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+//! Tests of a manager with an in-memory store, TLS over 127.0.0.1, and agents that keep records
+//! instead of a kernel.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod access;
 mod agent;

@@ -1,4 +1,4 @@
-//! Names that several things have, and commands that are a manager's.
+//! Names that several objects share, and commands for managers only.
 
 use mesh_control::connect;
 use mesh_control::identity::tls;
@@ -37,7 +37,7 @@ async fn a_service_that_shares_a_name_is_created_with_a_warning() {
     assert!(warnings[0].contains("alias db of service cache is also a name of service db"), "{warnings:?}");
     let warnings = create("store", &[]).await;
     assert!(warnings[0].contains("name store of service store is also a name of service db"), "{warnings:?}");
-    // Aliases may be shared: so are Compose's.
+    // Aliases may be shared, as in Compose.
     assert!(create("other", &["c"]).await.is_empty());
     let request = UpdateServiceRequest {
         service: "other".into(),
@@ -67,7 +67,7 @@ async fn a_backend_is_named_with_its_network_too() {
 }
 
 #[tokio::test]
-async fn a_worker_is_told_which_command_needs_which_node() {
+async fn the_error_on_a_worker_names_the_command_and_the_managers() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join("h2").await;
     let refused: Problem = h2.control().create_network(network("app")).await.unwrap_err().into();
@@ -80,7 +80,7 @@ async fn a_worker_is_told_which_command_needs_which_node() {
 }
 
 #[tokio::test]
-async fn a_cluster_whose_store_is_one_managers_takes_no_second_one() {
+async fn a_cluster_with_a_single_managers_store_accepts_no_second_manager() {
     let directory = tempfile::tempdir().unwrap();
     let cluster = Cluster::with_file(&directory.path().join("store.redb")).await;
     let request = v1::JoinTokenRequest { role: Role::Manager.into(), rotate: false };
@@ -91,7 +91,7 @@ async fn a_cluster_whose_store_is_one_managers_takes_no_second_one() {
 }
 
 #[tokio::test]
-async fn a_manager_whose_name_is_unknown_is_an_error_at_once_and_hints_name_the_port() {
+async fn an_unknown_manager_name_fails_at_once_and_hints_name_the_port() {
     let cluster = Cluster::start().await;
     let config = || tls::client_config(&cluster.identity).unwrap();
     let unknown = connect("nosuchhost.invalid:7444", config()).await.unwrap_err();

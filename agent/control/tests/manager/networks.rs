@@ -1,4 +1,4 @@
-//! Making and removing networks.
+//! Creating and removing networks.
 
 use std::collections::BTreeSet;
 
@@ -37,7 +37,7 @@ async fn two_hundred_concurrent_creations_share_no_subnet_and_no_vni() {
     let mut tasks = JoinSet::new();
     for n in 0..200 {
         let mut control = cluster.control();
-        // Every fifth name is asked for twice: one of the two wins.
+        // Every fifth name is requested twice: one of the two requests succeeds.
         tasks.spawn(async move { control.create_network(network(&format!("n{}", n - n % 5 / 4))).await });
     }
     let (mut created, mut refused) = (Vec::new(), 0);
@@ -58,15 +58,14 @@ async fn two_hundred_concurrent_creations_share_no_subnet_and_no_vni() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn two_managers_at_once_give_nothing_twice() {
+async fn two_concurrent_managers_allocate_nothing_twice() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join_as("h2", mesh_proto::v1::Role::Manager).await;
-    // Another manager's process on the same store, as a replicated store makes it.
+    // Another manager's process on the same store, as with a replicated store.
     let second = cluster.second_manager(&h2).await;
     let mut tasks = JoinSet::new();
     for n in 0..40 {
-        // With VNIs of their own, so that nothing but the subnets can tell that two are in each
-        // other\'s way.
+        // With distinct VNIs, so that only the subnets can reveal a conflict.
         let request = CreateNetworkRequest { vni: Some(100 + n), ..network(&format!("n{n}")) };
         let channel = if n % 2 == 0 { cluster.manager.local_channel() } else { second.local_channel() };
         let mut control = mesh_control::session_client::control_client(channel);
@@ -125,7 +124,7 @@ async fn bad_requests_are_usage_errors_that_name_the_value() {
 }
 
 #[tokio::test]
-async fn encryption_is_taken_in_dockers_spelling_too_and_never_ignored() {
+async fn dockers_spelling_of_encryption_is_accepted_and_never_ignored() {
     let cluster = Cluster::start().await;
     let options = [("encrypted".to_owned(), "false".to_owned())].into();
     for request in [
@@ -164,7 +163,7 @@ async fn conflicts_name_the_other_side() {
 }
 
 #[tokio::test]
-async fn the_pools_end_with_an_error_that_says_what_to_do() {
+async fn exhausted_pools_give_an_error_with_a_hint() {
     let cluster = Cluster::with_pools(&["10.9.0.0/24"], 25).await;
     cluster.create(network("a")).await.unwrap();
     cluster.create(network("b")).await.unwrap();
@@ -175,7 +174,7 @@ async fn the_pools_end_with_an_error_that_says_what_to_do() {
 }
 
 #[tokio::test]
-async fn what_is_asked_for_is_what_the_record_says() {
+async fn the_record_contains_the_requested_values() {
     let cluster = Cluster::start().await;
     let request = CreateNetworkRequest {
         subnets: vec!["fd77::/64".into(), "10.1.0.0/24".into()],
@@ -200,7 +199,7 @@ async fn what_is_asked_for_is_what_the_record_says() {
 }
 
 #[tokio::test]
-async fn a_network_in_use_stays_and_the_error_says_by_what() {
+async fn a_network_in_use_stays_and_the_error_names_the_user() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -218,7 +217,7 @@ async fn a_network_in_use_stays_and_the_error_says_by_what() {
 
     agent.report(Vec::new(), vec![web.id]).await;
     agent.until(|known| known.networks.contains_key(&app.id)).await;
-    // The report is on its way: the refusal ends as soon as it is there.
+    // The report is on its way: the refusal ends as soon as it arrives.
     let deadline = std::time::Instant::now() + crate::cluster::PATIENCE;
     while let Err(problem) = remove(&cluster, "app").await {
         assert!(std::time::Instant::now() < deadline, "{problem}");
@@ -227,7 +226,7 @@ async fn a_network_in_use_stays_and_the_error_says_by_what() {
 }
 
 #[tokio::test]
-async fn a_removal_that_meets_an_attach_gives_way() {
+async fn a_removal_that_conflicts_with_an_attach_is_aborted() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -239,10 +238,10 @@ async fn a_removal_that_meets_an_attach_gives_way() {
     });
     let known =
         agent.until(|known| known.networks.get(&app.id).is_some_and(|network| network.removing)).await;
-    // While it is marked, nobody gets a lease.
+    // While it is marked, no node gets a lease.
     let problem = h2.lease(&app, "").await.unwrap_err();
     assert_eq!(problem.message, "network app is being removed");
-    // An attach that was under way has won: reported before the mark is said to be applied.
+    // The attach in progress wins: it is reported before the mark is reported as applied.
     agent.report(vec![endpoint(&app, "web", "10.64.0.2")], Vec::new()).await;
     agent.applied(known.revision).await;
     let problem = removing.await.unwrap().unwrap_err();
@@ -271,7 +270,7 @@ async fn a_network_that_an_absent_node_may_use_stays_until_the_node_is_removed()
 }
 
 #[tokio::test]
-async fn a_removal_that_a_restart_cut_short_leaves_the_network_usable() {
+async fn a_removal_that_a_restart_interrupted_leaves_the_network_usable() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -283,7 +282,7 @@ async fn a_removal_that_a_restart_cut_short_leaves_the_network_usable() {
             async move { control.remove_network(RemoveNetworkRequest { network: "app".into() }).await },
         );
     agent.until(|known| known.networks.get(&app.id).is_some_and(|network| network.removing)).await;
-    // The process is killed: nothing takes the mark back but the next start.
+    // The process is killed: only the next start clears the mark.
     let cluster = cluster.copy_of_store().await;
     removing.abort();
     let request = InspectNetworkRequest { network: "app".into() };
@@ -293,7 +292,7 @@ async fn a_removal_that_a_restart_cut_short_leaves_the_network_usable() {
 }
 
 #[tokio::test]
-async fn prune_removes_what_nobody_uses() {
+async fn prune_removes_unused_networks() {
     let cluster = Cluster::start().await;
     let used = cluster.create(network("used")).await.unwrap();
     cluster.create(network("idle")).await.unwrap();
@@ -312,7 +311,7 @@ async fn prune_removes_what_nobody_uses() {
 }
 
 #[tokio::test]
-async fn names_that_differ_in_case_only_are_the_same_name() {
+async fn names_that_differ_only_in_case_are_the_same_name() {
     use mesh_proto::v1::Role;
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();

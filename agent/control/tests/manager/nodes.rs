@@ -10,7 +10,7 @@ use mesh_proto::{Problem, ProblemKind};
 use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, Member, network};
 
-/// Three nodes with agents; each probes both others.
+/// Creates three nodes with agents; each probes both others.
 async fn three() -> (Cluster, [Member; 3], [Agent; 3]) {
     let cluster = Cluster::start().await;
     let members = [cluster.own(), cluster.join("h2").await, cluster.join("h3").await];
@@ -39,10 +39,10 @@ async fn a_killed_agent_is_unknown_while_its_datapath_answers() {
 }
 
 #[tokio::test]
-async fn an_unplugged_host_is_down_as_soon_as_its_probers_say_so() {
+async fn an_unplugged_host_is_down_as_soon_as_its_probers_report_it() {
     let (_cluster, members, [own, second, third]) = three().await;
-    // Its session does not end: nothing comes from the host any more.
-    third.behave(|behaviour| behaviour.beats = false);
+    // Its session does not end: no more packets come from the host.
+    third.behave(|behaviour| behaviour.sends_heartbeats = false);
     let id = members[2].id.as_str();
     tokio::time::sleep(Duration::from_millis(800)).await;
     let told = Instant::now();
@@ -54,13 +54,13 @@ async fn an_unplugged_host_is_down_as_soon_as_its_probers_say_so() {
     second.probed(&members[2], false).await;
     second.until(|known| known.states[id] == NodeState::Down).await;
     assert!(told.elapsed() < Duration::from_secs(1), "{:?}", told.elapsed());
-    // It is back once its agent speaks.
+    // It is back once its agent sends messages.
     let _back = Agent::start(&members[2], Behaviour::default()).await;
     own.until(|known| known.states[id] == NodeState::Ready).await;
 }
 
 #[tokio::test]
-async fn with_one_prober_its_word_is_enough() {
+async fn a_single_probers_report_suffices() {
     let cluster = Cluster::start().await;
     let (own, h2) = (cluster.own(), cluster.join("h2").await);
     let manager = Agent::start(&own, Behaviour::default()).await;
@@ -71,7 +71,7 @@ async fn with_one_prober_its_word_is_enough() {
 }
 
 #[tokio::test]
-async fn a_ready_node_is_removed_by_force_only_and_takes_its_leases_with_it() {
+async fn a_ready_node_is_removed_only_by_force_and_its_leases_are_deleted() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -89,7 +89,7 @@ async fn a_ready_node_is_removed_by_force_only_and_takes_its_leases_with_it() {
 }
 
 #[tokio::test]
-async fn a_node_that_leaves_takes_its_leases_with_it() {
+async fn the_leases_of_a_node_that_leaves_are_deleted() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let h2 = cluster.join("h2").await;
@@ -103,7 +103,7 @@ async fn a_node_that_leaves_takes_its_leases_with_it() {
 }
 
 #[tokio::test]
-async fn the_manager_that_keeps_the_store_cannot_be_removed_whatever_others_are_called() {
+async fn the_manager_that_keeps_the_store_cannot_be_removed() {
     let cluster = Cluster::start().await;
     for role in [None, Some(Role::Manager)] {
         if let Some(role) = role {
@@ -137,7 +137,7 @@ async fn availability_is_changed_by_name_or_id_prefix() {
 }
 
 #[tokio::test]
-async fn a_node_is_drained_when_every_agent_knows() {
+async fn draining_returns_when_every_agent_has_applied_it() {
     let (cluster, members, [_own, _second, third]) = three().await;
     third.behave(|behaviour| behaviour.applies = false);
     let mut control = cluster.control();

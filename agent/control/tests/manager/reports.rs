@@ -1,5 +1,4 @@
-//! A stolen worker certificate: what its owner reports hurts nobody else, and is shown as what it
-//! is.
+//! A stolen worker certificate: false reports with it harm no other node, and are shown.
 
 use std::time::Duration;
 
@@ -24,8 +23,8 @@ async fn listed(cluster: &Cluster) -> Vec<(String, String)> {
     all.into_iter().map(|one| (one.name, one.ipv4)).collect()
 }
 
-/// A network with an honest node `h2`, that has the endpoint `c1` at 10.64.0.2, and a thief with a
-/// lease of its own.
+/// A network with an honest node `h2`, which has the endpoint `c1` at 10.64.0.2, and an attacker
+/// with its own lease.
 struct Scene {
     cluster: Cluster,
     app: v1::Network,
@@ -45,7 +44,7 @@ async fn scene() -> Scene {
 }
 
 #[tokio::test]
-async fn an_endpoint_that_its_node_cannot_have_is_known_to_nobody_and_refused_with_the_reason() {
+async fn an_endpoint_that_its_node_cannot_have_is_refused_and_not_published() {
     let Scene { cluster, app, honest, thief, c1 } = scene().await;
     let agent = Agent::start(&honest, having(&[&c1])).await;
     let liar = Agent::start(&thief, Behaviour::default()).await;
@@ -87,7 +86,7 @@ async fn an_endpoint_that_its_node_cannot_have_is_known_to_nobody_and_refused_wi
         assert!(reason.len() < 400 && !reason.contains(char::is_control), "{what}: {reason:?}");
         liar.report(Vec::new(), vec![id]).await;
     }
-    // What it can have is taken, and the other node has heard of nothing else and goes on.
+    // A valid endpoint is accepted. The other node has received nothing else and continues.
     liar.report(vec![good()], Vec::new()).await;
     let known = agent.until(|known| known.endpoints.len() == 1).await;
     assert_eq!(known.endpoints.into_values().next().unwrap().name, "good");
@@ -99,7 +98,7 @@ async fn an_endpoint_that_its_node_cannot_have_is_known_to_nobody_and_refused_wi
 }
 
 #[tokio::test]
-async fn a_twin_id_or_a_taken_name_changes_nothing_of_the_other_nodes_endpoint() {
+async fn a_duplicate_id_or_name_does_not_change_the_other_nodes_endpoint() {
     let Scene { app, honest, thief, c1, cluster } = scene().await;
     let agent = Agent::start(&honest, having(&[&c1])).await;
     let own = cluster.own();
@@ -117,17 +116,17 @@ async fn a_twin_id_or_a_taken_name_changes_nothing_of_the_other_nodes_endpoint()
         liar.until(|known| known.refused.contains_key(&namesake.id)).await.refused[&namesake.id]
             .contains("c1")
     );
-    // The twin goes, and the other stays.
+    // The duplicate is removed, and the other stays.
     liar.report(Vec::new(), vec![c1.id.clone()]).await;
     let known = watcher.until(|known| known.endpoints.len() == 2).await;
     assert_eq!(known.endpoints[&c1.id].ipv4, "10.64.0.2");
-    // Once the first has given the name up, the second has it.
+    // Once the first has released the name, the second has it.
     agent.report(Vec::new(), vec![c1.id.clone()]).await;
     watcher.until(|known| known.endpoints[&namesake.id].name == "C1").await;
 }
 
 #[tokio::test]
-async fn a_reported_name_that_may_be_a_public_domain_is_not_told_to_other_nodes() {
+async fn a_reported_name_that_may_be_a_public_domain_is_not_published() {
     let Scene { app, honest, thief, c1, cluster } = scene().await;
     let agent = Agent::start(&honest, having(&[&c1])).await;
     let mut google = endpoint(&app, "google.com", "10.64.0.66");
@@ -152,7 +151,7 @@ async fn a_reported_name_that_may_be_a_public_domain_is_not_told_to_other_nodes(
 }
 
 #[tokio::test]
-async fn an_endpoint_whose_address_its_node_has_given_back_is_gone_and_its_backend_too() {
+async fn an_endpoint_with_a_released_address_is_removed_with_its_backend() {
     let Scene { app, thief, cluster, .. } = scene().await;
     let taken = thief.lease(&app, "10.64.1.7").await.unwrap().lease.unwrap();
     let liar = Agent::start(&thief, having(&[&endpoint(&app, "bait", "10.64.1.7")])).await;
@@ -171,7 +170,7 @@ async fn an_endpoint_whose_address_its_node_has_given_back_is_gone_and_its_backe
 }
 
 #[tokio::test]
-async fn a_made_up_endpoint_is_no_backend() {
+async fn a_forged_endpoint_cannot_be_a_backend() {
     let Scene { app, honest, thief, c1, cluster } = scene().await;
     let _agent = Agent::start(&honest, having(&[&c1])).await;
     let made_up = endpoint(&app, "made-up", "10.64.0.3");
@@ -184,7 +183,7 @@ async fn a_made_up_endpoint_is_no_backend() {
 }
 
 #[tokio::test]
-async fn what_a_host_reports_of_itself_is_bounded() {
+async fn a_hosts_report_about_itself_is_bounded() {
     let Scene { thief, honest, cluster, .. } = scene().await;
     let agent = Agent::start(&honest, Behaviour::default()).await;
     let node = thief.id.to_string();
@@ -211,7 +210,7 @@ async fn what_a_host_reports_of_itself_is_bounded() {
 }
 
 #[tokio::test]
-async fn routes_of_one_worker_do_not_keep_the_cluster_from_having_networks() {
+async fn routes_of_one_worker_do_not_prevent_new_networks() {
     let Scene { thief, cluster, .. } = scene().await;
     for routes in [
         &["0.0.0.0/1", "128.0.0.0/1"][..],
@@ -224,7 +223,7 @@ async fn routes_of_one_worker_do_not_keep_the_cluster_from_having_networks() {
         let _liar = Agent::start(&thief, Behaviour { routes, ..Behaviour::default() }).await;
         cluster.create(network(&format!("n{name}"))).await.unwrap();
     }
-    // A subnet that somebody asks for is still compared with all that is a route to somewhere.
+    // A requested subnet is still compared with all routes.
     let routes = vec!["172.20.0.0/16".into()];
     let _liar = Agent::start(&thief, Behaviour { routes, ..Behaviour::default() }).await;
     let problem = cluster.create(network_of("x", "172.20.1.0/24")).await.unwrap_err();
@@ -291,7 +290,7 @@ async fn a_host_joins_with_an_address_that_others_can_reach_only() {
 }
 
 #[tokio::test]
-async fn a_worker_leases_what_its_endpoints_need_and_some_to_go_on_with() {
+async fn a_worker_can_lease_what_its_endpoints_need_and_a_reserve() {
     let Scene { app, honest, thief, cluster: _cluster, .. } = scene().await;
     let _agent = Agent::start(&honest, Behaviour::default()).await;
     let liar = Agent::start(&thief, Behaviour::default()).await;
@@ -306,7 +305,7 @@ async fn a_worker_leases_what_its_endpoints_need_and_some_to_go_on_with() {
     assert_eq!(problem.kind, ProblemKind::Exhausted, "{problem}");
     assert!(problem.message.contains(&format!("holds {held}")), "{problem}");
     assert_eq!(thief.lease(&app, "10.64.14.1").await.unwrap_err().kind, ProblemKind::Exhausted, "one by one");
-    // Others get theirs, and this one gets more once it uses what it has.
+    // Other nodes get theirs, and this one gets more once it uses what it has.
     honest.lease(&app, "").await.unwrap();
     let used = (0..62).map(|n| endpoint(&app, &format!("c{n}"), &format!("10.64.0.{}", 64 + n)));
     liar.report(used.collect(), Vec::new()).await;
@@ -314,7 +313,7 @@ async fn a_worker_leases_what_its_endpoints_need_and_some_to_go_on_with() {
 }
 
 #[tokio::test]
-async fn keys_of_one_node_do_not_disturb_another_nodes_or_the_rotation() {
+async fn keys_of_one_node_do_not_affect_another_node_or_the_rotation() {
     let Scene { honest, thief, cluster, .. } = scene().await;
     let set = async |member: &Member, generation: u32, key: &str| -> Result<(), Problem> {
         let wireguard = Some(Wireguard { port: 51820, keys: [(generation, key.to_owned())].into() });
@@ -332,7 +331,7 @@ async fn keys_of_one_node_do_not_disturb_another_nodes_or_the_rotation() {
 }
 
 #[tokio::test]
-async fn a_nodes_newest_session_replaces_the_others() {
+async fn a_nodes_newest_session_replaces_earlier_ones() {
     let Scene { thief, cluster, .. } = scene().await;
     let mut sessions = Vec::new();
     for _ in 0..40 {
@@ -346,7 +345,7 @@ async fn a_nodes_newest_session_replaces_the_others() {
 }
 
 #[tokio::test]
-async fn a_worker_that_claims_others_are_down_is_not_believed() {
+async fn a_single_workers_claim_that_others_are_down_has_no_effect() {
     let Scene { thief, honest, cluster, .. } = scene().await;
     let _own = Agent::start(&cluster.own(), Behaviour::default()).await;
     let agent = Agent::start(&honest, Behaviour::default()).await;
@@ -360,11 +359,11 @@ async fn a_worker_that_claims_others_are_down_is_not_believed() {
 }
 
 #[tokio::test]
-async fn ports_that_a_liar_claims_do_not_keep_services_from_being_published() {
+async fn false_claims_of_ports_do_not_prevent_publishing() {
     let Scene { thief, honest, cluster, .. } = scene().await;
     let _honest = Agent::start(&honest, Behaviour::default()).await;
     let everything = Some((1..=65_535).collect());
-    let liar = Agent::start(&thief, Behaviour { listens: everything, ..Behaviour::default() }).await;
+    let liar = Agent::start(&thief, Behaviour { used_ports: everything, ..Behaviour::default() }).await;
     let ports = vec![
         v1::PublishedPort { published: 8080, target: 80, ..v1::PublishedPort::default() },
         v1::PublishedPort { target: 81, ..v1::PublishedPort::default() },
@@ -373,8 +372,8 @@ async fn ports_that_a_liar_claims_do_not_keep_services_from_being_published() {
     cluster.create_service(request).await.unwrap();
     let problems = liar.until(|known| !known.problems.is_empty()).await.problems;
     assert!(problems[0].contains("port"), "{problems:?}");
-    // One port that it claims is believed, with the node's name.
-    liar.behave(|behaviour| behaviour.listens = Some([9090].into()));
+    // One claimed port is believed, and the error names the node.
+    liar.behave(|behaviour| behaviour.used_ports = Some([9090].into()));
     let ports = vec![v1::PublishedPort { published: 9090, target: 80, ..v1::PublishedPort::default() }];
     let request = v1::CreateServiceRequest { ports, ..service("api", "app") };
     let problem = cluster.create_service(request).await.unwrap_err();

@@ -1,5 +1,4 @@
-//! Many services: what concerns all costs as much as there is, what concerns one costs no more than
-//! that.
+//! Many services: the cost of listing is linear, and the cost of changing one is constant.
 
 use jiff::Timestamp;
 use mesh_model::{Affinity, Backend, BackendId, BackendState, EndpointMode, Service};
@@ -65,7 +64,7 @@ async fn fill(cluster: &Cluster, network: &str, services: u32) {
     }
 }
 
-/// What changes of a service ask of the store.
+/// Returns the store operations of updates of a service.
 async fn updates(cluster: &Cluster, count: u32) -> Work {
     let before = cluster.work();
     for n in 0..count {
@@ -104,7 +103,7 @@ async fn one_update_costs_the_same_among_thousands_of_services() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn publishing_on_a_disk_writes_no_more_when_many_publish_at_once() {
+async fn concurrent_publishing_writes_no_more_to_disk_than_sequential() {
     const SERVICES: u32 = 250;
     let directory = tempfile::tempdir().unwrap();
     let cluster = Cluster::with_file(&directory.path().join("store.redb")).await;

@@ -1,4 +1,4 @@
-//! Making, changing, listing and removing services.
+//! Creating, changing, listing and removing services.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,7 +10,7 @@ use mesh_proto::v1::{
 use mesh_proto::{Problem, ProblemKind};
 use tokio::task::JoinSet;
 
-use crate::agent::{Agent, Behaviour, CANNOT_LOOK};
+use crate::agent::{Agent, Behaviour, CANNOT_LIST};
 use crate::cluster::{Cluster, network, network_of, port, service};
 
 fn of(status: ServiceStatus) -> Service {
@@ -46,13 +46,13 @@ async fn update(cluster: &Cluster, request: UpdateServiceRequest) -> Result<Serv
 }
 
 #[tokio::test]
-async fn a_service_gets_what_it_leaves_open() {
+async fn values_that_a_request_leaves_open_are_chosen() {
     let cluster = Cluster::start().await;
     cluster.create(CreateNetworkRequest { ipv6: true, ..network("app") }).await.unwrap();
     let status = cluster.create_service(with_ports("web", &[":80", "8080:80/udp", ":81"])).await.unwrap();
     assert_eq!((status.network_name.as_str(), status.backends.len()), ("app", 0));
     let web = of(status);
-    // The last sixteenth of 10.64.0.0/20 is kept for virtual addresses.
+    // The last sixteenth of 10.64.0.0/20 is reserved for virtual addresses.
     assert_eq!((web.vip.as_str(), web.endpoint_mode()), ("10.64.15.0", EndpointMode::Vip));
     assert!(web.vip6.starts_with("fd"), "{web:?}");
     assert_eq!(published(&web), [30000, 8080, 30001]);
@@ -85,7 +85,7 @@ async fn a_service_gets_what_it_leaves_open() {
 }
 
 #[tokio::test]
-async fn what_a_service_cannot_have_is_refused_by_name() {
+async fn values_that_a_service_cannot_have_are_refused_by_name() {
     let cluster = Cluster::start().await;
     cluster.create(network_of("app", "10.1.0.0/24")).await.unwrap();
     cluster.create(network_of("tiny", "10.2.0.0/30")).await.unwrap();
@@ -133,14 +133,14 @@ async fn what_a_service_cannot_have_is_refused_by_name() {
         assert_eq!(problem.kind, kind, "{request:?}: {problem}");
         assert!(problem.message.contains(part), "{request:?}: {problem}");
     }
-    // What differs in protocol or address is no conflict.
+    // A different protocol or address is no conflict.
     let other = with_ports("y", &["8080:80/udp", "10.0.0.6:9090:80", "7070:80"]);
     cluster.create_service(other).await.unwrap();
     assert_eq!(cluster.services().await.len(), 2, "nothing of what was refused is left");
 }
 
 #[tokio::test]
-async fn a_name_on_several_networks_has_to_be_told_apart() {
+async fn a_name_on_several_networks_must_be_qualified() {
     let cluster = Cluster::start().await;
     for name in ["app", "db"] {
         cluster.create(network(name)).await.unwrap();
@@ -160,33 +160,34 @@ async fn a_name_on_several_networks_has_to_be_told_apart() {
 }
 
 #[tokio::test]
-async fn a_port_that_a_hosts_socket_has_cannot_be_published() {
+async fn a_port_in_use_by_a_hosts_socket_cannot_be_published() {
     let cluster = Cluster::start().await;
     cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
-    let listens = |ports: &[u32]| Some(ports.iter().copied().collect::<BTreeSet<_>>());
-    let _h2 = Agent::start(&h2, Behaviour { listens: listens(&[8080, 30000]), ..Behaviour::default() }).await;
-    let h3 = Agent::start(&h3, Behaviour { listens: listens(&[30001]), ..Behaviour::default() }).await;
+    let used_ports = |ports: &[u32]| Some(ports.iter().copied().collect::<BTreeSet<_>>());
+    let _h2 =
+        Agent::start(&h2, Behaviour { used_ports: used_ports(&[8080, 30000]), ..Behaviour::default() }).await;
+    let h3 = Agent::start(&h3, Behaviour { used_ports: used_ports(&[30001]), ..Behaviour::default() }).await;
     let problem = cluster.create_service(with_ports("web", &["8080:80"])).await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Conflict);
     assert!(problem.message.contains("port 8080/tcp is in use on node h2"), "{problem}");
-    // One that is chosen is one that no host has.
+    // An automatically chosen port is free on every host.
     let web = of(cluster.create_service(with_ports("web", &[":80"])).await.unwrap());
     assert_eq!(published(&web), [30002]);
     let add_ports = vec![port("8080:80")];
     let request = UpdateServiceRequest { service: "web".into(), add_ports, ..Default::default() };
     assert!(update(&cluster, request).await.unwrap_err().message.contains("node h2"));
-    // An agent that is there and does not answer may have the port: that is no permission.
-    h3.behave(|behaviour| behaviour.listens = None);
+    // If an agent in session does not answer, its host may use the port, so publishing fails.
+    h3.behave(|behaviour| behaviour.used_ports = None);
     let problem = cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap_err();
     assert_eq!(problem.kind, ProblemKind::Unreachable, "{problem}");
     assert!(problem.message.contains("node h3 cannot say"), "{problem}");
     assert_eq!(inspect(&cluster, "api").await.unwrap_err().kind, ProblemKind::NotFound);
-    // Nor is one that cannot look.
-    h3.behave(|behaviour| behaviour.listens = Some(BTreeSet::from([CANNOT_LOOK])));
+    // It also fails if an agent cannot list its sockets.
+    h3.behave(|behaviour| behaviour.used_ports = Some(BTreeSet::from([CANNOT_LIST])));
     let problem = cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap_err();
     assert!(problem.message.contains("the tables are unreadable"), "{problem}");
-    // One that is away is named, and keeps nobody from publishing.
+    // A node without a session is reported, and does not prevent publishing.
     drop(h3);
     let status = cluster.create_service(with_ports("api", &["9090:80"])).await.unwrap();
     assert!(status.unchecked_nodes.contains(&"h3".to_owned()), "{:?}", status.unchecked_nodes);
@@ -205,7 +206,7 @@ async fn ten_thousand_ports_are_published_in_one_change() {
     let request = UpdateServiceRequest { service: "web".into(), add_ports, ..Default::default() };
     update(&cluster, request).await.unwrap();
     h2.until(|known| known.services.get(&web.id).is_some_and(|web| web.ports.len() == 10_000)).await;
-    // Beside the ports themselves, TCP ports are asked for that no host has a reason to use.
+    // Besides the requested ports, decoys are checked, which are TCP ports.
     let is_meant = |port: &&v1::PublishedPort| port.protocol() == v1::Protocol::Udp;
     let asked = |check: &v1::PortCheck| check.ports.iter().filter(is_meant).count();
     assert_eq!(h2.known().checks.iter().map(asked).collect::<Vec<_>>(), [10_000]);
@@ -220,7 +221,7 @@ async fn a_service_is_changed_in_place() {
     let change = || UpdateServiceRequest { service: "web".into(), ..Default::default() };
     let ports = |texts: &[&str]| texts.iter().map(|text| port(text)).collect::<Vec<_>>();
 
-    // Taking a port away and adding it elsewhere is one change.
+    // Removing a port and adding it elsewhere is one change.
     let (add_ports, remove_ports) = (ports(&["8080:81", ":82"]), ports(&["8080:80"]));
     let moved = update(&cluster, UpdateServiceRequest { add_ports, remove_ports, ..change() }).await.unwrap();
     assert_eq!((moved.id.as_str(), published(&moved)), (web.id.as_str(), vec![8443, 8080, 30000]));
@@ -276,12 +277,12 @@ async fn a_service_is_changed_in_place() {
     let cleared = update(&cluster, UpdateServiceRequest { clear_health: true, ..change() }).await.unwrap();
     assert_eq!((cleared.affinity(), cleared.health), (Affinity::ClientIp, None));
     assert_eq!(of(inspect(&cluster, "web").await.unwrap()), update(&cluster, change()).await.unwrap());
-    // A port that was given up is free again.
+    // A released port is free again.
     cluster.create_service(with_ports("next", &["30000:80"])).await.unwrap();
 }
 
 #[tokio::test]
-async fn a_service_that_is_removed_leaves_nothing_behind() {
+async fn a_removed_service_leaves_nothing_behind() {
     let cluster = Cluster::start().await;
     cluster.create(network("app")).await.unwrap();
     let keys = || async {
@@ -301,7 +302,7 @@ async fn a_service_that_is_removed_leaves_nothing_behind() {
 }
 
 #[tokio::test]
-async fn nothing_is_removed_by_less_than_four_characters_of_its_id() {
+async fn nothing_is_removed_by_fewer_than_four_characters_of_its_id() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let web = of(cluster.create_service(service("web", "app")).await.unwrap());
@@ -323,7 +324,7 @@ async fn nothing_is_removed_by_less_than_four_characters_of_its_id() {
         let problem = refused.unwrap_err();
         assert_eq!(problem.kind, ProblemKind::Usage, "{problem}");
     }
-    // To look at something, the beginning has only to be unambiguous.
+    // For reading, the id prefix only has to be unambiguous.
     assert_eq!(of(inspect(&cluster, &web.id[..3]).await.unwrap()), web);
     remove(&cluster, &web.id[..4]).await.unwrap();
     remove_network(&app.id[..4]).await.unwrap();
@@ -344,7 +345,7 @@ async fn a_network_with_services_stays_and_names_them() {
     assert!(problem.message.contains("network app is in use by service web"), "{problem}");
     let pruned = cluster.control().prune_networks(v1::PruneNetworksRequest {}).await.unwrap().into_inner();
     assert!(pruned.removed.is_empty());
-    // It takes services again.
+    // It accepts services again.
     cluster.create_service(service("api", "app")).await.unwrap();
     remove(&cluster, "web").await.unwrap();
     remove(&cluster, "api").await.unwrap();
@@ -353,7 +354,7 @@ async fn a_network_with_services_stays_and_names_them() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn of_two_services_that_want_the_same_at_once_one_gets_it() {
+async fn one_of_two_concurrent_requests_for_the_same_value_succeeds() {
     let cluster = Cluster::start().await;
     cluster.create(network("app")).await.unwrap();
     let vip = |name: &str| CreateServiceRequest { vip: "10.64.15.200".into(), ..service(name, "app") };
@@ -390,12 +391,12 @@ async fn of_two_services_that_want_the_same_at_once_one_gets_it() {
 }
 
 #[tokio::test]
-async fn the_last_address_is_not_refused_for_a_call_that_comes_to_nothing() {
+async fn the_last_address_is_not_refused_because_of_a_call_that_fails() {
     let cluster = Cluster::start().await;
     cluster.create(network_of("app", "10.1.0.0/26")).await.unwrap();
     let h2 = cluster.join("h2").await;
-    let listens = Some(BTreeSet::from([8080]));
-    let agent = Agent::start(&h2, Behaviour { listens, ..Behaviour::default() }).await;
+    let used_ports = Some(BTreeSet::from([8080]));
+    let agent = Agent::start(&h2, Behaviour { used_ports, ..Behaviour::default() }).await;
     let mut last = None;
     for n in 0.. {
         match cluster.create_service(service(&format!("s{n}"), "app")).await {
@@ -408,21 +409,21 @@ async fn the_last_address_is_not_refused_for_a_call_that_comes_to_nothing() {
     }
     let last = last.unwrap();
     remove(&cluster, &last.id).await.unwrap();
-    // It has chosen the address, and waits to hear that its port is taken.
-    agent.behave(|behaviour| behaviour.hears = false);
+    // It has chosen the address, and waits for the report that its port is in use.
+    agent.behave(|behaviour| behaviour.reads = false);
     let (mut one, mut other) = (cluster.control(), cluster.control());
     let doomed = tokio::spawn(async move { one.create_service(with_ports("doomed", &["8080:80"])).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
     let next = tokio::spawn(async move { other.create_service(service("next", "app")).await });
     tokio::time::sleep(Duration::from_millis(50)).await;
     assert!(!next.is_finished());
-    agent.behave(|behaviour| behaviour.hears = true);
+    agent.behave(|behaviour| behaviour.reads = true);
     assert_eq!(Problem::from(doomed.await.unwrap().unwrap_err()).kind, ProblemKind::Conflict);
     assert_eq!(of(next.await.unwrap().unwrap().into_inner()).vip, last.vip);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn the_five_hundredth_published_port_takes_no_more_work_than_the_first() {
+async fn the_five_hundredth_published_port_costs_no_more_than_the_first() {
     let cluster = Cluster::start().await;
     cluster.create(network_of("app", "10.1.0.0/16")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);

@@ -1,4 +1,4 @@
-//! What agents are told, and that nothing is missing from it.
+//! The messages to agents, and that none is missing.
 
 use std::time::Duration;
 
@@ -11,20 +11,20 @@ use crate::agent::{Agent, Behaviour};
 use crate::cluster::{Cluster, PATIENCE, network};
 
 #[tokio::test]
-async fn a_node_is_told_of_a_networks_leases_from_its_first_one_there_to_its_last() {
+async fn a_node_receives_a_networks_leases_while_it_has_one_there() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
     let (first, second) =
         (Agent::start(&h2, Behaviour::default()).await, Agent::start(&h3, Behaviour::default()).await);
-    // The record alone, so that nothing is sent to its addresses by other ways.
+    // Only the record, so that packets to its addresses do not leave by another route.
     assert_eq!((first.known().networks.len(), first.known().leases.len()), (1, 0));
 
     let earlier = h2.lease(&app, "").await.unwrap();
     first.until(|known| known.revision >= earlier.revision).await;
     assert_eq!((first.known().networks.len(), first.known().leases.len()), (1, 1));
     let lease = h3.lease(&app, "").await.unwrap();
-    // It gets the network with the lease that was there before.
+    // It receives the network with the lease that existed before.
     second.until(|known| known.revision >= lease.revision).await;
     assert_eq!((second.known().networks.len(), second.known().leases.len()), (1, 2));
 
@@ -54,7 +54,7 @@ async fn a_lease_is_granted_only_when_the_other_agents_have_applied_it() {
         async move { h3.lease(&app, "").await }
     });
     let known = slow.until(|known| known.leases.len() == 2).await;
-    // The manager knows that the slow agent has heard, and still waits.
+    // The manager knows that the slow agent has received it, and still waits.
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert!(!leasing.is_finished());
     slow.applied(known.revision).await;
@@ -62,10 +62,10 @@ async fn a_lease_is_granted_only_when_the_other_agents_have_applied_it() {
 }
 
 #[tokio::test]
-async fn an_agent_that_never_applies_holds_up_one_lease_for_some_seconds_and_no_other() {
+async fn an_agent_that_never_applies_delays_only_one_lease() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
-    // A manager, which may hold what it likes.
+    // A manager, which has no quota.
     let (h2, h3) = (cluster.join("h2").await, cluster.join_as("h3", mesh_proto::v1::Role::Manager).await);
     let slow = Agent::start(&h2, Behaviour::default()).await;
     let _other = Agent::start(&h3, Behaviour::default()).await;
@@ -77,7 +77,7 @@ async fn an_agent_that_never_applies_holds_up_one_lease_for_some_seconds_and_no_
         let leasing = tokio::time::timeout(APPLIED / 2, h3.lease(&app, ""));
         leasing.await.expect("another lease was held up").unwrap();
     }
-    // Once the manager hears that it has caught up, it is waited for again.
+    // Once the manager knows that it has caught up, calls wait for it again.
     let lease = h3.lease(&app, "").await.unwrap();
     slow.until(|known| known.revision >= lease.revision).await;
     slow.applied(lease.revision).await;
@@ -92,7 +92,7 @@ async fn snapshot_and_deltas_leave_no_gap_while_everything_changes() {
     let own = cluster.own();
     let writer = Agent::start(&own, Behaviour::default()).await;
     own.lease(&app, "").await.unwrap();
-    // Changes of nodes, networks and leases, while sessions begin.
+    // Nodes, networks and leases change while sessions begin.
     let mut members = Vec::new();
     for n in 0..6 {
         members.push(cluster.join(&format!("w{n}")).await);
@@ -120,7 +120,8 @@ async fn snapshot_and_deltas_leave_no_gap_while_everything_changes() {
     };
     let ((), mut agents) = tokio::join!(changes, sessions);
     agents.push(writer);
-    // A session that begins now sees the truth at once; the others must have come to the same.
+    // A session that begins now gets the current state at once; the others must have reached the
+    // same.
     let late = cluster.join("late").await;
     let last = Agent::start(&late, Behaviour::default()).await;
     let leased = late.lease(&app, "").await.unwrap();
@@ -134,7 +135,7 @@ async fn snapshot_and_deltas_leave_no_gap_while_everything_changes() {
         assert_eq!(known.networks, truth.networks);
         assert_eq!(known.leases, truth.leases);
     }
-    // The manager's own agent has leases in the networks that are left, too.
+    // The manager's own agent has leases in the remaining networks too.
     let all = agents[6].known();
     assert_eq!(all.networks.len(), 1 + 6);
     assert_eq!(all.nodes, truth.nodes);
@@ -146,7 +147,7 @@ async fn snapshot_and_deltas_leave_no_gap_while_everything_changes() {
 }
 
 #[tokio::test]
-async fn an_agent_hears_of_revisions_that_do_not_concern_it() {
+async fn an_agent_receives_revisions_that_do_not_concern_it() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join("h2").await;
     let agent = Agent::start(&h2, Behaviour::default()).await;
@@ -204,7 +205,7 @@ async fn hello_updates_the_mtu_in_the_nodes_record() {
 async fn a_silent_agent_loses_its_session() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join("h2").await;
-    let agent = Agent::start(&h2, Behaviour { beats: false, ..Behaviour::default() }).await;
+    let agent = Agent::start(&h2, Behaviour { sends_heartbeats: false, ..Behaviour::default() }).await;
     let ended = agent.within(Duration::from_secs(4), |known| known.ended.is_some()).await;
     assert!(ended.unwrap().ended.unwrap().message().contains("no message from the agent"));
 }
@@ -224,7 +225,7 @@ async fn agents_find_the_manager_again_after_its_restart() {
     assert_eq!(known.leases.values().collect::<Vec<_>>(), [&lease]);
 }
 
-/// More than a connection and a session's queue take without being read.
+/// More data than a connection and a session's queue hold without being read.
 async fn flood(cluster: &Cluster, member: &crate::cluster::Member) {
     for n in 0..4 {
         let labels = [("ballast".to_owned(), "x".repeat(1_000_000))].into();
@@ -234,8 +235,8 @@ async fn flood(cluster: &Cluster, member: &crate::cluster::Member) {
     }
 }
 
-/// So many changes that every agent is told about, and fast: a session that takes none gives up
-/// after some seconds.
+/// Makes this many changes that every agent receives, quickly: a session that accepts none is given
+/// up after some seconds.
 async fn rewrite(cluster: &Cluster, times: usize) {
     let key = Key::from(format!("/node/{}", cluster.manager.node_id()));
     let node = cluster.store.get(key.clone()).await.unwrap().unwrap().value;
@@ -245,26 +246,26 @@ async fn rewrite(cluster: &Cluster, times: usize) {
 }
 
 #[tokio::test]
-async fn an_agent_that_fell_behind_begins_anew_with_a_snapshot() {
+async fn an_agent_that_fell_behind_starts_again_with_a_snapshot() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join("h2").await;
     let agent = Agent::start(&h2, Behaviour::default()).await;
-    agent.behave(|behaviour| behaviour.hears = false);
+    agent.behave(|behaviour| behaviour.reads = false);
     flood(&cluster, &h2).await;
     rewrite(&cluster, 1100).await;
-    agent.behave(|behaviour| behaviour.hears = true);
+    agent.behave(|behaviour| behaviour.reads = true);
     let known = agent.until(|known| known.snapshots == 2).await;
     assert_eq!((known.networks.len(), known.leases.len()), (4, 4));
     assert!(known.ended.is_none());
 }
 
 #[tokio::test]
-async fn an_agent_that_takes_nothing_loses_its_session_and_nobody_else_notices() {
+async fn an_agent_that_does_not_read_loses_its_session_without_effect_on_others() {
     let cluster = Cluster::start().await;
     let h2 = cluster.join("h2").await;
     let own = Agent::start(&cluster.own(), Behaviour::default()).await;
     let stuck = Agent::start(&h2, Behaviour::default()).await;
-    stuck.behave(|behaviour| behaviour.hears = false);
+    stuck.behave(|behaviour| behaviour.reads = false);
     flood(&cluster, &h2).await;
     rewrite(&cluster, 40).await;
     let known =
@@ -273,7 +274,7 @@ async fn an_agent_that_takes_nothing_loses_its_session_and_nobody_else_notices()
 }
 
 #[tokio::test]
-async fn a_server_that_ends_does_not_wait_for_its_sessions() {
+async fn a_server_ends_without_waiting_for_its_sessions() {
     let cluster = Cluster::start().await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap().to_string();

@@ -1,4 +1,4 @@
-//! What agents are told that no record has: health of backends, and endpoints for their names.
+//! Data for agents that is in no record: health of backends, and endpoints for their names.
 
 use mesh_proto::v1::{CreateServiceRequest, Endpoint, ReleaseLeaseRequest};
 
@@ -17,7 +17,7 @@ fn names(agent: &Agent) -> Vec<String> {
 }
 
 #[tokio::test]
-async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
+async fn agents_receive_other_nodes_endpoints_in_their_networks() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let db = cluster.create(network("db")).await.unwrap();
@@ -28,23 +28,23 @@ async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
     let a2 = Agent::start(&h2, having(&[&c1, &d1])).await;
     let a3 = Agent::start(&h3, Behaviour::default()).await;
     assert_eq!(names(&a3), [""; 0]);
-    // With its first lease in a network, all there are.
+    // With its first lease in a network, an agent receives all endpoints.
     let lease = h3.lease(&app, "").await.unwrap().lease.unwrap();
     a3.until(|known| known.endpoints.len() == 1).await;
     let told = a3.known().endpoints.remove(&c1.id).unwrap();
     assert_eq!((told.name, told.ipv4, told.node_id), ("c1".into(), "10.64.0.2".into(), h2.id.to_string()));
-    // Then what changes, and nothing of other networks.
+    // Then it receives changes, and nothing of other networks.
     let (c2, d2) = (endpoint(&app, "c2", "10.64.0.3"), endpoint(&db, "d2", "10.64.16.3"));
     a2.report(vec![c2.clone(), d2], vec![c1.id.clone()]).await;
     a3.until(|known| known.endpoints.contains_key(&c2.id) && known.endpoints.len() == 1).await;
-    // All again in a new session, but never one's own.
+    // In a new session it receives all again, but never its own.
     drop((a2, a3));
     let a3 = Agent::start(&h3, having(&[&endpoint(&app, "c3", "10.64.0.66")])).await;
     a3.until(|known| known.endpoints.len() == 1).await;
     let a2 = Agent::start(&h2, having(&[&c2])).await;
     a2.until(|known| known.endpoints.values().any(|one| one.name == "c3")).await;
     assert_eq!(names(&a2), ["c3"]);
-    // Without the lease, nothing more of it.
+    // Without the lease, it receives nothing more of the network.
     let (prefix, revision) = (lease.prefix, lease.revision);
     let request = ReleaseLeaseRequest { network: app.id.clone(), prefix, revision };
     h3.control().release_lease(request).await.unwrap();
@@ -53,7 +53,7 @@ async fn agents_hear_of_other_nodes_endpoints_in_their_networks() {
 }
 
 #[tokio::test]
-async fn a_manager_that_begins_voids_nothing_of_nodes_that_it_has_not_heard() {
+async fn a_new_manager_deletes_nothing_of_nodes_that_have_not_reported() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
@@ -73,7 +73,7 @@ async fn a_manager_that_begins_voids_nothing_of_nodes_that_it_has_not_heard() {
 }
 
 #[tokio::test]
-async fn agents_hear_of_the_health_of_the_backends_that_they_know() {
+async fn agents_receive_the_health_of_the_backends_that_they_know() {
     let cluster = Cluster::start().await;
     let app = cluster.create(network("app")).await.unwrap();
     let (h2, h3) = (cluster.join("h2").await, cluster.join("h3").await);
@@ -90,15 +90,15 @@ async fn agents_hear_of_the_health_of_the_backends_that_they_know() {
     a2.healthy(&[(web, false), (quiet, false)], true).await;
     a3.until(|known| known.health.get(&web) == Some(&false)).await;
     assert_eq!(a3.known().health.len(), 1, "it does not know the other");
-    // A node speaks for its own backends only.
+    // A node reports only its own backends.
     a3.healthy(&[(web, true)], false).await;
-    // What it comes to know, it hears the health of.
+    // It receives the health of backends that become known to it.
     h3.lease(&app, "").await.unwrap();
     a3.until(|known| known.health.get(&quiet) == Some(&false)).await;
     assert!(!a3.known().health[&web]);
     a2.healthy(&[(quiet, true)], false).await;
     a3.until(|known| known.health[&quiet]).await;
-    // All at the session's start, also for the owner.
+    // At the session's start all are sent, also to the owner.
     drop(a3);
     let a3 = Agent::start(&h3, Behaviour::default()).await;
     a3.until(|known| known.health == [(web, false), (quiet, true)].into()).await;

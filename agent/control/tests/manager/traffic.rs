@@ -1,4 +1,4 @@
-//! Which backends get traffic, as people are shown it, with the reasons.
+//! Which backends get traffic, as shown to people, with the reasons.
 
 use std::time::Duration;
 
@@ -51,7 +51,7 @@ impl Scene {
         self.cluster.control().update_node(request).await.unwrap();
     }
 
-    /// Waits until the backends' traffic is shown so. Returns what is shown.
+    /// Waits until the backends' traffic is shown like this. Returns the status.
     async fn until(&self, expected: [(bool, &str); 2]) -> Vec<BackendStatus> {
         let deadline = tokio::time::Instant::now() + PATIENCE;
         loop {
@@ -87,7 +87,7 @@ async fn each_backend_is_shown_with_whether_it_gets_traffic_and_why_not() {
     scene.set_availability(0, Availability::Active).await;
     scene.until([(true, ""), (false, "unhealthy")]).await;
 
-    // A host that is down: what it last said is not shown as if it were so now.
+    // A host that is down: its last report is not shown as current.
     scene.healthy(1, true).await;
     scene.until([(true, ""); 2]).await;
     scene.agents[0] = None;
@@ -125,7 +125,7 @@ async fn a_service_may_refuse_connections_while_none_of_its_backends_passes() {
     scene.until([(false, "not checked yet"); 2]).await;
     scene.healthy(0, false).await;
     scene.until([(false, "unhealthy"), (false, "not checked yet")]).await;
-    // An update of something else leaves it as it is.
+    // An update of another property keeps it.
     assert_eq!(choose(WhenAllUnhealthy::Unspecified).await.when_all_unhealthy(), WhenAllUnhealthy::None);
     choose(WhenAllUnhealthy::All).await;
     scene.until([(true, FALLBACK); 2]).await;

@@ -117,6 +117,21 @@ impl Pins {
         Ok(())
     }
 
+    /// Renames pins of maps from their former to their current names, given as pairs, so that the
+    /// maps are adopted. If an older agent ran in between, both pins exist. The former name's pin
+    /// is the one that it used, and replaces the other.
+    pub(super) fn rename_maps(&self, names: &[(&str, &str)]) -> Result<(), ProgramsError> {
+        names.iter().try_for_each(|(former, current)| {
+            let path = self.map(former);
+            match fs::rename(&path, self.map(current)) {
+                Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                    Err(ProgramsError::Pin { action: "rename", path, source })
+                }
+                _ => Ok(()),
+            }
+        })
+    }
+
     /// The attachments that are pinned.
     pub(super) fn links(&self) -> Result<Vec<Attachment>, ProgramsError> {
         let names = names(&self.root.join("links"))?;

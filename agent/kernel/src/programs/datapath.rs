@@ -1,4 +1,4 @@
-//! The kernel itself: loads, pins and adopts programs and maps, and attaches programs to devices.
+//! The kernel implementation: loads, pins and adopts programs and maps, and attaches programs.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -22,30 +22,30 @@ use super::maps::Maps;
 use super::tables::Tables;
 use super::{Counters, Programs, ProgramsError, Take, Visit, attach, digest, layouts, sockets, xdp};
 
-/// The programs, as the build script made them.
+/// The compiled programs, from the build script.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/mesh-datapath"));
 
-/// How many entries the maps may have. Memory is taken as entries come, but for hash buckets: 16
-/// bytes for each.
+/// Capacities of the maps. Memory is allocated as entries are created, except for hash buckets: 16
+/// bytes for each entry.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct MapSizes {
-    /// Networks that have endpoints on this node.
+    /// Networks with endpoints on this node.
     pub networks: u32,
-    /// Endpoints on this node. Each may have an address of either family.
+    /// Endpoints on this node. Each may have one address of each family.
     pub endpoints: u32,
     /// Subnets, gateways and leases of those networks.
     pub blocks: u32,
     /// Nodes of the cluster.
     pub nodes: u32,
-    /// VIPs of those networks, and published ports, of either many.
+    /// VIPs of those networks, and published ports: this many of each.
     pub services: u32,
     /// Backends of those services.
     pub backends: u32,
-    /// Entries of the backends' tables, in all, to begin with ([`Programs::reserve_maglev`]); a
-    /// multiple of 16.
-    pub maglev: u32,
-    /// Balanced flows that are remembered; each takes one or two entries. A quarter as many again
-    /// are not answered yet.
+    /// Initial number of entries of all backend tables together; a multiple of 16. See
+    /// [`Programs::reserve_backend_tables`].
+    pub backend_tables: u32,
+    /// Answered balanced flows; each takes one or two entries. Flows without an answer get a
+    /// quarter of this number in addition.
     pub connections: u32,
 }
 
@@ -58,35 +58,35 @@ impl Default for MapSizes {
             nodes: 4096,
             services: 32768,
             backends: 131_072,
-            maglev: 1 << 21,
+            backend_tables: 1 << 21,
             connections: 131_072,
         }
     }
 }
 
 impl MapSizes {
-    /// Entries of [`MapSizes::connections`] for a host with so much memory: they and those that are
-    /// not answered yet take less than a hundredth of it, where that is more than 20 MB. A power of
-    /// two, so that almost equal hosts have equal tables.
+    /// Returns [`MapSizes::connections`] for a host with this much memory. Entries of answered and
+    /// unanswered flows together take less than 1% of it, or 20 MB if that is more. The result is a
+    /// power of two, so that almost equal hosts have equal tables.
     pub fn connections_for(memory: u64) -> u32 {
         let entries = (memory >> 16).clamp(1 << 17, 1 << 20);
         1 << entries.ilog2()
     }
 }
 
-/// What a [`Datapath`] is made with.
+/// Options of a [`Datapath`].
 #[derive(Debug, Clone)]
 pub struct Options {
-    /// The instance's own folder on bpffs. No other instance may use it.
+    /// The instance's own bpffs directory. No other instance may use it.
     pub bpffs_dir: PathBuf,
-    /// Sizes of maps that are made; adopted ones keep theirs.
+    /// Sizes of new maps; adopted maps keep theirs.
     pub sizes: MapSizes,
-    /// How to attach.
+    /// The attach method.
     pub method: AttachMethod,
 }
 
 impl Options {
-    /// Default sizes, and the best method of the running kernel.
+    /// Returns default sizes and the best method of the running kernel.
     pub fn new(bpffs_dir: impl Into<PathBuf>) -> Self {
         Self { bpffs_dir: bpffs_dir.into(), sizes: MapSizes::default(), method: AttachMethod::of_kernel() }
     }
@@ -104,7 +104,7 @@ struct LoadedProgram {
     program: SchedClassifier,
 }
 
-/// [`Programs`] in the kernel. Dropping it changes nothing there.
+/// [`Programs`] in the kernel. Dropping it changes nothing in the kernel.
 #[derive(Debug)]
 pub struct Datapath {
     pins: Pins,
@@ -114,18 +114,18 @@ pub struct Datapath {
 }
 
 impl Datapath {
-    /// Touches nothing yet.
+    /// Does not access the kernel yet.
     pub fn new(options: Options) -> Self {
         let Options { bpffs_dir, sizes, method } = options;
         Self { pins: Pins::new(bpffs_dir), sizes, method, loaded: None }
     }
 
-    /// How programs are attached.
+    /// Returns the attach method.
     pub const fn method(&self) -> AttachMethod {
         self.method
     }
 
-    /// A loaded program, to run it on crafted packets (`BPF_PROG_TEST_RUN`).
+    /// Returns a loaded program, to run it on crafted packets (`BPF_PROG_TEST_RUN`).
     pub fn program(&self, kind: ProgramKind) -> Option<&SchedClassifier> {
         self.loaded.as_ref().and_then(|loaded| loaded.programs.get(&kind)).map(|loaded| &loaded.program)
     }
@@ -135,7 +135,7 @@ impl Datapath {
     }
 
     fn pin_programs(&self) -> Result<BTreeMap<ProgramKind, LoadedProgram>, ProgramsError> {
-        let MapSizes { networks, endpoints, blocks, nodes, services, backends, maglev, connections } =
+        let MapSizes { networks, endpoints, blocks, nodes, services, backends, backend_tables, connections } =
             self.sizes;
         let mut object = EbpfLoader::new()
             .btf(None)
@@ -152,7 +152,7 @@ impl Datapath {
             .map_max_entries(layouts::PUBLISHED, services)
             .map_max_entries(layouts::BACKENDS, backends)
             .map_max_entries(layouts::BACKEND_ADDRESSES, backends * 2)
-            .map_max_entries(layouts::MAGLEV, maglev.div_ceil(16))
+            .map_max_entries(layouts::BACKEND_TABLES, backend_tables.div_ceil(16))
             .map_max_entries(layouts::CONNECTIONS, connections)
             .map_max_entries(layouts::PENDING, connections.div_ceil(4))
             .load(OBJECT)
@@ -162,7 +162,7 @@ impl Datapath {
         for kind in ProgramKind::ALL {
             let (name, path) = (kind.name(), self.pins.program(kind));
             pin_program(&object, name, path.clone())?;
-            // The pin's own handle: it outlives the object, which holds the parsed file.
+            // Use the pin's own handle. It outlives the object, which holds the parsed file.
             let program = SchedClassifier::from_pin(path).map_err(refused(name))?;
             let id = program.info().map_err(refused(name))?.id();
             programs.insert(kind, LoadedProgram { id, program });
@@ -174,8 +174,8 @@ impl Datapath {
         Ok(programs)
     }
 
-    /// Puts the current programs in the place of earlier ones wherever these are attached. Goes on
-    /// after an error, and returns the first.
+    /// Replaces earlier programs by the current ones wherever they are attached. Continues after an
+    /// error, and returns the first.
     fn replace_all(&mut self) -> Result<(), ProgramsError> {
         let mut results: Vec<_> =
             self.attachments()?.into_keys().map(|attachment| self.attach(attachment)).collect();
@@ -186,7 +186,7 @@ impl Datapath {
         results.into_iter().collect()
     }
 
-    /// What runs at the pinned attachments. Pins of what is attached no more are removed.
+    /// Returns the programs at the pinned attachments. Removes pins that are no longer attached.
     fn attachments(&self) -> Result<BTreeMap<Attachment, AttachedProgram>, ProgramsError> {
         let pinned = self.pins.links()?;
         let running = attach::programs(self.method, &self.pins, &pinned)?;
@@ -210,11 +210,14 @@ impl Programs for Datapath {
             self.loaded = None;
             return Ok(ObservedPrograms::default());
         }
-        // Removed pins make the next reconciliation load again.
+        // If pins were removed, the next reconciliation must load again.
         if ProgramKind::ALL.iter().any(|kind| !self.pins.program(*kind).exists())
             || !self.pins.xdp_program().exists()
         {
             self.loaded = None;
+        }
+        if self.loaded.is_none() {
+            self.pins.rename_maps(&layouts::FORMER_NAMES)?;
         }
         let attachments = self.attachments()?;
         let (pins, entries) = match &self.loaded {
@@ -232,6 +235,7 @@ impl Programs for Datapath {
         // Kernels before 5.11 count eBPF memory against this limit; later ones do not, and may
         // forbid raising it.
         let _ = setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY);
+        self.pins.rename_maps(&layouts::FORMER_NAMES)?;
         if !layouts::layouts_match(&self.pins) {
             self.pins.remove_version()?;
         }
@@ -297,31 +301,31 @@ impl Programs for Datapath {
         }
     }
 
-    fn maglev_size(&mut self) -> Result<u32, ProgramsError> {
-        Ok(self.loaded()?.maps.tables().maglev_size())
+    fn backend_tables_size(&mut self) -> Result<u32, ProgramsError> {
+        Ok(self.loaded()?.maps.tables().backend_tables_size())
     }
 
-    fn reserve_maglev(&mut self, entries: u32) -> Result<(), ProgramsError> {
-        let wanted = self.sizes.maglev.max(entries);
+    fn reserve_backend_tables(&mut self, entries: u32) -> Result<(), ProgramsError> {
+        let wanted = self.sizes.backend_tables.max(entries);
         let Some(loaded) = &mut self.loaded else {
-            self.sizes.maglev = wanted;
+            self.sizes.backend_tables = wanted;
             return Ok(());
         };
         let tables = loaded.maps.tables();
-        if tables.maglev_size() >= wanted {
+        if tables.backend_tables_size() >= wanted {
             return Ok(());
         }
         let wider = tables.wider_maglev(wanted)?;
         let pin = self.pins.map(layouts::MAGLEV);
         let former = bpf::open_pin(&pin).map_err(|source| ProgramsError::Table {
             action: "open",
-            map: layouts::MAGLEV,
+            map: layouts::BACKEND_TABLES,
             source,
         })?;
         pin_over(wider.array(), pin.clone())?;
         if let Err(error) = self.load() {
-            // The programs that run go on with the array that they know, and so must whoever adopts
-            // the maps.
+            // The running programs keep the old array, so an agent that adopts the maps must find
+            // it too.
             pin_over(former.as_fd(), pin)?;
             return Err(error);
         }
@@ -332,12 +336,12 @@ impl Programs for Datapath {
         Ok(self.loaded()?.maps.tables().connections_size())
     }
 
-    fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
-        self.loaded()?.maps.tables().write_maglev(first, backends)
+    fn write_backend_tables(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
+        self.loaded()?.maps.tables().write_backend_tables(first, backends)
     }
 
-    fn read_maglev(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
-        self.loaded()?.maps.tables().read_maglev(first, size)
+    fn read_backend_tables(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
+        self.loaded()?.maps.tables().read_backend_tables(first, size)
     }
 
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
@@ -418,7 +422,7 @@ impl Programs for Datapath {
     }
 }
 
-/// Has the kernel verify all programs, side by side: that takes it a second of one processor.
+/// Loads all programs in parallel: verification takes about one second of CPU time.
 fn load_all(object: &mut Ebpf) -> Result<(), ProgramsError> {
     let mut programs: BTreeMap<&str, &mut Program> = object.programs_mut().collect();
     let names = ProgramKind::ALL.map(ProgramKind::name).into_iter();
@@ -448,13 +452,13 @@ fn refused(program: &'static str) -> impl FnOnce(ProgramError) -> ProgramsError 
     move |source| ProgramsError::Program { program, source: Box::new(source) }
 }
 
-/// Puts a loaded program's pin in the place of an earlier one's.
+/// Pins a loaded program; replaces an earlier pin.
 fn pin_program(object: &Ebpf, name: &'static str, path: PathBuf) -> Result<(), ProgramsError> {
     let program = object.program(name).ok_or(ProgramsError::Missing { name })?;
     pin_over(program.fd().map_err(refused(name))?.as_fd(), path)
 }
 
-/// Puts a pin in the place of an earlier one, if there is one.
+/// Pins an object; replaces an earlier pin.
 fn pin_over(object: BorrowedFd<'_>, path: PathBuf) -> Result<(), ProgramsError> {
     let beside = path.with_extension("").with_file_name(match path.file_name() {
         Some(name) => format!("{}-new", name.to_string_lossy()),

@@ -27,12 +27,12 @@ pub struct FakePrograms {
     pub paths: BTreeMap<PathKey, Duration>,
     /// What is in the service tables.
     pub tables: BTreeMap<TableKey, TableEntry>,
-    /// The entries of `MAGLEV` that have been written.
-    pub maglev: BTreeMap<u32, u32>,
-    /// How many entries `MAGLEV` has, if more than by default.
-    pub maglev_size: u32,
+    /// The entries of `BACKEND_TABLES` that have been written.
+    pub backend_tables: BTreeMap<u32, u32>,
+    /// How many entries `BACKEND_TABLES` has, if more than by default.
+    pub backend_tables_size: u32,
     /// How many it can have; `None`: any number.
-    pub maglev_limit: Option<u32>,
+    pub backend_tables_limit: Option<u32>,
     /// What [`Programs::connections`] answers.
     pub connections: BTreeMap<Vni, u64>,
     /// The established flows.
@@ -122,17 +122,17 @@ impl Programs for FakePrograms {
         Ok(self.tables.clone())
     }
 
-    fn maglev_size(&mut self) -> Result<u32, ProgramsError> {
+    fn backend_tables_size(&mut self) -> Result<u32, ProgramsError> {
         self.loaded()?;
-        Ok(MapSizes::default().maglev.max(self.maglev_size))
+        Ok(MapSizes::default().backend_tables.max(self.backend_tables_size))
     }
 
-    fn reserve_maglev(&mut self, entries: u32) -> Result<(), ProgramsError> {
-        if self.maglev_limit.is_some_and(|limit| entries > limit) {
+    fn reserve_backend_tables(&mut self, entries: u32) -> Result<(), ProgramsError> {
+        if self.backend_tables_limit.is_some_and(|limit| entries > limit) {
             let source = io::ErrorKind::OutOfMemory.into();
-            return Err(ProgramsError::Table { action: "enlarge", map: "MAGLEV", source });
+            return Err(ProgramsError::Table { action: "enlarge", map: "BACKEND_TABLES", source });
         }
-        self.maglev_size = self.maglev_size.max(entries);
+        self.backend_tables_size = self.backend_tables_size.max(entries);
         Ok(())
     }
 
@@ -141,15 +141,17 @@ impl Programs for FakePrograms {
         Ok(MapSizes::default().connections)
     }
 
-    fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
+    fn write_backend_tables(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
         self.loaded()?;
-        self.maglev.extend((first..).zip(backends.iter().copied()));
+        self.backend_tables.extend((first..).zip(backends.iter().copied()));
         Ok(())
     }
 
-    fn read_maglev(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
+    fn read_backend_tables(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
         self.loaded()?;
-        Ok((first..first + size).map(|entry| self.maglev.get(&entry).copied().unwrap_or_default()).collect())
+        Ok((first..first + size)
+            .map(|entry| self.backend_tables.get(&entry).copied().unwrap_or_default())
+            .collect())
     }
 
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {

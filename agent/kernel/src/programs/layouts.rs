@@ -2,8 +2,8 @@
 
 use aya::maps::{MapData, MapType};
 use mesh_ebpf_types::{
-    Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, HostCall, HostFlow, Interface, MAGLEV_ROW, Member, Network, PathKey, Published,
+    Address, Allowance, BACKEND_TABLES_ROW, Backend, Block, Config, Connection, ConnectionKey, Counter,
+    CounterKey, Endpoint, EndpointKey, HostCall, HostFlow, Interface, Member, Network, PathKey, Published,
     PublishedKey, Service, ServiceKey, SocketPeer, Vni,
 };
 
@@ -31,7 +31,7 @@ const LAYOUTS: [(&str, MapType, usize, usize); 28] = [
     (PUBLISHED, MapType::Hash, size_of::<PublishedKey>(), size_of::<Published>()),
     (BACKENDS, MapType::Hash, 4, size_of::<Backend>()),
     (BACKEND_ADDRESSES, MapType::Hash, size_of::<EndpointKey>(), 4),
-    (MAGLEV, MapType::Array, 4, size_of::<[u32; MAGLEV_ROW]>()),
+    (BACKEND_TABLES, MapType::Array, 4, size_of::<[u32; BACKEND_TABLES_ROW]>()),
     (CONNECTIONS, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
     (PENDING, MapType::LruHash, size_of::<ConnectionKey>(), size_of::<Connection>()),
     (ALLOWANCES, MapType::Hash, size_of::<Vni>(), size_of::<Allowance>()),
@@ -61,7 +61,7 @@ pub(super) const SERVICES: &str = "SERVICES";
 pub(super) const PUBLISHED: &str = "PUBLISHED";
 pub(super) const BACKENDS: &str = "BACKENDS";
 pub(super) const BACKEND_ADDRESSES: &str = "BACKEND_ADDRESSES";
-pub(super) const MAGLEV: &str = "MAGLEV";
+pub(super) const BACKEND_TABLES: &str = "BACKEND_TABLES";
 pub(super) const CONNECTIONS: &str = "CONNECTIONS";
 pub(super) const PENDING: &str = "PENDING";
 pub(super) const ALLOWANCES: &str = "ALLOWANCES";
@@ -70,6 +70,9 @@ pub(super) const SOCKET_PEERS: &str = "SOCKET_PEERS";
 pub(super) const HOST_FLOWS: &str = "HOST_FLOWS";
 pub(super) const HOST_CALLS: &str = "HOST_CALLS";
 pub(super) const NETNS: &str = "NETNS";
+
+/// Maps of this schema that earlier versions pinned under another name: that name, and the current.
+pub(super) const FORMER_NAMES: [(&str, &str); 1] = [("MAGLEV", BACKEND_TABLES)];
 
 /// Whether the pinned maps, as far as there are any, have the layouts of this schema.
 pub(super) fn layouts_match(pins: &Pins) -> bool {

@@ -1,8 +1,8 @@
-//! The eBPF half of the kernel: programs, where they are attached, and what is in their maps.
+//! The eBPF half of the kernel: programs, their attachments, and the contents of their maps.
 //!
-//! [`Programs`] is what the control loop sees. [`Datapath`] is the kernel itself, [`FakePrograms`]
-//! its twin in memory. Programs, maps and attachments are pinned in an instance's own folder of
-//! bpffs: they outlive the process, and the next one adopts them.
+//! The control loop uses [`Programs`]. [`Datapath`] implements it with the kernel, [`FakePrograms`]
+//! in memory. Programs, maps and attachments are pinned in the instance's own bpffs directory. They
+//! outlive the process, and the next process adopts them.
 
 mod attach;
 mod attach_method;
@@ -34,140 +34,137 @@ use mesh_ebpf_types::{Allowance, Connection, ConnectionKey};
 pub use mesh_model::observed::{AttachedProgram, Attachment, ObservedPrograms, Pins};
 pub use probe::direct_encapsulation;
 
-/// What the programs counted, by network and reason, summed over CPUs.
+/// Packet counters by network and reason, summed over all CPUs.
 pub type Counters = BTreeMap<(Vni, Reason), Counter>;
 
-/// Looks at an entry of the map of flows.
+/// Reads an entry of the flow map.
 pub type Visit<'a> = dyn FnMut(&ConnectionKey, &Connection) + 'a;
 
-/// Chooses entries of the map of flows.
+/// Chooses entries of the flow map.
 pub type Take<'a> = dyn FnMut(&ConnectionKey, &Connection) -> bool + 'a;
 
-/// The eBPF side of the kernel. Each call makes one attempt; only the loop repeats.
+/// The eBPF side of the kernel. Each call makes one attempt; only the loop retries.
 ///
-/// Interface indexes are those of the calling thread's network namespace. The order that loses no
-/// packet: put entries, then attach; detach, then delete entries.
+/// Interface indexes are those of the calling thread's network namespace. To lose no packet, put
+/// entries before attaching, and detach before deleting entries.
 pub trait Programs {
-    /// Reads what is pinned, what is attached and what the maps hold. Works before
-    /// [`Programs::load`] too: then it is an earlier process's that is seen.
+    /// Reads the pins, the attachments and the map entries. Also works before [`Programs::load`];
+    /// it then returns the state of an earlier process.
     fn observe(&mut self) -> Result<ObservedPrograms, ProgramsError>;
 
-    /// Loads the programs. Pinned maps of the same schema are adopted with what is in them; those
-    /// of another are replaced by empty ones, and earlier programs work on with the old ones until
-    /// [`Programs::attach`] replaces them.
+    /// Loads the programs. Pinned maps of the same schema are adopted with their contents; those of
+    /// another schema are replaced by empty ones. Earlier programs continue to run with the old
+    /// maps until [`Programs::attach`] replaces them.
     fn load(&mut self) -> Result<(), ProgramsError>;
 
-    /// Detaches everything and removes every pin of this instance. Goes on after an error, and
+    /// Detaches everything and removes every pin of this instance. Continues after an error, and
     /// returns the first.
     fn unload(&mut self) -> Result<(), ProgramsError>;
 
-    /// Writes an entry, over the one that is there.
+    /// Writes an entry; overwrites an existing one.
     fn put(&mut self, entry: &MapEntry) -> Result<(), ProgramsError>;
 
-    /// Removes an entry; one that is not there is no error.
+    /// Removes an entry; succeeds if it does not exist.
     fn delete(&mut self, key: &MapKey) -> Result<(), ProgramsError>;
 
-    /// Attaches the current program. Where an earlier one is attached, it is replaced without a
-    /// gap.
+    /// Attaches the current program. Replaces an earlier one without a gap.
     fn attach(&mut self, attachment: Attachment) -> Result<(), ProgramsError>;
 
     /// Detaches a program; succeeds if it is not attached.
     fn detach(&mut self, attachment: Attachment) -> Result<(), ProgramsError>;
 
-    /// Writes entries of the service tables, over those that are there. Not all or nothing: after
-    /// an error some may have been written. A table of backends is to be in `MAGLEV` before an
-    /// entry names it.
+    /// Writes entries of the service tables; overwrites existing ones. Not atomic: after an error,
+    /// some entries may have been written. Write a backend table into `BACKEND_TABLES` before an
+    /// entry refers to it.
     fn put_tables(&mut self, entries: &[TableEntry]) -> Result<(), ProgramsError>;
 
-    /// Removes entries of the service tables; those that are not there are no error.
+    /// Removes entries of the service tables; ignores entries that do not exist.
     fn delete_tables(&mut self, keys: &[TableKey]) -> Result<(), ProgramsError>;
 
-    /// Everything that is in the service tables. Works before [`Programs::load`] too: then it is an
-    /// earlier process's.
+    /// Returns all entries of the service tables. Also works before [`Programs::load`]; it then
+    /// returns those of an earlier process.
     fn tables(&mut self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError>;
 
-    /// Makes room in `MAGLEV` for at least so many entries, and for no fewer than [`MapSizes`]
-    /// says. Loaded programs are replaced without a gap by such as use a larger array with the same
-    /// content; before [`Programs::load`] it is remembered for it.
-    fn reserve_maglev(&mut self, entries: u32) -> Result<(), ProgramsError>;
+    /// Makes room in `BACKEND_TABLES` for at least this many entries, and at least for the number
+    /// in [`MapSizes`]. Replaces loaded programs, without a gap, by programs that use a larger
+    /// array with the same contents. Before [`Programs::load`], only sets the size that loading
+    /// will use.
+    fn reserve_backend_tables(&mut self, entries: u32) -> Result<(), ProgramsError>;
 
-    /// How many entries `MAGLEV` has: adopted maps keep their sizes.
-    fn maglev_size(&mut self) -> Result<u32, ProgramsError>;
+    /// Returns the size of `BACKEND_TABLES` in entries: adopted maps keep their sizes.
+    fn backend_tables_size(&mut self) -> Result<u32, ProgramsError>;
 
-    /// How many answered flows' entries there is room for.
+    /// Returns the number of answered flows for which there is room.
     fn connections_size(&mut self) -> Result<u32, ProgramsError>;
 
-    /// Writes numbers of backends into `MAGLEV`, from entry `first` on. Programs that read there
-    /// see some old, some new numbers: a table in use is never overwritten, and after an entry has
-    /// been taken from a table its old place rests for longer than a program runs.
-    fn write_maglev(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError>;
+    /// Writes backend numbers into `BACKEND_TABLES`, starting at entry `first`. A program that
+    /// reads meanwhile sees a mix of old and new numbers. So a table in use is never overwritten,
+    /// and freed space is not reused until every program that could read it has ended.
+    fn write_backend_tables(&mut self, first: u32, backends: &[u32]) -> Result<(), ProgramsError>;
 
-    /// Reads so many entries of `MAGLEV`, from `first` on.
-    fn read_maglev(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError>;
+    /// Reads this many entries of `BACKEND_TABLES`, starting at `first`.
+    fn read_backend_tables(&mut self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError>;
 
-    /// How many entries the flows of each network have among the answered ones; those of flows to
-    /// published ports, on the node that they came in by, are counted with [`Vni::NONE`]. Reads the
-    /// whole map.
+    /// Returns how many entries of answered flows each network has. Flows to published ports, on
+    /// the node where they arrived, are counted with [`Vni::NONE`]. Reads the whole map.
     fn connections(&mut self) -> Result<BTreeMap<Vni, u64>, ProgramsError>;
 
-    /// How many entries can be in that map before it forgets any: a few are each processor's own.
+    /// Returns how many entries that map can have before it evicts one: each CPU reserves a few.
     fn connections_room(&mut self) -> Result<u64, ProgramsError>;
 
-    /// Shows each entry of that map.
+    /// Calls `visit` with each entry of that map.
     fn visit_connections(&mut self, visit: &mut Visit<'_>) -> Result<(), ProgramsError>;
 
-    /// Removes the entries of that map that are chosen when shown.
+    /// Removes the entries of that map for which `takes` returns true.
     fn forget_connections(&mut self, takes: &mut Take<'_>) -> Result<(), ProgramsError>;
 
-    /// How many more entries each network may make there.
+    /// Returns how many more entries each network may create there.
     fn allowances(&mut self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError>;
 
-    /// Sets how many more entries each network may make there. Networks that are not named share
-    /// that of [`Vni::NONE`].
+    /// Sets how many more entries each network may create there. Networks that are not listed share
+    /// the value of [`Vni::NONE`].
     fn set_allowances(&mut self, allowances: &BTreeMap<Vni, u64>) -> Result<(), ProgramsError>;
 
-    /// Attaches the programs of the host's own sockets, those of the calling thread's network
-    /// namespace, or puts the current ones in the place of earlier ones. Without a cgroup2
-    /// hierarchy it is an error.
+    /// Attaches the programs for the host's own sockets in the calling thread's network namespace.
+    /// Replaces earlier ones. Fails without a cgroup2 hierarchy.
     fn attach_sockets(&mut self) -> Result<(), ProgramsError>;
 
-    /// Detaches them; what is not attached is no error.
+    /// Detaches them; succeeds if they are not attached.
     fn detach_sockets(&mut self) -> Result<(), ProgramsError>;
 
-    /// Whether they are attached, all of them. Works before [`Programs::load`] too.
+    /// Returns whether all of them are attached. Also works before [`Programs::load`].
     fn sockets(&mut self) -> Result<Option<AttachedProgram>, ProgramsError>;
 
-    /// Attaches the XDP program to the data-path device, or puts the current one in the place of an
-    /// earlier one. An error where the driver does not run such programs, or another one is
-    /// attached.
+    /// Attaches the XDP program to the data-path device; replaces an earlier one. Fails if the
+    /// driver does not support XDP, or if another XDP program is attached.
     fn attach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError>;
 
-    /// Detaches it; what is not attached is no error.
+    /// Detaches it; succeeds if it is not attached.
     fn detach_xdp(&mut self, ifindex: u32) -> Result<(), ProgramsError>;
 
-    /// Interface indexes of the devices to which it is attached. Works before [`Programs::load`]
-    /// too.
+    /// Returns the interface indexes of the devices to which it is attached. Also works before
+    /// [`Programs::load`].
     fn xdp(&mut self) -> Result<BTreeMap<u32, AttachedProgram>, ProgramsError>;
 
-    /// A digest of the pins of this instance and of what each link runs: it changes when somebody
-    /// removes or detaches any of them. Takes microseconds.
+    /// Returns a digest of this instance's pins and of the programs of its links. It changes when
+    /// any of them is removed or detached. Takes microseconds.
     fn links_digest(&mut self) -> u64 {
         0
     }
 
-    /// The counters since the maps were made.
+    /// Returns the counters since the maps were created.
     fn counters(&mut self) -> Result<Counters, ProgramsError>;
 
-    /// Forgets the counters of a network (one that is gone).
+    /// Deletes the counters of a network that no longer exists.
     fn forget_counters(&mut self, vni: Vni) -> Result<(), ProgramsError>;
 
-    /// When each member last answered a probe, as time of `CLOCK_MONOTONIC`.
+    /// Returns when each member last answered a probe, as `CLOCK_MONOTONIC` time.
     fn probe_replies(&mut self) -> Result<BTreeMap<Address, Duration>, ProgramsError>;
 
-    /// When probes and answers to probes last came from each member, by either path, as time of
-    /// `CLOCK_MONOTONIC`.
+    /// Returns when a probe, and an answer to a probe, last arrived from each member on each path,
+    /// as `CLOCK_MONOTONIC` time.
     fn paths(&mut self) -> Result<BTreeMap<PathKey, Duration>, ProgramsError>;
 
-    /// Forgets the probe replies, and what is known of the paths, of all but these.
+    /// Deletes the probe replies and path records of all members except these.
     fn retain_probe_replies(&mut self, members: &BTreeSet<Address>) -> Result<(), ProgramsError>;
 }

@@ -1,4 +1,5 @@
-//! The service tables: read and written in batches, since there may be a hundred thousand entries.
+//! The service tables. They may have a hundred thousand entries, so they are read and written in
+//! batches.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -9,8 +10,8 @@ use std::time::Duration;
 use aya::Pod;
 use aya::maps::MapData;
 use mesh_ebpf_types::{
-    Allowance, Backend, ConnectionKey, EndpointKey, HostFlow, MAGLEV_ROW, Published, PublishedKey, Service,
-    ServiceKey, TableEntry, TableKey, Vni, WATCHED,
+    Allowance, BACKEND_TABLES_ROW, Backend, ConnectionKey, EndpointKey, HostFlow, Published, PublishedKey,
+    Service, ServiceKey, TableEntry, TableKey, Vni, WATCHED,
 };
 use mesh_sys::bpf::{self, Words};
 use nix::libc;
@@ -21,15 +22,15 @@ use super::layouts;
 use super::{ProgramsError, Take, Visit};
 use crate::conntrack;
 
-/// Entries of `MAGLEV` in one element of the array.
+/// Entries of `BACKEND_TABLES` in one element of the array.
 #[expect(clippy::cast_possible_truncation, reason = "it is 16")]
-const ROW: u32 = MAGLEV_ROW as u32;
+const ROW: u32 = BACKEND_TABLES_ROW as u32;
 
-/// How many entries are read or written at once. A batch of reads must hold the longest chain of a
-/// hash's bucket.
+/// Entries read or written in one batch. A batch of reads must hold the longest chain of a hash
+/// bucket.
 const BATCH: usize = 4096;
 
-/// The tables, opened from their pins.
+/// The tables, opened through their pins.
 pub(super) struct Tables {
     services: OwnedFd,
     published: OwnedFd,
@@ -39,7 +40,7 @@ pub(super) struct Tables {
     connections: OwnedFd,
     connections_size: u32,
     allowances: OwnedFd,
-    maglev: Words,
+    array: Words,
 }
 
 impl fmt::Debug for Tables {
@@ -61,7 +62,7 @@ impl Tables {
                 source: Box::new(source),
             })
         };
-        let elements = size(layouts::MAGLEV)? as usize;
+        let elements = size(layouts::BACKEND_TABLES)? as usize;
         Ok(Self {
             services: open(layouts::SERVICES)?,
             published: open(layouts::PUBLISHED)?,
@@ -71,12 +72,12 @@ impl Tables {
             connections: open(layouts::CONNECTIONS)?,
             connections_size: size(layouts::CONNECTIONS)?,
             allowances: open(layouts::ALLOWANCES)?,
-            maglev: Words::new(open(layouts::MAGLEV)?, elements * MAGLEV_ROW),
+            array: Words::new(open(layouts::BACKEND_TABLES)?, elements * BACKEND_TABLES_ROW),
         })
     }
 
-    /// Writes entries. Backends go first: an entry that names a table names backends that are
-    /// there.
+    /// Writes entries, backends first: an entry that refers to a table refers only to existing
+    /// backends.
     pub(super) fn put(&self, entries: &[TableEntry]) -> Result<(), ProgramsError> {
         let (mut services, mut published) = (Vec::new(), Vec::new());
         let (mut backends, mut addresses) = (Vec::new(), Vec::new());
@@ -95,9 +96,9 @@ impl Tables {
         put(&self.published, layouts::PUBLISHED, &published)
     }
 
-    /// Prepares ports to be published: replies to flows that left from them before go on to whoever
-    /// began those. From the moment that a port is watched its flows are noted as they leave, and
-    /// what the kernel tracks by then has left before.
+    /// Prepares ports for publishing, so that replies to the host's own existing flows from these
+    /// ports still reach the host. Once a port is watched, the programs record its flows as packets
+    /// leave. Flows that started earlier are in conntrack by then.
     fn watch(&self, published: &[(PublishedKey, Published)]) -> Result<(), ProgramsError> {
         let mut new = Vec::new();
         for (key, value) in published {
@@ -123,7 +124,7 @@ impl Tables {
         put(&self.host_flows, layouts::HOST_FLOWS, &running)
     }
 
-    /// Removes entries, in the opposite order. Goes on after an error, and returns the first.
+    /// Removes entries, in the opposite order. Continues after an error, and returns the first.
     pub(super) fn delete(&self, keys: &[TableKey]) -> Result<(), ProgramsError> {
         let (mut services, mut published) = (Vec::new(), Vec::new());
         let (mut backends, mut addresses) = (Vec::new(), Vec::new());
@@ -145,7 +146,7 @@ impl Tables {
         .collect()
     }
 
-    /// All entries.
+    /// Returns all entries.
     pub(super) fn entries(&self) -> Result<BTreeMap<TableKey, TableEntry>, ProgramsError> {
         let mut entries = Vec::new();
         dump(&self.services, layouts::SERVICES, |key: ServiceKey, value: Service| {
@@ -163,10 +164,10 @@ impl Tables {
         Ok(entries.into_iter().map(|entry| (entry.key(), entry)).collect())
     }
 
-    /// Another array for `MAGLEV`, with room for at least so many entries, that holds what this one
-    /// does; or its beginning.
-    pub(super) fn wider_maglev(&self, entries: u32) -> Result<Words, ProgramsError> {
-        let failed = |error| failed("enlarge", layouts::MAGLEV, error);
+    /// Creates another array for `BACKEND_TABLES` with room for at least this many entries. Copies
+    /// this one's contents, or as much as fits.
+    pub(super) fn wider_backend_tables(&self, entries: u32) -> Result<Words, ProgramsError> {
+        let failed = |error| failed("enlarge", layouts::BACKEND_TABLES, error);
         let rows = entries.div_ceil(ROW);
         let array = bpf::create_array(layouts::MAGLEV, ROW * 4, rows).map_err(failed)?;
         let wider = Words::new(array, rows as usize * MAGLEV_ROW);
@@ -179,13 +180,13 @@ impl Tables {
         u32::try_from(self.maglev.count()).unwrap_or(u32::MAX)
     }
 
-    /// How many entries `CONNECTIONS` has room for.
+    /// Returns the capacity of `CONNECTIONS` in entries.
     pub(super) const fn connections_size(&self) -> u32 {
         self.connections_size
     }
 
-    /// How many entries `CONNECTIONS` can have before it forgets any: each processor takes some
-    /// that are free in advance.
+    /// Returns how many entries `CONNECTIONS` can have before it evicts one: each CPU reserves some
+    /// free entries.
     pub(super) fn connections_room(&self) -> u64 {
         const TAKEN_IN_ADVANCE: u64 = 128;
         let size = u64::from(self.connections_size);
@@ -193,23 +194,23 @@ impl Tables {
         size.saturating_sub(processors * TAKEN_IN_ADVANCE).max(size / 2)
     }
 
-    /// Writes entries of `MAGLEV`.
-    pub(super) fn write_maglev(&self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
-        match self.maglev.write(first as usize, backends) {
+    /// Writes entries of `BACKEND_TABLES`.
+    pub(super) fn write_backend_tables(&self, first: u32, backends: &[u32]) -> Result<(), ProgramsError> {
+        match self.array.write(first as usize, backends) {
             Ok(true) => Ok(()),
-            Ok(false) => Err(ProgramsError::TableFull { map: layouts::MAGLEV }),
-            Err(error) => Err(failed("write", layouts::MAGLEV, error)),
+            Ok(false) => Err(ProgramsError::TableFull { map: layouts::BACKEND_TABLES }),
+            Err(error) => Err(failed("write", layouts::BACKEND_TABLES, error)),
         }
     }
 
-    /// Reads entries of `MAGLEV`; those past its end are left out.
-    pub(super) fn read_maglev(&self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
+    /// Reads entries of `BACKEND_TABLES`; fails past its end.
+    pub(super) fn read_backend_tables(&self, first: u32, size: u32) -> Result<Vec<u32>, ProgramsError> {
         let past = || io::ErrorKind::InvalidInput.into();
-        let read = self.maglev.read(first as usize, size as usize).and_then(|words| words.ok_or_else(past));
-        read.map_err(|error| failed("read", layouts::MAGLEV, error))
+        let read = self.array.read(first as usize, size as usize).and_then(|words| words.ok_or_else(past));
+        read.map_err(|error| failed("read", layouts::BACKEND_TABLES, error))
     }
 
-    /// Entries of `CONNECTIONS`, by network.
+    /// Returns the number of entries of `CONNECTIONS` by network.
     pub(super) fn connections(&self) -> Result<BTreeMap<Vni, u64>, ProgramsError> {
         let mut counts = BTreeMap::new();
         self.visit_connections(&mut |key, _| {
@@ -219,7 +220,7 @@ impl Tables {
         Ok(counts)
     }
 
-    /// Shows the entries of `CONNECTIONS`.
+    /// Calls `visit` with each entry of `CONNECTIONS`.
     pub(super) fn visit_connections(&self, visit: &mut Visit<'_>) -> Result<(), ProgramsError> {
         dump(&self.connections, layouts::CONNECTIONS, |key, value| visit(&key, &value))
     }
@@ -235,7 +236,7 @@ impl Tables {
         delete(&self.connections, layouts::CONNECTIONS, &chosen)
     }
 
-    /// The entries of `ALLOWANCES`.
+    /// Returns the entries of `ALLOWANCES`.
     pub(super) fn allowances(&self) -> Result<BTreeMap<Vni, Allowance>, ProgramsError> {
         let mut allowances = BTreeMap::new();
         dump(&self.allowances, layouts::ALLOWANCES, |vni: Vni, value: Allowance| {
@@ -244,7 +245,7 @@ impl Tables {
         Ok(allowances)
     }
 
-    /// Makes these the entries of `ALLOWANCES`.
+    /// Replaces the entries of `ALLOWANCES` by these.
     pub(super) fn set_allowances(&self, allowances: &BTreeMap<Vni, u64>) -> Result<(), ProgramsError> {
         let allowance = |(vni, left): (&Vni, &u64)| {
             (*vni, Allowance { left: i64::try_from(*left).unwrap_or(i64::MAX), refused: 0 })
@@ -256,7 +257,7 @@ impl Tables {
     }
 }
 
-/// The time as programs have it, in nanoseconds.
+/// Returns the time as programs see it, in nanoseconds.
 fn monotonic() -> u64 {
     let now = clock_gettime(ClockId::CLOCK_MONOTONIC).map(Duration::from).unwrap_or_default();
     u64::try_from(now.as_nanos()).unwrap_or_default()
@@ -273,7 +274,7 @@ fn put<K: Pod, V: Pod>(table: &OwnedFd, map: &'static str, entries: &[(K, V)]) -
     Ok(())
 }
 
-/// One by one: a batch ends at the first key that is not there.
+/// Deletes keys one by one: a batch would stop at the first key that does not exist.
 fn delete<K: Pod>(table: &OwnedFd, map: &'static str, keys: &[K]) -> Result<(), ProgramsError> {
     let mut outcome = Ok(());
     for key in keys {

@@ -28,26 +28,26 @@ fn a_larger_array_holds_what_the_smaller_one_did_and_all_programs_use_it() {
     node.datapath.attach_xdp(ifindex).expect("attached");
     node.datapath.attach_sockets().expect("attached");
     let content: Vec<u32> = (0..SIZE).collect();
-    node.datapath.write_maglev(0, &content).expect("written");
+    node.datapath.write_backend_tables(0, &content).expect("written");
 
-    node.datapath.reserve_maglev(LARGER).expect("made larger");
-    assert_eq!(node.datapath.maglev_size().expect("a size"), LARGER);
-    assert!(node.datapath.read_maglev(0, SIZE).expect("read") == content);
-    node.datapath.write_maglev(LARGER - 1, &[7]).expect("written");
+    node.datapath.reserve_backend_tables(LARGER).expect("made larger");
+    assert_eq!(node.datapath.backend_tables_size().expect("a size"), LARGER);
+    assert!(node.datapath.read_backend_tables(0, SIZE).expect("read") == content);
+    node.datapath.write_backend_tables(LARGER - 1, &[7]).expect("written");
     let current = attachments.map(|attachment| (attachment, AttachedProgram::Current));
     assert_eq!(node.datapath.observe().expect("observed").attachments, current.into());
     let current = AttachedProgram::Current;
     assert_eq!(node.datapath.sockets().expect("asked"), Some(current));
     assert_eq!(node.datapath.xdp().expect("asked"), BTreeMap::from([(ifindex, current)]));
 
-    node.datapath.reserve_maglev(SIZE).expect("there is room");
+    node.datapath.reserve_backend_tables(SIZE).expect("there is room");
     let mut next = Datapath::new(Options::new(&node.dir));
-    next.reserve_maglev(LARGER * 2).expect("remembered until programs are loaded");
+    next.reserve_backend_tables(LARGER * 2).expect("remembered until programs are loaded");
     next.load().expect("loaded");
-    assert_eq!(next.maglev_size().expect("a size"), LARGER, "what is there is adopted");
-    assert_eq!(next.read_maglev(LARGER - 1, 1).expect("read"), [7]);
-    next.reserve_maglev(0).expect("made larger");
-    assert_eq!(next.maglev_size().expect("a size"), LARGER * 2, "as was asked before");
+    assert_eq!(next.backend_tables_size().expect("a size"), LARGER, "what is there is adopted");
+    assert_eq!(next.read_backend_tables(LARGER - 1, 1).expect("read"), [7]);
+    next.reserve_backend_tables(0).expect("made larger");
+    assert_eq!(next.backend_tables_size().expect("a size"), LARGER * 2, "as was asked before");
 }
 
 #[test]
@@ -64,8 +64,8 @@ fn the_array_grows_under_traffic_and_tables_in_its_new_part_are_used() {
     let key = EndpointKey { vni: VNI, address: v4(41) };
     for host in &mut hosts.hosts {
         host.inside(|datapath| {
-            datapath.reserve_maglev(LARGER).expect("made larger");
-            datapath.write_maglev(LARGER - 16, &[SECOND]).expect("written");
+            datapath.reserve_backend_tables(LARGER).expect("made larger");
+            datapath.write_backend_tables(LARGER - 16, &[SECOND]).expect("written");
             datapath.put_tables(&[TableEntry::Service(key, moved)]).expect("written");
         });
     }

@@ -66,8 +66,8 @@ pub(crate) fn hosts(setup: Setup) -> Hosts {
     for (number, host) in hosts.hosts.iter_mut().enumerate() {
         let address = host.address;
         host.inside(|datapath| {
-            datapath.write_maglev(0, &[FIRST]).expect("written");
-            datapath.write_maglev(16, &[SECOND]).expect("written");
+            datapath.write_backend_tables(0, &[FIRST]).expect("written");
+            datapath.write_backend_tables(16, &[SECOND]).expect("written");
             datapath.put_tables(&tables(number)).expect("written");
             datapath.put(&MapEntry::HostAddress(Address::from_v4(address), 0)).expect("written");
         });

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use mesh_ebpf_types::{
-    Address, Backend, EndpointKey, LOCAL, Published, PublishedKey, Service, TableEntry, TableKey,
+    Address, Backend, EndpointKey, LOCAL, Published, PublishedKey, SCHEMA, Service, TableEntry, TableKey,
 };
 use mesh_kernel::programs::{Datapath, MapSizes, Options, Programs, ProgramsError};
 
@@ -57,21 +57,38 @@ fn ordinary_passes_do_not_read_the_service_tables() {
 #[test]
 fn tables_of_backends_are_written_through_memory() {
     let mut node = Instance::load();
-    assert_eq!(node.datapath.maglev_size().expect("a size"), 1 << 21);
+    assert_eq!(node.datapath.backend_tables_size().expect("a size"), 1 << 21);
     let backends: Vec<u32> = (1..=251).collect();
-    node.datapath.write_maglev(1000, &backends).expect("written");
-    assert_eq!(node.datapath.read_maglev(1000, 251).expect("read"), backends);
-    assert_eq!(node.datapath.read_maglev(999, 2).expect("read"), [0, 1]);
+    node.datapath.write_backend_tables(1000, &backends).expect("written");
+    assert_eq!(node.datapath.read_backend_tables(1000, 251).expect("read"), backends);
+    assert_eq!(node.datapath.read_backend_tables(999, 2).expect("read"), [0, 1]);
     let mut options = Options::new(&node.dir);
-    (options.sizes.maglev, options.sizes.connections) = (4096, 1024);
+    (options.sizes.backend_tables, options.sizes.connections) = (4096, 1024);
     let mut next = Datapath::new(options);
     next.load().expect("loaded");
-    let kept = (next.maglev_size().expect("a size"), next.connections_size().expect("a size"));
+    let kept = (next.backend_tables_size().expect("a size"), next.connections_size().expect("a size"));
     assert_eq!(kept, (1 << 21, 131_072));
-    assert_eq!(next.read_maglev(1000, 251).expect("read"), backends);
-    let past = node.datapath.write_maglev((1 << 21) - 1, &[1, 2]);
-    assert!(matches!(past, Err(ProgramsError::TableFull { map: "MAGLEV" })), "{past:?}");
-    assert!(node.datapath.read_maglev(1 << 21, 1).is_err());
+    assert_eq!(next.read_backend_tables(1000, 251).expect("read"), backends);
+    let past = node.datapath.write_backend_tables((1 << 21) - 1, &[1, 2]);
+    assert!(matches!(past, Err(ProgramsError::TableFull { map: "BACKEND_TABLES" })), "{past:?}");
+    assert!(node.datapath.read_backend_tables(1 << 21, 1).is_err());
+}
+
+#[test]
+fn a_map_that_was_pinned_under_its_former_name_is_adopted() {
+    let mut node = Instance::load();
+    node.datapath.write_backend_tables(1000, &[7, 8]).expect("written");
+    let all = tables(3);
+    node.datapath.put_tables(&all.values().copied().collect::<Vec<_>>()).expect("written");
+    let maps = node.dir.join(format!("v{SCHEMA}/maps"));
+    std::fs::rename(maps.join("BACKEND_TABLES"), maps.join("MAGLEV")).expect("renamed");
+
+    let mut next = Datapath::new(Options::new(&node.dir));
+    next.observe().expect("observed");
+    assert_eq!(next.tables().expect("read before programs are loaded"), all);
+    next.load().expect("loaded");
+    assert_eq!(next.read_backend_tables(1000, 2).expect("read"), [7, 8]);
+    assert!(!maps.join("MAGLEV").exists());
 }
 
 #[test]
@@ -80,19 +97,19 @@ fn tables_of_backends_may_begin_and_end_anywhere() {
     let last = (1 << 21) - 1;
     for (first, backends) in [(0, vec![1]), (1023, vec![2, 3]), (2048, vec![4; 1024]), (last, vec![5])] {
         let size = u32::try_from(backends.len()).expect("small");
-        node.datapath.write_maglev(first, &backends).expect("written");
-        assert_eq!(node.datapath.read_maglev(first, size).expect("read"), backends, "from {first}");
+        node.datapath.write_backend_tables(first, &backends).expect("written");
+        assert_eq!(node.datapath.read_backend_tables(first, size).expect("read"), backends, "from {first}");
     }
-    assert_eq!(node.datapath.read_maglev(2046, 3).expect("read"), [0, 0, 4]);
-    assert_eq!(node.datapath.read_maglev(3071, 2).expect("read"), [4, 0]);
+    assert_eq!(node.datapath.read_backend_tables(2046, 3).expect("read"), [0, 0, 4]);
+    assert_eq!(node.datapath.read_backend_tables(3071, 2).expect("read"), [4, 0]);
 }
 
 #[test]
 fn tables_of_backends_do_not_stay_in_the_memory_of_this_process() {
     let mut node = Instance::load();
     let backends = vec![1; 1 << 20];
-    node.datapath.write_maglev(0, &backends).expect("written");
-    assert_eq!(node.datapath.read_maglev(0, 1 << 20).expect("read"), backends);
+    node.datapath.write_backend_tables(0, &backends).expect("written");
+    assert_eq!(node.datapath.read_backend_tables(0, 1 << 20).expect("read"), backends);
     let maps = std::fs::read_to_string("/proc/self/maps").expect("this process's mappings");
     let size = |line: &str| {
         let (begin, end) = line.split_once(' ')?.0.split_once('-')?;

@@ -1,4 +1,4 @@
-//! Whether what there is is as declared, and what cannot be made so.
+//! Differences between existing and declared objects, and changes that are impossible.
 
 use std::collections::BTreeSet;
 use std::fmt::Debug;
@@ -7,45 +7,45 @@ use mesh_model::{Name, PublishedPort};
 
 use super::{LABEL, Network, Service};
 
-/// Why a file cannot be applied as things are.
+/// Why a file cannot be applied to the current state.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum Conflict {
-    /// It would have to be made anew.
+    /// The object would have to be recreated.
     #[error("{object}, cannot be changed in place: {settings}")]
     CannotChange {
-        /// What, by kind and name.
+        /// The object, by kind and name.
         object: String,
-        /// What differs, with commas.
+        /// The differences, separated by commas.
         settings: String,
     },
-    /// It is not the project's, and is not as declared.
+    /// The object belongs to another project or to none, and differs from the file.
     #[error("{object}, exists, is not of project {project} and differs from the file: {settings}")]
     Foreign {
-        /// What, by kind and name.
+        /// The object, by kind and name.
         object: String,
         /// The file's project.
         project: String,
-        /// What differs, with commas.
+        /// The differences, separated by commas.
         settings: String,
     },
     /// A published port belongs to a service that keeps it.
     #[error("service {service}, published port {port}, service {owner} has {taken}")]
     PortTaken {
-        /// Who wants it.
+        /// The service that declares it.
         service: String,
-        /// What was declared.
+        /// The declared port.
         port: String,
-        /// Who has it.
+        /// The service that has it.
         owner: String,
-        /// Its form there.
+        /// The port there.
         taken: PublishedPort,
     },
-    /// An external network is not there.
+    /// An external network does not exist.
     #[error("network {0}, is external and does not exist")]
     NoSuchNetwork(Name),
 }
 
-/// What of a network is not as declared, in words.
+/// Returns the differences of a network, as text.
 pub(super) fn network(declared: &Network, there: &mesh_model::Network, is_ours: bool) -> Vec<String> {
     let mut found = Vec::new();
     let mut differs = |what: &str, is: &dyn Debug, should: &dyn Debug, same: bool| {
@@ -73,8 +73,8 @@ pub(super) fn network(declared: &Network, there: &mesh_model::Network, is_ours: 
     found
 }
 
-/// A family without a declared subnet has one of the cluster's choice: IPv4 always, IPv6 where it
-/// is enabled.
+/// A family without a declared subnet gets one that the cluster chooses: IPv4 always, IPv6 if
+/// enabled.
 fn subnets(declared: &Network, there: &mesh_model::Network) -> Vec<String> {
     let mut found = Vec::new();
     for (family, is_v4) in [("IPv4", true), ("IPv6", false)] {
@@ -114,7 +114,7 @@ fn subnets(declared: &Network, there: &mesh_model::Network) -> Vec<String> {
     found
 }
 
-/// What of a service can only be said when it is made, and is not as declared.
+/// Returns the differences of a service in properties that can only be set at its creation.
 pub(super) fn fixed(declared: &Service, there: &mesh_model::Service) -> Vec<String> {
     let mut found = Vec::new();
     if declared.endpoint_mode != there.endpoint_mode {

@@ -7,16 +7,16 @@ use std::collections::BTreeMap;
 
 use super::variables::{InvalidVariable, Variables, fill_in};
 
-/// Why a `.env` file cannot be read.
+/// Why a `.env` file cannot be parsed.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidDotenv {
-    /// A line that gives no variable.
+    /// A line that defines no variable.
     #[error("line {line}, expected NAME=VALUE")]
     Line {
         /// Counted from 1.
         line: usize,
     },
-    /// A quote that does not end.
+    /// A quote without an end.
     #[error("line {line}, the quoted value has no end")]
     Quote {
         /// Counted from 1.
@@ -27,12 +27,12 @@ pub(crate) enum InvalidDotenv {
     Variable {
         /// Counted from 1.
         line: usize,
-        /// Why.
+        /// The reason.
         error: InvalidVariable,
     },
 }
 
-/// Adds the variables of a file to those that there are; a variable that has a value keeps it.
+/// Adds the variables of a file to existing ones; a variable that has a value keeps it.
 pub(crate) fn add(text: &str, variables: &mut Variables) -> Result<(), InvalidDotenv> {
     let outside: Variables = variables.clone();
     let text = text.strip_prefix('\u{feff}').unwrap_or(text);
@@ -56,7 +56,7 @@ pub(crate) fn add(text: &str, variables: &mut Variables) -> Result<(), InvalidDo
         let blank = |c: char| c == ' ' || c == '\t';
         let after = after.trim_start_matches(blank);
         let Some(value) = after.strip_prefix(['=', ':']) else {
-            // A name alone means the value that the environment has.
+            // A name alone stands for the value in the environment.
             if !after.is_empty() && !after.starts_with(['\n', '\r', '#']) {
                 return Err(InvalidDotenv::Line { line });
             }
@@ -72,7 +72,7 @@ pub(crate) fn add(text: &str, variables: &mut Variables) -> Result<(), InvalidDo
     Ok(())
 }
 
-/// A value, and what follows its last line.
+/// Returns a value, and the text after its last line.
 fn value_of<'a>(text: &'a str, line: usize, known: &Variables) -> Result<(String, &'a str), InvalidDotenv> {
     let filled = |value: &str| {
         let value = fill_in(value, known, &mut BTreeMap::new());
@@ -94,7 +94,7 @@ fn value_of<'a>(text: &'a str, line: usize, known: &Variables) -> Result<(String
     Ok((filled(value[..comment.unwrap_or(value.len())].trim())?, behind))
 }
 
-/// A text up to the double quote that ends it, and what follows that.
+/// Returns the text up to the closing double quote, and the text after it.
 fn unescaped(text: &str) -> Option<(String, &str)> {
     let mut value = String::new();
     let mut rest = text.chars();
@@ -126,7 +126,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_a_line_is_understood() {
+    fn every_form_of_a_line_is_parsed() {
         let text = "\u{feff}# comment\n\nPORT=8080\r\nexport A = 1 \nB=\"x\\n$PORT \\$HOME\" # c\nC='$PORT # x'\n\
                     D=a#b # c\nE=\nF: yaml\nG\nH=${PORT:-1}/$HOME\nI=\"two\nlines\"\nJ=#c\nHOME=/other\nK=end";
         let expected = [
@@ -146,14 +146,14 @@ mod tests {
     }
 
     #[test]
-    fn the_environment_wins_over_the_file() {
+    fn the_environment_takes_precedence_over_the_file() {
         let mut variables = Variables::from([("PORT".to_owned(), "1".to_owned())]);
         add("PORT=2\nX=3\nX=4\n", &mut variables).unwrap();
         assert_eq!((variables["PORT"].as_str(), variables["X"].as_str()), ("1", "4"));
     }
 
     #[test]
-    fn a_line_that_gives_no_variable_is_refused_with_its_number() {
+    fn a_line_that_defines_no_variable_is_refused_with_its_number() {
         for (text, error) in [
             ("A=1\n=2\n", InvalidDotenv::Line { line: 2 }),
             ("\nA b\n", InvalidDotenv::Line { line: 2 }),

@@ -1,5 +1,5 @@
-//! The file as a whole: Compose's own keys where they mean something to a network or a service, and
-//! Mesh's own ones under `x-mesh`. What is not understood is noted, never guessed.
+//! The file as a whole: Compose's own keys that concern networks and services, and Mesh's own keys
+//! under `x-mesh`. Unsupported keys are reported, never guessed.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use super::variables::Variables;
 use super::yaml::{self, Invalid, Item, Reason};
 use super::{Declared, Network, Service, service};
 
-/// What is known about a file besides its text.
+/// Inputs besides the file's text.
 #[derive(Debug, Clone, Default)]
 pub(crate) struct Given {
-    /// The project's name unless the file has one.
+    /// The project's name, unless the file sets one.
     pub(crate) project: String,
     /// The values of `$NAME`.
     pub(crate) variables: Variables,
-    /// The active profiles; `*` is all of them.
+    /// The active profiles; `*` stands for all.
     pub(crate) profiles: Vec<String>,
 }
 
@@ -26,7 +26,7 @@ pub(crate) struct Given {
 pub(crate) fn read(text: &str, mut given: Given) -> Result<Declared, Invalid> {
     let mut document = yaml::parse(text)?;
     yaml::check_own_places(&document)?;
-    // Compose lets a file use the name of its project, the file's own included.
+    // Compose lets a file use its project's name as a variable, even if the file sets it.
     let project = project(&document, &given)?;
     given.variables.entry("COMPOSE_PROJECT_NAME".to_owned()).or_insert_with(|| project.clone());
     let mut warnings = Vec::new();
@@ -59,8 +59,9 @@ fn interpret(document: &yaml::Node, project: String, profiles: &[String]) -> Res
     let mut names = Networks::new();
     let declared = section.take("networks").map_or_else(|| Ok(Vec::new()), |networks| networks.entries())?;
     for (key, item) in declared {
-        // Names are the cluster's, so networks are called as the file calls them; only the one that
-        // Compose makes up itself has the project's name in front, or all projects would share it.
+        // Names are unique in the cluster, so networks keep their names in the file. Only Compose's
+        // default network gets the project's name as a prefix; otherwise all projects would share
+        // it.
         let called = if key == DEFAULT_NETWORK { default_name.as_str() } else { key };
         let name = |item: &Item<'_>| called.parse::<Name>().map_err(|error| item.invalid_key(called, error));
         let network = network::read(item.clone(), name, &mut ignored)?;
@@ -103,8 +104,8 @@ fn interpret(document: &yaml::Node, project: String, profiles: &[String]) -> Res
     Ok(Declared { project, networks, services, inactive, ignored, warnings: Vec::new() })
 }
 
-/// A port that two services of the file, or one twice, have; those of ranges are chosen so that
-/// they do not.
+/// Returns a port that is declared twice, by one or two services. Ports of ranges are chosen so
+/// that they do not conflict.
 fn published_twice(services: &[Service]) -> Option<PublishedPort> {
     let mut taken: BTreeMap<_, Vec<PublishedPort>> = BTreeMap::new();
     let ports = services.iter().flat_map(|service| &service.ports);

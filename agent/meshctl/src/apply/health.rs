@@ -1,5 +1,4 @@
-//! Compose's `healthcheck:` as far as it says what a check from outside of the container can find
-//! out.
+//! Compose's `healthcheck:`, as far as a check from outside the container can do the same.
 
 use std::time::Duration;
 
@@ -10,10 +9,10 @@ use super::notes::Ignored;
 use super::yaml::{Invalid, Item, Reason, Section};
 use crate::cli::value;
 
-/// How long one try of a container's own check may take unless the file says so, as Docker has it.
+/// Docker's default timeout of a container's check.
 const DOCKER_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// Reads `healthcheck:`, and what `x-mesh:` says of it, which wins.
+/// Reads `healthcheck:`, and the settings in `x-mesh:`, which take precedence.
 pub(super) fn read<'a>(
     check: Option<Item<'a>>,
     own: Option<&mut Section<'a>>,
@@ -46,14 +45,14 @@ pub(super) fn read<'a>(
         .map_err(|error| at.invalid_key("health check", error))
 }
 
-/// What holds while a container starts.
+/// Settings for the start of a container.
 #[derive(Debug, Clone, Copy, Default)]
 struct Start {
     period: Duration,
     interval: Option<Duration>,
 }
 
-/// What is tried, and where.
+/// The kind of check, and its address.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Tried {
     kind: HealthKind,
@@ -70,7 +69,7 @@ impl Tried {
         start: Start,
     ) -> Result<HealthCheck, InvalidHealthCheck> {
         let mut check = HealthCheck::new(self.kind, interval, retries)?.with_start_period(start.period)?;
-        // Docker takes 0 for "as usual", as it does with the timeout.
+        // In Docker, 0 selects the default, as for the timeout.
         if let Some(interval) = start.interval.filter(|interval| !interval.is_zero()) {
             check = check.with_start_interval(interval)?;
         }
@@ -90,7 +89,7 @@ impl From<HealthKind> for Tried {
     }
 }
 
-/// What was asked for so far, and where.
+/// The settings so far, and their places in the file.
 #[derive(Debug, Default)]
 struct Asked<'a> {
     tried: Option<(Tried, Item<'a>)>,
@@ -109,7 +108,7 @@ impl<'a> Asked<'a> {
         if let Some(test) = check.take("test") {
             let words = words(&test)?;
             if disabled || words.first().is_some_and(|word| word == "NONE") {
-                // That there is no check is what has effect.
+                // That the check is disabled takes precedence.
             } else if let Some(tried) = tried(&words) {
                 self.tried = Some((tried, test.clone()));
                 self.test = Some(test);
@@ -147,7 +146,8 @@ impl<'a> Asked<'a> {
     }
 }
 
-/// `["CMD", ...]` as it is; text and `["CMD-SHELL", TEXT]` split at blanks behind `CMD-SHELL`.
+/// Returns `["CMD", ...]` unchanged; splits text and `["CMD-SHELL", TEXT]` at blanks, after
+/// `CMD-SHELL`.
 fn words(test: &Item<'_>) -> Result<Vec<String>, Invalid> {
     if test.is_list() {
         let words: Vec<_> =
@@ -160,11 +160,11 @@ fn words(test: &Item<'_>) -> Result<Vec<String>, Invalid> {
     Ok(shell_words(test.text()?))
 }
 
-/// A plain command and its arguments; nothing that a shell would expand, redirect or chain is
-/// looked into.
+/// Splits a plain command into words. Commands with shell expansion, redirection or chaining are
+/// not analysed.
 fn shell_words(command: &str) -> Vec<String> {
     let command = command.trim();
-    // The usual end, which only makes any failure a 1.
+    // A common suffix, which only turns any failure into 1.
     let plain = ["|| exit 1", "||exit 1", "|| false"].iter().find_map(|end| command.strip_suffix(end));
     let mut words = vec!["CMD".to_owned()];
     let (mut word, mut quote) = (None::<String>, None);
@@ -183,7 +183,7 @@ fn shell_words(command: &str) -> Vec<String> {
     words
 }
 
-/// The check that a command amounts to, if it is one without any doubt.
+/// Returns the check that is certainly equivalent to a command, if there is one.
 fn tried(words: &[String]) -> Option<Tried> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let ["CMD", program, arguments @ ..] = words.as_slice() else { return None };
@@ -195,7 +195,7 @@ fn tried(words: &[String]) -> Option<Tried> {
     }
 }
 
-/// Without `-f`, curl succeeds whatever the server answers, which is another check than Mesh's.
+/// Without `-f`, curl succeeds for any status, which differs from Mesh's check.
 fn curl(arguments: &[&str]) -> Option<Tried> {
     let (mut fails, mut url, mut host) = (false, None, None);
     let mut arguments = arguments.iter();
@@ -244,14 +244,14 @@ fn wget(arguments: &[&str]) -> Option<Tried> {
     Some(Tried { host: host.or(tried.host), ..tried })
 }
 
-/// `Host: NAME`; a check has no other header.
+/// Parses `Host: NAME`; a check has no other header.
 fn host_header(header: &str) -> Option<String> {
     let (name, value) = header.split_once(':')?;
     let value = value.trim();
     (name.eq_ignore_ascii_case("host") && !value.is_empty()).then(|| value.to_owned())
 }
 
-/// `nc -z HOST PORT`: whether the port is open.
+/// Parses `nc -z HOST PORT`, which tests whether the port is open.
 fn netcat(arguments: &[&str]) -> Option<Tried> {
     let [flags, host, port] = arguments else { return None };
     let loopback = matches!(*flags, "-z" | "-vz" | "-zv").then(|| loopback(host)).flatten()?;
@@ -259,7 +259,7 @@ fn netcat(arguments: &[&str]) -> Option<Tried> {
     Some(Tried { kind, loopback: Some(loopback), host: None })
 }
 
-/// `http://localhost[:PORT][/PATH]`.
+/// Parses `http://localhost[:PORT][/PATH]`.
 fn local_url(url: &str) -> Option<Tried> {
     let rest = if url.contains("://") { url.strip_prefix("http://")? } else { url };
     let (authority, path) = match rest.find('/') {
@@ -270,16 +270,16 @@ fn local_url(url: &str) -> Option<Tried> {
         Some((host, port)) if !port.ends_with(']') => (host, port),
         _ => (authority, "80"),
     };
-    // A variable of the container's, or anything else that a shell would still change.
+    // Refuse variables of the container, and anything else that a shell would expand.
     let plain = path.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/._-~?=&%+,:@".contains(&byte));
     let loopback = loopback(host).filter(|_| plain)?;
     let kind = HealthKind::parse_http(&format!("{port}{path}")).ok()?;
-    // As clients send it: without the port that is usual.
+    // As clients send it: without the default port.
     let host = if port == "80" { host.to_owned() } else { format!("{host}:{port}") };
     Some(Tried { kind, loopback: Some(loopback), host: Some(host) })
 }
 
-/// The address that a container reaches itself by; any of its own answers to 0.0.0.0.
+/// Returns the loopback address of a container; 0.0.0.0 reaches any of its own addresses.
 fn loopback(host: &str) -> Option<Loopback> {
     match host {
         "0.0.0.0" => Some(Loopback::Ipv4),
@@ -299,7 +299,7 @@ mod tests {
     }
 
     #[test]
-    fn a_plain_request_to_itself_is_an_http_check() {
+    fn a_plain_request_to_localhost_is_an_http_check() {
         for (command, check) in [
             ("curl -f http://localhost", "http 80/ at localhost"),
             (
@@ -322,7 +322,7 @@ mod tests {
     }
 
     #[test]
-    fn what_might_mean_something_else_is_not_guessed() {
+    fn ambiguous_commands_are_not_interpreted() {
         for command in [
             "",
             "curl http://localhost",

@@ -1,7 +1,7 @@
-//! `meshctl apply`: networks and services as one file declares them.
+//! `meshctl apply`: networks and services as declared in one file.
 //!
-//! [`file`] understands the file, [`plan`] compares it with what there is, without a call or a
-//! clock. The calls that follow are in `command::apply`.
+//! [`file`] parses the file. [`plan`] compares it with the current state, without calls or a clock.
+//! `command::apply` makes the calls.
 
 mod compare;
 mod dotenv;
@@ -35,10 +35,10 @@ pub(crate) use plan::{Change, Listed, NewHealth, Plan, Step, Update, plan};
 pub(crate) use variables::Variables;
 pub(crate) use yaml::Invalid;
 
-/// The label that says which project's file made something; its value is the project's name.
+/// The label with the name of the project whose file created an object.
 pub(crate) const LABEL: &str = "mesh.apply";
 
-/// What a file declares.
+/// The contents of a file.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Declared {
     /// The project's name.
@@ -47,11 +47,11 @@ pub(crate) struct Declared {
     pub(crate) networks: Vec<Network>,
     /// In the order of the file, each name once in a network.
     pub(crate) services: Vec<Service>,
-    /// Services whose profiles are not active: they are neither made nor removed.
+    /// Services without an active profile: they are neither created nor removed.
     pub(crate) inactive: Vec<Service>,
-    /// What of the file is without effect, in the order of the file.
+    /// Keys without effect, in the order of the file.
     pub(crate) ignored: Vec<Ignored>,
-    /// What is probably a mistake, in the order of the file.
+    /// Probable mistakes, in the order of the file.
     pub(crate) warnings: Vec<Warning>,
 }
 
@@ -61,7 +61,7 @@ pub(crate) struct Declared {
 pub(crate) struct Network {
     /// Its name in the cluster.
     pub(crate) name: Name,
-    /// Somebody else's: it must be there, and the rest of what is declared of it does not matter.
+    /// Managed elsewhere: it must exist, and its other settings are ignored.
     pub(crate) external: bool,
     pub(crate) internal: bool,
     pub(crate) ipv6: bool,
@@ -70,13 +70,13 @@ pub(crate) struct Network {
     pub(crate) host_policy: HostPolicy,
     pub(crate) mtu: Option<Mtu>,
     pub(crate) vni: Option<Vni>,
-    /// None: chosen by the cluster.
+    /// Empty: chosen by the cluster.
     pub(crate) subnets: Vec<Subnet>,
     pub(crate) labels: BTreeMap<String, String>,
 }
 
 impl Network {
-    /// One of which nothing is declared but that it is there.
+    /// Returns a network of which only the name is declared.
     fn named(name: Name) -> Self {
         Self {
             name,
@@ -111,22 +111,22 @@ pub(crate) struct Service {
     /// Its network's name in the cluster.
     pub(crate) network: Name,
     pub(crate) endpoint_mode: EndpointMode,
-    /// None: chosen by the cluster.
+    /// `None`: chosen by the cluster.
     pub(crate) vip: Option<Ipv4Addr>,
-    /// None: chosen by the cluster.
+    /// `None`: chosen by the cluster.
     pub(crate) vip6: Option<Ipv6Addr>,
     pub(crate) ports: Vec<Port>,
     pub(crate) affinity: Affinity,
     pub(crate) health: Option<HealthCheck>,
     pub(crate) when_all_unhealthy: WhenAllUnhealthy,
-    /// Further names that resolve to it.
+    /// Additional names that resolve to it.
     pub(crate) aliases: Vec<Name>,
 }
 
 /// A published port as declared.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Port {
-    /// Any one of these.
+    /// Any port of this range.
     pub(crate) published: RangeInclusive<u16>,
     pub(crate) target: u16,
     pub(crate) protocol: Protocol,
@@ -135,20 +135,20 @@ pub(crate) struct Port {
 }
 
 impl Port {
-    /// Whether a port that there is is one that is declared.
+    /// Returns whether an existing port matches the declaration.
     fn allows(&self, port: &PublishedPort) -> bool {
         self.published.contains(&port.published)
             && (self.target, self.protocol, self.mode, self.host_ip)
                 == (port.target, port.protocol, port.mode, port.host_ip)
     }
 
-    /// The port with its published one chosen; 0: by the cluster.
+    /// Returns the port with a chosen published port; with 0, the cluster chooses.
     fn with(&self, published: u16) -> PublishedPort {
         let Self { target, protocol, mode, host_ip, .. } = *self;
         PublishedPort { published, target, protocol, mode, host_ip }
     }
 
-    /// Whether the cluster is to choose.
+    /// Returns whether the cluster chooses the published port.
     fn is_automatic(&self) -> bool {
         self.published == PublishedPort::AUTOMATIC
     }

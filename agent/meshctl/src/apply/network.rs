@@ -11,16 +11,16 @@ use super::yaml::{Invalid, Item, Reason, Section};
 use super::{LABEL, Network, Subnet};
 use crate::cli::value;
 
-/// The network of services that name none, as Compose calls it.
+/// Compose's name for the network of services that name none.
 pub(super) const DEFAULT_NETWORK: &str = "default";
 
-/// The networks of a file by the names that they have inside it.
+/// The networks of a file, by their keys in it.
 pub(super) type Networks<'a> = BTreeMap<&'a str, Name>;
 
-/// Where Docker keeps a network's MTU among its driver's options.
+/// Docker's driver option for a network's MTU.
 const DOCKERS_MTU: &str = "com.docker.network.driver.mtu";
 
-/// Reads one network; `name` is what it is called unless it says so itself.
+/// Reads one network; `name` is its name unless the file sets another.
 pub(super) fn read(
     item: Item<'_>,
     name: impl FnOnce(&Item<'_>) -> Result<Name, Invalid>,
@@ -47,7 +47,7 @@ pub(super) fn read(
     };
     let mut network = Network { external, ..Network::named(name) };
     if external {
-        // Without effect, but not with mistakes in it.
+        // These settings have no effect here, but must be valid.
         read_own(&mut section, &mut network)?;
         section.finish(ignored);
         return Ok(network);
@@ -66,7 +66,7 @@ pub(super) fn read(
     }
     if let Some(labels) = section.take("labels") {
         network.labels = read_labels(&labels)?;
-        // Whose a network is, is not for the file to say.
+        // The file must not set the owner of a network.
         if network.labels.remove(LABEL).is_some() {
             ignored.push(labels.ignored());
         }
@@ -82,7 +82,7 @@ pub(super) fn read(
     Ok(network)
 }
 
-/// What Compose has no word for.
+/// Reads Mesh's own keys.
 fn read_own(section: &mut Section<'_>, network: &mut Network) -> Result<(), Invalid> {
     let Some(own) = section.take(OWN) else { return Ok(()) };
     let mut own = own.section()?;
@@ -109,14 +109,14 @@ fn read_own(section: &mut Section<'_>, network: &mut Network) -> Result<(), Inva
 #[error("the only driver is overlay")]
 struct UnknownDriver;
 
-/// `default` is what Compose files say for whatever the engine prefers.
+/// Accepts `default`, which Compose files use for the engine's preferred driver.
 fn known_driver(text: &str) -> Result<(), UnknownDriver> {
     if matches!(text, "overlay" | "default") { Ok(()) } else { Err(UnknownDriver) }
 }
 
 fn read_options(options: Item<'_>, network: &mut Network, ignored: &mut Vec<Ignored>) -> Result<(), Invalid> {
     let mut options = options.section()?;
-    // Docker's option is set by its name alone: an empty value is a yes.
+    // Docker's option is set by its name alone: an empty value means yes.
     if let Some(encrypted) = options.take_present("encrypted") {
         network.encrypted =
             if encrypted.scalar().is_ok_and(|text| text.is_empty()) { true } else { encrypted.boolean()? };
@@ -170,7 +170,7 @@ fn read_ipam(ipam: Item<'_>, ignored: &mut Vec<Ignored>) -> Result<Vec<Subnet>, 
     Ok(subnets)
 }
 
-/// A map, or a list of `KEY=VALUE` and `KEY`.
+/// Reads a map, or a list of `KEY=VALUE` and `KEY`.
 fn read_labels(labels: &Item<'_>) -> Result<BTreeMap<String, String>, Invalid> {
     let mut read = BTreeMap::new();
     if labels.is_list() {

@@ -2,43 +2,43 @@
 
 use std::fmt;
 
-/// A key that is without effect.
+/// A key without effect.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Ignored {
-    /// Where, counted from 1.
+    /// Its line, counted from 1.
     pub(crate) line: u64,
-    /// All keys that lead to it, with dots between them.
+    /// The path of keys to it, separated by dots.
     pub(crate) key: String,
-    /// Why it is without effect.
+    /// Why it has no effect.
     #[serde(skip)]
     pub(crate) why: Why,
 }
 
-/// Why a key is without effect.
+/// Why a key has no effect.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) enum Why {
-    /// It concerns the container and not its networks; this is the key without the names that lead
-    /// to it.
+    /// It concerns the container, not its networks; the value is the key without the names in its
+    /// path.
     Container(String),
-    /// It concerns networks, and Mesh has no use for it, or not for this value.
+    /// It concerns networks, but Mesh does not support it, or not this value.
     NoUse,
     /// Compose has no such key.
     Unknown {
-        /// What was probably meant.
+        /// The key that was probably meant.
         hint: Option<String>,
     },
     /// The profiles of the service are not active.
     Inactive(String),
 }
 
-/// Something that is probably a mistake.
+/// A probable mistake.
 #[derive(Debug, Clone, PartialEq, Eq, serde::Serialize)]
 pub(crate) struct Warning {
-    /// Where, counted from 1.
+    /// Its line, counted from 1.
     pub(crate) line: u64,
-    /// All keys that lead to it, with dots between them; empty for a variable.
+    /// The path of keys to it, separated by dots; empty for a variable.
     pub(crate) key: String,
-    /// What is wrong, and what was probably meant.
+    /// The mistake, and what was probably meant.
     pub(crate) message: String,
 }
 
@@ -58,7 +58,7 @@ impl fmt::Display for Warning {
     }
 }
 
-/// The warning about a key that Compose does not have.
+/// Returns the warning about a key that Compose does not have.
 pub(super) fn unknown(ignored: &Ignored) -> Option<Warning> {
     let Why::Unknown { hint } = &ignored.why else { return None };
     let hint = hint.as_ref().map_or_else(String::new, |hint| format!("; {hint}"));

@@ -1,4 +1,4 @@
-//! What is to be done, so that there is what a file declares.
+//! The steps from the current state to the declared one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,22 +12,22 @@ use super::compare::{self, Conflict};
 use super::ports::{self, Taken};
 use super::{Declared, LABEL, Network, Service};
 
-/// What there is.
+/// The current state.
 #[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Listed {
     pub(crate) networks: Vec<mesh_model::Network>,
     pub(crate) services: Vec<mesh_model::Service>,
 }
 
-/// What is to be done, in order.
+/// The steps, in order.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Plan {
-    /// The project that what is made belongs to.
+    /// The project of created objects.
     pub(crate) project: String,
     pub(crate) steps: Vec<Step>,
-    /// All services or all networks of the project are removed.
+    /// Whether all services or all networks of the project are removed.
     pub(crate) removes_all: bool,
-    /// What the managers say of it.
+    /// Warnings of the managers.
     pub(crate) warnings: Vec<String>,
 }
 
@@ -47,19 +47,19 @@ pub(crate) enum Step {
     UpdateNetwork {
         id: NetworkId,
         name: Name,
-        /// As it is to be, and as it is.
+        /// The new and the current policy.
         policy: HostPolicy,
         before: HostPolicy,
     },
     CreateService {
         service: Service,
-        /// Its ports with those of ranges chosen; 0: by the cluster.
+        /// Its ports, with those of ranges chosen; 0: chosen by the cluster.
         ports: Vec<PublishedPort>,
     },
     UpdateService(Update),
 }
 
-/// What changes of a service; what is absent stays.
+/// Changes of a service; absent fields stay.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Update {
     pub(crate) id: ServiceId,
@@ -73,12 +73,12 @@ pub(crate) struct Update {
     pub(crate) aliases: Option<Vec<Name>>,
 }
 
-/// How a service's backends are to be checked from now on.
+/// The change of a service's health check.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum NewHealth {
-    /// Not at all.
+    /// No check.
     Unchecked,
-    /// So.
+    /// This check.
     Check(HealthCheck),
 }
 
@@ -92,14 +92,14 @@ pub(crate) struct Change {
     pub(crate) name: Name,
     /// A service's network.
     pub(crate) network: Option<Name>,
-    /// What is special about it, or what changes.
+    /// Its properties, or the changes.
     pub(crate) details: Vec<String>,
 }
 
-/// Compares a file with what there is. Nothing is to be done while there is any conflict.
+/// Compares a file with the current state. Returns no steps if there is any conflict.
 ///
-/// With `prune`, what an earlier file of the same project made and this one does not declare is
-/// removed.
+/// With `prune`, objects that an earlier file of the project created and this one does not declare
+/// are removed.
 pub(crate) fn plan(declared: &Declared, listed: &Listed, prune: bool) -> Result<Plan, Vec<Conflict>> {
     Planning::new(declared, listed).plan(prune)
 }
@@ -142,7 +142,7 @@ impl<'a> Planning<'a> {
                 name: service.name.clone(),
             });
         }
-        // Before the new ones are made: those may want the same subnets.
+        // Remove before creating: new networks may have the same subnets.
         steps.extend(
             gone_networks
                 .into_iter()
@@ -155,8 +155,8 @@ impl<'a> Planning<'a> {
         Ok(Plan { project: self.declared.project.clone(), steps, removes_all, warnings: Vec::new() })
     }
 
-    /// Whether so many removals leave the project without a service, or without a network, that it
-    /// has now.
+    /// Returns whether these removals leave the project without its services or without its
+    /// networks.
     fn removes_all(&self, services: usize, networks: usize) -> bool {
         let had_services =
             self.listed.services.iter().filter(|service| self.is_ours(&service.labels)).count();
@@ -169,7 +169,7 @@ impl<'a> Planning<'a> {
         labels.get(LABEL) == Some(&self.declared.project)
     }
 
-    /// Something is there, and cannot be made as declared.
+    /// Records that an object exists and cannot be changed to match its declaration.
     fn differs(&mut self, object: String, settings: &[String], is_ours: bool) {
         if settings.is_empty() {
             return;
@@ -213,7 +213,7 @@ impl<'a> Planning<'a> {
         steps
     }
 
-    /// What an earlier file of the project made and this one does not have.
+    /// Returns the objects that an earlier file of the project created and this one does not have.
     fn surplus(&self) -> (Vec<&'a mesh_model::Service>, Vec<&'a mesh_model::Network>) {
         let networks: BTreeSet<_> =
             self.declared.networks.iter().map(|network| network.name.folded()).collect();
@@ -234,7 +234,7 @@ impl<'a> Planning<'a> {
     }
 
     fn services(&mut self, gone: &[&mesh_model::Service]) -> Vec<Step> {
-        // Names that differ in case only are the same name.
+        // Names that differ only in case are the same name.
         let by_path: BTreeMap<String, &'a mesh_model::Service> =
             self.paths.iter().map(|path| path.to_ascii_lowercase()).zip(&self.listed.services).collect();
         let gone: BTreeSet<_> = gone.iter().map(|service| &service.id).collect();
@@ -257,10 +257,10 @@ impl<'a> Planning<'a> {
                 ports::difference(&service.ports, there.map_or(&[][..], |there| &there.ports))
             })
             .collect();
-        // What any service gives up is free for every other.
+        // Ports that one service releases are free for every other.
         differences.iter().flat_map(|difference| &difference.surplus).for_each(|port| taken.remove(port));
         let mut chosen: Vec<Vec<PublishedPort>> = vec![Vec::new(); declared.len()];
-        // Whoever names one port has no other choice: ranges choose after those.
+        // Assign single ports first: ranges can choose among the rest.
         for only_one in [true, false] {
             for ((difference, path), chosen) in differences.iter().zip(&declared_paths).zip(&mut chosen) {
                 let one = |port: &&&super::Port| (port.published.len() == 1) == only_one;
@@ -326,7 +326,7 @@ impl<'a> Planning<'a> {
     }
 }
 
-/// Ports that move from one service to another are given up by all before any takes one.
+/// If ports move between services, all are released before any is taken.
 fn release_first(steps: Vec<Step>) -> (Vec<Step>, Vec<Step>) {
     let mut wanted: Vec<(usize, PublishedPort)> = Vec::new();
     for (index, step) in steps.iter().enumerate() {
@@ -397,7 +397,7 @@ fn shown_check(check: &HealthCheck) -> String {
 }
 
 impl Step {
-    /// The step for people and scripts.
+    /// Returns the step for people and scripts.
     pub(crate) fn change(&self) -> Change {
         let network = |action, name: &Name, details| Change {
             action,
@@ -444,7 +444,7 @@ fn network_details(network: &Network) -> Vec<String> {
     details
 }
 
-/// What of a policy is not as in another.
+/// Returns the differences of two policies.
 fn policy_details(policy: HostPolicy, other: HostPolicy) -> Vec<String> {
     let mut details = Vec::new();
     if policy.access != other.access {
@@ -477,14 +477,14 @@ fn service_details(service: &Service, ports: &[PublishedPort]) -> Vec<String> {
 }
 
 impl Change {
-    /// What it is about: `network NAME: DETAIL, ...` or `service NETWORK/NAME: DETAIL, ...`.
+    /// Formats the object: `network NAME: DETAIL, ...` or `service NETWORK/NAME: DETAIL, ...`.
     pub(crate) fn object(&self) -> String {
         let details = shortened(self.details.clone());
         let end = if details.is_empty() { String::new() } else { format!(": {}", details.join(", ")) };
         format!("{}{end}", self.path())
     }
 
-    /// `network NAME` or `service NETWORK/NAME`.
+    /// Formats the path: `network NAME` or `service NETWORK/NAME`.
     pub(crate) fn path(&self) -> String {
         let Self { kind, name, .. } = self;
         match &self.network {

@@ -12,24 +12,24 @@ use super::Port;
 use super::notes::Ignored;
 use super::yaml::{Invalid, Item};
 
-/// Why a text declares no published port.
+/// Why a text is not a published port.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum InvalidPort {
     /// It is neither a port nor a range of ports.
     #[error("{0:?} is not a port (1 to 65535) or a range of ports such as 8000-8010")]
     Range(String),
-    /// It is no address.
+    /// It is not an address.
     #[error("{0:?} is not an IP address of a host")]
     HostIp(String),
-    /// The two ranges do not go together.
+    /// The two ranges do not match.
     #[error("a range of target ports needs a range of published ports of the same length")]
     Lengths,
-    /// No such protocol or mode.
+    /// Unknown protocol or mode.
     #[error(transparent)]
     Word(#[from] InvalidWord),
 }
 
-/// Ports, at least one, from the first to the last.
+/// A non-empty range of ports.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Range(RangeInclusive<u16>);
 
@@ -48,15 +48,15 @@ impl FromStr for Range {
     }
 }
 
-/// What a text or a map of `ports:` declares.
+/// Reads a text or a map of `ports:`.
 pub(super) fn read(item: &Item<'_>, ignored: &mut Vec<Ignored>) -> Result<Vec<Port>, Invalid> {
     if item.is_map() { long(item.clone(), ignored) } else { item.read(short) }
 }
 
-/// `[[IP:]PUBLISHED:]TARGET[/PROTOCOL]`, where `PUBLISHED` and `TARGET` may be ranges.
+/// Parses `[[IP:]PUBLISHED:]TARGET[/PROTOCOL]`, where `PUBLISHED` and `TARGET` may be ranges.
 fn short(text: &str) -> Result<Vec<Port>, InvalidPort> {
     let (ports, protocol) = match text.rsplit_once('/') {
-        // "10.0.0.0/24:80:80": what is before the ports is a subnet.
+        // In "10.0.0.0/24:80:80" the part before the ports is a subnet.
         Some((_, behind)) if behind.contains(':') => {
             return Err(InvalidPort::HostIp(text.rsplitn(3, ':').last().unwrap_or(text).to_owned()));
         }
@@ -64,8 +64,7 @@ fn short(text: &str) -> Result<Vec<Port>, InvalidPort> {
         None => (text, Protocol::Tcp),
     };
     let (rest, target) = ports.rsplit_once(':').unwrap_or(("", ports));
-    // An IPv6 address stands with or without brackets; what follows its last colon is the port
-    // either way.
+    // An IPv6 address may have brackets; the port follows the last colon in either case.
     let (host_ip, published) = rest.rsplit_once(':').unwrap_or(("", rest));
     let published = if published.is_empty() { None } else { Some(published.parse::<Range>()?) };
     expand(published, &target.parse()?, protocol, PublishMode::Ingress, host_address(host_ip)?)
@@ -75,7 +74,7 @@ fn long(item: Item<'_>, ignored: &mut Vec<Ignored>) -> Result<Vec<Port>, Invalid
     let whole = item.clone();
     let mut section = item.section()?;
     let target: Range = section.required("target")?.parse()?;
-    // Compose writes 0 for a port of the engine's choice.
+    // Compose uses 0 for a port that the engine chooses.
     let published = section.take("published");
     let published = match published {
         Some(published) if !matches!(published.text()?, "" | "0") => Some(published.parse::<Range>()?),
@@ -88,7 +87,7 @@ fn long(item: Item<'_>, ignored: &mut Vec<Ignored>) -> Result<Vec<Port>, Invalid
     expand(published, &target, protocol, mode, host_ip).map_err(|error| whole.invalid_key("ports", error))
 }
 
-/// Ranges of one length are pairs; a range before a single target is a choice.
+/// Ranges of equal length form pairs; a range with a single target is a choice.
 fn expand(
     published: Option<Range>,
     Range(target): &Range,
@@ -108,7 +107,7 @@ fn expand(
     }
 }
 
-/// `None`: on all of the hosts' addresses.
+/// Returns `None` for all addresses of the host.
 fn host_address(text: &str) -> Result<Option<IpAddr>, InvalidPort> {
     if text.is_empty() {
         return Ok(None);
@@ -137,7 +136,7 @@ mod tests {
     }
 
     #[test]
-    fn every_example_of_composes_short_syntax_is_understood() {
+    fn every_example_of_composes_short_syntax_is_parsed() {
         for (text, ports) in [
             ("3000", &["30000:3000/tcp..32767"][..]),
             ("3000-3001", &["30000:3000/tcp..32767", "30000:3001/tcp..32767"]),
@@ -156,7 +155,7 @@ mod tests {
     }
 
     #[test]
-    fn a_subnet_as_host_address_is_named_as_the_mistake() {
+    fn a_subnet_as_host_address_is_reported() {
         for (text, address) in [("10.0.0.0/24:1222:2", "10.0.0.0/24"), ("fd00::/64:80:80/udp", "fd00::/64")] {
             let error = short(text).unwrap_err().to_string();
             assert_eq!(error, format!("{address:?} is not an IP address of a host"), "{text}");
@@ -164,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_port_is_refused() {
+    fn invalid_ports_are_refused() {
         for text in [
             "",
             ":",

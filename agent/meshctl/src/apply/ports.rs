@@ -1,4 +1,4 @@
-//! Which of a service's published ports stay, which come and which go.
+//! Differences between a service's existing and declared ports.
 
 use std::collections::BTreeMap;
 
@@ -6,46 +6,46 @@ use mesh_model::{Protocol, PublishedPort};
 
 use super::Port;
 
-/// The published ports of the cluster's services, each with whom it belongs to.
+/// The published ports of the cluster's services, with their owners.
 #[derive(Debug, Default)]
 pub(super) struct Taken<'a>(BTreeMap<(Protocol, u16), Vec<(PublishedPort, &'a str)>>);
 
 impl<'a> Taken<'a> {
-    /// Notes that a port has an owner.
+    /// Adds a port with its owner.
     pub(super) fn insert(&mut self, port: PublishedPort, owner: &'a str) {
         self.0.entry((port.protocol, port.published)).or_default().push((port, owner));
     }
 
-    /// Notes that a port's owner gives it up.
+    /// Removes a port that its owner releases.
     pub(super) fn remove(&mut self, port: &PublishedPort) {
         if let Some(owners) = self.0.get_mut(&(port.protocol, port.published)) {
             owners.retain(|(taken, _)| taken != port);
         }
     }
 
-    /// The port that answers for the same packets, and whose it is.
+    /// Returns the port that matches the same packets, and its owner.
     pub(super) fn owner(&self, port: &PublishedPort) -> Option<(PublishedPort, &'a str)> {
         let owners = self.0.get(&(port.protocol, port.published))?;
         owners.iter().find(|(taken, _)| taken.conflicts_with(port)).copied()
     }
 }
 
-/// How a service's ports differ from what is declared.
+/// The differences between a service's existing and declared ports.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Difference<'a> {
-    /// Declared, and not there.
+    /// Declared, but missing.
     pub(super) missing: Vec<&'a Port>,
-    /// There, and not declared.
+    /// Existing, but not declared.
     pub(super) surplus: Vec<PublishedPort>,
 }
 
-/// Finds a port that there is for as many of the declared ones as can be.
+/// Matches existing ports with as many declared ones as possible.
 pub(super) fn difference<'a>(declared: &'a [Port], there: &[PublishedPort]) -> Difference<'a> {
     let mut missing: Vec<&Port> = declared.iter().collect();
     let mut there = there.to_vec();
     there.sort_unstable();
-    // In order of the published ports, each to the range that ends first: no other choice fits more
-    // of them.
+    // In order of the published ports, assign each to the range that ends first: this matches the
+    // maximum number.
     let surplus = there.into_iter().filter(|port| {
         let fitting = missing.iter().enumerate().filter(|(_, declared)| declared.allows(port));
         let first_to_end = fitting.min_by_key(|(_, declared)| *declared.published.end());
@@ -66,11 +66,11 @@ pub(super) fn difference<'a>(declared: &'a [Port], there: &[PublishedPort]) -> D
 pub(super) struct NoneFree<'a> {
     /// The conflict of the last port that was tried.
     pub(super) port: PublishedPort,
-    /// Whose it is.
+    /// Its owner.
     pub(super) owner: &'a str,
 }
 
-/// Chooses a free published port; 0 leaves the choice to the cluster.
+/// Chooses a free published port; with 0, the cluster chooses.
 pub(super) fn choose<'a>(port: &Port, taken: &Taken<'a>) -> Result<PublishedPort, NoneFree<'a>> {
     if port.is_automatic() {
         return Ok(port.with(0));
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_port_of_a_range_that_nobody_has_is_chosen() {
+    fn the_first_free_port_of_a_range_is_chosen() {
         let mut taken = Taken::default();
         taken.insert(there(8000), "app/web");
         taken.insert(there(8001), "app/db");

@@ -1,14 +1,13 @@
-//! The keys that Compose files have, so that a misspelt one can be told from one that does not
-//! concern Mesh.
+//! The keys of Compose files, to distinguish misspelt keys from those that do not concern Mesh.
 
 /// The keys that are allowed at one place of the file.
 #[derive(Debug)]
 pub(super) enum Schema {
-    /// Not checked: the place takes any value.
+    /// Not checked: any value is allowed.
     Free,
     /// Any names as keys, all with the same kind of value.
     Names(&'static Self),
-    /// These keys only.
+    /// Only these keys.
     Keys(&'static [(&'static str, &'static Self)]),
 }
 
@@ -212,7 +211,7 @@ static PORT: Schema = Schema::Keys(&[
 ]);
 
 impl Schema {
-    /// What is allowed below a key.
+    /// Returns the schema of a key's value.
     pub(super) fn below(&'static self, key: &str) -> &'static Self {
         match self {
             Self::Free => self,
@@ -221,7 +220,7 @@ impl Schema {
         }
     }
 
-    /// Whether the key is allowed here.
+    /// Returns whether the key is allowed here.
     pub(super) fn knows(&self, key: &str) -> bool {
         match self {
             Self::Free | Self::Names(_) => true,
@@ -229,7 +228,7 @@ impl Schema {
         }
     }
 
-    /// The keys that are allowed here, where they are limited.
+    /// Returns the keys that are allowed here, if they are limited.
     pub(super) fn keys(&self) -> Vec<&'static str> {
         match self {
             Self::Free | Self::Names(_) => Vec::new(),
@@ -259,7 +258,7 @@ pub(super) fn home(key: &str) -> Option<&'static str> {
     places.into_iter().find(|(schema, _)| schema.knows(key)).map(|(_, place)| place)
 }
 
-/// Whether these are the keys of a service.
+/// Returns whether these are the keys of a service.
 pub(super) fn is_like_a_service<'a>(mut keys: impl Iterator<Item = &'a str>) -> bool {
     keys.any(|key| matches!(key, "image" | "build" | "ports" | "networks" | "environment" | "command" | OWN))
 }

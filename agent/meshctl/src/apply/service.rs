@@ -10,7 +10,7 @@ use super::schema::OWN;
 use super::yaml::{Invalid, Item, Reason, Section};
 use super::{Port, Service, health, port};
 
-/// A service as the file has it: in Mesh it is one on each of its networks.
+/// A service of the file: in Mesh it becomes one service on each of its networks.
 #[derive(Debug)]
 pub(super) struct Read<'a> {
     name: Name,
@@ -21,23 +21,23 @@ pub(super) struct Read<'a> {
     affinity: Affinity,
     health: Option<HealthCheck>,
     when_all_unhealthy: WhenAllUnhealthy,
-    /// None: the default one.
+    /// Empty: the default network.
     networks: Vec<Membership<'a>>,
-    /// None: it is always active.
+    /// Empty: always active.
     profiles: Vec<String>,
 }
 
-/// That a service is in a network.
+/// The membership of a service in a network.
 #[derive(Debug)]
 pub(super) struct Membership<'a> {
-    /// The network's name in the file.
+    /// The network's key in the file.
     network: &'a str,
-    /// Where the file says so.
+    /// Its place in the file.
     at: Item<'a>,
     aliases: Vec<Name>,
 }
 
-/// Reads one service; `None` for one that is in no network of its own (`network_mode`).
+/// Reads one service; returns `None` for one without its own network (`network_mode`).
 pub(super) fn read<'a>(
     key: &str,
     item: Item<'a>,
@@ -71,8 +71,7 @@ pub(super) fn read<'a>(
     if let Some(ports) = section.take("ports") {
         for item in ports.list()? {
             for port in port::read(&item, ignored)? {
-                // The same port of the host twice says no more than once; two ports of the
-                // cluster's choice do.
+                // The same host port twice counts once; two ports that the cluster chooses are two.
                 if port.is_automatic() || !read.ports.contains(&port) {
                     read.ports.push(port);
                 }
@@ -100,7 +99,7 @@ pub(super) fn read<'a>(
     Ok(Some(read))
 }
 
-/// A list of names, or a map of names with aliases.
+/// Reads a list of names, or a map of names with aliases.
 fn memberships<'a>(networks: &Item<'a>, ignored: &mut Vec<Ignored>) -> Result<Vec<Membership<'a>>, Invalid> {
     if networks.is_list() {
         return networks
@@ -121,19 +120,19 @@ fn memberships<'a>(networks: &Item<'a>, ignored: &mut Vec<Ignored>) -> Result<Ve
 }
 
 impl Read<'_> {
-    /// Whether it is in a network of this name in the file.
+    /// Returns whether it is in the network with this key in the file.
     pub(super) fn is_on(&self, network: &str) -> bool {
         let mut named = self.networks.iter().map(|membership| membership.network);
         if self.networks.is_empty() { network == DEFAULT_NETWORK } else { named.any(|name| name == network) }
     }
 
-    /// Whether one of its profiles is active, or it has none.
+    /// Returns whether it has no profile, or an active one.
     pub(super) fn is_active(&self, active: &[String]) -> bool {
         let is_active = |profile: &String| active.iter().any(|active| active == profile || active == "*");
         self.profiles.is_empty() || self.profiles.iter().any(is_active)
     }
 
-    /// Its profiles.
+    /// Returns its profiles.
     pub(super) fn profiles(&self) -> &[String] {
         &self.profiles
     }
@@ -154,8 +153,8 @@ impl Read<'_> {
         Ok(())
     }
 
-    /// The services that it is in Mesh. What there can be only one of, the published ports and a
-    /// VIP that was asked for, the one on the first network has.
+    /// Returns the services of Mesh for it. Properties that only one can have, the published ports
+    /// and a requested VIP, belong to the service on the first network.
     pub(super) fn on(&mut self, item: &Item<'_>, names: &Networks<'_>) -> Result<Vec<Service>, Invalid> {
         let unnamed = [Membership { network: DEFAULT_NETWORK, at: item.clone(), aliases: Vec::new() }];
         let memberships = if self.networks.is_empty() { &unnamed[..] } else { &self.networks };

@@ -8,10 +8,10 @@ use std::collections::{BTreeMap, HashMap};
 /// The values of variables by their names.
 pub(crate) type Variables = HashMap<String, String>;
 
-/// Braces within braces that are followed.
+/// Maximum nesting of braces.
 const DEEPEST: usize = 32;
 
-/// Why a text with variables cannot be used.
+/// Why a text with variables is invalid.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum InvalidVariable {
     /// `${NAME?text}` and the variable is not set.
@@ -19,7 +19,7 @@ pub(crate) enum InvalidVariable {
     Required {
         /// The variable.
         name: String,
-        /// What the file says about it.
+        /// The message in the file.
         message: String,
     },
     /// `${NAME:?text}` and the variable is empty.
@@ -27,13 +27,13 @@ pub(crate) enum InvalidVariable {
     Empty {
         /// The variable.
         name: String,
-        /// What the file says about it.
+        /// The message in the file.
         message: String,
     },
-    /// A `$` that begins no variable.
+    /// A `$` that does not start a variable.
     #[error("{0:?} is not a variable: write $$ for a literal dollar sign")]
     Syntax(String),
-    /// More braces within braces than are followed.
+    /// Braces are nested too deeply.
     #[error("variables are nested too deeply")]
     TooDeep,
 }
@@ -49,8 +49,8 @@ pub(super) enum Blank {
     Empty,
 }
 
-/// Replaces the variables of a text; those without a value and a default become nothing and are
-/// noted in `blank`.
+/// Replaces the variables of a text. Variables without a value and a default become empty and are
+/// recorded in `blank`.
 pub(super) fn fill_in(
     text: &str,
     variables: &Variables,
@@ -98,7 +98,7 @@ impl Filling<'_> {
         value.cloned().unwrap_or_default()
     }
 
-    /// The text between braces: a name, and perhaps an operator with a word.
+    /// Expands the text between braces: a name, optionally with an operator and a word.
     fn braced(&mut self, inside: &str, depth: usize) -> Result<String, InvalidVariable> {
         let invalid = || InvalidVariable::Syntax(format!("${{{inside}}}"));
         let (name, operation) = name(inside).ok_or_else(invalid)?;
@@ -106,7 +106,7 @@ impl Filling<'_> {
             return Ok(self.plain(name));
         }
         let value = self.variables.get(name).cloned();
-        // With a colon, an empty value counts as none.
+        // With a colon, an empty value counts as unset.
         let (counts_empty, operation) = match operation.strip_prefix(':') {
             Some(operation) => (true, operation),
             None => (false, operation),
@@ -131,12 +131,12 @@ impl Filling<'_> {
     }
 }
 
-/// The beginning of what follows a `$` that begins no variable.
+/// Returns the text after a `$` that does not start a variable.
 fn syntax(behind: &str) -> InvalidVariable {
     InvalidVariable::Syntax(format!("${}", behind.chars().take(20).collect::<String>()))
 }
 
-/// A name, and what follows it.
+/// Returns a name, and the text after it.
 fn name(text: &str) -> Option<(&str, &str)> {
     let is_name = |c: char| c.is_ascii_alphanumeric() || c == '_';
     let end = text.find(|c| !is_name(c)).unwrap_or(text.len());
@@ -144,7 +144,7 @@ fn name(text: &str) -> Option<(&str, &str)> {
     begins_well.then(|| text.split_at(end))
 }
 
-/// Where the brace closes that was opened before the text.
+/// Returns the position of the brace that closes the one before the text.
 fn closing(text: &str) -> Option<usize> {
     let mut open = 1_usize;
     let mut rest = text.char_indices().peekable();
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn every_form_of_a_variable_has_composes_meaning() {
+    fn every_form_of_a_variable_works_as_in_compose() {
         for (text, expected) in [
             ("no variable", "no variable"),
             ("$PORT:80", "8080:80"),
@@ -192,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn a_required_variable_without_a_value_is_an_error_with_the_files_words() {
+    fn a_missing_required_variable_is_an_error_with_the_files_message() {
         for (text, message) in [
             ("${NONE:?set it}", "variable NONE is not set: set it"),
             ("${NONE?}", "variable NONE is not set"),
@@ -203,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_dollar_sign_that_begins_no_variable_is_refused() {
+    fn a_dollar_sign_without_a_variable_is_refused() {
         for text in ["$", "$1", "${", "${}", "${1}", "${PORT", "${PORT!x}", "${PORT:x}", "a $(b)", "${PO RT}"]
         {
             assert!(matches!(filled(text), Err(InvalidVariable::Syntax(_))), "{text}: {:?}", filled(text));
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn variables_without_a_value_and_a_default_are_noted() {
+    fn variables_without_a_value_and_a_default_are_reported() {
         let mut blank = BTreeMap::new();
         let variables = [("EMPTY".to_owned(), String::new())].into();
         fill_in("$A ${A} ${B:-x} ${EMPTY} ${EMPTY:-} ${C:-}", &variables, &mut blank).unwrap();

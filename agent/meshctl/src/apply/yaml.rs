@@ -13,13 +13,13 @@ use super::notes::{Ignored, Warning, Why};
 use super::schema::{self, OWN, Schema};
 use super::variables::{Blank, InvalidVariable, Variables, fill_in};
 
-/// Most values of a file with all its aliases expanded, and most bytes of text in them.
+/// Maximum number of values in a file with all its aliases expanded, and of bytes of text in them.
 const LARGEST: (usize, usize) = (500_000, 64 << 20);
-/// Most events inside anchored values, those of aliases in them included: what is kept to be
-/// repeated.
+/// Maximum number of events inside anchored values, including those of aliases in them: these are
+/// stored to be repeated.
 const ANCHORED: usize = 50_000;
 
-/// A value and where it is.
+/// A value and its place.
 #[derive(Debug, Clone, PartialEq)]
 pub(super) struct Node {
     /// Counted from 1.
@@ -27,7 +27,7 @@ pub(super) struct Node {
     value: Value,
 }
 
-/// What YAML knows.
+/// The kinds of YAML values.
 #[derive(Debug, Clone, PartialEq)]
 enum Value {
     Null,
@@ -36,32 +36,32 @@ enum Value {
     Number(String),
     Text(String),
     List(Vec<Node>),
-    /// In the order of the file; no key is there twice.
+    /// In the order of the file; no key occurs twice.
     Map(Vec<(Key, Node)>),
 }
 
-/// A key of a map and where it is.
+/// A key of a map and its place.
 #[derive(Debug, Clone, PartialEq)]
 struct Key {
     line: u64,
     text: String,
 }
 
-/// Something in the file that cannot be used.
+/// An error in the file.
 #[derive(Debug, thiserror::Error)]
 #[error("{path}{reason}")]
 pub(crate) struct Invalid {
-    /// Where, counted from 1; 0 when it is nowhere in particular.
+    /// Its line, counted from 1; 0 if it concerns no particular line.
     pub(crate) line: u64,
-    /// Which key, ending in `: `; empty for none.
+    /// The path of the key, ending in `: `; empty for none.
     path: String,
     reason: Reason,
 }
 
-/// What is wrong with it.
+/// The kind of error.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Reason {
-    /// It is no YAML.
+    /// It is not valid YAML.
     #[error("{0}")]
     Syntax(String),
     /// There are several documents.
@@ -76,54 +76,54 @@ pub(super) enum Reason {
         ANCHORED
     )]
     TooLarge,
-    /// A variable cannot be used.
+    /// An invalid variable.
     #[error(transparent)]
     Variable(#[from] InvalidVariable),
-    /// A published port hangs on a variable that has no value.
+    /// A published port depends on a variable without a value.
     #[error("variable {name} is {}, and would leave a published port open", if *empty { "empty" } else { "not set" })]
     BlankPort {
         /// The variable.
         name: String,
-        /// It is set, to nothing.
+        /// Whether it is set to an empty value.
         empty: bool,
     },
-    /// A key of Mesh's own section that there is not.
+    /// An unknown key in Mesh's own section.
     #[error("unknown key{}", nearest.map_or_else(String::new, |key| format!("; did you mean {key}?")))]
     NoSuchKey {
-        /// What was probably meant.
+        /// The key that was probably meant.
         nearest: Option<&'static str>,
-        /// All that there are.
+        /// All known keys.
         known: Vec<&'static str>,
     },
     /// A key of Mesh's own section has no value.
     #[error("it has no value")]
     NoValue,
-    /// Mesh's own section is at a place where none is read.
+    /// Mesh's own section is at a wrong place.
     #[error("{OWN} is allowed only in a network and in a service")]
     OwnMisplaced,
-    /// It is of another kind.
+    /// The value has another kind.
     #[error("it must be {must}, not {is}")]
     Kind {
-        /// What it must be.
+        /// The expected kind.
         must: &'static str,
-        /// What it is.
+        /// The actual kind.
         is: &'static str,
     },
-    /// The value is none of those that there are.
+    /// The value is invalid.
     #[error("{text:?}: {error}")]
     Value {
-        /// What was given.
+        /// The text.
         text: String,
-        /// What is wrong with it.
+        /// The error.
         error: Box<dyn Error + Send + Sync>,
     },
-    /// It is not there.
+    /// A required key is missing.
     #[error("{0} is missing")]
     Missing(&'static str),
-    /// It names what the file does not have.
+    /// It names a network that the file does not have.
     #[error("the file has no network {0}")]
     NoSuchNetwork(String),
-    /// Two services have it, or one twice.
+    /// The port is declared twice, by one or two services.
     #[error("published port {0} is declared twice")]
     PublishedTwice(PublishedPort),
     /// Two parts of the file contradict each other.
@@ -132,7 +132,7 @@ pub(super) enum Reason {
 }
 
 impl Node {
-    /// Leaves out all keys but one.
+    /// Removes all keys except one.
     pub(super) fn keep_only(&mut self, wanted: &str) {
         if let Value::Map(entries) = &mut self.value {
             entries.retain(|(key, _)| key.text == wanted);
@@ -141,7 +141,7 @@ impl Node {
 }
 
 impl Invalid {
-    /// What to do about it.
+    /// Returns a hint how to fix it.
     pub(crate) fn hint(&self) -> String {
         match &self.reason {
             Reason::BlankPort { name, .. } => {
@@ -160,7 +160,7 @@ impl Invalid {
 pub(super) fn parse(text: &str) -> Result<Node, Invalid> {
     let options = serde_saphyr::options! {
         budget: serde_saphyr::budget! {
-            // Counted with aliases expanded: how many aliases there are does not matter.
+            // Counted with aliases expanded: the number of aliases does not matter.
             max_nodes: LARGEST.0,
             max_events: 4 * LARGEST.0,
             max_total_scalar_bytes: LARGEST.1,
@@ -191,12 +191,12 @@ fn unreadable(error: &serde_saphyr::Error) -> Reason {
         | Yaml::AliasReplayLimitExceeded { .. }
         | Yaml::AliasReplayCounterOverflow { .. }
         | Yaml::AliasReplayStackDepthExceeded { .. } => Reason::TooLarge,
-        // The usual form speaks to programmers.
+        // The default format is meant for programmers.
         _ => Reason::Syntax(error.render_with_formatter(&UserMessageFormatter)),
     }
 }
 
-/// Replaces the variables of all values. One without a value becomes nothing, with a warning; in
+/// Replaces the variables of all values. One without a value becomes empty, with a warning; in
 /// `ports` it is an error.
 pub(super) fn fill(
     document: &mut Node,
@@ -246,16 +246,16 @@ fn fill_below(
     Ok(())
 }
 
-/// A value and the keys that lead to it.
+/// A value with the path of its keys.
 #[derive(Debug, Clone)]
 pub(super) struct Item<'a> {
     path: String,
     node: &'a Node,
-    /// What Compose allows there.
+    /// The schema of its place.
     schema: &'static Schema,
 }
 
-/// A map of which what is understood is taken out; what is left is ignored.
+/// A map from which known keys are taken; the rest is ignored.
 #[derive(Debug)]
 pub(super) struct Section<'a> {
     item: Item<'a>,
@@ -263,28 +263,28 @@ pub(super) struct Section<'a> {
 }
 
 impl<'a> Item<'a> {
-    /// The whole document.
+    /// Returns the whole document.
     pub(super) fn root(node: &'a Node) -> Self {
         Self { path: String::new(), node, schema: &schema::ROOT }
     }
 
-    /// That something is wrong with it.
+    /// Returns an error about this value.
     pub(super) fn invalid(&self, reason: Reason) -> Invalid {
         let path = if self.path.is_empty() { String::new() } else { format!("{}: ", self.path) };
         Invalid { line: self.node.line, path, reason }
     }
 
-    /// That the key of this value is wrong.
+    /// Returns an error about the key of this value.
     pub(super) fn invalid_key(&self, key: &str, error: impl Into<Box<dyn Error + Send + Sync>>) -> Invalid {
         self.invalid(Reason::Value { text: key.to_owned(), error: error.into() })
     }
 
-    /// That it is without effect.
+    /// Records that the key has no effect.
     pub(super) fn ignored(&self) -> Ignored {
         Ignored { line: self.node.line, key: self.path.clone(), why: Why::NoUse }
     }
 
-    /// That it is without effect until one of its profiles is active.
+    /// Records that the key has no effect until one of its profiles is active.
     pub(super) fn inactive(&self, profiles: &[String]) -> Ignored {
         Ignored { why: Why::Inactive(profiles.join(" or ")), ..self.ignored() }
     }
@@ -301,22 +301,22 @@ impl<'a> Item<'a> {
         self.invalid(Reason::Kind { must, is })
     }
 
-    /// Whether it is empty.
+    /// Returns whether it is empty.
     pub(super) fn is_null(&self) -> bool {
         self.node.value == Value::Null
     }
 
-    /// Whether it is a list.
+    /// Returns whether it is a list.
     pub(super) fn is_list(&self) -> bool {
         matches!(self.node.value, Value::List(_))
     }
 
-    /// Whether it is a map.
+    /// Returns whether it is a map.
     pub(super) fn is_map(&self) -> bool {
         matches!(self.node.value, Value::Map(_))
     }
 
-    /// A text or a number, as text.
+    /// Returns text or a number as text.
     pub(super) fn text(&self) -> Result<&'a str, Invalid> {
         match &self.node.value {
             Value::Text(text) | Value::Number(text) => Ok(text),
@@ -324,7 +324,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// Text of any scalar, as labels have it.
+    /// Returns any scalar as text, for labels.
     pub(super) fn scalar(&self) -> Result<String, Invalid> {
         match &self.node.value {
             Value::Null => Ok(String::new()),
@@ -333,7 +333,7 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// True or false, also as text, since that is what a variable leaves.
+    /// Returns a boolean, also from text, since variables produce text.
     pub(super) fn boolean(&self) -> Result<bool, Invalid> {
         match &self.node.value {
             Value::Bool(value) => Ok(*value),
@@ -343,12 +343,12 @@ impl<'a> Item<'a> {
         }
     }
 
-    /// A value that can be read from text.
+    /// Parses a value from text.
     pub(super) fn parse<T: FromStr<Err: Into<Box<dyn Error + Send + Sync>>>>(&self) -> Result<T, Invalid> {
         self.read(str::parse)
     }
 
-    /// A value that can be read from text by `read`.
+    /// Parses a value from text with `read`.
     pub(super) fn read<T, E: Into<Box<dyn Error + Send + Sync>>>(
         &self,
         read: impl FnOnce(&str) -> Result<T, E>,
@@ -417,17 +417,17 @@ impl<'a> Section<'a> {
         Some(self.item.below(key, node))
     }
 
-    /// Takes what must be there.
+    /// Takes the value of a required key.
     pub(super) fn required(&mut self, key: &'static str) -> Result<Item<'a>, Invalid> {
         self.take(key).ok_or_else(|| self.invalid(Reason::Missing(key)))
     }
 
-    /// That something is wrong with the map.
+    /// Returns an error about the map.
     pub(super) fn invalid(&self, reason: Reason) -> Invalid {
         self.item.invalid(reason)
     }
 
-    /// Notes what was not taken.
+    /// Records the keys that were not taken.
     pub(super) fn finish(self, ignored: &mut Vec<Ignored>) {
         for (key, node) in self.left {
             let item = self.item.below(key, node);
@@ -436,7 +436,7 @@ impl<'a> Section<'a> {
         }
     }
 
-    /// Refuses what was not taken: the keys are Mesh's own.
+    /// Refuses keys that were not taken: they must be Mesh's own.
     pub(super) fn finish_own(self) -> Result<(), Invalid> {
         let Some((key, node)) = self.left.first() else { return Ok(()) };
         let schema = self.item.schema;
@@ -444,7 +444,7 @@ impl<'a> Section<'a> {
         Err(self.item.below(key, node).invalid(Reason::NoSuchKey { nearest, known }))
     }
 
-    /// Refuses keys without a value, which a file has by mistake only.
+    /// Refuses keys without a value, which are always a mistake.
     pub(super) fn check_values(&self) -> Result<(), Invalid> {
         let empty = self
             .left
@@ -479,7 +479,7 @@ fn why(schema: &'static Schema, key: &Key, node: &Node) -> Why {
     Why::Unknown { hint }
 }
 
-/// Refuses Mesh's own section where none is read.
+/// Refuses Mesh's own section where it is not allowed.
 pub(super) fn check_own_places(document: &Node) -> Result<(), Invalid> {
     check_own_below(&Item::root(document))
 }

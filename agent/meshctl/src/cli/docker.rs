@@ -53,7 +53,7 @@ const WORDS: &[(&[&str], &str)] = &[
     (&["config"], RUNTIME),
 ];
 
-/// Docker's flags that Mesh does not have, and the hint for each.
+/// Docker's flags that Mesh does not have, with a hint for each.
 const FLAGS: &[(&str, &str)] = &[
     ("--replicas", SCALE),
     ("--image", RUNTIME),

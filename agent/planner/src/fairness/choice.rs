@@ -1,5 +1,5 @@
-//! Which entries of `CONNECTIONS` a network forgets: those of the clients that have most, the
-//! longest unused first.
+//! Chooses the entries of `CONNECTIONS` that a network must delete: those of the clients with most
+//! entries, least recently used first.
 
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
@@ -9,13 +9,13 @@ use super::level;
 use mesh_ebpf_types::{Address, Connection, ConnectionKey, ConnectionKind, USED_SHIFT, Vni};
 use mesh_model::fnv::fnv1a;
 
-/// Clients are told apart by so many hashes.
+/// Number of hash classes of clients.
 const CLIENTS: usize = 256;
-/// Ages are told apart exactly below [`EXACT`], and above by their magnitude.
+/// Number of age classes: exact below [`EXACT`], logarithmic above.
 const AGES: usize = 64;
 const EXACT: u16 = 32;
 
-/// The network whose services an entry's flow is of.
+/// Returns the network of an entry's service.
 pub fn network(key: &ConnectionKey, value: &Connection) -> Vni {
     if value.kind == ConnectionKind::Forward as u8 && value.node != [0; 4] {
         return Vni(value.node);
@@ -24,21 +24,21 @@ pub fn network(key: &ConnectionKey, value: &Connection) -> Vni {
     Vni([0, v0, v1, v2])
 }
 
-/// What one network has, by client and age.
+/// The entries of one network, by client and age.
 #[derive(Debug)]
 struct Held {
     entries: Vec<[u32; AGES]>,
 }
 
-/// The entries that a network is to forget: those of the clients that have most, the longest unused
-/// first.
+/// The entries that a network must delete: those of the clients with most entries, least recently
+/// used first.
 #[derive(Debug, PartialEq, Eq)]
 struct Cut {
-    /// For each client: all that are older go, and so many that are of this age.
+    /// For each client: delete all that are older than this age class, and this many of the class.
     clients: Vec<(usize, u32)>,
 }
 
-/// Chooses entries. All entries are to be counted first, and then shown again.
+/// Chooses entries. Count all entries first, then visit them again.
 #[derive(Debug)]
 pub struct Chooser {
     now: u16,
@@ -46,7 +46,8 @@ pub struct Chooser {
 }
 
 impl Chooser {
-    /// For networks that have to forget some. `now` is the time as [`Connection::used`] has it.
+    /// Creates a chooser for networks that must delete entries. `now` is in the unit of
+    /// [`Connection::used`].
     pub fn new(networks: impl IntoIterator<Item = Vni>, now: u16) -> Self {
         let none = || Held { entries: vec![[0; AGES]; CLIENTS] };
         Self { now, held: networks.into_iter().map(|vni| (vni, none())).collect() }
@@ -60,7 +61,7 @@ impl Chooser {
         }
     }
 
-    /// What is to be forgotten, of each network so many entries.
+    /// Chooses this many entries of each network.
     pub fn choose(self, numbers: &BTreeMap<Vni, u64>) -> Choice {
         let cut = |(vni, held): (Vni, Held)| {
             let number = numbers.get(&vni).copied().unwrap_or_default();
@@ -90,7 +91,7 @@ impl Held {
     }
 }
 
-/// Which entries are to be forgotten.
+/// The entries to delete.
 #[derive(Debug)]
 pub struct Choice {
     now: u16,
@@ -98,7 +99,7 @@ pub struct Choice {
 }
 
 impl Choice {
-    /// Whether an entry is one of them.
+    /// Returns whether an entry is one of them.
     pub fn takes(&mut self, key: &ConnectionKey, value: &Connection) -> bool {
         let Some(cut) = self.cuts.get_mut(&network(key, value)) else { return false };
         let (from, left) = &mut cut.clients[client(key, value)];
@@ -114,7 +115,7 @@ impl Choice {
     }
 }
 
-/// The time as [`Connection::used`] has it.
+/// Returns the time in the unit of [`Connection::used`].
 #[expect(clippy::cast_possible_truncation, reason = "it goes round")]
 pub fn clock(uptime: Duration) -> u16 {
     (uptime.as_nanos() >> USED_SHIFT) as u16
@@ -128,7 +129,7 @@ fn client(key: &ConnectionKey, value: &Connection) -> usize {
     (hash ^ hash >> 16) as usize % CLIENTS
 }
 
-/// How long ago an entry was used, in one of [`AGES`] classes.
+/// Returns the age class of an entry, one of [`AGES`].
 fn age(now: u16, value: &Connection) -> usize {
     let age = now.wrapping_sub(value.used);
     if age < EXACT { usize::from(age) } else { usize::from(EXACT) + age.ilog2() as usize }
@@ -149,7 +150,7 @@ mod tests {
         (key, Connection { used, node: [0, 0, 0, vni], ..Connection::default() })
     }
 
-    /// Client and time of what is forgotten of network 1.
+    /// Returns client and time of the deleted entries of network 1.
     fn forgotten(entries: &[(ConnectionKey, Connection)], number: u64) -> Vec<(u8, u16)> {
         let now = 60_000;
         let mut chooser = Chooser::new([Vni::new(1)], now);
@@ -162,7 +163,7 @@ mod tests {
     }
 
     #[test]
-    fn the_largest_client_forgets_what_was_unused_for_longest() {
+    fn the_largest_client_loses_its_least_recently_used_entries() {
         let mut entries: Vec<_> = (0..100).map(|second| entry(1, 1, 59_900 + second)).collect();
         entries.extend((0..10).map(|second| entry(2, 1, 10 + second)));
         entries.extend((0..200).map(|second| entry(1, 2, second)));
@@ -176,7 +177,7 @@ mod tests {
     }
 
     #[test]
-    fn time_goes_round() {
+    fn ages_are_right_after_the_clock_wraps_around() {
         let value = |used| Connection { used, ..Connection::default() };
         assert_eq!(age(3, &value(65_535)), 4);
         assert!(age(3, &value(4)) > age(3, &value(60_000)));

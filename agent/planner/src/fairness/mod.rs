@@ -1,10 +1,10 @@
-//! How many entries of the table of established flows each network may have.
+//! Limits the entries of each network in the table of established flows.
 //!
-//! The table forgets the entry that was unused for longest when it is full, whosever it is. So it
-//! is never full: the programs establish a flow only while its network has an *allowance* left, and
-//! the allowances of all networks together are less than what is free. Half of the table is
-//! guaranteed, in equal parts; the other half is lent to whoever needs it. When that runs out, the
-//! networks that have borrowed most forget entries.
+//! A full table would evict the least recently used entry of any network. So it is never full: the
+//! programs establish a flow only while its network has an *allowance* left. All allowances
+//! together are less than the free space. Half of the table is guaranteed, in equal parts; the
+//! other half is lent to networks that need it. When that is used up, the networks that borrowed
+//! most must delete entries.
 
 mod choice;
 
@@ -13,28 +13,28 @@ use std::collections::BTreeMap;
 pub use choice::{Choice, Chooser, clock, network};
 use mesh_ebpf_types::Vni;
 
-/// This part of the table stays free: allowances are spent while they are counted.
+/// The fraction 1/n of the table that stays free: allowances are used while entries are counted.
 const MARGIN: u64 = 16;
 
-/// What a network has of the table.
+/// A network's use of the table.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Usage {
-    /// Its entries.
+    /// Number of its entries.
     pub entries: u64,
-    /// Whether it has spent what it was last allowed, or much of that.
+    /// Whether it has used all or much of its last allowance.
     pub wants_more: bool,
 }
 
-/// What a network gets.
+/// A network's share.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Share {
-    /// How many more entries it may make.
+    /// How many more entries it may create.
     pub allowance: u64,
-    /// How many it has to forget first.
+    /// How many it must delete first.
     pub forget: u64,
 }
 
-/// The shares of all networks in a table of so many entries.
+/// Returns the shares of all networks in a table of this size.
 pub fn shares(capacity: u64, networks: &BTreeMap<Vni, Usage>) -> BTreeMap<Vni, Share> {
     let count = (networks.len() as u64).max(1);
     let (guarantee, margin) = (capacity / 2 / count, capacity / MARGIN);
@@ -50,7 +50,7 @@ pub fn shares(capacity: u64, networks: &BTreeMap<Vni, Usage>) -> BTreeMap<Vni, S
     let share = |usage: &Usage| {
         let forget = excess(usage).saturating_sub(level);
         let kept = usage.entries - forget;
-        // Half of what is left goes to those that need it.
+        // Half of the free space goes to those that need it.
         let part = match (wanting, usage.wants_more) {
             (0, _) => pool / count,
             (_, false) => pool / 2 / count,
@@ -61,7 +61,7 @@ pub fn shares(capacity: u64, networks: &BTreeMap<Vni, Usage>) -> BTreeMap<Vni, S
     networks.iter().map(|(vni, usage)| (*vni, share(usage))).collect()
 }
 
-/// The largest value to which all can be cut such that they are `bound` together at most.
+/// Returns the largest common limit for which the limited values sum up to at most `bound`.
 pub fn level(values: &[u64], bound: u64) -> u64 {
     let mut sorted = values.to_vec();
     sorted.sort_unstable();
@@ -91,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn one_network_alone_may_fill_the_table_and_then_forgets_its_own() {
+    fn a_single_network_may_fill_the_table_and_then_loses_its_own_entries() {
         assert_eq!(shares_of(&[(0, true)]), [Share { allowance: 15_000, forget: 0 }]);
         let [full] = shares_of(&[(15_000, true)])[..] else { panic!("one network") };
         assert_eq!(full, Share { allowance: 1000, forget: 1000 });
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_that_takes_all_that_is_lent_leaves_the_others_their_guaranteed_part() {
+    fn a_network_that_borrows_everything_leaves_others_their_guaranteed_part() {
         let shares = shares_of(&[(11_000, true), (10, false), (0, false), (3990, false)]);
         assert_eq!(shares.iter().map(|share| share.forget).collect::<Vec<_>>(), [4990, 0, 0, 0]);
         assert!(shares[1].allowance >= 1990 && shares[2].allowance >= 2000, "{shares:?}");
@@ -108,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_borrowed_is_taken_back_from_the_largest_until_all_are_alike() {
+    fn borrowed_entries_are_taken_back_from_the_largest_until_all_are_equal() {
         let shares = shares_of(&[(9000, false), (6000, true)]);
         assert_eq!((shares[0].forget, shares[1].forget), (1000, 0), "{shares:?}");
         let shares = shares_of(&[(8000, true), (7000, true)]);
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn values_are_cut_to_a_common_level() {
+    fn values_are_limited_to_a_common_level() {
         assert_eq!(level(&[5, 1, 9], 15), u64::MAX);
         assert_eq!(level(&[5, 1, 9], 11), 5);
         assert_eq!(level(&[5, 1, 9], 7), 3);
@@ -126,7 +126,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_table_has_room_for_all_that_is_allowed(
+        fn the_table_has_room_for_all_allowances(
             drawn in prop::collection::vec((0..2 * CAPACITY, any::<bool>()), 0..40),
         ) {
             // The table holds no more than it has room for.

@@ -1,8 +1,8 @@
-//! A table in short: there may be ten thousand, which are compared now and then.
+//! Digests of tables: there may be ten thousand, which are compared periodically.
 
 use super::rendezvous::mix;
 
-/// What a table picks. Two that pick otherwise have different ones but for one in 2^64.
+/// A digest of a table's picks. Different tables have equal digests with probability 2^-64.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Digest {
     size: u32,
@@ -10,13 +10,13 @@ pub struct Digest {
 }
 
 impl Digest {
-    /// That of a table with these entries.
+    /// Returns the digest of a table with these entries.
     pub fn of(backends: &[u32]) -> Self {
         let hash = backends.iter().fold(0, |hash: u64, backend| mix(hash ^ u64::from(*backend)));
         Self { size: u32::try_from(backends.len()).unwrap_or(u32::MAX), hash }
     }
 
-    /// How many entries the table has.
+    /// Returns the number of entries of the table.
     pub const fn size(self) -> u32 {
         self.size
     }

@@ -1,17 +1,18 @@
-//! The services' maps: from records to entries, and from what the maps hold to what they should
-//! hold.
+//! The services' maps: computes their entries from records, and the steps from the maps' current
+//! contents.
 //!
-//! There may be a hundred thousand entries, and one of them may have to change within milliseconds.
-//! So this is no part of a pass: [`Tables`] mirrors what the maps hold, an update looks at the
-//! services that changed and at nothing else, and the maps are only read at start and now and then
-//! to compare.
+//! There may be a hundred thousand entries, and a change of one must take effect within
+//! milliseconds. So this is not part of a reconciliation. [`Tables`] mirrors the maps. An update
+//! processes only services that changed. The maps themselves are read only at start, and
+//! periodically for comparison.
 
+mod desired;
 mod digest;
 mod rendezvous;
 mod space;
 mod tables;
-mod wanted;
 
+pub use desired::{Facts, Records, Unreachable, named_table};
 pub use digest::Digest;
 pub use space::{ALIGNMENT, capacity_for};
 pub use tables::{Dump, NewTable, Problem, Tables, Update};

@@ -1,37 +1,35 @@
-//! From a set of backends to a table of picks: rendezvous hashing (Thaler and Ravishankar, "Using
-//! Name-Based Mappings to Increase Hit Rates", IEEE/ACM Transactions on Networking 1998) with
-//! shares that are almost equal.
+//! Builds backend tables by rendezvous hashing (Thaler and Ravishankar, "Using Name-Based Mappings
+//! to Increase Hit Rates", IEEE/ACM Transactions on Networking 1998), with almost equal shares.
 //!
-//! The table is used as Maglev's is (Eisenbud et al., NSDI 2016): a flow's hash picks an entry. It
-//! is filled otherwise, because Maglev's filling moves some 7 of 100 entries needlessly when one of
-//! ten backends goes, and this one 3 of 1000. It follows from the backends' numbers and the size
-//! alone, so that every node makes the same one, and a flow that arrives through another node gets
-//! the same backend.
+//! A table is used like Maglev's (Eisenbud et al., NSDI 2016): a flow's hash picks an entry. It is
+//! filled differently: when one of ten backends is removed, Maglev moves about 7 of 100 entries
+//! needlessly, this algorithm 3 of 1000. The table depends only on the backends' numbers and the
+//! size. So every node builds the same table, and a flow that arrives through another node gets the
+//! same backend.
 
 use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use multiversion::multiversion;
 
-/// Sizes of tables, in entries: powers of two, over which scores can be permutations. Each is four
-/// times the one before, but for the last: a table that changes its size moves every pick, and so
-/// that must be rare.
+/// Sizes of tables, in entries: powers of two, so that scores can be permutations. Each is four
+/// times the previous one, except the last. A change of size moves every pick, so it must be rare.
 const SIZES: [u32; 5] = [512, 2048, 8192, 32_768, 65_536];
 
-/// Entries that each backend has at least, as far as the largest table allows.
+/// Minimum number of entries for each backend, up to the largest table.
 const ENTRIES_PER_BACKEND: u32 = 200;
 
-/// How far a backend may exceed its equal share: by a part of that, and by a part of the whole
-/// table, whichever is less. Equal shares would be bought with moves, and shares that are left to
-/// chance differ too much between three backends.
+/// How far a backend may exceed its equal share: by 1/n of the share, or by 1/n of the table,
+/// whichever is less. Exactly equal shares would require more moves; unlimited shares would differ
+/// too much among three backends.
 const EXCESS_OF_SHARE: u32 = 16;
 const EXCESS_OF_TABLE: u32 = 256;
 
-/// Makes other hashes than other users of the same function have.
+/// Separates these hashes from other uses of the same function.
 const BACKEND_SEED: u64 = 0x6d65_7368_6261_636b;
 
-/// How many entries the table of a service has that has `backends` backends, usable or not. One
-/// backend needs one.
+/// Returns the number of table entries for a service with `backends` backends, usable or not. One
+/// backend needs one entry.
 pub(crate) fn size(backends: usize) -> u32 {
     let wanted = u32::try_from(backends).unwrap_or(u32::MAX).saturating_mul(ENTRIES_PER_BACKEND);
     let [.., largest] = SIZES;
@@ -41,26 +39,25 @@ pub(crate) fn size(backends: usize) -> u32 {
     }
 }
 
-/// The most entries that one of so many backends has in a table of this size, which is a power of
-/// two.
+/// Returns the maximum number of entries of each of `backends` backends in a table of this size, a
+/// power of two.
 fn limit(backends: usize, size: u32) -> usize {
     let share = size.div_ceil(u32::try_from(backends).unwrap_or(u32::MAX));
     (share + (share / EXCESS_OF_SHARE).min(size / EXCESS_OF_TABLE)) as usize
 }
 
-/// The table: for each entry the backend that it picks. Empty without backends; one entry where
-/// there is no choice.
+/// Returns the table: the backend of each entry. It is empty without backends, and has one entry if
+/// there is only one backend.
 ///
-/// Each pair of an entry and a backend has a score, and no backend has more entries than its limit.
-/// Among the assignments of that kind it is the one in which no entry and backend would both gain
-/// by having each other (Gale and Shapley's stable matching; scores are the same for both sides, so
-/// that there is only one).
+/// Each pair of an entry and a backend has a score, and no backend exceeds its limit. The result is
+/// the unique stable matching (Gale and Shapley): no entry and backend would both prefer each other
+/// to their current assignment. It is unique because scores are the same for both sides.
 pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     let Some(first) = backends.first() else { return Vec::new() };
     if backends.len() == 1 || size <= 1 {
         return vec![*first];
     }
-    // No table picks more backends than it has entries.
+    // A table cannot contain more backends than it has entries.
     let numbers: Vec<u32> = backends.iter().copied().take(size as usize).collect();
     let limit = limit(numbers.len(), size);
     let scores: Vec<Scores> = numbers.iter().map(|number| Scores::new(*number, size)).collect();
@@ -69,9 +66,9 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
         let (score, backend) = (best >> HALF, best & ((1 << HALF) - 1));
         held[backend as usize].push(Bid { score, entry });
     }
-    // In turns: who has too many entries loses the worst, and those go to their next best. Limits
-    // suffice for all entries, so this ends; the order in which it is done makes no difference to
-    // the result.
+    // In rounds, each backend with too many entries gives up those with the worst scores, which go
+    // to their next best backend. The limits suffice for all entries, so this ends. The order does
+    // not affect the result.
     loop {
         let mut refused = Vec::new();
         for (backend, bids) in held.iter_mut().enumerate() {
@@ -99,10 +96,10 @@ pub(crate) fn table(backends: &BTreeSet<u32>, size: u32) -> Vec<u32> {
     table
 }
 
-/// Each entry's best score, as the upper half, and the index of the backend that it has it with: of
-/// equal ones the last. As one number, so that the better of two is found without a branch, which
-/// nobody could predict, and of four entries at once. Both are less than the size, which is 2^16 at
-/// most. Vectors multiply 32-bit numbers only on processors that have more than all do.
+/// Returns, for each entry, its best score (upper half) and that backend's index (lower half); of
+/// equal scores the last. As one number, the better of two is found without an unpredictable
+/// branch, and for four entries at once. Both are below the size, at most 2^16. Vectors of larger
+/// numbers need CPU features that not all CPUs have.
 #[multiversion(targets("x86_64+avx2"))]
 fn best(scores: &[Scores], size: u32) -> Vec<u32> {
     let mut best = vec![0; size as usize];
@@ -117,7 +114,7 @@ fn best(scores: &[Scores], size: u32) -> Vec<u32> {
 /// Bits of half a number of [`best`].
 const HALF: u32 = 16;
 
-/// The best backend for an entry of those that come after the one that its bid was for.
+/// Returns the entry's best backend among those after its current bid.
 fn next_best(scores: &[Scores], refused: usize, bid: Bid) -> Option<(usize, u32)> {
     let all = scores.iter().map(|scores| scores.of(bid.entry)).enumerate();
     let worse = all.filter(|(backend, score)| (*score, *backend) < (bid.score, refused));
@@ -144,12 +141,12 @@ impl PartialOrd for Bid {
     }
 }
 
-/// A backend's scores: a permutation of the entries, different for each backend. Were they drawn
-/// independently of each other, one backend would have better luck than another all in all, and
-/// shares would differ half as much again.
+/// A backend's scores: a permutation of the entries, different for each backend. With independent
+/// random scores, shares would differ half as much again, because some backends would have better
+/// scores overall.
 struct Scores {
     add: [u32; 2],
-    /// Odd, so that multiplying by them can be undone.
+    /// Odd, so that multiplication by them is invertible.
     multiply: [u32; 2],
     mask: u32,
     shift: u32,
@@ -168,7 +165,7 @@ impl Scores {
         }
     }
 
-    /// Each step can be undone among the numbers below the size, and so can all together.
+    /// Each step is a bijection on the numbers below the size, so their composition is too.
     const fn of(&self, entry: u32) -> u32 {
         let Self { add, multiply, mask, shift } = *self;
         let x = entry.wrapping_add(add[0]) & mask;
@@ -179,15 +176,15 @@ impl Scores {
     }
 }
 
-/// 2^32 divided by the golden ratio: odd, and its bits have no pattern.
+/// 2^32 divided by the golden ratio: odd, and without a bit pattern.
 const GOLDEN: u32 = 0x9e37_79b9;
 
-#[expect(clippy::cast_possible_truncation, reason = "the lower half is what is wanted")]
+#[expect(clippy::cast_possible_truncation, reason = "only the lower half is needed")]
 const fn halves(hash: u64) -> [u32; 2] {
     [hash as u32, (hash >> 32) as u32]
 }
 
-/// The finaliser of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators",
+/// The finalizer of splitmix64 (Steele et al., "Fast Splittable Pseudorandom Number Generators",
 /// OOPSLA 2014).
 pub(super) const fn mix(seed: u64) -> u64 {
     let z = seed.wrapping_add(0x9e37_79b9_7f4a_7c15);
@@ -235,10 +232,10 @@ mod tests {
         assert_eq!(table(&BTreeSet::from([7]), 512), [7]);
     }
 
-    /// Nodes of different versions must pick alike: this table is part of the protocol between
-    /// them.
+    /// Nodes of different versions must choose the same backends: this table is part of their
+    /// protocol.
     #[test]
-    fn the_table_of_three_backends_is_the_one_that_every_version_makes() {
+    fn the_table_of_three_backends_never_changes_between_versions() {
         let table = table(&BTreeSet::from([1, 2, 3]), 2048);
         let digest = table.iter().fold(0, |digest, backend| mix(digest ^ u64::from(*backend)));
         assert_eq!((&table[..8], digest), (PICKS.as_slice(), DIGEST));
@@ -248,7 +245,7 @@ mod tests {
     const DIGEST: u64 = 11_343_867_393_947_974_759;
 
     #[test]
-    fn when_one_of_ten_goes_four_of_a_thousand_entries_move_needlessly_on_average() {
+    fn removing_one_of_ten_backends_moves_at_most_four_of_a_thousand_needlessly() {
         let (mut needless, mut all) = (0, 0);
         for service in 0..50 {
             let backends: BTreeSet<u32> = (1..=10).map(|n| service * 1000 + n * 7).collect();
@@ -272,7 +269,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn shares_are_equal_but_for_a_sixteenth_and_a_256th_of_the_table_at_most(
+        fn shares_differ_by_at_most_a_sixteenth_or_a_256th_of_the_table(
             backends in prop::collection::btree_set(1u32..0x3E_FFFF, 2..60)
         ) {
             let table = table(&backends, size(backends.len()));
@@ -283,7 +280,7 @@ mod tests {
         }
 
         #[test]
-        fn each_of_three_has_a_third_of_the_entries_give_or_take_a_hundredth_of_all(
+        fn each_of_three_backends_has_a_third_of_the_entries_within_one_percent(
             backends in prop::collection::btree_set(1u32..0x3E_FFFF, 3)
         ) {
             let table = table(&backends, size(3));
@@ -293,7 +290,7 @@ mod tests {
         }
 
         #[test]
-        fn when_one_of_ten_goes_hardly_any_entry_moves_that_need_not(
+        fn removing_one_of_ten_backends_moves_hardly_any_entry_needlessly(
             backends in prop::collection::btree_set(1u32..0x3E_FFFF, 10),
             gone in 0usize..10,
         ) {

@@ -1,51 +1,51 @@
-//! Which parts of the array `MAGLEV` are in use by tables.
+//! Allocation of space in the array `BACKEND_TABLES`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-/// Tables begin at multiples of this: an element of the array has so many entries, and is written
-/// as a whole.
+/// Tables begin at multiples of this number: an element of the array has this many entries, and is
+/// written as a whole.
 pub const ALIGNMENT: u32 = 16;
 
-/// The array's space, in entries. A part of it is free, in use, or resting: given up, but programs
-/// that looked it up a moment ago may still read it.
+/// The array's space, in entries. A part is free, in use, or resting: released, but programs that
+/// looked it up just now may still read it.
 #[derive(Debug, Clone)]
 pub(crate) struct Space {
-    /// Free parts by their start; no two touch.
+    /// Free parts by their start; adjacent parts are merged.
     free: BTreeMap<u32, u32>,
-    /// The same by length, for the smallest that suffices.
+    /// The same by length, to find the smallest sufficient part.
     by_length: BTreeSet<(u32, u32)>,
-    /// Until when which part rests, the first to be free first.
+    /// Resting parts, each with the time when it becomes free, in this order.
     resting: VecDeque<(Duration, u32, u32)>,
 }
 
-/// [`capacity_for`] asks for a multiple of this, and no more than that.
+/// [`capacity_for`] returns a multiple of this.
 const STEP: u32 = 1 << 16;
 const LARGEST: u32 = 1 << 28;
 
-/// How large the array should be for tables that take so many entries, where it has `present` now:
-/// with some to spare, since a table that changes is made anew before the old one goes, and what is
-/// free is in pieces. To make it larger is to load all programs, so it grows to twice its size at
-/// least.
+/// Returns the size that the array should have for tables with this many entries, if it has
+/// `present` now. Includes a reserve, since a changed table is built before the old one is
+/// released, and free space is fragmented. Enlarging requires loading all programs, so the size at
+/// least doubles.
 pub fn capacity_for(room: u64, present: u32) -> u32 {
     let wanted = u32::try_from(room + room / 4).unwrap_or(LARGEST).min(LARGEST).next_multiple_of(STEP);
     if wanted <= present { present } else { wanted.max(present.saturating_mul(2).min(LARGEST)) }
 }
 
-/// The space that a table of `size` entries takes.
+/// Returns the space of a table of `size` entries.
 pub(crate) const fn padded(size: u32) -> u32 {
     size.next_multiple_of(ALIGNMENT)
 }
 
 impl Space {
-    /// So many entries, all free.
+    /// Creates a space of this many entries, all free.
     pub(crate) fn new(capacity: u32) -> Self {
         let mut space = Self { free: BTreeMap::new(), by_length: BTreeSet::new(), resting: VecDeque::new() };
         space.widen(0, capacity);
         space
     }
 
-    /// The array has `to` entries, no longer `from`.
+    /// Enlarges the array from `from` to `to` entries.
     pub(crate) fn widen(&mut self, from: u32, to: u32) {
         let [from, to] = [from, to].map(|capacity| capacity - capacity % ALIGNMENT);
         if to > from {
@@ -53,7 +53,7 @@ impl Space {
         }
     }
 
-    /// The same array as if only what rests were not free.
+    /// Returns the same array with everything free except resting parts.
     pub(crate) fn only_resting(self, capacity: u32) -> Self {
         let mut space = Self::new(capacity);
         for (until, start, length) in self.resting {
@@ -64,7 +64,7 @@ impl Space {
         space
     }
 
-    /// Takes room for a table into use: of the smallest part that is large enough, its beginning.
+    /// Allocates space for a table at the start of the smallest sufficient part.
     pub(crate) fn allocate(&mut self, size: u32) -> Option<u32> {
         let length = padded(size);
         let (found, start) = self.by_length.range((length, 0)..).next().copied()?;
@@ -75,7 +75,7 @@ impl Space {
         Some(start)
     }
 
-    /// Takes a given part into use; false when it is not free, or is no place for a table.
+    /// Allocates a given part; returns false if it is not free or not a valid place for a table.
     pub(crate) fn claim(&mut self, start: u32, size: u32) -> bool {
         let Some((free_start, free_length)) = self.free.range(..=start).next_back().map(|(s, l)| (*s, *l))
         else {
@@ -98,29 +98,30 @@ impl Space {
         true
     }
 
-    /// Gives a table's room up: free once [`Space::wake`] is called at `until` or later.
+    /// Releases a table's space: it becomes free when [`Space::wake`] is called at `until` or
+    /// later.
     pub(crate) fn rest(&mut self, start: u32, size: u32, until: Duration) {
         self.resting.push_back((until, start, padded(size)));
     }
 
-    /// Frees what has rested until now.
+    /// Frees the parts whose rest has ended by now.
     pub(crate) fn wake(&mut self, now: Duration) {
         while let Some((_, start, length)) = self.resting.pop_front_if(|(until, _, _)| *until <= now) {
             self.release(start, length);
         }
     }
 
-    /// The most that can be allocated at once now.
+    /// Returns the size of the largest free part.
     pub(crate) fn largest(&self) -> u32 {
         self.by_length.last().map_or(0, |(length, _)| *length)
     }
 
-    /// When the next part will have rested.
+    /// Returns when the next rest ends.
     pub(crate) fn next_wake(&self) -> Option<Duration> {
         self.resting.front().map(|(until, _, _)| *until)
     }
 
-    /// Entries that are free now.
+    /// Returns the number of free entries.
     #[cfg(test)]
     fn free(&self) -> u32 {
         self.free.values().sum()
@@ -164,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_given_up_is_used_again_only_after_its_rest() {
+    fn released_space_is_reused_only_after_its_rest() {
         let mut space = Space::new(32);
         assert_eq!((space.allocate(10), space.allocate(16), space.allocate(1)), (Some(0), Some(16), None));
         space.rest(0, 10, ms(5));
@@ -189,7 +190,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn tables_never_overlap_and_all_space_comes_back(
+        fn tables_never_overlap_and_all_space_is_released(
             steps in prop::collection::vec((any::<bool>(), 1u32..70), 1..200)
         ) {
             let mut space = Space::new(1024);

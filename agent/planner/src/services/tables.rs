@@ -1,4 +1,4 @@
-//! What the services' maps hold, and the steps to what they should hold.
+//! Mirrors the services' maps, and computes the steps to their desired contents.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -6,97 +6,97 @@ use std::time::Duration;
 use mesh_ebpf_types::{EndpointKey, TableEntry, TableKey};
 use mesh_model::ServiceId;
 
+use super::desired::{Entries, Facts, Records, Scope, Share};
 use super::digest::Digest;
 use super::rendezvous;
 use super::space::Space;
-use super::wanted::{Entries, Facts, Records, Scope, Share};
 
-/// How long a table that no entry names any more is left alone. Programs run for microseconds.
+/// How long an unreferenced table must not be changed. Programs run for microseconds.
 const TABLE_RESTS: Duration = Duration::from_secs(1);
 
-/// How long an address that was a backend's is still looked up for replies to be translated back:
-/// what the backend sent before it was removed has arrived by then.
+/// How long a former backend's address is still looked up for reverse translation. Packets that the
+/// backend sent before its removal have arrived by then.
 const ADDRESS_RESTS: Duration = Duration::from_secs(10);
 
-/// Something that no step can mend.
+/// A problem that no step can solve.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, thiserror::Error)]
-pub enum Problem {
-    /// The array is full: the service goes on with the backends that it had.
+pub enum TableProblem {
+    /// The array is full: the service keeps its previous backends.
     #[error(
-        "service {service} is not brought up to date: its table of {size} entries has no room in the array of {capacity}, \
-         which could not be made larger"
+        "service {service} could not be updated: its table of {size} entries does not fit into the array of {capacity}, \
+         which could not be enlarged"
     )]
     NoRoom {
         /// The service's name.
         service: String,
         /// The table's size.
         size: u32,
-        /// The array's.
+        /// The array's size.
         capacity: u32,
     },
 }
 
-/// A table to be written into the array `MAGLEV`.
+/// A table to be written into the array `BACKEND_TABLES`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct NewTable {
-    /// Where it begins: the index of its first entry, a multiple of [`super::ALIGNMENT`].
+    /// Index of its first entry, a multiple of [`super::ALIGNMENT`].
     pub first: u32,
-    /// Its entries: backends' numbers.
+    /// The backend numbers of its entries.
     pub backends: Vec<u32>,
 }
 
-/// What is to be done. In the order of these fields nothing ever names what is not there.
+/// The steps to take. In the order of these fields, no entry ever refers to a missing one.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Update {
-    /// Backends and their addresses to be put.
+    /// Backends and their addresses to write.
     pub backends: Vec<TableEntry>,
-    /// Tables to be written, each where no entry names it yet.
+    /// Tables to write, each to a place that no entry refers to yet.
     pub tables: Vec<NewTable>,
-    /// Entries to be put that name tables.
+    /// Entries to write that refer to tables.
     pub entries: Vec<TableEntry>,
-    /// Entries to be removed: those that name tables, then backends, then addresses.
+    /// Entries to remove: those that refer to tables, then backends, then addresses.
     pub gone: Vec<TableKey>,
-    /// What cannot be done, and is in nobody's way.
-    pub problems: BTreeSet<Problem>,
+    /// Failures, which do not block the other steps.
+    pub problems: BTreeSet<TableProblem>,
 }
 
 impl Update {
-    /// Whether there is nothing to do.
+    /// Returns whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
         self.backends.is_empty() && self.tables.is_empty() && self.entries.is_empty() && self.gone.is_empty()
     }
 }
 
-/// What the maps held when they were last read.
+/// The contents of the maps when they were last read.
 #[derive(Debug, Default)]
 pub struct Dump {
     /// All entries of `SERVICES`, `PUBLISHED`, `BACKENDS` and `BACKEND_ADDRESSES`.
     pub entries: BTreeMap<TableKey, TableEntry>,
-    /// The tables that those name: by index of their first entry, as long as the longest of the
-    /// entries says.
+    /// The tables to which those refer: by index of their first entry, with the longest length in
+    /// the entries.
     pub tables: BTreeMap<u32, Digest>,
 }
 
-/// The maps' mirror: what they hold once all steps so far were taken. After one that failed it is
-/// wrong, and has to be made anew from a dump ([`Tables::adopt`]).
+/// A mirror of the maps: their contents once all steps so far were taken. After a failed step it is
+/// wrong, and must be rebuilt from a dump ([`Tables::adopt`]).
 #[derive(Debug)]
 pub struct Tables {
     capacity: u32,
     space: Space,
     services: BTreeMap<ServiceId, Held>,
-    /// Entries that belong to no service known so far, as a former process left them.
+    /// Entries of no known service, left by an earlier process.
     strays: BTreeMap<TableKey, TableEntry>,
-    /// Their tables, by where they begin.
+    /// Their tables, by index of the first entry.
     stray_picks: BTreeMap<u32, Digest>,
-    /// What tables were known before the maps were read anew: what is made of the same share needs
-    /// no making to be compared.
+    /// Tables known before the maps were read again, so that a table for the same share need not be
+    /// rebuilt for comparison.
     former: BTreeMap<ServiceId, BTreeMap<Scope, Table>>,
-    /// Which backends have an address.
+    /// The backends of each address.
     addresses: BTreeMap<EndpointKey, BTreeSet<u32>>,
-    /// Addresses that have none any more, the first to go first.
+    /// Addresses without backends, in the order of their removal.
     leaving: VecDeque<(Duration, EndpointKey)>,
-    /// Services that want room, by what their table is to be.
-    problems: BTreeMap<ServiceId, Problem>,
+    /// Services without room, with the tables that they need.
+    problems: BTreeMap<ServiceId, TableProblem>,
 }
 
 /// One service's part of the maps.
@@ -117,22 +117,22 @@ struct Table {
 }
 
 impl Table {
-    /// Entries in the array; none for a service without backends.
+    /// Number of entries in the array; 0 for a service without backends.
     fn len(&self) -> u32 {
         self.share.len()
     }
 }
 
-/// An update that is being made.
+/// An update under construction.
 #[derive(Debug, Default)]
 struct Draft {
     update: Update,
-    /// Keys of entries that a service gave up, and that one took.
+    /// Keys of entries that a service dropped, and that another may use.
     gone: BTreeSet<TableKey>,
     taken: BTreeSet<TableKey>,
     /// Removals of backends, and of addresses.
     after: Vec<TableKey>,
-    /// Room that nothing refers to once the update is made.
+    /// Space that no entry refers to once the update is applied.
     freed: Vec<(u32, u32)>,
     /// Addresses that no backend has any more.
     left: Vec<EndpointKey>,
@@ -147,7 +147,8 @@ impl Draft {
 }
 
 impl Tables {
-    /// The mirror of new maps: empty. `capacity` is the size of the array `MAGLEV`, in entries.
+    /// Creates the mirror of new, empty maps. `capacity` is the size of `BACKEND_TABLES`, in
+    /// entries.
     pub fn new(capacity: u32) -> Self {
         Self {
             capacity,
@@ -162,11 +163,11 @@ impl Tables {
         }
     }
 
-    /// The mirror of maps as they were found. An update of all services has to follow, or updates
-    /// of some after each other and then [`Tables::adopted`]: it keeps what is right, replaces what
-    /// is not, and removes what no service has.
+    /// Creates the mirror of existing maps. An update of all services must follow, or updates of
+    /// parts of them and then [`Tables::adopted`]. It keeps correct entries, replaces wrong ones,
+    /// and removes those of no service.
     ///
-    /// `former` is what is known of the maps so far: what rests goes on resting.
+    /// `former` is the previous mirror: resting space continues to rest.
     pub fn adopt(capacity: u32, mut dump: Dump, former: Option<Self>, now: Duration) -> Self {
         let mut tables = Self::new(capacity);
         if let Some(former) = former.filter(|former| former.capacity <= capacity) {
@@ -200,42 +201,42 @@ impl Tables {
         tables
     }
 
-    /// When [`Tables::update`] will have something to do, whether or not anything changes.
+    /// Returns when [`Tables::update`] will have something to do even without a change.
     pub fn due(&self) -> Option<Duration> {
         let address = self.leaving.front().map(|(at, _)| *at);
-        // Room is only waited for by those that had none.
+        // Only services without room wait for space.
         let room = self.space.next_wake().filter(|_| !self.problems.is_empty());
         address.into_iter().chain(room).min()
     }
 
-    /// The array's size, in entries.
+    /// Returns the array's size, in entries.
     pub const fn capacity(&self) -> u32 {
         self.capacity
     }
 
-    /// The array has become larger, with what was in it.
+    /// Records that the array was enlarged, with its contents kept.
     pub fn widen(&mut self, capacity: u32) {
         self.space.widen(self.capacity, capacity);
         self.capacity = self.capacity.max(capacity);
     }
 
-    /// How many services have entries, and how many backends those have.
+    /// Returns the number of services with entries, and of their backends.
     pub fn count(&self) -> (usize, usize) {
         (self.services.len(), self.services.values().map(|held| held.backends.len()).sum())
     }
 
-    /// The steps to what all services want.
+    /// Returns the steps to the desired entries of all services.
     pub fn update_all<'a>(
         &mut self,
         services: impl IntoIterator<Item = (&'a ServiceId, &'a Records)>,
         facts: &Facts<'_>,
         now: Duration,
     ) -> Update {
-        let wanted: BTreeMap<&ServiceId, &Records> = services.into_iter().collect();
+        let desired: BTreeMap<&ServiceId, &Records> = services.into_iter().collect();
         let gone: Vec<ServiceId> =
-            self.services.keys().filter(|id| !wanted.contains_key(id)).cloned().collect();
+            self.services.keys().filter(|id| !desired.contains_key(id)).cloned().collect();
         let gone = gone.iter().map(|id| (id, None));
-        let all = wanted.iter().map(|(id, records)| (*id, Some(*records)));
+        let all = desired.iter().map(|(id, records)| (*id, Some(*records)));
         let mut draft = Draft::default();
         self.wake(now, &mut draft);
         let changes: Vec<_> = gone.chain(all).collect();
@@ -244,8 +245,8 @@ impl Tables {
         self.finish(draft, now)
     }
 
-    /// The last steps of an adoption, after all services were brought up to date: what none of them
-    /// has goes.
+    /// Returns the last steps of an adoption, after all services were updated: removes the entries
+    /// of no service.
     pub fn adopted(&mut self, now: Duration) -> Update {
         let mut draft = Draft::default();
         self.wake(now, &mut draft);
@@ -253,7 +254,8 @@ impl Tables {
         self.finish(draft, now)
     }
 
-    /// The steps to what some services want; `None` for one that is gone. The rest is not touched.
+    /// Returns the steps to the desired entries of some services; `None` for a deleted one. Changes
+    /// nothing else.
     pub fn update<'a>(
         &mut self,
         changes: impl IntoIterator<Item = (&'a ServiceId, Option<&'a Records>)>,
@@ -267,18 +269,18 @@ impl Tables {
         self.finish(draft, now)
     }
 
-    /// Services that found no room, and for which there may be some by now.
+    /// Returns services without room for which there may be room now.
     pub fn may_have_room(&mut self, now: Duration) -> Vec<ServiceId> {
         self.space.wake(now);
         let largest = self.space.largest();
-        let fitting = self.problems.iter().filter(|(_, Problem::NoRoom { size, .. })| *size <= largest);
+        let fitting = self.problems.iter().filter(|(_, TableProblem::NoRoom { size, .. })| *size <= largest);
         fitting.map(|(id, _)| id.clone()).collect()
     }
 
     fn wake(&mut self, now: Duration, draft: &mut Draft) {
         self.space.wake(now);
         while let Some((_, address)) = self.leaving.pop_front_if(|(at, _)| *at <= now) {
-            // It may have come back meanwhile.
+            // Another backend may have the address by now.
             if self.addresses.get(&address).is_some_and(BTreeSet::is_empty) {
                 self.addresses.remove(&address);
                 draft.after.push(TableKey::BackendAddress(address));
@@ -290,17 +292,17 @@ impl Tables {
         for (id, records) in changes {
             let mut held = self.services.remove(id).unwrap_or_default();
             self.problems.remove(id);
-            let wanted = records.map(|records| Entries::of(records, facts)).unwrap_or_default();
-            self.backends(&mut held, &wanted, draft);
-            self.tables(id, &mut held, &wanted, draft);
+            let desired = records.map(|records| Entries::of(records, facts)).unwrap_or_default();
+            self.backends(&mut held, &desired, draft);
+            self.tables(id, &mut held, &desired, draft);
             if records.is_some() {
                 self.services.insert(id.clone(), held);
             }
         }
     }
 
-    fn backends(&mut self, held: &mut Held, wanted: &Entries, draft: &mut Draft) {
-        for (backend, entry) in &wanted.backends {
+    fn backends(&mut self, held: &mut Held, desired: &Entries, draft: &mut Draft) {
+        for (backend, entry) in &desired.backends {
             let key = TableKey::Backend(*backend);
             let before = held.backends.insert(*backend, *entry).or_else(|| self.strays.remove(&key));
             if before.as_ref() != Some(entry) {
@@ -308,13 +310,13 @@ impl Tables {
             }
         }
         let gone: Vec<u32> =
-            held.backends.keys().filter(|backend| !wanted.backends.contains_key(backend)).copied().collect();
+            held.backends.keys().filter(|backend| !desired.backends.contains_key(backend)).copied().collect();
         for backend in gone {
             held.backends.remove(&backend);
             draft.after.push(TableKey::Backend(backend));
         }
-        let before = std::mem::replace(&mut held.addresses, wanted.addresses.clone());
-        for (backend, addresses) in &wanted.addresses {
+        let before = std::mem::replace(&mut held.addresses, desired.addresses.clone());
+        for (backend, addresses) in &desired.addresses {
             for address in addresses {
                 let known = self.addresses.entry(*address);
                 if matches!(known, std::collections::btree_map::Entry::Vacant(_)) {
@@ -325,7 +327,7 @@ impl Tables {
         }
         for (backend, addresses) in before {
             for address in addresses {
-                if wanted.addresses.get(&backend).is_some_and(|kept| kept.contains(&address)) {
+                if desired.addresses.get(&backend).is_some_and(|kept| kept.contains(&address)) {
                     continue;
                 }
                 if let Some(backends) = self.addresses.get_mut(&address)
@@ -338,17 +340,17 @@ impl Tables {
         }
     }
 
-    fn tables(&mut self, id: &ServiceId, held: &mut Held, wanted: &Entries, draft: &mut Draft) {
-        for (scope, share) in &wanted.shares {
-            match self.table(id, wanted, *scope, share, held, draft) {
+    fn tables(&mut self, id: &ServiceId, held: &mut Held, desired: &Entries, draft: &mut Draft) {
+        for (scope, share) in &desired.shares {
+            match self.table(id, desired, *scope, share, held, draft) {
                 Some(table) => {
                     held.tables.insert(*scope, table);
                 }
                 None => {
                     self.problems.insert(
                         id.clone(),
-                        Problem::NoRoom {
-                            service: wanted.name.clone(),
+                        TableProblem::NoRoom {
+                            service: desired.name.clone(),
                             size: share.len(),
                             capacity: self.capacity,
                         },
@@ -357,7 +359,7 @@ impl Tables {
             }
         }
         let mut entries = BTreeMap::new();
-        for (key, template) in &wanted.named {
+        for (key, template) in &desired.named {
             let Some(table) = held.tables.get(&template.scope()) else { continue };
             let entry = template.naming(table.first, table.len());
             let before = held.entries.remove(key).or_else(|| self.strays.remove(key));
@@ -369,7 +371,7 @@ impl Tables {
         }
         draft.gone.extend(std::mem::replace(&mut held.entries, entries).into_keys());
         let unused: Vec<Scope> =
-            held.tables.keys().filter(|scope| !wanted.shares.contains_key(scope)).copied().collect();
+            held.tables.keys().filter(|scope| !desired.shares.contains_key(scope)).copied().collect();
         for scope in unused {
             if let Some(table) = held.tables.remove(&scope) {
                 draft.free(&table);
@@ -377,12 +379,12 @@ impl Tables {
         }
     }
 
-    /// The table that a share of a service has from now on: the one that it has, one that was
-    /// found, or a new one. None when there is no room.
+    /// Returns the table of a service's share: the current one, an adopted one, or a new one.
+    /// Returns `None` if there is no room.
     fn table(
         &mut self,
         id: &ServiceId,
-        wanted: &Entries,
+        desired: &Entries,
         scope: Scope,
         share: &Share,
         held: &Held,
@@ -398,7 +400,7 @@ impl Tables {
             return Some(found(0, Digest::of(&[])));
         }
         let mut backends = None;
-        let places = if before.is_none() { self.found(wanted, scope, share.len()) } else { BTreeSet::new() };
+        let places = if before.is_none() { self.found(desired, scope, share.len()) } else { BTreeSet::new() };
         if !places.is_empty() {
             let known = self.former.get(id).and_then(|tables| tables.get(&scope));
             let digest = known.filter(|known| known.share == *share).map(|known| known.digest);
@@ -416,26 +418,27 @@ impl Tables {
                 before.inspect(|before| draft.free(before));
                 first
             }
-            // Without room for a second one, the table is rewritten where it is: each entry is
-            // written at once, and is a backend before and after. So a host that dies is out of all
-            // services, however full the array.
+            // Without room for a second table, rewrite this one in place. Each entry is written
+            // atomically and names a backend before and after. So a failed host is removed from all
+            // services even if the array is full.
             None => before.filter(|before| before.len() == share.len())?.first,
         };
-        // Last, since to make a table takes longer than all else, and there may be no room for it.
+        // Do this last, since building a table is expensive, and there may be no room for it.
         let backends = backends.unwrap_or_else(|| rendezvous::table(&share.backends, share.size));
         let digest = Digest::of(&backends);
         draft.update.tables.push(NewTable { first, backends });
         Some(found(first, digest))
     }
 
-    /// Where the tables of this size are that the entries found for a service name.
-    fn found(&self, wanted: &Entries, scope: Scope, size: u32) -> BTreeSet<u32> {
-        let keys = wanted.named.iter().filter(|(_, template)| template.scope() == scope);
+    /// Returns the places of existing tables of this size to which this service's adopted entries
+    /// refer.
+    fn found(&self, desired: &Entries, scope: Scope, size: u32) -> BTreeSet<u32> {
+        let keys = desired.named.iter().filter(|(_, template)| template.scope() == scope);
         let named = keys.filter_map(|(key, _)| super::named_table(self.strays.get(key)?));
         named.filter(|(_, found)| *found == size).map(|(start, _)| start).collect()
     }
 
-    /// What a former process left and no service has.
+    /// Removes entries that an earlier process left and no service has.
     fn remove_strays(&mut self, draft: &mut Draft) {
         for key in std::mem::take(&mut self.strays).into_keys() {
             match key {

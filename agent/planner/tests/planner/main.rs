@@ -1,5 +1,5 @@
-//! The planner, on a model of the kernel.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on should panic")]
+//! Tests of the planner with a model of the kernel.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue should panic")]
 
 mod orders;
 mod properties;

@@ -1,4 +1,4 @@
-//! The orders that matter, step by step.
+//! The order of steps where it matters.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use mesh_ebpf_types::{Address, BlockKind, MapEntry, MapKey};
 use mesh_model::endpoint::NetnsRef;
 use mesh_model::observed::{AttachedProgram, FirewallState, Pins, Sysctl, UnderlayLink};
-use mesh_model::plan::{Problem, outer_mtu};
+use mesh_model::plan::{PlanProblem, outer_mtu};
 use mesh_model::{Action, Desired, Observed, Plan};
 use mesh_planner::{network_mtu, plan};
 
@@ -48,7 +48,7 @@ fn host(desired: &Desired) -> Observed {
     }
 }
 
-/// A host that has reached a desired state.
+/// Returns a host that has reached a desired state.
 fn reached(desired: &Desired) -> Observed {
     let mut observed = host(desired);
     for step in plan(Some(desired), &observed).steps {
@@ -57,7 +57,7 @@ fn reached(desired: &Desired) -> Observed {
     observed
 }
 
-/// A step in few words.
+/// Formats a step briefly.
 fn brief(action: &Action) -> String {
     match action {
         Action::PutEntry(entry) => format!("put {}", of_map(&entry.key())),
@@ -88,7 +88,7 @@ fn of_map(key: &MapKey) -> &'static str {
     }
 }
 
-/// The steps in few words, repetitions left out.
+/// Formats the steps briefly, without repetitions.
 fn briefly(plan: &Plan) -> Vec<String> {
     let mut steps: Vec<String> = plan.steps.iter().map(|step| brief(&step.action)).collect();
     steps.dedup();
@@ -96,7 +96,7 @@ fn briefly(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn a_new_member_builds_from_the_ground_up() {
+fn a_new_member_builds_everything_in_dependency_order() {
     let desired = state(&shape(&[endpoint(0, 0, 0)]));
     let plan = plan(Some(&desired), &host(&desired));
     assert_eq!(
@@ -130,7 +130,7 @@ fn a_new_member_builds_from_the_ground_up() {
 }
 
 #[test]
-fn an_attach_to_a_network_that_is_there_is_five_steps_of_its_own() {
+fn an_attach_to_an_existing_network_is_five_steps() {
     let before = state(&shape(&[endpoint(0, 0, 0)]));
     let after = state(&shape(&[endpoint(0, 0, 0), endpoint(1, 0, 1)]));
     let mut observed = reached(&before);
@@ -142,7 +142,7 @@ fn an_attach_to_a_network_that_is_there_is_five_steps_of_its_own() {
 }
 
 #[test]
-fn the_last_endpoint_of_a_network_takes_the_network_with_it_and_goes_first() {
+fn the_last_endpoint_of_a_network_is_removed_before_the_network() {
     let before = state(&shape(&[endpoint(0, 0, 0), endpoint(1, 1, 1)]));
     let after = state(&shape(&[endpoint(0, 0, 0)]));
     assert_eq!(
@@ -161,10 +161,10 @@ fn the_last_endpoint_of_a_network_takes_the_network_with_it_and_goes_first() {
 }
 
 #[test]
-fn packets_to_a_network_without_endpoints_here_leave_by_no_other_way() {
+fn packets_to_a_network_without_local_endpoints_do_not_leave_the_host() {
     let mut desired = state(&shape(&[endpoint(0, 0, 0)]));
     let far = crate::support::network_id(1);
-    // All that is known of it is its record.
+    // Only its record is known.
     desired.leases.retain(|lease| lease.network != far);
     let observed = reached(&desired);
     let subnet = desired.networks[&far].subnets[0].subnet;
@@ -192,8 +192,8 @@ fn packets_to_a_network_without_endpoints_here_leave_by_no_other_way() {
 }
 
 #[test]
-fn a_container_that_is_attached_anew_loses_its_old_device_first() {
-    // Both are called `eth0` inside, so the old one must be gone.
+fn reattaching_a_container_removes_its_old_device_first() {
+    // Both are called `eth0` inside, so the old one must be removed first.
     let before = state(&shape(&[endpoint(0, 0, 0)]));
     let after = state(&shape(&[endpoint(0, 1, 0)]));
     let mut observed = reached(&before);
@@ -230,7 +230,7 @@ fn a_restarted_agent_writes_all_entries_before_it_replaces_a_program() {
 }
 
 #[test]
-fn leaving_takes_endpoints_while_their_programs_still_stand() {
+fn leaving_removes_endpoints_while_their_programs_are_still_attached() {
     let desired = state(&shape(&[endpoint(0, 0, 0)]));
     assert_eq!(
         briefly(&plan(None, &reached(&desired))),
@@ -247,7 +247,7 @@ fn leaving_takes_endpoints_while_their_programs_still_stand() {
 }
 
 #[test]
-fn a_detached_program_or_a_flushed_firewall_is_put_back_and_nothing_else() {
+fn only_a_detached_program_or_a_flushed_firewall_is_restored() {
     let desired = state(&shape(&[endpoint(0, 0, 0)]));
     let mut observed = reached(&desired);
     observed.programs.attachments.retain(|attachment, _| attachment.kind.name() != "endpoint");
@@ -256,7 +256,7 @@ fn a_detached_program_or_a_flushed_firewall_is_put_back_and_nothing_else() {
 }
 
 #[test]
-fn the_mtu_follows_the_least_underlay_and_a_network_may_stay_below() {
+fn the_mtu_follows_the_smallest_underlay_and_a_network_may_set_less() {
     let mut shape = shape(&[endpoint(0, 0, 0), endpoint(1, 1, 1)]);
     shape.networks[1].mtu = Some(1300);
     let desired = state(&shape);
@@ -267,7 +267,7 @@ fn the_mtu_follows_the_least_underlay_and_a_network_may_stay_below() {
             .mtu
     };
     assert_eq!((mtu(&observed, 0), mtu(&observed, 1)), (outer_mtu(1450), outer_mtu(1300)));
-    // The node's own record still says 1500; its interface counts.
+    // The node's own record still says 1500; its interface's MTU counts.
     observed.underlay.as_mut().unwrap().mtu = 1400;
     for step in plan(Some(&desired), &observed).steps {
         observed.apply(&step.action).unwrap();
@@ -293,7 +293,7 @@ fn an_mtu_too_small_for_mesh_is_reported_by_its_own_node_and_bounds_no_network()
     observed.underlay.as_mut().unwrap().mtu = 600;
     let plan = plan(Some(&desired), &observed);
     let name = "eth0".parse().unwrap();
-    assert_eq!(plan.problems, [Problem::SmallUnderlay { name, mtu: 600 }].into());
+    assert_eq!(plan.problems, [PlanProblem::SmallUnderlay { name, mtu: 600 }].into());
     assert_eq!(network_mtu(&desired, &desired.networks[&network_id(0)], &observed), 1230);
 }
 
@@ -317,7 +317,7 @@ fn every_endpoint_has_a_default_route_and_that_of_an_internal_network_says_so() 
 }
 
 #[test]
-fn leases_lead_to_their_nodes_and_pending_ones_nowhere() {
+fn granted_leases_lead_to_their_nodes_and_pending_ones_nowhere() {
     let mut shape = shape(&[endpoint(0, 0, 0)]);
     shape.borrowed = [(0, 20)].into();
     let observed = reached(&state(&shape));
@@ -342,12 +342,12 @@ fn leases_lead_to_their_nodes_and_pending_ones_nowhere() {
 }
 
 #[test]
-fn an_underlay_that_is_away_for_a_moment_is_waited_for() {
+fn an_underlay_that_disappears_briefly_keeps_its_state() {
     let desired = state(&shape(&[endpoint(0, 0, 0)]));
     let mut observed = reached(&desired);
     observed.underlay = None;
     let plan = plan(Some(&desired), &observed);
-    let away = Problem::NoUnderlay { address: desired.underlay.address };
+    let away = PlanProblem::NoUnderlay { address: desired.underlay.address };
     assert!(plan.problems.contains(&away));
     assert!(plan.is_empty(), "{:?}", briefly(&plan));
 }

@@ -1,4 +1,4 @@
-//! What holds for any desired state, applied to a model of the kernel.
+//! Properties of plans for any desired state, applied to a model of the kernel.
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -16,7 +16,7 @@ use crate::support::{desired, shapes};
 
 const UNDERLAY_INDEX: u32 = 7;
 
-/// Namespaces that exist in a test's imagination only.
+/// Returns a namespace that does not really exist.
 fn imagined(container: u8) -> NetnsRef {
     NetnsRef {
         path: PathBuf::from(format!("/run/netns/imagined-{container}")),
@@ -25,7 +25,7 @@ fn imagined(container: u8) -> NetnsRef {
     }
 }
 
-/// A host that has an underlay, and devices of others that stand where ours would.
+/// Returns a host with an underlay, and with foreign devices that have the names of Mesh's.
 fn host(desired: &Desired) -> Observed {
     let name = "eth0".parse().unwrap();
     Observed {
@@ -44,7 +44,7 @@ fn see(desired: &Desired, mut observed: Observed) -> Observed {
     observed
 }
 
-/// Takes passes until there is nothing to do, and tells how many it took.
+/// Reconciles until there is nothing to do; returns the number of reconciliations.
 fn converge(desired: Option<&Desired>, observed: &mut Observed, check: impl Fn(&Observed, &Action)) -> usize {
     for pass in 0..5 {
         let plan = plan(desired, observed);
@@ -62,8 +62,8 @@ fn converge(desired: Option<&Desired>, observed: &mut Observed, check: impl Fn(&
     panic!("no convergence: {:#?}", plan(desired, observed).steps);
 }
 
-/// An endpoint's device that is up has its program, or what its container sends would reach the
-/// host.
+/// Asserts that an endpoint's device that is up has its program; otherwise packets from its
+/// container would reach the host.
 fn no_endpoint_forwards_unguarded(observed: &Observed) {
     for (name, link) in observed.links.iter().filter(|(name, _)| naming::is_endpoint(name.as_str())) {
         let attachment = Attachment { ifindex: link.index, kind: ProgramKind::Endpoint };
@@ -74,7 +74,7 @@ fn no_endpoint_forwards_unguarded(observed: &Observed) {
     }
 }
 
-/// What a step may touch: our devices, and the underlay's hooks.
+/// Asserts that a step changes only Mesh's devices and the underlay's hooks.
 fn touches_only_ours(observed: &Observed, action: &Action) {
     let ours: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
     match action {
@@ -95,7 +95,8 @@ fn touches_only_ours(observed: &Observed, action: &Action) {
     }
 }
 
-/// A program that stands finds its entries, and an endpoint is found only where its program stands.
+/// Asserts that an attached program has its entries, and that entries lead only to endpoints with
+/// an attached program.
 fn respects_order(observed: &Observed, action: &Action) {
     match action {
         Action::Attach(Attachment { ifindex, kind: ProgramKind::Endpoint }) => {
@@ -144,7 +145,7 @@ fn check(observed: &Observed, action: &Action) {
     respects_order(observed, action);
 }
 
-/// What others do to us.
+/// Simulates a change by another program.
 fn disturb(observed: &mut Observed, kind: u8) {
     match kind {
         0 => observed.firewall = FirewallState::Altered,
@@ -180,7 +181,7 @@ fn disturb(observed: &mut Observed, kind: u8) {
 
 proptest! {
     #[test]
-    fn any_state_is_reached_from_any_other_in_one_pass(before in shapes(), after in shapes(), trouble in prop::collection::vec(0..9u8, 0..3)) {
+    fn any_state_is_reached_from_any_other_in_one_reconciliation(before in shapes(), after in shapes(), trouble in prop::collection::vec(0..9u8, 0..3)) {
         let before = desired(&before, imagined);
         let after = desired(&after, imagined);
         let mut observed = see(&before, host(&before));
@@ -190,12 +191,12 @@ proptest! {
         }
         let mut observed = see(&after, observed);
         let passes = converge(Some(&after), &mut observed, check);
-        // What an earlier process left in the maps can be told only once they are adopted.
+        // Entries that an earlier process left are visible only after adoption.
         prop_assert!(passes <= if trouble.contains(&5) { 2 } else { 1 }, "{passes} passes");
     }
 
     #[test]
-    fn a_change_takes_nothing_from_endpoints_and_blocks_that_stay(before in shapes(), after in shapes()) {
+    fn a_change_removes_nothing_of_unchanged_endpoints_and_blocks(before in shapes(), after in shapes()) {
         let before = desired(&before, imagined);
         let after = desired(&after, imagined);
         let mut observed = see(&before, host(&before));
@@ -210,7 +211,7 @@ proptest! {
         let attachments: Vec<Attachment> =
             observed.programs.attachments.keys().filter(|a| reached.programs.attachments.contains_key(a)).copied().collect();
         let mut observed = see(&after, observed);
-        // Unless the port changed, which makes the VXLAN device anew.
+        // Except if the port changed, which recreates the VXLAN device.
         let same_port = before.underlay.port == after.underlay.port;
         for step in plan(Some(&after), &observed).steps {
             observed.apply(&step.action).unwrap();
@@ -224,7 +225,7 @@ proptest! {
     }
 
     #[test]
-    fn leaving_removes_all_of_ours(shape in shapes(), trouble in prop::collection::vec(0..9u8, 0..3)) {
+    fn leaving_removes_everything_of_mesh(shape in shapes(), trouble in prop::collection::vec(0..9u8, 0..3)) {
         let desired = desired(&shape, imagined);
         let mut observed = see(&desired, host(&desired));
         converge(Some(&desired), &mut observed, check);
@@ -245,7 +246,7 @@ proptest! {
     }
 
     #[test]
-    fn nothing_is_made_for_an_endpoint_whose_namespace_is_gone(shape in shapes(), gone in 0..3usize) {
+    fn nothing_is_created_for_an_endpoint_whose_namespace_is_gone(shape in shapes(), gone in 0..3usize) {
         let desired = desired(&shape, imagined);
         let Some(gone) = desired.endpoints.keys().nth(gone).cloned() else { return Ok(()) };
         let mut observed = see(&desired, host(&desired));

@@ -21,7 +21,7 @@ fn text(n: u32) -> String {
     format!("{n:024x}")
 }
 
-/// A cluster of three nodes and a network, seen from the first.
+/// A cluster of three nodes and a network, as seen by the first node.
 #[derive(Clone)]
 struct World {
     node: NodeId,
@@ -107,7 +107,7 @@ impl World {
         }
     }
 
-    /// These backends and no others fail their checks.
+    /// Makes exactly these backends fail their checks.
     fn fail(&mut self, backends: impl IntoIterator<Item = BackendId>) {
         self.healthy = self.services.values().flat_map(|records| records.backends.keys().copied()).collect();
         for id in backends {
@@ -115,8 +115,8 @@ impl World {
         }
     }
 
-    /// Service `n` with a VIP, a published port, and backends of these numbers, each on the node of
-    /// its number modulo 3. All of them pass their checks.
+    /// Adds service `n` with a VIP, a published port, and backends with these numbers, each on the
+    /// node of its number modulo 3. All of them pass their checks.
     fn serve(&mut self, n: u32, backends: impl IntoIterator<Item = u32>) {
         let [_, _, high, low] = n.to_be_bytes();
         let service = Service {
@@ -168,11 +168,11 @@ fn id(n: u32) -> BackendId {
     n.try_into().unwrap()
 }
 
-/// The maps, which check at each step that nothing names what is not there.
+/// A model of the maps that checks at each step that no entry refers to a missing one.
 #[derive(Debug, Default)]
 struct Maps {
     entries: BTreeMap<TableKey, TableEntry>,
-    maglev: BTreeMap<u32, u32>,
+    backend_tables: BTreeMap<u32, u32>,
     writes: usize,
 }
 
@@ -182,7 +182,7 @@ impl Maps {
         self.entries.extend(update.backends.iter().map(|entry| (entry.key(), *entry)));
         for table in &update.tables {
             assert_eq!(table.first % 16, 0);
-            self.maglev.extend((table.first..).zip(table.backends.iter().copied()));
+            self.backend_tables.extend((table.first..).zip(table.backends.iter().copied()));
         }
         self.check();
         for entry in &update.entries {
@@ -205,10 +205,10 @@ impl Maps {
 
     fn table(&self, entry: &TableEntry) -> Vec<u32> {
         let (first, size) = named_table(entry).unwrap_or_default();
-        (first..first + size).map(|index| self.maglev[&index]).collect()
+        (first..first + size).map(|index| self.backend_tables[&index]).collect()
     }
 
-    /// Which backends the VIP of a service, or its published port, picks.
+    /// Returns the backends that the VIP of a service, or its published port, picks.
     fn picked(&self, key: &TableKey) -> BTreeSet<u32> {
         self.table(&self.entries[key]).into_iter().collect()
     }
@@ -216,7 +216,8 @@ impl Maps {
     fn dump(&self) -> Dump {
         let named = named_tables(self.entries.values()).into_iter();
         let table = |(first, size): (u32, u32)| {
-            let entries = (first..first + size).map(|index| self.maglev.get(&index).copied().unwrap_or(0));
+            let entries =
+                (first..first + size).map(|index| self.backend_tables.get(&index).copied().unwrap_or(0));
             (first, Digest::of(&entries.collect::<Vec<u32>>()))
         };
         Dump { entries: self.entries.clone(), tables: named.map(table).collect() }
@@ -243,7 +244,7 @@ const fn ms(ms: u64) -> Duration {
 }
 
 #[test]
-fn a_backend_that_has_not_passed_a_check_yet_is_used_only_while_none_passes() {
+fn an_unchecked_backend_is_used_only_while_no_backend_passes() {
     let mut world = World::new();
     world.serve(1, 1..=3);
     world.healthy = BTreeSet::new();
@@ -255,7 +256,7 @@ fn a_backend_that_has_not_passed_a_check_yet_is_used_only_while_none_passes() {
 }
 
 #[test]
-fn only_healthy_backends_that_take_more_are_usable_and_all_or_none_of_those_when_none_is() {
+fn only_healthy_active_backends_are_usable_and_the_service_decides_if_none_is() {
     let mut world = World::new();
     world.serve(1, 1..=6);
     assert_eq!(world.usable(1), [1, 2, 3, 4, 5, 6]);
@@ -268,7 +269,7 @@ fn only_healthy_backends_that_take_more_are_usable_and_all_or_none_of_those_when
         BackendState::Draining;
     assert_eq!(world.usable(1), [4, 6]);
     world.fail((1..=6).map(id));
-    // The service says whether none is then as good as all.
+    // The service decides whether all or no backends are used when none is healthy.
     world.services.get_mut(&service_id(1)).unwrap().service.when_all_unhealthy = WhenAllUnhealthy::None;
     assert_eq!(world.usable(1), [0; 0]);
     world.services.get_mut(&service_id(1)).unwrap().service.when_all_unhealthy = WhenAllUnhealthy::All;
@@ -326,7 +327,7 @@ fn a_service_is_in_the_maps_with_its_vip_its_ports_and_its_backends() {
         unreachable!()
     };
     assert_eq!((host.flags, host.target, host.size), (HOST_MODE, 5353u16.to_be_bytes(), 1));
-    assert_eq!(maps.maglev[&host.first], 3);
+    assert_eq!(maps.backend_tables[&host.first], 3);
 }
 
 #[test]
@@ -345,7 +346,7 @@ fn client_affinity_holds_for_the_vip_and_for_the_ports() {
 }
 
 #[test]
-fn a_change_touches_nothing_but_what_it_is_about() {
+fn a_change_of_one_service_changes_no_other_entries() {
     let mut world = World::new();
     for n in 1..=20 {
         world.serve(n, n * 10..n * 10 + 5);
@@ -368,7 +369,7 @@ fn a_change_touches_nothing_but_what_it_is_about() {
     assert!(tables.update_all(&world.services, &world.facts(), ms(4)).is_empty());
 }
 
-/// A world whose only service, of one backend, went 10 ms after it had come.
+/// Returns a world whose only service, with one backend, was deleted 10 ms after its creation.
 fn service_that_went() -> (World, Maps, Tables) {
     let mut world = World::new();
     world.serve(1, [1]);
@@ -380,7 +381,7 @@ fn service_that_went() -> (World, Maps, Tables) {
 }
 
 #[test]
-fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
+fn an_address_is_looked_up_for_a_while_after_its_last_backend_is_removed() {
     let (world, mut maps, mut tables) = service_that_went();
     assert_eq!((addresses(&maps), maps.entries.len()), (1, 1));
     let due = tables.due().unwrap();
@@ -389,7 +390,7 @@ fn an_address_is_looked_up_for_a_while_after_its_last_backend_went() {
 }
 
 #[test]
-fn an_address_that_is_a_backends_again_within_that_while_stays() {
+fn an_address_that_gets_a_backend_again_in_time_stays() {
     let (mut world, mut maps, mut tables) = service_that_went();
     world.serve(1, [1]);
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(20)));
@@ -399,13 +400,13 @@ fn an_address_that_is_a_backends_again_within_that_while_stays() {
     assert_eq!(addresses(&maps), 1);
 }
 
-/// How many addresses are looked up.
+/// Returns the number of addresses that are looked up.
 fn addresses(maps: &Maps) -> usize {
     maps.entries.keys().filter(|key| matches!(key, TableKey::BackendAddress(_))).count()
 }
 
 #[test]
-fn a_port_that_one_service_gives_up_and_another_takes_is_never_removed() {
+fn a_port_that_moves_between_services_is_never_removed() {
     let mut world = World::new();
     world.serve(1, [1]);
     world.serve(2, [2]);
@@ -422,7 +423,7 @@ fn a_port_that_one_service_gives_up_and_another_takes_is_never_removed() {
 }
 
 #[test]
-fn a_service_without_room_has_some_once_the_array_is_larger() {
+fn a_service_without_room_gets_some_once_the_array_is_enlarged() {
     let mut world = World::new();
     world.serve(1, 1..=5);
     world.serve(2, 11..=15);
@@ -443,7 +444,7 @@ fn a_service_without_room_has_some_once_the_array_is_larger() {
 }
 
 #[test]
-fn the_array_is_made_larger_seldom_and_never_smaller() {
+fn the_array_is_enlarged_seldom_and_never_shrunk() {
     let present = 1 << 21;
     assert_eq!(capacity_for(0, present), present);
     assert_eq!(capacity_for(present.into(), present), 2 * present);
@@ -453,7 +454,7 @@ fn the_array_is_made_larger_seldom_and_never_smaller() {
 }
 
 #[test]
-fn without_room_a_service_goes_on_as_before_says_so_and_is_tried_again_when_there_is_room() {
+fn a_service_without_room_stays_unchanged_is_reported_and_retried() {
     let mut world = World::new();
     world.serve(1, 1..=5);
     world.serve(2, [11]);
@@ -463,15 +464,15 @@ fn without_room_a_service_goes_on_as_before_says_so_and_is_tried_again_when_ther
     let update = tables.update_all(&world.services, &world.facts(), ms(1));
     maps.apply(&update);
     let problem = update.problems.first().unwrap().to_string();
-    assert!(problem.contains("s2") && problem.contains("no room in the array"), "{problem}");
+    assert!(problem.contains("s2") && problem.contains("does not fit into the array"), "{problem}");
     assert_eq!(maps.picked(&vip(2)), [11].into());
-    // A host that dies is out of a table even so.
+    // A failed host is still removed from the table.
     world.fail([id(5)]);
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(2)));
     assert_eq!(maps.picked(&vip(1)), [1, 2, 3, 4].into());
     world.services.remove(&service_id(1));
     maps.apply(&tables.update_all(&world.services, &world.facts(), ms(3)));
-    // What the other had is not free at once.
+    // Space that the other service released is not free at once.
     assert_eq!(tables.may_have_room(ms(3)), []);
     let due = tables.due().unwrap();
     let waiting = tables.may_have_room(due);
@@ -483,7 +484,7 @@ fn without_room_a_service_goes_on_as_before_says_so_and_is_tried_again_when_ther
 }
 
 #[test]
-fn what_a_former_process_left_is_kept_where_it_is_right_and_replaced_where_it_is_not() {
+fn entries_of_an_earlier_process_are_kept_if_right_and_replaced_if_wrong() {
     let mut world = World::new();
     for n in 1..=10 {
         world.serve(n, n * 10..n * 10 + 4);
@@ -493,9 +494,9 @@ fn what_a_former_process_left_is_kept_where_it_is_right_and_replaced_where_it_is
     let mut adopted = Tables::adopt(CAPACITY, maps.dump(), None, ms(0));
     let update = adopted.update_all(&world.services, &world.facts(), ms(0));
     assert!(update.is_empty(), "{update:?}");
-    // A table that somebody wrote over, a service and a backend that are gone since.
+    // An overwritten table, and a service and a backend that were deleted since.
     let (first, _) = named_table(&maps.entries[&vip(3)]).unwrap();
-    maps.maglev.insert(first + 5, 10);
+    maps.backend_tables.insert(first + 5, 10);
     world.services.remove(&service_id(7));
     let records = world.services.get_mut(&service_id(8)).unwrap();
     records.backends.remove(&id(80));
@@ -510,7 +511,7 @@ fn what_a_former_process_left_is_kept_where_it_is_right_and_replaced_where_it_is
 }
 
 #[test]
-fn a_change_takes_as_many_steps_among_ten_thousand_services_as_it_does_alone() {
+fn a_change_among_ten_thousand_services_takes_as_many_steps_as_alone() {
     let steps_of_a_change = |services: u32| {
         let mut world = World::new();
         for n in 1..=services {
@@ -519,7 +520,8 @@ fn a_change_takes_as_many_steps_among_ten_thousand_services_as_it_does_alone() {
         let mut tables = Tables::new(1 << 25);
         let update = tables.update_all(&world.services, &world.facts(), ms(0));
         let services = world.services.len();
-        // Of each a table; a VIP and a port that name it; and ten backends with an address each.
+        // For each service: a table, a VIP and a port that refer to it, and ten backends with an
+        // address each.
         let all = [update.tables.len(), update.entries.len(), update.backends.len(), update.gone.len()];
         assert_eq!(all, [services, 2 * services, 20 * services, 0]);
         assert_eq!(update.problems, BTreeSet::new());
@@ -539,7 +541,7 @@ enum Change {
     Health(u32),
     Down(u32),
     Pass(u64),
-    /// Of the process, or a new look at the maps by the same one.
+    /// A restart of the process, or a resync by the same one.
     Restart {
         same: bool,
     },
@@ -559,10 +561,10 @@ fn change() -> impl Strategy<Value = Change> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
 
-    /// Whatever happens in whichever order: after each update the maps are what the records say,
-    /// and at each step of it no entry names what is not there.
+    /// After any sequence of changes, the maps match the records; and at each step no entry refers
+    /// to a missing one.
     #[test]
-    fn the_maps_follow_the_records(changes in prop::collection::vec(change(), 1..40)) {
+    fn the_maps_match_the_records_after_any_sequence_of_changes(changes in prop::collection::vec(change(), 1..40)) {
         let mut world = World::new();
         let (mut maps, mut tables, mut now) = (Maps::default(), Tables::new(CAPACITY), 0);
         for change in changes {

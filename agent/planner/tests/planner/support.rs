@@ -1,4 +1,4 @@
-//! Random desired states, small enough that two of them often have something in common.
+//! Random desired states, small enough that two of them often share parts.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -14,7 +14,7 @@ use proptest::prelude::*;
 /// The address of this node on its underlay.
 pub(crate) const UNDERLAY: Ipv4Addr = Ipv4Addr::new(192, 168, 77, 11);
 
-/// What varies about a network.
+/// The variable properties of a network.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct NetworkShape {
     pub number: u8,
@@ -24,7 +24,7 @@ pub(crate) struct NetworkShape {
     pub mtu: Option<u32>,
 }
 
-/// What varies about an endpoint.
+/// The variable properties of an endpoint.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct EndpointShape {
     pub number: u8,
@@ -34,14 +34,14 @@ pub(crate) struct EndpointShape {
     pub allow_forwarding: bool,
 }
 
-/// What varies about a desired state.
+/// The variable properties of a desired state.
 #[derive(Debug, Clone)]
 pub(crate) struct Shape {
     /// MTU of each other node.
     pub others: Vec<u32>,
     pub networks: Vec<NetworkShape>,
     pub endpoints: Vec<EndpointShape>,
-    /// Single addresses that another node borrowed out of this node's block.
+    /// Single addresses that another node borrowed from this node's block.
     pub borrowed: BTreeSet<(u8, u8)>,
     pub port: u16,
 }
@@ -78,7 +78,7 @@ fn endpoint_shapes() -> impl Strategy<Value = Vec<EndpointShape>> {
     })
 }
 
-/// Any desired state of this node.
+/// Generates any desired state of this node.
 pub(crate) fn shapes() -> impl Strategy<Value = Shape> {
     (
         prop::collection::vec(prop::sample::select(vec![1400u32, 1500, 9000]), 0..4),
@@ -105,7 +105,7 @@ pub(crate) fn network_id(number: u8) -> NetworkId {
 }
 
 /// An endpoint never changes, so another shape is another endpoint. Ids differ in their first eight
-/// characters, which name the devices.
+/// characters, which determine the device names.
 pub(crate) fn endpoint_id(shape: EndpointShape) -> EndpointId {
     let EndpointShape { number, network, container, allow_forwarding, .. } = shape;
     format!("{number:02x}{network:02x}{container:02x}{:02x}{:016x}", u8::from(allow_forwarding), 0)
@@ -145,7 +145,7 @@ pub(crate) fn network(shape: NetworkShape) -> Network {
     }
 }
 
-/// `namespace` tells where a container's namespace is.
+/// Builds a desired state; `namespace` returns the namespace of a container.
 pub(crate) fn desired(shape: &Shape, namespace: impl Fn(u8) -> NetnsRef) -> Desired {
     let networks: BTreeMap<NetworkId, Network> = shape
         .networks

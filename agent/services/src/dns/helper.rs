@@ -1,4 +1,4 @@
-//! The agent's side of the name server's process: finds it or starts it, and keeps it up to date.
+//! The agent's client of the name server process: finds or starts the process, and updates it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -18,19 +18,19 @@ use super::process::{COMMAND, SOCKET};
 use super::settings::{PORT, Settings};
 use super::wire::{Answer, Program, Request, receive, send, strange};
 
-/// How long the process may take to start or to answer.
+/// Timeout for the process to start or to respond.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Time that a status may take: users wait for it.
+/// Timeout for a status request: users wait for it.
 const STATUS_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The networks to be served, each on its gateway addresses.
+/// The networks to serve, each with its gateway addresses.
 pub(super) type ServedAddresses = BTreeMap<String, BTreeSet<IpAddr>>;
 
-/// The process, and what it has.
+/// The connection to a process, and the state that was sent to it.
 #[derive(Debug)]
 struct Connected {
     stream: UnixStream,
-    /// What it knows; nothing that counts at first.
+    /// The zones that the process has; `None` if they must be sent again.
     zones: Option<Zones>,
     served: BTreeSet<(String, IpAddr)>,
 }
@@ -49,8 +49,8 @@ impl Helper {
         Self { settings, connected: None, gone }
     }
 
-    /// Brings the process to these names and networks, whatever has become of it. Returns what did
-    /// not work, a line each.
+    /// Updates the process to these zones and networks, whatever its state. Returns the failures,
+    /// one line each.
     pub(super) fn follow(&mut self, zones: &Zones, wanted: &ServedAddresses) -> Vec<String> {
         let connected = match self.connected.take() {
             Some(connected) if connected.answers() => Ok(connected),
@@ -64,7 +64,8 @@ impl Helper {
         followed.unwrap_or_else(|error| vec![format!("the name server's process does not work: {error}")])
     }
 
-    /// The process that runs, if it is of this version; else a new one, which takes over from it.
+    /// Returns the running process if it has this version; otherwise starts a new one, which takes
+    /// over.
     fn connect(&self, zones: &Zones) -> io::Result<Connected> {
         let own = Program::own(&self.settings.resolv_conf)?;
         let old = match connect(&self.settings.run_dir, TIMEOUT) {
@@ -93,17 +94,17 @@ impl Helper {
 
     fn start(&self) -> io::Result<UnixStream> {
         let Settings { run_dir, resolv_conf } = &self.settings;
-        // Of this very program, even when there is another one at its path by now.
+        // Run this program's own file, even if another one is at its path by now.
         let mut command = Command::new("/proc/self/exe");
         command.arg(COMMAND).arg(run_dir).arg(resolv_conf);
         let stream = helper::start(&mut command, TIMEOUT, "dns-reaper", |child| {
-            // The socket of a former process may still be there.
+            // The socket of an earlier process may still exist.
             connect(run_dir, TIMEOUT).ok().filter(|stream| helper::is_peer(stream, child))
         });
         Ok(stream?)
     }
 
-    /// Notices when the process ends: a connection of its own ends with it.
+    /// Detects the end of the process by a separate connection, which ends with it.
     fn watch(&self) -> io::Result<()> {
         let stream = connect(&self.settings.run_dir, TIMEOUT)?;
         stream.set_read_timeout(None)?;
@@ -123,7 +124,7 @@ impl Connected {
     }
 
     fn follow(&mut self, zones: &Zones, wanted: &ServedAddresses) -> io::Result<Vec<String>> {
-        // A network's names are there before anybody can ask for them.
+        // Send a network's names before the network is served.
         self.send_zones(zones)?;
         let is_wanted =
             |(name, address): &(String, IpAddr)| wanted.get(name).is_some_and(|all| all.contains(address));
@@ -139,7 +140,7 @@ impl Connected {
                 if self.served.contains(&(network.clone(), *address)) {
                     continue;
                 }
-                // A reconciliation creates the device that it is bound to.
+                // A reconciliation creates the device that the socket is bound to.
                 match Sockets::bind_on(SocketAddr::new(*address, PORT), naming::HOST_LEG) {
                     Ok(sockets) => self.serve(network, &sockets)?,
                     Err(error) => {
@@ -170,7 +171,7 @@ impl Connected {
         Ok(())
     }
 
-    /// Serves on the sockets of another process, which then takes nothing more.
+    /// Serves on the sockets of another process, which then accepts no more queries.
     fn take_over(&mut self, old: &UnixStream, zones: &Zones) -> io::Result<()> {
         self.send_zones(zones)?;
         send(old, &Request::Give, None)?;
@@ -191,14 +192,14 @@ pub fn end(run_dir: &Path) {
     if done(&stream, &Request::End, None).is_err() {
         end_by_force(&stream);
     }
-    // It may not do so itself.
+    // The process may not remove the file itself.
     if let Err(error) = std::fs::remove_file(run_dir.join(SOCKET)) {
         tracing::debug!(%error, "the name server's socket could not be removed");
     }
 }
 
-/// What the process did for each network, over a connection of its own; as last known while it does
-/// not answer.
+/// Reads the process's statistics for each network, over a separate connection. Returns the last
+/// known values while the process does not respond.
 #[derive(Debug)]
 pub(super) struct Statistics {
     run_dir: PathBuf,
@@ -212,7 +213,7 @@ impl Statistics {
     }
 
     pub(super) fn now(&mut self) -> BTreeMap<String, Status> {
-        // A connection may be of a process that was replaced.
+        // The connection may belong to a replaced process.
         let answer = self.stream.take().map_or_else(|| Err(io::ErrorKind::NotConnected.into()), status);
         let answer = answer.or_else(|_: io::Error| status(connect(&self.run_dir, STATUS_TIMEOUT)?));
         if let Ok((stream, status)) = answer {
@@ -260,7 +261,7 @@ fn answer(stream: &UnixStream) -> io::Result<(Answer, Option<Sockets>)> {
     receive(stream)?.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
 }
 
-/// Ends the process at the other end of a connection, which may be stopped or hang.
+/// Kills the process at the other end of a connection, which may be suspended or hang.
 fn end_by_force(stream: &UnixStream) {
     if let Err(error) = helper::kill_peer(stream) {
         tracing::debug!(%error, "the name server's process could not be ended");

@@ -1,4 +1,4 @@
-//! The name server's process, and the agent's side of it.
+//! The name server process, and the agent's client of it.
 
 pub(crate) mod helper;
 pub mod name_server;

@@ -1,5 +1,4 @@
-//! The name server of the networks that have a lease here: a process of its own, and what it is
-//! given.
+//! The name server of the networks with a lease on this node: a separate process and its inputs.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,22 +16,22 @@ use super::settings::Settings;
 use super::zones::{Named, Networks};
 use crate::inputs::Inputs;
 
-/// Interval between checks whether the process still answers.
+/// Interval between checks whether the process responds.
 const CHECK_INTERVAL: Duration = Duration::from_secs(5);
-/// Pauses before another attempt to create sockets.
+/// Delays before another attempt to create sockets.
 const FIRST_RETRY: Duration = Duration::from_millis(50);
 const LAST_RETRY: Duration = Duration::from_secs(5);
 
-/// What the name server does, for people.
+/// The name server's status for people.
 #[derive(Debug, Clone, Default)]
 pub struct Report {
-    /// Of each network, by name.
+    /// Status by network name.
     pub networks: BTreeMap<String, Status>,
-    /// What does not work, a line each.
+    /// Failures, one line each.
     pub problems: Vec<String>,
 }
 
-/// A name server at work, or none.
+/// The status of a running name server, or of none.
 #[derive(Debug, Clone, Default)]
 pub struct Reporter(Option<Sources>);
 
@@ -44,11 +43,11 @@ struct Sources {
 }
 
 impl Reporter {
-    /// What it does now.
+    /// Returns the current status.
     pub fn report(&self) -> Report {
         match &self.0 {
             Some(Sources { statistics, problems }) => {
-                // After a panic, the statistics are read again.
+                // Statistics are still readable after a panic.
                 let networks = statistics.lock().now();
                 Report { networks, problems: problems.borrow().clone() }
             }
@@ -77,7 +76,7 @@ async fn run(agent: Arc<Agent>, settings: Settings, problems: watch::Sender<Vec<
     loop {
         news.mark_unchanged();
         ended.mark_unchanged();
-        // The zones are derived from copies, without the lock.
+        // Derive the zones from copies, without the lock.
         let (seen, networks) =
             agent.read(|state| (Inputs::of(state, agent.id()), Networks::of(state, agent.id())));
         zones = named.zones(seen, agent.id(), networks, &zones);

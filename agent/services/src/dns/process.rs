@@ -1,9 +1,8 @@
-//! The process that is the name server: it outlives the agent, as the datapath does, and has no
-//! rights.
+//! The name server process. It outlives the agent, like the datapath, and has no privileges.
 //!
-//! It runs as nobody, with no capability, and can gain none. Its sockets on gateway addresses come
-//! from the agent by descriptor, the names as changes. It ends with `cluster leave`, when a newer
-//! one takes its place, and when its own socket is removed while no agent is connected.
+//! It runs as `nobody`, without capabilities, and can gain none. The agent sends it sockets on
+//! gateway addresses as descriptors, and names as changes. It ends with `cluster leave`, when a
+//! newer one replaces it, and when its own socket is removed while no agent is connected.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -31,19 +30,19 @@ use tokio::sync::watch;
 
 use super::wire::{Answer, Program, Request, receive, send, strange};
 
-/// The command of `meshd` that is the process: `meshd dns-server RUN_DIR RESOLV_CONF`.
+/// The command of `meshd` that runs the process: `meshd dns-server RUN_DIR RESOLV_CONF`.
 pub const COMMAND: &str = "dns-server";
 
 /// Name of the process' socket in the run directory.
 pub(super) const SOCKET: &str = "dns.sock";
 /// Interval between checks whether the socket's file exists.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
-/// Time that a replaced process continues: as long as an answer from outside may take.
+/// How long a replaced process continues: as long as an answer from outside may take.
 const RETIREMENT: Duration = Duration::from_secs(10);
-/// Owns nothing, by convention: `nobody`.
+/// `nobody`, which by convention owns no files.
 const NOBODY: u32 = 65534;
 
-/// Runs the process until it has nothing more to do.
+/// Runs the process until it is replaced or ended.
 pub fn main(run_dir: &Path, resolv_conf: &Path) -> ExitCode {
     match run(run_dir, resolv_conf) {
         Ok(()) => ExitCode::SUCCESS,
@@ -55,12 +54,12 @@ pub fn main(run_dir: &Path, resolv_conf: &Path) -> ExitCode {
 }
 
 fn run(run_dir: &Path, resolv_conf: &Path) -> io::Result<()> {
-    // Of a session of its own: it outlives who started it. EPERM: it leads one already.
+    // Start a session, to outlive the parent. EPERM: the process already leads one.
     let _ = rustix::process::setsid();
     let program = Program::own(resolv_conf)?;
     let owner = nix::unistd::geteuid().as_raw();
     let path = run_dir.join(SOCKET);
-    // Whoever starts this found nobody there, or means to replace it.
+    // The parent found no process there, or wants to replace it.
     match std::fs::remove_file(&path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -68,17 +67,17 @@ fn run(run_dir: &Path, resolv_conf: &Path) -> io::Result<()> {
     let listener = UnixListener::bind(&path)?;
     std::fs::set_permissions(&path, Permissions::from_mode(0o600))?;
     let itself = std::fs::OpenOptions::new().read(true).custom_flags(OFlag::O_PATH.bits()).open(&path)?;
-    // Each question from outside holds sockets.
+    // Each forwarded query holds sockets.
     let (_, most) = getrlimit(Resource::RLIMIT_NOFILE)?;
     setrlimit(Resource::RLIMIT_NOFILE, most, most)?;
     let names = watch::Sender::new(Zones::default());
-    // It reads the file of the resolvers once while it may read any.
+    // Read the file of the resolvers once while the process may read any file.
     let server = DnsServer::new(names.subscribe(), resolv_conf);
     if owner == 0 {
         drop_rights()?;
     }
     if let Err(error) = confine() {
-        // A kernel without such filters: it still has no rights.
+        // The kernel does not support such filters. The process still has no privileges.
         eprintln!("warning: the name server runs without a filter of system calls: {error}");
     }
     let runtime =
@@ -111,12 +110,12 @@ fn run(run_dir: &Path, resolv_conf: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Drops all rights. Code that parses foreign bytes from now on can change nothing.
+/// Drops all privileges, so that code that parses untrusted bytes cannot change anything.
 fn drop_rights() -> io::Result<()> {
     let (user, group) = (Uid::from_raw(NOBODY), Gid::from_raw(NAME_SERVER_GROUP));
     setgroups(&[])?;
     setresgid(group, group, group)?;
-    // This takes all capabilities as well (capabilities(7)).
+    // This drops all capabilities too (capabilities(7)).
     setresuid(user, user, user)?;
     prctl::set_no_new_privs()?;
     Ok(())
@@ -126,7 +125,7 @@ struct Process {
     runtime: tokio::runtime::Handle,
     names: watch::Sender<Zones>,
     server: DnsServer,
-    /// Copies of what is served.
+    /// Copies of the served sockets.
     served: Mutex<BTreeMap<(String, IpAddr), Sockets>>,
     program: Program,
     agents: AtomicUsize,
@@ -145,7 +144,7 @@ fn accept(process: &Arc<Process>, listener: &UnixListener, owner: u32) {
         let (process, counted) = (Arc::clone(process), process);
         process.agents.fetch_add(1, Ordering::Relaxed);
         let talk = move || {
-            // An agent that is killed in the middle of a word ends its connection, too.
+            // If an agent is killed in the middle of a message, its connection ends too.
             let _ = process.converse(&stream);
             process.agents.fetch_sub(1, Ordering::Relaxed);
         };
@@ -221,7 +220,7 @@ impl Process {
     }
 
     fn served(&self) -> parking_lot::MutexGuard<'_, BTreeMap<(String, IpAddr), Sockets>> {
-        // Each change is complete under the lock.
+        // Each change is complete when the lock is released.
         self.served.lock()
     }
 }

@@ -1,5 +1,5 @@
-//! What an agent and its name server's process say to each other: requests and answers in JSON,
-//! each after its length, some with descriptors.
+//! The protocol between an agent and its name server process: requests and responses in JSON, each
+//! preceded by its length, some with descriptors.
 
 use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
@@ -13,42 +13,43 @@ use mesh_sys::descriptors;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
-/// Descriptors of one message: a pair of sockets.
+/// Descriptors in one message: a pair of sockets.
 const PAIR: usize = 2;
-/// Octets of a message's length.
+/// Bytes of the length field.
 const LENGTH: usize = 4;
-/// Octets of the longest message: a hundred thousand names.
+/// Longest message in bytes: enough for a hundred thousand names.
 const MAX_MESSAGE: usize = 256 << 20;
 
-/// What an agent asks of the process.
+/// A request from the agent.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Request {
-    /// What runs there, and what it serves: [`Answer::Hello`].
+    /// Requests program and served addresses: [`Answer::Hello`].
     Hello,
-    /// These are the names from now on; `from_nothing`: what was known before does not count.
+    /// Changes the zones. `from_nothing`: the change is relative to no zones.
     Zones { change: Change, from_nothing: bool },
-    /// Serve a network on the address of the sockets that come with this.
+    /// Serve a network on the address of the sockets in this message.
     Serve { network: String },
-    /// Serve a network no more.
+    /// Stop serving a network.
     Stop { network: String },
-    /// A copy of each address' sockets: one [`Answer::Sockets`] for each, then [`Answer::Done`].
+    /// Requests a copy of each address's sockets: one [`Answer::Sockets`] for each, then
+    /// [`Answer::Done`].
     Give,
-    /// What was done for each network: [`Answer::Status`].
+    /// Requests the statistics of each network: [`Answer::Status`].
     Status,
-    /// Answer what has been asked, take nothing more, and end: another process serves the sockets.
+    /// Answer pending queries, accept no more, and end: another process serves the sockets.
     Retire,
-    /// End.
+    /// End immediately.
     End,
 }
 
-/// What the process answers.
+/// A response of the process.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) enum Answer {
     Hello {
         program: Program,
         served: Vec<(String, IpAddr)>,
     },
-    /// They come with this.
+    /// The sockets are in this message.
     Sockets {
         network: String,
     },
@@ -57,8 +58,8 @@ pub(super) enum Answer {
     Failed(String),
 }
 
-/// What a process runs: which file (another one, or one that was written over, is another version),
-/// with what setting.
+/// The program of a process: its file and settings. Another file, or an overwritten one, is another
+/// version.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Program {
     device: u64,
@@ -68,7 +69,7 @@ pub(super) struct Program {
 }
 
 impl Program {
-    /// The file that this process runs.
+    /// Returns the program of this process.
     pub(super) fn own(resolv_conf: &Path) -> io::Result<Self> {
         use std::os::unix::fs::MetadataExt;
         let file = std::fs::metadata("/proc/self/exe")?;
@@ -81,7 +82,7 @@ impl Program {
     }
 }
 
-/// [`mesh_dns::Status`] on its way.
+/// [`mesh_dns::Status`] for transmission.
 #[derive(Debug, Clone, Copy, Serialize, Deserialize)]
 pub(super) struct Counts {
     queries: u64,
@@ -104,7 +105,7 @@ impl From<Counts> for mesh_dns::Status {
     }
 }
 
-/// Sends one message, with the sockets that belong to it.
+/// Sends one message with its sockets.
 pub(super) fn send<T: Serialize>(
     stream: &UnixStream,
     message: &T,
@@ -151,7 +152,7 @@ fn pair(fds: Vec<OwnedFd>) -> io::Result<Option<Sockets>> {
     Ok(Some(Sockets { udp: UdpSocket::from(udp), tcp: TcpListener::from(tcp) }))
 }
 
-/// The other side does not keep to this.
+/// Returns the error for a violation of this protocol.
 pub(super) fn strange() -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, "the name server's process gave a strange message")
 }
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn sockets_travel_with_the_message_that_they_belong_to() {
+    fn sockets_arrive_with_their_message() {
         let (one, other) = UnixStream::pair().unwrap();
         let sockets = Sockets::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = sockets.udp.local_addr().unwrap();
@@ -175,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_cut_off_or_too_long_is_an_error() {
+    fn a_truncated_or_too_long_message_is_an_error() {
         let (mut one, other) = UnixStream::pair().unwrap();
         one.write_all(&[0, 0, 0, 9, b'"']).unwrap();
         drop(one);

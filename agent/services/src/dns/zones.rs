@@ -1,4 +1,4 @@
-//! What names the networks have.
+//! The names of the networks.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -12,14 +12,14 @@ use mesh_state::{State, parts};
 
 use crate::inputs::{Inputs, Scope};
 
-/// The inputs of zones, beside services.
+/// The inputs of zones, except services.
 pub(super) struct Networks {
     networks: BTreeMap<NetworkId, (Network, Vec<mesh_dns::Endpoint>)>,
     clients: Vec<Client>,
 }
 
 impl Networks {
-    /// The networks whose names are served here: those in which this node has a lease.
+    /// Returns the networks whose names are served on this node: those in which it has a lease.
     pub(super) fn of(state: &State, node: &NodeId) -> Self {
         let local = state.view.local_networks(node).into_values();
         let networks = local.map(|n| (n.id.clone(), (n.clone(), endpoints(state, n).collect())));
@@ -27,8 +27,7 @@ impl Networks {
     }
 }
 
-/// The containers of this node, each with its networks in the order in which it was attached to
-/// them.
+/// Returns the containers of this node, each with its networks in the order of attachment.
 fn clients(state: &State) -> Vec<Client> {
     let attached = state.endpoints.values().filter(|endpoint| endpoint.phase == EndpointPhase::Attached);
     let mut containers: BTreeMap<(u64, u64), Vec<&Endpoint>> = BTreeMap::new();
@@ -49,7 +48,7 @@ fn clients(state: &State) -> Vec<Client> {
     containers.into_values().map(client).collect()
 }
 
-/// The identity of a container (see [`NetnsRef::is_same`]).
+/// Returns the identity of a container (see [`NetnsRef::is_same`]).
 fn identity(netns: &NetnsRef) -> (u64, u64) {
     (netns.inode, netns.cookie)
 }
@@ -76,8 +75,8 @@ fn endpoints(state: &State, network: &Network) -> impl Iterator<Item = mesh_dns:
     own.chain(others)
 }
 
-/// The services' names as they were made last, so that of ten thousand only those are made anew
-/// that may have changed.
+/// The services' names as last generated. Of ten thousand services, only those that may have
+/// changed are generated again.
 #[derive(Default)]
 pub(super) struct Named {
     seen: Option<Inputs>,
@@ -87,7 +86,7 @@ pub(super) struct Named {
 /// The names of one part of all services, by network.
 type Services = BTreeMap<NetworkId, OfNetwork>;
 
-/// Those of one network, each at the place of its id.
+/// The names of one network, each at the position of its id.
 #[derive(Default, PartialEq, Eq)]
 struct OfNetwork {
     ids: Vec<ServiceId>,
@@ -95,7 +94,7 @@ struct OfNetwork {
 }
 
 impl Named {
-    /// The zones as they are now. What did not change is the same `Arc` as before.
+    /// Returns the current zones. Unchanged parts are the same `Arc` as before.
     pub(super) fn zones(&mut self, seen: Inputs, node: &NodeId, networks: Networks, before: &Zones) -> Zones {
         self.follow(seen, node);
         let zone = |(id, (network, endpoints)): (NetworkId, (Network, Vec<mesh_dns::Endpoint>))| {
@@ -163,7 +162,7 @@ fn zone(network: &Network, endpoints: List<mesh_dns::Endpoint>, services: List<m
     }
 }
 
-/// The names of a part; `known` are those that are as they were.
+/// Returns the names of a part; `known` are the names that are unchanged.
 fn services(
     part: &BTreeMap<ServiceId, Arc<Records>>,
     facts: &Facts<'_>,
@@ -192,7 +191,7 @@ fn service(records: &Records, facts: &Facts<'_>) -> mesh_dns::Service {
             EndpointMode::Vip => mesh_dns::EndpointMode::Vip { ipv4: service.vip, ipv6: service.vip6 },
             EndpointMode::Dnsrr => mesh_dns::EndpointMode::RoundRobin,
         },
-        // Usable is what balances by addresses go by, too.
+        // Balancing by addresses uses the same set of usable backends.
         backends: backends
             .map(|backend| mesh_dns::Backend { ipv4: backend.ipv4, ipv6: backend.ipv6, healthy: true })
             .collect(),
@@ -256,9 +255,9 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(32))]
 
-        /// And what did not change is the same in memory, so that nobody looks at it again.
+        /// Unchanged names are the same allocation, so that they need not be compared again.
         #[test]
-        fn names_that_follow_changes_are_those_that_would_be_made_anew(
+        fn incrementally_updated_names_equal_newly_generated_ones(
             changes in prop::collection::vec(change(), 1..40),
         ) {
             let dir = tempfile::tempdir().unwrap();

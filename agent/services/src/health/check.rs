@@ -1,4 +1,4 @@
-//! One try of a health check.
+//! One attempt of a health check.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -19,7 +19,7 @@ pub(super) enum CheckError {
     Connect {
         /// The address and port.
         address: SocketAddr,
-        /// Why not.
+        /// The cause.
         error: io::Error,
     },
     /// The connection broke.
@@ -32,19 +32,19 @@ pub(super) enum CheckError {
     NoHttp,
     #[error("it answers {0}")]
     Status(u16),
-    /// Nothing more came in time.
+    /// No further data arrived in time.
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
 }
 
-/// An error without the number that the kernel has for it.
+/// Returns an error's text without its number.
 fn reason(error: &io::Error) -> String {
     let text = error.to_string();
     let plain = text.split_once(" (os error").map_or(text.as_str(), |(plain, _)| plain);
     plain.to_lowercase()
 }
 
-/// Tries a backend once by a socket of its namespace. The caller limits the time.
+/// Tests a backend once with a socket in its namespace. The caller limits the time.
 pub(super) async fn attempt(
     check: &HealthCheck,
     address: IpAddr,
@@ -62,7 +62,7 @@ pub(super) async fn attempt(
     }
 }
 
-/// `GET` as HTTP/1.1 has it (RFC 9112): any status of 200 to 399 is good. Only the status line is
+/// Sends `GET` with HTTP/1.1 (RFC 9112); any status of 200 to 399 passes. Only the status line is
 /// read.
 async fn ask(mut stream: TcpStream, host: &str, path: &str) -> Result<(), CheckError> {
     let request = format!(
@@ -72,7 +72,7 @@ async fn ask(mut stream: TcpStream, host: &str, path: &str) -> Result<(), CheckE
     stream.write_all(request.as_bytes()).await?;
     let mut line = Vec::new();
     loop {
-        // What is there of the line may end between any two bytes.
+        // A read may end between any two bytes of the line.
         let read = stream.read_buf(&mut line).await?;
         let end = line.iter().position(|byte| *byte == b'\n');
         if let Some(end) = end {
@@ -89,7 +89,7 @@ async fn ask(mut stream: TcpStream, host: &str, path: &str) -> Result<(), CheckE
     }
 }
 
-/// The code of a status line (RFC 9112, section 4): `HTTP/1.1 200 OK`.
+/// Returns the code of a status line (RFC 9112, section 4): `HTTP/1.1 200 OK`.
 fn status(line: &[u8]) -> Option<u16> {
     let mut words = std::str::from_utf8(line.get(..line.len().min(64))?).ok()?.split_ascii_whitespace();
     let version = words.next()?;
@@ -107,12 +107,12 @@ mod tests {
         HealthCheck::new(kind, Duration::from_secs(2), 3).unwrap()
     }
 
-    /// A server that sends its answer in two parts to whoever asks, and returns what it was asked.
+    /// Runs a server that sends its response in two parts; returns the result and the request.
     async fn asked(answer: &'static [u8]) -> (Result<(), CheckError>, String) {
         asked_as("", answer).await
     }
 
-    /// The same with a `Host` header of its own.
+    /// As [`asked`], with a configured `Host` header.
     async fn asked_as(host: &str, answer: &'static [u8]) -> (Result<(), CheckError>, String) {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -148,7 +148,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_port_that_nobody_listens_on_does_not_pass() {
+    async fn a_port_without_a_listener_does_not_pass() {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
         let address = "127.0.0.1".parse().unwrap();

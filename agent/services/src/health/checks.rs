@@ -1,5 +1,5 @@
-//! Health checks: the node that owns an endpoint tries, from within the endpoint's own namespace,
-//! whether it does what its services are for.
+//! Health checks: the node of an endpoint tests, from inside the endpoint's namespace, whether its
+//! services work.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
@@ -20,10 +20,10 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::health::check::{self, CheckError};
 use crate::health::verdict::Verdict;
 
-/// Time between two reports that differ in the error alone.
+/// Interval between two reports that differ only in the error.
 const SAME_VERDICT: Duration = Duration::from_secs(5);
 
-/// What is checked of a backend.
+/// The check of a backend.
 #[derive(Debug, Clone, PartialEq, Eq)]
 struct Subject {
     check: HealthCheck,
@@ -31,7 +31,7 @@ struct Subject {
     netns: NetnsRef,
 }
 
-/// The backends of this node that are to be checked, by service, and what that was found out from.
+/// The backends of this node that must be checked, by service, and the inputs that determined them.
 #[derive(Debug, Default)]
 struct Subjects {
     services: ServiceRecords,
@@ -40,7 +40,7 @@ struct Subjects {
 }
 
 impl Subjects {
-    /// Looks at those services again that may have others than before. Whether any has.
+    /// Recomputes the services whose backends may have changed; returns whether any did.
     fn follow(
         &mut self,
         services: ServiceRecords,
@@ -75,7 +75,7 @@ impl Subjects {
     }
 }
 
-/// Those of one service.
+/// Returns the checked backends of one service.
 fn subjects(
     records: &Records,
     endpoints: &BTreeMap<EndpointId, Endpoint>,
@@ -121,17 +121,16 @@ pub async fn run(agent: Arc<Agent>, host: Arc<dyn Host>) {
         }
         tokio::select! {
             _ = changes.changed() => {}
-            // Those that were aborted; the others never end.
+            // Tasks that were aborted; the others never end.
             Some(_) = tasks.join_next() => {}
         }
     }
 }
 
-/// Each backend has a task of its own, so that a slow one delays no other.
+/// Each backend has a separate task, so that a slow one delays no other.
 async fn check_for_ever(agent: Arc<Agent>, host: Arc<dyn Host>, id: BackendId, subject: Subject) {
     let check = &subject.check;
-    // What was found before goes on: another check, or an agent that restarts, is no reason to lose
-    // traffic.
+    // Keep the earlier verdict: a new check or a restarted agent is no reason to lose traffic.
     let mut reported = agent.read(|state| state.soft.found().get(&id).cloned()).unwrap_or_default();
     let mut verdict = Verdict::new(reported.healthy, Instant::now());
     let mut reported_at = None::<Instant>;
@@ -159,14 +158,14 @@ async fn check_for_ever(agent: Arc<Agent>, host: Arc<dyn Host>, id: BackendId, s
     }
 }
 
-/// Tries all addresses that the check may mean until one takes the connection.
+/// Tries each address that the check allows until one accepts the connection.
 async fn attempt(host: &Arc<dyn Host>, subject: &Subject) -> Result<(), CheckError> {
     let own = [subject.address];
     let addresses = subject.check.loopback.map_or(&own[..], |loopback| loopback.addresses());
     let mut refused = None;
     for &address in addresses {
         let socket = socket(host, subject, address.is_ipv6()).await;
-        // The check's time begins when it can: other work of the agent is not the backend's fault.
+        // Start the time here: delays by the agent's other work are not the backend's fault.
         let limit = subject.check.timeout();
         let tried = match socket {
             Ok(socket) => timeout(limit, check::attempt(&subject.check, address, socket)).await,

@@ -1,4 +1,4 @@
-//! From the results of tries to a backend's health.
+//! Derives a backend's health from the results of its checks.
 
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ pub(super) struct Verdict {
 }
 
 impl Verdict {
-    /// Begins with what is known already: nothing of a new backend.
+    /// Starts with a known verdict; `None` for a new backend.
     pub(super) const fn new(healthy: Option<bool>, begun: Instant) -> Self {
         Self { healthy, failures: 0, begun, counted: None }
     }
@@ -26,13 +26,13 @@ impl Verdict {
         self.healthy
     }
 
-    /// The time since the first try.
+    /// Returns the time since the first check.
     pub(super) fn age(&self, now: Instant) -> Duration {
         now.duration_since(self.begun)
     }
 
-    /// Takes account of one more try. Until the first success, failures do not count in the start
-    /// period, and count once in an interval, since tries are more frequent then.
+    /// Records the result of a check. Until the first success, failures in the start period do not
+    /// count. Later ones count once in an interval, since checks are more frequent then.
     pub(super) fn judge(&mut self, passed: bool, check: &HealthCheck, now: Instant) {
         if passed {
             (self.healthy, self.failures) = (Some(true), 0);
@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn frequent_tries_of_a_new_backend_count_once_in_an_interval() {
+    fn frequent_checks_of_a_new_backend_count_once_in_an_interval() {
         let begun = Instant::now();
         let mut verdict = Verdict::new(None, begun);
         for second in (0..60).step_by(5) {

@@ -1,4 +1,4 @@
-//! The engine process by itself, without the daemon's other commands.
+//! The engine process as a separate program.
 
 use std::process::ExitCode;
 

@@ -9,8 +9,8 @@ use rtnetlink::{LinkUnspec, LinkWireguard};
 
 use crate::{Error, Result};
 
-/// Creates a WireGuard device unless a device of that name exists; its kind is checked when it is
-/// set up. Returns whether it was created.
+/// Creates a WireGuard device unless a device with this name exists. Its kind is checked when it is
+/// configured. Returns whether it was created.
 pub(super) fn create(name: &str, index: Option<u32>) -> Result<bool> {
     let link = LinkWireguard::new(name).index(index.unwrap_or_default()).build();
     match request(RouteNetlinkMessage::NewLink(link), NLM_F_CREATE | NLM_F_EXCL) {

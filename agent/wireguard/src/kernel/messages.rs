@@ -1,4 +1,5 @@
-//! From configurations to the kernel's attributes and back (`linux/wireguard.h`). Pure.
+//! Converts configurations to the kernel's attributes and back (`linux/wireguard.h`). Pure
+//! functions.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,58 +17,57 @@ use crate::{EngineConfig, Generation, OwnKey, PeerConfig, PeerStatus, PublicKey}
 
 /// Peers in one message: an attribute holds at most 64 KiB, and a peer needs about 150 bytes.
 const PEERS_PER_MESSAGE: usize = 200;
-/// How often a peer that is kept alive is sent something, in seconds.
+/// Interval of persistent keepalives, in seconds.
 const KEPT_ALIVE: u16 = 25;
 /// How long a session lasts (whitepaper, section 6.1: `Reject-After-Time`).
 const SESSION: Duration = Duration::from_mins(3);
 
-/// A peer of the device, as the kernel has it or is to have it.
+/// A peer of the device, observed or desired.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct DevicePeer {
     pub(super) endpoint: Option<SocketAddr>,
-    /// The address that its packets come from, and its tunnel address, if this key is the one to
-    /// send with.
+    /// The source address of its packets, and its tunnel address if this key is used for sending.
     pub(super) allowed: BTreeSet<Ipv4Addr>,
     pub(super) last_handshake: Option<Duration>,
     pub(super) rx_bytes: u64,
     pub(super) tx_bytes: u64,
 }
 
-/// The device, as the kernel has it.
+/// The observed device.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Device {
     pub(super) public: Option<PublicKey>,
     pub(super) listen_port: u16,
-    /// The mark on what the device sends to other nodes.
+    /// The mark on packets that the device sends to other nodes.
     pub(super) mark: u32,
     pub(super) peers: BTreeMap<PublicKey, DevicePeer>,
 }
 
-/// The own key that the device is to have: it has one, the newest that may be used.
+/// Returns the device's own key. It can have only one: the newest that may be used.
 pub(super) fn own_key(config: &EngineConfig) -> Option<&OwnKey> {
     config.keys.iter().rev().find(|key| key.active)
 }
 
-/// The device's own key was replaced by another.
+/// Records that the device's own key was replaced.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Replaced {
     pub(super) at: Instant,
-    /// The generation of the key before.
+    /// The generation of the previous key.
     pub(super) before: Option<Generation>,
-    /// Which peers are to be greeted next by the new key.
+    /// The peers that must be contacted next with the new key.
     pub(super) greeting: Option<Greeting>,
 }
 
-/// Peers that do not know of a new key of the device.
+/// Peers that do not know the device's new key yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Greeting {
-    /// All, by that of their keys which is sent with.
+    /// All peers, using those of their keys that are used for sending.
     InUse,
-    /// Those that did not answer, by their other keys.
+    /// Peers that did not respond, using their other keys.
     Others,
 }
 
-/// Whether `config` means another key for a device that has one.
+/// Returns a replacement if `config` changes the own key of a device that has one.
 pub(super) fn replaced(config: &EngineConfig, device: &Device) -> Option<Replaced> {
     let (has, wanted) = (device.public?, own_key(config)?.private.public());
     let before = || config.keys.iter().find(|own| own.private.public() == has).map(|own| own.generation);
@@ -75,9 +75,9 @@ pub(super) fn replaced(config: &EngineConfig, device: &Device) -> Option<Replace
     (has != wanted).then(|| Replaced { at: Instant::now(), before: before(), greeting })
 }
 
-/// The peers that the device is to have. A tunnel address can belong to one key only: to the one
-/// with the latest handshake, since a peer that rotates its key uses the new one when it is ready;
-/// to the oldest before that.
+/// Returns the desired peers of the device. A tunnel address can belong to one key only. This is
+/// the key with the latest handshake, since a peer that rotates its key uses the new one as soon as
+/// it is ready; without a handshake it is the oldest key.
 pub(super) fn desired(config: &EngineConfig, device: &Device) -> BTreeMap<PublicKey, DevicePeer> {
     let mut peers = BTreeMap::new();
     for peer in config.peers.values() {
@@ -91,7 +91,7 @@ pub(super) fn desired(config: &EngineConfig, device: &Device) -> BTreeMap<Public
     peers
 }
 
-/// Which of a peer's keys the device sends with.
+/// Returns the key of a peer that the device uses for sending.
 fn key_in_use(keys: &BTreeMap<Generation, PublicKey>, device: &Device) -> Option<PublicKey> {
     let handshake = |key: &PublicKey| device.peers.get(key).and_then(|peer| peer.last_handshake);
     keys.values()
@@ -101,7 +101,8 @@ fn key_in_use(keys: &BTreeMap<Generation, PublicKey>, device: &Device) -> Option
         .or_else(|| keys.values().next().copied())
 }
 
-/// The attributes that lead from `device` to `config`, in messages of a size that the kernel takes.
+/// Returns the attributes that change `device` to `config`, in messages of a size that the kernel
+/// accepts.
 pub(super) fn changes(
     config: &EngineConfig,
     configured: &BTreeMap<PublicKey, Option<SocketAddr>>,
@@ -128,7 +129,7 @@ pub(super) fn changes(
         ])
     });
     let changed = desired.iter().filter_map(|(key, peer)| change(*key, peer, configured, device, &owned));
-    // Addresses go over from one key to the other, and are never nobody's.
+    // An address moves directly from one key to another, so it always has an owner.
     let peers: Vec<WireguardPeer> = changed.chain(removed).collect();
     if !first.is_empty() {
         first.insert(0, WireguardAttribute::IfName(config.device.clone()));
@@ -137,13 +138,12 @@ pub(super) fn changes(
     first.into_iter().chain(in_messages(config, &peers)).collect()
 }
 
-/// The attributes that give each peer's tunnel address to the key which the peer uses, where
-/// another has it.
+/// Returns the attributes that move each peer's tunnel address to the key that the peer uses.
 pub(super) fn moves(config: &EngineConfig, device: &Device) -> Vec<Vec<WireguardAttribute>> {
     let moves = config.peers.values().filter_map(|peer| {
         let (key, address) = (key_in_use(&peer.keys, device)?, peer.tunnel_address);
         let known = device.peers.get(&key)?;
-        // The key that loses it needs no message: an address has one owner.
+        // The previous owner needs no message: an address has one owner.
         (!known.allowed.contains(&address)).then(|| {
             WireguardPeer(vec![
                 WireguardPeerAttribute::PublicKey(key.0),
@@ -155,12 +155,12 @@ pub(super) fn moves(config: &EngineConfig, device: &Device) -> Vec<Vec<Wireguard
     in_messages(config, &moves.collect::<Vec<_>>())
 }
 
-/// The key of each peer that the device sends with.
+/// Returns the key of each peer that the device uses for sending.
 pub(super) fn in_use(config: &EngineConfig, device: &Device) -> Vec<PublicKey> {
     config.peers.values().filter_map(|peer| key_in_use(&peer.keys, device)).collect()
 }
 
-/// The keys that are not sent with of peers without a session by the device's new key.
+/// Returns the unused keys of peers without a session with the device's new key.
 pub(super) fn others_of_silent(
     config: &EngineConfig,
     device: &Device,
@@ -178,8 +178,8 @@ pub(super) fn others_of_silent(
     others.flatten().collect()
 }
 
-/// The attributes that let the device greet peers by those keys: the kernel sends a peer something
-/// as soon as it is to be kept alive. It is not to be kept so any longer.
+/// Returns the attributes that make the device contact peers with these keys. The kernel sends to a
+/// peer as soon as keepalives are enabled; they are disabled again at once.
 pub(super) fn greetings<'k>(
     keys: impl IntoIterator<Item = &'k PublicKey>,
     config: &EngineConfig,
@@ -200,7 +200,7 @@ pub(super) fn greetings<'k>(
         .collect()
 }
 
-/// Peers of the device, in messages of a size that the kernel takes.
+/// Splits peers of the device into messages of a size that the kernel accepts.
 fn in_messages(config: &EngineConfig, peers: &[WireguardPeer]) -> Vec<Vec<WireguardAttribute>> {
     let message = |peers: &[WireguardPeer]| {
         vec![WireguardAttribute::IfName(config.device.clone()), WireguardAttribute::Peers(peers.to_vec())]
@@ -208,9 +208,9 @@ fn in_messages(config: &EngineConfig, peers: &[WireguardPeer]) -> Vec<Vec<Wiregu
     peers.chunks(PEERS_PER_MESSAGE).map(message).collect()
 }
 
-/// What a peer lacks; `None` if nothing. A peer that moved is left where it is unless its
-/// configuration changed. `owned` are the addresses that some peer is to have: what it has of them
-/// for another, that one takes from it.
+/// Returns the missing changes of a peer; `None` if there are none. A peer that moved keeps its new
+/// endpoint unless its configuration changed. `owned` are the desired addresses of all peers: an
+/// address that moves to another peer is taken from this one by that peer's change.
 fn change(
     key: PublicKey,
     peer: &DevicePeer,
@@ -248,7 +248,7 @@ fn allowed_ips(allowed: impl IntoIterator<Item = Ipv4Addr>) -> WireguardPeerAttr
     WireguardPeerAttribute::AllowedIps(allowed.collect())
 }
 
-/// Adds what one message of a dump says to `device`. A peer may be spread over two messages.
+/// Adds the contents of one dump message to `device`. A peer may be split over two messages.
 pub(super) fn read(attributes: &[WireguardAttribute], now: SystemTime, device: &mut Device) {
     for attribute in attributes {
         match attribute {
@@ -278,8 +278,8 @@ fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mu
             WireguardPeerAttribute::RxBytes(bytes) => peer.rx_bytes = *bytes,
             WireguardPeerAttribute::TxBytes(bytes) => peer.tx_bytes = *bytes,
             WireguardPeerAttribute::LastHandshake(time) => {
-                // Zero: there was none. The kernel tells the time of day, which may have been set
-                // since.
+                // Zero means no handshake. The kernel reports wall-clock time, which may have been
+                // changed since.
                 let seconds = u64::try_from(time.seconds).ok().filter(|seconds| *seconds > 0);
                 let nanoseconds = u32::try_from(time.nano_seconds).unwrap_or_default();
                 peer.last_handshake = seconds.map(|seconds| {
@@ -301,14 +301,14 @@ fn read_peer(attributes: &[WireguardPeerAttribute], now: SystemTime, device: &mu
     }
 }
 
-/// Status by peer index: the sums of a peer's keys.
+/// Returns the status by peer index, as sums over a peer's keys.
 pub(super) fn status(
     config: &EngineConfig,
     device: &Device,
     replaced: Option<&Replaced>,
 ) -> BTreeMap<u16, PeerStatus> {
     let own = own_key(config).map(|key| key.generation);
-    // A session that is older than the device's key is by the one before.
+    // A session older than the device's key uses the previous key.
     let own_at = |age: Duration| match replaced {
         Some(replaced) if age > replaced.at.elapsed() => replaced.before,
         _ => own,

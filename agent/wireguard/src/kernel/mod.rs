@@ -1,21 +1,22 @@
 //! The kernel's WireGuard.
 //!
-//! Its device is one of layer 3, without frames that carry network and peer: what enters and leaves
-//! it are VXLAN packets between tunnel addresses, made and taken apart by whoever feeds the device.
-//! This engine makes the device, sets its keys and peers, and brings it up. It has no address and
-//! no route leads to it; what it lets out and nobody takes at its ingress is not let into the host.
+//! Its device is a layer-3 device without frames that could carry network and peer. It sends and
+//! receives VXLAN packets between tunnel addresses; the eBPF programs encapsulate and decapsulate
+//! them. This engine creates the device, sets its keys and peers, and brings it up. The device has
+//! no address, and no route leads to it. Packets that no program takes at its ingress do not enter
+//! the host.
 //!
 //! A kernel device has one private key, and an address belongs to one key of a peer. So packets
-//! come from another address by each of two keys that a node has at a time
-//! ([`crate::TunnelSources`]), and are taken by either; and the node's tunnel address belongs to
-//! that key which is sent with: the one with the latest handshake, which
-//! [`WireguardEngine::follow`] finds out. Until then the other's session goes on: a device whose
-//! key was replaced still decrypts what comes by its old sessions, only encrypts nothing by them
-//! any more. It starts new sessions at once; what is to be sent meanwhile the kernel keeps, 128
-//! packets for each peer.
+//! have a different source address for each of a node's two keys ([`crate::TunnelSources`]), and
+//! both are accepted. The node's tunnel address belongs to the key that is used for sending: the
+//! one with the latest handshake, which [`WireguardEngine::follow`] determines. Until then the
+//! previous session continues. A device whose key was replaced still decrypts packets of its old
+//! sessions, but does not encrypt with them. It starts new sessions at once; the kernel queues
+//! packets meanwhile, 128 for each peer.
 //!
-//! A handshake that both sides start at a time leaves neither with a session for five seconds. So
-//! peers are greeted by the key that is sent with, and by others only when that does not answer.
+//! If both sides start a handshake at the same time, neither has a session for five seconds. So
+//! peers are first contacted with the key that is used for sending, and with others only if they do
+//! not respond.
 
 mod link;
 mod messages;
@@ -48,22 +49,22 @@ use crate::{
     TunnelSources, WireguardEngine, device,
 };
 
-/// The kernel's name for it.
+/// The generic netlink family.
 const FAMILY: &str = "wireguard";
-/// Packets that may wait in the device's queue.
+/// Queue length of the device, in packets.
 const QUEUE: i32 = 1000;
-/// How long a peer may take to answer a handshake by the key that is sent with before it is tried
-/// by its others.
+/// How long a peer may take to respond to a handshake with the key used for sending, before its
+/// other keys are tried.
 const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Lets the kernel make, set up and start a device as [`KernelEngine`] needs it, in a network
-/// namespace that goes when this returns: nothing of it is ever seen on the host. Asking for
-/// WireGuard makes the kernel load its module if there is one and the caller may.
+/// Tests that the kernel can create, configure and start a device as [`KernelEngine`] needs it.
+/// Uses a temporary network namespace, so nothing becomes visible on the host. The query makes the
+/// kernel load its WireGuard module, if there is one and the caller may.
 pub fn try_kernel_wireguard() -> Result<()> {
     let tried = thread::Builder::new()
         .name("wireguard-trial".to_owned())
         .spawn(|| {
-            // Asked outside: a kernel without WireGuard is told before there is anything to fail.
+            // Query first: a kernel without WireGuard is reported before anything else can fail.
             let mut engine = KernelEngine::new()?;
             unshare(CloneFlags::CLONE_NEWNET).map_err(Error::system("create a network namespace"))?;
             engine.apply(&sample()?)
@@ -78,7 +79,7 @@ pub fn try_kernel_wireguard() -> Result<()> {
     }
 }
 
-/// One peer, and what else a device has.
+/// A sample configuration with one peer.
 fn sample() -> Result<EngineConfig> {
     let keys = BTreeMap::from([(1, PrivateKey::generate()?.public())]);
     let tunnel_address = Ipv4Addr::new(198, 18, 0, 2);
@@ -102,25 +103,26 @@ fn sample() -> Result<EngineConfig> {
     })
 }
 
-/// The engine. Unlike the one in user space its device stays when this value is dropped.
+/// The engine. Unlike that of the engine in user space, its device remains when this value is
+/// dropped.
 #[derive(Debug)]
 pub struct KernelEngine {
     family: u16,
     config: Option<EngineConfig>,
-    /// The device is new, and its peers do not know yet.
+    /// The device is new, so its peers do not know it yet.
     unknown: bool,
-    /// When it was last given another key.
+    /// The last replacement of its key.
     replaced: Option<Replaced>,
 }
 
 impl KernelEngine {
-    /// Finds the kernel's WireGuard, or fails with [`Error::NoKernelWireguard`].
+    /// Connects to the kernel's WireGuard, or fails with [`Error::NoKernelWireguard`].
     pub fn new() -> Result<Self> {
         Ok(Self { family: family()?, config: None, unknown: false, replaced: None })
     }
 
-    /// Removes the WireGuard device of that name, which an engine has left. A device of another
-    /// kind stays, and none is no error.
+    /// Removes the WireGuard device with this name that an earlier engine left. Keeps a device of
+    /// another kind; succeeds if there is none.
     pub fn remove_left(device: &str) -> Result<()> {
         if if_nametoindex(device).is_err() {
             return Ok(());
@@ -132,8 +134,8 @@ impl KernelEngine {
         }
     }
 
-    /// Notes which peers are to be greeted next after a replacement of the own key.
-    fn go_on_to(&mut self, next: Option<Greeting>) {
+    /// Sets which peers must be contacted next after a replacement of the own key.
+    fn greet_next(&mut self, next: Option<Greeting>) {
         if let Some(replaced) = &mut self.replaced {
             replaced.greeting = next;
         }
@@ -201,7 +203,7 @@ impl WireguardEngine for KernelEngine {
         self.replaced = messages::replaced(config, &device).or(self.replaced);
         device::isolate(name)
             .map_err(Error::system(format!("keep the host apart from the device {name}")))?;
-        // Endpoints as they were configured before: a peer that moved since is not moved back.
+        // Endpoints as configured before: a peer that moved since keeps its new endpoint.
         let configured: BTreeMap<PublicKey, Option<SocketAddr>> = self
             .config
             .iter()
@@ -221,10 +223,10 @@ impl WireguardEngine for KernelEngine {
             let keys = config.peers.values().flat_map(|peer| peer.keys.values());
             self.set(config, messages::greetings(keys, config))?;
             self.unknown = false;
-            self.go_on_to(None);
+            self.greet_next(None);
         } else if greeting == Some(Greeting::InUse) {
             self.set(config, messages::greetings(&messages::in_use(config, &device), config))?;
-            self.go_on_to(Some(Greeting::Others));
+            self.greet_next(Some(Greeting::Others));
         }
         Ok(())
     }
@@ -239,7 +241,7 @@ impl WireguardEngine for KernelEngine {
         let Some(replaced) = self.replaced.as_ref().filter(due) else { return Ok(()) };
         let silent = messages::others_of_silent(config, &device, replaced);
         self.set(config, messages::greetings(&silent, config))?;
-        self.go_on_to(None);
+        self.greet_next(None);
         Ok(())
     }
 
@@ -259,7 +261,7 @@ impl WireguardEngine for KernelEngine {
     }
 }
 
-/// The number that the kernel gave the family.
+/// Returns the number of the generic netlink family.
 fn family() -> Result<u16> {
     let request = GenlMessage::from_payload(GenlCtrl {
         cmd: GenlCtrlCmd::GetFamily,

@@ -84,7 +84,7 @@ fn x25519_public(key: [u8; 32]) -> [u8; 32] {
     boringtun::x25519::PublicKey::from(&boringtun::x25519::StaticSecret::from(key)).to_bytes()
 }
 
-/// What the kernel has once it was given that.
+/// Returns the kernel's device after this configuration.
 fn device_of(config: &EngineConfig) -> Device {
     let mut device = Device::default();
     let messages = changes(config, &BTreeMap::new(), &device);
@@ -92,7 +92,7 @@ fn device_of(config: &EngineConfig) -> Device {
     device
 }
 
-/// Lets peer 2 be in the middle of replacing its key: the old one and the new one.
+/// Makes peer 2 rotate its key; returns the old and the new key.
 fn replace_key(config: &mut EngineConfig) -> (PublicKey, PublicKey) {
     let keys = &mut config.peers.get_mut(&2).unwrap().keys;
     let (old, new) = (keys[&1], PrivateKey::generate().unwrap().public());
@@ -101,7 +101,7 @@ fn replace_key(config: &mut EngineConfig) -> (PublicKey, PublicKey) {
 }
 
 #[test]
-fn applying_leads_to_the_wanted_device_and_applying_again_changes_nothing() {
+fn applying_leads_to_the_desired_device_and_applying_again_changes_nothing() {
     let config = config();
     let device = device_of(&config);
     assert_eq!(device.public, Some(config.keys[0].private.public()));
@@ -118,7 +118,7 @@ fn applying_leads_to_the_wanted_device_and_applying_again_changes_nothing() {
 }
 
 #[test]
-fn a_removed_peer_goes_and_one_that_moved_stays_where_it_is() {
+fn a_removed_peer_is_deleted_and_one_that_moved_keeps_its_endpoint() {
     let mut config = config();
     let mut device = device_of(&config);
     let configured: BTreeMap<_, _> = device.peers.iter().map(|(key, peer)| (*key, peer.endpoint)).collect();
@@ -159,7 +159,8 @@ fn each_of_a_peers_keys_may_send_from_its_own_address_all_the_time() {
     let step = |config: &EngineConfig, device: &mut Device| {
         for message in changes(config, &BTreeMap::new(), device) {
             apply(device, vec![message.clone()]);
-            // Not even for the moment between two messages, or two peers of one.
+            // The address must not be missing even between two messages, or two peers of one
+            // message.
             assert!(!format!("{message:?}").contains("ReplaceAllowedIps"));
         }
         assert!(device.peers[&new].allowed.contains(&sources.even));
@@ -177,7 +178,7 @@ fn each_of_a_peers_keys_may_send_from_its_own_address_all_the_time() {
 }
 
 #[test]
-fn the_tunnel_address_is_somebodys_while_a_key_goes() {
+fn the_tunnel_address_always_has_an_owner_while_a_key_is_removed() {
     let mut config = config();
     let (old, new) = replace_key(&mut config);
     let mut device = device_of(&config);
@@ -196,7 +197,7 @@ fn the_tunnel_address_is_somebodys_while_a_key_goes() {
 }
 
 #[test]
-fn an_address_that_is_nobodys_any_more_is_taken_away() {
+fn an_address_without_an_owner_is_removed() {
     let mut config = config();
     let mut device = device_of(&config);
     let peer = config.peers.get_mut(&2).unwrap();
@@ -208,7 +209,7 @@ fn an_address_that_is_nobodys_any_more_is_taken_away() {
 }
 
 #[test]
-fn a_session_counts_for_the_own_key_that_it_was_made_by_and_as_long_as_it_lasts() {
+fn a_session_counts_for_the_own_key_that_made_it_until_it_expires() {
     let mut config = config();
     let mut device = device_of(&config);
     let theirs = config.peers[&2].keys[&1];
@@ -231,7 +232,7 @@ fn a_session_counts_for_the_own_key_that_it_was_made_by_and_as_long_as_it_lasts(
 }
 
 #[test]
-fn peers_are_greeted_by_the_key_in_use_and_the_silent_by_their_others() {
+fn peers_are_contacted_with_the_key_in_use_and_silent_ones_with_others() {
     let mut config = config();
     let (old, new) = replace_key(&mut config);
     let mut device = device_of(&config);
@@ -272,7 +273,7 @@ fn following_moves_the_tunnel_address_and_nothing_else() {
     let mut device = device_of(&config);
     assert_eq!(messages::moves(&config, &device), Vec::<Vec<WireguardAttribute>>::new());
     device.peers.get_mut(&new).unwrap().last_handshake = Some(Duration::ZERO);
-    // One peer less is not its business.
+    // Removed peers do not concern this function.
     config.peers.remove(&4);
     let messages = messages::moves(&config, &device);
     assert_eq!(messages.len(), 1);
@@ -285,7 +286,7 @@ fn following_moves_the_tunnel_address_and_nothing_else() {
 }
 
 #[test]
-fn every_key_of_every_peer_is_greeted_and_none_is_kept_alive_for_long() {
+fn every_key_of_every_peer_is_contacted_and_keepalives_are_disabled_again() {
     let mut config = config();
     replace_key(&mut config);
     let mut kept_alive = BTreeMap::new();
@@ -311,7 +312,7 @@ fn every_key_of_every_peer_is_greeted_and_none_is_kept_alive_for_long() {
 }
 
 #[test]
-fn many_peers_are_sent_in_messages_that_fit() {
+fn many_peers_are_split_into_messages_that_fit() {
     let mut config = config();
     let peer = config.peers[&2].clone();
     config.peers = (0..1000u16)
@@ -327,8 +328,9 @@ fn many_peers_are_sent_in_messages_that_fit() {
 }
 
 #[test]
-fn the_trial_agrees_with_what_the_kernel_lets_us_make_and_leaves_nothing() {
-    // A kernel with WireGuard is tested by what uses it; without, everything must say so.
+fn the_trial_agrees_with_what_the_kernel_allows_and_leaves_nothing() {
+    // If the kernel has WireGuard, other tests cover it; if not, every entry point must report
+    // that.
     match try_kernel_wireguard() {
         Ok(()) => assert!(KernelEngine::new().is_ok()),
         Err(error) => {

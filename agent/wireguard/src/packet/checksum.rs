@@ -1,10 +1,10 @@
-//! The Internet checksum (RFC 1071), kept in memory order: sums, folds and stored fields all use
-//! the machine's own byte order, which the arithmetic allows.
+//! The Internet checksum (RFC 1071) in memory order: sums, folds and stored fields all use the
+//! machine's byte order, which the arithmetic allows.
 
 use multiversion::multiversion;
 
-/// Sum of `bytes` as 16-bit words, not folded. Long runs are added in lanes so that the compiler
-/// can use vectors, the longest that the processor has.
+/// Returns the unfolded sum of `bytes` as 16-bit words. Adds long runs in lanes, so that the
+/// compiler can use the CPU's widest vectors.
 #[multiversion(targets("x86_64+avx2"))]
 pub(crate) fn sum(bytes: &[u8]) -> u64 {
     let mut lanes = [0u64; 16];
@@ -34,15 +34,14 @@ pub(crate) fn fold(sum: u64) -> u16 {
     ((sum & 0xffff) + (sum >> 16)) as u16
 }
 
-/// Sum of a TCP or UDP pseudo-header: both addresses, the protocol, and the length of layer 4 (RFC
-/// 9293, RFC 8200). The IPv6 form has a 32-bit length; the same sum results for every length that
-/// fits 16 bits.
+/// Returns the sum of a TCP or UDP pseudo-header: both addresses, the protocol, and the layer-4
+/// length (RFC 9293, RFC 8200). IPv6 has a 32-bit length field, but the sum is the same for lengths
+/// up to 16 bits.
 pub(crate) fn pseudo_header(addresses: &[u8], protocol: u8, length: u16) -> u64 {
     sum(addresses) + u64::from(u16::from(protocol).to_be()) + u64::from(length.to_be())
 }
 
-/// Writes an IPv4 header's checksum. `header` is the whole header with its options, 20 bytes at
-/// least.
+/// Writes an IPv4 header's checksum. `header` is the whole header with options, at least 20 bytes.
 pub(crate) fn set_ipv4(header: &mut [u8]) {
     header[10..12].fill(0);
     let checksum = !fold(sum(header));

@@ -1,16 +1,16 @@
-//! IPv4 fragments (RFC 791, section 3.2): what becomes of a packet that is larger than the
-//! network's MTU and allows it. The sender's own kernel does that as a rule, unless somebody raised
-//! the MTU of its interface.
+//! IPv4 fragmentation (RFC 791, section 3.2), for packets that are larger than the network's MTU
+//! and may be fragmented. Usually the sender's kernel does this, unless the MTU of its interface
+//! was raised.
 
 use super::{checksum, layers::ETHERNET};
 
 /// More fragments follow.
 const MORE: u16 = 0x2000;
-/// Bits of the offset, which counts 8 bytes each.
+/// Mask of the offset, in units of 8 bytes.
 const OFFSET: u16 = 0x1fff;
 /// Don't fragment; it is in the same byte as [`MORE`].
 const DONT: u8 = 0x40;
-/// The bit of an option's type that says that every fragment has it.
+/// The bit of an option's type which marks options that every fragment must have.
 const COPIED: u8 = 0x80;
 
 /// A frame that is to be fragmented.
@@ -23,14 +23,14 @@ pub(crate) struct Fragments<'f> {
     size: usize,
 }
 
-/// Whether a frame holds a packet that may be fragmented: IPv4 without DF.
+/// Returns whether a frame holds a packet that may be fragmented: IPv4 without DF.
 pub(crate) fn may_be_fragmented(frame: &[u8]) -> bool {
     matches!(frame.get(12..ETHERNET + 7), Some([0x08, 0x00, ip @ ..]) if ip[0] >> 4 == 4 && ip[6] & DONT == 0)
 }
 
 impl<'f> Fragments<'f> {
-    /// Cuts a frame into frames of at most `most` bytes. `None` if that may not be done, or not to
-    /// a broken packet.
+    /// Prepares to split a frame into frames of at most `most` bytes. Returns `None` if that is not
+    /// allowed, or if the packet is malformed.
     pub(crate) fn new(frame: &'f [u8], most: usize) -> Option<Self> {
         if !may_be_fragmented(frame) {
             return None;
@@ -43,18 +43,18 @@ impl<'f> Fragments<'f> {
         }
         let (head, payload) = frame[..ETHERNET + total].split_at(ETHERNET + header);
         let size = most.checked_sub(head.len())? / 8 * 8;
-        // The last offset has to fit as well.
+        // The last offset must fit too.
         let offset = u16::from_be_bytes([ip[6], ip[7]]) & OFFSET;
         let end = u16::try_from(usize::from(offset) * 8 + payload.len());
         (size > 0 && end.is_ok()).then_some(Self { head, payload, size })
     }
 
-    /// Number of frames that come out.
+    /// Returns the number of resulting frames.
     pub(crate) fn count(&self) -> usize {
         self.payload.len().div_ceil(self.size)
     }
 
-    /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if
+    /// Writes frame number `index` to the start of `out` and returns its length. Returns `None` if
     /// `out` is too short or there is no such frame.
     pub(crate) fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         let begin = index.checked_mul(self.size)?;
@@ -81,15 +81,15 @@ impl<'f> Fragments<'f> {
     }
 }
 
-/// Makes "no operation" of the options that only the first fragment has, so that the header keeps
-/// its length.
+/// Replaces the options that only the first fragment has by "no operation", so that the header
+/// keeps its length.
 fn blank_options(mut options: &mut [u8]) {
     while let Some(&kind) = options.first() {
         let len = match (kind, options.get(1)) {
             (0, _) => return,
             (1, _) => 1,
             (_, Some(&len)) if len >= 2 && usize::from(len) <= options.len() => usize::from(len),
-            // Broken; whoever receives it may judge.
+            // Malformed; leave that to the receiver.
             _ => return,
         };
         let (option, rest) = std::mem::take(&mut options).split_at_mut(len);
@@ -131,7 +131,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fragments_hold_all_of_a_packet_in_order_and_none_is_longer_than_allowed(
+        fn fragments_hold_a_whole_packet_in_order_and_none_is_too_long(
             payload in vec(any::<u8>(), 1..5000),
             (before, more) in (0..100u16, any::<bool>()),
             most in 42..2000usize,
@@ -154,7 +154,7 @@ mod tests {
         }
 
         #[test]
-        fn nonsense_is_refused_or_cut_but_never_a_fault(
+        fn arbitrary_input_is_refused_or_fragmented_without_a_panic(
             mut bytes in vec(any::<u8>(), 0..200),
             most in 0..200usize,
         ) {
@@ -168,7 +168,7 @@ mod tests {
     }
 
     #[test]
-    fn only_options_that_are_to_be_copied_are_in_later_fragments() {
+    fn later_fragments_have_only_the_options_that_must_be_copied() {
         // Record route (7, only in the first), router alert (148, copied), end.
         let options = [7, 3, 4, 148, 4, 0, 0, 0];
         let whole = frame(0, &options, &[9; 64]);
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_forbids_fragments_is_left_alone() {
+    fn packets_that_forbid_fragmentation_are_not_fragmented() {
         assert!(Fragments::new(&frame(0x4000, &[], &[0; 100]), 60).is_none());
         let mut v6 = frame(0, &[], &[0; 100]);
         (v6[12], v6[13], v6[14]) = (0x86, 0xdd, 0x60);

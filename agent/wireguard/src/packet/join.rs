@@ -1,9 +1,7 @@
-//! Joining segments of a flow into super-packets before they are written to the device: the work of
-//! GRO.
+//! Coalesces segments of a flow into super-packets before they are written to the device, like GRO.
 //!
-//! Decrypted packets lie one after another in an arena and stay there; a super-packet is a list of
-//! ranges. What is not joined stands in the same list, so every flow's packets leave in the order
-//! in which they came.
+//! Decrypted packets stay in an arena, one after another; a super-packet is a list of ranges.
+//! Packets that are not coalesced are in the same list, so every flow's packets leave in order.
 
 use std::{io::IoSlice, net::Ipv4Addr};
 
@@ -19,11 +17,11 @@ use super::{
 const MAX_SEGMENTS: usize = 64;
 /// Largest inner packet.
 const MAX_PACKET: usize = 65535;
-/// Most recent super-packets that are searched for that of a flow.
+/// Number of most recent super-packets that are searched for a flow's.
 const LOOK_BACK: usize = 32;
-/// SYN, RST and URG are never joined.
+/// SYN, RST and URG are never coalesced.
 const NEVER: u8 = 0x26;
-/// FIN and PSH close what they join.
+/// FIN and PSH close the super-packet that they join.
 const CLOSING: u8 = 0x09;
 
 /// Holds the decrypted packets of one round of receiving.
@@ -33,18 +31,18 @@ pub(crate) struct Joiner {
     used: usize,
     frames: Vec<Joined>,
     live: usize,
-    /// Whether the device takes UDP super-packets.
+    /// Whether the device accepts UDP super-packets.
     udp: bool,
 }
 
 /// A frame, perhaps of many segments, to be written to the device.
 #[derive(Debug)]
 struct Joined {
-    /// The first segment's frame in the arena: begin of its Ethernet header.
+    /// Start of the first segment's Ethernet header in the arena.
     start: usize,
-    /// Length of its headers; the whole frame's if it cannot be joined.
+    /// Length of its headers; of the whole frame if it cannot be coalesced.
     header: usize,
-    /// Payload ranges in the arena: begin and length.
+    /// Payload ranges in the arena: start and length.
     parts: Vec<(usize, usize)>,
     payload: usize,
     tag: FrameTag,
@@ -56,7 +54,7 @@ struct Joined {
     next_sequence: u32,
 }
 
-/// What is written to the device in one call.
+/// The data of one write to the device.
 #[derive(Debug)]
 pub(crate) struct SuperFrame<'j> {
     /// virtio header, frame header, payloads.
@@ -64,19 +62,19 @@ pub(crate) struct SuperFrame<'j> {
 }
 
 impl Joiner {
-    /// A joiner whose arena holds `capacity` bytes. `udp`: whether to join UDP datagrams too.
+    /// Creates a joiner whose arena holds `capacity` bytes. `udp`: whether to coalesce UDP
+    /// datagrams too.
     pub(crate) fn new(capacity: usize, udp: bool) -> Self {
         Self { arena: vec![0; capacity], used: 0, frames: Vec::new(), live: 0, udp }
     }
 
-    /// Free room, where the next packet is to be decrypted to.
+    /// Returns the free part of the arena, for the next decrypted packet.
     pub(crate) fn room(&mut self) -> &mut [u8] {
         &mut self.arena[self.used..]
     }
 
-    /// Takes the packet of `len` bytes that was just put at the beginning of [`Joiner::room`], if
-    /// it is VXLAN from address `from`, the source of peer `peer` by its key, to tunnel address
-    /// `to`.
+    /// Adds the packet of `len` bytes at the start of [`Joiner::room`]. It must be VXLAN from
+    /// address `from`, the source of peer `peer` for its key, to tunnel address `to`.
     pub(crate) fn push(
         &mut self,
         len: usize,
@@ -156,7 +154,7 @@ impl Joiner {
             {
                 continue;
             }
-            // The older frame lies before the newer one.
+            // The older frame is before the newer one in the arena.
             let (before, after) = arena.split_at_mut(start);
             let old = &mut before[joined.start..joined.start + joined.header];
             let new = &after[..header];
@@ -185,7 +183,7 @@ impl Joiner {
         false
     }
 
-    /// Hands all frames to `write`, oldest first, and forgets them.
+    /// Passes all frames to `write`, oldest first, and clears them.
     pub(crate) fn drain(&mut self, mut write: impl FnMut(&SuperFrame<'_>)) {
         for joined in &self.frames[..self.live] {
             let header = &mut self.arena[joined.start..joined.start + joined.header];
@@ -219,8 +217,8 @@ impl Joined {
         }
     }
 
-    /// Completes the first segment's header so that it stands for all, and says what the kernel is
-    /// to know.
+    /// Completes the first segment's header for the whole super-packet, and returns its description
+    /// for the kernel.
     fn finish(&self, header: &mut [u8]) -> VnetHeader {
         let Some(layers) = self.layers.filter(|_| self.verified) else { return VnetHeader::default() };
         let l4_len = self.header - layers.l4 + self.payload;
@@ -258,8 +256,8 @@ impl Joined {
                 header[layers.l4 + 4..layers.l4 + 6].copy_from_slice(&l4_len.to_be_bytes());
             }
         }
-        // The checksum was right, so the kernel need not compute it again: with the pseudo-header's
-        // sum in place it is "still to be computed", which a receiver on this machine takes as
+        // The checksum was verified, so the kernel need not compute it. With the pseudo-header's
+        // sum in the field it counts as incomplete, which a receiver on this machine accepts as
         // valid.
         let sum = checksum::pseudo_header(&header[layers.addresses()], layers.protocol, l4_len);
         let at = layers.l4 + layers.checksum_offset();
@@ -268,19 +266,19 @@ impl Joined {
     }
 }
 
-/// The low 32 bits of a length.
+/// Returns the low 32 bits of a length.
 fn low32(len: usize) -> u32 {
     u32::try_from(len).unwrap_or(u32::MAX)
 }
 
 fn checksum_is_right(frame: &[u8], layers: Layers) -> bool {
-    // A joined IPv4 header gets a new checksum, which must not hide that the old one was wrong.
+    // A coalesced IPv4 header gets a new checksum, which must not hide a wrong one.
     if !layers.v6 && checksum::fold(checksum::sum(&frame[ETHERNET..layers.l4])) != 0xffff {
         return false;
     }
     let l4 = &frame[layers.l4..];
-    // A UDP checksum of zero vouches for nothing (RFC 768), and the length must agree for it to
-    // mean anything.
+    // A UDP checksum of zero verifies nothing (RFC 768). The checksum is meaningful only if the
+    // length agrees.
     if layers.protocol == UDP
         && (l4[6..8] == [0, 0] || usize::from(u16::from_be_bytes([l4[4], l4[5]])) != l4.len())
     {
@@ -291,7 +289,8 @@ fn checksum_is_right(frame: &[u8], layers: Layers) -> bool {
     checksum::fold(pseudo + checksum::sum(l4)) == 0xffff
 }
 
-/// Same addresses and ports. Both headers have the same protocol and layer 4 offset.
+/// Returns whether addresses and ports are equal. Both headers have the same protocol and layer-4
+/// offset.
 fn same_flow(old: &[u8], new: &[u8], layers: Layers) -> bool {
     let ports = layers.l4..layers.l4 + 4;
     old[..6] == new[..6]
@@ -299,7 +298,7 @@ fn same_flow(old: &[u8], new: &[u8], layers: Layers) -> bool {
         && old[ports.clone()] == new[ports]
 }
 
-/// All else in the headers that must not differ. Both headers have the same length.
+/// Compares the other header fields that must not differ. Both headers have the same length.
 fn same_header(old: &[u8], new: &[u8], layers: Layers) -> bool {
     let same = |range: std::ops::Range<usize>| old[range.clone()] == new[range];
     let (ip, l4) = (ETHERNET, layers.l4);

@@ -1,5 +1,4 @@
-//! Where the layers of an inner Ethernet frame begin. Nothing here trusts a length before it has
-//! compared it.
+//! Offsets of the layers in an inner Ethernet frame. No length is used before it is checked.
 
 /// Bytes of an Ethernet header.
 pub(crate) const ETHERNET: usize = 14;
@@ -13,7 +12,7 @@ const IPV6: [u8; 2] = [0x86, 0xdd];
 const HOP_BY_HOP: u8 = 0;
 const ROUTING: u8 = 43;
 const DESTINATION_OPTIONS: u8 = 60;
-/// More extension headers than anything but an attack has.
+/// More extension headers than any legitimate packet has.
 const MAX_EXTENSIONS: usize = 8;
 
 /// A frame that holds one whole, unfragmented TCP segment or UDP datagram over IP.
@@ -30,15 +29,15 @@ pub(crate) struct Layers {
 }
 
 impl Layers {
-    /// Finds the layers; `None` for anything but whole TCP and UDP. Lengths inside the packet are
-    /// not compared with the frame's, except that all headers are there.
+    /// Finds the layers; `None` unless it is a whole TCP or UDP packet. Checks that all headers are
+    /// present, but not that the packet's lengths agree with the frame's.
     pub(crate) fn of(frame: &[u8]) -> Option<Self> {
         let ip = frame.get(ETHERNET..)?;
         let ethertype = [frame[12], frame[13]];
         let (v6, protocol, l4) = match (ethertype, ip.first()? >> 4) {
             (IPV4, 4) => {
                 let header = usize::from(ip[0] & 15) * 4;
-                // Any fragment, the first included, has either MF or an offset.
+                // Every fragment, including the first, has MF or an offset.
                 if header < 20 || ip.len() < header || ip[6] & 0x3f != 0 || ip[7] != 0 {
                     return None;
                 }
@@ -60,7 +59,7 @@ impl Layers {
         (header >= least && payload <= frame.len()).then_some(Self { v6, protocol, l4, payload })
     }
 
-    /// Where the addresses of the pseudo-header are.
+    /// Returns the range of the addresses for the pseudo-header.
     pub(crate) fn addresses(&self) -> std::ops::Range<usize> {
         if self.v6 { ETHERNET + 8..ETHERNET + 40 } else { ETHERNET + 12..ETHERNET + 20 }
     }
@@ -70,15 +69,15 @@ impl Layers {
         if self.protocol == TCP { 16 } else { 6 }
     }
 
-    /// What the IP header says the frame's length is.
+    /// Returns the frame's length according to the IP header.
     pub(crate) fn stated_len(&self, frame: &[u8]) -> usize {
         let at = if self.v6 { ETHERNET + 4 } else { ETHERNET + 2 };
         let stated = usize::from(u16::from_be_bytes([frame[at], frame[at + 1]]));
         ETHERNET + stated + if self.v6 { 40 } else { 0 }
     }
 
-    /// Writes the IP header's length for a frame of `len` bytes; the IPv4 checksum is left to the
-    /// caller. `None` if the length does not fit.
+    /// Writes the IP header's length for a frame of `len` bytes; the caller updates the IPv4
+    /// checksum. Returns `None` if the length does not fit.
     pub(crate) fn set_len(&self, header: &mut [u8], len: usize) -> Option<()> {
         let (at, base) = if self.v6 { (ETHERNET + 4, 40) } else { (ETHERNET + 2, 0) };
         let stated = u16::try_from(len.checked_sub(ETHERNET + base)?).ok()?;
@@ -103,7 +102,7 @@ fn skip_extensions(frame: &[u8], first: u8, mut at: usize) -> Option<(u8, usize)
     None
 }
 
-/// A number that is equal for the packets of one flow, for spreading flows over source ports (RFC
+/// Returns a hash that is equal for all packets of a flow, to spread flows over source ports (RFC
 /// 7348, section 5).
 pub(crate) fn flow_hash(frame: &[u8]) -> u32 {
     let mut hash = 0x811c_9dc5_u32;
@@ -122,7 +121,8 @@ pub(crate) fn flow_hash(frame: &[u8]) -> u32 {
             mix(&frame[layers.l4..layers.l4 + 4]);
             mix(&[layers.protocol]);
         }
-        // Other IP, fragments included: by addresses, so that all fragments of a packet go one way.
+        // Other IP packets, including fragments: hash the addresses, so that all fragments of a
+        // packet take one path.
         None if frame.get(12..14) == Some(&IPV4) && frame.len() >= ETHERNET + 20 => {
             mix(&frame[ETHERNET + 12..ETHERNET + 20]);
         }

@@ -1,5 +1,4 @@
-//! Packets as bytes, without any I/O: cutting super-packets, joining segments, the headers around
-//! them.
+//! Packet processing on bytes, without I/O: segmentation, coalescing, and headers.
 
 mod checksum;
 mod fragment;

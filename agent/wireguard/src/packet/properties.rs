@@ -1,4 +1,4 @@
-//! Properties of cutting and joining on arbitrary and on broken input.
+//! Property tests of segmentation and coalescing, with arbitrary and malformed input.
 
 use std::net::Ipv4Addr;
 
@@ -20,7 +20,7 @@ const TO: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 2);
 const PORT: u16 = 4789;
 const PEER: u16 = 3;
 
-/// A packet as a container's stack would hand it over: checksum incomplete, perhaps larger than any
+/// A packet as a container's stack sends it: with an incomplete checksum, possibly larger than any
 /// MTU.
 #[derive(Debug, Clone)]
 struct Super {
@@ -45,8 +45,7 @@ impl Super {
         let bits = (any::<bool>(), any::<bool>(), 0u8..=255, 0usize..10, any::<bool>());
         (bits, 1usize..1400, payload, any::<u32>()).prop_map(
             |((v6, tcp, flags, options, extension), size, payload, sequence)| {
-                // SYN, RST and URG do not come in super-packets; UDP has at most 64 segments in
-                // one.
+                // Super-packets have no SYN, RST or URG; UDP has at most 64 segments in one.
                 let flags = flags & !0x26 | 0x10;
                 let size = if tcp { size.max(16) } else { size.max(payload.len().div_ceil(64)) };
                 Self {
@@ -72,7 +71,7 @@ impl Super {
         ETHERNET + ip + if self.extension { 8 } else { 0 } + if self.tcp { 20 + self.options } else { 8 }
     }
 
-    /// The frame with an incomplete checksum, and its description.
+    /// Returns the frame with an incomplete checksum, and its description.
     fn frame(&self) -> (VnetHeader, Vec<u8>) {
         let mut f = FrameTag { vni: 77, peer: PEER }.mac().to_vec();
         f.splice(0..0, [2, 0x42, 10, 0, 0, 2]);
@@ -133,7 +132,7 @@ impl Super {
         let vnet = VnetHeader {
             flags: NEEDS_CSUM,
             gso_type,
-            // A lie, as allowed.
+            // An allowed wrong value.
             hdr_len: 1,
             gso_size: if self.is_super() { u16::try_from(self.size).unwrap() } else { 0 },
             csum_start: u16::try_from(l4).unwrap(),
@@ -154,7 +153,7 @@ fn cut_all(vnet: &VnetHeader, frame: &[u8]) -> Vec<Vec<u8>> {
         .collect()
 }
 
-/// Puts frames through VXLAN and the joiner; what would be written to the device.
+/// Passes frames through VXLAN and the joiner; returns the writes to the device.
 fn join_all(frames: &[Vec<u8>]) -> Vec<(VnetHeader, Vec<u8>)> {
     let mut joiner = Joiner::new(1 << 20, true);
     for frame in frames {
@@ -184,7 +183,7 @@ fn l4_checksum_is_right(frame: &[u8]) -> bool {
 
 proptest! {
     #[test]
-    fn segments_are_whole_packets_with_right_checksums_and_no_longer_than_promised(packet in Super::strategy()) {
+    fn segments_are_complete_packets_with_valid_checksums_within_the_limit(packet in Super::strategy()) {
         let (vnet, frame) = packet.frame();
         let cut = Cut::new(&vnet, &frame).unwrap();
         let segments = cut_all(&vnet, &frame);
@@ -212,8 +211,8 @@ proptest! {
     }
 
     #[test]
-    fn joining_what_was_cut_gives_back_the_same_packets(packet in Super::strategy()) {
-        // CWR on the first segment alone makes it different from the others, so it stays alone.
+    fn coalescing_segments_restores_the_original_packets(packet in Super::strategy()) {
+        // CWR on the first segment only makes it different from the others, so it is not coalesced.
         let packet = Super { flags: packet.flags & 0x7f, ..packet };
         let (vnet, frame) = packet.frame();
         let joined = join_all(&cut_all(&vnet, &frame));
@@ -233,7 +232,7 @@ proptest! {
             prop_assert_eq!(joined[0].1.len(), frame.len());
             prop_assert_eq!(joined[0].0.gso_type, vnet.gso_type);
             prop_assert_eq!(joined[0].0.gso_size, vnet.gso_size);
-            // All but the MACs and the checksum field, which holds the same sum.
+            // Compare all but the MACs and the checksum field, which holds the same sum.
             prop_assert_eq!(&joined[0].1[12..], &frame[12..]);
         } else {
             prop_assert!(joined.len() >= at_least);
@@ -241,7 +240,7 @@ proptest! {
     }
 
     #[test]
-    fn packets_of_a_flow_keep_their_order_whatever_is_between_them(
+    fn packets_of_a_flow_keep_their_order_among_other_packets(
         order in vec((0u8..3, 1usize..200, any::<bool>()), 1..80),
     ) {
         let mut sequences = [0u32; 3];
@@ -259,7 +258,7 @@ proptest! {
                 sent[i].extend(payload);
                 let (vnet, mut frame) = packet.frame();
                 frame = cut_all(&vnet, &frame).remove(0);
-                // The destination port tells the flows apart; the checksum follows.
+                // Give each flow its own destination port, and adjust the checksum.
                 let l4 = ETHERNET + 20;
                 frame[l4 + 3] = *flow;
                 frame[l4 + 16..l4 + 18].fill(0);
@@ -283,7 +282,7 @@ proptest! {
     }
 
     #[test]
-    fn a_wrong_checksum_is_never_vouched_for(
+    fn a_wrong_checksum_is_never_marked_as_verified(
         packet in Super::strategy(),
         which in any::<prop::sample::Index>(),
         at in any::<prop::sample::Index>(),
@@ -302,7 +301,7 @@ proptest! {
     }
 
     #[test]
-    fn nonsense_from_the_device_is_refused_or_cut_but_never_a_fault(
+    fn arbitrary_input_from_the_device_is_refused_or_segmented(
         bytes in vec(any::<u8>(), 0..400),
         flip in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         packet in Super::strategy(),
@@ -330,7 +329,7 @@ proptest! {
     }
 
     #[test]
-    fn nonsense_from_a_peer_is_refused_or_passed_on_but_never_a_fault(
+    fn arbitrary_input_from_a_peer_is_refused_or_passed_on(
         bytes in vec(any::<u8>(), 0..300),
         flip in vec((any::<prop::sample::Index>(), any::<u8>()), 0..6),
         packets in vec(Super::strategy(), 1..4),
@@ -392,7 +391,7 @@ fn only_the_peers_own_tunnel_address_is_accepted() {
 }
 
 #[test]
-fn what_a_peer_sends_carries_its_index_and_network_in_the_source_mac() {
+fn frames_from_a_peer_have_its_index_and_network_in_the_source_mac() {
     let packet = Super {
         v6: false,
         tcp: false,
@@ -409,7 +408,7 @@ fn what_a_peer_sends_carries_its_index_and_network_in_the_source_mac() {
     assert_eq!(joined[0].1[..6], frame[..6], "the destination is left as it was");
 }
 
-/// Writes the checksums of a TCP segment over IPv4 anew.
+/// Recomputes the checksums of a TCP segment over IPv4.
 fn repair(frame: &mut [u8]) {
     let l4 = ETHERNET + usize::from(frame[ETHERNET] & 15) * 4;
     checksum::set_ipv4(&mut frame[ETHERNET..l4]);
@@ -421,7 +420,7 @@ fn repair(frame: &mut [u8]) {
 }
 
 #[test]
-fn segments_whose_headers_differ_in_anything_that_matters_are_not_joined() {
+fn segments_with_different_headers_are_not_coalesced() {
     let packet = Super {
         v6: false,
         tcp: true,
@@ -436,9 +435,9 @@ fn segments_whose_headers_differ_in_anything_that_matters_are_not_joined() {
     let segments = cut_all(&vnet, &frame);
     assert_eq!(join_all(&segments).len(), 1, "as they are, they are joined");
     let l4 = ETHERNET + 20;
-    // Lengths, identification, checksums: they differ anyway, or are made anew.
+    // Lengths, identification and checksums differ anyway, or are rewritten.
     let free = [2, 3, 4, 5, 10, 11].map(|at| ETHERNET + at).into_iter().chain([l4 + 16, l4 + 17]);
-    // The source MAC is the tag's, the version and header lengths are what the rest is found by.
+    // The source MAC is the tag; version and header lengths locate the other fields.
     let structure = (6..14).chain([ETHERNET, ETHERNET + 9, l4 + 12]);
     let skip: Vec<usize> = free.chain(structure).collect();
     for at in (0..packet.header()).filter(|at| !skip.contains(at)) {

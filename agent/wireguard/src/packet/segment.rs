@@ -1,5 +1,5 @@
-//! Cutting what the kernel hands over, up to 64 KiB at once, into frames for the wire: the work of
-//! a network card with TSO and USO.
+//! Segments the super-packets of up to 64 KiB from the kernel into frames for the wire, like a
+//! network card with TSO and USO.
 
 use super::{
     checksum,
@@ -12,7 +12,7 @@ const FIN_PSH: u8 = 0x09;
 /// CWR, which belongs to the first segment only (RFC 3168).
 const CWR: u8 = 0x80;
 
-/// A frame and how it is to be cut.
+/// A frame and how it must be segmented.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Cut<'f> {
     frame: &'f [u8],
@@ -21,17 +21,17 @@ pub(crate) struct Cut<'f> {
 
 #[derive(Debug, Clone, Copy)]
 enum Method {
-    /// As it is.
+    /// Unchanged.
     Whole,
-    /// As it is, with the checksum that covers everything from `start` completed at `at`.
+    /// Unchanged except for the checksum: it covers everything from `start` and is stored at `at`.
     Checksum { start: usize, at: usize },
-    /// In segments of `size` payload bytes.
+    /// Segments of `size` payload bytes.
     Segments { layers: Layers, size: usize, count: usize },
 }
 
 impl<'f> Cut<'f> {
-    /// Decides how to cut `frame`, which the kernel described by `vnet`. `None` if the two
-    /// contradict each other or the frame is broken.
+    /// Decides how to segment `frame`, which the kernel described by `vnet`. Returns `None` if the
+    /// two contradict each other or the frame is malformed.
     pub(crate) fn new(vnet: &VnetHeader, frame: &'f [u8]) -> Option<Self> {
         if frame.len() < ETHERNET {
             return None;
@@ -67,7 +67,7 @@ impl<'f> Cut<'f> {
         Some(Method::Segments { layers, size, count: payload.div_ceil(size) })
     }
 
-    /// Number of frames that come out.
+    /// Returns the number of resulting frames.
     pub(crate) fn count(&self) -> usize {
         match self.method {
             Method::Segments { count, .. } => count,
@@ -75,7 +75,7 @@ impl<'f> Cut<'f> {
         }
     }
 
-    /// Bytes of the longest frame that comes out.
+    /// Returns the length of the longest resulting frame.
     pub(crate) fn longest(&self) -> usize {
         match self.method {
             Method::Segments { layers, size, .. } => self.frame.len().min(layers.payload + size),
@@ -83,7 +83,7 @@ impl<'f> Cut<'f> {
         }
     }
 
-    /// Writes frame number `index` to the beginning of `out` and returns its length. `None` if
+    /// Writes frame number `index` to the start of `out` and returns its length. Returns `None` if
     /// `out` is too short or there is no such frame.
     pub(crate) fn write(&self, index: usize, out: &mut [u8]) -> Option<usize> {
         match self.method {
@@ -99,8 +99,8 @@ impl<'f> Cut<'f> {
                 // The field holds the pseudo-header's sum, so a plain sum over it completes the
                 // checksum.
                 let checksum = !checksum::fold(checksum::sum(&out[start..]));
-                // For UDP a zero would mean "none" (RFC 768); nothing else has its checksum at this
-                // offset.
+                // For UDP, zero would mean "none" (RFC 768); no other protocol has its checksum at
+                // this offset.
                 let checksum = if checksum == 0 && at - start == 6 { 0xffff } else { checksum };
                 out[at..at + 2].copy_from_slice(&checksum.to_ne_bytes());
                 Some(out.len())

@@ -1,11 +1,11 @@
-//! What a frame on the engine's device carries in its source MAC: network and peer.
+//! The tag in the source MAC of frames on the engine's device: network and peer.
 
 /// A VXLAN network identifier's largest value.
 const VNI_MAX: u32 = 0x00ff_ffff;
 
 /// Network and peer of a frame on the device: source MAC `{0x02, VNI (3 bytes), peer index (2
-/// bytes)}`, both in network order. On the way out the peer is the host to send to, on the way in
-/// the one that sent. The destination MAC is the inner frame's own.
+/// bytes)}`, both in network order. The peer is the receiving node of outgoing frames, and the
+/// sending node of incoming ones. The destination MAC is the inner frame's own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct FrameTag {
     /// VXLAN network identifier, 24 bits.
@@ -15,14 +15,14 @@ pub struct FrameTag {
 }
 
 impl FrameTag {
-    /// The MAC that says so; bits of the VNI past 24 are cut off.
+    /// Returns the MAC that encodes this tag; drops bits of the VNI above the 24th.
     pub fn mac(self) -> [u8; 6] {
         let vni = (self.vni & VNI_MAX).to_be_bytes();
         let peer = self.peer.to_be_bytes();
         [0x02, vni[1], vni[2], vni[3], peer[0], peer[1]]
     }
 
-    /// Reads a MAC; `None` if it is of another form.
+    /// Decodes a MAC; `None` if it has another form.
     pub fn from_mac(mac: [u8; 6]) -> Option<Self> {
         (mac[0] == 0x02).then(|| Self {
             vni: u32::from_be_bytes([0, mac[1], mac[2], mac[3]]),

@@ -14,12 +14,12 @@ pub(crate) const GSO_NONE: u8 = 0;
 pub(crate) const GSO_TCPV4: u8 = 1;
 /// A TCP super-packet over IPv6.
 pub(crate) const GSO_TCPV6: u8 = 4;
-/// A run of UDP datagrams of one flow.
+/// UDP datagrams of one flow.
 pub(crate) const GSO_UDP_L4: u8 = 5;
-/// Flag beside the type: only the first segment may carry CWR.
+/// Flag in the type: only the first segment may carry CWR.
 pub(crate) const GSO_ECN: u8 = 0x80;
 
-/// A decoded header. Its lengths are what the other side claims: the packet itself is what counts.
+/// A decoded header. Its lengths are claims of the sender; the packet itself is authoritative.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub(crate) struct VnetHeader {
     /// [`NEEDS_CSUM`] or 0.
@@ -30,14 +30,14 @@ pub(crate) struct VnetHeader {
     pub(crate) hdr_len: u16,
     /// Payload bytes per segment.
     pub(crate) gso_size: u16,
-    /// Where checksumming begins, from the frame's first byte.
+    /// Start of the checksummed range, from the frame's first byte.
     pub(crate) csum_start: u16,
-    /// Where the checksum is, from `csum_start`.
+    /// Offset of the checksum field from `csum_start`.
     pub(crate) csum_offset: u16,
 }
 
 impl VnetHeader {
-    /// Splits what was read from the device into header and frame.
+    /// Splits data read from the device into header and frame.
     pub(crate) fn split(bytes: &[u8]) -> Option<(Self, &[u8])> {
         let (h, frame) = bytes.split_first_chunk::<LEN>()?;
         let word = |i: usize| u16::from_ne_bytes([h[i], h[i + 1]]);
@@ -54,7 +54,7 @@ impl VnetHeader {
         ))
     }
 
-    /// The header's bytes.
+    /// Returns the header's bytes.
     pub(crate) fn bytes(&self) -> [u8; LEN] {
         let mut h = [0; LEN];
         h[0] = self.flags;
@@ -67,7 +67,7 @@ impl VnetHeader {
         h
     }
 
-    /// The GSO type without its flags.
+    /// Returns the GSO type without its flags.
     pub(crate) fn kind(&self) -> u8 {
         self.gso_type & !GSO_ECN
     }

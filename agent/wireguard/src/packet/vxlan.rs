@@ -1,5 +1,5 @@
-//! The headers that travel inside WireGuard before each inner frame: IPv4, UDP, VXLAN (RFC 7348),
-//! the same as the kernel's VXLAN device makes over a WireGuard device.
+//! The headers before each inner frame inside WireGuard: IPv4, UDP, VXLAN (RFC 7348), as a kernel
+//! VXLAN device on a WireGuard device writes them.
 
 use std::net::Ipv4Addr;
 
@@ -9,7 +9,7 @@ use super::{checksum, layers::ETHERNET};
 
 /// Bytes of IPv4, UDP and VXLAN headers.
 pub(crate) const HEADERS: usize = 20 + 8 + 8;
-/// "The VNI is valid."
+/// Flag: the VNI is valid.
 const FLAG_VNI: u8 = 0x08;
 const DONT_FRAGMENT: u8 = 0x40;
 
@@ -22,8 +22,8 @@ pub(crate) struct Encapsulation {
 }
 
 impl Encapsulation {
-    /// From source address `from` to tunnel address `to`, in network `vni`; the source port is
-    /// taken from `flow`.
+    /// Prepares headers from source address `from` to tunnel address `to`, in network `vni`; `flow`
+    /// determines the source port.
     pub(crate) fn new(from: Ipv4Addr, to: Ipv4Addr, port: u16, vni: u32, flow: u32) -> Self {
         let mut h = [0; HEADERS];
         h[0] = 0x45;
@@ -39,8 +39,9 @@ impl Encapsulation {
         Self { sum: checksum::sum(&h[..20]), template: h }
     }
 
-    /// Writes the headers into the first [`HEADERS`] bytes of a packet of `len` bytes in all. UDP
-    /// has no checksum, as VXLAN over IPv4 prefers. `None` if `len` does not fit an IPv4 packet.
+    /// Writes the headers into the first [`HEADERS`] bytes of a packet of `len` bytes in total. UDP
+    /// has no checksum, as VXLAN over IPv4 prefers. Returns `None` if `len` does not fit an IPv4
+    /// packet.
     pub(crate) fn write(&self, packet: &mut [u8], len: usize, identification: u16) -> Option<()> {
         let total = u16::try_from(len).ok()?;
         let udp = total.checked_sub(20)?;
@@ -55,12 +56,12 @@ impl Encapsulation {
     }
 }
 
-/// Why a decrypted packet is not a frame for us.
+/// Why a decrypted packet is not a valid frame.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum NotOurs {
-    /// From an address that is not the sending peer's, or to one that is not ours.
+    /// Its source is not the sending peer's address, or its destination not this node's.
     Address,
-    /// Not VXLAN, or broken.
+    /// Not VXLAN, or malformed.
     NotVxlan,
     /// A fragment: the sender's MTU is wrong.
     Fragment,

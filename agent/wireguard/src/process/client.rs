@@ -1,4 +1,4 @@
-//! The daemon's side of the engine process.
+//! The daemon's interface to the engine process.
 
 use std::{
     ffi::OsString,
@@ -17,25 +17,25 @@ use super::{
 };
 use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine};
 
-/// Longest time that an engine process may take to start.
+/// Timeout for the start of an engine process.
 const START: Duration = Duration::from_secs(15);
-/// Longest time that it may take to respond.
+/// Timeout for its responses.
 const ANSWER: Duration = Duration::from_secs(5);
-/// Longest time that it may take to respond to a liveness check.
+/// Timeout for its response to a liveness check.
 const LIFE_SIGN: Duration = Duration::from_secs(3);
 
-/// How engine processes are started.
+/// The command that starts engine processes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct EngineCommand {
     /// The program.
     pub program: PathBuf,
-    /// Its first arguments, e.g. `wireguard-engine`; those of [`crate::engine_main`] follow.
+    /// Its first arguments, such as `wireguard-engine`; those of [`crate::engine_main`] follow.
     pub args: Vec<OsString>,
     /// Version of the program: a process of another version is replaced.
     pub version: String,
 }
 
-/// An engine in a process of its own, which goes on when the daemon ends.
+/// An engine in a separate process, which continues when the daemon ends.
 #[derive(Debug)]
 pub struct EngineProcess {
     run_dir: PathBuf,
@@ -54,17 +54,16 @@ struct Connection {
 
 impl EngineProcess {
     /// Connects to the engine process of `run_dir`, or starts one, in the calling thread's network
-    /// namespace. One of another version is replaced: the new process takes over its device and
-    /// sockets, and packets wait in them until [`WireguardEngine::apply`] gives it the keys, which
-    /// has to come at once.
+    /// namespace. Replaces a process of another version: the new one takes over its device and
+    /// sockets, in which packets wait for the keys. So call [`WireguardEngine::apply`] immediately.
     pub fn connect_or_spawn(run_dir: impl Into<PathBuf>, command: EngineCommand) -> Result<Self> {
         let mut process = Self { run_dir: run_dir.into(), command, connection: None, was_suspended: false };
         process.connect()?;
         Ok(process)
     }
 
-    /// Stops the engine process of `run_dir`, of whatever version, if one runs: its device and its
-    /// keys go with it.
+    /// Stops the engine process of `run_dir`, of any version, if one runs. This removes its device
+    /// and its keys.
     pub fn stop_running(run_dir: &Path) -> Result<()> {
         match Connection::open(run_dir) {
             Ok(mut connection) => match connection.ask(&Request::Stop) {
@@ -77,7 +76,7 @@ impl EngineProcess {
         }
     }
 
-    /// Pid of the process, as it said itself.
+    /// Returns the pid that the process reported.
     pub fn pid(&self) -> Option<u32> {
         self.connection.as_ref().map(|connection| connection.pid)
     }
@@ -101,11 +100,11 @@ impl EngineProcess {
         }
     }
 
-    /// Asks the process for a sign of life.
+    /// Sends the process a liveness check.
     fn check_alive(&mut self) -> Result<()> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            // A caller before has given up waiting for an answer.
+            // An earlier caller gave up waiting for a response.
             none => match Connection::open(&self.run_dir) {
                 Ok(connection) => none.insert(connection),
                 Err(error) if stuck::is_nobody(&error) => return Ok(()),
@@ -118,7 +117,7 @@ impl EngineProcess {
         }
         self.was_suspended = suspended;
         if suspended {
-            // A debugger may have stopped it for a moment.
+            // A debugger may have stopped it briefly.
             return Ok(());
         }
         let ask = |connection: &mut Connection| {
@@ -130,7 +129,7 @@ impl EngineProcess {
             Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::TimedOut) => {
                 Err(Error::Process("does not respond".to_owned()))
             }
-            // It has ended, and its device with it, which is an event of its own.
+            // The process and its device are gone, which is reported separately.
             Err(_) => {
                 self.connection = None;
                 Ok(())
@@ -152,7 +151,7 @@ impl EngineProcess {
                 .ok()
                 .filter(|connection| connection.version == self.command.version)
         };
-        // Its errors go where ours go; it lives on if that ends.
+        // Its errors go to the daemon's stderr; it continues if the daemon ends.
         let started = helper::start(&mut command, START, "wireguard-reaper", connect);
         self.connection = Some(started.map_err(|error| match error {
             StartError::Io(error) => failed()(error),
@@ -200,7 +199,7 @@ impl WireguardEngine for EngineProcess {
         EngineKind::Userspace
     }
 
-    /// A process that has died is started anew.
+    /// Starts a new process if the old one died.
     fn apply(&mut self, config: &EngineConfig) -> Result<()> {
         config.validate()?;
         let request = Request::Apply(Box::new(config.clone()));

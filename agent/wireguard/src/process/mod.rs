@@ -1,8 +1,8 @@
-//! The engine in a process of its own: it holds the device and the keys (in memory only), and
+//! The engine in a separate process: it holds the device and the keys (in memory only), and
 //! outlives the daemon.
 //!
-//! If it dies, its descriptors are closed, the device vanishes, and nothing can leave by it any
-//! more.
+//! If it dies, its descriptors are closed and the device is removed, so nothing can leave through
+//! it.
 
 mod client;
 mod protocol;

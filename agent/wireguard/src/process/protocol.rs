@@ -1,5 +1,5 @@
-//! What the daemon and the engine process say to each other: JSON with its length before it, over a
-//! unix socket.
+//! The protocol between the daemon and the engine process: JSON messages, each preceded by its
+//! length, over a unix socket.
 
 use std::{
     io::{self, Read, Write},
@@ -14,14 +14,14 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::{EngineConfig, EngineStatus};
 
-/// Name of the socket in the run folder.
+/// Name of the socket in the run directory.
 pub(super) const SOCKET: &str = "wireguard.sock";
-/// Name of the file in the run folder that the running engine has locked.
+/// Name of the lock file of the running engine in the run directory.
 pub(super) const LOCK: &str = "wireguard.lock";
-/// Longest message: some tens of thousands of peers.
+/// Longest message in bytes: enough for tens of thousands of peers.
 const MAX_MESSAGE: u32 = 64 << 20;
 
-/// What the daemon, or a successor, asks for.
+/// A request from the daemon, or from a successor.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Request {
@@ -37,19 +37,19 @@ pub(super) enum Request {
     Stop,
 }
 
-/// The answer.
+/// The response.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(super) enum Response {
-    /// To `Hello`: the version that the process was started with, and its pid.
+    /// To `Hello`: the version with which the process was started, and its pid.
     Hello { version: String, pid: u32 },
     /// To `Apply` and `Stop`.
     Done,
     /// To `Status`.
     Status(Box<EngineStatus>),
-    /// To `HandOver`: so many queues and sockets follow as descriptors, in this order.
+    /// To `HandOver`: this many queues and sockets follow as descriptors, in this order.
     HandedOver { device: String, port: u16, queues: usize, sockets: usize },
-    /// It did not work.
+    /// The request failed.
     Failed(String),
 }
 

@@ -33,18 +33,18 @@ use rustix::thread::{CapabilitySet, CapabilitySets, capabilities, set_capabiliti
 use super::protocol::{self, LOCK, Request, Response, SOCKET};
 use crate::{Error, Result, Userspace, WireguardEngine, userspace::Handover, wake::Wake};
 
-/// How long the predecessor may take to be gone.
+/// Timeout for the end of the predecessor.
 const PREDECESSOR: Duration = Duration::from_secs(10);
-/// Time between two looks whether it is.
+/// Interval between checks whether it has ended.
 const POLL_INTERVAL: Duration = Duration::from_millis(2);
 
-/// What the process may do beyond its user's rights:
-/// - `NET_ADMIN`, `NET_RAW`: its device, the marks of its packets;
-/// - `NET_BIND_SERVICE`: a port that is as low as somebody likes.
+/// The capabilities that the process keeps:
+/// - `NET_ADMIN`, `NET_RAW`: for its device, and the marks of its packets;
+/// - `NET_BIND_SERVICE`: for a port below 1024.
 const KEPT: CapabilitySet =
     CapabilitySet::NET_ADMIN.union(CapabilitySet::NET_RAW).union(CapabilitySet::NET_BIND_SERVICE);
 
-/// How an engine process is to run.
+/// Options of an engine process.
 #[derive(Debug, Clone)]
 struct Options {
     run_dir: PathBuf,
@@ -52,17 +52,16 @@ struct Options {
     take_over: bool,
 }
 
-/// Runs the engine process until it receives a stop request: what the command `meshd
-/// wireguard-engine` does, with what follows it as `args`: `--run-dir DIR --version TEXT
-/// [--take-over]`.
+/// Runs the engine process until it receives a stop request. Implements the command `meshd
+/// wireguard-engine`, with its arguments in `args`: `--run-dir DIR --version TEXT [--take-over]`.
 ///
-/// It makes itself independent of whoever started it, takes the run folder's lock (of which there
-/// is one, so that there is one engine), and serves the socket `wireguard.sock` there (mode 0600;
-/// only the same user is listened to). With `--take-over` it gets device and sockets from the
-/// engine that serves the folder now, which then ends.
+/// It detaches from its parent and takes the lock of the run directory, so that there is only one
+/// engine. It serves the socket `wireguard.sock` there (mode 0600; only the same user may connect).
+/// With `--take-over` it receives device and sockets from the engine that serves the directory,
+/// which then ends.
 pub fn engine_main(args: impl IntoIterator<Item = String>) -> Result<()> {
     let options = Options::parse(args)?;
-    // EPERM: it leads a session already.
+    // EPERM: it already leads a session.
     let _ = setsid();
     umask(Mode::from_bits_truncate(0o177));
     let engine = if options.take_over { take_over(&options.run_dir)? } else { Userspace::new() };
@@ -71,7 +70,7 @@ pub fn engine_main(args: impl IntoIterator<Item = String>) -> Result<()> {
     serve(engine, &options)
 }
 
-/// Keeps what a tunnel needs: its device and sockets. The process reads what strangers send.
+/// Drops all rights except those for its device and sockets: the process reads untrusted data.
 fn drop_rights() -> io::Result<()> {
     let held = capabilities(None)?;
     set_capabilities(
@@ -83,7 +82,7 @@ fn drop_rights() -> io::Result<()> {
         },
     )?;
     if let Err(error) = confine() {
-        // A kernel without such filters.
+        // The kernel does not support such filters.
         eprintln!("warning: the engine runs without a filter of system calls: {error}");
     }
     Ok(())
@@ -108,9 +107,9 @@ impl Options {
     }
 }
 
-fn lock(run_dir: &Path, patience: Duration) -> Result<Flock<File>> {
+fn lock(run_dir: &Path, timeout: Duration) -> Result<Flock<File>> {
     let path = run_dir.join(LOCK);
-    let deadline = Instant::now() + patience;
+    let deadline = Instant::now() + timeout;
     let open = || OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
     let mut file = open().map_err(Error::file("open", &path))?;
     loop {
@@ -125,7 +124,7 @@ fn lock(run_dir: &Path, patience: Duration) -> Result<Flock<File>> {
     }
 }
 
-/// Gets device and sockets from the engine that serves `run_dir`.
+/// Receives device and sockets from the engine that serves `run_dir`.
 fn take_over(run_dir: &Path) -> Result<Userspace> {
     let path = run_dir.join(SOCKET);
     let failed = || Error::file("take over from the engine at", &path);
@@ -175,11 +174,11 @@ fn serve(engine: Userspace, options: &Options) -> Result<()> {
         if !asked {
             continue;
         }
-        // A caller may be gone again before it is accepted.
+        // The caller may have disconnected before it is accepted.
         let Ok((stream, _)) = listener.accept() else { continue };
         let (engine, stop, version) = (Arc::clone(&engine), Arc::clone(&stop), options.version.clone());
         let path = path.clone();
-        let conversation = move || converse(stream, &engine, &version, &path, &stop);
+        let conversation = move || serve_caller(stream, &engine, &version, &path, &stop);
         thread::Builder::new()
             .name("wireguard-control".to_owned())
             .spawn(conversation)
@@ -187,8 +186,8 @@ fn serve(engine: Userspace, options: &Options) -> Result<()> {
     }
 }
 
-/// Answers one caller until it hangs up.
-fn converse(mut stream: UnixStream, engine: &Mutex<Userspace>, version: &str, path: &Path, stop: &Wake) {
+/// Answers one caller until it disconnects.
+fn serve_caller(mut stream: UnixStream, engine: &Mutex<Userspace>, version: &str, path: &Path, stop: &Wake) {
     let same_user = getsockopt(&stream, PeerCredentials).is_ok_and(|peer| peer.uid() == geteuid().as_raw());
     if !same_user {
         return;
@@ -209,7 +208,7 @@ fn converse(mut stream: UnixStream, engine: &Mutex<Userspace>, version: &str, pa
     }
 }
 
-/// Answers one request; whether it succeeded.
+/// Answers one request; returns whether it succeeded.
 fn answer(
     request: Request,
     engine: &mut Userspace,

@@ -25,7 +25,7 @@ impl Counters {
         }
     }
 
-    /// The reasons for which packets were dropped.
+    /// Returns the counts of all reasons with dropped packets.
     pub(super) fn snapshot(&self) -> BTreeMap<DropReason, u64> {
         DropReason::ALL
             .into_iter()

@@ -1,4 +1,4 @@
-//! Handshake messages: whose they are, and protection against floods of them.
+//! Handshake messages: assigns them to links, and limits floods of them.
 
 use std::{
     collections::BTreeMap,
@@ -17,15 +17,15 @@ use super::{
 };
 use crate::{DropReason, PublicKey};
 
-/// First bytes of the messages that answer ours.
+/// First bytes of responses to this node's messages.
 const RESPONSE: u8 = 2;
 const COOKIE: u8 = 3;
-/// Handshakes per second that one source address may start, cookie or not.
+/// Handshakes per second that one source address may start, with or without a cookie.
 const PER_SOURCE: u32 = 20;
-/// Source addresses that are told apart in one second.
+/// Source addresses that are distinguished in one second.
 const SOURCES: usize = 4096;
 
-/// What one worker remembers of handshakes.
+/// A worker's state of handshakes.
 #[derive(Debug, Default)]
 pub(super) struct Handshakes {
     since: Option<Instant>,
@@ -59,11 +59,11 @@ impl Handshakes {
             let initiation = match own.limiter.verify_packet(Some(from.ip()), message, &mut out) {
                 Ok(Packet::HandshakeInit(initiation)) => initiation,
                 Err(TunnResult::WriteToNetwork(cookie)) => {
-                    // The sender cannot make us work before it shows that it is at this address.
+                    // The sender must show that it is at this address before it can cause work.
                     let _ = context.socket.send(cookie, from);
                     return Err(DropReason::HandshakeLimited);
                 }
-                // Not made for this key of ours; perhaps for the other.
+                // Not made for this own key; perhaps for the other.
                 Err(TunnResult::Err(WireGuardError::InvalidMac)) => continue,
                 _ => return Err(DropReason::NotWireguard),
             };
@@ -81,14 +81,14 @@ impl Handshakes {
         Err(DropReason::HandshakeRefused)
     }
 
-    /// Whether a source may start another handshake.
+    /// Returns whether a source may start another handshake.
     fn allow(&mut self, source: IpAddr) -> bool {
         let now = Instant::now();
         if self.since.is_none_or(|since| now.duration_since(since) >= Duration::from_secs(1)) {
             self.since = Some(now);
             self.started.clear();
         }
-        // An IPv6 host owns 64 bits of addresses.
+        // An IPv6 host may use 64 bits of addresses.
         let source = match source {
             IpAddr::V4(_) => source,
             IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() >> 64 << 64).into()),
@@ -102,14 +102,14 @@ impl Handshakes {
     }
 }
 
-/// A message that answers one of ours: it names our session index at offset `at`.
+/// Handles a response to this node's message: it has the session index at offset `at`.
 fn answer(message: &[u8], at: usize, from: SocketAddr, context: Context<'_>) -> Result<(), DropReason> {
     let index = message.get(at..).and_then(|rest| rest.first_chunk()).ok_or(DropReason::NotWireguard)?;
     let (link, peer) = context.table.session(u32::from_le_bytes(*index)).ok_or(DropReason::UnknownSession)?;
     deliver(message, from, context, link, peer)
 }
 
-/// Gives a handshake message to the link that it is for.
+/// Passes a handshake message to its link.
 fn deliver(
     message: &[u8],
     from: SocketAddr,
@@ -138,7 +138,7 @@ fn deliver(
             }
             return Err(DropReason::Replayed);
         }
-        // A cookie proves nothing about who sent it.
+        // A cookie does not authenticate its sender.
         Received::Cookie => return Ok(()),
         Received::Packet(_) | Received::Nothing => {}
         Received::Drop(reason) => return Err(reason),

@@ -1,4 +1,4 @@
-//! A pair of keys, ours and a peer's, and the WireGuard sessions between them.
+//! A pair of an own key and a peer's key, and the WireGuard sessions between them.
 
 use std::{
     sync::Arc,
@@ -12,26 +12,26 @@ use boringtun::{
 
 use crate::{DropReason, Generation, OwnKey, PublicKey};
 
-/// After this time without timers a link's notion of the time is too old to be used.
+/// After this time without timer runs, a link's clock is too old to be used.
 const STALE: Duration = Duration::from_millis(750);
-/// Time between two answers to handshakes that look replayed.
+/// Interval between two answers to handshakes that look replayed.
 const ANSWER_INTERVAL: Duration = Duration::from_secs(5);
-/// Time between two handshakes that we start (whitepaper, section 6.4: `Rekey-Timeout`).
+/// Interval between two own handshakes (whitepaper, section 6.4: `Rekey-Timeout`).
 const REPEAT: Duration = Duration::from_secs(5);
-/// Time after which we do not try again (`Rekey-Attempt-Time`).
+/// Time after which handshakes are not retried (`Rekey-Attempt-Time`).
 const GIVE_UP: Duration = Duration::from_secs(90);
 /// First byte of the message that starts a handshake.
 pub(super) const INITIATION: u8 = 1;
 /// Largest handshake message.
 pub(super) const HANDSHAKE: usize = 148;
 
-/// Sessions between one generation of our keys and one of a peer's.
+/// Sessions between one generation of the own keys and one of a peer's.
 pub(super) struct Link {
-    /// Upper 24 bits of the session indices that this link hands out.
+    /// Upper 24 bits of the session indices that this link allocates.
     pub(super) id: u32,
-    /// Generations: ours, the peer's.
+    /// Generations: own, peer's.
     pub(super) generations: (Generation, Generation),
-    /// Whether we may start handshakes.
+    /// Whether this node may start handshakes.
     pub(super) active: bool,
     own: PublicKey,
     theirs: PublicKey,
@@ -41,29 +41,29 @@ pub(super) struct Link {
     attempt: Option<Attempt>,
 }
 
-/// Handshakes that we started for want of a session.
+/// Handshakes that were started because there was no session.
 ///
 /// Boringtun forgets that it waits for a response when it answers the peer's own handshake. Another
-/// start at that moment would make the response invalid that is already on its way, and
-/// implementations that take no second handshake within 50 ms would leave both without a session.
+/// start at that moment would invalidate the response that is already on its way. Peers that accept
+/// no second handshake within 50 ms would then leave both sides without a session.
 struct Attempt {
     since: Instant,
     last: Instant,
 }
 
-/// What came of a received message.
+/// The result of a received message.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Received {
-    /// A packet of so many bytes was decrypted.
+    /// A packet of this many bytes was decrypted.
     Packet(usize),
-    /// A reply of so many bytes is to be sent to whoever sent the message, which is authentic.
+    /// A reply of this many bytes must be sent to the sender of the message, which is authentic.
     Reply(usize),
-    /// A handshake of so many bytes is to be sent to the peer's known endpoint. The message may be
+    /// A handshake of this many bytes must be sent to the peer's known endpoint. The message may be
     /// a replay.
     Initiate(usize),
-    /// An authentic message that needs nothing.
+    /// An authentic message that requires nothing.
     Nothing,
-    /// A cookie, perhaps authentic.
+    /// A cookie, not necessarily authentic.
     Cookie,
     /// Not acceptable.
     Drop(DropReason),
@@ -92,35 +92,35 @@ impl Link {
         }
     }
 
-    /// Whether it is between just these keys.
+    /// Returns whether the link connects exactly these keys.
     pub(super) fn is_between(&self, own: &OwnKey, generation: Generation, theirs: PublicKey) -> bool {
         self.generations == (own.generation, generation)
             && self.theirs == theirs
             && self.own == own.private.public()
     }
 
-    /// Whether it is by our key of that generation.
+    /// Returns whether it uses the own key of this generation.
     pub(super) fn is_by(&self, own: Generation) -> bool {
         self.generations.0 == own
     }
 
-    /// Whether packets can be sent.
+    /// Returns whether packets can be sent.
     pub(super) fn is_live(&self) -> bool {
         self.tunn.time_since_last_handshake().is_some()
     }
 
-    /// Time since the handshake of the session that packets are sent with.
+    /// Returns the time since the handshake of the session used for sending.
     pub(super) fn last_handshake(&self) -> Option<Duration> {
         self.tunn.time_since_last_handshake()
     }
 
-    /// Lets boringtun's timers catch up when nobody has called [`Link::tick`] for a while. Returns
-    /// the length of what is to be sent, if anything.
+    /// Lets boringtun's timers catch up if [`Link::tick`] was not called for a while. Returns the
+    /// length of a message to send, if there is one.
     pub(super) fn catch_up(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         if now.duration_since(self.ticked) < STALE { None } else { self.tick(now, out).0 }
     }
 
-    /// Runs the timers: what is to be sent, and whether they are still needed.
+    /// Runs the timers. Returns a message to send, and whether the timers are still needed.
     pub(super) fn tick(&mut self, now: Instant, out: &mut [u8]) -> (Option<usize>, bool) {
         self.ticked = now;
         match self.tunn.update_timers(out) {
@@ -138,7 +138,7 @@ impl Link {
         }
     }
 
-    /// Starts a handshake unless one is under way; returns the length of the message in `out`.
+    /// Starts a handshake unless one is in progress; returns the length of the message in `out`.
     pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         if self.attempt.as_ref().is_some_and(|attempt| now.duration_since(attempt.last) < REPEAT) {
             return None;
@@ -155,7 +155,7 @@ impl Link {
         }
     }
 
-    /// Starts another handshake if the last one was lost and boringtun no longer knows of it.
+    /// Starts another handshake if the last one was lost and boringtun no longer waits for it.
     fn repeat(&mut self, now: Instant, out: &mut [u8]) -> Option<usize> {
         let attempt = self.attempt.as_ref()?;
         if self.is_live() || now.duration_since(attempt.since) >= GIVE_UP {
@@ -165,8 +165,8 @@ impl Link {
         self.initiate(now, out)
     }
 
-    /// Encrypts `packet` to the beginning of `out`, which must have room for 32 bytes more, and 148
-    /// at least. The link must be live. Returns the message's length.
+    /// Encrypts `packet` to the start of `out`, which must have room for 32 additional bytes, and
+    /// at least 148. The link must be live. Returns the message's length.
     pub(super) fn encrypt(&mut self, packet: &[u8], out: &mut [u8]) -> Option<usize> {
         match self.tunn.encapsulate(packet, out) {
             TunnResult::WriteToNetwork(message) => Some(message.len()),
@@ -174,9 +174,9 @@ impl Link {
         }
     }
 
-    /// Takes a message whose session index is this link's, or a handshake whose keys are. Decrypted
-    /// packets and replies are put at the beginning of `out`, which must be as long as the message,
-    /// and 148 bytes at least.
+    /// Handles a message with this link's session index, or a handshake with its keys. Writes
+    /// decrypted packets and replies to the start of `out`, which must be as long as the message,
+    /// and at least 148 bytes.
     pub(super) fn receive(&mut self, message: &[u8], now: Instant, out: &mut [u8]) -> Received {
         let cookie = message.first() == Some(&3);
         match self.tunn.decapsulate(None, message, out) {
@@ -190,9 +190,9 @@ impl Link {
         }
     }
 
-    /// An authentic handshake with an old timestamp is a replay, or a peer that was restarted and
-    /// whose clock went back. We start a handshake ourselves then, which such a peer can accept,
-    /// not too often.
+    /// An authentic handshake with an old timestamp is a replay, or comes from a restarted peer
+    /// whose clock was set back. This node then starts a handshake, at a limited rate, which such a
+    /// peer can accept.
     fn answer(&mut self, now: Instant, out: &mut [u8]) -> Received {
         if !self.active || self.last_answer.is_some_and(|last| now.duration_since(last) < ANSWER_INTERVAL) {
             return Received::Drop(DropReason::Replayed);
@@ -221,7 +221,7 @@ mod tests {
     use super::*;
     use crate::PrivateKey;
 
-    /// Two links that know each other's keys.
+    /// Creates two links that know each other's keys.
     fn pair() -> [Link; 2] {
         links(&[PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()])
     }
@@ -240,7 +240,7 @@ mod tests {
         link.initiate(now, &mut out).map(|len| out[..len].to_vec())
     }
 
-    /// The reply to a message.
+    /// Returns the reply to a message.
     fn reply(link: &mut Link, message: &[u8]) -> Vec<u8> {
         let mut out = [0; HANDSHAKE];
         match link.receive(message, Instant::now(), &mut out) {
@@ -258,7 +258,7 @@ mod tests {
     }
 
     #[test]
-    fn handshakes_that_cross_bring_up_sessions_though_packets_ask_for_one_meanwhile() {
+    fn crossing_handshakes_establish_sessions_while_packets_wait() {
         let [mut a, mut b] = pair();
         let now = Instant::now();
         let (from_a, from_b) = (initiation(&mut a, now).unwrap(), initiation(&mut b, now).unwrap());
@@ -276,7 +276,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restarted_peer_whose_clock_went_back_gets_a_session_by_a_handshake_of_ours() {
+    fn a_restarted_peer_whose_clock_went_back_gets_a_session() {
         let keys = [PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap()];
         let now = Instant::now();
         let [mut restarted, _] = links(&keys);
@@ -297,7 +297,7 @@ mod tests {
     }
 
     #[test]
-    fn crossed_handshakes_whose_responses_are_lost_are_repeated_for_some_time() {
+    fn crossed_handshakes_with_lost_responses_are_retried_for_a_time() {
         let [mut a, mut b] = pair();
         let now = Instant::now();
         let (from_a, from_b) = (initiation(&mut a, now).unwrap(), initiation(&mut b, now).unwrap());

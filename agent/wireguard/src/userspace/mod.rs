@@ -1,12 +1,12 @@
-//! The engine in user space: boringtun's Noise protocol and cipher, our own way of moving packets.
+//! The engine in user space: boringtun's Noise protocol and cipher, with Mesh's own packet I/O.
 //!
 //! The device is a TAP whose frames carry network and peer in their source MAC
-//! ([`crate::FrameTag`]). A worker reads up to 64 KiB of TCP or UDP in one call, cuts it into
-//! segments, puts IPv4, UDP and VXLAN headers before each, encrypts them into one buffer and has
-//! the kernel send that in one or two calls (UDP GSO). The other way round it receives many
-//! datagrams per call (UDP GRO), decrypts them side by side into one buffer, joins consecutive
-//! segments and writes super-packets to the device. On the wire it is VXLAN over WireGuard, as the
-//! kernel's own devices make it.
+//! ([`crate::FrameTag`]). A worker reads up to 64 KiB of TCP or UDP in one call, segments it, and
+//! adds IPv4, UDP and VXLAN headers. It encrypts the segments into one buffer, which the kernel
+//! sends in one or two calls (UDP GSO). In the other direction it receives many datagrams per call
+//! (UDP GRO), decrypts them into one buffer, coalesces consecutive segments and writes
+//! super-packets to the device. On the wire this is VXLAN over WireGuard, as from the kernel's own
+//! devices.
 //!
 //! Each worker has one queue of the device and one socket, so a flow's packets stay in order. Peers
 //! are locked once per batch.
@@ -14,8 +14,8 @@
 mod counters;
 mod handshake;
 mod link;
-mod patience;
 mod peer;
+mod polling;
 mod probe;
 mod receive;
 mod shared;
@@ -45,18 +45,18 @@ use nix::errno::Errno;
 use self::{counters::Counters, link::HANDSHAKE, peer::Peer, shared::Shared, table::Table, worker::Worker};
 use crate::{EngineConfig, EngineKind, EngineStatus, Error, Result, WireguardEngine, device, wake::Wake};
 
-/// Frames that the device's queue holds while we are busy.
+/// Frames that the device's queue holds while the engine is busy.
 const QUEUE: i32 = 1000;
-/// Most workers of an engine.
+/// Maximum number of workers.
 const MAX_WORKERS: usize = 8;
 
 /// The engine. Its device exists as long as this value: when it is dropped, or its process dies,
-/// the device vanishes and with it every way for its packets.
+/// the device is removed, and its packets have no other path.
 pub struct Userspace {
     device: Option<Device>,
     running: Option<Running>,
     config: Option<EngineConfig>,
-    /// Sessions of a device that was lost, for the next one.
+    /// Sessions of a lost device, for the next one.
     former: Option<Arc<Table>>,
     counters: Arc<Counters>,
     offload: Offload,
@@ -77,7 +77,7 @@ struct Running {
     threads: Vec<JoinHandle<()>>,
 }
 
-/// What one engine hands over to its successor: the device lives on in these.
+/// Transferred from an engine to its successor; keeps the device alive.
 #[derive(Debug, Default)]
 pub(crate) struct Handover {
     /// Name of the device.
@@ -97,8 +97,8 @@ impl Default for Userspace {
 }
 
 impl Userspace {
-    /// An engine without a device yet. What it opens at its first configuration is in the network
-    /// namespace of the thread that calls [`WireguardEngine::apply`].
+    /// Creates an engine without a device. At its first configuration, it opens everything in the
+    /// network namespace of the thread that calls [`WireguardEngine::apply`].
     pub fn new() -> Self {
         Self {
             device: None,
@@ -110,13 +110,14 @@ impl Userspace {
         }
     }
 
-    /// One whose device has no offloads: every packet passes singly. For tests and comparisons.
+    /// Creates an engine whose device has no offloads: each packet is processed separately. For
+    /// tests and comparisons.
     pub fn without_offloads() -> Self {
         Self { offload: Offload::None, ..Self::new() }
     }
 
-    /// One that goes on with another's device and sockets. Its first configuration must name the
-    /// same device.
+    /// Creates an engine that continues with another's device and sockets. Its first configuration
+    /// must name the same device.
     pub(crate) fn adopt(handover: Handover) -> Result<Self> {
         let mut engine = Self::new();
         let queues: Vec<Arc<Tap>> =
@@ -133,7 +134,7 @@ impl Userspace {
         Ok(engine)
     }
 
-    /// Stops moving packets and gives away device and sockets, in which packets wait meanwhile.
+    /// Stops processing and transfers device and sockets, in which packets wait meanwhile.
     pub(crate) fn hand_over(&mut self) -> Result<Handover> {
         self.config = None;
         let (Some(device), Some(mut running)) = (self.device.take(), self.running.take()) else {
@@ -159,7 +160,7 @@ impl Userspace {
         })
     }
 
-    /// Whether device and threads still work, as far as there are any. Somebody may have deleted or
+    /// Returns whether existing device and threads still work. Another program may have deleted or
     /// renamed the device, or moved it to another network namespace.
     fn is_intact(&self, config: &EngineConfig) -> bool {
         let is_there = |device: &Device| {
@@ -202,7 +203,7 @@ impl Userspace {
         Ok(())
     }
 
-    /// Starts the threads, on a new socket if the port has changed.
+    /// Starts the threads, with a new socket if the port has changed.
     fn run(&mut self, config: &EngineConfig) -> Result<()> {
         let Some(device) = &self.device else { return Err(Error::Config("there is no device")) };
         let mut known = self.former.take();
@@ -268,7 +269,7 @@ impl Drop for Running {
 }
 
 impl Running {
-    /// Sockets without threads or peers.
+    /// Holds sockets, without threads or peers.
     fn idle(port: u16, sockets: Vec<Arc<UdpSocket>>, counters: &Arc<Counters>) -> Result<Self> {
         let wakes = (0..sockets.len())
             .map(|_| Wake::new())
@@ -278,8 +279,8 @@ impl Running {
         Ok(Self { port, sockets, shared, threads: Vec::new() })
     }
 
-    /// Gives the threads a new table, starting them if they do not run. It keeps what it can of
-    /// `known`, or of the threads' own old table.
+    /// Gives the threads a new table; starts them if they do not run. The table keeps as much as
+    /// possible of `known`, or of the threads' old table.
     fn start(&mut self, config: &EngineConfig, device: &Device, known: Option<&Table>) -> Result<()> {
         let own = self.shared.table();
         let (table, fresh) = Table::new(config, known.unwrap_or(&own))?;
@@ -307,16 +308,16 @@ impl Running {
         Ok(())
     }
 
-    /// Starts a handshake with a peer that is new or has new keys. The first packet then need not
-    /// wait for it, and a peer that still has sessions with an engine that is gone learns that at
-    /// once.
+    /// Starts a handshake with a peer that is new or has new keys. So the first packet need not
+    /// wait for it, and a peer that still has sessions with an earlier engine learns immediately
+    /// that they are gone.
     fn greet(&self, peer: &Peer) {
         let mut state = peer.lock();
         let mut out = [0; HANDSHAKE];
         let Some(socket) = self.sockets.first() else { return };
         let mut started = false;
         state.initiate(Instant::now(), &mut out, |message, to| {
-            // The timers repeat what gets lost.
+            // The timers repeat lost messages.
             let _ = socket.send(message, to);
             started = true;
         });
@@ -328,13 +329,13 @@ impl Running {
     fn stop(&mut self) {
         self.shared.stop();
         for thread in self.threads.drain(..) {
-            // A panic was reported by the thread itself.
+            // The thread itself reported a panic.
             let _ = thread.join();
         }
     }
 }
 
-/// Half the processors: the other half is for those who make the traffic.
+/// Returns half the number of CPUs: the other half is for the senders of traffic.
 fn workers() -> usize {
     thread::available_parallelism().map_or(1, |cores| (cores.get() / 2).clamp(1, MAX_WORKERS))
 }
@@ -344,7 +345,7 @@ fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 fn set_offload(queues: &[Arc<Tap>], offload: Offload) -> Result<bool> {
-    // They are the device's, whichever queue they are set by.
+    // Offloads belong to the device, whichever queue sets them.
     match queues.first() {
         Some(tap) => tap.offload(offload).map_err(Error::system("set the device's offloads")),
         None => Ok(false),

@@ -1,4 +1,4 @@
-//! Another node: its links, and where it is.
+//! Another node: its links and its endpoint.
 
 use std::{
     net::{Ipv4Addr, SocketAddr},
@@ -11,24 +11,24 @@ use parking_lot::{Mutex, MutexGuard};
 use super::link::Link;
 use crate::{PeerConfig, PeerStatus, TunnelSources};
 
-/// A peer, shared by the threads. It is locked once for a batch of packets.
+/// A peer, shared by the threads. It is locked once for each batch of packets.
 pub(super) struct Peer {
-    /// The index by which frames name it.
+    /// The index that frames contain.
     pub(super) index: u16,
-    /// Whether its timers have to run.
+    /// Whether its timers must run.
     timed: AtomicBool,
     state: Mutex<PeerState>,
 }
 
-/// What the lock protects.
+/// The state under the lock.
 pub(super) struct PeerState {
     /// Its tunnel address.
     pub(super) tunnel: Ipv4Addr,
-    /// Where packets come from by its keys.
+    /// Source addresses of packets, by its keys.
     pub(super) sources: TunnelSources,
-    /// Where it is: as configured, or where its last authentic message came from.
+    /// Its endpoint: as configured, or the source of its last authentic message.
     pub(super) endpoint: Option<SocketAddr>,
-    /// As configured, to tell a change of configuration from a peer that moved.
+    /// As configured, to distinguish a change of configuration from a peer that moved.
     pub(super) configured: Option<SocketAddr>,
     /// The newest keys first.
     pub(super) links: Vec<Link>,
@@ -52,28 +52,28 @@ impl Peer {
         Self { index, timed: AtomicBool::new(false), state: Mutex::new(state) }
     }
 
-    /// Locks it.
+    /// Locks the state.
     pub(super) fn lock(&self) -> MutexGuard<'_, PeerState> {
         self.state.lock()
     }
 
-    /// Notes that its timers have to run; true if they were stopped.
+    /// Sets that its timers must run; returns true if they were stopped.
     pub(super) fn start_timers(&self) -> bool {
         // Written seldom, read for every batch.
         !self.timed.load(Ordering::Relaxed) && !self.timed.swap(true, Ordering::Relaxed)
     }
 
-    /// Notes that its timers can stop.
+    /// Sets that its timers can stop.
     pub(super) fn stop_timers(&self) {
         self.timed.store(false, Ordering::Relaxed);
     }
 
-    /// Whether its timers have to run.
+    /// Returns whether its timers must run.
     pub(super) fn is_timed(&self) -> bool {
         self.timed.load(Ordering::Relaxed)
     }
 
-    /// What it reports.
+    /// Returns its status.
     pub(super) fn status(&self) -> PeerStatus {
         let state = self.lock();
         PeerStatus {
@@ -87,7 +87,7 @@ impl Peer {
 }
 
 impl PeerState {
-    /// Lets all timers catch up; `send` gets what is to be sent to the endpoint.
+    /// Lets all timers catch up; calls `send` with messages for the endpoint.
     pub(super) fn catch_up(&mut self, now: Instant, out: &mut [u8], mut send: impl FnMut(&[u8], SocketAddr)) {
         for link in &mut self.links {
             if let (Some(len), Some(endpoint)) = (link.catch_up(now, out), self.endpoint) {
@@ -96,20 +96,20 @@ impl PeerState {
         }
     }
 
-    /// Whether packets can be sent now.
+    /// Returns whether packets can be sent now.
     pub(super) fn is_live(&self) -> bool {
         self.links.iter().any(Link::is_live)
     }
 
-    /// The link with which packets are to be sent: the newest with a session.
+    /// Returns the link for sending: the newest with a session.
     pub(super) fn sending(&mut self) -> Option<&mut Link> {
         self.links.iter_mut().find(|link| link.is_live())
     }
 
-    /// Starts a handshake unless there is a session by our newest key that may be used; `send` gets
-    /// what is to be sent to the endpoint. Of two keys of the peer it is started by each: the
-    /// kernel's WireGuard has one, and only the peer knows which. When it has gone over to another,
-    /// it starts one itself.
+    /// Starts a handshake unless there is a session with the newest usable own key; calls `send`
+    /// with messages for the endpoint. If the peer has two keys, starts one with each: the kernel's
+    /// WireGuard has only one, and only the peer knows which. When the peer changes its key, it
+    /// starts a handshake itself.
     pub(super) fn initiate(&mut self, now: Instant, out: &mut [u8], mut send: impl FnMut(&[u8], SocketAddr)) {
         let Some(newest) = self.links.iter().find(|link| link.active) else { return };
         let own = newest.generations.0;
@@ -125,12 +125,12 @@ impl PeerState {
         }
     }
 
-    /// The link with the given id.
+    /// Returns the link with this id.
     pub(super) fn link(&mut self, id: u32) -> Option<&mut Link> {
         self.links.iter_mut().find(|link| link.id == id)
     }
 
-    /// Notes where an authentic message came from.
+    /// Records the source of an authentic message.
     pub(super) fn moved_to(&mut self, from: SocketAddr) {
         if self.endpoint != Some(from) {
             tracing::info!(?from, was = ?self.endpoint, "peer moved");

@@ -1,5 +1,4 @@
-//! Probes of the path that WireGuard's messages take: a host's firewall drops the ones as it drops
-//! the others.
+//! Probes of the path that WireGuard messages take: a host's firewall drops both or neither.
 
 use std::net::SocketAddr;
 
@@ -9,10 +8,11 @@ use super::transmit::Context;
 
 /// A VXLAN header and 16 bytes: shorter than any message of WireGuard.
 const LENGTH: usize = 24;
-/// Flags of the VXLAN header; no message of WireGuard begins so.
+/// Flags of the VXLAN header; no WireGuard message begins with this byte.
 const VALID_VNI: u8 = 0x08;
 
-/// Answers the probe of a peer's host, at this engine's port there. `false` if the message is none.
+/// Answers a probe of a peer's node, at the engine's port there. Returns `false` if the message is
+/// not a probe.
 pub(super) fn answer(message: &[u8], from: SocketAddr, context: Context<'_>) -> bool {
     let Some(reply) = reply(message) else { return false };
     let is_peers = |peer: &super::peer::Peer| peer.lock().configured.is_some_and(|at| at.ip() == from.ip());
@@ -23,12 +23,12 @@ pub(super) fn answer(message: &[u8], from: SocketAddr, context: Context<'_>) -> 
     true
 }
 
-/// The answer to a message, if that is a probe.
+/// Returns the answer to a message, if that is a probe.
 fn reply(message: &[u8]) -> Option<[u8; LENGTH]> {
     let header = |Vni([_, a, b, c])| [VALID_VNI, 0, 0, 0, a, b, c, 0];
     let mut reply: [u8; LENGTH] = message.try_into().ok()?;
     let (start, _) = reply.split_first_chunk_mut::<8>()?;
-    // The last byte of the header is the sender's.
+    // The last byte of the header contains flags of the sender.
     if start[..7] != header(PROBE_REQUEST_VNI)[..7] {
         return None;
     }

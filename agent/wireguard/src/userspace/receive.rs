@@ -1,4 +1,4 @@
-//! From the network to the device: decrypt, check, join, write.
+//! From the network to the device: decrypt, check, coalesce, write.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -10,9 +10,9 @@ use crate::{
     packet::{Joiner, NotOurs},
 };
 
-/// First byte of a message of data; the three after it are zero.
+/// Type of a data message; the three bytes after it are zero.
 const DATA: [u8; 4] = [4, 0, 0, 0];
-/// Room that a reply to a handshake may need beyond a datagram's own length.
+/// Space that a reply to a handshake may need beyond a datagram's own length.
 const SLACK: usize = 256;
 
 /// Buffers and state of receiving, one per worker.
@@ -24,7 +24,7 @@ pub(super) struct Receive {
 }
 
 impl Receive {
-    /// `udp`: whether the device takes UDP super-packets.
+    /// `udp`: whether the device accepts UDP super-packets.
     pub(super) fn new(udp: bool) -> Self {
         Self {
             receiver: Receiver::default(),
@@ -34,12 +34,12 @@ impl Receive {
         }
     }
 
-    /// Bytes of the last batch that had any, as UDP payload.
+    /// Returns the bytes of the last non-empty batch, as UDP payload.
     pub(super) fn last_bytes(&self) -> usize {
         self.last_bytes
     }
 
-    /// Takes what has arrived, up to one batch. False if that was all.
+    /// Receives up to one batch. Returns false if there are no more datagrams.
     pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
         let more = self.receiver.receive(context.socket)?;
         let datagrams = self.receiver.datagrams();
@@ -72,14 +72,14 @@ impl Receive {
     }
 }
 
-/// The session index of a message of data.
+/// Returns the session index of a data message.
 fn session(message: &[u8]) -> Option<u32> {
     let (kind, rest) = message.split_first_chunk::<4>()?;
     let index = u32::from_le_bytes(*rest.first_chunk()?);
     (*kind == DATA && message.len() >= 32).then_some(index)
 }
 
-/// Decrypts messages of one session and gives them to `joiner`.
+/// Decrypts messages of one session and passes them to `joiner`.
 fn open<'m>(
     joiner: &mut Joiner,
     context: Context<'_>,
@@ -117,7 +117,7 @@ fn open<'m>(
             }
             Received::Nothing => (bytes, source) = (bytes + message.len() as u64, Some(from)),
             Received::Drop(reason) => counters.count(reason),
-            // Messages of data bring forth none of these.
+            // Data messages never have these results.
             Received::Reply(_) | Received::Initiate(_) | Received::Cookie => {}
         }
     }

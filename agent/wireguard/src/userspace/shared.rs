@@ -1,4 +1,4 @@
-//! What the threads of an engine share.
+//! State shared by the threads of an engine.
 
 use std::{
     sync::{
@@ -41,18 +41,18 @@ impl Shared {
         }
     }
 
-    /// The table that is valid now.
+    /// Returns the current table.
     pub(super) fn table(&self) -> Arc<Table> {
         Arc::clone(&self.table.lock())
     }
 
-    /// A view for [`Shared::refresh`].
+    /// Returns a view for [`Shared::refresh`].
     pub(super) fn view(&self) -> TableView {
         let version = self.version.load(Ordering::Acquire);
         TableView { version, table: self.table() }
     }
 
-    /// Brings a thread's view up to date; costs one atomic read if nothing has changed.
+    /// Updates a thread's view; costs one atomic read if nothing has changed.
     pub(super) fn refresh<'v>(&self, view: &'v mut TableView) -> &'v Arc<Table> {
         if self.version.load(Ordering::Acquire) != view.version {
             *view = self.view();
@@ -60,32 +60,33 @@ impl Shared {
         &view.table
     }
 
-    /// Makes `table` the valid one.
+    /// Makes `table` the current one.
     pub(super) fn replace(&self, table: Table) {
         *self.table.lock() = Arc::new(table);
         self.version.fetch_add(1, Ordering::Release);
         self.wake_workers();
     }
 
-    /// Wakes the workers: a session has come up or gone, the table has changed, or all is to stop.
+    /// Wakes the workers because a session was established or ended, the table changed, or the
+    /// engine stops.
     pub(super) fn wake_workers(&self) {
         for wake in &self.wakes {
             wake.wake();
         }
     }
 
-    /// The flag that wakes worker number `index`.
+    /// Returns the flag that wakes worker number `index`.
     pub(super) fn wake(&self, index: usize) -> &Wake {
         &self.wakes[index]
     }
 
-    /// Says which thread runs the timers.
+    /// Sets the thread that runs the timers.
     pub(super) fn set_timer(&self, thread: Thread) {
-        // It is set once, when the engine starts.
+        // Set once, when the engine starts.
         let _ = self.timer.set(thread);
     }
 
-    /// Has a peer's timers run.
+    /// Starts a peer's timers.
     pub(super) fn start_timers(&self, peer: &Peer) {
         if peer.start_timers()
             && let Some(timer) = self.timer.get()
@@ -94,7 +95,7 @@ impl Shared {
         }
     }
 
-    /// Asks all threads to end.
+    /// Requests the end of all threads.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Release);
         self.wake_workers();
@@ -103,7 +104,7 @@ impl Shared {
         }
     }
 
-    /// Whether threads are to end.
+    /// Returns whether threads must end.
     pub(super) fn is_stopping(&self) -> bool {
         self.stop.load(Ordering::Acquire)
     }

@@ -1,5 +1,5 @@
-//! Peers by all that packets name them by. A table is never changed but replaced, so that threads
-//! read it unlocked.
+//! Peers by the keys and indices in packets. A table is never changed but replaced, so that threads
+//! read it without a lock.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,15 +12,15 @@ use boringtun::{noise::rate_limiter::RateLimiter, x25519};
 use super::{link::Link, peer::Peer};
 use crate::{EngineConfig, Error, OwnKey, PublicKey, Result, TunnelSources};
 
-/// Handshakes per second from which on senders must show, by a cookie, that they can receive at
+/// Above this rate of handshakes per second, senders must prove by a cookie that they receive at
 /// their address.
 const HANDSHAKES_PER_SECOND: u64 = 200;
 
-/// All that a thread needs to know about the configuration.
+/// The configuration in the form that the threads use.
 pub(super) struct Table {
     /// Own tunnel address.
     pub(super) tunnel: Ipv4Addr,
-    /// Where packets come from by own keys.
+    /// Source addresses of packets, by own keys.
     pub(super) sources: TunnelSources,
     /// UDP port of VXLAN inside the tunnel.
     pub(super) vxlan_port: u16,
@@ -38,14 +38,14 @@ pub(super) struct Table {
     pub(super) own: Vec<OwnSide>,
 }
 
-/// An own key, ready to be used.
+/// An own key, ready for use.
 #[derive(Clone)]
 pub(super) struct OwnSide {
     key: OwnKey,
     public: PublicKey,
-    /// For handshakes as they arrive.
+    /// Limits incoming handshakes.
     pub(super) limiter: Arc<RateLimiter>,
-    /// For boringtun's own second look at a handshake that `limiter` let pass.
+    /// For boringtun's own check of a handshake that `limiter` has accepted.
     unlimited: Arc<RateLimiter>,
 }
 
@@ -61,19 +61,19 @@ impl OwnSide {
         }
     }
 
-    /// Public half as boringtun wants it.
+    /// Returns the public key as boringtun expects it.
     pub(super) fn dalek(&self) -> x25519::PublicKey {
         x25519::PublicKey::from(self.public.0)
     }
 
-    /// Private half.
+    /// Returns the private key.
     pub(super) fn secret(&self) -> &x25519::StaticSecret {
         self.key.private.secret()
     }
 }
 
 impl Table {
-    /// One without keys and peers.
+    /// Creates a table without keys and peers.
     pub(super) fn empty() -> Self {
         Self {
             tunnel: Ipv4Addr::UNSPECIFIED,
@@ -88,8 +88,8 @@ impl Table {
         }
     }
 
-    /// A table for `config` that keeps what it can of `old`: sessions with the same keys, endpoints
-    /// that moved. Returns also the peers that are new or have new links.
+    /// Creates a table for `config` that keeps sessions with unchanged keys, and endpoints of peers
+    /// that moved, from `old`. Also returns the peers that are new or have new links.
     pub(super) fn new(config: &EngineConfig, old: &Self) -> Result<(Self, Vec<Arc<Peer>>)> {
         let own: Vec<OwnSide> = config
             .keys
@@ -149,20 +149,20 @@ impl Table {
         Ok((table, fresh))
     }
 
-    /// The peer to which a session index belongs, and the id of its link.
+    /// Returns the peer of a session index, and the id of its link.
     pub(super) fn session(&self, index: u32) -> Option<(u32, &Arc<Peer>)> {
         let id = index >> 8;
         self.links.get(&id).map(|peer| (id, peer))
     }
 
-    /// The link between an own key and a peer's.
+    /// Returns the link between an own key and a peer's.
     pub(super) fn pair(&self, own: &OwnSide, theirs: PublicKey) -> Option<(u32, &Arc<Peer>)> {
         let id = *self.pairs.get(&(own.public, theirs))?;
         self.links.get(&id).map(|peer| (id, peer))
     }
 }
 
-/// Hands out link ids: 24 random bits, none twice in a table and its predecessor.
+/// Allocates link ids: 24 random bits, unique in a table and its predecessor.
 struct Ids {
     taken: BTreeSet<u32>,
 }

@@ -1,5 +1,5 @@
-//! WireGuard's timers: repeated handshakes, keepalives, the end of sessions. They run only for
-//! peers that are in use; without any the thread sleeps.
+//! WireGuard's timers: handshake retries, keepalives, expiry of sessions. They run only for peers
+//! in use; without any, the thread sleeps.
 
 use std::{
     sync::Arc,
@@ -11,7 +11,7 @@ use mesh_sys::udp::UdpSocket;
 
 use super::{link::HANDSHAKE, shared::Shared};
 
-/// Time between two looks. WireGuard's own times are seconds.
+/// Interval of timer runs. WireGuard's own times are seconds.
 const TICK: Duration = Duration::from_millis(500);
 
 /// Runs the timers until the engine stops.
@@ -25,7 +25,7 @@ pub(super) fn run(shared: &Shared, socket: &Arc<UdpSocket>) {
     }
 }
 
-/// One look at all peers in use; false if there are none.
+/// Runs the timers of all peers in use once; returns false if there are none.
 fn tick(shared: &Shared, socket: &UdpSocket) -> bool {
     let table = shared.table();
     let mut any = false;
@@ -39,7 +39,7 @@ fn tick(shared: &Shared, socket: &UdpSocket) -> bool {
             let (message, goes_on) = link.tick(now, &mut out);
             needed |= goes_on;
             if let (Some(len), Some(endpoint)) = (message, endpoint) {
-                // A host that is away for a moment is no reason to give up; the next try comes.
+                // If the network fails for a moment, the next retry follows.
                 let _ = socket.send(&out[..len], endpoint);
             }
         }
@@ -47,7 +47,7 @@ fn tick(shared: &Shared, socket: &UdpSocket) -> bool {
         if !needed {
             peer.stop_timers();
             drop(state);
-            // What waits for this peer is to be given up.
+            // Packets that wait for this peer must be dropped.
             shared.wake_workers();
         }
     }

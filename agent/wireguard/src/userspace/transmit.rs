@@ -1,4 +1,4 @@
-//! From the device to the network: cut, wrap in VXLAN, encrypt, send in batches.
+//! From the device to the network: segment, encapsulate in VXLAN, encrypt, send in batches.
 
 use std::{io, net::SocketAddr, sync::Arc, time::Instant};
 
@@ -21,18 +21,18 @@ use crate::{
     },
 };
 
-/// Largest frame that a device hands over, with its virtio header.
+/// Largest frame from the device, with its virtio header.
 const MAX_FRAME: usize = virtio::LEN + 14 + 65535 + 4;
-/// As soon as so many bytes have been read they are sent: less would waste calls, more would leave
-/// the cache and the peer idle.
+/// Send as soon as this many bytes were read. Less would waste calls; more would leave the cache
+/// and let the peer idle.
 const ENOUGH: usize = 60 << 10;
-/// Frames read at most before they are sent.
+/// Maximum number of frames read before sending.
 const MAX_FRAMES: usize = 64;
-/// Where frames come singly, it is asked for a second one only every so many times.
+/// If frames arrive one by one, only every n-th time is a second read tried before sending.
 const CHECK: u8 = 4;
-/// A frame of fewer bytes may be such a single one.
+/// A frame with fewer bytes may be one that arrives alone.
 const SMALL: usize = 4096;
-/// Bytes of encrypted messages that wait at most before they are sent.
+/// Maximum bytes of encrypted messages that wait before sending.
 const BATCH: usize = 192 << 10;
 /// Bytes that WireGuard adds to a packet: header and tag.
 const OVERHEAD: usize = 32;
@@ -59,12 +59,12 @@ struct Frame {
     peer: u16,
 }
 
-/// Whether frames come one by one: how many batches of one there were since it was last asked for a
-/// second frame.
+/// Detects whether frames arrive one by one: the number of single-frame batches since a second read
+/// was last tried.
 #[derive(Debug, Default)]
 struct Singles(u8);
 
-/// How the packets of one frame go.
+/// The parameters for the packets of one frame.
 struct Route<'l> {
     link: &'l mut Link,
     headers: Encapsulation,
@@ -74,14 +74,14 @@ struct Route<'l> {
     sent: u64,
 }
 
-/// Encrypted messages one after another, and for whom.
+/// Encrypted messages, one after another, and their destinations.
 struct Batch {
     buffer: Vec<u8>,
     used: usize,
     queue: SendQueue,
 }
 
-/// What sending needs from outside.
+/// Parameters of sending.
 #[derive(Clone, Copy)]
 pub(super) struct Context<'c> {
     pub(super) tap: &'c Tap,
@@ -104,7 +104,7 @@ impl Transmit {
         }
     }
 
-    /// Reads what the device has, up to one batch, and sends it. False if that was all.
+    /// Reads up to one batch from the device and sends it. Returns false if there is no more.
     pub(super) fn round(&mut self, context: Context<'_>) -> io::Result<bool> {
         let more = self.read(context)?;
         if self.frames.is_empty() {
@@ -124,7 +124,7 @@ impl Transmit {
         Ok(more)
     }
 
-    /// Tries again to send what waits for a session; drops what has waited in vain.
+    /// Retries sending of frames that wait for a session; drops those that waited too long.
     pub(super) fn retry(&mut self, context: Context<'_>) {
         for index in self.waiting.peers() {
             let Some(peer) = context.table.peers.get(&index) else {
@@ -144,12 +144,12 @@ impl Transmit {
         self.flush(context);
     }
 
-    /// Bytes of the last batch that had any, as the device gave them.
+    /// Returns the bytes of the last non-empty batch, as read from the device.
     pub(super) fn last_bytes(&self) -> usize {
         self.last_bytes
     }
 
-    /// Reads up to one batch; false if the device has no more, or probably not.
+    /// Reads up to one batch; returns false if the device has no more, or probably none.
     fn read(&mut self, context: Context<'_>) -> io::Result<bool> {
         self.frames.clear();
         let (mut used, mut more) = (0, true);
@@ -165,7 +165,7 @@ impl Transmit {
                     self.frames.push(Frame { start: used, len, peer: tag.peer });
                     used += len;
                 }
-                // What the host's own stack sends on the device: neighbour discovery and the like.
+                // Frames of the host's own stack on the device, such as neighbour discovery.
                 None => context.shared.counters.count(DropReason::UnknownPeer),
             }
             more = !(single && used < SMALL);
@@ -177,7 +177,7 @@ impl Transmit {
         Ok(more)
     }
 
-    /// Sends frames to a peer, or keeps them until there is a session.
+    /// Sends frames to a peer, or queues them until there is a session.
     fn send_or_wait<'f>(
         &mut self,
         context: Context<'_>,
@@ -200,9 +200,10 @@ impl Transmit {
                 tracing::debug!(%error, %to, "cannot send a handshake");
             }
         });
-        // Under the lock, and not before: a look at a link that had expired would stop them again.
+        // Under the lock, and not before: a timer run that sees an expired link would stop them
+        // again.
         context.shared.start_timers(peer);
-        // What waited is older, so it goes first.
+        // Queued frames are older, so they are sent first.
         let live = state.is_live();
         if live && self.waiting.has(peer.index) {
             for frame in self.waiting.take(peer.index) {
@@ -219,7 +220,7 @@ impl Transmit {
         }
     }
 
-    /// Cuts, wraps and encrypts one frame as read from the device.
+    /// Segments, encapsulates and encrypts one frame as read from the device.
     fn send_frame(&mut self, context: Context<'_>, state: &mut PeerState, bytes: &[u8]) {
         let (table, counters) = (context.table, &context.shared.counters);
         let (to, endpoint) = (state.tunnel, state.endpoint);
@@ -260,8 +261,7 @@ impl Transmit {
         state.tx_bytes += sent;
     }
 
-    /// Sends the frame of `len` bytes that is in the scratch buffer as fragments of at most `most`
-    /// bytes.
+    /// Sends the frame of `len` bytes in the scratch buffer as fragments of at most `most` bytes.
     fn send_fragments(
         &mut self,
         context: Context<'_>,
@@ -269,7 +269,7 @@ impl Transmit {
         len: usize,
         most: usize,
     ) -> Result<(), DropReason> {
-        // Seldom enough for a buffer of its own.
+        // Rare enough to justify a separate buffer.
         let frame = self.scratch[vxlan::HEADERS..vxlan::HEADERS + len].to_vec();
         let fragments = Fragments::new(&frame, most).ok_or(DropReason::TooBig)?;
         for index in 0..fragments.count() {
@@ -281,8 +281,8 @@ impl Transmit {
         Ok(())
     }
 
-    /// Wraps and encrypts the frame of `len` bytes that is in the scratch buffer behind room for
-    /// headers.
+    /// Encapsulates and encrypts the frame of `len` bytes in the scratch buffer, which follows
+    /// space for headers.
     fn send_packet(
         &mut self,
         context: Context<'_>,
@@ -290,12 +290,13 @@ impl Transmit {
         len: usize,
     ) -> Result<(), DropReason> {
         let inner = &mut self.scratch[vxlan::HEADERS..vxlan::HEADERS + len];
-        // The tag's peer index means nothing to the other host.
+        // The tag's peer index is meaningless to the other host.
         inner[6..12].copy_from_slice(&FrameTag { peer: 0, ..route.tag }.mac());
         let len = vxlan::HEADERS + len;
         self.identification = self.identification.wrapping_add(1);
         route.headers.write(&mut self.scratch[..len], len, self.identification).ok_or(DropReason::TooBig)?;
-        // Never past the tunnel's MTU: a full packet would become too large for the underlay.
+        // Pad up to the tunnel's MTU only: a full packet would otherwise become too large for the
+        // underlay.
         let padded = len.next_multiple_of(PADDING).min(context.table.tunnel_mtu);
         self.scratch[len..padded].fill(0);
         if self.batch.room() < padded + OVERHEAD + HANDSHAKE {
@@ -314,13 +315,13 @@ impl Transmit {
 }
 
 impl Singles {
-    /// Whether to send a small frame before it is asked whether there is another. A batch of one is
-    /// no proof then, so it is asked first every so many times.
+    /// Returns whether to send a small frame before trying a second read. A batch of one frame is
+    /// then no evidence, so every n-th time a second read is tried first.
     fn is_likely(&self) -> bool {
         !self.0.is_multiple_of(CHECK)
     }
 
-    /// Takes note of a batch.
+    /// Records the size of a batch.
     fn count(&mut self, frames: usize) {
         self.0 = if frames == 1 { self.0 % CHECK + 1 } else { 0 };
     }
@@ -337,8 +338,8 @@ impl Batch {
 
     /// Makes the next `len` bytes of the buffer a message.
     fn push(&mut self, len: usize, to: SocketAddr) {
-        // A message is at most a tunnel packet, which fits 16 bits, and 32 bytes; the MTU leaves
-        // room for those.
+        // A message has at most the tunnel packet's length, which fits 16 bits, and 32 bytes; the
+        // MTU leaves room for these.
         self.queue.push(u16::try_from(len).unwrap_or(u16::MAX), to);
         self.used += len;
     }
@@ -357,7 +358,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn frames_that_come_singly_are_sent_at_once_but_a_second_one_is_soon_noticed() {
+    fn single_frames_are_sent_at_once_but_batches_are_soon_detected() {
         let mut singles = Singles::default();
         let mut likely = || {
             let likely = singles.is_likely();

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-/// Bytes that may wait for one peer: some super-packets.
+/// Bytes that may wait for one peer: a few super-packets.
 const MAX_BYTES: usize = 1 << 20;
 /// Frames that may wait for one peer.
 const MAX_FRAMES: usize = 512;
@@ -20,7 +20,7 @@ struct Queue {
 }
 
 impl Waiting {
-    /// Adds a frame. The oldest are given up for it if there are too many; returns their number.
+    /// Adds a frame. Drops the oldest ones if there are too many; returns their number.
     pub(super) fn push(&mut self, peer: u16, frame: &[u8]) -> u64 {
         let queue = self.queues.entry(peer).or_default();
         queue.frames.push_back(frame.to_vec());
@@ -34,17 +34,17 @@ impl Waiting {
         dropped
     }
 
-    /// Whether frames wait for a peer.
+    /// Returns whether frames wait for a peer.
     pub(super) fn has(&self, peer: u16) -> bool {
         self.queues.contains_key(&peer)
     }
 
-    /// The peers for which frames wait.
+    /// Returns the peers for which frames wait.
     pub(super) fn peers(&self) -> Vec<u16> {
         self.queues.keys().copied().collect()
     }
 
-    /// Takes all frames of a peer.
+    /// Removes and returns all frames of a peer.
     pub(super) fn take(&mut self, peer: u16) -> VecDeque<Vec<u8>> {
         self.queues.remove(&peer).unwrap_or_default().frames
     }
@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_waits_is_bounded_and_the_oldest_goes_first() {
+    fn waiting_frames_are_bounded_and_the_oldest_are_dropped_first() {
         let mut waiting = Waiting::default();
         let dropped: u64 = (0..600u16).map(|i| waiting.push(1, &i.to_be_bytes())).sum();
         assert_eq!(dropped, 600 - MAX_FRAMES as u64);

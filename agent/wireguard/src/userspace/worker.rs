@@ -1,11 +1,11 @@
-//! A worker: one queue of the device and one socket, both ways.
+//! A worker: one queue of the device and one socket, in both directions.
 
 use std::{io, os::fd::AsFd, sync::Arc, thread, time::Instant};
 
 use mesh_sys::{tap::Tap, udp::UdpSocket};
 
 use super::{
-    patience::{Next, Patience},
+    polling::{Next, Polling},
     receive::Receive,
     shared::{Shared, TableView},
     transmit::{Context, Transmit},
@@ -14,10 +14,10 @@ use crate::wake::{Ready, look, wait};
 
 /// Rounds in one direction before the other has its turn.
 const ROUNDS: usize = 4;
-/// A batch of more bytes is part of a stream rather than of a conversation.
+/// A batch with more bytes indicates bulk transfer rather than request and response.
 const MUCH: usize = 16 << 10;
 
-/// Everything a worker's thread owns.
+/// The state of a worker's thread.
 pub(super) struct Worker {
     index: usize,
     shared: Arc<Shared>,
@@ -26,11 +26,11 @@ pub(super) struct Worker {
     view: TableView,
     transmit: Transmit,
     receive: Receive,
-    patience: Patience,
+    polling: Polling,
 }
 
 impl Worker {
-    /// Worker number `index`. `udp`: whether the device takes UDP super-packets.
+    /// Creates worker number `index`. `udp`: whether the device accepts UDP super-packets.
     pub(super) fn new(
         index: usize,
         shared: &Arc<Shared>,
@@ -46,11 +46,11 @@ impl Worker {
             view: shared.view(),
             transmit: Transmit::new(),
             receive: Receive::new(udp),
-            patience: Patience::new(),
+            polling: Polling::new(),
         }
     }
 
-    /// Moves packets until the engine stops.
+    /// Processes packets until the engine stops.
     pub(super) fn run(mut self) -> io::Result<()> {
         while !self.shared.is_stopping() {
             let ready = self.wait()?;
@@ -74,33 +74,33 @@ impl Worker {
         Ok(())
     }
 
-    /// Whether the last batch of either direction was one of many packets or long ones. A round
-    /// that finds nothing, as every direction's last one does, is no batch.
-    fn moves_much(&self) -> bool {
+    /// Returns whether the last batch of either direction had many or long packets. An empty round,
+    /// which ends every series of rounds, does not count as a batch.
+    fn is_bulk(&self) -> bool {
         self.transmit.last_bytes().max(self.receive.last_bytes()) > MUCH
     }
 
-    /// Waits for input, at first by looking for it if it may come soon.
+    /// Waits for input; polls first if a packet may arrive soon.
     fn wait(&mut self) -> io::Result<Ready> {
         let (tap, socket, wake) = (self.tap.as_fd(), self.socket.as_fd(), self.shared.wake(self.index));
         let since = Instant::now();
-        if self.patience.begins(since) && !self.moves_much() {
+        if self.polling.should_poll(since) && !self.is_bulk() {
             loop {
-                let ready = look(tap, socket, wake)?;
+                let ready = poll_now(tap, socket, wake)?;
                 if ready.any() {
-                    self.patience.seen();
+                    self.polling.found_packet();
                     return Ok(ready);
                 }
                 let before = Instant::now();
                 thread::yield_now();
-                if self.patience.vain(since, before, Instant::now()) == Next::Sleep {
+                if self.polling.found_nothing(since, before, Instant::now()) == Next::Sleep {
                     break;
                 }
             }
         }
         let asleep = Instant::now();
         let ready = wait(tap, socket, wake)?;
-        self.patience.woken(asleep.elapsed());
+        self.polling.woken(asleep.elapsed());
         Ok(ready)
     }
 }

@@ -1,4 +1,4 @@
-//! Things that go wrong around an engine.
+//! Failures around an engine.
 
 use std::{net::UdpSocket, thread, time::Duration};
 
@@ -8,7 +8,7 @@ use mesh_wireguard::{DropReason, Error, Userspace};
 use crate::pair::{PORT, Pair, SOON, Setup, address, ask, inner};
 
 #[test]
-fn a_taken_port_is_a_clear_error_and_leaves_no_device() {
+fn a_port_in_use_is_reported_and_leaves_no_device() {
     let mut pair = Pair::without_engines(Setup::default());
     let holder = pair.a.netns.enter(|| UdpSocket::bind(("0.0.0.0", PORT))).unwrap().unwrap();
     let error = pair.a.try_apply().unwrap_err();
@@ -20,7 +20,7 @@ fn a_taken_port_is_a_clear_error_and_leaves_no_device() {
 }
 
 #[test]
-fn a_device_of_somebody_else_is_not_touched() {
+fn a_device_of_another_program_is_not_changed() {
     let mut pair = Pair::without_engines(Setup::default());
     for make in [
         vec!["tuntap", "add", "meshwg0", "mode", "tap", "multi_queue"],
@@ -35,7 +35,7 @@ fn a_device_of_somebody_else_is_not_touched() {
 }
 
 #[test]
-fn the_device_vanishes_with_its_engine() {
+fn the_device_is_removed_with_its_engine() {
     let mut pair = Pair::new();
     assert!(has_device(&pair.a.netns));
     pair.a.engine = Userspace::new();
@@ -58,7 +58,7 @@ fn packets_wait_for_a_peer_that_starts_later() {
     let mut pair = Pair::without_engines(Setup::default());
     pair.a.apply();
     address(&pair.a.netns, 1);
-    // B's device is ready before B knows A: what waits then arrives with the handshake.
+    // B's device is ready before B knows A: packets that wait then arrive with the handshake.
     let peers = std::mem::take(&mut pair.b.config.peers);
     pair.b.apply();
     address(&pair.b.netns, 2);
@@ -75,7 +75,7 @@ fn packets_wait_for_a_peer_that_starts_later() {
 }
 
 #[test]
-fn a_restarted_engine_is_reached_at_once_and_not_when_old_sessions_expire() {
+fn a_restarted_engine_is_reached_before_old_sessions_expire() {
     let mut pair = Pair::new();
     tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
     pair.b.engine = Userspace::new();
@@ -90,7 +90,7 @@ fn a_restarted_engine_is_reached_at_once_and_not_when_old_sessions_expire() {
 }
 
 #[test]
-fn a_new_port_and_a_new_mtu_are_taken_over_without_losing_sessions() {
+fn a_new_port_and_a_new_mtu_are_applied_without_losing_sessions() {
     let mut pair = Pair::new();
     tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
     pair.a.config.listen_port = PORT + 1;
@@ -104,7 +104,7 @@ fn a_new_port_and_a_new_mtu_are_taken_over_without_losing_sessions() {
 }
 
 #[test]
-fn a_removed_peer_gets_nothing_any_more_and_one_that_comes_back_does() {
+fn a_removed_peer_receives_nothing_until_it_is_added_again() {
     let mut pair = Pair::new();
     let echo = UdpEcho::start(&pair.b.netns, (inner(2), 7000).into()).unwrap();
     assert!(ask(&pair.a.netns, echo.address(), b"hello", SOON));
@@ -117,7 +117,7 @@ fn a_removed_peer_gets_nothing_any_more_and_one_that_comes_back_does() {
 }
 
 #[test]
-fn an_idle_engine_uses_no_processor_time() {
+fn an_idle_engine_uses_no_cpu_time() {
     let pair = Pair::new();
     Ping::new(inner(2).into()).count(2).run(&pair.a.netns).unwrap().all_answered().unwrap();
     let before = used_by_the_engines();
@@ -126,9 +126,8 @@ fn an_idle_engine_uses_no_processor_time() {
     assert!(used <= Duration::from_millis(5), "{used:?} of two seconds");
 }
 
-/// Time on a processor that the engines' threads have used. As the scheduler measured it: the ticks
-/// of /proc/self/stat are samples, and meet a thread that wakes by the same clock more often than
-/// not.
+/// Returns the CPU time of the engines' threads as measured by the scheduler. The ticks in
+/// /proc/self/stat are samples, which over-represent a thread that wakes by the same clock.
 fn used_by_the_engines() -> Duration {
     let threads = std::fs::read_dir("/proc/self/task").unwrap().map(|entry| entry.unwrap().path());
     let of_engines = threads

@@ -1,4 +1,5 @@
-//! Another implementation on the other side: wireguard-go, and the kernel's VXLAN device over it.
+//! Interoperability with another implementation: wireguard-go, with the kernel's VXLAN device on
+//! it.
 
 use std::{path::Path, process::Command};
 
@@ -10,7 +11,7 @@ use mesh_wireguard::WireguardEngine;
 
 use crate::pair::{Pair, SOON, Setup, VNI, address, inner, mac, tag};
 
-/// Side B as wireguard-go makes it. The process ends with the value.
+/// Side B with wireguard-go. The process ends when this value is dropped.
 struct Foreign {
     _process: Process,
 }
@@ -89,13 +90,13 @@ fn transfer_everything(pair: &mut Pair) {
 }
 
 #[test]
-fn a_handshake_that_we_start_brings_up_a_tunnel_to_wireguard_go() {
-    // It does not know where we are, so it cannot have started.
+fn our_handshake_establishes_a_tunnel_to_wireguard_go() {
+    // wireguard-go does not know our endpoint, so it cannot have started the handshake.
     with_foreign_b(Setup::default(), false, transfer_everything);
 }
 
 #[test]
-fn a_handshake_that_wireguard_go_starts_brings_up_a_tunnel_to_us() {
+fn a_handshake_of_wireguard_go_establishes_a_tunnel_to_us() {
     with_foreign_b(Setup::default(), true, |pair| {
         pair.a.peer().endpoint = None;
         pair.a.apply();
@@ -105,6 +106,6 @@ fn a_handshake_that_wireguard_go_starts_brings_up_a_tunnel_to_us() {
 }
 
 #[test]
-fn the_same_holds_over_ipv6() {
+fn wireguard_go_interoperates_over_ipv6() {
     with_foreign_b(Setup { v6: true, ..Setup::default() }, true, transfer_everything);
 }

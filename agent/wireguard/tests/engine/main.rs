@@ -1,9 +1,9 @@
-//! Two engines in two network namespaces, and real traffic through them.
+//! Two engines in two network namespaces, with real traffic between them.
 //!
-//! An engine's device takes the peer from the source MAC of a frame. So a device whose own MAC is
-//! of that form makes the namespace's IP stack a source of such frames; a fixed neighbour entry
-//! names the other device as destination.
-#![expect(clippy::unwrap_used, reason = "a test that cannot go on has failed")]
+//! An engine's device takes the peer from the source MAC of a frame. So if the device's own MAC has
+//! that form, the namespace's IP stack can send such frames. A permanent neighbour entry sets the
+//! other device as destination.
+#![expect(clippy::unwrap_used, reason = "a test that cannot continue has failed")]
 
 mod failures;
 mod foreign;

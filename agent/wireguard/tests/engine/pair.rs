@@ -15,13 +15,13 @@ use mesh_wireguard::{
 
 use crate::relay::Relay;
 
-/// The network in whose name the devices speak.
+/// The network of the devices' traffic.
 pub(crate) const VNI: u32 = 4096;
 /// Index of the other side in either side's configuration.
 pub(crate) const PEER: u16 = 7;
 /// WireGuard's port.
 pub(crate) const PORT: u16 = 51820;
-/// How long things may take that take milliseconds on an idle machine.
+/// Timeout for operations that take milliseconds on an idle machine.
 pub(crate) const SOON: Duration = Duration::from_secs(10);
 
 /// A host.
@@ -31,15 +31,15 @@ pub(crate) struct Side {
     pub(crate) config: EngineConfig,
 }
 
-/// Two hosts with a cable between them.
+/// Two hosts connected by a veth pair.
 pub(crate) struct Pair {
     pub(crate) a: Side,
     pub(crate) b: Side,
-    /// What is between them, if it is not just a cable.
+    /// The relay between them, if there is one.
     pub(crate) relay: Option<Relay>,
 }
 
-/// How the two are to be.
+/// The configuration of a pair.
 #[derive(Clone, Copy)]
 #[expect(clippy::struct_excessive_bools, reason = "each is one independent circumstance")]
 pub(crate) struct Setup {
@@ -49,7 +49,7 @@ pub(crate) struct Setup {
     pub(crate) offload_a: bool,
     /// Whether B's device has offloads.
     pub(crate) offload_b: bool,
-    /// Whether a relay of ours is between them.
+    /// Whether a relay is between them.
     pub(crate) relay: bool,
     /// Whether the underlay's devices have offloads.
     pub(crate) offload_underlay: bool,
@@ -61,28 +61,28 @@ impl Default for Setup {
     }
 }
 
-/// A name that no other test has.
+/// Returns a name that no other test uses.
 pub(crate) fn unique(what: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     format!("mwg{}-{}{what}", std::process::id(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A MAC in its usual form.
+/// Formats a MAC.
 pub(crate) fn mac(tag: FrameTag) -> String {
     tag.mac().map(|byte| format!("{byte:02x}")).join(":")
 }
 
-/// The tag with which the devices of a pair speak.
+/// Returns the tag of a pair's devices.
 pub(crate) fn tag() -> FrameTag {
     FrameTag { vni: VNI, peer: PEER }
 }
 
-/// Inner addresses of the side with number `side` (1 or 2).
+/// Returns the inner address of side `side` (1 or 2).
 pub(crate) fn inner(side: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 8, 0, side)
 }
 
-/// The IPv6 one.
+/// Returns the inner IPv6 address.
 pub(crate) fn inner6(side: u8) -> IpAddr {
     format!("fd00:8::{side}").parse().unwrap()
 }
@@ -91,12 +91,12 @@ fn tunnel(side: u8) -> Ipv4Addr {
     Ipv4Addr::new(10, 9, 0, side)
 }
 
-/// Where a side's packets come from inside the tunnel.
+/// Returns the source addresses of a side inside the tunnel.
 pub(crate) fn sources(side: u8) -> TunnelSources {
     TunnelSources { even: Ipv4Addr::new(10, 9, 2, side), odd: Ipv4Addr::new(10, 9, 1, side) }
 }
 
-/// Gives the device of a namespace its MAC and addresses, and the way to the other side.
+/// Configures MAC, addresses and the neighbour entries of a namespace's device.
 pub(crate) fn address(netns: &Netns, side: u8) {
     let other = 3 - side;
     let mac = mac(tag());
@@ -114,18 +114,18 @@ pub(crate) fn address(netns: &Netns, side: u8) {
 }
 
 impl Pair {
-    /// Two hosts that know each other.
+    /// Creates two hosts that know each other.
     pub(crate) fn new() -> Self {
         Self::with(Setup::default())
     }
 
-    /// Two hosts as wished.
+    /// Creates two hosts with this setup.
     pub(crate) fn with(setup: Setup) -> Self {
         let pair = Self::without_engines(setup);
         pair.start()
     }
 
-    /// Namespaces and configurations; the engines have nothing to do yet.
+    /// Creates namespaces and configurations; the engines are not configured yet.
     pub(crate) fn without_engines(setup: Setup) -> Self {
         let (a, b) = (OwnedNetns::create(unique("a")).unwrap(), OwnedNetns::create(unique("b")).unwrap());
         let (endpoints, relay) = if setup.relay {
@@ -175,23 +175,23 @@ impl Pair {
 }
 
 impl Side {
-    /// Gives the engine its configuration.
+    /// Applies the engine's configuration.
     pub(crate) fn apply(&mut self) {
         self.try_apply().unwrap();
     }
 
-    /// The same, if it may fail.
+    /// As [`Self::apply`], but may fail.
     pub(crate) fn try_apply(&mut self) -> mesh_wireguard::Result<()> {
         let (engine, config) = (&mut self.engine, &self.config);
         self.netns.enter(|| engine.apply(config)).unwrap()
     }
 
-    /// The peer in the configuration.
+    /// Returns the peer in the configuration.
     pub(crate) fn peer(&mut self) -> &mut PeerConfig {
         self.config.peers.get_mut(&PEER).unwrap()
     }
 
-    /// How many packets were dropped for a reason.
+    /// Returns how many packets were dropped for a reason.
     pub(crate) fn drops(&mut self, reason: DropReason) -> u64 {
         self.engine.status().unwrap().drops.get(&reason).copied().unwrap_or(0)
     }
@@ -201,13 +201,13 @@ impl Side {
         eventually(&format!("{reason:?}"), SOON, || self.drops(reason) > 0).unwrap();
     }
 
-    /// Where the peer is believed to be.
+    /// Returns the peer's current endpoint.
     pub(crate) fn endpoint(&mut self) -> Option<SocketAddr> {
         self.engine.status().unwrap().peers[&PEER].endpoint
     }
 }
 
-/// A veth pair `u0`-`u0`; returns where A finds B and B finds A.
+/// Creates a veth pair `u0`-`u0`; returns the endpoints of B (for A) and of A (for B).
 fn cable(a: &Netns, b: &Netns, setup: Setup) -> [SocketAddr; 2] {
     ip_batch(&[format!("link add name u0 netns {} type veth peer name u0 netns {}", a.name(), b.name())])
         .unwrap();
@@ -235,7 +235,7 @@ fn cable(a: &Netns, b: &Netns, setup: Setup) -> [SocketAddr; 2] {
     [SocketAddr::new(address(2), PORT), SocketAddr::new(address(1), PORT)]
 }
 
-/// Asks an echo on the other side; whether it answered in time.
+/// Sends an echo request to the other side; returns whether it was answered in time.
 pub(crate) fn ask(from: &Netns, echo: SocketAddr, question: &[u8], patience: Duration) -> bool {
     let any = SocketAddr::new(Ipv4Addr::UNSPECIFIED.into(), 0);
     let answer = mesh_harness::traffic::udp_request(from, any, echo, question, patience).unwrap();

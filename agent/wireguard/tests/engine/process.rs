@@ -1,4 +1,4 @@
-//! The engine in a process of its own.
+//! The engine in a separate process.
 
 use std::{os::unix::fs::PermissionsExt, path::Path, time::Duration};
 
@@ -22,7 +22,7 @@ fn connect(netns: &Netns, folder: &Path, version: &str) -> EngineProcess {
     netns.enter(|| EngineProcess::connect_or_spawn(folder, command(version))).unwrap().unwrap()
 }
 
-/// B in this process, A in one of its own.
+/// Starts B in this process, and A in a separate one.
 fn start(folder: &Path) -> (Pair, EngineProcess, EngineConfig) {
     let mut pair = Pair::without_engines(Setup::default());
     let mut engine = connect(&pair.a.netns, folder, "1");
@@ -44,7 +44,7 @@ fn identity(engine: &EngineProcess) -> ProcessId {
 }
 
 #[test]
-fn traffic_goes_on_when_the_daemon_dies_and_the_next_one_adopts_the_engine() {
+fn traffic_continues_when_the_daemon_dies_and_the_next_adopts_the_engine() {
     let folder = tempfile::tempdir().unwrap();
     let (pair, engine, config) = start(folder.path());
     let meter =
@@ -63,7 +63,7 @@ fn traffic_goes_on_when_the_daemon_dies_and_the_next_one_adopts_the_engine() {
 }
 
 #[test]
-fn the_process_leads_its_own_session_and_its_socket_is_its_owners_alone() {
+fn the_process_has_its_own_session_and_a_private_socket() {
     let folder = tempfile::tempdir().unwrap();
     let (_pair, mut engine, _) = start(folder.path());
     let mode = std::fs::metadata(folder.path().join("wireguard.sock")).unwrap().permissions().mode();
@@ -79,7 +79,7 @@ fn the_process_leads_its_own_session_and_its_socket_is_its_owners_alone() {
 }
 
 #[test]
-fn another_version_takes_over_the_device_and_loses_a_moment_at_most() {
+fn another_version_takes_over_the_device_with_a_short_interruption() {
     let folder = tempfile::tempdir().unwrap();
     let (pair, engine, config) = start(folder.path());
     tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
@@ -100,7 +100,7 @@ fn another_version_takes_over_the_device_and_loses_a_moment_at_most() {
 }
 
 #[test]
-fn a_killed_engine_takes_its_device_along_and_is_replaced_at_the_next_apply() {
+fn a_killed_engine_loses_its_device_and_is_replaced_at_the_next_apply() {
     let folder = tempfile::tempdir().unwrap();
     let (pair, mut engine, config) = start(folder.path());
     Ping::new(inner(2).into()).count(1).run(&pair.a.netns).unwrap().all_answered().unwrap();
@@ -115,7 +115,7 @@ fn a_killed_engine_takes_its_device_along_and_is_replaced_at_the_next_apply() {
 }
 
 #[test]
-fn a_suspended_engine_is_noticed_and_replaced_at_the_next_apply() {
+fn a_suspended_engine_is_detected_and_replaced_at_the_next_apply() {
     let folder = tempfile::tempdir().unwrap();
     let (pair, mut engine, config) = start(folder.path());
     engine.check().unwrap();
@@ -127,14 +127,14 @@ fn a_suspended_engine_is_noticed_and_replaced_at_the_next_apply() {
         !noticed.is_empty()
     })
     .unwrap();
-    // A busy machine may see first that it does not answer.
+    // A busy machine may first see that it does not respond.
     assert!(["is suspended", "does not respond"].iter().any(|why| noticed.contains(why)), "{noticed}");
     assert!(!old.is_alive() && device_index(&pair.a.netns).is_none(), "nothing of it is left");
     pair.a.netns.enter(|| engine.apply(&config)).unwrap().unwrap();
     address(&pair.a.netns, 1);
     tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
     engine.check().unwrap();
-    // A new daemon does not wait for it, and neither does one that needs no engine any more.
+    // A new daemon does not wait for it, whether or not it needs an engine.
     for end in [true, false] {
         identity(&engine).suspend().unwrap();
         if end {
@@ -147,7 +147,7 @@ fn a_suspended_engine_is_noticed_and_replaced_at_the_next_apply() {
 }
 
 #[test]
-fn a_device_that_somebody_deletes_renames_or_changes_is_restored_at_the_next_apply() {
+fn a_deleted_renamed_or_changed_device_is_restored_at_the_next_apply() {
     let folder = tempfile::tempdir().unwrap();
     let (pair, mut engine, config) = start(folder.path());
     let process = identity(&engine);
@@ -187,7 +187,7 @@ fn a_stopped_engine_leaves_no_process_and_no_device() {
 }
 
 #[test]
-fn an_error_of_the_engine_reaches_the_daemon_as_it_is() {
+fn an_error_of_the_engine_reaches_the_daemon_unchanged() {
     let folder = tempfile::tempdir().unwrap();
     let pair = Pair::without_engines(Setup::default());
     let holder = pair.a.netns.enter(|| std::net::UdpSocket::bind("0.0.0.0:51820")).unwrap().unwrap();
@@ -200,7 +200,7 @@ fn an_error_of_the_engine_reaches_the_daemon_as_it_is() {
 }
 
 #[test]
-fn a_program_that_cannot_be_an_engine_is_a_clear_error() {
+fn a_program_that_is_not_an_engine_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let broken = EngineCommand { program: "/bin/false".into(), args: Vec::new(), version: "1".to_owned() };
     let error = EngineProcess::connect_or_spawn(folder.path(), broken).unwrap_err().to_string();

@@ -1,4 +1,4 @@
-//! What is not right is dropped and counted.
+//! Invalid packets are dropped and counted.
 
 use std::{net::Ipv4Addr, time::Duration};
 
@@ -11,7 +11,7 @@ use mesh_wireguard::{DropReason, FrameTag, PrivateKey, TunnelSources, WireguardE
 use crate::pair::{PEER, Pair, SOON, Setup, VNI, ask, inner, mac};
 use crate::relay::Relay;
 
-/// Long enough for an answer that would come in a millisecond.
+/// Long enough for an answer that would arrive within a millisecond.
 const BRIEF: Duration = Duration::from_millis(500);
 
 fn relayed() -> Pair {
@@ -19,7 +19,7 @@ fn relayed() -> Pair {
 }
 
 #[test]
-fn a_peer_with_another_key_gets_nothing_through() {
+fn packets_of_a_peer_with_another_key_are_dropped() {
     let mut pair = Pair::without_engines(Setup::default());
     let stranger = PrivateKey::generate().unwrap();
     pair.b.peer().keys.insert(1, stranger.public());
@@ -36,7 +36,7 @@ fn a_peer_cannot_send_from_another_nodes_tunnel_address() {
     let echo = UdpEcho::start(&pair.b.netns, (inner(2), 7000).into()).unwrap();
     assert!(ask(&pair.a.netns, echo.address(), b"hello", SOON));
     let own = pair.a.config.sources;
-    // Another node's; and its own, but that of its other key.
+    // The address of another node, and the peer's own address for its other key.
     for odd in [Ipv4Addr::new(10, 9, 0, 99), own.even] {
         let before = pair.b.drops(DropReason::WrongAddress);
         pair.a.config.sources = TunnelSources { odd, even: Ipv4Addr::new(10, 9, 0, 98) };
@@ -69,10 +69,10 @@ fn a_repeated_datagram_is_delivered_once() {
 }
 
 #[test]
-fn a_replayed_handshake_changes_nothing_and_is_answered_by_one_of_our_own() {
+fn a_replayed_handshake_changes_nothing_and_is_answered_by_our_own() {
     let mut pair = Pair::without_engines(Setup { relay: true, ..Setup::default() });
     pair.relay.as_ref().unwrap().record();
-    // B does not know where A is, so it is A whose handshake succeeds.
+    // B does not know A's endpoint, so it is A whose handshake succeeds.
     pair.b.peer().endpoint = None;
     pair.b.apply();
     pair = pair.start();
@@ -86,8 +86,8 @@ fn a_replayed_handshake_changes_nothing_and_is_answered_by_one_of_our_own() {
         relay.inject_from_elsewhere(&initiations[0]);
     }
     eventually("count of replays", SOON, || pair.b.drops(DropReason::Replayed) >= 5).unwrap();
-    // B starts one handshake with the A that it knows; a restarted A whose clock went back needs
-    // that.
+    // B starts one handshake with the A that it knows; a restarted A whose clock was set back needs
+    // this.
     eventually("handshake from B", SOON, || pair.a.engine.status().unwrap().peers[&PEER].rx_bytes > before)
         .unwrap();
     assert_eq!(pair.b.endpoint(), Some(Relay::endpoints().1));
@@ -95,7 +95,7 @@ fn a_replayed_handshake_changes_nothing_and_is_answered_by_one_of_our_own() {
 }
 
 #[test]
-fn nonsense_and_altered_datagrams_are_counted_and_do_no_harm() {
+fn arbitrary_and_altered_datagrams_are_counted_and_do_no_harm() {
     let mut pair = relayed();
     let echo = UdpEcho::start(&pair.b.netns, (inner(2), 7000).into()).unwrap();
     assert!(ask(&pair.a.netns, echo.address(), b"hello", SOON));
@@ -103,7 +103,7 @@ fn nonsense_and_altered_datagrams_are_counted_and_do_no_harm() {
     relay.record();
     assert!(ask(&pair.a.netns, echo.address(), b"again", SOON));
     let mut altered = relay.recorded();
-    // A number not used yet, so that it is not taken for a replay.
+    // An unused number, so that it is not treated as a replay.
     for datagram in &mut altered {
         datagram[14] = 0x55;
         relay.inject(datagram);
@@ -129,7 +129,7 @@ fn nonsense_and_altered_datagrams_are_counted_and_do_no_harm() {
 }
 
 #[test]
-fn a_flood_of_handshakes_is_limited_and_traffic_goes_on() {
+fn a_flood_of_handshakes_is_limited_and_traffic_continues() {
     let mut pair = Pair::without_engines(Setup { relay: true, ..Setup::default() });
     pair.relay.as_ref().unwrap().record();
     pair.b.peer().endpoint = None;
@@ -172,7 +172,7 @@ fn a_frame_larger_than_the_mtu_is_dropped() {
 fn a_packet_larger_than_the_mtu_that_may_be_fragmented_arrives_in_fragments() {
     let pair = Pair::with(Setup { offload_b: false, offload_underlay: false, ..Setup::default() });
     for netns in [&pair.a.netns, &pair.b.netns] {
-        // New sockets clear DF.
+        // New sockets do not set DF.
         netns.sysctl("net.ipv4.ip_no_pmtu_disc", "1").unwrap();
         netns.run(["ip", "link", "set", "meshwg0", "mtu", "9000"]).unwrap().ok().unwrap();
     }
@@ -191,6 +191,6 @@ fn a_peer_that_moves_is_followed_without_losing_the_connection() {
     let moved = pair.relay.as_mut().unwrap().move_a();
     tcp_transfer(&pair.a.netns, &pair.b.netns, inner(2).into(), 1 << 20).unwrap();
     assert_eq!(pair.b.endpoint(), Some(moved));
-    // The other way round nothing would arrive if B still sent to where A was.
+    // In this direction nothing would arrive if B still sent to A's old endpoint.
     tcp_transfer(&pair.b.netns, &pair.a.netns, inner(1).into(), 1 << 20).unwrap();
 }

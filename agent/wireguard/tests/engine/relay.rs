@@ -1,4 +1,4 @@
-//! A host between the two that loses, repeats and reorders datagrams, and remembers them.
+//! A host between the two that drops, repeats and reorders datagrams, and records them.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, UdpSocket},
@@ -31,14 +31,14 @@ pub(crate) struct Relay {
 #[derive(Default)]
 struct Shared {
     stop: AtomicBool,
-    /// In a thousand datagrams.
+    /// Datagrams to drop, in a thousand.
     lose: AtomicU64,
     repeat: AtomicU64,
     reorder: AtomicU64,
     record: AtomicBool,
-    /// What A sent.
+    /// Datagrams from A.
     recorded: Mutex<Vec<Vec<u8>>>,
-    /// With what is sent to B now; another port after a move.
+    /// The current socket for datagrams to B; it has another port after a move.
     to_b: Mutex<Option<Arc<UdpSocket>>>,
 }
 
@@ -74,24 +74,24 @@ impl Relay {
         relay
     }
 
-    /// Where A finds B, and B finds A.
+    /// Returns the endpoints of B (for A) and of A (for B).
     pub(crate) fn endpoints() -> (SocketAddr, SocketAddr) {
         ((TO_A, PORT).into(), (TO_B, PORT).into())
     }
 
-    /// Of a thousand datagrams, loses, repeats and delays so many.
+    /// Drops, repeats and delays this many of a thousand datagrams.
     pub(crate) fn disturb(&self, lose: u64, repeat: u64, reorder: u64) {
         self.shared.lose.store(lose, Ordering::Relaxed);
         self.shared.repeat.store(repeat, Ordering::Relaxed);
         self.shared.reorder.store(reorder, Ordering::Relaxed);
     }
 
-    /// Remembers from now on what A sends.
+    /// Starts recording datagrams from A.
     pub(crate) fn record(&self) {
         self.shared.record.store(true, Ordering::Relaxed);
     }
 
-    /// What A has sent since.
+    /// Returns the datagrams that A has sent since.
     pub(crate) fn recorded(&self) -> Vec<Vec<u8>> {
         self.shared.recorded.lock().unwrap().clone()
     }
@@ -102,14 +102,13 @@ impl Relay {
         socket.send_to(datagram, (B, PORT)).unwrap();
     }
 
-    /// Sends a datagram to B from somewhere else.
+    /// Sends a datagram to B from another address.
     pub(crate) fn inject_from_elsewhere(&self, datagram: &[u8]) {
         let socket = self.netns.enter(|| UdpSocket::bind((TO_B, 0))).unwrap().unwrap();
         socket.send_to(datagram, (B, PORT)).unwrap();
     }
 
-    /// From now on A's datagrams come to B from another port, as behind an address translation that
-    /// forgot.
+    /// Makes A's datagrams arrive at B from another port, as behind a NAT that lost its state.
     pub(crate) fn move_a(&mut self) -> SocketAddr {
         let socket = Arc::new(self.netns.enter(|| UdpSocket::bind((TO_B, 0))).unwrap().unwrap());
         socket.set_read_timeout(Some(TICK)).unwrap();
@@ -183,7 +182,7 @@ fn forward(shared: &Shared, from: &UdpSocket, chance: &mut Chance, mut send: imp
     }
 }
 
-/// Chance that is the same in every run (xorshift64).
+/// A random generator that gives the same sequence in every run (xorshift64).
 struct Chance(u64);
 
 impl Chance {

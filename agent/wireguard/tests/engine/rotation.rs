@@ -1,4 +1,4 @@
-//! Keys are replaced while traffic flows.
+//! Keys are rotated while traffic flows.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -33,19 +33,19 @@ fn rotating_the_keys_of_a_node_under_load_loses_nothing() {
     };
     for round in 1..4u32 {
         let new = PrivateKey::generate().unwrap();
-        // Announced: A accepts it, then B knows it. B uses it at once, since A has it.
+        // Announced: A accepts it, then B knows it. B uses it immediately, since A has it.
         pair.a.config.keys.push(OwnKey { generation: round + 1, private: new.clone(), active: false });
         pair.a.apply();
         pass();
         pair.b.peer().keys.insert(round + 1, new.public());
         pair.b.apply();
         pass();
-        // Active: A itself may start handshakes with it.
+        // Active: A may start handshakes with it.
         pair.a.config.keys[1].active = true;
         pair.a.apply();
         pair.wait_for_generations((round + 1, 1));
         pass();
-        // Retired, first where it is used to send.
+        // Retired, first on the node that sends with it.
         pair.b.peer().keys.remove(&round);
         pair.b.apply();
         pass();
@@ -92,12 +92,12 @@ fn both_nodes_can_rotate_their_keys_at_the_same_time() {
 }
 
 #[test]
-fn a_peer_that_can_use_one_of_its_keys_only_is_reached_by_that_one() {
+fn a_peer_that_can_use_only_one_of_its_keys_is_reached_with_that_one() {
     let mut pair = Pair::new();
     let meter =
         LossMeter::start(&pair.a.netns, &pair.b.netns, inner(2).into(), Duration::from_millis(1)).unwrap();
-    // B announces another key, and like the kernel's WireGuard does nothing with it before it gives
-    // up the first.
+    // B announces another key. Like the kernel's WireGuard, B does nothing with it before it drops
+    // the first.
     let (new, theirs) = (PrivateKey::generate().unwrap(), PrivateKey::generate().unwrap());
     pair.a.config.keys.push(OwnKey { generation: 2, private: new.clone(), active: false });
     pair.a.peer().keys.insert(2, theirs.public());
@@ -111,7 +111,7 @@ fn a_peer_that_can_use_one_of_its_keys_only_is_reached_by_that_one() {
     meter.stop().unwrap().nothing_lost().unwrap();
     pair.a.config.keys.remove(0);
     pair.a.apply();
-    // A new engine, too.
+    // A new engine reaches it too.
     pair.a.engine.remove().unwrap();
     pair.a.engine = Userspace::new();
     pair.a.apply();

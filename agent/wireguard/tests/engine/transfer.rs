@@ -1,4 +1,4 @@
-//! What is sent arrives, as it was, however it is cut on the way.
+//! Data arrives unchanged, however it is segmented on the path.
 
 use std::{net::IpAddr, time::Duration};
 
@@ -40,7 +40,7 @@ fn tcp_and_udp_bursts_arrive_unchanged_both_ways_over_ipv6() {
 }
 
 #[test]
-fn devices_without_offloads_carry_the_same() {
+fn devices_without_offloads_transfer_data_unchanged() {
     transfer_everything(
         &Pair::with(Setup { offload_a: false, offload_b: false, ..Setup::default() }),
         8 * MEBIBYTE,
@@ -48,12 +48,12 @@ fn devices_without_offloads_carry_the_same() {
 }
 
 #[test]
-fn a_device_with_offloads_speaks_to_one_without() {
+fn a_device_with_offloads_interoperates_with_one_without() {
     transfer_everything(&Pair::with(Setup { offload_b: false, ..Setup::default() }), 8 * MEBIBYTE);
 }
 
 #[test]
-fn an_underlay_without_offloads_carries_the_same() {
+fn an_underlay_without_offloads_transfers_data_unchanged() {
     transfer_everything(&Pair::with(Setup { offload_underlay: false, ..Setup::default() }), 16 * MEBIBYTE);
 }
 
@@ -67,10 +67,10 @@ fn a_transfer_survives_loss_repetition_and_reordering() {
 }
 
 #[test]
-fn packets_of_every_size_up_to_the_mtu_pass_and_none_is_fragmented_on_the_way() {
+fn packets_of_every_size_up_to_the_mtu_pass_without_fragmentation() {
     for v6 in [false, true] {
-        // Without offloads the capture sees each packet: what waited for the session leaves in one
-        // call.
+        // Without offloads the capture sees each packet: frames that waited for the session leave
+        // in one call.
         let pair = Pair::with(Setup { v6, offload_underlay: false, ..Setup::default() });
         let capture = Capture::options().device("u0").start(&pair.b.netns).unwrap();
         let most = pair.a.config.inner_mtu - 28;
@@ -84,13 +84,13 @@ fn packets_of_every_size_up_to_the_mtu_pass_and_none_is_fragmented_on_the_way() 
 }
 
 #[test]
-fn nothing_of_what_is_sent_can_be_read_on_the_underlay() {
+fn no_payload_is_readable_on_the_underlay() {
     let canary = b"canary-0123456789";
     let mut pair = Pair::new();
     let capture = Capture::options().device("u0").with_outgoing().start(&pair.b.netns).unwrap();
     let echo = UdpEcho::start(&pair.b.netns, (inner(2), 7000).into()).unwrap();
     assert!(ask(&pair.a.netns, echo.address(), canary, SOON));
-    // Once more when there is nobody with whom to encrypt, and when there is no device left.
+    // Repeat without a peer for encryption, and without a device.
     pair.b.engine.remove().unwrap();
     assert!(!ask(&pair.a.netns, echo.address(), canary, Duration::from_millis(300)));
     pair.a.engine.remove().unwrap();

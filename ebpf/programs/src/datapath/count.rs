@@ -8,7 +8,7 @@ use super::maps::{COUNTERS, EARLY, EVENTS, config};
 use super::skb::Skb;
 use super::verdict::Verdict;
 
-/// Drops that are reported before sampling starts, and how many later ones make one event.
+/// Number of drops that are reported before sampling starts, and of later drops for each event.
 const EVENTS_AT_FIRST: u64 = 16;
 const EVENTS_SAMPLE: u64 = 64;
 
@@ -18,7 +18,7 @@ pub(super) fn count(skb: Skb, vni: Vni, reason: Reason) {
     count_as(vni, reason, skb.segments(), skb.length());
 }
 
-/// Counts so many packets of one super-packet, with the frame's length.
+/// Counts a super-packet as this many packets, with the frame's length.
 #[inline(always)]
 pub(super) fn count_as(vni: Vni, reason: Reason, packets: u32, length: u32) {
     count_number(vni, reason as u32, packets, length);
@@ -30,7 +30,7 @@ pub(super) fn count_number(vni: Vni, reason: u32, packets: u32, length: u32) {
     add(u32::from_ne_bytes(vni.0), reason, packets, length);
 }
 
-/// Counts a packet that the XDP program sends on.
+/// Counts a packet that the XDP program forwards.
 #[inline(always)]
 pub(super) fn count_early(length: u32) {
     if let Some(counter) = EARLY.get_ptr_mut(0) {
@@ -41,27 +41,27 @@ pub(super) fn count_early(length: u32) {
     }
 }
 
-/// Counts a packet that is dropped, reports it if somebody listens, and drops it.
+/// Counts and drops a packet, and reports it if there is a reader of events.
 #[inline(always)]
 pub(super) fn dropped(skb: Skb, vni: Vni, reason: Reason) -> Verdict {
     drop_packet(skb.context(), u32::from_ne_bytes(vni.0), reason as u32);
     Verdict::Drop
 }
 
-/// Returns how many packets there are now on this CPU. `vni` has the bytes of a [`Vni`].
+/// Returns the number of packets counted on this CPU. `vni` has the bytes of a [`Vni`].
 #[inline(never)]
 fn add(vni: u32, reason: u32, packets: u32, length: u32) -> u64 {
     let key = CounterKey { vni: Vni(vni.to_ne_bytes()), reason };
     let (packets, bytes) = (u64::from(packets), u64::from(length));
     if let Some(counter) = COUNTERS.get_ptr_mut(key) {
-        // SAFETY: the entry is this CPU's own, programs do not interrupt each other on one CPU, and
-        // entries live until the program ends.
+        // SAFETY: the entry belongs to this CPU, programs do not interrupt each other on one CPU,
+        // and entries live until the program ends.
         let counter = unsafe { &mut *counter };
         counter.packets += packets;
         counter.bytes += bytes;
         return counter.packets;
     }
-    // Lost only where the map is full, or another CPU makes the entry at this instant.
+    // This packet is not counted if the map is full, or another CPU creates the entry meanwhile.
     let _ = COUNTERS.insert(key, Counter { packets, bytes }, 0);
     packets
 }
@@ -76,8 +76,8 @@ fn drop_packet(context: *mut __sk_buff, vni: u32, reason: u32) {
     }
     let Some(mut entry) = EVENTS.reserve::<Event>(0) else { return };
     let event = entry.as_mut_ptr();
-    // SAFETY: the entry has the size of an event; every field is written before it is submitted. A
-    // frame shorter than the excerpt leaves it zeroed, or (34 bytes at least) partly so.
+    // SAFETY: the entry has the size of an event; every field is written before it is submitted. If
+    // the frame is shorter than the excerpt, the rest stays zero.
     unsafe {
         (*event).time = bpf_ktime_get_ns();
         (*event).vni = Vni(vni.to_ne_bytes());

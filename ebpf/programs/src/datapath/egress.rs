@@ -1,8 +1,8 @@
-//! What leaves by a device of the host, after the host's own NAT.
+//! Packets that leave through a device of the host, after the host's own NAT.
 //!
-//! Mesh's own packets carry a mark and are left alone. Of all others, what would pass for a
-//! tunnel's packet is dropped, and flows that begin from a published port are noted: their replies
-//! are not the service's.
+//! Mesh's own packets have a mark and are ignored. Other packets that would be mistaken for tunnel
+//! packets are dropped. Flows of the host that begin at a published port are recorded: their
+//! replies do not belong to the service.
 
 use mesh_ebpf::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
 use mesh_ebpf::ip;
@@ -37,7 +37,7 @@ pub(super) fn egress(skb: Skb) -> Verdict {
     decide(skb, packet)
 }
 
-/// As [`egress`], of a device whose packets begin with the IP header.
+/// As [`egress`], for a device whose packets begin with the IP header.
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
     if skb.is_marked() || !is_packet_of_interest(skb) {
@@ -51,7 +51,7 @@ pub(super) fn layer3(skb: Skb) -> Verdict {
     decide(skb, packet)
 }
 
-/// Whether a glance does not tell that it is of no interest: most of what a host sends.
+/// Returns whether the packet needs processing. A cheap check excludes most of the host's packets.
 #[inline(never)]
 fn is_of_interest(skb: Skb) -> bool {
     match skb.ethertype() {
@@ -61,7 +61,7 @@ fn is_of_interest(skb: Skb) -> bool {
     }
 }
 
-/// As [`is_of_interest`], of a packet without an Ethernet header.
+/// As [`is_of_interest`], for a packet without an Ethernet header.
 #[inline(never)]
 fn is_packet_of_interest(skb: Skb) -> bool {
     match skb.ethertype() {
@@ -86,7 +86,7 @@ fn is_of_interest_v4<const N: usize>(start: Start<N>, at: usize) -> bool {
 fn is_of_interest_v6<const N: usize>(start: Start<N>, at: usize) -> bool {
     let protocol = start.byte(at + 6);
     if !has_ports(protocol) {
-        // What follows an extension header is not at hand.
+        // The header after an extension header has not been read.
         return protocol != ip::ICMPV6;
     }
     let address = |offset: usize| {
@@ -120,12 +120,12 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::Pass
 }
 
-/// Whether a packet to a tunnel's port of a node, which Mesh did not send, could pass for a
-/// tunnel's. What comes from no node's address is dropped where it arrives; and a node may be
-/// behind this host, which routes for it then.
+/// Returns whether a packet to a node's tunnel port, which Mesh did not send, could be mistaken for
+/// a tunnel packet. Packets whose source is not a node's address are excluded: the receiver drops
+/// them. A node behind this host is allowed, since the host routes for it.
 #[inline(always)]
 fn is_foreign(skb: Skb, packet: &Packet) -> bool {
-    let (source, from) = (packet.parsed.key.source, skb.came_in_by());
+    let (source, from) = (packet.parsed.key.source, skb.ingress_ifindex());
     if maps::is_host_address(source) {
         return true;
     }

@@ -1,4 +1,4 @@
-//! To another node: outer headers written here, or by the VXLAN device.
+//! Sends to another node: writes the outer headers, or leaves that to the VXLAN device.
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::vxlan::{self, OUTER};
@@ -34,7 +34,7 @@ pub(super) fn encapsulate(
                 return Ok(verdict);
             }
         }
-        // The device can fragment, this program cannot.
+        // The device can fragment; this program cannot.
         direct = false;
     }
     count(skb, vni, Reason::ForwardedRemote);
@@ -54,7 +54,7 @@ pub(super) fn encapsulate(
     }
 }
 
-/// Lets the VXLAN device encapsulate. [`Verdict::Pass`] where the kernel refuses.
+/// Lets the VXLAN device encapsulate. Returns [`Verdict::Pass`] if the kernel refuses.
 #[inline(never)]
 pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u32, ifindex: u32) -> Verdict {
     let mut key = TunnelKey {
@@ -70,7 +70,7 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
     };
     match skb.set_tunnel(&mut key) {
         Ok(()) => {
-            // The device leaves the mark on the packet that it sends.
+            // The device keeps the mark on the packet that it sends.
             skb.mark();
             skb.send(ifindex)
         }
@@ -78,13 +78,13 @@ pub(super) fn send_by_device(skb: Skb, vni: u32, local_ipv4: u32, remote_ipv4: u
     }
 }
 
-/// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses: on a
-/// packet that still counts as encapsulated since it was received (a container that routes sends
-/// such), and on old kernels. [`Verdict::Drop`] where it has made room for headers and then refuses
-/// them.
+/// Writes the outer headers. Returns [`Verdict::Pass`], with the packet unchanged, if the kernel
+/// refuses. It does so on old kernels, and for a packet that still counts as encapsulated since it
+/// was received (sent by a container that routes). Returns [`Verdict::Drop`] if it refuses the
+/// headers after making room for them.
 ///
-/// A call that makes none itself: before 6.8 the kernel counts every call's stack in steps of 32
-/// bytes, and the caller's is large.
+/// A leaf function: before 6.8 the kernel counts each call's stack in steps of 32 bytes, and the
+/// caller's stack frame is large.
 #[inline(never)]
 fn encapsulate_here(skb: Skb, vni: u32, remote: u32, hash: u32) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };

@@ -1,9 +1,9 @@
-//! To another node of an encrypted network: into the WireGuard engine's device, or nowhere.
+//! Sends to another node of an encrypted network, only through the WireGuard engine's device.
 
 use mesh_ebpf_types::Reason;
 
 use super::count::count;
-use super::engine::hand_over;
+use super::engine::pass_to_engine;
 use super::sending::{Sending, packet_length};
 use super::service::packet::Packet;
 use super::verdict::Verdict;
@@ -21,5 +21,5 @@ pub(super) fn encrypt(packet: &mut Packet, sending: &Sending<'_>, peer: u16) -> 
     }
     sent::remember_encrypted(skb, generation, peer.into());
     count(skb, vni, Reason::ForwardedRemote);
-    hand_over(skb, Some(packet), vni, peer, config.wireguard_ifindex).ok_or(Reason::EncapsulationFailed)
+    pass_to_engine(skb, Some(packet), vni, peer, config.wireguard_ifindex).ok_or(Reason::EncapsulationFailed)
 }

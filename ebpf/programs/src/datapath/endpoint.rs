@@ -1,4 +1,4 @@
-//! All that a container sends.
+//! All packets that a container sends.
 
 use mesh_ebpf::headers::{Carries, Headers, V4, V6_REST};
 use mesh_ebpf::{ip, ndp};
@@ -17,7 +17,7 @@ use super::{encapsulate, host_access, maps, neighbour, outside, sent, service, w
 
 #[inline(always)]
 pub(super) fn endpoint(skb: Skb) -> Verdict {
-    match way(skb) {
+    match process(skb) {
         // SAFETY: the part that returned the verdict has released it.
         Verdict::KernelWireguard => {
             unsafe { Packet::take() }.map_or(Verdict::Drop, |packet| wireguard_kernel::send(skb, packet))
@@ -27,7 +27,7 @@ pub(super) fn endpoint(skb: Skb) -> Verdict {
 }
 
 #[inline(always)]
-fn way(skb: Skb) -> Verdict {
+fn process(skb: Skb) -> Verdict {
     let verdict = sent::send(skb, None);
     if verdict != Verdict::SlowPath {
         return verdict;
@@ -44,7 +44,7 @@ fn way(skb: Skb) -> Verdict {
     }
     let verdict = match balanced {
         Verdict::Pass => forwarded(skb, packet),
-        // It comes back: what containers may ask of the host is decided then.
+        // The packet comes back after reassembly. The host-access policy is applied then.
         Verdict::Reassemble => return outside::to_host(skb),
         Verdict::Unchanged | Verdict::Translated => match sent::send(skb, Some(packet)) {
             Verdict::SlowPath => forwarded(skb, packet),
@@ -122,9 +122,9 @@ fn classify(
     forward(packet, &Sending { skb, generation, vni: interface.vni, config, network, headers: &headers })
 }
 
-/// Whether an IPv6 packet is neighbour discovery, which is answered here or dropped: containers
-/// must not be told by others where their neighbours are. A receiver takes only messages with hop
-/// limit 255 for discovery; one behind extension headers is dropped.
+/// Returns whether an IPv6 packet is neighbour discovery, which is answered here or dropped:
+/// containers must not influence each other's neighbour tables. Receivers accept only discovery
+/// messages with hop limit 255; one behind extension headers is dropped.
 #[inline(always)]
 fn is_discovery(skb: Skb, headers: &Headers) -> Result<bool, Reason> {
     if headers.hop_limit() != 255 {
@@ -157,8 +157,8 @@ fn forward(packet: &mut Packet, sending: &Sending<'_>) -> Result<Verdict, Reason
         block = maps::block(&key);
         let gateway = block.is_none_or(|block| block.kind == BlockKind::Gateway as u32);
         if gateway && key.data.address != headers.destination() {
-            // Through the gateway, or through an address that is nobody's neighbour: the
-            // destination itself decides.
+            // The next hop is the gateway, or a MAC that names no neighbour: route by the
+            // destination.
             key.data.address = headers.destination();
             endpoint = maps::endpoint(&key.data);
             block = maps::block(&key);

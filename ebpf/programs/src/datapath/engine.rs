@@ -6,14 +6,14 @@ use super::service::packet::Packet;
 use super::skb::Skb;
 use super::verdict::Verdict;
 
-/// Where the source MAC is in a frame.
+/// Offset of the source MAC in a frame.
 const SOURCE: u32 = 6;
 
-/// Gives the frame to the engine: with network and node in its source MAC to the one in user space,
-/// in VXLAN to the kernel's. The engine may be gone by now and its device with it: then the kernel
-/// drops the packet, since no other device ever has this index.
+/// Passes the frame to the WireGuard engine. The engine in user space gets network and node in the
+/// source MAC, the kernel's engine gets VXLAN. If the engine and its device are gone, the kernel
+/// drops the packet: no other device ever has this index.
 #[inline(always)]
-pub(super) fn hand_over(
+pub(super) fn pass_to_engine(
     skb: Skb,
     packet: Option<&mut Packet>,
     vni: Vni,
@@ -26,15 +26,15 @@ pub(super) fn hand_over(
             // SAFETY: no reference to it exists yet.
             None => unsafe { Packet::take() }?,
         };
-        return Some(comes_next(packet, vni, peer));
+        return Some(kernel_wireguard(packet, vni, peer));
     }
     skb.store(SOURCE, &FrameTag { vni, peer }.mac().0).ok()?;
     Some(skb.send(ifindex))
 }
 
-/// Verdict for a frame that is to go to that node through the kernel's WireGuard.
+/// Returns the verdict for a frame that goes to a node through the kernel's WireGuard.
 #[inline(always)]
-fn comes_next(packet: &mut Packet, vni: Vni, peer: u16) -> Verdict {
+fn kernel_wireguard(packet: &mut Packet, vni: Vni, peer: u16) -> Verdict {
     packet.decided.tunnel_vni = u32::from_ne_bytes(vni.0);
     packet.decided.node = peer.into();
     Verdict::KernelWireguard

@@ -1,8 +1,8 @@
-//! Tunnels' packets that arrive where no node is. Whoever is behind an interface of the host may
-//! write a node's address into a packet: a container of another runtime, on a bridge of its own.
+//! Drops tunnel packets that arrive on interfaces where no node is. Machines behind an interface of
+//! the host (a container of another runtime on its bridge, say) can forge a node's address.
 //!
-//! A node's packets arrive at the data-path device, whose own program looks at them, or at an
-//! interface that the kernel has a route to that node by.
+//! Genuine tunnel packets arrive at the data-path device, whose own program checks them, or at an
+//! interface through which the kernel routes to that node.
 
 use mesh_ebpf::headers::ETHERTYPE_IPV4;
 use mesh_ebpf::ip;
@@ -20,24 +20,24 @@ const READ: usize = 24;
 /// The same after an Ethernet header.
 const READ_FRAME: usize = READ + 14;
 
-/// An interface with Ethernet headers, where published ports are not answered.
+/// Handles an interface with Ethernet headers on which published ports are not answered.
 #[inline(always)]
 pub(super) fn ethernet(skb: Skb) -> Verdict {
-    // A tag without a number does not keep the stack from taking the packet.
+    // The stack also accepts a packet with VLAN tag 0.
     if skb.vlan() != 0 || skb.is_for_another_host() {
         return Verdict::Pass;
     }
     verdict(skb, skb.start::<READ_FRAME>(), 14)
 }
 
-/// Likewise, one whose packets begin with the IP header.
+/// As [`ethernet`], for an interface whose packets begin with the IP header.
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
     verdict(skb, skb.start::<READ>(), 0)
 }
 
-/// [`Verdict::Pass`], or drops the packet. `start` is its first bytes, as far as they lie in one
-/// piece, and the IP header is at `at`.
+/// Returns [`Verdict::Pass`], or drops the packet. `start` holds its first bytes, if they are
+/// contiguous. The IP header is at `at`.
 #[inline(always)]
 fn verdict<const N: usize>(skb: Skb, start: Option<Start<N>>, at: u32) -> Verdict {
     if skb.ethertype() != ETHERTYPE_IPV4 || start.is_some_and(|start| start.byte(at as usize + 9) != ip::UDP)
@@ -47,13 +47,14 @@ fn verdict<const N: usize>(skb: Skb, start: Option<Start<N>>, at: u32) -> Verdic
     if is_foreign(skb, at) { dropped(skb, Vni::NONE, Reason::ForeignTunnel) } else { Verdict::Pass }
 }
 
-/// Whether an IPv4 packet is for a tunnel's port, and says that a node sent it which is not there.
+/// Returns whether an IPv4 packet is for a tunnel port, with the source address of a node that is
+/// not behind this interface.
 #[inline(never)]
 fn is_foreign(skb: Skb, at: u32) -> bool {
     let Some(config) = maps::config() else { return false };
     let Ok(header) = skb.load::<20>(at) else { return false };
     let [version, _, _, _, _, _, f0, f1, _, protocol, _, _, s0, s1, s2, s3, d0, d1, d2, d3] = header;
-    // Later fragments come to nothing without the first.
+    // Later fragments have no port, and are useless without the first.
     if protocol != ip::UDP || f0 & 0x1f != 0 || f1 != 0 {
         return false;
     }
@@ -66,5 +67,5 @@ fn is_foreign(skb: Skb, at: u32) -> bool {
         return false;
     }
     let (there, here) = (u32::from_ne_bytes(source), u32::from_ne_bytes(destination));
-    !skb.is_way(&mut Route::new(skb.ifindex(), ip::UDP, here, there))
+    !skb.certainly_routes_out(&mut Route::new(skb.ifindex(), ip::UDP, here, there))
 }

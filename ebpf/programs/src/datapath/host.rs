@@ -1,11 +1,11 @@
-//! What the host sends to endpoints: its own packets, and replies to masqueraded ones.
+//! Packets from the host to endpoints: its own, and replies to masqueraded ones.
 
 use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{EndpointKey, Reason, Vni, derived_mac, is_host_published};
 
 use super::count::{count, dropped};
 use super::service::packet::Packet;
-use super::service::{aside, packet, run_published};
+use super::service::{packet, reassembly, run_published};
 use super::skb::Skb;
 use super::verdict::Verdict;
 use super::{host_access, maps, receive};
@@ -21,15 +21,15 @@ pub(super) fn host(skb: Skb) -> Verdict {
     }
     // SAFETY: no reference to it exists yet.
     let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
-    // The verifier forgets what is kept there: so it looks at what follows once, not for each
-    // verdict.
+    // The verifier loses track of a value in the packet's memory. So it verifies the following code
+    // once, not for each verdict.
     packet.decided.number = verdict as u32;
     let class = packet::read(skb, packet, 0);
     if packet.decided.number == Verdict::Reassembled as u32 {
-        return send_again(skb, packet);
+        return return_fragment(skb, packet);
     }
     if packet.decided.number == Verdict::ReassembledForHost as u32 {
-        return aside::come_back(skb, packet);
+        return reassembly::return_to_device(skb, packet);
     }
     if class == packet::OTHER {
         return dropped(skb, Vni::NONE, Reason::UnsupportedProtocol);
@@ -40,21 +40,21 @@ pub(super) fn host(skb: Skb) -> Verdict {
     }
 }
 
-/// Gives a fragment that went to the kernel to the sender's program once more. Of all that an
-/// endpoint sends only those come here; where the kernel does not put them in order, they are
-/// dropped.
+/// Returns a reassembled fragment to the program of the device where its sender's packets arrive.
+/// Only endpoints' fragments that were sent for reassembly come here. If the kernel does not
+/// reassemble them, they are dropped.
 #[inline(never)]
-fn send_again(skb: Skb, packet: &mut Packet) -> Verdict {
+fn return_fragment(skb: Skb, packet: &mut Packet) -> Verdict {
     let vni = maps::network_of(packet.parsed.source).unwrap_or(Vni::NONE);
     let sender = EndpointKey { vni, address: packet.parsed.source };
     let (Some(endpoint), Some(network)) = (maps::endpoint(&sender), maps::network(vni)) else {
         return dropped(skb, vni, Reason::NoEndpoint);
     };
     packet::in_network(packet, vni);
-    if packet.parsed.class == packet::LOST && packet::is_aside(packet) {
+    if packet.parsed.class == packet::LOST && packet::is_in_reassembly(packet) {
         return dropped(skb, vni, Reason::FragmentWithoutFirst);
     }
-    packet::come_back(packet);
+    packet::end_reassembly(packet);
     let [t0, t1, t2, t3, t4, t5] = derived_mac(packet.parsed.destination, network.prefix6).0;
     let [f0, f1, f2, f3, f4, f5] = endpoint.mac.0;
     if skb.store(0, &[t0, t1, t2, t3, t4, t5, f0, f1, f2, f3, f4, f5]).is_err() {
@@ -78,7 +78,7 @@ fn deliver(skb: Skb) -> Verdict {
     let Some(vni) = maps::network_of(headers.destination()) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
-    // Isolation holds through the host too, whatever its routes and its firewall do.
+    // Keep networks isolated through the host too, regardless of its routes and firewall.
     if let Some(source) = maps::network_of(headers.source()) {
         if source != vni {
             return dropped(skb, vni, Reason::Isolated);

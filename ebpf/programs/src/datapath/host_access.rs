@@ -1,9 +1,9 @@
-//! What endpoints may send to the hosts themselves: a network's policy.
+//! A network's policy on packets from endpoints to the hosts.
 //!
-//! Packets that answer a flow of the host's own pass whatever the policy is. So it is noted in
-//! `HOST_CALLS` who began a flow: by [`note`] for what the host sends, and here for what endpoints
-//! send to it. Of TCP, the host's sockets are asked as well: a connection may be older than the
-//! notes, or idle for so long that its note is gone.
+//! Packets that answer one of the host's own flows always pass. So `HOST_CALLS` records which side
+//! began a flow: [`note`] does so for packets from the host, this module for packets from
+//! endpoints. For TCP, the host's sockets are looked up as well: a connection may be older than the
+//! records, or idle for so long that its record is gone.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_ebpf::ip;
@@ -20,25 +20,25 @@ use super::service::packet::{self, ERROR, FLOW, LATER, LOST, OTHER, Packet};
 use super::skb::Skb;
 use super::unresolved;
 
-/// What [`whom`] returns: nobody's socket that is known to be a host's.
+/// Result of [`destination_kind`]: not known to be a socket of a host.
 const OUTSIDE: u32 = 0;
-/// The gateway address of the endpoint's own network.
+/// Result of [`destination_kind`]: the gateway address of the endpoint's own network.
 const GATEWAY: u32 = 1;
-/// Another address of this host.
+/// Result of [`destination_kind`]: another address of this host.
 const OWN: u32 = 2;
-/// An address of another node.
+/// Result of [`destination_kind`]: an address of another node.
 const NODE: u32 = 3;
 /// As [`OUTSIDE`], and the kernel has to resolve the next hop.
 const UNRESOLVED: u32 = 4;
 
-/// How long after its last packet a flow without connections is one, in nanoseconds: as long as the
+/// How long a flow without connections lasts after its last packet, in nanoseconds: as long as the
 /// kernel tracks it.
 const DATAGRAMS: u64 = 180_000_000_000;
 const DNS: [u8; 2] = 53_u16.to_be_bytes();
 /// States of TCP sockets: `TCP_SYN_RECV`, `TCP_LISTEN`, `TCP_NEW_SYN_RECV`.
 const ACCEPTING: [u32; 3] = [3, 10, 12];
 
-/// The services that tell a cloud's machines their credentials.
+/// The services that give a cloud's machines their credentials.
 const METADATA_V4: [[u8; 4]; 2] = [[100, 100, 100, 200], [168, 63, 129, 16]];
 const METADATA_V6: [Address; 2] = [
     Address([0xfd, 0, 0x0e, 0xc2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0x02, 0x54]),
@@ -94,25 +94,25 @@ fn decide(skb: Skb, packet: &mut Packet, flags: u32) -> Judgement {
 #[inline(always)]
 fn may_reach(skb: Skb, packet: &mut Packet, whom: u32, flags: u32) -> bool {
     if flags & HOST_ALL != 0 {
-        if whom != NODE && packet.parsed.class == FLOW {
+        if destination_kind != NODE && packet.parsed.class == FLOW {
             packet.scratch.other = packet.parsed.key;
             note_as(packet, BY_ENDPOINT);
         }
         return true;
     }
-    // They have no ports, and come to nothing without the first.
+    // Later fragments have no ports, and are useless without the first.
     if matches!(packet.parsed.class, LATER | LOST) {
         return true;
     }
-    if flags & HOST_DNS != 0 && is_harmless(packet, whom) {
+    if flags & HOST_DNS != 0 && is_harmless(packet, destination_kind) {
         return true;
     }
-    if whom == NODE { is_for_published(packet) } else { is_answer(skb, packet) }
+    if destination_kind == NODE { is_for_published(packet) } else { is_answer(skb, packet) }
 }
 
-/// Whose the packet's destination is.
+/// Classifies the packet's destination.
 #[inline(never)]
-fn whom(skb: Skb, packet: &Packet) -> u32 {
+fn destination_kind(skb: Skb, packet: &Packet) -> u32 {
     let block = maps::block(&maps::BlockLookup::new(packet.vni(), packet.parsed.destination));
     if block.is_some_and(|block| block.kind == BlockKind::Gateway as u32) {
         return GATEWAY;
@@ -162,7 +162,8 @@ fn is_metadata(packet: &Packet) -> bool {
     packet.parsed.destination == one || packet.parsed.destination == other
 }
 
-/// Whether it is for a port that services publish on every node, or an error about such a flow.
+/// Returns whether it is for a port that services publish on every node, or an error about such a
+/// flow.
 #[inline(never)]
 fn is_for_published(packet: &Packet) -> bool {
     let [.., p0, p1] = packet.parsed.key.ports;
@@ -171,7 +172,7 @@ fn is_for_published(packet: &Packet) -> bool {
             && maps::published(packet.parsed.key.destination, [p0, p1], packet.parsed.key.protocol).is_some()
 }
 
-/// Whether [`super::outside::to_host`] or [`super::egress`] drops it, for a reason of its own.
+/// Returns whether [`super::outside::to_host`] or [`super::egress`] drops it for another reason.
 #[inline(never)]
 fn is_to_tunnel(packet: &Packet) -> bool {
     let Some(config) = maps::config() else { return false };
@@ -182,33 +183,34 @@ fn is_to_tunnel(packet: &Packet) -> bool {
             || maps::is_tunnel(&packet.parsed.key.destination, u16::from_ne_bytes([p0, p1])))
 }
 
-/// Whether it is a question to the name server, or an echo request.
+/// Returns whether it is a query to the name server, or an echo request.
 #[inline(never)]
-fn is_harmless(packet: &Packet, whom: u32) -> bool {
+fn is_harmless(packet: &Packet, destination_kind: u32) -> bool {
     let [s0, s1, p0, p1] = packet.parsed.key.ports;
     packet.parsed.class == FLOW
         && match packet.parsed.key.protocol {
-            ip::UDP | ip::TCP => whom == GATEWAY && [p0, p1] == DNS,
+            ip::UDP | ip::TCP => destination_kind == GATEWAY && [p0, p1] == DNS,
             ip::ICMP | ip::ICMPV6 => is_echo_request([s0, s1], [p0, p1]),
             _ => false,
         }
 }
 
-/// Whether an echo is a request: its identifier is the source, of a reply the destination.
+/// Returns whether an echo is a request: its identifier is the source; in a reply it is the
+/// destination.
 #[inline(always)]
 fn is_echo_request(source: [u8; 2], destination: [u8; 2]) -> bool {
     source != [0; 2] || destination == [0; 2]
 }
 
-/// Whether it answers a flow that the host began.
+/// Returns whether it answers a flow that the host began.
 #[inline(never)]
 fn is_answer(skb: Skb, packet: &Packet) -> bool {
     let tcp = packet.parsed.key.protocol == ip::TCP;
     if !matches!(packet.parsed.class, FLOW | ERROR) || tcp && packet.parsed.starts != 0 {
         return false;
     }
-    // SAFETY: copied at once; should the entry become another flow's meanwhile, one packet goes
-    // astray.
+    // SAFETY: copied at once. If the entry is reused for another flow meanwhile, one packet is
+    // misjudged.
     if let Some(HostCall { time, opener, .. }) = unsafe { HOST_CALLS.get(&packet.parsed.key) }.copied() {
         return opener == BY_HOST && (tcp || age(time) <= DATAGRAMS);
     }
@@ -217,11 +219,11 @@ fn is_answer(skb: Skb, packet: &Packet) -> bool {
 
 #[inline(always)]
 fn age(time: u64) -> u64 {
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     unsafe { bpf_ktime_get_ns() }.saturating_sub(time)
 }
 
-/// Whether a socket of the host has the connection, at a port that no socket listens on:
+/// Returns whether a socket of the host has the connection, at a port without a listener:
 /// connections that endpoints began have the port of their listener.
 #[inline(never)]
 fn is_hosts_connection(skb: Skb, packet: &Packet) -> bool {
@@ -231,8 +233,7 @@ fn is_hosts_connection(skb: Skb, packet: &Packet) -> bool {
     state != 0 && !ACCEPTING.contains(&state) && tcp_state(skb, packet, listener) == 0
 }
 
-/// The state of the host's socket that a TCP segment with these ports is for; 0 where there is
-/// none.
+/// Returns the state of the host's socket for a TCP segment with these ports; 0 if there is none.
 #[inline(never)]
 fn tcp_state(skb: Skb, packet: &Packet, ports: u32) -> u32 {
     let ([a, b, c, source], [e, f, g, destination]) =
@@ -243,7 +244,7 @@ fn tcp_state(skb: Skb, packet: &Packet, ports: u32) -> u32 {
     skb.tcp_socket(&mut [a, b, c, source, e, f, g, destination, ports])
 }
 
-/// Notes who began the flow of a packet that goes from the host to an endpoint, if the host did.
+/// Records that the host began the flow of a packet from the host to an endpoint, if it did.
 #[inline(always)]
 pub(super) fn note(skb: Skb) {
     // SAFETY: no reference to it exists.
@@ -254,7 +255,7 @@ pub(super) fn note(skb: Skb) {
     }
 }
 
-/// Whether it is of an IPv4 TCP connection that it does not begin: most of what goes to endpoints.
+/// Returns whether it is an IPv4 TCP segment that begins no connection: most packets to endpoints.
 #[inline(always)]
 fn is_segment(skb: Skb) -> bool {
     skb.start::<48>().is_some_and(|frame| {
@@ -277,7 +278,7 @@ fn note_call(skb: Skb, packet: &mut Packet) {
     let [s0, s1, p0, p1] = packet.parsed.key.ports;
     let begins = match packet.parsed.key.protocol {
         ip::TCP => packet.parsed.starts != 0,
-        // Answers of the name server.
+        // Exclude answers of the name server.
         ip::UDP => [s0, s1] != DNS,
         ip::ICMP | ip::ICMPV6 => is_echo_request([s0, s1], [p0, p1]),
         _ => true,
@@ -289,8 +290,8 @@ fn note_call(skb: Skb, packet: &mut Packet) {
     }
 }
 
-/// Notes who sent the packet at hand, as the one that began the flow
-/// [`super::service::packet::Scratch::other`], unless the other side did. A TCP connection is begun
+/// Records the sender of the current packet as the opener of the flow
+/// [`super::service::packet::Scratch::other`], unless the other side is. A TCP connection is opened
 /// by a SYN.
 #[inline(never)]
 fn note_as(packet: &Packet, opener: u32) {
@@ -298,10 +299,11 @@ fn note_as(packet: &Packet, opener: u32) {
     if tcp && packet.parsed.starts == 0 {
         return;
     }
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     let time = unsafe { bpf_ktime_get_ns() };
     if let Some(call) = HOST_CALLS.get_ptr_mut(&packet.scratch.other) {
-        // SAFETY: entries of preallocated maps always are memory of the map, as in `own::is_noted`.
+        // SAFETY: entries of preallocated maps always remain memory of the map, as in
+        // `own::is_noted`.
         let call = unsafe { &mut *call };
         if tcp || call.opener == opener || time.saturating_sub(call.time) > DATAGRAMS {
             call.time = time;

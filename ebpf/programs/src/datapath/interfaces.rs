@@ -5,7 +5,7 @@ use mesh_ebpf::ip;
 use mesh_ebpf_types::Address;
 
 use super::service::packet::Packet;
-use super::service::{flows, go_on, published, run_published};
+use super::service::{flows, published, run_after_fast_path, run_published};
 use super::skb::Skb;
 use super::verdict::Verdict;
 use super::{guard, maps};
@@ -13,7 +13,7 @@ use super::{guard, maps};
 /// IPv4 without options, and ports.
 const READ: usize = 24;
 
-/// An interface whose packets have Ethernet headers.
+/// Handles an interface whose packets have Ethernet headers.
 #[inline(always)]
 pub(super) fn ethernet(skb: Skb) -> Verdict {
     let is_ip = matches!(skb.ethertype(), ETHERTYPE_IPV4 | ETHERTYPE_IPV6);
@@ -27,14 +27,14 @@ pub(super) fn ethernet(skb: Skb) -> Verdict {
     arrived(skb)
 }
 
-/// An interface whose packets begin with the IP header. What may be for a published port gets an
-/// Ethernet header of zeroes, so that all else finds it as it finds other packets. A packet that is
-/// passed on with that header is taken by the stack as it was: it starts at the network header in
-/// either case.
+/// Handles an interface whose packets begin with the IP header. Packets that may be for a published
+/// port get an Ethernet header of zeroes, so that the other parts find the usual layout. The stack
+/// accepts a packet that is passed on with that header: it starts at the network header in either
+/// case.
 #[inline(always)]
 pub(super) fn layer3(skb: Skb) -> Verdict {
     let verdict = guard::layer3(skb);
-    if verdict != Verdict::Pass || !is_for_host(skb) || is_nothing(skb) {
+    if verdict != Verdict::Pass || !is_for_host(skb) || is_irrelevant(skb) {
         return verdict;
     }
     let ethertype = skb.ethertype().to_be_bytes();
@@ -47,7 +47,7 @@ pub(super) fn layer3(skb: Skb) -> Verdict {
     }
 }
 
-/// What becomes of all others.
+/// Handles a packet on the slow path.
 #[inline(always)]
 fn arrived(skb: Skb) -> Verdict {
     // SAFETY: no reference to it exists yet.
@@ -56,7 +56,7 @@ fn arrived(skb: Skb) -> Verdict {
     run_published(skb, packet, verdict)
 }
 
-/// What becomes of a packet whose flow is known; [`Verdict::SlowPath`] for all others.
+/// Handles a packet of a known flow; returns [`Verdict::SlowPath`] for all others.
 #[inline(always)]
 fn known(skb: Skb) -> Verdict {
     if skb.ethertype() != ETHERTYPE_IPV4 {
@@ -64,11 +64,11 @@ fn known(skb: Skb) -> Verdict {
     }
     match flows::arrived(skb) {
         Verdict::SlowPath => Verdict::SlowPath,
-        verdict => go_on(skb, verdict),
+        verdict => run_after_fast_path(skb, verdict),
     }
 }
 
-/// Whether an IP packet's destination is one of the host's addresses.
+/// Returns whether an IP packet's destination is one of the host's addresses.
 #[inline(never)]
 fn is_for_host(skb: Skb) -> bool {
     let mut destination = Address::NONE;
@@ -83,9 +83,9 @@ fn is_for_host(skb: Skb) -> bool {
     maps::is_host_address(destination)
 }
 
-/// As [`published::arrived`] tells at a glance, for a packet that begins with its IP header.
+/// The cheap check of [`published::arrived`] for a packet that begins with its IP header.
 #[inline(always)]
-fn is_nothing(skb: Skb) -> bool {
+fn is_irrelevant(skb: Skb) -> bool {
     let Some(packet) = skb.start::<READ>() else { return false };
     let protocol = packet.byte(9);
     if packet.byte(0) != 0x45

@@ -4,16 +4,16 @@ use mesh_ebpf::ip;
 
 use super::skb::Skb;
 
-/// Where an IPv6 packet's upper layer is.
+/// The upper layer of an IPv6 packet.
 pub(super) struct UpperLayer {
-    /// Its protocol. 59, "no next header", stands for what has none: a later fragment.
+    /// Its protocol. A later fragment has none, given as 59 ("no next header").
     pub(super) protocol: u8,
-    /// Where its header starts in the frame.
+    /// Offset of its header in the frame.
     pub(super) offset: u32,
 }
 
-/// Finds the upper layer of an IPv6 packet. `None` if there are too many extension headers, or they
-/// are truncated.
+/// Finds the upper layer of an IPv6 packet. Returns `None` if there are too many extension headers,
+/// or they are truncated.
 #[inline(always)]
 pub(super) fn upper_layer(skb: Skb, first: u8) -> Option<UpperLayer> {
     if matches!(first, ip::TCP | ip::UDP | ip::ICMPV6) {
@@ -31,7 +31,7 @@ pub(super) fn upper_layer(skb: Skb, first: u8) -> Option<UpperLayer> {
 fn follow_extensions(skb: Skb, first: u8) -> u32 {
     let (mut protocol, mut offset) = (first, 54);
     for _ in 0..=ip::MAX_EXTENSIONS {
-        // An upper layer may have under four bytes; an extension header may not.
+        // An upper layer may be shorter than four bytes; an extension header may not.
         let (bytes, whole) = skb.load(offset).map_or(([0; 4], false), |bytes| (bytes, true));
         match ip::step(protocol, bytes) {
             ip::Next::Upper => return offset << 8 | u32::from(protocol),

@@ -1,5 +1,4 @@
-//! The maps. Sizes are the defaults; the loader may change them. Entries are allocated as they
-//! come.
+//! The maps. Sizes are defaults; the loader may change them. Entries are allocated on demand.
 
 use core::ptr;
 
@@ -8,12 +7,13 @@ use aya_ebpf::helpers::generated::bpf_map_lookup_elem;
 use aya_ebpf::maps::lpm_trie::Key;
 use aya_ebpf::maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf};
 use mesh_ebpf_types::{
-    Address, Allowance, Backend, Block, Config, Connection, ConnectionKey, Counter, CounterKey, Endpoint,
-    EndpointKey, HostCall, HostFlow, Interface, MAGLEV_ROW, Member, Network, PathKey, Published,
+    Address, Allowance, BACKEND_TABLES_ROW, Backend, Block, Config, Connection, ConnectionKey, Counter,
+    CounterKey, Endpoint, EndpointKey, HostCall, HostFlow, Interface, Member, Network, PathKey, Published,
     PublishedKey, Service, ServiceKey, SocketPeer, Vni, host_published_number,
 };
 
-/// A map with the name of the static. Those whose values are a module's own stand in that module.
+/// Defines a map named after the static. A map whose value type is private to a module is defined
+/// there.
 macro_rules! map {
     ($name:ident: $type:ty = $new:expr) => {
         #[unsafe(link_section = "maps")]
@@ -32,7 +32,7 @@ map!(BLOCKS: LpmTrie<EndpointKey, Block> = LpmTrie::pinned(131_072, BPF_F_NO_PRE
 map!(HOST_ROUTES: LpmTrie<Address, Vni> = LpmTrie::pinned(8192, BPF_F_NO_PREALLOC));
 map!(MEMBERS: HashMap<Address, Member> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(COUNTERS: PerCpuHashMap<CounterKey, Counter> = PerCpuHashMap::pinned(16384, BPF_F_NO_PREALLOC));
-// What the XDP program sent on: each packet is counted in `COUNTERS` too, for what it is.
+// Counts packets that the XDP program forwarded. Each is also counted in `COUNTERS` by its kind.
 map!(EARLY: PerCpuArray<Counter> = PerCpuArray::pinned(1, 0));
 map!(PROBES: HashMap<Address, u64> = HashMap::pinned(4096, BPF_F_NO_PREALLOC));
 map!(PATHS: HashMap<PathKey, u64> = HashMap::pinned(16384, BPF_F_NO_PREALLOC));
@@ -44,40 +44,40 @@ map!(SERVICES: HashMap<ServiceKey, Service> = HashMap::pinned(32768, BPF_F_NO_PR
 map!(PUBLISHED: HashMap<PublishedKey, Published> = HashMap::pinned(32768, BPF_F_NO_PREALLOC));
 map!(BACKENDS: HashMap<u32, Backend> = HashMap::pinned(131_072, BPF_F_NO_PREALLOC));
 map!(BACKEND_ADDRESSES: HashMap<EndpointKey, u32> = HashMap::pinned(262_144, BPF_F_NO_PREALLOC));
-map!(MAGLEV: Array<[u32; MAGLEV_ROW]> = Array::pinned(65536, BPF_F_MMAPABLE));
+map!(BACKEND_TABLES: Array<[u32; BACKEND_TABLES_ROW]> = Array::pinned(65536, BPF_F_MMAPABLE));
 map!(CONNECTIONS: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(65536, 0));
-// What has not been answered, and what is over: a flood of new flows pushes no established one out.
+// Unanswered and finished flows. Separate, so that a flood of new flows evicts no established flow.
 map!(PENDING: LruHashMap<ConnectionKey, Connection> = LruHashMap::pinned(16384, 0));
-// What the host, or something behind its NAT, began from a port that is published.
+// Flows from published ports that the host, or a machine behind its NAT, began.
 map!(HOST_FLOWS: LruHashMap<ConnectionKey, HostFlow> = LruHashMap::pinned(8192, 0));
-// Who began flows between endpoints and sockets of this host.
+// The side that began each flow between an endpoint and a socket of this host.
 map!(HOST_CALLS: LruHashMap<ConnectionKey, HostCall> = LruHashMap::pinned(16384, 0));
 map!(ALLOWANCES: HashMap<Vni, Allowance> = HashMap::pinned(8192, BPF_F_NO_PREALLOC));
 map!(SOCKET_PEERS: LruHashMap<SocketPeer, Address> = LruHashMap::pinned(16384, 0));
 // The cookie of the network namespace whose sockets may use published ports; 0 for none.
 map!(NETNS: Array<u64> = Array::pinned(1, 0));
-// Ports by addresses, protocol and (in place of the ports) the identification of a packet that came
-// in fragments.
+// Ports of fragmented packets, by addresses, protocol and (in place of the ports) identification.
 map!(FRAGMENTS: LruHashMap<ConnectionKey, [u8; 4]> = LruHashMap::pinned(4096, 0));
 
-/// How many ways of either direction each CPU remembers; a power of two.
-pub(super) const WAYS: u32 = 1 << WAYS_BITS;
-const WAYS_BITS: u32 = 9;
-/// How many balanced flows each CPU remembers; a power of two.
+/// Entries of each CPU's caches of forwarding decisions, for either direction; a power of two.
+pub(super) const CACHE_SLOTS: u32 = 1 << CACHE_BITS;
+const CACHE_BITS: u32 = 9;
+/// Entries of each CPU's cache of balanced flows; a power of two.
 pub(super) const FLOWS: u32 = 1 << FLOWS_BITS;
 const FLOWS_BITS: u32 = 11;
-// Of all CPUs, for each balanced flow that they may remember.
+// Shared by all CPUs: one epoch for each entry of their flow caches.
 map!(EPOCHS: Array<u64> = Array::with_max_entries(1 << FLOWS_BITS, 0));
 
-/// Changes whenever user space has changed an entry of any map: what was derived from entries
-/// before holds no more.
+/// Returns a number that changes whenever user space changes an entry of any map. Cached decisions
+/// of another generation are invalid.
 #[inline(always)]
 pub(super) fn generation() -> u64 {
-    // Read once: what is looked up afterwards is at least as new.
+    // Read first: entries that are looked up afterwards are at least as new.
     GENERATION.get_ptr(0).map_or(0, |generation| unsafe { generation.read_volatile() })
 }
 
-/// Where, among so many, an answer that depends on these words is remembered on this CPU.
+/// Returns the slot of this CPU's cache, of 2^`bits` slots, for a decision that depends on these
+/// words.
 #[inline(always)]
 const fn slot(words: [u32; 3], bits: u32) -> u32 {
     let [a, b, c] = words;
@@ -85,46 +85,45 @@ const fn slot(words: [u32; 3], bits: u32) -> u32 {
     mixed.wrapping_mul(0xc2b2_ae3d) >> (32 - bits)
 }
 
-/// The place of a flow by its packets' addresses and ports.
+/// Returns the cache slot of a flow, from its packets' addresses and ports.
 #[inline(always)]
 pub(super) const fn flow_slot([source, destination]: [u32; 2], ports: u32) -> u32 {
     slot([source, destination, ports], FLOWS_BITS)
 }
 
-/// Changes whenever a program has changed what any tuple of that place stands for: what was derived
-/// before holds no more.
+/// Returns a number that changes whenever a program changes the meaning of a tuple in this slot.
+/// Cached flows of another epoch are invalid.
 #[inline(always)]
 pub(super) fn epoch(slot: u32) -> u64 {
-    // Read once, before anything is looked up, as in `generation`.
+    // Read before any lookup, as in `generation`.
     EPOCHS.get_ptr(slot).map_or(0, |epoch| unsafe { epoch.read_volatile() })
 }
 
-/// A tuple has come to stand for something else: no CPU may use what it knows of it. To be called
-/// after the change.
+/// Invalidates what all CPUs have cached about a tuple. Call it after the change.
 #[inline(always)]
 pub(super) fn renew(key: &ConnectionKey) {
     let ([.., source], [.., destination]) = (key.source.words(), key.destination.words());
     let slot = flow_slot([source, destination], u32::from_ne_bytes(key.ports));
     if let Some(epoch) = EPOCHS.get_ptr_mut(slot) {
-        // SAFETY: the entry is memory of the map. Where two CPUs write at once one change may be
-        // lost, but each saw another number before.
+        // SAFETY: the entry is memory of the map. If two CPUs write at once, one increment may be
+        // lost, but both leave a number that differs from the one before.
         unsafe { epoch.write_volatile(epoch.read_volatile().wrapping_add(1)) };
     }
 }
 
-/// The place of a packet's way, by words that choose it.
+/// Returns the cache slot of a forwarding decision, from the words that determine it.
 #[inline(always)]
-pub(super) const fn way_slot(words: [u32; 3]) -> u32 {
-    slot(words, WAYS_BITS)
+pub(super) const fn cache_slot(words: [u32; 3]) -> u32 {
+    slot(words, CACHE_BITS)
 }
 
-/// This node's configuration. There always is one: the array has one entry.
+/// Returns this node's configuration. It always exists: the array has one entry.
 #[inline(always)]
 pub(super) fn config() -> Option<&'static Config> {
     CONFIG.get(0)
 }
 
-/// A network that has endpoints here.
+/// Returns a network with endpoints on this node.
 #[inline(always)]
 pub(super) fn network(vni: Vni) -> Option<&'static Network> {
     // SAFETY: without preallocation an entry lives until the program ends (RCU), as the kernel
@@ -132,22 +131,22 @@ pub(super) fn network(vni: Vni) -> Option<&'static Network> {
     unsafe { NETWORKS.get(vni) }
 }
 
-/// Who sends at a device.
+/// Returns the endpoint behind a device.
 #[inline(always)]
 pub(super) fn interface(ifindex: u32) -> Option<&'static Interface> {
     // SAFETY: as in `network`.
     unsafe { INTERFACES.get(ifindex) }
 }
 
-/// A local endpoint.
+/// Returns a local endpoint.
 #[inline(always)]
 pub(super) fn endpoint(key: &EndpointKey) -> Option<&'static Endpoint> {
     // SAFETY: as in `network`.
     unsafe { ENDPOINTS.get(key) }
 }
 
-/// The key that looks an address up in `BLOCKS`; its data looks the address up in `ENDPOINTS`. Laid
-/// out as the kernel wants it, and unlike [`Key`] aligned.
+/// The key for lookups in `BLOCKS`; its `data` is the key for `ENDPOINTS`. It has the layout that
+/// the kernel expects and, unlike [`Key`], is aligned.
 #[repr(C)]
 pub(super) struct BlockLookup {
     prefix_bits: u32,
@@ -161,7 +160,7 @@ impl BlockLookup {
     }
 }
 
-/// The most specific block that an address of a network is in.
+/// Returns the most specific block that contains an address of a network.
 #[inline(always)]
 pub(super) fn block(key: &BlockLookup) -> Option<&'static Block> {
     let map = ptr::from_ref(&BLOCKS).cast_mut().cast();
@@ -170,26 +169,26 @@ pub(super) fn block(key: &BlockLookup) -> Option<&'static Block> {
     unsafe { bpf_map_lookup_elem(map, ptr::from_ref(key).cast()).cast::<Block>().as_ref() }
 }
 
-/// The local network whose subnet an address is in.
+/// Returns the local network whose subnet contains an address.
 #[inline(always)]
 pub(super) fn network_of(address: Address) -> Option<Vni> {
     HOST_ROUTES.get(Key::new(128, address)).copied()
 }
 
-/// Whether an address is a node's data-path address.
+/// Returns whether an address is a node's data-path address.
 #[inline(always)]
 pub(super) fn is_member(address: Address) -> bool {
     // SAFETY: as in `network`.
     unsafe { MEMBERS.get(address) }.is_some_and(|member| member.kind == 0)
 }
 
-/// Whether an address is known to be another node's.
+/// Returns whether an address is known to belong to another node.
 #[inline(always)]
 pub(super) fn is_node(address: Address) -> bool {
     MEMBERS.get_ptr(address).is_some()
 }
 
-/// Whether a node takes tunnels' packets at that UDP port, network order.
+/// Returns whether a node accepts tunnel packets at this UDP port (network order).
 #[inline(never)]
 pub(super) fn is_tunnel(address: &Address, port: u16) -> bool {
     // SAFETY: as in `network`.
@@ -198,20 +197,20 @@ pub(super) fn is_tunnel(address: &Address, port: u16) -> bool {
         || port != 0 && port == u16::from_ne_bytes(member.wireguard_port)
 }
 
-/// Whether an address of a network is, or lately was, a backend's.
+/// Returns whether an address of a network is, or was recently, a backend's.
 #[inline(always)]
 pub(super) fn is_backend(vni: Vni, address: Address) -> bool {
     BACKEND_ADDRESSES.get_ptr(EndpointKey { vni, address }).is_some()
 }
 
-/// Whether an address is one of the host's own.
+/// Returns whether an address is one of the host's own.
 #[inline(always)]
 pub(super) fn is_host_address(address: Address) -> bool {
     HOST_ADDRESSES.get_ptr(address).is_some()
 }
 
-/// The number of what stands for one of the host's own addresses, 0 if nothing does; `None` for
-/// other addresses.
+/// Returns the number of the stand-in for one of the host's own addresses, 0 if it has none; `None`
+/// for other addresses.
 #[inline(always)]
 pub(super) fn number_of_host_address(address: Address) -> Option<u8> {
     // SAFETY: as in `network`.
@@ -219,58 +218,59 @@ pub(super) fn number_of_host_address(address: Address) -> Option<u8> {
     Some(number)
 }
 
-/// The host's address for which another one stands.
+/// Returns the host address that a stand-in address represents.
 #[inline(always)]
-pub(super) fn stood_for(stand_in: Address) -> Option<&'static Address> {
+pub(super) fn real_address(stand_in: Address) -> Option<&'static Address> {
     // SAFETY: as in `network`.
     unsafe { STAND_INS.get(u32::from(host_published_number(stand_in)?)) }
 }
 
-/// The service of a VIP.
+/// Returns the service of a VIP.
 #[inline(always)]
 pub(super) fn service(vni: Vni, vip: Address) -> Option<&'static Service> {
     // SAFETY: as in `network`.
     unsafe { SERVICES.get(ServiceKey { vni, address: vip }) }
 }
 
-/// What a port on a host's address is published for.
+/// Returns the service that is published at a port of a host address.
 #[inline(always)]
 pub(super) fn published(address: Address, port: [u8; 2], protocol: u8) -> Option<&'static Published> {
     published_on(address, port, protocol).or_else(|| published_on(Address::NONE, port, protocol))
 }
 
-/// What is published on exactly this address, or, for none, on any of the host's.
+/// Returns the service that is published on exactly this address or, for [`Address::NONE`], on all
+/// host addresses.
 #[inline(always)]
 pub(super) fn published_on(address: Address, port: [u8; 2], protocol: u8) -> Option<&'static Published> {
     // SAFETY: as in `network`.
     unsafe { PUBLISHED.get(PublishedKey { address, port, protocol, padding: 0 }) }
 }
 
-/// A backend.
+/// Returns a backend.
 #[inline(always)]
 pub(super) fn backend(number: u32) -> Option<&'static Backend> {
     // SAFETY: as in `network`.
     unsafe { BACKENDS.get(number) }
 }
 
-/// An entry of the backends' tables; 0 past their end.
+/// Returns an entry of the backend tables; 0 past their end.
 #[inline(always)]
-pub(super) fn maglev(entry: u32) -> u32 {
-    let row = const { MAGLEV_ROW as u32 };
+pub(super) fn backend_at(entry: u32) -> u32 {
+    let row = const { BACKEND_TABLES_ROW as u32 };
     // Read once: user space may be writing.
-    MAGLEV
+    BACKEND_TABLES
         .get_ptr(entry / row)
         .map_or(0, |numbers| unsafe { numbers.cast::<u32>().add((entry % row) as usize).read_volatile() })
 }
 
-/// Remembers that a member answered a probe.
+/// Records that a member answered a probe.
 #[inline(always)]
 pub(super) fn record_probe(member: Address, now: u64) {
-    // A full map keeps the members that it has; the agent removes those that are gone.
+    // A full map keeps its members; the agent removes those that left the cluster.
     let _ = PROBES.insert(member, now, 0);
 }
 
-/// Remembers when a probe of this kind, or an answer, last came from a member.
+/// Records when a probe of this kind, or an answer, last arrived from a member.
 #[inline(always)]
 pub(super) fn record_path(member: Address, kind: u32, now: u64) {
     let _ = PATHS.insert(PathKey { member, kind }, now, 0);

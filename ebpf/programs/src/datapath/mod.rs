@@ -1,4 +1,4 @@
-//! The programs: [`mesh_ebpf`] reads and writes packets, the maps decide, the kernel's helpers act.
+//! The programs. They read and write packets with [`mesh_ebpf`], and act through kernel helpers.
 
 mod count;
 mod egress;
@@ -116,7 +116,7 @@ extern "C" fn guard_l3(context: *mut __sk_buff) -> i32 {
     guard::layer3(Skb::new(context)).code()
 }
 
-/// Where the driver has what arrived at the data-path device.
+/// XDP on the data-path device.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "xdp")]
 extern "C" fn early(context: *mut xdp_md) -> xdp::Action {
@@ -144,12 +144,12 @@ socket_programs! {
     getpeername6 at "cgroup/getpeername6": from_v6;
 }
 
-/// Some helpers are for programs under a GPL-compatible licence only.
+/// Some helpers require a GPL-compatible licence.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "license")]
 static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
 
-/// No program panics: the compiler removes every bounds check, and the verifier would refuse the
+/// No program panics. The compiler removes every bounds check, and the verifier would reject the
 /// loop.
 #[panic_handler]
 fn panic(_: &core::panic::PanicInfo<'_>) -> ! {

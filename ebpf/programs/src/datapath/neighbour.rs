@@ -1,9 +1,9 @@
-//! Neighbour requests: answered in place, for every address of the network's subnets but the
-//! asker's own.
+//! Answers neighbour requests in place, for every address of the network's subnets except the
+//! sender's own.
 //!
-//! The functions that build answers are calls, not inlined: their buffers are not on the stack of
-//! every other packet. They look up for themselves what the caller knows: references would be
-//! passed by value, and eBPF has five registers.
+//! The functions that build answers are calls, not inlined: their buffers must not be on the stack
+//! of every other packet. They repeat lookups of the caller: eBPF has five argument registers, and
+//! references would be passed by value.
 
 use mesh_ebpf::{arp, ndp};
 use mesh_ebpf_types::{Address, BlockKind, Interface, Network, Reason, Vni, derived_mac};
@@ -13,7 +13,7 @@ use super::maps;
 use super::skb::Skb;
 use super::verdict::Verdict;
 
-/// Answers an ARP request. Other ARP is dropped: there is nobody to hear it.
+/// Answers an ARP request. Drops other ARP: no receiver needs it.
 #[inline(never)]
 pub(super) fn answer_arp(skb: Skb) -> Verdict {
     answer(skb, arp_answered)
@@ -23,8 +23,8 @@ pub(super) fn answer_arp(skb: Skb) -> Verdict {
 fn arp_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<(), Reason> {
     let mut frame = arp::Request::new();
     skb.read(0, &mut frame.bytes).map_err(|_| Reason::Malformed)?;
-    // The asker's own address: an announcement, or the search for a conflict that must stay
-    // unanswered (RFC 5227).
+    // The sender's own address: an announcement, or conflict detection, which must stay unanswered
+    // (RFC 5227).
     if !frame.is_request() || frame.target() == Address::from_v4(interface.ipv4) {
         return Err(Reason::Multicast);
     }
@@ -34,8 +34,8 @@ fn arp_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<()
     skb.store(0, &frame.bytes).map_err(|_| Reason::Malformed)
 }
 
-/// Answers a neighbour solicitation that stands right behind the IPv6 header. Other neighbour
-/// discovery is dropped.
+/// Answers a neighbour solicitation that directly follows the IPv6 header. Drops other neighbour
+/// discovery.
 #[inline(never)]
 pub(super) fn answer_solicitation(skb: Skb) -> Verdict {
     answer(skb, solicitation_answered)
@@ -60,7 +60,7 @@ fn answer(skb: Skb, make: impl FnOnce(Skb, &Interface, &Network) -> Result<(), R
 #[inline(always)]
 fn solicitation_answered(skb: Skb, interface: &Interface, network: &Network) -> Result<(), Reason> {
     let mut frame = ndp::Solicitation::new();
-    // Other discovery may be shorter: a router solicitation is.
+    // Other discovery may be shorter, for example a router solicitation.
     skb.read_at::<{ ndp::SOLICITATION }>(0, &mut frame.bytes, 0).map_err(|_| Reason::Multicast)?;
     if !frame.is_solicitation() || frame.target() == interface.ipv6 {
         return Err(Reason::Multicast);

@@ -1,4 +1,4 @@
-//! From a container to the host, and through it to the outside.
+//! Packets from a container to the host, and through it to the outside.
 
 use mesh_ebpf::headers::{Headers, V4};
 use mesh_ebpf::ip;
@@ -10,8 +10,8 @@ use super::maps;
 use super::skb::Skb;
 use super::verdict::Verdict;
 
-/// Gives a packet, whose headers were found sound, to the host. A call, and it looks up what the
-/// caller knows: as in `neighbour`.
+/// Passes a packet with valid headers to the host. Not inlined, with lookups of its own, as in
+/// `neighbour`.
 #[inline(never)]
 pub(super) fn to_host(skb: Skb) -> Verdict {
     let (Some(interface), Some(config)) = (maps::interface(skb.ifindex()), maps::config()) else {
@@ -31,9 +31,9 @@ pub(super) fn to_host(skb: Skb) -> Verdict {
     skb.send(config.host_ifindex)
 }
 
-/// Whether it is UDP to the port of VXLAN, of whatever address. Masqueraded, it would come from a
-/// member: a container could write packets into any network. Later fragments have no port, and come
-/// to nothing without the first.
+/// Returns whether it is UDP to the VXLAN port of any address. Masqueraded, it would come from a
+/// member's address, and a container could write packets into any network. Later fragments have no
+/// port, and are useless without the first.
 #[inline(always)]
 fn is_to_tunnel(skb: Skb, config: &Config) -> bool {
     let mut headers = Headers::new();

@@ -1,4 +1,4 @@
-//! What the VXLAN device decapsulated.
+//! Packets that the VXLAN device decapsulated.
 
 use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{
@@ -24,8 +24,8 @@ pub(super) fn overlay(skb: Skb) -> Verdict {
 #[inline(never)]
 fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     let Ok((number, source)) = skb.tunnel() else { return dropped(skb, Vni::NONE, Reason::UnknownNetwork) };
-    // The underlay program has looked already, unless the packet came in fragments or by another
-    // device.
+    // The underlay program has checked this already, unless the packet was fragmented or arrived at
+    // another device.
     if !maps::is_member(Address::from_v4(source)) {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
@@ -47,7 +47,7 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     }
 }
 
-/// Answers a probe that [`super::underlay`] has left to the device.
+/// Answers a probe that [`super::underlay`] left to the VXLAN device.
 #[inline(always)]
 fn answer_probe(skb: Skb, source: [u8; 4]) -> Verdict {
     let Some(config) = maps::config() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };

@@ -1,4 +1,4 @@
-//! A frame from another node, or from the host.
+//! Frames from another node, or from the host.
 
 use mesh_ebpf::headers::{Carries, Headers, V4, V6_REST};
 use mesh_ebpf_types::{Endpoint, EndpointKey, Network, NextHop, Reason, Vni, next_hop};
@@ -6,7 +6,7 @@ use mesh_ebpf_types::{Endpoint, EndpointKey, Network, NextHop, Reason, Vni, next
 use super::maps;
 use super::skb::Skb;
 
-/// Reads the headers of the IP packet in the frame that starts at `offset`.
+/// Reads the headers of the IP packet in the frame at `offset`.
 #[inline(always)]
 pub(super) fn read(skb: Skb, offset: u32, headers: &mut Headers) -> Result<(), Reason> {
     skb.read_at::<V4>(offset, &mut headers.bytes, 0).map_err(|_| Reason::Malformed)?;
@@ -23,7 +23,7 @@ pub(super) fn read(skb: Skb, offset: u32, headers: &mut Headers) -> Result<(), R
     .map_err(|_| Reason::Malformed)
 }
 
-/// The local endpoint that the frame's destination MAC names.
+/// Returns the local endpoint that the frame's destination MAC names.
 #[inline(always)]
 pub(super) fn receiver(headers: &Headers, vni: Vni, network: &Network) -> Result<&'static Endpoint, Reason> {
     let address = match next_hop(headers.destination_mac(), network.prefix6) {

@@ -1,5 +1,5 @@
-//! Ways that IPv4 packets in VXLAN went lately, as in [`super::sent`]: what [`super::underlay`]
-//! found out.
+//! Fast path for IPv4 packets in VXLAN: caches the decisions of [`super::underlay`], as
+//! [`super::sent`] does for sent packets.
 
 use aya_ebpf::maps::PerCpuArray;
 use mesh_ebpf::headers::{ETHERNET, Headers};
@@ -16,36 +16,36 @@ use super::skb::Skb;
 use super::start::Start;
 use super::verdict::Verdict;
 
-/// The outer headers, and Ethernet and IPv4 inside.
+/// The outer headers, and the inner Ethernet and IPv4 headers.
 const READ: usize = OUTER + ETHERNET + 20;
-/// IPv4, without options, as it stands in a frame together with the type of service.
+/// Ethertype, version and header length of IPv4 without options, as in a frame.
 const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
 const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
 const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 const VXLAN: u32 = u32::from_ne_bytes([0x08, 0, 0, 0]);
 const UDP: u16 = u16::from_ne_bytes([64, ip::UDP]);
-/// In a VNI's first byte: [`mesh_ebpf_types::PUBLISHED_BIT`].
+/// [`mesh_ebpf_types::PUBLISHED_BIT`] in a VNI's first byte.
 const OF_MESH: u8 = 0x80;
 const PROTOCOL: u16 = u16::from_ne_bytes([0, 0xff]);
 
-/// All of a packet that chooses its way. Words as they lie in the frame.
+/// All fields of a packet that determine its decision. Words are as in the frame.
 #[derive(PartialEq, Eq)]
 pub(super) struct ReceivedKey {
     /// The node that sent it.
     pub(super) node: u32,
     /// The VNI, and a zero after it.
     pub(super) vni: u32,
-    /// The inner source: a backend's packets may have to be translated.
+    /// The inner source address: a backend's packets may need translation.
     pub(super) source: u32,
-    /// The inner destination.
+    /// The inner destination address.
     pub(super) destination: u32,
-    /// The inner destination MAC's first four bytes.
+    /// The first four bytes of the inner destination MAC.
     pub(super) mac: u32,
-    /// Its last two.
+    /// Its last two bytes.
     pub(super) mac_end: u16,
 }
 
-/// A way. All zero fits no packet: nobody sends from 0.0.0.0.
+/// A cached decision. All zero matches no packet: none has the source 0.0.0.0.
 #[repr(C)]
 pub(super) struct Received {
     generation: u64,
@@ -60,17 +60,17 @@ pub(super) struct Received {
     from_backend: bool,
 }
 
-// Not pinned: worth nothing to another program.
-map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(maps::WAYS, 0));
+// Not pinned: a cache is useless to another program.
+map!(RECEIVED: PerCpuArray<Received> = PerCpuArray::with_max_entries(maps::CACHE_SLOTS, 0));
 
-/// The place of a packet's way.
+/// Returns the cache entry for a packet.
 #[inline(always)]
-fn place(key: &ReceivedKey) -> Option<*mut Received> {
-    RECEIVED.get_ptr_mut(maps::way_slot([key.vni ^ key.source, key.destination, key.mac_end.into()]))
+fn cache_entry(key: &ReceivedKey) -> Option<*mut Received> {
+    RECEIVED.get_ptr_mut(maps::cache_slot([key.vni ^ key.source, key.destination, key.mac_end.into()]))
 }
 
-/// Delivers a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where
-/// none did. The packet is IPv4 to this host, and has no VLAN tag.
+/// Delivers a packet by a cached decision. Returns [`Verdict::SlowPath`], with the packet
+/// unchanged, if there is none. The packet must be IPv4 to this host, without a VLAN tag.
 #[inline(never)]
 pub(super) fn deliver(skb: Skb) -> Verdict {
     delivered(skb).unwrap_or(Verdict::SlowPath)
@@ -102,15 +102,15 @@ fn delivered(skb: Skb) -> Option<Verdict> {
         mac: frame.word(50),
         mac_end: frame.half(54),
     };
-    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
-    let way = unsafe { &*place(&key)? };
-    if way.generation != maps::generation() || way.key != key {
+    // SAFETY: the entry belongs to this CPU, and programs do not interrupt each other on one CPU.
+    let cached = unsafe { &*cache_entry(&key)? };
+    if cached.generation != maps::generation() || cached.key != key {
         return None;
     }
-    if gso && (frame.byte(73) != ip::TCP || way.flags & ALLOW_FORWARDING != 0) {
+    if gso && (frame.byte(73) != ip::TCP || cached.flags & ALLOW_FORWARDING != 0) {
         return None;
     }
-    let mut from_backend = way.from_backend;
+    let mut from_backend = cached.from_backend;
     if from_backend {
         match flows::received(skb) {
             Verdict::SlowPath => {}
@@ -119,7 +119,7 @@ fn delivered(skb: Skb) -> Option<Verdict> {
         }
     }
     let frame = skb.start::<READ>()?;
-    let [d0, d1, d2, d3, d4, d5] = way.mac;
+    let [d0, d1, d2, d3, d4, d5] = cached.mac;
     let ([s0, s1, s2, s3], [s4, s5]) = (frame.word(56).to_ne_bytes(), frame.half(60).to_ne_bytes());
     let ethernet = [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, 0x08, 0];
     if skb.shrink_outer(false).is_err() {
@@ -137,18 +137,18 @@ fn delivered(skb: Skb) -> Option<Verdict> {
         return Some(inbound::from_backend(
             packet,
             vni,
-            way.ifindex,
+            cached.ifindex,
             key.node,
             [key.mac, key.mac_end.into()],
         ));
     }
-    Some(match skb.deliver_as_is(way.ifindex) {
+    Some(match skb.deliver_as_is(cached.ifindex) {
         Ok(verdict) => verdict,
         Err(_) => dropped(skb, vni, Reason::DecapsulationFailed),
     })
 }
 
-/// What [`Outer::parse`] calls plain.
+/// Returns what [`Outer::parse`] calls plain.
 #[inline(always)]
 pub(super) fn is_plain_vxlan<const N: usize>(
     frame: Start<N>,
@@ -170,7 +170,7 @@ pub(super) fn is_plain_vxlan<const N: usize>(
         && frame.byte(49) == 0
 }
 
-/// Remembers that a packet went to an endpoint.
+/// Caches the decision to deliver to an endpoint.
 #[inline(always)]
 pub(super) fn remember(
     generation: u64,
@@ -191,13 +191,13 @@ pub(super) fn remember(
         mac: u32::from_ne_bytes(headers.word(0)),
         mac_end: u16::from_ne_bytes(headers.half(4)),
     };
-    let Some(way) = place(&key) else { return };
+    let Some(cached) = cache_entry(&key) else { return };
     // SAFETY: as in `deliver`; nothing else refers to the entry now.
-    let way = unsafe { &mut *way };
-    way.generation = generation;
-    way.key = key;
-    way.ifindex = endpoint.ifindex;
-    way.flags = endpoint.flags;
-    way.mac = endpoint.mac.0;
-    way.from_backend = from_backend;
+    let cached = unsafe { &mut *cached };
+    cached.generation = generation;
+    cached.key = key;
+    cached.ifindex = endpoint.ifindex;
+    cached.flags = endpoint.flags;
+    cached.mac = endpoint.mac.0;
+    cached.from_backend = from_backend;
 }

@@ -1,10 +1,11 @@
-//! What the kernel's routing tables are asked.
+//! Queries of the kernel's routing tables.
 
-/// The address families.
+/// The IPv4 address family.
 pub(super) const AF_INET: u8 = 2;
 const AF_INET6: u8 = 10;
 
-/// `struct bpf_fib_lookup`. Addresses are words as they lie in a packet; one of IPv4 is the first.
+/// `struct bpf_fib_lookup`. Addresses are words as in a packet; an IPv4 address uses the first
+/// word.
 #[repr(C)]
 pub(super) struct Route {
     pub(super) family: u8,
@@ -21,8 +22,7 @@ pub(super) struct Route {
 }
 
 impl Route {
-    /// As [`Route::new`], between addresses of either family, as words of
-    /// [`mesh_ebpf_types::Address`].
+    /// As [`Route::new`], for addresses of either family, as words of [`mesh_ebpf_types::Address`].
     #[inline(always)]
     pub(super) const fn between(
         v6: bool,
@@ -42,14 +42,16 @@ impl Route {
         route
     }
 
-    /// A question for a packet of IPv4 by that device, or from it, as the helper's flags say.
+    /// Creates a query for an IPv4 packet that arrives at this device, or leaves from it, depending
+    /// on the helper's flags.
     #[inline(always)]
     pub(super) const fn new(ifindex: u32, protocol: u8, source: u32, destination: u32) -> Self {
         Self {
             family: AF_INET,
             protocol,
             ports: [0; 2],
-            // More than the route's MTU would be refused; the packet's own length, if this were 0.
+            // A length above the route's MTU would be refused. With 0, the packet's own length
+            // would be used.
             length: 1,
             ifindex,
             tos: 0,

@@ -4,12 +4,13 @@ use mesh_ebpf::ip;
 
 use super::skb::Skb;
 
-/// The segment size of a super-packet whose segments differ: SCTP's, made of chunks that fit the
-/// sender's device.
+/// The segment size of a super-packet with segments of different sizes: SCTP's, made of chunks that
+/// fit the sender's device.
 const GSO_BY_FRAGS: u32 = 0xffff;
 
-/// Length of the IP packet; of the largest segment, if it is a super-packet; 0 if its segments
-/// differ. `upper` returns protocol and offset of the upper layer, which only super-packets need.
+/// Returns the length of the IP packet; of a super-packet, that of its largest segment; 0 if its
+/// segments differ. `upper` returns protocol and offset of the upper layer, which only
+/// super-packets need.
 #[inline(always)]
 pub(super) fn length(skb: Skb, upper: impl FnOnce() -> (u8, u32)) -> u32 {
     let payload = match skb.gso_size() {

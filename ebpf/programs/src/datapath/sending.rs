@@ -1,4 +1,4 @@
-//! What an endpoint sends, on its way out.
+//! The packet that an endpoint sends, during processing.
 
 use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{Config, Network, Vni};
@@ -7,10 +7,10 @@ use super::ipv6::upper_layer;
 use super::segment;
 use super::skb::Skb;
 
-/// What one packet's way is decided from.
+/// The inputs of the decision for one packet.
 pub(super) struct Sending<'a> {
     pub(super) skb: Skb,
-    /// Of the maps, before anything was looked up.
+    /// Generation of the maps, read before any lookup.
     pub(super) generation: u64,
     pub(super) vni: Vni,
     pub(super) config: &'a Config,
@@ -18,7 +18,7 @@ pub(super) struct Sending<'a> {
     pub(super) headers: &'a Headers,
 }
 
-/// Length of the IP packet, as [`segment::length`] has it.
+/// Returns the length of the IP packet; see [`segment::length`].
 #[inline(always)]
 pub(super) fn packet_length(sending: &Sending<'_>) -> u32 {
     let Sending { skb, headers, .. } = *sending;
@@ -27,7 +27,7 @@ pub(super) fn packet_length(sending: &Sending<'_>) -> u32 {
         if !headers.is_v6() {
             return after;
         }
-        // The kernel made the super-packet itself: it has no header that cannot be followed.
+        // The kernel made this super-packet, so its extension headers can all be followed.
         upper_layer(skb, headers.next()).map_or(after, |upper| (upper.protocol, upper.offset))
     })
 }

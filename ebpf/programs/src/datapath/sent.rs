@@ -1,8 +1,8 @@
-//! Ways that IPv4 packets of endpoints went lately: what [`super::endpoint`] found out holds for
-//! the next packet with the same addresses, until user space changes an entry of a map.
+//! Fast path for IPv4 packets of endpoints: caches the decisions of [`super::endpoint`]. A decision
+//! is valid for packets with the same addresses, until user space changes an entry of a map.
 //!
-//! Each CPU has a table of its own, so that neither locks nor hashing in the kernel are needed.
-//! Whatever is out of the ordinary, or not in the table, takes the slow path.
+//! Each CPU has its own cache, so neither locks nor the kernel's hashing are needed. Unusual
+//! packets and those without a cached decision take the slow path.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use aya_ebpf::maps::PerCpuArray;
@@ -21,10 +21,10 @@ use super::skb::Skb;
 use super::start::Start;
 use super::verdict::Verdict;
 
-/// How long a next hop is used before the kernel's routes are asked again: 25 to 250 ms, by the
-/// kernel's clock rate.
+/// How long a next hop is used before the kernel's routes are queried again: 25 to 250 ms,
+/// depending on the kernel's clock rate.
 const JIFFIES: u64 = 25;
-/// Ethernet, IPv4 and the ports.
+/// Ethernet and IPv4 headers, and the ports.
 const READ: usize = ETHERNET + 20 + 4;
 /// Up to a TCP header's length.
 const READ_TCP: usize = ETHERNET + 20 + 13;
@@ -32,20 +32,19 @@ const READ_TCP: usize = ETHERNET + 20 + 13;
 const READ_FLAGS: usize = ETHERNET + 20 + 14;
 /// [`Sent::service`]: the source is a backend's address.
 const FROM_BACKEND: u32 = 1;
-/// [`Sent::service`]: the destination is.
+/// [`Sent::service`]: the destination is a backend's address.
 const TO_BACKEND: u32 = 2;
-/// IPv4, without options, as it stands in a frame together with the type of service.
+/// Ethertype, version and header length of IPv4 without options, as in a frame.
 const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
 const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
 const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// Together with the device that it comes from, all of a packet that chooses its way. Words as they
-/// lie in the frame.
+/// All fields of a packet that determine its decision. Words are as in the frame.
 #[derive(PartialEq, Eq)]
 pub(super) struct SentKey {
-    /// Destination and source.
+    /// Destination and source MAC.
     pub(super) macs: [u32; 3],
-    /// Source and destination.
+    /// Source and destination address.
     pub(super) addresses: [u32; 2],
 }
 
@@ -59,44 +58,45 @@ impl SentKey {
     }
 }
 
-/// A way: to a local endpoint, or to another node. All zero fits no packet, interface indexes begin
-/// at 1.
+/// A cached decision: to a local endpoint, or to another node. All zero matches no packet:
+/// interface indexes begin at 1.
 #[repr(C)]
 pub(super) struct Sent {
     generation: u64,
-    /// When the next hop is to be asked for again, in jiffies.
+    /// When the next hop must be queried again, in jiffies.
     until: u64,
     ifindex: u32,
     key: SentKey,
     vni: Vni,
     /// Bits: [`FROM_BACKEND`], [`TO_BACKEND`].
     service: u32,
-    /// Of the network.
+    /// MTU of the network.
     mtu: u32,
-    /// Where the packet leaves.
+    /// Interface index of the device where the packet leaves.
     to_ifindex: u32,
-    /// The node among the WireGuard engine's peers, for a packet that goes there; 0 for all others.
+    /// The node's number in WireGuard if the packet is encrypted; 0 otherwise.
     peer: u32,
-    /// This node and the other one, for the outer header; the latter 0 where the endpoint is local.
+    /// Addresses of this and the other node, for the outer header; the latter is 0 if the endpoint
+    /// is local.
     outer: [u32; 2],
-    /// 0 where the kernel is to find it.
+    /// 0 if the kernel must find it.
     next_hop: u32,
-    /// The local endpoint's.
+    /// MAC of the local endpoint.
     mac: [u32; 2],
     port: [u8; 2],
 }
 
-// Not pinned: worth nothing to another program.
-map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(maps::WAYS, 0));
+// Not pinned: a cache is useless to another program.
+map!(SENT: PerCpuArray<Sent> = PerCpuArray::with_max_entries(maps::CACHE_SLOTS, 0));
 
-/// The place of a packet's way.
+/// Returns the cache entry for a packet.
 #[inline(always)]
-fn place(key: &SentKey) -> Option<*mut Sent> {
-    SENT.get_ptr_mut(maps::way_slot([key.addresses[0], key.addresses[1], key.macs[0]]))
+fn cache_entry(key: &SentKey) -> Option<*mut Sent> {
+    SENT.get_ptr_mut(maps::cache_slot([key.addresses[0], key.addresses[1], key.macs[0]]))
 }
 
-/// Sends a packet the way that another went. [`Verdict::SlowPath`], and nothing changed, where none
-/// did, or where the packet may have to do with a service and has not been `balanced` yet.
+/// Sends a packet by a cached decision. Returns [`Verdict::SlowPath`], with the packet unchanged,
+/// if there is none, or if the packet may belong to a service and is not yet `balanced`.
 #[inline(never)]
 pub(super) fn send(skb: Skb, balanced: Option<&mut Packet>) -> Verdict {
     sent(skb, balanced).unwrap_or(Verdict::SlowPath)
@@ -114,37 +114,37 @@ fn sent(skb: Skb, balanced: Option<&mut Packet>) -> Option<Verdict> {
         return None;
     }
     let key = SentKey::of(frame);
-    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
-    let way = unsafe { &*place(&key)? };
-    if way.generation != maps::generation() || way.ifindex != skb.ifindex() || way.key != key {
+    // SAFETY: the entry belongs to this CPU, and programs do not interrupt each other on one CPU.
+    let cached = unsafe { &*cache_entry(&key)? };
+    if cached.generation != maps::generation() || cached.ifindex != skb.ifindex() || cached.key != key {
         return None;
     }
-    if balanced.is_none() && way.service != 0 && concerns_service(skb, frame, way.service) {
+    if balanced.is_none() && cached.service != 0 && concerns_service(skb, frame, cached.service) {
         return None;
     }
-    if way.outer[1] == 0 && way.peer == 0 {
-        return Some(deliver(skb, way, &key));
+    if cached.outer[1] == 0 && cached.peer == 0 {
+        return Some(deliver(skb, cached, &key));
     }
     let size = if payload == 0 { length - 14 } else { payload + headers_length(skb, frame)? };
-    if way.peer != 0 {
-        if size > way.mtu {
+    if cached.peer != 0 {
+        if size > cached.mtu {
             return None;
         }
-        count_as(way.vni, Reason::ForwardedRemote, skb.segments(), length);
+        count_as(cached.vni, Reason::ForwardedRemote, skb.segments(), length);
         return Some(
-            engine::hand_over(skb, balanced, way.vni, way.peer as u16, way.to_ifindex)
+            engine::pass_to_engine(skb, balanced, cached.vni, cached.peer as u16, cached.to_ifindex)
                 .unwrap_or(Verdict::Drop),
         );
     }
-    // SAFETY: takes nothing, returns the time.
-    if size > way.mtu || way.until <= unsafe { bpf_jiffies64() } {
+    // SAFETY: takes no arguments, returns the time.
+    if size > cached.mtu || cached.until <= unsafe { bpf_jiffies64() } {
         return None;
     }
     let outer = Encapsulation {
-        source: way.outer[0].to_ne_bytes(),
-        destination: way.outer[1].to_ne_bytes(),
-        port: way.port,
-        vni: way.vni,
+        source: cached.outer[0].to_ne_bytes(),
+        destination: cached.outer[1].to_ne_bytes(),
+        port: cached.port,
+        vni: cached.vni,
         hash: hash(skb, frame, key.addresses),
         traffic_class: frame.byte(15),
         length,
@@ -160,18 +160,18 @@ fn sent(skb: Skb, balanced: Option<&mut Packet>) -> Option<Verdict> {
     }
     whole.bytes[62] = 0x08;
     if skb.store(0, &whole.bytes).is_err() {
-        return Some(dropped(skb, way.vni, Reason::EncapsulationFailed));
+        return Some(dropped(skb, cached.vni, Reason::EncapsulationFailed));
     }
-    count_as(way.vni, Reason::ForwardedRemote, segments, length);
-    Some(match way.next_hop {
-        0 => skb.route(way.to_ifindex),
-        next_hop => skb.route_via(way.to_ifindex, next_hop),
+    count_as(cached.vni, Reason::ForwardedRemote, segments, length);
+    Some(match cached.next_hop {
+        0 => skb.route(cached.to_ifindex),
+        next_hop => skb.route_via(cached.to_ifindex, next_hop),
     })
 }
 
-/// Whether balancing has to look at a packet between addresses of which one is a backend's: at all
-/// that comes from there, and at what begins a connection there, since it ends whatever a VIP's
-/// connection between the same ports left.
+/// Returns whether balancing must see a packet from or to a backend's address. All packets from a
+/// backend qualify. So do those that begin a connection to one: such a packet ends an earlier VIP
+/// connection between the same ports.
 #[inline(always)]
 fn concerns_service(skb: Skb, frame: Start<READ>, service: u32) -> bool {
     service & FROM_BACKEND != 0
@@ -180,20 +180,20 @@ fn concerns_service(skb: Skb, frame: Start<READ>, service: u32) -> bool {
 }
 
 #[inline(always)]
-fn deliver(skb: Skb, way: &Sent, key: &SentKey) -> Verdict {
+fn deliver(skb: Skb, cached: &Sent, key: &SentKey) -> Verdict {
     let [m0, m1, ..] = key.macs;
     let low = u32::from_le_bytes([0xff, 0xff, 0, 0]);
-    count_as(way.vni, Reason::ForwardedLocal, skb.segments(), skb.length());
-    if m0 != way.mac[0] || m1 & low != way.mac[1] {
-        let ([a, b, c, d], [e, f, ..]) = (way.mac[0].to_le_bytes(), way.mac[1].to_le_bytes());
+    count_as(cached.vni, Reason::ForwardedLocal, skb.segments(), skb.length());
+    if m0 != cached.mac[0] || m1 & low != cached.mac[1] {
+        let ([a, b, c, d], [e, f, ..]) = (cached.mac[0].to_le_bytes(), cached.mac[1].to_le_bytes());
         if skb.store(0, &[a, b, c, d, e, f]).is_err() {
             return Verdict::Drop;
         }
     }
-    skb.deliver_as_is(way.to_ifindex).unwrap_or(Verdict::Drop)
+    skb.deliver_as_is(cached.to_ifindex).unwrap_or(Verdict::Drop)
 }
 
-/// Lengths of the IP and the TCP or UDP header of a super-packet.
+/// Returns the length of the IP and TCP or UDP headers of a super-packet.
 #[inline(always)]
 fn headers_length(skb: Skb, frame: Start<READ>) -> Option<u32> {
     if frame.byte(23) == ip::TCP {
@@ -203,7 +203,8 @@ fn headers_length(skb: Skb, frame: Start<READ>) -> Option<u32> {
     }
 }
 
-/// The flow's hash: the socket's, if it has made one, else of addresses, protocol and ports.
+/// Returns the flow's hash: the socket's if known, else computed from addresses, protocol and
+/// ports.
 #[inline(always)]
 fn hash(skb: Skb, frame: Start<READ>, addresses: [u32; 2]) -> u32 {
     match skb.known_hash() {
@@ -217,8 +218,7 @@ fn hash(skb: Skb, frame: Start<READ>, addresses: [u32; 2]) -> u32 {
     }
 }
 
-/// The hash of a packet that takes the slow path: the same as on the fast path, where that could
-/// take it.
+/// Returns the hash for a packet on the slow path; the same as the fast path would use.
 #[inline(never)]
 pub(super) fn hash_of(skb: Skb) -> u32 {
     match skb.start::<READ>() {
@@ -229,51 +229,50 @@ pub(super) fn hash_of(skb: Skb) -> u32 {
     }
 }
 
-/// A MAC as [`remember_local`] takes it.
+/// Packs a MAC for [`remember_local`].
 pub(super) const fn packed(Mac([a, b, c, d, e, f]): Mac) -> u64 {
     u64::from_le_bytes([a, b, c, d, e, f, 0, 0])
 }
 
-/// Remembers that packets like this one go to a local endpoint. Calls, not inlined, and looking up
-/// for themselves what the caller knows: the caller's stack is full, and the verifier's work would
-/// multiply.
+/// Caches the decision to deliver to a local endpoint. These functions are calls, not inlined, and
+/// repeat lookups: the caller's stack is full, and the verifier's work would multiply.
 #[inline(never)]
 pub(super) fn remember_local(skb: Skb, generation: u64, ifindex: u32, mac: u64) {
-    let Some(way) = remember(skb, generation) else { return };
-    // SAFETY: as in `send`; nothing else refers to the entry now.
-    let way = unsafe { &mut *way };
-    way.to_ifindex = ifindex;
-    way.outer = [0; 2];
-    way.mac = [mac as u32, (mac >> 32) as u32];
+    let Some(cached) = remember(skb, generation) else { return };
+    // SAFETY: as in `send`; no other reference to the entry exists here.
+    let cached = unsafe { &mut *cached };
+    cached.to_ifindex = ifindex;
+    cached.outer = [0; 2];
+    cached.mac = [mac as u32, (mac >> 32) as u32];
 }
 
-/// Remembers that packets like this one go to another node.
+/// Caches the decision to send to another node.
 #[inline(never)]
 pub(super) fn remember_remote(skb: Skb, generation: u64, node: u32) {
     let Some(config) = maps::config() else { return };
     let Some(local) = config.local.to_v4().map(u32::from_ne_bytes) else { return };
     let next_hop = skb.next_hop(config.underlay_ifindex, local, node);
-    let Some(way) = remember(skb, generation) else { return };
-    // SAFETY: as in `send`; nothing else refers to the entry now.
-    let way = unsafe { &mut *way };
-    way.to_ifindex = config.underlay_ifindex;
-    way.outer = [local, node];
-    way.next_hop = next_hop;
-    way.port = config.vxlan_port;
-    // SAFETY: takes nothing, returns the time.
-    way.until = unsafe { bpf_jiffies64() } + JIFFIES;
+    let Some(cached) = remember(skb, generation) else { return };
+    // SAFETY: as in `send`; no other reference to the entry exists here.
+    let cached = unsafe { &mut *cached };
+    cached.to_ifindex = config.underlay_ifindex;
+    cached.outer = [local, node];
+    cached.next_hop = next_hop;
+    cached.port = config.vxlan_port;
+    // SAFETY: takes no arguments, returns the time.
+    cached.until = unsafe { bpf_jiffies64() } + JIFFIES;
 }
 
-/// Remembers that packets like this one go to another node through WireGuard.
+/// Caches the decision to send to another node through WireGuard.
 #[inline(never)]
 pub(super) fn remember_encrypted(skb: Skb, generation: u64, peer: u32) {
     let Some(config) = maps::config() else { return };
-    let Some(way) = remember(skb, generation) else { return };
-    // SAFETY: as in `send`; nothing else refers to the entry now.
-    let way = unsafe { &mut *way };
-    way.to_ifindex = config.wireguard_ifindex;
-    way.outer = [0; 2];
-    way.peer = peer;
+    let Some(cached) = remember(skb, generation) else { return };
+    // SAFETY: as in `send`; no other reference to the entry exists here.
+    let cached = unsafe { &mut *cached };
+    cached.to_ifindex = config.wireguard_ifindex;
+    cached.outer = [0; 2];
+    cached.peer = peer;
 }
 
 #[inline(always)]
@@ -285,22 +284,22 @@ fn remember(skb: Skb, generation: u64) -> Option<*mut Sent> {
     let interface = maps::interface(skb.ifindex())?;
     let network = maps::network(interface.vni)?;
     let key = SentKey::of(frame);
-    let place = place(&key)?;
-    // SAFETY: as in `send`; nothing else refers to the entry now.
-    let way = unsafe { &mut *place };
-    way.generation = generation;
-    way.ifindex = skb.ifindex();
-    way.key = key;
-    way.vni = interface.vni;
-    way.mtu = network.mtu;
-    way.service = 0;
-    let [source, destination] = way.key.addresses.map(|word| Address::from_v4(word.to_ne_bytes()));
+    let cache_entry = cache_entry(&key)?;
+    // SAFETY: as in `send`; no other reference to the entry exists here.
+    let cached = unsafe { &mut *cache_entry };
+    cached.generation = generation;
+    cached.ifindex = skb.ifindex();
+    cached.key = key;
+    cached.vni = interface.vni;
+    cached.mtu = network.mtu;
+    cached.service = 0;
+    let [source, destination] = cached.key.addresses.map(|word| Address::from_v4(word.to_ne_bytes()));
     if maps::is_backend(interface.vni, source) {
-        way.service |= FROM_BACKEND;
+        cached.service |= FROM_BACKEND;
     }
     if maps::is_backend(interface.vni, destination) {
-        way.service |= TO_BACKEND;
+        cached.service |= TO_BACKEND;
     }
-    way.peer = 0;
-    Some(place)
+    cached.peer = 0;
+    Some(cache_entry)
 }

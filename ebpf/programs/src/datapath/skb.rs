@@ -26,10 +26,10 @@ const PACKET_OTHERHOST: u32 = 3;
 const MAC_LENGTH: u64 = 14;
 const IPV6_BE: u16 = ETHERTYPE_IPV6.to_be();
 const BPF_F_IPV6: u64 = 1 << 7;
-/// `BPF_F_CURRENT_NETNS`: that of the device.
+/// `BPF_F_CURRENT_NETNS`: the device's network namespace.
 const CURRENT_NETNS: u64 = u64::MAX;
 
-/// A helper refused.
+/// A helper returned an error.
 #[derive(Clone, Copy)]
 pub(super) struct Refused;
 
@@ -62,9 +62,9 @@ const TUNNEL_KEY_WITHOUT_LOCAL: u32 = 28;
 #[derive(Clone, Copy)]
 pub(super) struct Skb(*mut __sk_buff);
 
-// SAFETY, for every block here: `self.0` is the context that the kernel called the program with.
-// The verifier proves each access to it and each helper's arguments before the program may run;
-// buffers are as long as the length that is passed with them.
+// SAFETY, for every block here: `self.0` is the context that the kernel passed to the program. The
+// verifier checks each access to it and each helper's arguments before the program may run; buffers
+// have the length that is passed with them.
 impl Skb {
     #[inline(always)]
     pub(super) const fn new(context: *mut __sk_buff) -> Self {
@@ -76,71 +76,71 @@ impl Skb {
         self.0
     }
 
-    /// Length of the frame in bytes.
+    /// Returns the length of the frame in bytes.
     #[inline(always)]
     pub(super) fn length(self) -> u32 {
         unsafe { (*self.0).len }
     }
 
-    /// The ethertype that the kernel found, in network order as the kernel has it.
+    /// Returns the ethertype that the kernel found, in network order as in the kernel.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the kernel's field has 16 bits")]
     pub(super) fn ethertype(self) -> u16 {
         u16::from_be(unsafe { (*self.0).protocol } as u16)
     }
 
-    /// Whether a VLAN tag stands beside the frame.
+    /// Returns whether the packet has a VLAN tag in its metadata.
     #[inline(always)]
     pub(super) fn has_vlan(self) -> bool {
         unsafe { (*self.0).vlan_present != 0 }
     }
 
-    /// The number of the VLAN tag beside the frame; 0 where there is none.
+    /// Returns the VLAN ID in the packet's metadata; 0 if there is none.
     #[inline(always)]
     pub(super) fn vlan(self) -> u32 {
         unsafe { (*self.0).vlan_tci & 0xfff }
     }
 
-    /// Interface index of the device where the program stands.
+    /// Returns the interface index of the device where the program is attached.
     #[inline(always)]
     pub(super) fn ifindex(self) -> u32 {
         unsafe { (*self.0).ifindex }
     }
 
-    /// Whether the frame's destination is another host's MAC, seen only because the device is
-    /// promiscuous.
+    /// Returns whether the frame's destination is another host's MAC. It was received only because
+    /// the device is promiscuous.
     #[inline(always)]
     pub(super) fn is_for_another_host(self) -> bool {
         unsafe { (*self.0).pkt_type == PACKET_OTHERHOST }
     }
 
-    /// Payload of each segment of a super-packet; 0 when this is none.
+    /// Returns the payload length of each segment of a super-packet; 0 for other packets.
     #[inline(always)]
     pub(super) fn gso_size(self) -> u32 {
         unsafe { (*self.0).gso_size }
     }
 
-    /// Whether the frame's destination is this host's MAC: neither another host's nor a group's.
+    /// Returns whether the frame's destination is this host's MAC, not a group or another host.
     #[inline(always)]
     pub(super) fn is_for_this_host(self) -> bool {
         unsafe { (*self.0).pkt_type == PACKET_HOST }
     }
 
-    /// Whether this is a super-packet.
+    /// Returns whether this is a super-packet.
     #[inline(always)]
     pub(super) fn is_gso(self) -> bool {
         self.gso_size() != 0
     }
 
-    /// How many packets this will be on a wire.
+    /// Returns how many packets this is on the wire.
     #[inline(always)]
     pub(super) fn segments(self) -> u32 {
         let segments = unsafe { (*self.0).gso_segs };
         if segments == 0 { 1 } else { segments }
     }
 
-    /// The first `N` bytes of the frame where they lie, if they lie in one piece. Not valid any
-    /// more once a helper has changed the packet.
+    /// Returns the first `N` bytes of the frame in place, if they are contiguous. They become
+    /// invalid when a helper changes the packet.
     #[inline(always)]
     pub(super) fn start<const N: usize>(self) -> Option<Start<N>> {
         let (data, end) = unsafe { ((*self.0).data as usize, (*self.0).data_end as usize) };
@@ -188,14 +188,14 @@ impl Skb {
         check(unsafe { helpers::bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), length, 0) })
     }
 
-    /// Overwrites `N` bytes of the frame, and mends what a network card summed up of it.
+    /// Overwrites `N` bytes of the frame, and updates the checksum that a network card computed.
     #[inline(always)]
     pub(super) fn store_summed<const N: usize>(self, offset: u32, bytes: &[u8; N]) -> Result<(), Refused> {
         let (length, flags) = (const { N as u32 }, u64::from(BPF_F_RECOMPUTE_CSUM));
         check(unsafe { helpers::bpf_skb_store_bytes(self.0, offset, bytes.as_ptr().cast(), length, flags) })
     }
 
-    /// Overwrites four bytes and mends the UDP checksum, be it absent, partial or complete.
+    /// Overwrites four bytes and updates the UDP checksum, whether absent, partial or complete.
     #[inline(always)]
     pub(super) fn store_checksummed(
         self,
@@ -210,8 +210,8 @@ impl Skb {
         self.store(offset, &to)
     }
 
-    /// The Internet checksum's sum of bytes whose number is a multiple of four, in native byte
-    /// order.
+    /// Returns the Internet checksum's sum of bytes in native byte order. Their number must be a
+    /// multiple of four.
     #[inline(always)]
     #[expect(clippy::cast_sign_loss, clippy::cast_possible_truncation, reason = "the sum has 32 bits")]
     pub(super) fn sum<const N: usize>(bytes: &mut [u8; N]) -> u32 {
@@ -219,10 +219,10 @@ impl Skb {
         unsafe { helpers::bpf_csum_diff(ptr::null_mut(), 0, start, length, 0) as u32 }
     }
 
-    /// Mends a transport checksum after four bytes (or two) of what it covers changed. `pseudo`:
-    /// they are an address, so that a checksum that is still to be completed changes too.
+    /// Updates a transport checksum after a change of four (or two) covered bytes. `pseudo` means
+    /// that they are an address, so that an incomplete checksum changes too.
     #[inline(always)]
-    pub(super) fn mend_l4(
+    pub(super) fn update_l4_checksum(
         self,
         offset: u32,
         from: u32,
@@ -241,9 +241,9 @@ impl Skb {
         check(unsafe { helpers::bpf_l4_csum_replace(self.0, offset, from.into(), to.into(), flags) })
     }
 
-    /// As [`Skb::mend_l4`], after one IPv6 address took the place of another.
+    /// As [`Skb::update_l4_checksum`], after a change of an IPv6 address.
     #[inline(always)]
-    pub(super) fn mend_l4_v6(
+    pub(super) fn update_l4_checksum_v6(
         self,
         offset: u32,
         from: &mut [u8; 16],
@@ -262,8 +262,8 @@ impl Skb {
             let (from, to) = (from.as_mut_ptr().cast(), to.as_mut_ptr().cast());
             #[expect(clippy::cast_sign_loss, reason = "a sum of 32 bits")]
             let difference = helpers::bpf_csum_diff(from, 16, to, 16, 0) as u64;
-            // Kernels before 6.16 do not know the second flag, nor need it but for checksums that a
-            // card completed.
+            // Kernels before 6.16 do not know the second flag. They need it only for checksums that
+            // a card completed.
             if pseudo && helpers::bpf_l4_csum_replace(self.0, offset, 0, difference, flags | BPF_F_IPV6) == 0
             {
                 return Ok(());
@@ -272,27 +272,27 @@ impl Skb {
         }
     }
 
-    /// Mends an IPv4 header's checksum after four of its bytes changed.
+    /// Updates an IPv4 header's checksum after a change of four of its bytes.
     #[inline(always)]
-    pub(super) fn mend_l3(self, offset: u32, from: u32, to: u32) -> Result<(), Refused> {
+    pub(super) fn update_l3_checksum(self, offset: u32, from: u32, to: u32) -> Result<(), Refused> {
         check(unsafe { helpers::bpf_l3_csum_replace(self.0, offset, from.into(), to.into(), 4) })
     }
 
-    /// Cuts the frame, or pads it, to that length. Ends its being a super-packet.
+    /// Truncates or pads the frame to this length. It is no longer a super-packet then.
     #[inline(always)]
     pub(super) fn resize(self, length: u32) -> Result<(), Refused> {
         check(unsafe { helpers::bpf_skb_change_tail(self.0, length, 0) })
     }
 
-    /// Makes room behind the Ethernet header.
+    /// Makes room after the Ethernet header.
     #[inline(always)]
     pub(super) fn make_room(self, bytes: i32) -> Result<(), Refused> {
         check(unsafe { helpers::bpf_skb_adjust_room(self.0, bytes, BPF_ADJ_ROOM_MAC, 0) })
     }
 
-    /// Makes room for the outer headers before the Ethernet header; segments stay as they are.
-    /// Refused, and nothing changed, where the packet is encapsulated already (or still counts as
-    /// such) and on kernels before 5.13.
+    /// Makes room for the outer headers before the Ethernet header, and keeps segmentation. Fails,
+    /// with the packet unchanged, if the packet is encapsulated (or still counts as such), and on
+    /// kernels before 5.13.
     #[inline(always)]
     pub(super) fn grow_outer(self) -> Result<(), Refused> {
         let flags = u64::from(
@@ -306,8 +306,8 @@ impl Skb {
         })
     }
 
-    /// Removes the outer headers; `v6` says what is inside. Refused, and nothing changed, for IPv6
-    /// on kernels before 6.3.
+    /// Removes the outer headers; `v6` gives the family of the inner packet. Fails, with the packet
+    /// unchanged, for IPv6 on kernels before 6.3.
     #[inline(always)]
     pub(super) fn shrink_outer(self, v6: bool) -> Result<(), Refused> {
         let mut flags = BPF_F_ADJ_ROOM_FIXED_GSO;
@@ -319,35 +319,35 @@ impl Skb {
         })
     }
 
-    /// Removes so many bytes from the start of an IPv4 packet of a device without frames; segments
-    /// stay as they are.
+    /// Removes `N` bytes from the start of an IPv4 packet of a layer-3 device, and keeps
+    /// segmentation.
     #[inline(always)]
     pub(super) fn shrink_start<const N: usize>(self) -> Result<(), Refused> {
         let flags = u64::from(BPF_F_ADJ_ROOM_FIXED_GSO);
         check(unsafe { helpers::bpf_skb_adjust_room(self.0, const { -(N as i32) }, BPF_ADJ_ROOM_MAC, flags) })
     }
 
-    /// Makes IPv6 of an IPv4 packet, as the kernel has it in its notes: it becomes 20 bytes longer
-    /// at the start, and what is in them is the caller's to write.
+    /// Changes an IPv4 packet to IPv6 in the kernel's metadata. It becomes 20 bytes longer at the
+    /// start; the caller must write them.
     #[inline(always)]
     pub(super) fn become_ipv6(self) -> Result<(), Refused> {
         check(unsafe { helpers::bpf_skb_change_proto(self.0, IPV6_BE, 0) })
     }
 
-    /// Makes room for an Ethernet header on a packet of a device without frames.
+    /// Makes room for an Ethernet header on a packet of a layer-3 device.
     #[inline(always)]
     pub(super) fn add_ethernet(self) -> Result<(), Refused> {
         check(unsafe { helpers::bpf_skb_change_head(self.0, const { MAC_LENGTH as u32 }, 0) })
     }
 
-    /// Marks an IP packet as having met congestion. Whether it could be: its sender may not
-    /// understand that.
+    /// Sets "congestion experienced" on an IP packet. Returns false if the packet does not support
+    /// ECN.
     #[inline(always)]
     pub(super) fn mark_congestion(self) -> bool {
         unsafe { helpers::bpf_skb_ecn_set_ce(self.0) == 1 }
     }
 
-    /// Tells the VXLAN device where to send the packet. UDP checksum zero, DF clear: the device may
+    /// Sets the tunnel metadata for the VXLAN device. UDP checksum zero, DF clear: the device may
     /// fragment.
     #[inline(always)]
     pub(super) fn set_tunnel(self, key: &mut TunnelKey) -> Result<(), Refused> {
@@ -360,7 +360,8 @@ impl Skb {
         check(unsafe { helpers::bpf_skb_set_tunnel_key(self.0, key, TUNNEL_KEY_WITHOUT_LOCAL, flags) })
     }
 
-    /// Where the VXLAN device had the packet from: the VNI and the sending node's IPv4 address.
+    /// Returns the tunnel metadata of the VXLAN device: the VNI and the sending node's IPv4
+    /// address.
     #[inline(always)]
     pub(super) fn tunnel(self) -> Result<(u32, [u8; 4]), Refused> {
         let mut key = MaybeUninit::<TunnelKey>::uninit();
@@ -371,45 +372,45 @@ impl Skb {
         }
     }
 
-    /// The flow's hash. Where nobody has computed it yet, the kernel dissects the packet.
+    /// Returns the flow's hash. If it is not known yet, the kernel dissects the packet.
     #[inline(always)]
     pub(super) fn hash(self) -> u32 {
         unsafe { helpers::bpf_get_hash_recalc(self.0) }
     }
 
-    /// The flow's hash as far as it is known, else 0.
+    /// Returns the flow's hash if it is known, else 0.
     #[inline(always)]
     pub(super) fn known_hash(self) -> u32 {
         unsafe { (*self.0).hash }
     }
 
-    /// Marks the packet as Mesh's own: `egress` leaves it alone.
+    /// Marks the packet as Mesh's own, so that `egress` ignores it.
     #[inline(always)]
     pub(super) fn mark(self) {
         unsafe { (*self.0).mark = MARK };
     }
 
-    /// Takes the mark away again.
+    /// Removes the mark.
     #[inline(always)]
     pub(super) fn unmark(self) {
         unsafe { (*self.0).mark = 0 };
     }
 
-    /// Whether the packet is Mesh's own.
+    /// Returns whether the packet is Mesh's own.
     #[inline(always)]
     pub(super) fn is_marked(self) -> bool {
         unsafe { (*self.0).mark == MARK }
     }
 
-    /// Interface index of the device that a packet which leaves came in by; 0 where the host itself
+    /// Returns the interface index of the device where an outgoing packet arrived; 0 if this host
     /// sends it.
     #[inline(always)]
-    pub(super) fn came_in_by(self) -> u32 {
+    pub(super) fn ingress_ifindex(self) -> u32 {
         unsafe { (*self.0).ingress_ifindex }
     }
 
-    /// The state of the TCP socket of the device's namespace that a packet with this tuple is for;
-    /// 0 where there is none. The tuple is `struct bpf_sock_tuple`: its length tells the family.
+    /// Returns the state of the TCP socket for this tuple in the device's namespace; 0 if there is
+    /// none. The tuple is `struct bpf_sock_tuple`; its length determines the family.
     #[inline(always)]
     pub(super) fn tcp_socket<const N: usize>(self, tuple: &mut [u32; N]) -> u32 {
         let length = const { size_of::<[u32; N]>() as u32 };
@@ -430,7 +431,7 @@ impl Skb {
         }
     }
 
-    /// Whether the device's namespace has a UDP socket for a packet with this tuple, as in
+    /// Returns whether the device's namespace has a UDP socket for this tuple; see
     /// [`Skb::tcp_socket`].
     #[inline(always)]
     pub(super) fn has_udp_socket<const N: usize>(self, tuple: &mut [u32; N]) -> bool {
@@ -457,28 +458,28 @@ impl Skb {
         Verdict::of_helper(unsafe { helpers::bpf_redirect(ifindex, 0) })
     }
 
-    /// Has the frame received by a device, as if it came by it.
+    /// Injects the frame at a device's ingress.
     #[inline(always)]
     pub(super) fn receive_at(self, ifindex: u32) -> Verdict {
         Verdict::of_helper(unsafe { helpers::bpf_redirect(ifindex, BPF_F_INGRESS.into()) })
     }
 
-    /// Sends a copy of the frame out of a device. That it cannot is found out by whoever sends the
-    /// frame itself.
+    /// Sends a copy of the frame out of a device. Ignores errors: sending the frame itself then
+    /// fails too.
     #[inline(always)]
     pub(super) fn send_copy(self, ifindex: u32) {
         let _ = unsafe { helpers::bpf_clone_redirect(self.0, ifindex, 0) };
     }
 
-    /// Routes the IP packet, as Mesh's own, out of a device: the kernel resolves the neighbour and
-    /// writes the Ethernet header.
+    /// Sends the IP packet out of a device, marked as Mesh's own. The kernel resolves the neighbour
+    /// and writes the Ethernet header.
     #[inline(always)]
     pub(super) fn route(self, ifindex: u32) -> Verdict {
         self.mark();
         Verdict::of_helper(unsafe { helpers::bpf_redirect_neigh(ifindex, ptr::null_mut(), 0, 0) })
     }
 
-    /// As [`Skb::route`], with the next hop that a route leads to: no route is looked up.
+    /// As [`Skb::route`], with a known next hop: no route is looked up.
     #[inline(always)]
     pub(super) fn route_via(self, ifindex: u32, next_hop: u32) -> Verdict {
         self.mark();
@@ -489,8 +490,9 @@ impl Skb {
         })
     }
 
-    /// The next hop of the kernel's route from a device, addresses as words of a packet; 0 where
-    /// there is none, or the kernel does not tell (before 6.2, or without forwarding).
+    /// Returns the next hop of the kernel's route out of a device, addresses as words of a packet.
+    /// Returns 0 if there is none, or if the kernel does not say (before 6.2, or without
+    /// forwarding).
     #[inline(never)]
     pub(super) fn next_hop(self, ifindex: u32, source: u32, destination: u32) -> u32 {
         let mut route = Route::new(ifindex, UDP, source, destination);
@@ -502,10 +504,10 @@ impl Skb {
         if failed || route.ifindex != ifindex || route.family != AF_INET { 0 } else { route.destination[0] }
     }
 
-    /// Whether the kernel's routes keep a packet for that IPv4 address on this host, or have no way
-    /// for it; addresses as words of a packet.
+    /// Returns whether the kernel delivers a packet for this IPv4 address to this host, or has no
+    /// route for it. Addresses are words as in a packet.
     #[inline(never)]
-    pub(super) fn stays_here(self, source: u32, destination: u32) -> bool {
+    pub(super) fn is_delivered_locally(self, source: u32, destination: u32) -> bool {
         let mut route = Route::new(self.ifindex(), UDP, source, destination);
         let length = const { size_of::<Route>() as i32 };
         let flags = BPF_FIB_LOOKUP_SKIP_NEIGH;
@@ -514,26 +516,26 @@ impl Skb {
         answer == BPF_FIB_LKUP_RET_NOT_FWDED.into()
     }
 
-    /// Whether the kernel routes such a packet out of the route's device, if it has to leave by it.
-    /// Where the kernel does not tell (forwarding is off), it does.
+    /// Returns whether the kernel's route for such a packet routes_out out of the route's device.
+    /// Returns true if the kernel does not say because forwarding is off.
     #[inline(always)]
-    pub(super) fn leads(self, route: &mut Route) -> bool {
+    pub(super) fn routes_out(self, route: &mut Route) -> bool {
         let ifindex = route.ifindex;
         let answer = self.look_up(route, BPF_FIB_LOOKUP_OUTPUT);
         answer == BPF_FIB_LKUP_RET_FWD_DISABLED.into() || is_route(answer) && route.ifindex == ifindex
     }
 
-    /// As [`Skb::leads`], and the kernel does tell.
+    /// As [`Skb::routes_out`], but returns false if the kernel does not say.
     #[inline(always)]
-    pub(super) fn is_way(self, route: &mut Route) -> bool {
+    pub(super) fn certainly_routes_out(self, route: &mut Route) -> bool {
         let ifindex = route.ifindex;
         is_route(self.look_up(route, BPF_FIB_LOOKUP_OUTPUT)) && route.ifindex == ifindex
     }
 
-    /// The device that the kernel forwards such a packet to which arrived at the route's device;
-    /// that device itself where it tells none.
+    /// Returns the output device if such a packet arrives at the route's device; the route's device
+    /// itself if the kernel does not say.
     #[inline(always)]
-    pub(super) fn way(self, route: &mut Route) -> u32 {
+    pub(super) fn output_device(self, route: &mut Route) -> u32 {
         let from = route.ifindex;
         if is_route(self.look_up(route, 0)) { route.ifindex } else { from }
     }
@@ -551,7 +553,7 @@ impl Skb {
         }
     }
 
-    /// Whether the kernel forwards such a packet, which arrived at the route's device.
+    /// Returns whether the kernel forwards such a packet that arrives at the route's device.
     #[inline(always)]
     pub(super) fn forwards(self, route: &mut Route) -> bool {
         let answer = self.look_up(route, 0);
@@ -564,19 +566,19 @@ impl Skb {
         unsafe { helpers::bpf_fib_lookup(self.0.cast(), ptr::from_mut(route).cast(), length, flags) }
     }
 
-    /// Delivers the frame to a MAC at the other end of a veth pair, in the namespace there.
+    /// Delivers the frame to a MAC at the other end of a veth pair, in that end's namespace.
     #[inline(always)]
     pub(super) fn deliver(self, ifindex: u32, mac: Mac) -> Result<Verdict, Refused> {
         self.store(0, &mac.0)?;
         self.deliver_as_is(ifindex)
     }
 
-    /// As [`Skb::deliver`], the destination MAC being right already.
+    /// As [`Skb::deliver`], for a frame that has the right destination MAC already.
     #[inline(always)]
     pub(super) fn deliver_as_is(self, ifindex: u32) -> Result<Verdict, Refused> {
         unsafe {
-            // A derived MAC is no device's: without this the container's stack would take the frame
-            // for another's.
+            // A derived MAC belongs to no device: without this, the container's stack would treat
+            // the frame as another host's.
             if (*self.0).pkt_type != PACKET_HOST {
                 check(helpers::bpf_skb_change_type(self.0, PACKET_HOST))?;
             }
@@ -585,7 +587,7 @@ impl Skb {
     }
 }
 
-/// Whether a route was found: its neighbour need not be known yet.
+/// Returns whether a route was found. Its neighbour need not be resolved.
 #[inline(always)]
 fn is_route(answer: i64) -> bool {
     answer == BPF_FIB_LKUP_RET_SUCCESS.into() || answer == BPF_FIB_LKUP_RET_NO_NEIGH.into()

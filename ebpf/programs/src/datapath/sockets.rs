@@ -1,7 +1,7 @@
-//! Sockets of the host itself: what they send to a published port, of `127.0.0.1`, `::1` or the
-//! host's own addresses, never leaves the host's stack by itself. Their destination becomes an
-//! address that is routed to `mesh0`, where the `host` program takes it; they go on seeing the one
-//! that they asked for.
+//! Programs for the host's own sockets. Packets from them to a published port at `127.0.0.1`, `::1`
+//! or the host's own addresses would never leave the host's stack. So the destination is replaced
+//! by an address that is routed to `mesh0`, where the `host` program handles the packets. The
+//! sockets still see the address that they requested.
 
 use aya_ebpf::bindings::bpf_sock_addr;
 use aya_ebpf::helpers::generated::{
@@ -16,39 +16,39 @@ use mesh_ebpf_types::{
 
 use super::maps::{self, NETNS, SOCKET_PEERS};
 
-/// What a program returns: let the call go on. (They never refuse one.)
+/// The programs' return value: allow the call. They never refuse one.
 const ALLOW: i32 = 1;
-/// The number of what stands for any of the host's addresses.
+/// Number of the stand-in for all of the host's addresses.
 const ANY: u8 = HOST_PUBLISHED_IPV4[3];
-/// The number of what stands for the loopback address alone.
+/// Number of the stand-in for the loopback address.
 const LOOPBACK: u8 = LOOPBACK_PUBLISHED_IPV4[3];
-/// The loopback addresses that published ports are answered on. All others of 127.0.0.0/8 are left
-/// to the host.
+/// The loopback addresses on which published ports are answered. The rest of 127.0.0.0/8 is left to
+/// the host.
 const LOOPBACK_V4: [u8; 4] = [127, 0, 0, 1];
 const LOOPBACK_V6: [u32; 4] = [0, 0, 0, u32::from_be(1)];
-/// `BPF_F_CURRENT_NETNS`: the network namespace of the socket.
+/// `BPF_F_CURRENT_NETNS`: the socket's network namespace.
 const OWN_NAMESPACE: u64 = -1_i32 as u32 as u64;
 
-/// A socket's call, with the address that it is about.
+/// A socket call, with the address that it concerns.
 #[derive(Clone, Copy)]
 struct Call(*mut bpf_sock_addr);
 
-// SAFETY, for every block here: the pointer is the context that the kernel called the program with;
-// the verifier proves each access to it.
+// SAFETY, for every block here: the pointer is the context that the kernel passed to the program;
+// the verifier checks each access to it.
 impl Call {
-    /// Whether the socket belongs to this instance's network namespace: the cgroup has those of all
-    /// containers too.
+    /// Returns whether the socket belongs to this instance's network namespace. The cgroup also has
+    /// the sockets of all containers.
     #[inline(always)]
     fn is_of_host(self) -> bool {
         let own = NETNS.get(0).copied().unwrap_or_default();
         own != 0 && unsafe { bpf_get_netns_cookie(self.0.cast()) } == own
     }
 
-    /// Whether the agent opened the socket. What it asks the host's resolvers must not come back to
-    /// it by a service.
+    /// Returns whether the agent opened the socket. Its queries to the host's resolvers must not
+    /// return to it through a service.
     #[inline(always)]
     fn is_of_agent(self) -> bool {
-        // SAFETY: takes nothing, returns the group in the upper half.
+        // SAFETY: takes no arguments, returns the group in the upper half.
         if (unsafe { bpf_get_current_uid_gid() } >> 32) as u32 == NAME_SERVER_GROUP {
             return true;
         }
@@ -58,12 +58,12 @@ impl Call {
         }
     }
 
-    /// Whether a socket of the host takes what is sent to an address and port. It goes before what
-    /// is published there.
+    /// Returns whether a socket of the host listens at an address and port. It takes precedence
+    /// over published ports.
     #[inline(always)]
-    fn is_listened(self, address: Address, port: [u8; 2], protocol: u8) -> bool {
-        // `struct bpf_sock_tuple`: addresses, then ports; the sender's are zero, so that no
-        // connected socket fits.
+    fn has_listener(self, address: Address, port: [u8; 2], protocol: u8) -> bool {
+        // `struct bpf_sock_tuple`: addresses, then ports. The sender's are zero, so that no
+        // connected socket matches.
         let [a, b, c, d] = address.words();
         let [p0, p1] = port;
         let port = u32::from_ne_bytes([0, 0, p0, p1]);
@@ -117,7 +117,7 @@ impl Call {
         }
     }
 
-    /// The port, network order.
+    /// Returns the port, network order.
     #[inline(always)]
     #[expect(clippy::cast_possible_truncation, reason = "the field's upper half is zero")]
     fn port(self) -> [u8; 2] {
@@ -140,20 +140,20 @@ impl Call {
         }
     }
 
-    /// What stands for `address`, if that is the host's and the port is published. Remembers who
-    /// was asked for, where what stands for it does not tell.
+    /// Returns the stand-in for `address`, if that is the host's and the port is published. Records
+    /// the requested address if the stand-in does not identify it.
     #[inline(always)]
     fn stand_in(self, address: Address, loopback: bool) -> Option<Address> {
         let v4 = address.to_v4().is_some();
         let (port, protocol) = (self.port(), self.protocol());
         let number = if loopback { LOOPBACK } else { maps::number_of_host_address(address)? };
         let only = if loopback { host_published(LOOPBACK, v4) } else { address };
-        let on_it =
-            (loopback || number != 0 && finds_back(v4)) && maps::published_on(only, port, protocol).is_some();
+        let on_it = (loopback || number != 0 && replies_return(v4))
+            && maps::published_on(only, port, protocol).is_some();
         if !on_it {
             maps::published_on(Address::NONE, port, protocol)?;
         }
-        if self.is_of_agent() || self.is_listened(address, port, protocol) {
+        if self.is_of_agent() || self.has_listener(address, port, protocol) {
             return None;
         }
         if loopback || !on_it {
@@ -164,30 +164,29 @@ impl Call {
 
     #[inline(always)]
     fn remember(self, address: Address) {
-        // A full map forgets the socket that was not used for longest: it sees the address that
-        // stands in.
+        // A full map evicts the least recently used socket, which then sees the stand-in address.
         let _ = SOCKET_PEERS.insert(self.peer(), address, 0);
     }
 
-    /// Who was asked for, if `address` stands in for it.
+    /// Returns the requested address if `address` is a stand-in.
     #[inline(always)]
-    fn asked_for(self, address: Address) -> Option<Address> {
+    fn requested_address(self, address: Address) -> Option<Address> {
         if !is_host_published(address) {
             return None;
         }
-        if let Some(own) = maps::stood_for(address) {
+        if let Some(own) = maps::real_address(address) {
             return Some(*own);
         }
-        // SAFETY: copied at once; should the entry be reused meanwhile, the socket sees another of
-        // the host's addresses.
+        // SAFETY: copied at once. If the entry is reused meanwhile, the socket sees another of the
+        // host's addresses.
         unsafe { SOCKET_PEERS.get(self.peer()) }.copied()
     }
 }
 
-/// Whether what another node answers to one of the host's own addresses comes back through the
-/// tunnel. In a cluster made with `--dsr` that node cannot tell who has an IPv6 address.
+/// Returns whether another node's replies to the host's own addresses return through the tunnel. In
+/// a cluster with `--dsr`, that node cannot tell which node has an IPv6 address.
 #[inline(always)]
-fn finds_back(v4: bool) -> bool {
+fn replies_return(v4: bool) -> bool {
     v4 || maps::config().is_some_and(|config| config.flags & DIRECT_RETURN == 0)
 }
 
@@ -205,7 +204,7 @@ pub(super) fn to_v4(context: *mut bpf_sock_addr) -> i32 {
     ALLOW
 }
 
-/// `connect` and `sendmsg` to an IPv6 address, or to an IPv4 one of an IPv6 socket.
+/// `connect` and `sendmsg` to an IPv6 address, or to an IPv4 address of an IPv6 socket.
 #[inline(always)]
 pub(super) fn to_v6(context: *mut bpf_sock_addr) -> i32 {
     let call = Call(context);
@@ -224,7 +223,7 @@ pub(super) fn to_v6(context: *mut bpf_sock_addr) -> i32 {
 pub(super) fn from_v4(context: *mut bpf_sock_addr) -> i32 {
     let call = Call(context);
     if call.is_of_host()
-        && let Some(address) = call.asked_for(call.address_v4())
+        && let Some(address) = call.requested_address(call.address_v4())
     {
         call.set_v4(address);
     }
@@ -236,7 +235,7 @@ pub(super) fn from_v4(context: *mut bpf_sock_addr) -> i32 {
 pub(super) fn from_v6(context: *mut bpf_sock_addr) -> i32 {
     let call = Call(context);
     if call.is_of_host()
-        && let Some(address) = call.asked_for(call.address_v6())
+        && let Some(address) = call.requested_address(call.address_v6())
     {
         call.set_v6(address);
     }

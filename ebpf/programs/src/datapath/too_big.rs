@@ -1,5 +1,4 @@
-//! A packet that does not fit the tunnel and must not be fragmented: its sender is told how big it
-//! may be.
+//! Answers a packet that does not fit the tunnel and must not be fragmented with the MTU.
 
 use mesh_ebpf::checksum;
 use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4};
@@ -12,11 +11,11 @@ use super::verdict::Verdict;
 
 const NO_SUM: u64 = u64::MAX;
 
-/// Turns the packet into the answer and sends it back. [`Verdict::Pass`], and nothing changed,
-/// where the kernel refuses to cut it.
+/// Turns the packet into the answer and sends it back. Returns [`Verdict::Pass`], with the packet
+/// unchanged, if the kernel refuses to truncate it.
 ///
-/// Calls, not inlined: their buffers are not on the stack of every other packet, nor on it all at
-/// once. `vni` has the bytes of a [`Vni`].
+/// The parts are calls, not inlined: their buffers must not be on the stack of every other packet,
+/// nor on the stack at the same time. `vni` has the bytes of a [`Vni`].
 #[inline(never)]
 pub(super) fn answer(skb: Skb, vni: u32, mtu: u32) -> Verdict {
     let vni = Vni(vni.to_ne_bytes());
@@ -45,7 +44,7 @@ pub(super) fn answer(skb: Skb, vni: u32, mtu: u32) -> Verdict {
     skb.send(skb.ifindex())
 }
 
-/// The sum of the quote, native byte order; [`NO_SUM`] where the packet is shorter than that.
+/// Returns the sum of the quote in native byte order; [`NO_SUM`] if the packet is too short.
 #[inline(never)]
 fn quote_sum(skb: Skb) -> u64 {
     let mut quote = Buffer::<QUOTE>::new();

@@ -1,18 +1,18 @@
-//! VXLAN from other nodes.
+//! VXLAN packets from other nodes.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, Headers};
 use mesh_ebpf::ip;
 use mesh_ebpf::vxlan::{OUTER, Outer, UDP_CHECKSUM_OFFSET, VNI_OFFSET};
 use mesh_ebpf_types::{
-    ALLOW_FORWARDING, Address, Config, ENCRYPTED, Encapsulation, Network, PROBE_ASKED, PROBE_REPLY_VNI,
+    ALLOW_FORWARDING, Address, Config, ENCRYPTED, Encapsulation, Network, PROBE_REPLY_VNI, PROBE_REQUEST,
     PROBE_REQUEST_VNI, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PUBLISHED_BIT, REPLY_BIT, Reason, Vni,
     WIREGUARD_USERSPACE_IFINDEX,
 };
 
 use super::count::{count, dropped};
 use super::service::packet::Packet;
-use super::service::{flows, go_on, inbound, published, run_published};
+use super::service::{flows, inbound, published, run_after_fast_path, run_published};
 use super::skb::Skb;
 use super::verdict::Verdict;
 use super::{maps, receive, received};
@@ -29,7 +29,7 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
                 verdict = received::deliver(skb);
             }
             if verdict != Verdict::SlowPath {
-                return go_on(skb, verdict);
+                return run_after_fast_path(skb, verdict);
             }
             // SAFETY: no reference to it exists yet.
             let Some(packet) = (unsafe { Packet::take() }) else { return Verdict::Pass };
@@ -48,8 +48,8 @@ pub(super) fn underlay(skb: Skb) -> Verdict {
     run_published(skb, packet, verdict)
 }
 
-/// Where a probe says whether its sender's former ones were answered: a reserved byte after the
-/// VNI.
+/// Offset of the byte in which a prober reports whether its earlier probes were answered: a
+/// reserved byte after the VNI.
 const FLAGS_OF_PROBE: usize = VNI_OFFSET + 3;
 
 #[inline(never)]
@@ -62,7 +62,7 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     if skb.read(0, frame).is_err() {
         return Verdict::Pass;
     }
-    // A probe of WireGuard's path looks like one of VXLAN's but for its port. Messages of WireGuard
+    // A probe of WireGuard's path differs from one of VXLAN's only in its port. WireGuard messages
     // begin with another byte.
     let by_wireguard = [frame[36], frame[37]] == config.wireguard_port && frame[42] == 0x08;
     let port = if by_wireguard { config.wireguard_port } else { config.vxlan_port };
@@ -77,7 +77,7 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::NotMember);
     }
     if outer.vni == PROBE_REQUEST_VNI || outer.vni == PROBE_REPLY_VNI {
-        return probe(skb, frame, &outer, sender, by_wireguard, answers_itself(config, by_wireguard));
+        return probe(skb, frame, &outer, sender, by_wireguard, receiver_answers(config, by_wireguard));
     }
     let vni = outer.vni;
     if vni.number() & PUBLISHED_BIT != 0 {
@@ -100,8 +100,8 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     }
 }
 
-/// Removes the outer headers of a packet of the routing mesh. What leaves the mesh here must not
-/// take the notes of a tunnel along.
+/// Removes the outer headers of a packet of the routing mesh. Packets that leave the mesh here must
+/// not keep the kernel's tunnel metadata.
 #[inline(always)]
 fn of_mesh(skb: Skb, packet: &mut Packet, config: &Config, vni: u32, sender: [u8; 4]) -> Verdict {
     let mut headers = Headers::new();
@@ -114,7 +114,7 @@ fn of_mesh(skb: Skb, packet: &mut Packet, config: &Config, vni: u32, sender: [u8
     {
         return Verdict::Pass;
     }
-    // The outer Ethernet header is left; the inner one named nobody.
+    // The outer Ethernet header remains; the inner one has no addresses.
     if headers.is_v6() && skb.store(12, &[0x86, 0xdd]).is_err() {
         return dropped(skb, Vni::NONE, Reason::DecapsulationFailed);
     }
@@ -123,10 +123,10 @@ fn of_mesh(skb: Skb, packet: &mut Packet, config: &Config, vni: u32, sender: [u8
 
 /// Removes the outer headers and delivers the frame.
 ///
-/// Removing them leaves the kernel's notes of a tunnel on the packet. A container that only
-/// receives TCP never sees them. UDP super-packets would be lost by them, and one that forwards
-/// might hand them to a network card: those go through the VXLAN device, which clears them. So does
-/// what the kernel refuses here: IPv6 before 6.3.
+/// This leaves the kernel's tunnel metadata on the packet. A container that only receives TCP never
+/// notices. UDP super-packets would be lost, and a container that forwards might pass it on to a
+/// network card. Such packets go through the VXLAN device, which clears the metadata. So do packets
+/// that the kernel refuses here: IPv6 before 6.3.
 #[inline(always)]
 fn decapsulate(
     skb: Skb,
@@ -165,10 +165,11 @@ fn decapsulate(
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// Whether who takes a path's packets from the stack answers its probes: the engine in user space,
-/// or the VXLAN device ([`super::overlay`]). So they meet the host's firewall, as those packets do.
+/// Returns whether the receiver of a path's packets answers its probes: the engine in user space,
+/// or the VXLAN device ([`super::overlay`]). Probes then pass the host's firewall, as those packets
+/// do.
 #[inline(always)]
-const fn answers_itself(config: &Config, by_wireguard: bool) -> bool {
+const fn receiver_answers(config: &Config, by_wireguard: bool) -> bool {
     if by_wireguard {
         config.wireguard_ifindex == WIREGUARD_USERSPACE_IFINDEX
     } else {
@@ -176,7 +177,8 @@ const fn answers_itself(config: &Config, by_wireguard: bool) -> bool {
     }
 }
 
-/// A probe of another node, or its answer to one of ours. `passes`: others answer it.
+/// Handles a probe of another node, or an answer to this node's. `passes` means that another
+/// component answers.
 #[inline(always)]
 fn probe(
     skb: Skb,
@@ -186,13 +188,13 @@ fn probe(
     by_wireguard: bool,
     passes: bool,
 ) -> Verdict {
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     let now = unsafe { bpf_ktime_get_ns() };
     let path = if by_wireguard { PROBED_BY_WIREGUARD } else { 0 };
     if outer.vni == PROBE_REQUEST_VNI {
-        maps::record_path(sender, path | PROBE_ASKED, now);
+        maps::record_path(sender, path | PROBE_REQUEST, now);
         if frame[FLAGS_OF_PROBE] != 0 {
-            maps::record_path(sender, path | PROBE_ASKED | PROBE_UNANSWERED, now);
+            maps::record_path(sender, path | PROBE_REQUEST | PROBE_UNANSWERED, now);
         }
         return match (passes, by_wireguard) {
             (false, _) => answer_probe(skb, frame),
@@ -207,7 +209,7 @@ fn probe(
     Verdict::Drop
 }
 
-/// Leaves a probe to the VXLAN device, which takes nothing whose reserved bytes are not zero.
+/// Leaves a probe to the VXLAN device, which accepts only packets with zero reserved bytes.
 #[inline(always)]
 fn pass_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     let to = vni_field(PROBE_REQUEST_VNI);
@@ -220,8 +222,8 @@ fn pass_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     }
 }
 
-/// Sends a liveness probe back to the VXLAN port of the node that asks; its underlay program
-/// records the answer.
+/// Sends a liveness probe back to the VXLAN port of the prober, whose underlay program records the
+/// answer.
 #[inline(always)]
 fn answer_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     let [d0, d1, d2, d3, d4, d5, s0, s1, s2, s3, s4, s5, ..] = *frame;
@@ -242,7 +244,7 @@ fn answer_probe(skb: Skb, frame: &[u8; OUTER]) -> Verdict {
     skb.send(skb.ifindex())
 }
 
-/// The VNI as it stands in the VXLAN header: before a reserved byte.
+/// Returns the VNI field of the VXLAN header, which ends with a reserved byte.
 #[inline(always)]
 const fn vni_field(vni: Vni) -> [u8; 4] {
     let [_, v0, v1, v2] = vni.0;

@@ -1,5 +1,5 @@
-//! What the WireGuard engine decrypted: it was encrypted with the key of the node that the frame's
-//! source MAC names.
+//! Frames that the WireGuard engine decrypted. Each was encrypted with the key of the node in its
+//! source MAC.
 
 use mesh_ebpf::headers::Headers;
 use mesh_ebpf_types::{
@@ -41,7 +41,7 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     if number & PUBLISHED_BIT != 0 {
         return published::of_mesh(packet, number, tunnel::of_peer(tag.peer), true, headers.source_mac());
     }
-    // A clear network's packets have no business here.
+    // Packets of unencrypted networks are not accepted here.
     let Some(network) = maps::network(tag.vni).filter(|network| network.flags & ENCRYPTED != 0) else {
         return dropped(skb, Vni::NONE, Reason::UnknownNetwork);
     };
@@ -75,8 +75,8 @@ fn deliver(
     skb.deliver_as_is(endpoint.ifindex).map_err(|_| Reason::DecapsulationFailed)
 }
 
-/// Whether a node may send a packet with this source: one of its own addresses, or one outside the
-/// network, which a container that routes for others sends.
+/// Returns whether a node may send a packet with this source: one of its own addresses, or one
+/// outside the network, from a container that routes.
 #[inline(always)]
 fn may_send_from(tag: FrameTag, headers: &Headers) -> bool {
     match maps::block(&maps::BlockLookup::new(tag.vni, headers.source())) {

@@ -1,9 +1,9 @@
-//! To and from the kernel's WireGuard. Its device has IP packets and no frames: VXLAN between
-//! tunnel addresses, which is what the engine in user space puts into WireGuard by itself.
+//! Packets to and from the kernel's WireGuard. Its device carries IP packets, not frames: VXLAN
+//! between tunnel addresses. The engine in user space puts the same into WireGuard.
 //!
-//! No route leads to that device and it has no address. It takes what is redirected there, finds
-//! the peer by the outer destination and drops what is for none; and it only lets out what was
-//! encrypted with the key whose address, of the node's two, is the source.
+//! No route leads to that device, and it has no address. It gets only redirected packets, selects
+//! the peer by the outer destination, and drops packets without a peer. It emits only packets whose
+//! source is the tunnel address of the key (of the node's two) that encrypted them.
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::ip;
@@ -19,13 +19,13 @@ use super::skb::{Refused, Skb};
 use super::verdict::Verdict;
 use super::{maps, sent};
 
-/// IPv4, UDP and VXLAN headers: the outer ones without Ethernet.
+/// Length of the IPv4, UDP and VXLAN headers: the outer headers without Ethernet.
 const HEADERS: usize = OUTER - ETHERNET;
-/// How many bytes an IPv6 header is longer than an IPv4 header.
-const LONGER: usize = 20;
+/// Length difference of IPv6 and IPv4 headers.
+const V6_EXTRA: usize = 20;
 
-/// Puts a frame for a node ([`super::engine::hand_over`]) into VXLAN from this node to that one,
-/// and gives it to the kernel's WireGuard.
+/// Encapsulates a frame for a node ([`super::engine::pass_to_engine`]) in VXLAN between the tunnel
+/// addresses, and passes it to the kernel's WireGuard.
 #[inline(never)]
 pub(super) fn send(skb: Skb, packet: &Packet) -> Verdict {
     let vni = Vni(packet.decided.tunnel_vni.to_ne_bytes());
@@ -51,9 +51,9 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
         length: skb.length(),
     };
     if let Err(refused) = skb.grow_outer() {
-        // It counts as encapsulated since it was received (a container that routes sends such):
-        // room alone will do, but for a super-packet, and for IPv6, which the kernel would go on
-        // taking it for.
+        // The packet counts as encapsulated since it was received (sent by a container that
+        // routes). Plain room suffices then, except for a super-packet, and for IPv6, which the
+        // kernel would still treat as IPv6.
         if skb.is_gso() || u16::from_be_bytes([e0, e1]) == ETHERTYPE_IPV6 {
             return Err(refused);
         }
@@ -61,7 +61,7 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
     }
     let mut frame = Buffer::<{ OUTER + ETHERNET }>::new();
     outer.write(&mut frame.bytes);
-    // Inner source MACs are not carried.
+    // The inner source MAC is not sent.
     let inner = [d0, d1, d2, d3, d4, d5, 0, 0, 0, 0, 0, 0, e0, e1];
     frame.bytes[OUTER..].copy_from_slice(&inner);
     skb.store(0, &frame.bytes)?;
@@ -70,13 +70,13 @@ fn wrapped(skb: Skb, vni: Vni, peer: u16) -> Result<Verdict, Refused> {
         vxlan::Encapsulation { source: tunnel_source(own, false), ..outer }.write(&mut frame.bytes);
         skb.store(0, &frame.bytes)?;
     }
-    // The outer Ethernet header, which names nobody, goes on the way into the device.
+    // The outer Ethernet header, which has no addresses, is removed on the way into the device.
     Ok(skb.send(WIREGUARD_KERNEL_IFINDEX))
 }
 
-/// Makes a frame of what the kernel's WireGuard let out, as it comes from the engine in user space:
-/// with network and node in its source MAC. [`Verdict::Pass`], or the packet is dropped: nothing
-/// else has any business on this host.
+/// Converts a packet from the kernel's WireGuard into a frame as the engine in user space emits it:
+/// with network and node in its source MAC. Returns [`Verdict::Pass`], or drops the packet: no
+/// other packets are accepted from this device.
 #[inline(never)]
 pub(super) fn receive(skb: Skb) -> Verdict {
     match unwrap(skb) {
@@ -92,7 +92,7 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
     let mut buffer = Buffer::<{ OUTER + ETHERNET }>::new();
     skb.read_at::<{ HEADERS + ETHERNET }>(0, &mut buffer.bytes, ETHERNET).map_err(|_| Reason::Malformed)?;
     buffer.bytes[12] = 0x08;
-    // WireGuard has handed on what the underlay had marked.
+    // WireGuard copied the underlay's congestion mark to this header.
     let congested = buffer.bytes[15] & 3 == 3;
     buffer.bytes[15] &= !3;
     let frame = buffer.bytes.first_chunk::<OUTER>().ok_or(Reason::Malformed)?;
@@ -103,8 +103,8 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
     let peer = tunnel_sender(outer.source).ok_or(Reason::SpoofedPeer)?;
     let refused = |_| Reason::DecapsulationFailed;
     let ethertype = u16::from_be_bytes(buffer.half(OUTER + 12));
-    // The device does not join packets. If somebody has told it to: the kernel would take UDP's for
-    // a tunnel's for ever.
+    // The device does not aggregate packets by default. If aggregation was enabled, the kernel
+    // would treat UDP packets as tunnel packets forever.
     let next = const { HEADERS + ETHERNET } as u32 + if ethertype == ETHERTYPE_IPV6 { 6 } else { 9 };
     if skb.is_gso() && skb.load::<1>(next).map_err(refused)? != [ip::TCP] {
         return Err(Reason::DecapsulationFailed);
@@ -121,16 +121,17 @@ fn unwrap(skb: Skb) -> Result<(), Reason> {
     buffer.set_mac(OUTER + 6, tag);
     let ethernet = buffer.bytes.last_chunk::<ETHERNET>().ok_or(Reason::Malformed)?;
     skb.store(0, ethernet).map_err(refused)?;
-    // A packet whose sender does not understand the mark is dropped in its place (RFC 6040, 4.2).
+    // Drop a packet whose sender does not support ECN, instead of marking it (RFC 6040, 4.2).
     if congested && !skb.mark_congestion() { Err(Reason::DecapsulationFailed) } else { Ok(()) }
 }
 
-/// Removes the headers before an IPv6 packet. Kernels before 6.3 take what is left for IPv4, unless
-/// it is made IPv6 as a translator would: so its header is removed as well and written again.
+/// Removes the headers before an IPv6 packet. Kernels before 6.3 would take the rest for IPv4
+/// unless the protocol is changed, as for translation. So this removes the IPv6 header too, and
+/// writes it again.
 #[inline(always)]
 fn ipv6(skb: Skb) -> Result<(), Refused> {
     let header = skb.load::<40>(const { (HEADERS + ETHERNET) as u32 })?;
-    skb.shrink_start::<{ HEADERS + ETHERNET + LONGER }>()?;
+    skb.shrink_start::<{ HEADERS + ETHERNET + V6_EXTRA }>()?;
     skb.become_ipv6()?;
     skb.add_ethernet()?;
     skb.store(const { ETHERNET as u32 }, &header)

@@ -272,7 +272,7 @@ impl World {
         let first = self.place.get() * PLACE;
         self.place.set((self.place.get() + 1) % PLACES);
         for instance in &mut self.nodes {
-            instance.datapath.write_maglev(first, table).expect("written");
+            instance.datapath.write_backend_tables(first, table).expect("written");
         }
         let size = u32::try_from(table.len()).expect("small");
         let flags = if service.affinity { mesh_ebpf_types::AFFINITY_CLIENT_IP } else { 0 };

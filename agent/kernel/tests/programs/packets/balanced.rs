@@ -42,7 +42,7 @@ fn with_services(mut node: Instance) -> Instance {
         service(v4(41), 0),
         service(v6(41), 0),
     ];
-    node.datapath.write_maglev(0, &[7]).expect("written");
+    node.datapath.write_backend_tables(0, &[7]).expect("written");
     node.datapath.put_tables(&entries).expect("written");
     node
 }
@@ -155,7 +155,7 @@ fn flows_of_a_backend_that_goes_move_by_datagram_and_are_reset_otherwise() {
     node.run(ENDPOINT, &segment);
     node.run(ENDPOINT, &datagram);
     // Another table: what has a backend keeps it, what is new gets the other.
-    node.datapath.write_maglev(16, &[6]).expect("written");
+    node.datapath.write_backend_tables(16, &[6]).expect("written");
     let other = Service { first: 16, size: 1, flags: 0 };
     let entry = TableEntry::Service(EndpointKey { vni: VNI, address: v4(40) }, other);
     node.datapath.put_tables(&[entry]).expect("written");

@@ -102,7 +102,7 @@ impl Node {
 
     /// Has new flows go to that backend.
     fn choose(&mut self, number: u32) {
-        self.instance.datapath.write_maglev(0, &[number]).expect("written");
+        self.instance.datapath.write_backend_tables(0, &[number]).expect("written");
     }
 
     /// What `underlay` does with a packet.

@@ -45,7 +45,7 @@ fn node() -> Instance {
         let target = u16::to_be_bytes(80);
         TableEntry::Published(key, Published { first: 0, size: 1, vni: VNI, target, ..Published::default() })
     };
-    node.datapath.write_maglev(0, &[7]).expect("written");
+    node.datapath.write_backend_tables(0, &[7]).expect("written");
     let entries = [TableEntry::Backend(7, backend), published(TCP), published(UDP)];
     node.datapath.put_tables(&entries).expect("written");
     node

@@ -55,7 +55,7 @@ fn node() -> Instance {
         entries.push(TableEntry::Published(key, value));
     }
     for (first, number) in [(0, THERE), (16, SENDER), (32, NEIGHBOUR)] {
-        node.datapath.write_maglev(first, &[number]).expect("written");
+        node.datapath.write_backend_tables(first, &[number]).expect("written");
     }
     node.datapath.put_tables(&entries).expect("written");
     node

@@ -42,7 +42,7 @@ fn node() -> Instance {
         let target = u16::to_be_bytes(80);
         let value = Published { first, size: 1, vni: VNI, target, ..Published::default() };
         entries.push(TableEntry::Published(key, value));
-        node.datapath.write_maglev(first, &[number]).expect("written");
+        node.datapath.write_backend_tables(first, &[number]).expect("written");
     }
     node.datapath.put_tables(&entries).expect("written");
     node.put(MapEntry::HostAddress(HERE6, 0));

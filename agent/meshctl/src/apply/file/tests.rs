@@ -1,4 +1,4 @@
-//! What Compose files mean, whether they are sensible or not.
+//! The meaning of Compose files, valid or not.
 
 use mesh_model::{Affinity, EndpointMode};
 use proptest::prelude::*;
@@ -19,7 +19,7 @@ fn services_of(declared: &Declared) -> Vec<String> {
 }
 
 #[test]
-fn a_network_is_called_as_the_file_calls_it_and_the_default_one_after_the_project() {
+fn networks_keep_their_names_and_the_default_one_is_named_after_the_project() {
     assert_eq!(networks_of("networks:\n  app:\n  db: {name: prod-db}\n"), ["app", "prod-db"]);
     assert_eq!(networks_of("services:\n  web:\n"), ["folder_default"]);
     assert_eq!(networks_of("name: shop\nnetworks:\n  default:\nservices:\n  web:\n"), ["shop_default"]);
@@ -41,7 +41,7 @@ fn external_networks_are_only_named() {
 }
 
 #[test]
-fn a_networks_settings_are_taken_in_composes_forms_and_meshs_own() {
+fn a_networks_settings_are_read_in_composes_and_meshs_forms() {
     let declared = read_file(
         "networks:
   app:
@@ -104,14 +104,14 @@ services:
 }
 
 #[test]
-fn a_service_in_no_network_of_its_own_is_ignored_whole() {
+fn a_service_without_its_own_network_is_ignored() {
     let declared = read_file("services:\n  web: {network_mode: host, image: x}\n").unwrap();
     assert_eq!((declared.networks, declared.services), (Vec::new(), Vec::new()));
     assert_eq!(declared.ignored[0].key, "services.web");
 }
 
 #[test]
-fn meshs_own_check_wins_over_a_test_that_is_then_ignored() {
+fn meshs_own_check_takes_precedence_over_a_test() {
     let check = |text: &str| {
         let declared = read_file(&format!("services:\n  web:\n{text}")).unwrap();
         let keys = declared.ignored.iter().map(|ignored| ignored.key.replace("services.web.", "")).collect();
@@ -146,7 +146,7 @@ fn meshs_own_check_wins_over_a_test_that_is_then_ignored() {
 }
 
 #[test]
-fn what_cannot_be_is_refused_with_its_line() {
+fn invalid_values_are_refused_with_their_line() {
     for (text, line, part) in [
         ("networks:\n  _x:\n", 2, "\"_x\""),
         ("networks:\n  a: {name: b}\n  b:\n", 3, "another network of the file"),
@@ -170,12 +170,12 @@ fn what_cannot_be_is_refused_with_its_line() {
 
 proptest! {
     #[test]
-    fn any_bytes_are_understood_or_refused(text in "[ \\n\\-a-c:{}\\[\\]\"'&*<!|>#$0-9/.]{0,120}") {
+    fn any_bytes_are_parsed_or_refused(text in "[ \\n\\-a-c:{}\\[\\]\"'&*<!|>#$0-9/.]{0,120}") {
         let _ = read_file(&text);
     }
 
     #[test]
-    fn any_keys_are_understood_ignored_or_refused(
+    fn any_keys_are_parsed_ignored_or_refused(
         keys in prop::collection::vec("networks|services|ports|ipam|config|deploy|healthcheck|x-mesh|a|name", 1..6),
         value in "[a-z0-9:\"\\[\\]{}, -]{0,20}",
     ) {

@@ -1,4 +1,4 @@
-//! Plans against a cluster in memory that has the managers' rules.
+//! Plans for an in-memory cluster with the managers' rules.
 
 use mesh_model::{EndpointMode, HealthKind, Protocol, PublishMode, Vni};
 use proptest::prelude::*;
@@ -44,7 +44,7 @@ fn declared(networks: &[Network], services: &[Service]) -> Declared {
     }
 }
 
-/// What there is, changed by steps as the managers would.
+/// The current state, which steps change as the managers would.
 #[derive(Debug, Clone, Default)]
 struct Cluster {
     listed: Listed,
@@ -57,7 +57,7 @@ impl Cluster {
         format!("{:024x}", self.made).parse().unwrap()
     }
 
-    /// Runs every step; the name of the rule that one breaks, if any does.
+    /// Runs every step; returns the first violated rule.
     fn run(&mut self, plan: &Plan) -> Result<(), String> {
         plan.steps.iter().try_for_each(|step| self.step(&plan.project, step))
     }
@@ -197,7 +197,7 @@ impl Cluster {
         Ok(opened)
     }
 
-    /// Applies a file, which must go without conflict.
+    /// Applies a file, which must cause no conflict.
     fn apply(&mut self, declared: &Declared, prune: bool) -> Plan {
         let plan = plan(declared, &self.listed, prune).unwrap();
         self.run(&plan).unwrap();
@@ -220,7 +220,7 @@ fn shown(plan: &Plan) -> Vec<String> {
 }
 
 #[test]
-fn ports_that_two_services_swap_are_given_up_before_they_are_taken() {
+fn ports_that_two_services_swap_are_released_before_they_are_taken() {
     let file = |first: u16, second: u16| {
         let services = [
             service("app", "a", &[port(first, first, 80)]),
@@ -268,7 +268,7 @@ fn a_port_of_a_service_that_keeps_it_is_a_conflict() {
 }
 
 #[test]
-fn what_others_made_is_left_alone_when_it_is_as_declared_and_a_conflict_otherwise() {
+fn foreign_objects_are_unchanged_if_they_match_and_a_conflict_otherwise() {
     let mut cluster = Cluster::default();
     let by_hand = declared(&[network("app")], &[service("app", "web", &[])]);
     cluster.apply(&Declared { project: "other".into(), ..by_hand.clone() }, false);
@@ -325,7 +325,7 @@ fn every_setting_of_a_network_that_changed_is_named() {
 }
 
 #[test]
-fn what_of_a_service_cannot_be_changed_is_a_conflict() {
+fn a_change_of_a_services_fixed_property_is_a_conflict() {
     let mut cluster = Cluster::default();
     cluster.apply(&declared(&[network("app")], &[service("app", "web", &[])]), false);
     for after in [
@@ -356,7 +356,7 @@ fn any_service(network: &'static str, text: &'static str) -> impl Strategy<Value
     let affinity = select(vec![Affinity::None, Affinity::ClientIp]);
     let aliases = select(vec![Vec::new(), vec![name("www")], vec![name("www"), name("shop")]]);
     (ports, affinity, health, aliases).prop_map(move |(mut ports, affinity, health, aliases)| {
-        // As the file's reader sees to: each port of its own once.
+        // The parser ensures that each port occurs once.
         ports.dedup();
         Service { affinity, health, aliases, ..service(network, text, &ports) }
     })
@@ -376,7 +376,7 @@ fn any_file() -> impl Strategy<Value = Declared> {
 
 proptest! {
     #[test]
-    fn any_files_one_after_the_other_keep_the_managers_rules_and_come_to_rest(
+    fn any_sequence_of_files_respects_the_managers_rules_and_converges(
         files in prop::collection::vec((any_file(), any::<bool>()), 1..5),
         foreign in prop::collection::vec(any_port(), 0..3),
     ) {
@@ -386,7 +386,7 @@ proptest! {
             ..declared(&[network("theirs")], &[service("theirs", "web", &foreign)])
         };
         if let Ok(plan) = plan(&theirs, &cluster.listed, false) {
-            // A file of its own ports twice is refused when it is read; here it breaks a manager's
+            // The parser refuses a file that declares a port twice; here it violates a manager's
             // rule.
             let _ = cluster.run(&plan);
         }

@@ -49,7 +49,7 @@ fn variables_and_merged_maps_are_filled_in() {
 }
 
 #[test]
-fn what_is_not_taken_is_ignored_with_all_its_keys() {
+fn keys_that_are_not_taken_are_reported_with_their_paths() {
     let node = parsed("services:\n  a:\n    ports: 1\n    build: {d: 2}\n").unwrap();
     let mut section = field(&node, &["services", "a"]).section().unwrap();
     section.take("ports").unwrap();
@@ -60,11 +60,11 @@ fn what_is_not_taken_is_ignored_with_all_its_keys() {
 }
 
 #[test]
-fn any_number_of_aliases_is_read_as_long_as_the_whole_stays_of_a_sensible_size() {
+fn any_number_of_aliases_is_read_if_the_expanded_size_is_limited() {
     let mut many = "x: &x {a: 1}\nlist:\n".to_owned();
     many.push_str(&"  - *x\n".repeat(5000));
     assert!(parsed(&many).is_ok());
-    // A large file without aliases is no attack, and is read.
+    // A large file without aliases is legitimate.
     assert!(parsed(&format!("list:\n{}", "  - a\n".repeat(450_000))).is_ok());
     let anchored = format!("x: &x\n{}y: *x\n", "  - a\n".repeat(60_000));
     assert!(matches!(parsed(&anchored).unwrap_err().reason, Reason::TooLarge));

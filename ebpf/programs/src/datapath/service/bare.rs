@@ -1,5 +1,5 @@
-//! What is read of a packet that leaves by a device without Ethernet headers: only what a flow is
-//! noted by.
+//! Reads a packet that leaves through a device without Ethernet headers: only the fields that
+//! identify its flow.
 
 use mesh_ebpf::ip;
 
@@ -7,8 +7,8 @@ use super::packet::FLOW;
 use super::packet::Packet;
 use crate::datapath::skb::Skb;
 
-/// Reads a packet that begins with its IP header. `false` where it has no ports, or IPv6 extension
-/// headers before them.
+/// Reads a packet that begins with its IP header. Returns `false` if it has no ports, or has IPv6
+/// extension headers before them.
 #[inline(never)]
 pub(in crate::datapath) fn read(skb: Skb, packet: &mut Packet) -> bool {
     packet.scratch.memo.forget();
@@ -30,7 +30,7 @@ pub(in crate::datapath) fn read(skb: Skb, packet: &mut Packet) -> bool {
     upper != 0 && matches!(packet.parsed.key.protocol, ip::TCP | ip::UDP | ip::SCTP)
 }
 
-/// Reads an IPv4 header, and returns where the next one is; 0 where it has none.
+/// Reads an IPv4 header, and returns the offset of the next header; 0 if there is none.
 #[inline(always)]
 fn v4(skb: Skb, packet: &mut Packet) -> u32 {
     let Ok(header) = skb.load::<20>(0) else { return 0 };
@@ -43,7 +43,7 @@ fn v4(skb: Skb, packet: &mut Packet) -> u32 {
     if later { 0 } else { u32::from(first & 0x0f) * 4 }
 }
 
-/// Likewise of IPv6.
+/// As [`v4`], for IPv6.
 #[inline(always)]
 fn v6(skb: Skb, packet: &mut Packet) -> u32 {
     let Ok([protocol]) = skb.load::<1>(6) else { return 0 };

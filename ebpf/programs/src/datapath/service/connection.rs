@@ -1,7 +1,8 @@
-//! Which backend a flow has, and whether it is over.
+//! Backends of flows, and the state of flows.
 //!
-//! `CONNECTIONS` holds what has been answered and used since; `PENDING`, smaller, what has not, and
-//! what is over. So neither a flood of new flows nor many short ones push idle connections out.
+//! `CONNECTIONS` holds flows that were answered and are in use. `PENDING`, which is smaller, holds
+//! unanswered and finished ones. So neither a flood of new flows nor many short ones evict idle
+//! connections.
 
 use mesh_ebpf::transport::{FIN, RST, swapped};
 use mesh_ebpf::{flow, ip};
@@ -14,13 +15,13 @@ use super::allowance::{note_use, promote};
 use super::packet::{ERROR, LATER, Packet};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING};
 
-/// [`choose`]: there is no backend.
+/// Result of [`choose`]: there is no backend.
 pub(in crate::datapath) const NO_BACKEND: u32 = 0;
-/// [`choose`]: the flow's backend is gone, and another could not go on with it.
+/// Result of [`choose`]: the flow's backend is gone, and no other can continue the flow.
 pub(in crate::datapath) const GONE: u32 = u32::MAX;
 
-/// Finds or chooses the backend of a packet towards one, from the table in
-/// [`super::packet::Decided::table`]. Returns its number, [`NO_BACKEND`] or [`GONE`].
+/// Finds or chooses the backend for a packet, using the table in [`super::packet::Decided::table`].
+/// Returns its number, [`NO_BACKEND`] or [`GONE`].
 #[inline(never)]
 pub(in crate::datapath) fn choose(packet: &mut Packet) -> u32 {
     let known = known(packet);
@@ -49,10 +50,10 @@ pub(in crate::datapath) fn choose(packet: &mut Packet) -> u32 {
     number
 }
 
-/// Whether the packet at hand goes to the backend of its flow.
+/// Returns whether the current packet goes to the backend of its flow.
 ///
-/// A SYN of a live connection may be late, repeated or forged. The backend decides what it means
-/// (RFC 5961, section 4), so it goes there. The end of an SCTP association is not seen here: an
+/// A SYN on a live connection may be late, repeated or forged. The backend decides (RFC 5961,
+/// section 4), so the SYN goes there. The end of an SCTP association is not visible here, so an
 /// INIT leaves a draining backend.
 #[inline(always)]
 fn keeps(packet: &Packet, backend: &Backend) -> bool {
@@ -60,7 +61,7 @@ fn keeps(packet: &Packet, backend: &Backend) -> bool {
     packet.parsed.starts == 0 || backend.flags & leaves == 0
 }
 
-/// The entry of a flow towards that backend, of a network with that VNI.
+/// Returns the forward entry of a flow to this backend, for a network with this VNI.
 #[inline(always)]
 pub(super) fn forward(packet: &Packet, backend: u32, [v0, v1, v2]: [u8; 3]) -> Connection {
     Connection {
@@ -72,14 +73,14 @@ pub(super) fn forward(packet: &Packet, backend: u32, [v0, v1, v2]: [u8; 3]) -> C
     }
 }
 
-/// Makes the entry of a flow that begins with that backend.
+/// Creates the entry of a flow that begins with this backend.
 #[inline(always)]
 fn begin(packet: &mut Packet, number: u32) {
     // SAFETY: as in `known`.
     let before = |connection: *mut Connection| unsafe { (*connection).backend };
     let established = CONNECTIONS.get_ptr_mut(&packet.parsed.key).map(before);
     let other = established.or_else(|| PENDING.get_ptr_mut(&packet.parsed.key).map(before));
-    // Maps that are full forget what was not used for longest.
+    // A full map evicts its least recently used entry.
     let _ = PENDING.insert(&packet.parsed.key, &packet.scratch.found, 0);
     if established.is_some() {
         let _ = CONNECTIONS.remove(&packet.parsed.key);
@@ -87,19 +88,18 @@ fn begin(packet: &mut Packet, number: u32) {
     if other.is_some_and(|other| other != number) {
         maps::renew(&packet.parsed.key);
     }
-    // What may never come again pushes out nothing that does.
+    // Cache only flows that continue: a packet that may be the last must evict nothing.
     packet.scratch.memo.forget();
 }
 
-/// The number of the backend that the flow has had, and in [`super::packet::Decided::client_port`]
-/// the port that its client has there. For a packet that begins a flow: only of one that was
-/// answered and is not over.
+/// Returns the number of the backend that the flow has had. Sets
+/// [`super::packet::Decided::client_port`] to the port that its client has there. For a packet that
+/// begins a flow, considers only flows that were answered and are not over.
 #[inline(never)]
 pub(super) fn known(packet: &mut Packet) -> u32 {
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.parsed.key) {
-        // SAFETY: entries of preallocated maps always are memory of the map. This one may have
-        // become another flow's by now: then this packet goes astray, as it would have without an
-        // entry.
+        // SAFETY: entries of preallocated maps always remain memory of the map. If this one was
+        // reused for another flow, this packet is misdelivered, as it would be without an entry.
         let value = unsafe { &mut *connection };
         packet.decided.client_port = value.port;
         note_use(value);
@@ -115,7 +115,7 @@ pub(super) fn known(packet: &mut Packet) -> u32 {
     let number = value.backend;
     packet.decided.client_port = value.port;
     note_arrival(packet, value);
-    // A SYN shows no interest in the answer: its sender may have forged its address.
+    // A SYN does not confirm an answer: its sender may have forged its address.
     let goes_on = packet.parsed.starts == 0 && value.state & CLOSED == 0;
     if goes_on && (value.state & ANSWERED != 0 || is_answered_elsewhere(packet)) {
         promote(packet.decided.reply_vni, &packet.parsed.key, value);
@@ -123,7 +123,7 @@ pub(super) fn known(packet: &mut Packet) -> u32 {
     number
 }
 
-/// Notes the device that the flow's packets arrive at, in its entry.
+/// Records the device where the flow's packets arrive in its entry.
 #[inline(always)]
 fn note_arrival(packet: &mut Packet, value: &mut Connection) {
     let device = packet.decided.arrived_at;
@@ -136,8 +136,8 @@ fn note_arrival(packet: &mut Packet, value: &mut Connection) {
     maps::renew(&packet.scratch.other);
 }
 
-/// The device that the packets of the client arrive at whose flow [`super::packet::Scratch::other`]
-/// is the key of; 0 where that is not known.
+/// Returns the device where the client's packets arrive, for the flow with the key
+/// [`super::packet::Scratch::other`]; 0 if unknown.
 #[inline(never)]
 pub(super) fn arrived_at(packet: &Packet) -> u32 {
     let entry =
@@ -149,20 +149,20 @@ pub(super) fn arrived_at(packet: &Packet) -> u32 {
     })
 }
 
-/// Whether the packet at hand goes on with a flow whose replies do not pass here: that its client
-/// goes on is all that tells of an answer.
+/// Returns whether the current packet continues a flow whose replies bypass this node. Then only
+/// the client's further packets show that the flow was answered.
 #[inline(always)]
 fn is_answered_elsewhere(packet: &Packet) -> bool {
     packet.parsed.key.vni == [0; 3] && maps::config().is_some_and(|config| config.flags & DIRECT_RETURN != 0)
 }
 
-/// Whether the packet at hand is a SYN.
+/// Returns whether the current packet is a SYN.
 #[inline(always)]
 pub(super) fn begins_connection(packet: &Packet) -> bool {
     packet.parsed.starts != 0 && packet.parsed.key.protocol == ip::TCP
 }
 
-/// The backend in the table's entry for the flow.
+/// Returns the backend in the table's entry for the flow.
 #[inline(always)]
 fn pick(packet: &Packet) -> u32 {
     let [first, size, flags] = packet.decided.table;
@@ -170,11 +170,11 @@ fn pick(packet: &Packet) -> u32 {
         return NO_BACKEND;
     }
     let hash = flow::balance(&packet.parsed.key, flags & AFFINITY_CLIENT_IP != 0);
-    maps::maglev(first.wrapping_add(flow::entry(hash, size)))
+    maps::backend_at(first.wrapping_add(flow::entry(hash, size)))
 }
 
-/// Notes that what [`super::packet::Scratch::other`] is the key of was answered. Whether that is
-/// new.
+/// Records that the flow with the key [`super::packet::Scratch::other`] was answered. Returns
+/// whether this is new.
 #[inline(never)]
 pub(super) fn mark_answered(packet: &Packet) -> bool {
     let Some(connection) = PENDING.get_ptr_mut(&packet.scratch.other) else { return false };
@@ -186,7 +186,7 @@ pub(super) fn mark_answered(packet: &Packet) -> bool {
 }
 
 /// Makes [`super::packet::Scratch::other`] the key of the opposite direction, in a network or
-/// (zero) towards published ports.
+/// (zero) to published ports.
 #[inline(always)]
 pub(in crate::datapath) fn opposite_key(packet: &mut Packet, vni: [u8; 3]) {
     packet.scratch.other.source = packet.parsed.key.destination;
@@ -196,7 +196,8 @@ pub(in crate::datapath) fn opposite_key(packet: &mut Packet, vni: [u8; 3]) {
     packet.scratch.other.vni = vni;
 }
 
-/// Notes, on the node that the client spoke to, that a flow was answered by another node's backend.
+/// Records, on the node where the client's packets arrive, that another node's backend answered a
+/// flow.
 #[inline(never)]
 pub(in crate::datapath) fn note_reply(packet: &mut Packet) {
     opposite_key(packet, [0; 3]);
@@ -208,8 +209,8 @@ pub(in crate::datapath) fn note_reply(packet: &mut Packet) {
     }
 }
 
-/// Notes a packet that ends a direction of its flow, `bit`, in both entries: the packet's own, and
-/// that which [`super::packet::Scratch::other`] is the key of. An entry whose flow is over moves to
+/// Records a packet that ends a direction of its flow, `bit`, in both entries: the packet's own,
+/// and the one with the key [`super::packet::Scratch::other`]. An entry whose flow is over moves to
 /// `PENDING`.
 #[inline(always)]
 pub(in crate::datapath) fn finish(packet: &Packet, bit: u8) {
@@ -244,7 +245,7 @@ fn close(packet: &Packet, other: bool, bit: u8) {
     let _ = CONNECTIONS.remove(key);
 }
 
-/// A backend's address of the packet's family; `None` if it has none.
+/// Returns a backend's address of the packet's family; `None` if it has none.
 #[inline(always)]
 pub(in crate::datapath) fn address_of(backend: &Backend, v6: bool) -> Option<Address> {
     let address = if v6 { backend.ipv6 } else { Address::from_v4(backend.ipv4) };

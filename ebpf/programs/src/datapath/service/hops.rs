@@ -1,6 +1,6 @@
-//! Hop limits. Between a client and the backend of a published port the cluster is one router: each
-//! packet loses one hop, at the client's node on the way there and at the backend's on the way
-//! back. So whatever leads a packet round in a circle, its hop limit ends that.
+//! Hop limits. Between a client and the backend of a published port, the cluster acts as one
+//! router. Each packet loses one hop: at the client's node in the forward direction, at the
+//! backend's node in the reverse one. So forwarding loops end.
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::is_host_published;
@@ -9,29 +9,29 @@ use super::packet::Packet;
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
 
-/// Where the hop limit stands in a frame.
+/// Offset of the hop limit in a frame.
 const V4: u32 = 14 + 8;
 const V6: u32 = 14 + 7;
 
-/// Whether the packet at hand, to a published port, is routed: it is if this host did not send it.
+/// Returns whether the current packet to a published port is routed: yes unless this host sent it.
 #[inline(always)]
 pub(super) fn is_routed(packet: &Packet) -> bool {
     !is_host_published(packet.parsed.key.destination)
 }
 
-/// Whether the reply at hand is routed: it is if this host is not its client.
+/// Returns whether the current reply is routed: yes unless this host is its client.
 #[inline(always)]
 pub(super) fn is_reply_routed(packet: &Packet) -> bool {
     !maps::is_host_address(packet.client())
 }
 
-/// Whether the packet at hand may not be routed any further.
+/// Returns whether the hop limit of the current packet is used up.
 #[inline(always)]
-pub(super) fn are_spent(packet: &Packet) -> bool {
+pub(super) fn are_exhausted(packet: &Packet) -> bool {
     packet.parsed.hop_limit <= 1
 }
 
-/// Takes one hop from the packet at hand. `false` where the kernel refuses.
+/// Decrements the hop limit of the current packet. Returns `false` if the kernel refuses.
 #[inline(never)]
 pub(super) fn lower(skb: Skb, packet: &mut Packet) -> bool {
     packet.decided.hops = 1;
@@ -40,6 +40,6 @@ pub(super) fn lower(skb: Skb, packet: &mut Packet) -> bool {
         return skb.store_summed(V6, &[limit]).is_ok();
     }
     let Ok(word) = skb.load::<4>(V4) else { return false };
-    // The header's sum stays as it is: so does what a network card summed up.
+    // The header's checksum stays right, and so does a checksum that the network card computed.
     skb.store(V4, &ip::lower_ttl(word)).is_ok()
 }

@@ -1,4 +1,4 @@
-//! Replies of backends on other nodes that arrive for clients here.
+//! Replies of backends on other nodes to clients on this node.
 
 use mesh_ebpf_types::{ConnectionKind, Reason, Vni};
 
@@ -10,13 +10,13 @@ use crate::datapath::count::dropped;
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 
-/// What [`replies::back`] returns of a VIP's flow.
+/// Result of [`replies::back`] for a flow of a VIP.
 const BACK: u32 = ConnectionKind::Back as u32 + 1;
 
-/// Verdict for a frame of a network, decapsulated, counted and with the MAC of the endpoint that it
-/// is for, whose source is a backend's address: it may be a reply to what a client here sent to a
-/// VIP. `ifindex` is of the endpoint's device. In outer headers that this mesh made, `node` was the
-/// sender and `mac` the frame's destination; `node` is 0 where it came otherwise.
+/// Returns the verdict for a frame from a backend's address. It may be a reply to a client's packet
+/// to a VIP. The frame is decapsulated and counted, and has the MAC of its endpoint. `ifindex` is
+/// the endpoint's device. If the frame came in outer headers written by Mesh, `node` is the sender
+/// and `mac` the frame's destination; otherwise `node` is 0.
 #[inline(always)]
 pub(in crate::datapath) fn from_backend(
     packet: &mut Packet,

@@ -1,33 +1,31 @@
 //! Services: VIPs and published ports.
 //!
-//! A packet is read once into [`packet::Packet`], a part of a map, since the stack has no room for
-//! it. Then
+//! A packet is read once into [`packet::Packet`], which is map memory, since the stack has no room
+//! for it. Then these modules process it:
 //!
-//! | module | does |
+//! | module | purpose |
 //! | --- | --- |
-//! | [`outbound`] | what endpoints send to VIPs and published ports, and replies of backends |
-//! | [`inbound`] | replies of backends that arrive for clients here |
+//! | [`outbound`] | packets from endpoints to VIPs and published ports, and replies of backends |
+//! | [`inbound`] | replies of backends that arrive for clients on this node |
 //! | [`published`] | packets to published ports, on the receiving and on the backend's node |
-//! | [`own`] | which packets to published ports are not the service's, but the host's own |
-//! | [`flows`] | what passed lately: the fast path of all of these |
-//! | [`aside`] | fragments to the host's addresses that the kernel puts in order |
-//! | [`allowance`] | how many flows a network may have |
-//! | [`hops`] | how far packets may still go |
-//! | [`exit`] | by which device a reply leaves |
-//! | [`connection`] | which backend a flow has, and whether it is over |
-//! | [`replies`] | what replies become, and which are whose |
+//! | [`own`] | packets to published ports that belong to the host's own flows and sockets |
+//! | [`flows`] | the fast path: cached flows |
+//! | [`reassembly`] | fragments to the host's addresses that the kernel reassembles |
+//! | [`allowance`] | the limit on a network's flows |
+//! | [`hops`] | hop limits |
+//! | [`exit`] | the device through which a reply leaves |
+//! | [`connection`] | the backend of a flow, and whether the flow is over |
+//! | [`replies`] | the translation of replies, and the flows to which they belong |
 //!
-//! A flow has two entries where both directions are translated. Each packet of the first direction
-//! refreshes both, so neither outlives the other by much. Two CPUs that handle one flow at once may
-//! each lose a note of the other (that it was answered, that it is over): the next packet writes it
-//! again.
+//! A flow has two entries if both directions are translated. Each packet of the first direction
+//! refreshes both, so they expire at almost the same time. If two CPUs process one flow at once,
+//! one update of its state (answered, over) may be lost; the next packet repeats it.
 //!
-//! The stack of all functions that are called within each other is 512 bytes, and there may be
-//! eight of them. So the parts do not call each other: each returns the [`Verdict`] that names the
-//! next one, and [`run`] calls it.
+//! All nested functions share a stack of 512 bytes, and may be nested eight deep. So the parts do
+//! not call each other: each returns the [`Verdict`] that names the next part, and [`run`] calls
+//! it.
 
 mod allowance;
-pub(super) mod aside;
 pub(super) mod bare;
 pub(super) mod connection;
 mod exit;
@@ -39,6 +37,7 @@ pub(super) mod outbound;
 pub(super) mod own;
 pub(super) mod packet;
 pub(super) mod published;
+pub(super) mod reassembly;
 pub(super) mod refuse;
 pub(super) mod replies;
 mod translate;
@@ -52,9 +51,9 @@ use super::skb::Skb;
 use super::verdict::Verdict;
 use super::wireguard_kernel;
 
-/// Calls the parts that a verdict names, one after the other, until one returns a verdict of the
-/// kernel's. A part returns only names of later ones in the order of [`Verdict`], so one pass over
-/// them suffices: the verifier looks at each part once, and no loop has to be bounded.
+/// Calls the parts that a verdict names until one returns a verdict of the kernel. Each part
+/// returns only names of later parts in the order of [`Verdict`], so one iteration over them
+/// suffices. The verifier checks each part once, without a bounded loop.
 #[inline(always)]
 pub(super) fn run(skb: Skb, packet: &mut Packet, mut verdict: Verdict) -> Verdict {
     if verdict == Verdict::ToVip {
@@ -63,17 +62,17 @@ pub(super) fn run(skb: Skb, packet: &mut Packet, mut verdict: Verdict) -> Verdic
     if verdict == Verdict::Reply {
         verdict = outbound::reply(skb, packet);
     }
-    let aside = verdict == Verdict::SetAside;
+    let reassembly = verdict == Verdict::SendToReassembly;
     let verdict = run_published(skb, packet, verdict);
-    if aside && verdict == Verdict::Pass {
+    if reassembly && verdict == Verdict::Pass {
         return Verdict::Reassemble;
     }
     if verdict == Verdict::ToItself { outbound::to_itself(skb, packet) } else { verdict }
 }
 
-/// As [`run_published`], for a verdict of the fast path, which mostly is the kernel's.
+/// As [`run_published`], for a verdict of the fast path, which is usually final.
 #[inline(always)]
-pub(super) fn go_on(skb: Skb, verdict: Verdict) -> Verdict {
+pub(super) fn run_after_fast_path(skb: Skb, verdict: Verdict) -> Verdict {
     if !verdict.is_part() {
         return verdict;
     }
@@ -82,14 +81,14 @@ pub(super) fn go_on(skb: Skb, verdict: Verdict) -> Verdict {
     run_published(skb, packet, verdict)
 }
 
-/// As [`run`], where no endpoint sent the packet.
+/// As [`run`], for a packet that no endpoint sent.
 #[inline(always)]
 pub(super) fn run_published(skb: Skb, packet: &mut Packet, mut verdict: Verdict) -> Verdict {
     if verdict == Verdict::Inbound {
         verdict = inbound::deliver(skb, packet);
     }
-    if verdict == Verdict::SetAside {
-        return aside::set_aside(skb, packet);
+    if verdict == Verdict::SendToReassembly {
+        return reassembly::send_to_reassembly(skb, packet);
     }
     if verdict == Verdict::Tunnelled {
         verdict = published::tunnelled(skb, packet);

@@ -1,4 +1,5 @@
-//! What endpoints send: to VIPs, to published ports of their own host, and replies of backends.
+//! Packets from endpoints to VIPs and to published ports of their own host, and replies of
+//! backends.
 
 use mesh_ebpf_types::{
     ALLOW_FORWARDING, Address, CLIENT_FINISHED, ConnectionKind, ENCRYPTED, EndpointKey, INTERNAL, Interface,
@@ -8,18 +9,18 @@ use mesh_ebpf_types::{
 use super::flows::{self, Becomes};
 use super::packet::{self, LOST, OTHER, Packet};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
-use super::{aside, connection, own, replies};
+use super::{connection, own, reassembly, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 use crate::datapath::{segment, too_big};
 
-/// What [`replies::back`] returns of a published port's flow.
+/// Result of [`replies::back`] for a flow of a published port.
 const PUBLISHED_KIND: u32 = ConnectionKind::Published as u32 + 1;
 
-/// Balances what an endpoint sends. [`Verdict::Unchanged`], and nothing changed, where that is not
-/// for services; [`Verdict::Translated`] where it goes on to a backend.
+/// Balances a packet from an endpoint. Returns [`Verdict::Unchanged`] if it is not for a service,
+/// and [`Verdict::Translated`] if it continues to a backend.
 #[inline(never)]
 pub(in crate::datapath) fn balance(skb: Skb, packet: &mut Packet) -> Verdict {
     let Some(interface) = maps::interface(skb.ifindex()) else { return Verdict::Unchanged };
@@ -33,7 +34,7 @@ pub(in crate::datapath) fn balance(skb: Skb, packet: &mut Packet) -> Verdict {
     decide(skb, packet)
 }
 
-/// Whether the packet says truly who sends it; others are dropped later.
+/// Returns whether the packet's source is its sender's; packets with others are dropped later.
 #[inline(always)]
 fn is_own(packet: &Packet, interface: &Interface) -> bool {
     let own = if packet.parsed.v6 == 0 { Address::from_v4(interface.ipv4) } else { interface.ipv6 };
@@ -48,14 +49,14 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     let mut from_backend = false;
     let leads_out = |network: &Network| network.flags & INTERNAL == 0;
     if packet.parsed.class == LOST || packet.parsed.first_fragment != 0 {
-        if goes_aside(packet) {
+        if needs_reassembly(packet) {
             return Verdict::Reassemble;
         }
         if maps::is_host_address(packet.parsed.key.destination)
             && maps::network(vni).is_some_and(leads_out)
-            && aside::goes_aside(skb, packet)
+            && reassembly::needs_reassembly(skb, packet)
         {
-            return Verdict::SetAside;
+            return Verdict::SendToReassembly;
         }
     }
     if maps::is_backend(vni, packet.parsed.key.source) {
@@ -89,19 +90,20 @@ fn decide(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::Unchanged
 }
 
-/// Whether the fragment at hand goes to the host's kernel: the first one has to be known to tell
-/// where it goes, and a later one came before it. Datagrams to the outside go there in any case.
+/// Returns whether the current fragment goes to the host's kernel. This is the case if the packet's
+/// destination depends on its ports, and a later fragment arrived before the first one. Packets to
+/// the outside go to the kernel anyway.
 #[inline(never)]
-fn goes_aside(packet: &mut Packet) -> bool {
+fn needs_reassembly(packet: &mut Packet) -> bool {
     if packet.parsed.class != LOST {
-        // Those to the host's addresses are `aside`'s.
-        return packet::is_aside(packet) && !maps::is_host_address(packet.parsed.key.destination);
+        // [`reassembly`] handles those to the host's addresses.
+        return packet::is_in_reassembly(packet) && !maps::is_host_address(packet.parsed.key.destination);
     }
     let (vni, destination) = (packet.vni(), packet.parsed.key.destination);
     let concerned = maps::service(vni, destination).is_some()
         || maps::is_backend(vni, packet.parsed.key.source) && maps::network_of(destination) == Some(vni);
     if concerned {
-        packet::set_aside(packet);
+        packet::note_reassembly(packet);
     }
     concerned
 }
@@ -117,7 +119,7 @@ pub(super) fn to_vip(skb: Skb, packet: &mut Packet) -> Verdict {
     let Some(address) = connection::address_of(backend, packet.parsed.v6 != 0) else {
         return Verdict::Refuse;
     };
-    // The answer is to quote the packet as its sender knows it.
+    // The answer must quote the packet as its sender knows it, before translation.
     if backend.flags & LOCAL == 0 && packet.parsed.dont_fragment != 0 && is_too_big(skb, packet, network) {
         let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), network.mtu);
         return if verdict == Verdict::Pass { dropped(skb, vni, Reason::TooBig) } else { verdict };
@@ -129,7 +131,7 @@ pub(super) fn to_vip(skb: Skb, packet: &mut Packet) -> Verdict {
     replies::expect_replies(packet, number, kind as u32, 0, u32::from(hairpin));
     connection::finish(packet, CLIENT_FINISHED);
     if !hairpin {
-        remember_way(packet);
+        remember_backend(packet);
     }
     if !translate(skb, packet, DESTINATION, 0) || !translate_client(skb, packet, SOURCE) {
         return dropped(skb, vni, Reason::TranslationFailed);
@@ -143,9 +145,9 @@ pub(super) fn to_vip(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::Translated
 }
 
-/// Has the way to the backend of the packet at hand remembered.
+/// Caches the decision to send to the backend of the current packet.
 #[inline(never)]
-fn remember_way(packet: &mut Packet) {
+fn remember_backend(packet: &mut Packet) {
     let (vni, address) = (packet.vni(), packet.decided.to);
     let (Some(network), Some(backend)) = (maps::network(vni), maps::backend(packet.decided.number)) else {
         return;
@@ -164,20 +166,20 @@ fn remember_way(packet: &mut Packet) {
     }
 }
 
-/// Whether a packet, or a segment of a super-packet, does not fit the tunnel.
+/// Returns whether a packet, or a segment of a super-packet, does not fit the tunnel.
 #[inline(always)]
 pub(super) fn is_too_big(skb: Skb, packet: &Packet, network: &Network) -> bool {
     segment_length(skb, packet) > network.mtu
 }
 
-/// Length of the packet at hand, as [`segment::length`] has it.
+/// Returns the length of the current packet; see [`segment::length`].
 #[inline(never)]
 pub(super) fn segment_length(skb: Skb, packet: &Packet) -> u32 {
     segment::length(skb, || (packet.parsed.key.protocol, packet.parsed.upper))
 }
 
-/// The backend that a container was given is itself: it gets the packet from elsewhere, since no
-/// host takes a packet from its own address.
+/// Handles a container whose chosen backend is itself. The packet gets another source, since hosts
+/// do not accept packets from their own address.
 #[inline(never)]
 pub(super) fn to_itself(skb: Skb, packet: &mut Packet) -> Verdict {
     let [v0, v1, v2] = packet.decided.reply_vni;
@@ -189,7 +191,7 @@ pub(super) fn to_itself(skb: Skb, packet: &mut Packet) -> Verdict {
     deliver(skb, vni, own)
 }
 
-/// A backend's reply whose client is here, or outside.
+/// Handles a backend's reply whose client is on this node, or outside.
 #[inline(never)]
 pub(super) fn reply(skb: Skb, packet: &mut Packet) -> Verdict {
     let vni = packet.vni();
@@ -219,7 +221,7 @@ fn remember_reply(packet: &mut Packet, vni: Vni, client: Address) {
     }
 }
 
-/// Gives a packet to an endpoint on this node.
+/// Delivers a packet to an endpoint on this node.
 #[inline(always)]
 fn deliver(skb: Skb, vni: Vni, address: Address) -> Verdict {
     let Some(endpoint) = maps::endpoint(&EndpointKey { vni, address }) else {

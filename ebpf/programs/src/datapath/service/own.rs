@@ -1,9 +1,10 @@
-//! Which packets to a published port are not the service's: what answers a flow that the host, or
-//! something behind its NAT, began from that port, and what a socket of the host is for.
+//! Recognises packets to a published port that do not belong to the service: answers to a flow that
+//! the host, or a machine behind its NAT, began from that port, and packets for a socket of the
+//! host.
 //!
-//! Such flows are noted in `HOST_FLOWS` as they leave ([`note`], by `egress`), and user space adds
-//! those that the kernel tracks when it publishes a port. All of this is the slow path's; what the
-//! fast path knows of a tuple ends when a flow is noted.
+//! The `egress` program records such flows in `HOST_FLOWS` as they leave ([`note`]). When user
+//! space publishes a port, it adds the flows that conntrack knows. All of this is on the slow path;
+//! recording a flow invalidates the cached flows of its tuple.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use mesh_ebpf::ip;
@@ -17,27 +18,28 @@ use crate::datapath::skb::Skb;
 
 /// `TCP_TIME_WAIT`.
 const TIME_WAIT: u32 = 6;
-/// How long after its last packet a UDP flow of the host's is taken for one, in nanoseconds: longer
-/// than the kernel's NAT does.
+/// How long a UDP flow of the host lasts after its last packet, in nanoseconds: longer than in the
+/// kernel's NAT.
 const DATAGRAMS: u64 = 180_000_000_000;
-/// How long after a TCP flow's last packet nothing else may begin with its tuple.
+/// How long after a TCP flow's last packet its tuple cannot be reused, in nanoseconds.
 const SEGMENTS: u64 = 60_000_000_000;
 
-/// Whose a packet to a published port is.
-pub(super) enum Whose {
+/// The owner of a packet to a published port.
+pub(super) enum Owner {
     Service,
-    Hosts,
-    /// Answered, it would become a tunnel's packet.
-    Nobodys,
+    Host,
+    /// None: its answer would become a tunnel packet.
+    Nobody,
 }
 
-/// Whose the packet at hand is, which was read and is for one of the host's addresses.
+/// Returns the owner of the current packet, which has been read and is to one of the host's
+/// addresses.
 #[inline(always)]
-pub(super) fn whose(skb: Skb, packet: &Packet) -> Whose {
+pub(super) fn owner(skb: Skb, packet: &Packet) -> Owner {
     match find(skb, packet) {
-        0 => Whose::Service,
-        1 => Whose::Hosts,
-        _ => Whose::Nobodys,
+        0 => Owner::Service,
+        1 => Owner::Host,
+        _ => Owner::Nobody,
     }
 }
 
@@ -55,7 +57,7 @@ fn find(skb: Skb, packet: &Packet) -> u32 {
     u32::from(is_noted(packet) || CONNECTIONS.get_ptr(&packet.parsed.key).is_none() && is_socket(skb, packet))
 }
 
-/// Whether the packet at hand has ports, and is for one that is published.
+/// Returns whether the current packet has ports, and is to a published one.
 #[inline(always)]
 fn is_published(packet: &Packet) -> bool {
     let [_, _, p0, p1] = packet.parsed.key.ports;
@@ -63,20 +65,20 @@ fn is_published(packet: &Packet) -> bool {
         && maps::published(packet.parsed.key.destination, [p0, p1], packet.parsed.key.protocol).is_some()
 }
 
-/// Whether a socket of the host has the published port that the packet at hand is for.
+/// Returns whether a socket of the host has the published port of the current packet.
 #[inline(never)]
 pub(super) fn has_socket(skb: Skb, packet: &Packet) -> bool {
     is_published(packet) && is_socket(skb, packet)
 }
 
-/// Whether the packet at hand answers a flow that was noted.
+/// Returns whether the current packet answers a recorded flow.
 #[inline(never)]
 fn is_noted(packet: &Packet) -> bool {
     let Some(flow) = HOST_FLOWS.get_ptr_mut(&packet.parsed.key) else { return false };
-    // SAFETY: entries of preallocated maps always are memory of the map. This one may have become
-    // another flow's by now: then one packet goes astray.
+    // SAFETY: entries of preallocated maps always remain memory of the map. If this one was reused
+    // for another flow, one packet is misdelivered.
     let HostFlow { time, ended, .. } = unsafe { *flow };
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     let age = unsafe { bpf_ktime_get_ns() }.saturating_sub(time);
     let over = match packet.parsed.key.protocol {
         _ if packet.parsed.class == ERROR => false,
@@ -89,7 +91,7 @@ fn is_noted(packet: &Packet) -> bool {
     !over
 }
 
-/// Whether a socket of the host is for the packet at hand.
+/// Returns whether the current packet is for a socket of the host.
 #[inline(never)]
 fn is_socket(skb: Skb, packet: &Packet) -> bool {
     let [s0, s1, d0, d1] = packet.parsed.key.ports;
@@ -97,18 +99,18 @@ fn is_socket(skb: Skb, packet: &Packet) -> bool {
     if packet.parsed.v6 == 0 {
         let ([.., source], [.., destination]) =
             (packet.parsed.key.source.words(), packet.parsed.key.destination.words());
-        return asks(skb, packet, &mut [source, destination, ports]);
+        return has_matching_socket(skb, packet, &mut [source, destination, ports]);
     }
     let ([a, b, c, d], [e, f, g, h]) =
         (packet.parsed.key.source.words(), packet.parsed.key.destination.words());
-    asks(skb, packet, &mut [a, b, c, d, e, f, g, h, ports])
+    has_matching_socket(skb, packet, &mut [a, b, c, d, e, f, g, h, ports])
 }
 
 #[inline(always)]
-fn asks<const N: usize>(skb: Skb, packet: &Packet, tuple: &mut [u32; N]) -> bool {
+fn has_matching_socket<const N: usize>(skb: Skb, packet: &Packet, tuple: &mut [u32; N]) -> bool {
     match packet.parsed.key.protocol {
         ip::UDP => skb.has_udp_socket(tuple),
-        // A new connection may take the place of one that is over.
+        // A new connection may replace one that is over.
         ip::TCP => match skb.tcp_socket(tuple) {
             0 => false,
             state => state != TIME_WAIT || packet.parsed.starts == 0,
@@ -117,8 +119,8 @@ fn asks<const N: usize>(skb: Skb, packet: &Packet, tuple: &mut [u32; N]) -> bool
     }
 }
 
-/// Notes the flow of the packet at hand, which leaves and is not Mesh's own, if its port is
-/// published.
+/// Records the flow of the current packet, which leaves and is not Mesh's own, if its source port
+/// is published.
 #[inline(never)]
 pub(in crate::datapath) fn note(packet: &mut Packet) {
     let [p0, p1, ..] = packet.parsed.key.ports;
@@ -130,7 +132,7 @@ pub(in crate::datapath) fn note(packet: &mut Packet) {
     opposite_key(packet, [0; 3]);
     let flags = if packet.parsed.key.protocol == ip::TCP { packet.parsed.tcp_flags } else { 0 };
     let ended = u32::from(flags & u32::from(FIN | RST) != 0);
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     let time = unsafe { bpf_ktime_get_ns() };
     if let Some(flow) = HOST_FLOWS.get_ptr_mut(&packet.scratch.other) {
         // SAFETY: as in `is_noted`.
@@ -143,11 +145,11 @@ pub(in crate::datapath) fn note(packet: &mut Packet) {
         return;
     }
     let _ = HOST_FLOWS.insert(&packet.scratch.other, &HostFlow { time, ended, padding: 0 }, 0);
-    // What the fast path remembers of the tuple is the service's.
+    // The cached flow of the tuple belongs to the service.
     maps::renew(&packet.scratch.other);
 }
 
-/// Whether the reply at hand, of a published port, would go to a tunnel's port of a node.
+/// Returns whether the current reply of a published port would go to a node's tunnel port.
 #[inline(never)]
 pub(super) fn is_reply_to_tunnel(packet: &Packet) -> bool {
     let [_, _, d0, d1] = packet.parsed.key.ports;

@@ -1,4 +1,4 @@
-//! What balancing reads of a packet.
+//! Parsing of packets for balancing.
 
 use aya_ebpf::maps::PerCpuArray;
 use core::ptr;
@@ -14,22 +14,22 @@ use crate::datapath::maps::FRAGMENTS;
 use crate::datapath::maps::map;
 use crate::datapath::skb::Skb;
 
-/// [`Parsed::class`]: nothing that can be balanced.
+/// [`Parsed::class`]: cannot be balanced.
 pub(in crate::datapath) const OTHER: u32 = 0;
 /// [`Parsed::class`]: a packet of a flow.
 pub(in crate::datapath) const FLOW: u32 = 1;
 /// [`Parsed::class`]: a fragment without ports of its own; the key has those of the first.
 pub(in crate::datapath) const LATER: u32 = 2;
-/// [`Parsed::class`]: as [`LATER`], but the first has not been seen: the key has no ports.
+/// [`Parsed::class`]: as [`LATER`], but the first fragment was not seen, so the key has no ports.
 pub(in crate::datapath) const LOST: u32 = 3;
-/// [`Parsed::class`]: an ICMP error; the key is of the quoted packet, turned round, which is the
-/// direction that the error goes.
+/// [`Parsed::class`]: an ICMP error; the key is that of the quoted packet, reversed, which is the
+/// error's own direction.
 pub(in crate::datapath) const ERROR: u32 = 4;
 
-/// What stands in `FRAGMENTS` for ports while a packet's fragments go to the kernel.
-const ASIDE: [u8; 4] = [0xff; 4];
+/// Value in `FRAGMENTS`, in place of ports, while a packet's fragments go to the kernel.
+const IN_REASSEMBLY: [u8; 4] = [0xff; 4];
 
-/// What is known of the packet at hand, its frame beginning at 0.
+/// The current packet. Its frame begins at offset 0.
 #[repr(C)]
 pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) parsed: Parsed,
@@ -37,7 +37,7 @@ pub(in crate::datapath) struct Packet {
     pub(in crate::datapath) scratch: Scratch,
 }
 
-/// What the packet says. Written by [`read`] alone, but for the key of what is translated.
+/// The packet's contents. Written only by [`read`], except for the key of a translated packet.
 #[repr(C)]
 pub(in crate::datapath) struct Parsed {
     /// The flow, in the direction of the packet.
@@ -54,7 +54,7 @@ pub(in crate::datapath) struct Parsed {
     pub(in crate::datapath) quoted_upper: u32,
     /// Whether it is IPv6.
     pub(in crate::datapath) v6: u32,
-    /// Whether it begins a flow.
+    /// Whether it begins a flow, whatever came before.
     pub(in crate::datapath) starts: u32,
     /// Flags of a TCP segment.
     pub(in crate::datapath) tcp_flags: u32,
@@ -72,15 +72,15 @@ pub(in crate::datapath) struct Parsed {
     pub(in crate::datapath) destination_mac: Mac,
 }
 
-/// What the parts have decided so far. Words named "as they lie in memory" are in network order.
+/// Decisions of the parts so far. Fields "as they lie in memory" are in network order.
 #[repr(C)]
 pub(in crate::datapath) struct Decided {
     /// The address that [`super::translate`] writes.
     pub(in crate::datapath) to: Address,
     /// Number of the backend.
     pub(in crate::datapath) number: u32,
-    /// The node that a client spoke to, or that the packet goes to, as it lies in memory; 0 for
-    /// this one.
+    /// The node where the client's packets arrive, or to which the packet goes, as it lies in
+    /// memory; 0 for this node.
     pub(in crate::datapath) node: u32,
     /// The VNI that the packet is sent with, as a number.
     pub(in crate::datapath) tunnel_vni: u32,
@@ -88,7 +88,7 @@ pub(in crate::datapath) struct Decided {
     pub(in crate::datapath) fits: u32,
     /// Interface index of the endpoint's device.
     pub(in crate::datapath) ifindex: u32,
-    /// Interface index of the device where an outside client's packet arrived; 0 for all others.
+    /// Interface index of the device where an outside client's packet arrived; 0 for other clients.
     pub(in crate::datapath) arrived_at: u32,
     /// Whether earlier packets of the flow arrived at another device.
     pub(in crate::datapath) moved: u32,
@@ -98,29 +98,29 @@ pub(in crate::datapath) struct Decided {
     pub(in crate::datapath) hops: u32,
     /// The service's backend table: first entry, size, flags.
     pub(in crate::datapath) table: [u32; 3],
-    /// The destination MAC of the frame inside the tunnel: a word, and a half of one.
+    /// The destination MAC of the frame inside the tunnel: a word and a halfword.
     pub(in crate::datapath) tunnel_mac: [u32; 2],
-    /// The backends' port, as it lies in memory; 0 where it is the flow's own.
+    /// The backends' port, as it lies in memory; 0 if it is the flow's own.
     pub(in crate::datapath) target: [u8; 2],
-    /// The port that replaces the client's, as it lies in memory; 0 where that stays.
+    /// The port that replaces the client's, as it lies in memory; 0 if it is unchanged.
     pub(in crate::datapath) client_port: [u8; 2],
-    /// The network that replies come from, as in keys.
+    /// The network of the replies, as in keys.
     pub(in crate::datapath) reply_vni: [u8; 3],
     pub(in crate::datapath) padding: [u8; 1],
 }
 
-/// Room for what does not fit on the stack.
+/// Memory for values that do not fit on the stack.
 #[repr(C)]
 pub(in crate::datapath) struct Scratch {
-    /// What the fast path is to remember of the flow.
+    /// Facts about the flow for the fast path.
     pub(in crate::datapath) memo: Memo,
-    /// A key of another entry, being made.
+    /// A key of another entry, under construction.
     pub(in crate::datapath) other: ConnectionKey,
     /// The entry that [`super::replies::back`] found.
     pub(in crate::datapath) found: Connection,
 }
 
-// What does not fit on the stack.
+// Values that do not fit on the stack.
 map!(PACKET: PerCpuArray<Packet> = PerCpuArray::with_max_entries(1, 0));
 
 /// Reads a packet of a network (the bytes of a [`Vni`]), and returns its class.
@@ -269,7 +269,7 @@ fn transport(skb: Skb, packet: &mut Packet) -> u32 {
     }
 }
 
-/// Reads the packet that an ICMP error quotes.
+/// Reads the quoted packet of an ICMP error.
 #[inline(never)]
 fn quoted(skb: Skb, packet: &mut Packet) -> u32 {
     let quote = packet.parsed.upper + 8;
@@ -307,14 +307,14 @@ fn quoted(skb: Skb, packet: &mut Packet) -> u32 {
     ERROR
 }
 
-/// Finds the ports of a fragment that has none.
+/// Finds the ports of a fragment without ports.
 #[inline(never)]
 fn fragment(packet: &mut Packet) -> u32 {
     packet.parsed.key.ports = packet.parsed.identification.to_ne_bytes();
-    // SAFETY: the value is copied at once; should the entry be reused meanwhile, the ports are
-    // another packet's, and what they lead to drops the fragment.
+    // SAFETY: the value is copied at once. If the entry is reused meanwhile, the ports are another
+    // packet's, and the fragment is dropped or misdelivered.
     if let Some(ports) = unsafe { FRAGMENTS.get(&packet.parsed.key) }
-        && *ports != ASIDE
+        && *ports != IN_REASSEMBLY
     {
         packet.parsed.key.ports = *ports;
         return LATER;
@@ -322,40 +322,40 @@ fn fragment(packet: &mut Packet) -> u32 {
     LOST
 }
 
-/// Makes the packet at hand, which was read as one of no network, one of a network.
+/// Assigns a network to the current packet, which was read without one.
 #[inline(always)]
 pub(in crate::datapath) fn in_network(packet: &mut Packet, vni: Vni) {
     let [_, v0, v1, v2] = vni.0;
     packet.parsed.key.vni = [v0, v1, v2];
 }
 
-/// Notes that the fragments of the packet at hand go to the kernel, which puts them in order: a
-/// later one came first.
+/// Records that the fragments of the current packet go to the kernel for reassembly, because a
+/// later one arrived first.
 #[inline(never)]
-pub(in crate::datapath) fn set_aside(packet: &mut Packet) {
+pub(in crate::datapath) fn note_reassembly(packet: &mut Packet) {
     packet.scratch.other = packet.parsed.key;
     packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
-    let _ = FRAGMENTS.insert(&packet.scratch.other, &ASIDE, 0);
+    let _ = FRAGMENTS.insert(&packet.scratch.other, &IN_REASSEMBLY, 0);
 }
 
-/// Whether [`set_aside`] has noted that.
+/// Returns whether [`note_reassembly`] recorded the packet.
 #[inline(never)]
-pub(in crate::datapath) fn is_aside(packet: &mut Packet) -> bool {
+pub(in crate::datapath) fn is_in_reassembly(packet: &mut Packet) -> bool {
     packet.scratch.other = packet.parsed.key;
     packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
     // SAFETY: as in `fragment`.
-    unsafe { FRAGMENTS.get(&packet.scratch.other) }.is_some_and(|ports| *ports == ASIDE)
+    unsafe { FRAGMENTS.get(&packet.scratch.other) }.is_some_and(|ports| *ports == IN_REASSEMBLY)
 }
 
-/// Forgets what [`set_aside`] has noted: the first fragment comes back from the kernel.
+/// Deletes the record of [`note_reassembly`]: the first fragment came back from the kernel.
 #[inline(never)]
-pub(in crate::datapath) fn come_back(packet: &mut Packet) {
-    if is_aside(packet) {
+pub(in crate::datapath) fn end_reassembly(packet: &mut Packet) {
+    if is_in_reassembly(packet) {
         let _ = FRAGMENTS.remove(&packet.scratch.other);
     }
 }
 
-/// Remembers the ports of a packet whose other fragments have none.
+/// Records the ports of a packet for its other fragments.
 #[inline(never)]
 pub(in crate::datapath) fn remember_fragment(packet: &mut Packet) {
     if packet.parsed.first_fragment == 0 {
@@ -363,11 +363,11 @@ pub(in crate::datapath) fn remember_fragment(packet: &mut Packet) {
     }
     packet.scratch.other = packet.parsed.key;
     packet.scratch.other.ports = packet.parsed.identification.to_ne_bytes();
-    // A full map forgets another packet instead.
+    // A full map evicts the record of another packet.
     let _ = FRAGMENTS.insert(&packet.scratch.other, &packet.parsed.key.ports, 0);
 }
 
-/// Remembers that a packet in fragments is for no service: its later ones have no port that is
+/// Records that a fragmented packet is for no service: its later fragments get a port that is not
 /// published.
 #[inline(never)]
 pub(in crate::datapath) fn remember_unserved(packet: &mut Packet) {
@@ -379,8 +379,8 @@ pub(in crate::datapath) fn remember_unserved(packet: &mut Packet) {
     let _ = FRAGMENTS.insert(&packet.scratch.other, &[0; 4], 0);
 }
 
-/// Whether two addresses are one, compared as words where they lie: a copy would be made byte by
-/// byte.
+/// Returns whether two addresses are equal, compared as words in place: a copy would be made byte
+/// by byte.
 #[inline(always)]
 pub(in crate::datapath) fn is_same(one: &Address, other: &Address) -> bool {
     // SAFETY: an address has sixteen bytes and the alignment of words.
@@ -390,17 +390,16 @@ pub(in crate::datapath) fn is_same(one: &Address, other: &Address) -> bool {
 }
 
 impl Packet {
-    /// Returns the room for what balancing knows of the packet at hand. There always is one: the
-    /// array has one entry.
+    /// Returns the memory for the current packet. It always exists: the array has one entry.
     ///
     /// # Safety
     ///
-    /// No other reference to it may be alive. The entry is this CPU's own, and programs do not
-    /// interrupt each other on one CPU: so it suffices that a program takes it where none of its
-    /// callers has it.
+    /// No other reference to it may be alive. The entry belongs to this CPU, and programs do not
+    /// interrupt each other on one CPU. So it suffices that a caller of the function holds no
+    /// reference.
     #[inline(always)]
     pub(in crate::datapath) unsafe fn take<'a>() -> Option<&'a mut Self> {
-        // SAFETY: the entry always is memory of the map, and all zeroes is a packet.
+        // SAFETY: the entry is always memory of the map, and all zeroes is a valid packet.
         PACKET.get_ptr_mut(0).map(|packet| unsafe { &mut *packet })
     }
 
@@ -411,7 +410,7 @@ impl Packet {
         Vni([0, v0, v1, v2])
     }
 
-    /// Whom a reply is for, or an error about one.
+    /// Returns the client for which a reply, or an error about one, is.
     #[inline(always)]
     pub(in crate::datapath) const fn client(&self) -> Address {
         if self.parsed.class == ERROR { self.parsed.destination } else { self.parsed.key.destination }

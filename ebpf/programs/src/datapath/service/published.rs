@@ -1,6 +1,5 @@
-//! Published ports. The node that receives a packet sends it, as it is, to the backend's node; that
-//! one translates it, and remembers through which node the client spoke, which is the replies' way
-//! back.
+//! Published ports. The node that receives a packet sends it unchanged to the backend's node. That
+//! node translates it, and records the receiving node, to which replies return.
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{
@@ -11,11 +10,11 @@ use mesh_ebpf_types::{
 };
 
 use super::flows::{self, Becomes, NEITHER};
-use super::own::{self, Whose};
+use super::own::{self, Owner};
 use super::packet::{self, FLOW, LATER, LOST, OTHER, Packet};
 use super::translate::{DESTINATION, SOURCE, translate, translate_client};
 use super::tunnel::{is_peer, of_peer};
-use super::{aside, connection, hops, outbound, replies};
+use super::{connection, hops, outbound, reassembly, replies};
 use crate::datapath::count::{count, dropped};
 use crate::datapath::maps;
 use crate::datapath::skb::Skb;
@@ -27,12 +26,12 @@ const READ: usize = 38;
 const PLAIN_IPV4: u16 = u16::from_ne_bytes([0x08, 0]);
 pub(in crate::datapath) const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
 
-/// What arrived at one of the host's interfaces, and is no VXLAN at the data-path device.
-/// [`Verdict::Pass`], and nothing changed, unless it is for a published port on one of the host's
-/// addresses.
+/// Handles a packet that arrived at one of the host's interfaces, except VXLAN at the data-path
+/// device. Returns [`Verdict::Pass`], with the packet unchanged, unless it is for a published port
+/// on one of the host's addresses.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb, packet: &mut Packet) -> Verdict {
-    if is_nothing(skb) || is_unpublished(skb) || packet::read(skb, packet, 0) == OTHER {
+    if is_irrelevant(skb) || is_unpublished(skb) || packet::read(skb, packet, 0) == OTHER {
         return Verdict::Pass;
     }
     if !maps::is_host_address(packet.parsed.destination)
@@ -40,16 +39,16 @@ pub(in crate::datapath) fn arrived(skb: Skb, packet: &mut Packet) -> Verdict {
     {
         return Verdict::Pass;
     }
-    if aside::goes_aside(skb, packet) {
-        return Verdict::SetAside;
+    if reassembly::needs_reassembly(skb, packet) {
+        return Verdict::SendToReassembly;
     }
-    match own::whose(skb, packet) {
-        Whose::Hosts => {
+    match own::owner(skb, packet) {
+        Owner::Host => {
             packet::remember_unserved(packet);
             Verdict::Pass
         }
-        Whose::Nobodys => dropped(skb, Vni::NONE, Reason::ForeignTunnel),
-        Whose::Service => {
+        Owner::Nobody => dropped(skb, Vni::NONE, Reason::ForeignTunnel),
+        Owner::Service => {
             packet.decided.arrived_at = skb.ifindex();
             flows::begin(packet, skb.ifindex(), 0, [0; 2], skb.known_hash());
             Verdict::ToPublished
@@ -57,27 +56,28 @@ pub(in crate::datapath) fn arrived(skb: Skb, packet: &mut Packet) -> Verdict {
     }
 }
 
-/// Whether an address is the host's, and user space does not know yet: one that moved here a moment
-/// ago. The kernel would reset the connections that came with it.
+/// Returns whether an address belongs to the host, but is too new to be in the maps: it moved here
+/// just now. The kernel would reset the connections that moved with it.
 #[inline(always)]
 fn is_new_address(skb: Skb, source: Address, destination: Address) -> bool {
     let (Some(source), Some(destination)) = (source.to_v4(), destination.to_v4()) else { return false };
     if matches!(destination, [127, ..] | [169, 254, ..]) {
         return false;
     }
-    skb.stays_here(u32::from_ne_bytes(source), u32::from_ne_bytes(destination))
+    skb.is_delivered_locally(u32::from_ne_bytes(source), u32::from_ne_bytes(destination))
 }
 
-/// Whether the packet arrived at the data-path device, and that answers no published ports.
+/// Returns whether the packet arrived at the data-path device, and that device answers no published
+/// ports.
 #[inline(always)]
 fn is_unpublished(skb: Skb) -> bool {
     maps::config()
         .is_some_and(|config| config.flags & UNPUBLISHED != 0 && skb.ifindex() == config.underlay_ifindex)
 }
 
-/// Whether a glance tells that it is for no published port: most of what a host receives.
+/// Returns whether a cheap check shows that it is for no published port, as most packets to a host.
 #[inline(always)]
-fn is_nothing(skb: Skb) -> bool {
+fn is_irrelevant(skb: Skb) -> bool {
     let Some(frame) = skb.start::<READ>() else { return false };
     let protocol = frame.byte(23);
     if frame.half(12) != PLAIN_IPV4
@@ -91,8 +91,8 @@ fn is_nothing(skb: Skb) -> bool {
     maps::published(destination, frame.half(36).to_ne_bytes(), protocol).is_none()
 }
 
-/// Sends a packet to a published port to its backend, or refuses it. [`Verdict::Pass`] where the
-/// port is not published. The packet has been read; its destination is the host's.
+/// Sends a packet to a published port to its backend, or refuses it. Returns [`Verdict::Pass`] if
+/// the port is not published. The packet has been read, and its destination is the host's.
 #[inline(never)]
 pub(super) fn receive(packet: &mut Packet) -> Verdict {
     packet.parsed.key.vni = [0; 3];
@@ -101,9 +101,9 @@ pub(super) fn receive(packet: &mut Packet) -> Verdict {
     }
     let [_, _, p0, p1] = packet.parsed.key.ports;
     let destination = packet.parsed.key.destination;
-    let asked_for = maps::stood_for(destination).copied().unwrap_or(destination);
+    let asked_for = maps::real_address(destination).copied().unwrap_or(destination);
     let Some(published) = maps::published(asked_for, [p0, p1], packet.parsed.key.protocol) else {
-        // The host's own stack answers nobody at what stands for its addresses.
+        // The host's own stack must not answer at stand-in addresses.
         if is_host_published(destination) {
             return Verdict::Refuse;
         }
@@ -114,7 +114,7 @@ pub(super) fn receive(packet: &mut Packet) -> Verdict {
         packet::remember_fragment(packet);
         return Verdict::Pass;
     }
-    if packet.parsed.first_fragment != 0 && packet::is_aside(packet) {
+    if packet.parsed.first_fragment != 0 && packet::is_in_reassembly(packet) {
         return Verdict::LateFragment;
     }
     packet.decided.table = [published.first, published.size, published.flags];
@@ -130,7 +130,7 @@ pub(super) fn to_backend(skb: Skb, packet: &mut Packet) -> Verdict {
     let [v0, v1, v2] = packet.decided.reply_vni;
     let vni = Vni([0, v0, v1, v2]);
     let routed = hops::is_routed(packet);
-    if routed && hops::are_spent(packet) {
+    if routed && hops::are_exhausted(packet) {
         return Verdict::HopLimitReached;
     }
     let number = connection::choose(packet);
@@ -158,15 +158,15 @@ pub(super) fn to_backend(skb: Skb, packet: &mut Packet) -> Verdict {
         (packet.decided.number, packet.decided.node) = (number, 0);
         return Verdict::ToEndpoint;
     }
-    let secret = backend.flags & BACKEND_ENCRYPTED != 0;
-    let wireguard = if secret { WIREGUARD_OVERHEAD_IPV4 } else { 0 };
+    let encrypted = backend.flags & BACKEND_ENCRYPTED != 0;
+    let wireguard = if encrypted { WIREGUARD_OVERHEAD_IPV4 } else { 0 };
     let mtu = config.underlay_mtu.saturating_sub(u32::from(VXLAN_OVERHEAD_IPV4) + u32::from(wireguard));
     let fits = outbound::segment_length(skb, packet) <= mtu;
     if !fits && packet.parsed.dont_fragment != 0 {
         let verdict = too_big::answer(skb, u32::from_ne_bytes(vni.0), mtu);
         return if verdict == Verdict::Pass { dropped(skb, vni, Reason::TooBig) } else { verdict };
     }
-    let node = if secret {
+    let node = if encrypted {
         of_peer(backend.peer)
     } else {
         let Some(node) = backend.node.to_v4() else { return dropped(skb, vni, Reason::NotConfigured) };
@@ -177,22 +177,22 @@ pub(super) fn to_backend(skb: Skb, packet: &mut Packet) -> Verdict {
     }
     (packet.decided.number, packet.decided.node) = (number, node);
     (packet.decided.tunnel_vni, packet.decided.fits) = (published_vni(number).number(), u32::from(fits));
-    if fits && !secret {
+    if fits && !encrypted {
         let becomes = Becomes { end: NEITHER, port: [0; 2], counted: vni, reason: Reason::Published };
         flows::to_node(packet, becomes, mtu, Mac([0; 6]));
     }
-    if maps::stood_for(packet.parsed.key.destination).is_some() {
+    if maps::real_address(packet.parsed.key.destination).is_some() {
         Verdict::FromOwnAddress
     } else {
         Verdict::Tunnel
     }
 }
 
-/// What the host sent to what stands for one of its addresses goes to another node as if to that
-/// address: only here it is known what stands for which.
+/// Handles the host's own packet to a stand-in for one of its addresses. It is sent to another node
+/// with the real address, because only this node knows the stand-ins.
 #[inline(never)]
 pub(super) fn from_own(skb: Skb, packet: &mut Packet) -> Verdict {
-    let Some(own) = maps::stood_for(packet.parsed.key.destination) else { return Verdict::Pass };
+    let Some(own) = maps::real_address(packet.parsed.key.destination) else { return Verdict::Pass };
     packet.decided.to = *own;
     if translate(skb, packet, DESTINATION, 0) {
         Verdict::Tunnel
@@ -201,8 +201,8 @@ pub(super) fn from_own(skb: Skb, packet: &mut Packet) -> Verdict {
     }
 }
 
-/// Translates a packet to a published port, and gives it to the backend, which is on this node. Its
-/// node is the one that the client spoke to.
+/// Translates a packet to a published port, and delivers it to the backend on this node. Its `node`
+/// is the one where the client's packets arrive.
 #[inline(never)]
 pub(super) fn to_endpoint(skb: Skb, packet: &mut Packet) -> Verdict {
     let (number, node) = (packet.decided.number, packet.decided.node);
@@ -228,15 +228,15 @@ pub(super) fn to_endpoint(skb: Skb, packet: &mut Packet) -> Verdict {
         connection::finish(packet, CLIENT_FINISHED);
     }
     let reason = if node == 0 { Reason::Published } else { Reason::Received };
-    hand_over(skb, packet, u32::from_ne_bytes(vni.0), reason as u32)
+    translate_and_deliver(skb, packet, u32::from_ne_bytes(vni.0), reason as u32)
 }
 
-/// Translates a packet to a published port, and gives it to the backend with the address
-/// [`packet::Decided::to`]. `vni` has the bytes of a [`Vni`], `reason` is what it is counted as.
+/// Translates a packet to a published port, and delivers it to the backend with the address
+/// [`packet::Decided::to`]. `vni` has the bytes of a [`Vni`], `reason` is the counter.
 ///
-/// Apart from [`to_endpoint`], whose other callees need the stack that this takes.
+/// Separate from [`to_endpoint`], whose other callees need the stack that this function uses.
 #[inline(never)]
-fn hand_over(skb: Skb, packet: &mut Packet, vni: u32, reason: u32) -> Verdict {
+fn translate_and_deliver(skb: Skb, packet: &mut Packet, vni: u32, reason: u32) -> Verdict {
     let vni = Vni(vni.to_ne_bytes());
     let hairpin = packet::is_same(&packet.decided.to, &packet.parsed.key.source);
     if !translate(skb, packet, DESTINATION, u16::from_ne_bytes(packet.decided.target))
@@ -272,11 +272,11 @@ pub(in crate::datapath) fn of_mesh(
     packet.decided.returns = u32::from(mac == RETURNS_MAC);
     packet.decided.tunnel_vni = vni;
     packet.decided.node = sender;
-    packet.decided.fits = u32::from(secret);
+    packet.decided.fits = u32::from(encrypted);
     Verdict::Tunnelled
 }
 
-/// Such a frame: a packet for a backend here, or a reply whose client spoke to this node.
+/// Handles such a frame: a packet for a backend on this node, or a reply to a client of this node.
 #[inline(never)]
 pub(super) fn tunnelled(skb: Skb, packet: &mut Packet) -> Verdict {
     let returns = packet.decided.returns;
@@ -290,7 +290,7 @@ pub(super) fn tunnelled(skb: Skb, packet: &mut Packet) -> Verdict {
     }
     let number = vni & (REPLY_BIT - 1);
     let Some(backend) = maps::backend(number) else { return dropped(skb, Vni::NONE, Reason::NoBackend) };
-    if is_exposed(backend, secret) {
+    if is_unencrypted(backend, encrypted) {
         return dropped(skb, backend.vni, Reason::EncryptedInClear);
     }
     if vni & REPLY_BIT != 0 {
@@ -315,19 +315,19 @@ pub(super) fn tunnelled(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::ToEndpoint
 }
 
-/// Whether a packet of an encrypted network came in the clear.
+/// Returns whether a packet of an encrypted network arrived unencrypted.
 #[inline(always)]
-const fn is_exposed(backend: &Backend, secret: bool) -> bool {
-    backend.flags & BACKEND_ENCRYPTED != 0 && !secret
+const fn is_unencrypted(backend: &Backend, encrypted: bool) -> bool {
+    backend.flags & BACKEND_ENCRYPTED != 0 && !encrypted
 }
 
-/// A reply of a backend here ([`replies::back`] found what it was to).
+/// Handles a reply of a backend on this node, for which [`replies::back`] found the flow.
 #[inline(never)]
 pub(in crate::datapath) fn reply(skb: Skb, packet: &mut Packet) -> Verdict {
     let vni = packet.vni();
     let (node, number) = (u32::from_ne_bytes(packet.scratch.found.node), packet.scratch.found.backend);
     if hops::is_reply_routed(packet) {
-        if hops::are_spent(packet) {
+        if hops::are_exhausted(packet) {
             return Verdict::HopLimitReached;
         }
         if !hops::lower(skb, packet) {
@@ -355,9 +355,9 @@ pub(in crate::datapath) fn reply(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::Tunnel
 }
 
-/// Whether a reply leaves by this node although its client spoke to another: where the cluster
-/// allows it, and the client is neither a container nor that other host itself. What an encrypted
-/// network sends to a host stays inside WireGuard.
+/// Returns whether a reply leaves from this node although its client uses another. The cluster must
+/// allow this, and the client must be neither a container nor the other host itself. What an
+/// encrypted network sends to a host stays inside WireGuard.
 #[inline(always)]
 fn returns_directly(packet: &Packet, number: u32, node: u32) -> bool {
     let (Some(config), Some(backend)) = (maps::config(), maps::backend(number)) else { return false };
@@ -371,7 +371,7 @@ fn returns_directly(packet: &Packet, number: u32, node: u32) -> bool {
         && maps::network_of(client).is_none()
 }
 
-/// A reply from another node's backend to a client that spoke to this node.
+/// Handles a reply from another node's backend to a client of this node.
 #[inline(never)]
 pub(super) fn reply_arrived(skb: Skb, packet: &mut Packet) -> Verdict {
     let source = packet.parsed.source;
@@ -391,8 +391,8 @@ pub(super) fn reply_arrived(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::Leave
 }
 
-/// A reply to the host itself: from one of its own addresses it becomes one from what stands for
-/// that ([`from_own`]). `false` where the kernel refuses.
+/// Rewrites the source of a reply to the host itself from one of its own addresses to the stand-in
+/// ([`from_own`]). Returns `false` if the kernel refuses.
 #[inline(always)]
 fn to_stand_in(skb: Skb, packet: &mut Packet) -> bool {
     let Some(number @ 1..) = maps::number_of_host_address(packet.parsed.key.source) else { return true };
@@ -402,8 +402,8 @@ fn to_stand_in(skb: Skb, packet: &mut Packet) -> bool {
     translated
 }
 
-/// Sends a reply to its client: a container here, the host itself, or somebody outside. Then
-/// [`super::packet::Scratch::other`] is the key of the opposite direction.
+/// Sends a reply to its client: a container on this node, the host itself, or an outside client.
+/// For the last, [`super::packet::Scratch::other`] is the key of the opposite direction.
 #[inline(never)]
 pub(super) fn leave(skb: Skb, packet: &Packet) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };

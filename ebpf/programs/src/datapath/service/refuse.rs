@@ -1,4 +1,4 @@
-//! A packet that no backend takes: its sender is told, where there is a way to tell it.
+//! Answers to packets that cannot be delivered: resets and ICMP errors.
 
 use aya_ebpf::helpers::generated::bpf_ktime_get_ns;
 use aya_ebpf::maps::PerCpuArray;
@@ -14,8 +14,8 @@ use crate::datapath::maps::{self, map};
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 
-/// Answers with a reset, or "port unreachable", out of the device that the packet came in by.
-/// `gone`: the flow had a backend.
+/// Answers with a reset or "port unreachable", through the device where the packet arrived. `gone`
+/// means that the flow had a backend.
 #[inline(never)]
 pub(super) fn refuse(skb: Skb, packet: &Packet, gone: bool) -> Verdict {
     let vni = packet.vni();
@@ -103,7 +103,7 @@ fn reset(skb: Skb, packet: &Packet) -> bool {
     let Some(payload) = skb.length().checked_sub(packet.parsed.upper + header) else { return false };
     let Some(mut answer) = refusal::reset(segment, payload) else { return false };
     let length = const { TCP_HEADER as u32 };
-    // A checksum that the sender left to be completed is left so: somebody will complete it.
+    // If the sender left its checksum incomplete, keep it incomplete: a later stage completes it.
     let before = pseudo_sum(packet, skb.length() - packet.parsed.upper, ip::TCP);
     let partial = refusal::is_partial([segment[16], segment[17]], before);
     let pseudo = pseudo_sum(packet, length, ip::TCP);
@@ -117,7 +117,7 @@ fn reset(skb: Skb, packet: &Packet) -> bool {
     network_header(skb, packet, ip::TCP, length)
 }
 
-/// Turns a packet into the error that answers it. `why` is an [`Unreachable`], as its number.
+/// Turns a packet into the ICMP error that answers it. `why` is an [`Unreachable`], as its number.
 #[inline(never)]
 fn unreachable(skb: Skb, packet: &Packet, why: u32) -> bool {
     if packet.parsed.v6 == 0 { unreachable_v4(skb, packet, why) } else { unreachable_v6(skb, packet, why) }
@@ -163,7 +163,7 @@ fn unreachable_v6(skb: Skb, packet: &Packet, why: u32) -> bool {
         && network_header(skb, packet, ip::ICMPV6, length)
 }
 
-/// The sum of a pseudo header between the packet's addresses.
+/// Returns the sum of a pseudo header with the packet's addresses.
 #[inline(never)]
 fn pseudo_sum(packet: &Packet, length: u32, protocol: u8) -> u32 {
     let (mut source, mut destination) = (packet.parsed.source, packet.parsed.destination);
@@ -178,7 +178,7 @@ fn pseudo_sum(packet: &Packet, length: u32, protocol: u8) -> u32 {
     sum + length + u32::from(protocol)
 }
 
-/// Writes the Ethernet and the IP header of an answer of so many bytes.
+/// Writes the Ethernet and IP headers of an answer of this length in bytes.
 #[inline(never)]
 fn network_header(skb: Skb, packet: &Packet, protocol: u8, length: u32) -> bool {
     let ([d0, d1, d2, d3, d4, d5], [s0, s1, s2, s3, s4, s5]) =

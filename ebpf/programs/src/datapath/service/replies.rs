@@ -1,12 +1,13 @@
-//! What replies of a backend become, and which are whose.
+//! Translation of a backend's replies, and the flows to which they belong.
 //!
-//! A client may have the same port in several connections: to two VIPs, to a VIP and straight to
-//! one of its backends, to two of the hosts' addresses. Towards one backend those are the same
-//! tuple, so that the later one gets another port there ([`change_port`]). Where that cannot be
-//! (what goes straight to a backend is not known here; a container that calls itself through two
-//! VIPs), a TCP connection that is established keeps its replies: one that begins waits in
-//! `PENDING` under the same key until the backend itself says, by a SYN, that the former one is
-//! over.
+//! A client may use one port in several connections: to two VIPs, to a VIP and directly to one of
+//! its backends, or to two host addresses. At one backend these would be the same tuple, so the
+//! later connection gets another client port there ([`change_port`]).
+//!
+//! Sometimes this is impossible: for a direct connection, which is not recorded here, and for a
+//! container that reaches itself through two VIPs. Then an established TCP connection keeps its
+//! replies. A new one waits in `PENDING` under the same key until the backend's SYN shows that the
+//! former one is over.
 
 use mesh_ebpf::transport::{RST, SYN, swapped};
 use mesh_ebpf::{flow, ip};
@@ -19,19 +20,19 @@ use super::connection::{NO_BACKEND, begins_connection, finish, forward, known, m
 use super::packet::{ERROR, FLOW, LATER, Packet, is_same as same_address};
 use crate::datapath::maps::{self, CONNECTIONS, PENDING};
 
-/// So many other ports of a client are tried, until one tells its flow from others.
+/// How many other client ports are tried to make a flow unique.
 const TRIES: u32 = 8;
 
 /// [`Connection::node`] of a container's flow to itself through a published port of its host.
 pub(in crate::datapath) const HAIRPIN_NODE: u32 = u32::MAX;
 
-/// Sees to it that replies of a backend to the packet at hand are translated back. `kind` is a
-/// [`ConnectionKind`], `node` the data-path address of the node that the client spoke to (0 for
-/// VIPs, and for this one).
+/// Ensures that the backend's replies to the current packet are translated back. `kind` is a
+/// [`ConnectionKind`]. `node` is the data-path address of the node where the client's packets
+/// arrive (0 for VIPs, and for this node).
 ///
-/// [`super::packet::Decided::to`] is the backend's address; it is clear now what becomes of the
-/// client's port. `other` is overwritten: with the replies' key, or the packet's own where replies
-/// are another flow's.
+/// [`super::packet::Decided::to`] is the backend's address. This function decides the client's
+/// port. It overwrites `other` with the key of the replies, or with the packet's own if replies
+/// belong to another flow.
 #[inline(never)]
 pub(in crate::datapath) fn expect_replies(
     packet: &mut Packet,
@@ -56,7 +57,7 @@ pub(in crate::datapath) fn expect_replies(
     if let Some(connection) = CONNECTIONS.get_ptr_mut(&packet.scratch.other) {
         // SAFETY: as in `known`.
         let value = unsafe { &mut *connection };
-        if packet.parsed.key.protocol == ip::TCP && is_anothers(packet, value, kind) {
+        if packet.parsed.key.protocol == ip::TCP && belongs_to_another(packet, value, kind) {
             if packet.parsed.starts != 0 {
                 value.state |= CONTESTED;
                 await_replies(packet, backend, kind, node);
@@ -72,9 +73,9 @@ pub(in crate::datapath) fn expect_replies(
     packet.scratch.memo.forget();
 }
 
-/// Whether there is an entry for replies to the packet at hand, with the key
-/// [`super::packet::Scratch::other`]. The entry is updated. That of a connection that is over is no
-/// entry for a new one.
+/// Returns whether there is an entry for replies to the current packet, with the key
+/// [`super::packet::Scratch::other`], and updates it. A finished connection's entry does not count
+/// for a new one.
 #[inline(never)]
 fn is_expected(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool {
     let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.scratch.other) {
@@ -90,25 +91,25 @@ fn is_expected(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool 
         return false;
     }
     if packet.parsed.starts != 0 {
-        // The last that asked for a connection is the one that the backend answers.
+        // The backend answers the client that requested a connection last.
         value.state &= !CONTESTED;
     }
     if packet.parsed.class != ERROR {
-        came_by(packet, value, backend, node);
+        note_origin(packet, value, backend, node);
         note_use(value);
         if !established && packet.parsed.starts == 0 && value.state & (ANSWERED | CLOSED) == ANSWERED {
             promote(packet.decided.reply_vni, &packet.scratch.other, value);
         }
     }
     if u16::from_ne_bytes(packet.decided.client_port) != 0 {
-        // The fast path changes one end only.
+        // The fast path rewrites one end only.
         packet.scratch.memo.forget();
     }
     true
 }
 
-/// As [`is_expected`], where the client spoke to another node, and its port may be another one at
-/// the backend: what is known of the flow here says so.
+/// As [`is_expected`], if the client uses another node, where its port may have been replaced: the
+/// flow's records on this node decide.
 #[inline(never)]
 fn is_expected_elsewhere(packet: &mut Packet, backend: u32, kind: u32, node: u32) -> bool {
     if node == 0 || known(packet) == NO_BACKEND || u16::from_ne_bytes(packet.decided.client_port) == 0 {
@@ -118,8 +119,8 @@ fn is_expected_elsewhere(packet: &mut Packet, backend: u32, kind: u32, node: u32
     is_expected(packet, backend, kind, node)
 }
 
-/// Whether the client's port may become another one now: a connection has the one that it began
-/// with.
+/// Returns whether the client's port may still change: a connection keeps the port with which it
+/// began.
 #[inline(always)]
 fn may_change_port(packet: &Packet) -> bool {
     match packet.parsed.key.protocol {
@@ -128,19 +129,19 @@ fn may_change_port(packet: &Packet) -> bool {
     }
 }
 
-/// Whether another flow has or had the replies with the key [`super::packet::Scratch::other`]. That
-/// it is over is no reason to take its place: the backend may have the connection in TIME-WAIT (RFC
-/// 9293, section 3.6.1).
+/// Returns whether another flow has or had the replies with the key
+/// [`super::packet::Scratch::other`]. A finished flow counts too: the backend may have the
+/// connection in TIME-WAIT (RFC 9293, section 3.6.1).
 #[inline(never)]
 fn is_taken(packet: &Packet, kind: u32) -> bool {
     let entry =
         CONNECTIONS.get_ptr_mut(&packet.scratch.other).or_else(|| PENDING.get_ptr_mut(&packet.scratch.other));
     // SAFETY: as in `known`.
-    entry.is_some_and(|connection| is_anothers(packet, unsafe { &*connection }, kind))
+    entry.is_some_and(|connection| belongs_to_another(packet, unsafe { &*connection }, kind))
 }
 
-/// Finds a port of the client's with which the flow is no other one's at the backend, and remembers
-/// it with the flow. Changes nothing where there is none within [`TRIES`].
+/// Finds a client port that makes the flow unique at the backend, and records it with the flow.
+/// Changes nothing if [`TRIES`] ports are in use.
 #[inline(never)]
 fn change_port(packet: &mut Packet, backend: u32, kind: u32) {
     for step in 0..TRIES {
@@ -161,13 +162,13 @@ fn change_port(packet: &mut Packet, backend: u32, kind: u32) {
     reply_key(packet, 0);
 }
 
-/// Whether an entry for replies is of another flow than the packet's own, whose kind is given.
+/// Returns whether a reply entry belongs to another flow than the packet's, which has this kind.
 #[inline(always)]
-fn is_anothers(packet: &Packet, value: &Connection, kind: u32) -> bool {
+fn belongs_to_another(packet: &Packet, value: &Connection, kind: u32) -> bool {
     value.kind != ConnectionKind::Forward as u8 && !is_own(packet, value, kind)
 }
 
-/// Whether an entry for replies is of the packet's own flow.
+/// Returns whether a reply entry belongs to the packet's own flow.
 #[inline(always)]
 fn is_own(packet: &Packet, value: &Connection, kind: u32) -> bool {
     let [_, _, p0, p1] = packet.parsed.key.ports;
@@ -177,14 +178,14 @@ fn is_own(packet: &Packet, value: &Connection, kind: u32) -> bool {
         && u32::from(value.kind) == kind
 }
 
-/// [`Connection::client_port`] of the replies.
+/// Returns [`Connection::client_port`] of the replies.
 #[inline(always)]
 fn own_port(packet: &Packet) -> [u8; 2] {
     let [s0, s1, ..] = packet.parsed.key.ports;
     if u16::from_ne_bytes(packet.decided.client_port) == 0 { [0; 2] } else { [s0, s1] }
 }
 
-/// Makes the entry for replies that have the key [`super::packet::Scratch::other`].
+/// Creates the entry for replies with the key [`super::packet::Scratch::other`].
 #[inline(always)]
 fn await_replies(packet: &mut Packet, backend: u32, kind: u32, node: u32) {
     let [_, _, p0, p1] = packet.parsed.key.ports;
@@ -201,11 +202,12 @@ fn await_replies(packet: &mut Packet, backend: u32, kind: u32, node: u32) {
     let _ = PENDING.insert(&packet.scratch.other, &packet.scratch.found, 0);
 }
 
-/// Whether the backend may have a direct connection between the ports of the one that begins.
+/// Returns whether the backend may have a direct connection between the ports of the new one.
 ///
-/// It has none if the flow's former connection was answered, and with nobody outside. The backend's
-/// segments are the flow's then, whatever they are: it may still have the former connection, and
-/// answers a SYN of the new one with an ACK (RFC 5961, section 4; RFC 9293, section 3.10.7.4).
+/// It has none if the flow's former connection was answered, and its client was not outside. Then
+/// all segments from the backend belong to the flow. The backend may still have the former
+/// connection, and answers a SYN of the new one with an ACK (RFC 5961, section 4; RFC 9293, section
+/// 3.10.7.4).
 #[inline(never)]
 fn may_be_direct(packet: &Packet, kind: u32) -> bool {
     if kind == ConnectionKind::Published as u32 && maps::network_of(packet.parsed.key.source).is_none() {
@@ -218,8 +220,8 @@ fn may_be_direct(packet: &Packet, kind: u32) -> bool {
     !PENDING.get_ptr_mut(&packet.scratch.other).is_some_and(answered)
 }
 
-/// Notes which backend has the flow and by which node the client speaks, in the entry that
-/// [`super::packet::Scratch::other`] is the key of.
+/// Records the flow's backend and the client's node in the entry with the key
+/// [`super::packet::Scratch::other`].
 #[inline(always)]
 fn came_by(packet: &Packet, value: &mut Connection, backend: u32, node: u32) {
     let returns = returns(packet, node);
@@ -253,8 +255,8 @@ fn reply_key(packet: &mut Packet, hairpin: u32) {
     packet.scratch.other.vni = packet.decided.reply_vni;
 }
 
-/// What a container that reaches itself through a VIP sees as the source: the VIP, which it can
-/// answer in any network; something else where its answers would look like what it asked.
+/// Returns the source address for a container that reaches itself through a VIP. This is the VIP,
+/// to which it can reply in any network, unless replies would look like requests.
 #[inline(always)]
 pub(in crate::datapath) fn hairpin_source(packet: &Packet) -> Address {
     let [s0, s1, d0, d1] = packet.parsed.key.ports;
@@ -265,9 +267,9 @@ pub(in crate::datapath) fn hairpin_source(packet: &Packet) -> Address {
     }
 }
 
-/// Looks up whether a packet is a reply of a backend that has to be translated back; then
-/// [`super::packet::Decided::to`] is the source's new address. Returns the connection's kind, and
-/// one more; 0 for none. The rest of it is in [`super::packet::Scratch::found`].
+/// Looks up whether a packet is a backend's reply that must be translated back. If so,
+/// [`super::packet::Decided::to`] becomes the new source address, and
+/// [`super::packet::Scratch::found`] the entry. Returns the connection's kind plus one; 0 for none.
 #[inline(never)]
 pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     let (established, pointer) = match CONNECTIONS.get_ptr_mut(&packet.parsed.key) {
@@ -282,7 +284,7 @@ pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     if value.kind == ConnectionKind::Forward as u8 {
         return 0;
     }
-    // What is no answer to a SYN is of a direct connection between the same ports.
+    // A segment that does not answer a SYN belongs to a direct connection between the same ports.
     let answers = packet.parsed.tcp_flags & u32::from(SYN | RST) != 0 || packet.parsed.class != FLOW;
     if !established && value.state & (BEGINS | ANSWERED) == BEGINS && !answers {
         return 0;
@@ -291,7 +293,7 @@ pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     packet.scratch.found = *value;
     packet.decided.client_port = value.client_port;
     if u16::from_ne_bytes(value.client_port) != 0 {
-        // The fast path changes one end only.
+        // The fast path rewrites one end only.
         packet.scratch.memo.forget();
     }
     if packet.parsed.class == ERROR || packet.parsed.class == LATER {
@@ -304,17 +306,18 @@ pub(in crate::datapath) fn back(packet: &mut Packet) -> u32 {
     } else if value.state & ANSWERED == 0 {
         value.state |= ANSWERED;
         mark_answered(packet);
-        // The client's next packet makes an entry established, which is done on the slow path: the
-        // other one, where there is one, and this one where the client spoke to another node.
+        // The client's next packet makes an entry established, which happens on the slow path. This
+        // concerns the forward entry, if there is one, and this entry if the client uses another
+        // node.
         maps::renew(&packet.scratch.other);
-        // Packets of a direct connection may have been remembered since.
+        // Packets of a direct connection may have been cached meanwhile.
         maps::renew(&packet.parsed.key);
     }
     u32::from(packet.scratch.found.kind) + 1
 }
 
-/// Whether the reply at hand begins what contested an established connection; that is forgotten
-/// then.
+/// Returns whether the current reply begins a connection that competed with an established one.
+/// Ends the competition.
 #[inline(always)]
 fn is_superseded(packet: &Packet, connection: *mut Connection) -> bool {
     // SAFETY: as in `known`.
@@ -329,8 +332,8 @@ fn is_superseded(packet: &Packet, connection: *mut Connection) -> bool {
     superseded
 }
 
-/// Makes [`super::packet::Scratch::other`] the key of the opposite direction, of a reply at hand
-/// that was found.
+/// Makes [`super::packet::Scratch::other`] the key of the opposite direction of the current reply,
+/// whose entry was found.
 #[inline(always)]
 pub(super) fn forward_key(packet: &mut Packet) {
     let [_, _, c0, c1] = packet.parsed.key.ports;
@@ -348,8 +351,8 @@ pub(super) fn forward_key(packet: &mut Packet) {
     packet.scratch.other.vni = if published { [0; 3] } else { packet.parsed.key.vni };
 }
 
-/// Forgets replies of a tuple, if need be once the backend answers: the packet at hand begins a
-/// direct connection between the same ports.
+/// Deletes the reply entry of a tuple, or marks it for deletion once the backend answers: the
+/// current packet begins a direct connection between the same ports.
 #[inline(never)]
 pub(in crate::datapath) fn forget_replies(packet: &mut Packet) {
     opposite_key(packet, packet.parsed.key.vni);

@@ -1,4 +1,4 @@
-//! Another address, and perhaps another port, in a packet.
+//! Address and port translation.
 
 use mesh_ebpf::ip;
 use mesh_ebpf::transport::checksum_offset;
@@ -7,18 +7,18 @@ use mesh_ebpf_types::Address;
 use super::packet::{ERROR, LATER, LOST, Packet, is_same};
 use crate::datapath::skb::Skb;
 
-/// Where the source address stands in an IPv4 header; the destination follows.
+/// Offset of the source address in an IPv4 header; the destination follows.
 const V4_SOURCE: u32 = 12;
-/// Where the source address stands in an IPv6 header; the destination follows.
+/// Offset of the source address in an IPv6 header; the destination follows.
 const V6_SOURCE: u32 = 8;
 
-/// Which end of a packet.
+/// The end of a packet that is translated.
 pub(super) const SOURCE: u32 = 0;
 pub(super) const DESTINATION: u32 = 1;
 
 /// Replaces one end's address by [`super::packet::Decided::to`], and its port by `port` (two bytes
-/// as they lie in memory; 0 leaves it). In an ICMP error, the quoted packet's opposite end
-/// likewise. `false` where the kernel refuses.
+/// as they lie in memory; 0 keeps it). In an ICMP error, also the quoted packet's opposite end.
+/// Returns `false` if the kernel refuses.
 #[inline(never)]
 pub(super) fn translate(skb: Skb, packet: &mut Packet, side: u32, port: u16) -> bool {
     if packet.parsed.class != ERROR {
@@ -34,8 +34,8 @@ pub(super) fn translate(skb: Skb, packet: &mut Packet, side: u32, port: u16) -> 
         && (!own_too || address(skb, packet, side))
 }
 
-/// Replaces the client's port, which is at one end, by [`super::packet::Decided::client_port`]
-/// where that is not 0. In an ICMP error, the quoted packet's. `false` where the kernel refuses.
+/// Replaces the client's port at this end by [`super::packet::Decided::client_port`] if that is not
+/// 0. In an ICMP error, changes the quoted packet. Returns `false` if the kernel refuses.
 #[inline(never)]
 pub(super) fn translate_client(skb: Skb, packet: &Packet, side: u32) -> bool {
     let port = u16::from_ne_bytes(packet.decided.client_port);
@@ -46,7 +46,7 @@ pub(super) fn translate_client(skb: Skb, packet: &Packet, side: u32) -> bool {
     }
 }
 
-/// The IP header's address.
+/// Replaces the IP header's address.
 #[inline(never)]
 fn address(skb: Skb, packet: &mut Packet, side: u32) -> bool {
     let protocol = match (packet.parsed.class, packet.parsed.v6) {
@@ -62,12 +62,14 @@ fn address(skb: Skb, packet: &mut Packet, side: u32) -> bool {
     let changed = if packet.parsed.v6 == 0 {
         let (from, to) = (v4_word(from), v4_word(to));
         covered
-            .map_or(Ok(()), |offset| skb.mend_l4(upper + offset, from, to, 4, true, udp))
-            .and_then(|()| skb.mend_l3(14 + 10, from, to))
+            .map_or(Ok(()), |offset| skb.update_l4_checksum(upper + offset, from, to, 4, true, udp))
+            .and_then(|()| skb.update_l3_checksum(14 + 10, from, to))
             .and_then(|()| skb.store(14 + V4_SOURCE + 4 * side, &to.to_ne_bytes()))
     } else {
         covered
-            .map_or(Ok(()), |offset| skb.mend_l4_v6(upper + offset, &mut from.0, &mut to.0, true, udp))
+            .map_or(Ok(()), |offset| {
+                skb.update_l4_checksum_v6(upper + offset, &mut from.0, &mut to.0, true, udp)
+            })
             .and_then(|()| skb.store(14 + V6_SOURCE + 16 * side, &to.0))
     };
     changed.is_ok()
@@ -81,30 +83,31 @@ fn own_port(skb: Skb, packet: &Packet, side: u32, port: u16) -> bool {
     }
     let protocol = packet.parsed.key.protocol;
     let upper = packet.parsed.upper;
-    // SCTP's checksum is not one that can be mended.
+    // SCTP's checksum (CRC32c) cannot be updated incrementally.
     let Some(offset) = checksum_offset(protocol) else { return false };
-    skb.mend_l4(upper + offset, old.into(), port.into(), 2, false, protocol == ip::UDP)
+    skb.update_l4_checksum(upper + offset, old.into(), port.into(), 2, false, protocol == ip::UDP)
         .and_then(|()| skb.store(upper + 2 * side, &port.to_ne_bytes()))
         .is_ok()
 }
 
-/// The quoted packet's address: its source's, where the error's destination changes. The checksum
-/// over it is mended but for IPv4, where the quoted header's own checksum makes up for the change.
+/// Replaces the quoted packet's address: its source if the error's destination changes. The
+/// checksum over it must be updated except for IPv4, where the quoted header's own checksum
+/// compensates the change.
 #[inline(never)]
 fn quoted_address(skb: Skb, packet: &mut Packet, side: u32) -> bool {
     let upper = packet.parsed.upper;
     let quote = upper + 8;
-    // The error goes towards what sent the quoted packet.
+    // The error goes to the sender of the quoted packet.
     let end = 1 - (side & 1);
     let from =
         if side == SOURCE { &mut packet.parsed.key.source } else { &mut packet.parsed.key.destination };
     let to = &mut packet.decided.to;
     let changed = if packet.parsed.v6 == 0 {
         let (from, to) = (v4_word(from), v4_word(to));
-        skb.mend_l3(quote + 10, from, to)
+        skb.update_l3_checksum(quote + 10, from, to)
             .and_then(|()| skb.store(quote + V4_SOURCE + 4 * end, &to.to_ne_bytes()))
     } else {
-        skb.mend_l4_v6(upper + 2, &mut from.0, &mut to.0, false, false)
+        skb.update_l4_checksum_v6(upper + 2, &mut from.0, &mut to.0, false, false)
             .and_then(|()| skb.store(quote + V6_SOURCE + 16 * end, &to.0))
     };
     changed.is_ok()
@@ -118,12 +121,12 @@ fn quoted_port(skb: Skb, packet: &Packet, side: u32, port: u16) -> bool {
     }
     let (upper, quoted_upper) = (packet.parsed.upper, packet.parsed.quoted_upper);
     let end = 1 - (side & 1);
-    skb.mend_l4(upper + 2, old.into(), port.into(), 2, false, false)
+    skb.update_l4_checksum(upper + 2, old.into(), port.into(), 2, false, false)
         .and_then(|()| skb.store(quoted_upper + 2 * end, &port.to_ne_bytes()))
         .is_ok()
 }
 
-/// The port that one end has, as it lies in memory.
+/// Returns the port of this end, as it lies in memory.
 #[inline(always)]
 fn old_port(packet: &Packet, side: u32) -> u16 {
     let [s0, s1, d0, d1] = packet.parsed.key.ports;

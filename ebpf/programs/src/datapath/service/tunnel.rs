@@ -1,4 +1,4 @@
-//! Packets of the routing mesh on their way to another node.
+//! Sends packets of the routing mesh to another node.
 
 use mesh_ebpf::headers::{Buffer, ETHERNET, TO_TRAFFIC_CLASS, traffic_class};
 use mesh_ebpf::vxlan::{self, OUTER};
@@ -7,13 +7,13 @@ use mesh_ebpf_types::{BACKEND_ENCRYPTED, Encapsulation, RETURNS_MAC, Reason, Vni
 use super::packet::Packet;
 use crate::datapath::count::dropped;
 use crate::datapath::encapsulate::send_by_device;
-use crate::datapath::engine::hand_over;
+use crate::datapath::engine::pass_to_engine;
 use crate::datapath::maps;
 use crate::datapath::sent;
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 
-/// Sends a packet of a backend's flow to a node, as [`super::packet::Packet`] says.
+/// Sends a packet of a backend's flow to the node in [`super::packet::Packet`].
 #[inline(never)]
 pub(super) fn send(skb: Skb, packet: &mut Packet) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };
@@ -22,7 +22,7 @@ pub(super) fn send(skb: Skb, packet: &mut Packet) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::NoBackend);
     };
     if backend.flags & BACKEND_ENCRYPTED != 0 {
-        return secretly(skb, packet, vni, node);
+        return through_wireguard(skb, packet, vni, node);
     }
     let Some(local) = config.local.to_v4() else { return dropped(skb, Vni::NONE, Reason::NotConfigured) };
     if packet.decided.fits != 0 && config.encapsulation == Encapsulation::Direct as u8 {
@@ -41,37 +41,38 @@ pub(super) fn send(skb: Skb, packet: &mut Packet) -> Verdict {
     }
 }
 
-/// How a node that is reached through WireGuard stands in a packet's or an entry's `node`: its
-/// number there after two zeroes, which no node's address begins with.
+/// Encodes a node that is reached through WireGuard for the `node` of a packet or entry: its number
+/// after two zero bytes, with which no node's address begins.
 #[inline(always)]
 pub(in crate::datapath) const fn of_peer(peer: u16) -> u32 {
     let [p0, p1] = peer.to_be_bytes();
     u32::from_ne_bytes([0, 0, p0, p1])
 }
 
-/// Whether a packet's `node` is a number in WireGuard.
+/// Returns whether a packet's `node` is a number in WireGuard.
 #[inline(always)]
 pub(in crate::datapath) const fn is_peer(node: u32) -> bool {
     let [z0, z1, ..] = node.to_ne_bytes();
     z0 | z1 == 0
 }
 
-/// Gives the packet to the WireGuard engine, or to nobody.
+/// Passes the packet to the WireGuard engine, or drops it.
 #[inline(never)]
-fn secretly(skb: Skb, packet: &mut Packet, vni: u32, node: u32) -> Verdict {
+fn through_wireguard(skb: Skb, packet: &mut Packet, vni: u32, node: u32) -> Verdict {
     let ifindex = maps::config().map_or(0, |config| config.wireguard_ifindex);
     let [.., p0, p1] = node.to_ne_bytes();
     let peer = u16::from_be_bytes([p0, p1]);
     if !is_peer(node) || peer == 0 || ifindex == 0 {
         return dropped(skb, Vni::NONE, Reason::NoKey);
     }
-    match hand_over(skb, Some(packet), Vni::new(vni), peer, ifindex) {
+    match pass_to_engine(skb, Some(packet), Vni::new(vni), peer, ifindex) {
         Some(verdict) => verdict,
         None => dropped(skb, Vni::NONE, Reason::EncapsulationFailed),
     }
 }
 
-/// Writes the outer headers. [`Verdict::Pass`], and nothing changed, where the kernel refuses.
+/// Writes the outer headers. Returns [`Verdict::Pass`], with the packet unchanged, if the kernel
+/// refuses.
 #[inline(never)]
 fn direct(skb: Skb, vni: u32, node: u32, returns: u32) -> Verdict {
     let Some(config) = maps::config() else { return Verdict::Pass };

@@ -1,13 +1,13 @@
-//! The fast path of packets of published ports that only pass through this node, taken where the
-//! driver has them: nothing is allocated for them, and they leave by the device that they came by.
+//! Fast path in the driver (XDP) for packets of published ports that only pass through this node.
+//! No socket buffer is allocated, and they leave through the device where they arrived.
 //!
-//! What is known of a flow is the tc program's: the driver's program looks it up in the same entry
-//! of `FLOWS` and never makes one. It runs for the same packets as `underlay`, before it, on the
-//! same CPU, as a part of receiving them: a softirq, like all that runs tc programs, or code that
-//! keeps softirqs off. So neither interrupts the other at an entry.
+//! Flows are cached by the tc program; the XDP program looks them up in the same entries of `FLOWS`
+//! and never creates one. It runs before `underlay` for the same packets, on the same CPU, in
+//! softirq context or with softirqs off, like all tc programs. So neither interrupts the other
+//! while it uses an entry.
 //!
-//! Whatever `underlay` has to see is left to it, and is not changed before that is clear. What
-//! passes here is on the wire as it would have been, and is counted alike.
+//! Packets that `underlay` must see are passed on unchanged. A packet forwarded here looks the same
+//! on the wire as one forwarded by `underlay`, and is counted in the same way.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::ip;
@@ -15,7 +15,7 @@ use mesh_ebpf::vxlan::{OUTER, TEMPLATE};
 use mesh_ebpf_types::{Config, Encapsulation, PUBLISHED_BIT, REPLY_BIT, Reason, Vni};
 
 use super::flow::{Flow, FlowKey, LEAVES, NEITHER, NEXT_HOP_UNTIL, READ, READ_TUNNELLED, TO_NODE};
-use super::{fill, is_ordinary, is_spent, known};
+use super::{fill, is_exhausted, is_ordinary, known};
 use crate::datapath::count::{count_early, count_number};
 use crate::datapath::maps;
 use crate::datapath::received::is_plain_vxlan;
@@ -25,15 +25,15 @@ use crate::datapath::xdp::{Action, DROP, PASS, SEND_BACK, Xdp};
 /// Length of both MACs in a frame.
 const MACS: usize = 12;
 
-/// What arrived at the data-path device. [`PASS`], and nothing changed, where the flow is not
-/// known.
+/// Handles a packet that arrived at the data-path device. Returns [`PASS`], with the packet
+/// unchanged, if the flow is not cached.
 #[inline(always)]
 pub(in crate::datapath) fn early(xdp: Xdp) -> Action {
-    passing(xdp).unwrap_or(PASS)
+    forward(xdp).unwrap_or(PASS)
 }
 
 #[inline(always)]
-fn passing(xdp: Xdp) -> Option<Action> {
+fn forward(xdp: Xdp) -> Option<Action> {
     let config = maps::config()?;
     let frame = xdp.start::<READ>()?;
     if frame.byte(23) == ip::UDP && frame.half(36) == u16::from_ne_bytes(config.vxlan_port) {
@@ -44,12 +44,16 @@ fn passing(xdp: Xdp) -> Option<Action> {
         return None;
     }
     let flow = known(&FlowKey::of(frame, 0, xdp.ifindex(), 0, [0; 2]))?;
-    if flow.way != TO_NODE || flow.end != NEITHER || length - 14 > flow.mtu || is_spent(flow, frame, 0) {
+    if flow.outcome != TO_NODE
+        || flow.end != NEITHER
+        || length - 14 > flow.mtu
+        || is_exhausted(flow, frame, 0)
+    {
         return None;
     }
     let (destination, tos) = (destination_mac(frame), frame.byte(15));
     let [here, there] = flow.outer;
-    leads_back(xdp, flow, destination, ip::UDP, [here, there])?;
+    leaves_where_it_arrived(xdp, flow, destination, ip::UDP, [here, there])?;
     fill(flow, frame, 0);
     flow.template.fit(flow.hash, tos, length);
     xdp.extend(const { OUTER as i32 }).ok()?;
@@ -61,7 +65,7 @@ fn passing(xdp: Xdp) -> Option<Action> {
     Some(counted(flow, length, length))
 }
 
-/// A backend's reply that leaves to its client here.
+/// Forwards a backend's reply whose client is reached through this node.
 #[inline(always)]
 fn reply(xdp: Xdp, config: &Config) -> Option<Action> {
     let frame = xdp.start::<READ_TUNNELLED>()?;
@@ -76,12 +80,12 @@ fn reply(xdp: Xdp, config: &Config) -> Option<Action> {
         return None;
     }
     let flow = known(&FlowKey::of(frame, OUTER, frame.word(26), frame.word(46), [0; 2]))?;
-    if flow.way != LEAVES || flow.end != NEITHER {
+    if flow.outcome != LEAVES || flow.end != NEITHER {
         return None;
     }
     let (destination, protocol, addresses) =
         (destination_mac(frame), frame.byte(OUTER + 23), flow.key.addresses);
-    leads_back(xdp, flow, destination, protocol, addresses)?;
+    leaves_where_it_arrived(xdp, flow, destination, protocol, addresses)?;
     xdp.extend(const { -(OUTER as i32) }).ok()?;
     let Some(inner) = xdp.start::<MACS>() else {
         count_number(flow.vni, Reason::DecapsulationFailed as u32, 1, length);
@@ -91,7 +95,7 @@ fn reply(xdp: Xdp, config: &Config) -> Option<Action> {
     Some(counted(flow, length, length - 50))
 }
 
-/// `length` is the frame's as it came, `inner` without outer headers.
+/// `length` is that of the received frame, `inner` that without outer headers.
 #[inline(always)]
 fn counted(flow: &Flow, length: u32, inner: u32) -> Action {
     count_number(flow.vni, flow.reason, 1, inner);
@@ -99,10 +103,10 @@ fn counted(flow: &Flow, length: u32, inner: u32) -> Action {
     SEND_BACK
 }
 
-/// Whether the packet is for this host, and leaves by the device that it came by; its new MACs are
-/// in the template then.
+/// Returns whether the packet is for this host and leaves through the device where it arrived. If
+/// so, its new MACs are in the template.
 #[inline(always)]
-fn leads_back(
+fn leaves_where_it_arrived(
     xdp: Xdp,
     flow: &mut Flow,
     destination: [u16; 3],
@@ -112,7 +116,7 @@ fn leads_back(
     if flow.to_ifindex != xdp.ifindex() {
         return None;
     }
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     let now = unsafe { bpf_jiffies64() };
     if flow.macs_until <= now {
         flow.template.frame[..MACS].copy_from_slice(&xdp.macs(protocol, from, to)?);

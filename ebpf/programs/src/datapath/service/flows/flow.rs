@@ -1,4 +1,4 @@
-//! What a CPU remembers of a flow.
+//! The cache entry of a flow, in each CPU's cache.
 
 use aya_ebpf::maps::PerCpuArray;
 use mesh_ebpf::headers::ETHERNET;
@@ -8,90 +8,90 @@ use mesh_ebpf_types::Vni;
 use crate::datapath::maps::{self, map};
 use crate::datapath::start::Start;
 
-/// How long an entry holds: 0.1 to 1 s, by the kernel's clock rate.
+/// Lifetime of an entry: 0.1 to 1 s, depending on the kernel's clock rate.
 pub(super) const UNTIL: u64 = 100;
-/// How long a next hop is used, see [`crate::datapath::sent`].
+/// Lifetime of a next hop; see [`crate::datapath::sent`].
 pub(super) const NEXT_HOP_UNTIL: u64 = 25;
-/// Ethernet, IPv4 without options, and TCP up to its flags. Datagrams that are shorter go the long
-/// way.
+/// Ethernet, IPv4 without options, and TCP up to its flags. Shorter datagrams take the slow path.
 pub(super) const READ: usize = ETHERNET + 20 + 14;
 /// The same inside the outer headers.
 pub(super) const READ_TUNNELLED: usize = OUTER + READ;
-/// IPv4, without options, as it stands in a frame together with the type of service.
+/// Ethertype, version and header length of IPv4 without options, as in a frame.
 pub(super) const PLAIN_IPV4: u32 = u32::from_ne_bytes([0x08, 0, 0x45, 0]);
 pub(super) const TOS: u32 = u32::from_ne_bytes([0, 0, 0, 0xff]);
 pub(super) const FRAGMENT: u16 = u16::from_ne_bytes([0x3f, 0xff]);
-/// Where the IP header begins in [`Template::frame`].
+/// Offset of the IP header in [`Template::frame`].
 pub(super) const INNER_IP: usize = OUTER + ETHERNET;
 
-/// [`Flow::end`]: nothing of the packet changes; its source; its destination.
+/// [`Flow::end`]: neither end of the packet is rewritten; the other values are source and
+/// destination.
 pub(in crate::datapath::service) const NEITHER: u32 = 2;
 
-/// [`Flow::way`]: to another node; to an endpoint of this one; to somebody outside; as if there
-/// were no services, though it comes from a backend.
+/// [`Flow::outcome`]: to another node; to an endpoint on this node; to an outside client; as if
+/// there were no services, although it comes from a backend.
 pub(super) const TO_NODE: u32 = 0;
 pub(super) const TO_ENDPOINT: u32 = 1;
 pub(super) const LEAVES: u32 = 2;
 pub(super) const UNBALANCED: u32 = 3;
 
-/// All of a packet that chooses its way. Words as they lie in the frame.
+/// All fields of a packet that determine its flow. Words are as in the frame.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(in crate::datapath) struct FlowKey {
-    /// The interface index of the device that it came in by; inside VXLAN, the node that sent it.
+    /// Interface index of the device where it arrived; inside VXLAN, the sending node's address.
     pub(super) from: u32,
-    /// The VNI, and a zero after it; zero outside VXLAN.
+    /// The VNI, followed by a zero byte; zero outside VXLAN.
     pub(super) vni: u32,
-    /// Source and destination.
+    /// Source and destination address.
     pub(super) addresses: [u32; 2],
     /// Source and destination port.
     pub(super) ports: u32,
     pub(super) protocol: u32,
-    /// The source MAC of what an endpoint sends, the destination MAC of what is for one; zero
+    /// The source MAC of packets from endpoints, the destination MAC of packets to endpoints; zero
     /// otherwise.
     pub(super) mac: [u32; 2],
 }
 
-/// What becomes of a flow's packets. All zero fits no packet.
+/// The cached processing of a flow's packets. All zero matches no packet.
 #[repr(C)]
 pub(in crate::datapath) struct Flow {
     pub(super) generation: u64,
     /// [`maps::epoch`] of the tuple.
     pub(super) epoch: u64,
-    /// When it takes the slow path again, in jiffies.
+    /// When the flow must take the slow path again, in jiffies.
     pub(super) until: u64,
-    /// When the next hop is to be asked for again.
+    /// When the next hop must be queried again.
     pub(super) next_hop_until: u64,
-    /// When the MACs in the template, by which [`early`] sends it, are to be asked for again.
+    /// When the MACs in the template, which [`early`] uses, must be queried again.
     pub(super) macs_until: u64,
     pub(super) key: FlowKey,
-    pub(super) way: u32,
-    /// Which end is replaced.
+    pub(super) outcome: u32,
+    /// The end that is rewritten.
     pub(super) end: u32,
-    /// That end's address before and after.
+    /// Address of that end before and after.
     pub(super) from: u32,
     pub(super) to: u32,
-    /// That end's port before and after, as they lie in the packet.
+    /// Port of that end before and after, as in the packet.
     pub(super) from_port: u32,
     pub(super) to_port: u32,
-    /// What the sum of the IP header grows by.
+    /// The increment of the IP header's checksum.
     pub(super) difference: u32,
-    /// What is taken from the hop limit.
+    /// The decrement of the hop limit.
     pub(super) hops: u32,
-    /// The flow's hash as it leaves, where the socket has made none.
+    /// The flow's hash on output, if the socket has computed none.
     pub(super) hash: u32,
-    /// The largest packet that may leave.
+    /// MTU of the output.
     pub(super) mtu: u32,
-    /// Where it leaves, or the endpoint's device.
+    /// Output device, or the endpoint's device.
     pub(super) to_ifindex: u32,
-    /// This node and the other one, in outer headers.
+    /// Addresses of this and the other node, for outer headers.
     pub(super) outer: [u32; 2],
-    /// 0 where the kernel is to find it.
+    /// 0 if the kernel must find it.
     pub(super) next_hop: u32,
-    /// What it is counted for.
+    /// The network for counters.
     pub(super) vni: Vni,
     pub(super) reason: u32,
-    /// What it looks like.
+    /// The headers of the flow's packets.
     pub(super) template: Template,
 }
 
@@ -115,11 +115,11 @@ impl FlowKey {
     }
 }
 
-// Not pinned: worth nothing to another program.
+// Not pinned: a cache is useless to another program.
 map!(FLOWS: PerCpuArray<Flow> = PerCpuArray::with_max_entries(maps::FLOWS, 0));
 
-/// What is in that place on this CPU.
+/// Returns the entry in this slot on this CPU.
 #[inline(always)]
-pub(super) fn place(slot: u32) -> Option<*mut Flow> {
+pub(super) fn cache_entry(slot: u32) -> Option<*mut Flow> {
     FLOWS.get_ptr_mut(slot)
 }

@@ -1,11 +1,11 @@
-//! Balanced IPv4 flows that passed lately, as in [`crate::datapath::sent`]: what the slow path made
-//! of a packet, the next ones with the same addresses and ports get at once.
+//! Fast path for balanced IPv4 flows, like [`crate::datapath::sent`]. Caches how the slow path
+//! processed a packet, for further packets with the same addresses and ports.
 //!
-//! An entry holds until user space changes an entry of any map, until a program changes what the
-//! flow's tuple stands for ([`crate::datapath::maps::renew`]), and for [`UNTIL`] at most: then a
-//! packet takes the slow path, where the flow's entries in `CONNECTIONS` are looked up, so that
-//! they are not taken for unused. So does whatever begins or ends a TCP connection, and whatever is
-//! out of the ordinary.
+//! An entry is valid until user space changes an entry of any map, until a program changes the
+//! meaning of the flow's tuple ([`crate::datapath::maps::renew`]), and for [`UNTIL`] at most. Then
+//! a packet takes the slow path, which looks up the flow in `CONNECTIONS`, so that its entries
+//! there count as used. Packets that begin or end a TCP connection, and unusual packets, always
+//! take the slow path.
 
 mod early;
 mod flow;
@@ -20,7 +20,7 @@ use mesh_ebpf_types::{PUBLISHED_BIT, Reason, Vni};
 pub(in crate::datapath) use early::early;
 pub(super) use flow::NEITHER;
 pub(in crate::datapath) use remember::{
-    Becomes, begin, begin_received, begin_sent, leaves, note, to_endpoint, to_node, unbalanced, wanted,
+    Becomes, begin, begin_received, begin_sent, is_cacheable, leaves, note, to_endpoint, to_node, unbalanced,
 };
 
 use flow::{
@@ -34,13 +34,13 @@ use crate::datapath::skb::{Refused, Skb};
 use crate::datapath::start::Start;
 use crate::datapath::verdict::Verdict;
 
-/// The flow of a packet, if it is known.
+/// Returns the cache entry for a packet's flow, if it is valid.
 #[inline(always)]
 fn known(key: &FlowKey) -> Option<&'static mut Flow> {
     let slot = maps::flow_slot(key.addresses, key.ports);
-    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
-    let flow = unsafe { &mut *flow::place(slot)? };
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: the entry belongs to this CPU, and programs do not interrupt each other on one CPU.
+    let flow = unsafe { &mut *flow::cache_entry(slot)? };
+    // SAFETY: takes no arguments, returns the time.
     let now = unsafe { bpf_jiffies64() };
     let holds = flow.key == *key
         && flow.generation == maps::generation()
@@ -49,8 +49,8 @@ fn known(key: &FlowKey) -> Option<&'static mut Flow> {
     if holds { Some(flow) } else { None }
 }
 
-/// Whether a packet neither begins nor ends a connection, and is nothing out of the ordinary. Its
-/// frame starts at `base`.
+/// Returns whether a packet neither begins nor ends a connection, and is not unusual. Its frame
+/// starts at `base`.
 #[inline(always)]
 fn is_ordinary<const N: usize>(frame: Start<N>, base: usize, length: u32, gso: bool) -> bool {
     let total = u32::from(u16::from_be(frame.half(base + 16)));
@@ -65,13 +65,13 @@ fn is_ordinary<const N: usize>(frame: Start<N>, base: usize, length: u32, gso: b
         && (gso || (total >= 28 && total + base as u32 + 14 <= length))
 }
 
-/// Whether a packet's hop limit is too low for its way. Its frame starts at `base`.
+/// Returns whether a packet's hop limit is too low. Its frame starts at `base`.
 #[inline(always)]
-fn is_spent<const N: usize>(flow: &Flow, frame: Start<N>, base: usize) -> bool {
+fn is_exhausted<const N: usize>(flow: &Flow, frame: Start<N>, base: usize) -> bool {
     u32::from(frame.byte(base + 22)) <= flow.hops
 }
 
-/// Length of the IP packet; of the largest segment, if it is a super-packet.
+/// Returns the length of the IP packet; of a super-packet, that of its largest segment.
 #[inline(always)]
 fn packet_length(frame: Start<READ>, length: u32, payload: u32) -> u32 {
     match (payload, frame.byte(23)) {
@@ -81,8 +81,9 @@ fn packet_length(frame: Start<READ>, length: u32, payload: u32) -> u32 {
     }
 }
 
-/// What an endpoint sends. [`Verdict::SlowPath`], and nothing changed, where the flow is not known;
-/// [`Verdict::Unchanged`], and nothing changed, where it is known to be none of a service.
+/// Handles a packet from an endpoint. Returns [`Verdict::SlowPath`] if the flow is not cached, and
+/// [`Verdict::Unchanged`] if it is known not to belong to a service. The packet is unchanged in
+/// both cases.
 #[inline(never)]
 pub(in crate::datapath) fn sent(skb: Skb) -> Verdict {
     from_endpoint(skb).unwrap_or(Verdict::SlowPath)
@@ -97,8 +98,8 @@ fn from_endpoint(skb: Skb) -> Option<Verdict> {
     untunnelled(skb, frame, [frame.word(6), frame.half(10).into()])
 }
 
-/// What arrived at the data-path device for a published port. [`Verdict::SlowPath`], and nothing
-/// changed, where the flow is not known.
+/// Handles a packet to a published port that arrived at the data-path device. Returns
+/// [`Verdict::SlowPath`], with the packet unchanged, if the flow is not cached.
 #[inline(never)]
 pub(in crate::datapath) fn arrived(skb: Skb) -> Verdict {
     from_outside(skb).unwrap_or(Verdict::SlowPath)
@@ -109,7 +110,7 @@ fn from_outside(skb: Skb) -> Option<Verdict> {
     untunnelled(skb, skb.start::<READ>()?, [0; 2])
 }
 
-/// What comes without outer headers; `mac` is as in [`FlowKey`].
+/// Handles a packet without outer headers; `mac` is as in [`FlowKey`].
 #[inline(always)]
 fn untunnelled(skb: Skb, frame: Start<READ>, mac: [u32; 2]) -> Option<Verdict> {
     let (length, payload) = (skb.length(), skb.gso_size());
@@ -117,20 +118,21 @@ fn untunnelled(skb: Skb, frame: Start<READ>, mac: [u32; 2]) -> Option<Verdict> {
         return None;
     }
     let flow = known(&FlowKey::of(frame, 0, skb.ifindex(), 0, mac))?;
-    if is_spent(flow, frame, 0) {
+    if is_exhausted(flow, frame, 0) {
         return None;
     }
-    if flow.way == UNBALANCED {
+    if flow.outcome == UNBALANCED {
         return Some(Verdict::Unchanged);
     }
-    if flow.way == TO_NODE {
+    if flow.outcome == TO_NODE {
         return send(skb, flow, frame, length, payload);
     }
     fill(flow, frame, 0);
     Some(pass_on(skb, flow, length))
 }
 
-/// What another node sent, in outer headers as this mesh makes them. As [`sent`].
+/// Handles a packet from another node, in outer headers as Mesh writes them. Returns as [`sent`]
+/// does.
 #[inline(never)]
 pub(in crate::datapath) fn received(skb: Skb) -> Verdict {
     from_node(skb).unwrap_or(Verdict::SlowPath)
@@ -147,15 +149,15 @@ fn from_node(skb: Skb) -> Option<Verdict> {
     let of_mesh = Vni([0, v0, v1, v2]).number() & PUBLISHED_BIT != 0;
     let mac = if of_mesh { [0; 2] } else { [frame.word(50), frame.half(54).into()] };
     let flow = known(&FlowKey::of(frame, OUTER, frame.word(26), frame.word(46), mac))?;
-    if is_spent(flow, frame, OUTER) {
+    if is_exhausted(flow, frame, OUTER) {
         return None;
     }
-    if flow.way == UNBALANCED {
+    if flow.outcome == UNBALANCED {
         return Some(Verdict::Unchanged);
     }
-    // See `underlay`: what leaves again must not take the notes of a tunnel along, nor may
+    // See `underlay`: packets that leave again must not keep the kernel's tunnel metadata, nor may
     // datagrams.
-    if gso && (flow.way == LEAVES || frame.byte(OUTER + 23) != ip::TCP) {
+    if gso && (flow.outcome == LEAVES || frame.byte(OUTER + 23) != ip::TCP) {
         return None;
     }
     fill(flow, frame, OUTER);
@@ -165,7 +167,7 @@ fn from_node(skb: Skb) -> Option<Verdict> {
     Some(pass_on(skb, flow, length - 50))
 }
 
-/// Writes the packet's own fields, up to its ports, into the template.
+/// Copies the packet's own fields, up to its ports, into the template.
 #[inline(always)]
 fn fill<const N: usize>(flow: &mut Flow, frame: Start<N>, base: usize) {
     for offset in [14, 16, 18, 20, 22] {
@@ -180,20 +182,20 @@ fn fill<const N: usize>(flow: &mut Flow, frame: Start<N>, base: usize) {
     flow.template.frame[INNER_IP + 10..INNER_IP + 12].copy_from_slice(&sum.to_ne_bytes());
 }
 
-/// Mends the transport checksum of a packet whose frame is at `base`.
+/// Updates the transport checksum of a packet whose frame is at `base`.
 #[inline(always)]
-fn mend(skb: Skb, flow: &Flow, base: u32) -> Result<(), Refused> {
+fn update_checksum(skb: Skb, flow: &Flow, base: u32) -> Result<(), Refused> {
     let udp = flow.key.protocol == u32::from(ip::UDP);
     let checksum = base + if udp { 34 + 6 } else { 34 + 16 };
-    skb.mend_l4(checksum, flow.from, flow.to, 4, true, udp)?;
+    skb.update_l4_checksum(checksum, flow.from, flow.to, 4, true, udp)?;
     if flow.from_port == flow.to_port {
         return Ok(());
     }
-    skb.mend_l4(checksum, flow.from_port, flow.to_port, 2, false, udp)
+    skb.update_l4_checksum(checksum, flow.from_port, flow.to_port, 2, false, udp)
 }
 
-/// Sends a packet to another node. `None`, and nothing changed, where it does not fit or the kernel
-/// refuses.
+/// Sends a packet to another node. Returns `None`, with the packet unchanged, if it does not fit or
+/// the kernel refuses.
 #[inline(always)]
 fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32) -> Option<Verdict> {
     if packet_length(frame, length, payload) > flow.mtu {
@@ -206,7 +208,7 @@ fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32
         known => known,
     };
     flow.template.fit(hash, tos, length);
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     let now = unsafe { bpf_jiffies64() };
     if flow.next_hop_until <= now {
         flow.next_hop = skb.next_hop(flow.to_ifindex, flow.outer[0], flow.outer[1]);
@@ -216,7 +218,8 @@ fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32
         return None;
     }
     let frame = &flow.template.frame;
-    let mended = if flow.end == NEITHER { Ok(()) } else { mend(skb, flow, const { OUTER as u32 }) };
+    let mended =
+        if flow.end == NEITHER { Ok(()) } else { update_checksum(skb, flow, const { OUTER as u32 }) };
     let written = mended.and_then(|()| skb.store(0, frame));
     if written.is_err() {
         return Some(dropped(skb, flow.vni, Reason::EncapsulationFailed));
@@ -228,20 +231,20 @@ fn send(skb: Skb, flow: &mut Flow, frame: Start<READ>, length: u32, payload: u32
     })
 }
 
-/// Gives a packet, of which the template has been filled, to an endpoint, or to whoever is outside.
+/// Delivers a packet, whose template is filled, to an endpoint or to an outside client.
 #[inline(always)]
 fn pass_on(skb: Skb, flow: &Flow, length: u32) -> Verdict {
     let written = if flow.end == NEITHER {
         Ok(())
     } else {
         let start = flow.template.frame.last_chunk::<{ TEMPLATE - OUTER }>();
-        mend(skb, flow, 0).and_then(|()| start.map_or(Err(Refused), |start| skb.store(0, start)))
+        update_checksum(skb, flow, 0).and_then(|()| start.map_or(Err(Refused), |start| skb.store(0, start)))
     };
     if written.is_err() {
         return dropped(skb, flow.vni, Reason::TranslationFailed);
     }
     count_number(flow.vni, flow.reason, skb.segments(), length);
-    if flow.way == LEAVES {
+    if flow.outcome == LEAVES {
         return skb.route(flow.to_ifindex);
     }
     skb.deliver_as_is(flow.to_ifindex).unwrap_or_else(|_| dropped(skb, flow.vni, Reason::TranslationFailed))

@@ -1,7 +1,7 @@
-//! What the slow path finds out about a flow.
+//! Caches the results of the slow path for a flow.
 //!
-//! Before anything is looked up, [`begin`] notes what a packet is; whichever part finds out where
-//! it goes has that remembered.
+//! [`begin`] records a packet's key before any lookup. The part that determines the packet's
+//! destination then creates the cache entry.
 
 use aya_ebpf::helpers::generated::bpf_jiffies64;
 use mesh_ebpf::transport::{FIN, RST, SYN};
@@ -11,24 +11,26 @@ use mesh_ebpf_types::{Encapsulation as Mode, Mac, PUBLISHED_BIT, RETURNS_MAC, Re
 
 use super::super::packet::FLOW;
 use super::super::translate::SOURCE;
-use super::flow::{Flow, FlowKey, INNER_IP, LEAVES, NEITHER, TO_ENDPOINT, TO_NODE, UNBALANCED, UNTIL, place};
+use super::flow::{
+    Flow, FlowKey, INNER_IP, LEAVES, NEITHER, TO_ENDPOINT, TO_NODE, UNBALANCED, UNTIL, cache_entry,
+};
 use crate::datapath::maps;
 use crate::datapath::service::packet::Packet;
 
-/// What a packet is counted as, and what it becomes.
+/// How a packet is rewritten and counted.
 #[derive(Clone, Copy)]
 pub(in crate::datapath) struct Becomes {
-    /// `SOURCE`, `DESTINATION`, or [`NEITHER`]: the end that becomes
-    /// [`super::super::packet::Decided::to`].
+    /// The end whose address becomes [`super::super::packet::Decided::to`]: `SOURCE`, `DESTINATION`
+    /// or [`NEITHER`].
     pub(in crate::datapath) end: u32,
-    /// That end's new port; 0 leaves it.
+    /// New port of that end; 0 if it is unchanged.
     pub(in crate::datapath) port: [u8; 2],
     pub(in crate::datapath) counted: Vni,
     pub(in crate::datapath) reason: Reason,
 }
 
-/// Notes what the packet at hand, which was just read, is: `from`, `vni` and `mac` are as in
-/// [`FlowKey`]; `hash` is 0 where it is not known.
+/// Records the key of the current packet, which has just been read. `from`, `vni` and `mac` are as
+/// in [`FlowKey`]; `hash` is 0 if unknown.
 #[inline(always)]
 pub(in crate::datapath) fn begin(packet: &mut Packet, from: u32, vni: u32, mac: [u32; 2], hash: u32) {
     let in_flow = match packet.parsed.key.protocol {
@@ -53,27 +55,27 @@ pub(in crate::datapath) fn begin(packet: &mut Packet, from: u32, vni: u32, mac: 
     packet.scratch.memo.hash = hash;
 }
 
-/// As [`begin`], of what an endpoint sends.
+/// As [`begin`], for a packet from an endpoint.
 #[inline(always)]
 pub(in crate::datapath) fn begin_sent(packet: &mut Packet, ifindex: u32) {
     let Mac([m0, m1, m2, m3, m4, m5]) = packet.parsed.source_mac;
     begin(packet, ifindex, 0, [u32::from_ne_bytes([m0, m1, m2, m3]), u16::from_ne_bytes([m4, m5]).into()], 0);
 }
 
-/// As [`begin`], of what a node sent; 0 where it is not known.
+/// As [`begin`], for a packet from a node; `node` is 0 if unknown.
 #[inline(always)]
 pub(in crate::datapath) fn begin_received(packet: &mut Packet, node: u32, vni: Vni, mac: [u32; 2]) {
     let [_, v0, v1, v2] = vni.0;
     begin(packet, node, u32::from_ne_bytes([v0, v1, v2, 0]), mac, 0);
 }
 
-/// Whether anything is to be remembered of the packet at hand.
+/// Returns whether the current packet's flow is to be cached.
 #[inline(always)]
-pub(in crate::datapath) fn wanted(packet: &Packet) -> bool {
+pub(in crate::datapath) fn is_cacheable(packet: &Packet) -> bool {
     packet.scratch.memo.from != 0
 }
 
-/// Remembers that the flow goes to an endpoint here.
+/// Caches that the flow goes to an endpoint on this node.
 #[inline(always)]
 pub(in crate::datapath) fn to_endpoint(packet: &mut Packet, becomes: Becomes, ifindex: u32, mac: Mac) {
     packet.scratch.memo.destination_mac = mac;
@@ -81,19 +83,19 @@ pub(in crate::datapath) fn to_endpoint(packet: &mut Packet, becomes: Becomes, if
     remember(packet, becomes, TO_ENDPOINT, ifindex);
 }
 
-/// Remembers that it leaves by a device, as a reply to somebody outside.
+/// Caches that the flow leaves through a device, as replies to an outside client.
 ///
-/// What it becomes was said by [`note`].
+/// [`note`] must have recorded how its packets are rewritten.
 #[inline(always)]
 pub(in crate::datapath) fn leaves(packet: &mut Packet, ifindex: u32) {
     packet.scratch.memo.destination_mac = packet.parsed.destination_mac;
     packet.scratch.memo.source_mac = packet.parsed.source_mac;
-    goes(packet, LEAVES, ifindex);
+    set_outcome(packet, LEAVES, ifindex);
 }
 
-/// Remembers that it goes to the node and with the VNI that [`super::super::packet::Packet`] says,
-/// where packets of up to `mtu` bytes fit. `mac` is the inner frame's destination, for a frame of a
-/// network.
+/// Caches that the flow goes to the node, and with the VNI, in [`super::super::packet::Packet`],
+/// through a tunnel with this MTU in bytes. `mac` is the inner frame's destination, for a frame of
+/// a network.
 #[inline(always)]
 pub(in crate::datapath) fn to_node(packet: &mut Packet, becomes: Becomes, mtu: u32, mac: Mac) {
     let Some(config) = maps::config() else { return };
@@ -111,7 +113,7 @@ pub(in crate::datapath) fn to_node(packet: &mut Packet, becomes: Becomes, mtu: u
     remember(packet, becomes, TO_NODE, config.underlay_ifindex);
 }
 
-/// Remembers that it comes from a backend, but is no reply to anything that was balanced.
+/// Caches that the flow comes from a backend, but does not reply to a balanced flow.
 #[inline(always)]
 pub(in crate::datapath) fn unbalanced(packet: &mut Packet) {
     let reason = Reason::Received;
@@ -119,15 +121,15 @@ pub(in crate::datapath) fn unbalanced(packet: &mut Packet) {
 }
 
 #[inline(always)]
-fn remember(packet: &mut Packet, becomes: Becomes, way: u32, ifindex: u32) {
+fn remember(packet: &mut Packet, becomes: Becomes, outcome: u32, ifindex: u32) {
     if packet.scratch.memo.from == 0 {
         return;
     }
     note(packet, becomes);
-    goes(packet, way, ifindex);
+    set_outcome(packet, outcome, ifindex);
 }
 
-/// Notes what the packet at hand becomes, for [`leaves`].
+/// Records how the current packet is rewritten, for [`leaves`].
 #[inline(always)]
 pub(in crate::datapath) fn note(packet: &mut Packet, becomes: Becomes) {
     packet.scratch.memo.end = becomes.end;
@@ -137,13 +139,13 @@ pub(in crate::datapath) fn note(packet: &mut Packet, becomes: Becomes) {
 }
 
 #[inline(always)]
-fn goes(packet: &mut Packet, way: u32, ifindex: u32) {
-    packet.scratch.memo.way = way;
+fn set_outcome(packet: &mut Packet, outcome: u32, ifindex: u32) {
+    packet.scratch.memo.outcome = outcome;
     packet.scratch.memo.to_ifindex = ifindex;
     commit(packet);
 }
 
-/// Addresses and ports of the packet at hand.
+/// Returns the addresses and ports of the current packet.
 #[inline(always)]
 fn tuple(packet: &Packet) -> [u32; 3] {
     let ([.., source], [.., destination]) =
@@ -155,13 +157,13 @@ fn tuple(packet: &Packet) -> [u32; 3] {
 fn commit(packet: &Packet) {
     let Some(config) = maps::config() else { return };
     let [source, destination, ports] = tuple(packet);
-    let Some(flow) = place(maps::flow_slot([source, destination], ports)) else { return };
-    // SAFETY: the entry is this CPU's own, and programs do not interrupt each other on one CPU.
+    let Some(flow) = cache_entry(maps::flow_slot([source, destination], ports)) else { return };
+    // SAFETY: the entry belongs to this CPU, and programs do not interrupt each other on one CPU.
     let flow = unsafe { &mut *flow };
     let memo = &packet.scratch.memo;
     flow.generation = memo.generation;
     flow.epoch = memo.epoch;
-    // SAFETY: takes nothing, returns the time.
+    // SAFETY: takes no arguments, returns the time.
     flow.until = unsafe { bpf_jiffies64() } + UNTIL;
     flow.next_hop_until = 0;
     flow.macs_until = 0;
@@ -173,7 +175,7 @@ fn commit(packet: &Packet) {
         protocol: packet.parsed.key.protocol.into(),
         mac: memo.mac,
     };
-    flow.way = memo.way;
+    flow.outcome = memo.outcome;
     flow.to_ifindex = memo.to_ifindex;
     flow.mtu = memo.mtu;
     flow.vni = memo.counted;
@@ -198,12 +200,12 @@ fn commit(packet: &Packet) {
     frame[OUTER + 13] = 0;
 }
 
-/// What changes in the packet, and what its tuple becomes.
+/// Computes the changes of the packet, and of its checksum.
 #[inline(always)]
 fn change(packet: &Packet, flow: &mut Flow) {
     let [mut source, mut destination, ports] = tuple(packet);
     flow.hops = packet.decided.hops;
-    // The hop limit is the first byte of a half (RFC 1624).
+    // The hop limit is the first byte of a 16-bit word (RFC 1624).
     flow.difference = flow.hops * u32::from(!u16::from_ne_bytes([1, 0]));
     let [s0, s1, d0, d1] = ports.to_ne_bytes();
     let mut halves = [u16::from_ne_bytes([s0, s1]).into(), u16::from_ne_bytes([d0, d1]).into()];

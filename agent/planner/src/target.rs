@@ -1,4 +1,4 @@
-//! What the kernel should look like, in the kernel's own terms.
+//! The target state of the kernel, in the kernel's own terms.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv6Addr};
@@ -11,7 +11,7 @@ use mesh_ipam::Family;
 use mesh_model::observed::{
     Attachment, ClosedChain, FilterHook, Firewall, HostRoute, InterfaceAddress, Sysctl,
 };
-use mesh_model::plan::{EndpointDevice, HostLeg, InnerEnd, Problem, VxlanDevice};
+use mesh_model::plan::{EndpointDevice, HostLeg, InnerEnd, PlanProblem, VxlanDevice};
 use mesh_model::{
     Desired, Endpoint, EndpointId, IfName, MacAddr, Mtu, Network, NetworkId, Observed, Prefix, naming,
 };
@@ -19,36 +19,36 @@ use mesh_model::{
 use crate::mtu::Largest;
 use crate::{entries, masquerade, stand_ins};
 
-/// The MTU of the VXLAN device, in bytes. What is too big for the underlay is told so before it
-/// gets there; packets that this device is given may be fragmented below it, and fit as long as IP
-/// itself can tell their length.
+/// The MTU of the VXLAN device, in bytes. Senders are notified of packets that exceed the underlay
+/// before this device. Packets on this device may be fragmented below it, so any length that IP can
+/// express fits.
 const VXLAN_MTU: u32 = Mtu::MAX - 70;
 
-/// The MTU of the host leg, in bytes. The routes bound what the host sends by the networks' own
-/// MTU; what a container sends that raised its own is taken, and forwarded or answered by the
-/// host's routing.
+/// The MTU of the host leg, in bytes. Routes limit the host's own packets to the networks' MTU.
+/// Larger packets from a container that raised its MTU are accepted here, and forwarded or answered
+/// by the host's routing.
 const HOST_LEG_MTU: u32 = Mtu::MAX;
 
-/// How many subnets of networks without endpoints here programs are told. Their map, `HOST_ROUTES`,
-/// holds twice as many, so that those of networks with endpoints find room; packets to the others
-/// end at the routes that make them unreachable.
+/// Maximum number of subnets, of networks without local endpoints, that the programs know. Their
+/// map `HOST_ROUTES` has twice the size, so that networks with endpoints have room. Packets to
+/// other subnets are dropped by unreachable routes.
 const FOREIGN_SUBNETS: usize = 4096;
 
-/// An endpoint's part.
-pub(crate) struct WantedEndpoint {
-    /// Its device, should it have to be made; index and MTU also hold for the one that there is.
+/// The target state of an endpoint.
+pub(crate) struct TargetEndpoint {
+    /// Its device, if it must be created; index and MTU also apply to an existing one.
     pub device: EndpointDevice,
-    /// Who sends there.
+    /// The entry that identifies the sender at the device.
     pub interface: MapEntry,
-    /// What leads there.
+    /// The entries that lead to the endpoint.
     pub addresses: Vec<MapEntry>,
 }
 
-/// What the kernel should look like.
-pub(crate) struct Wanted {
+/// The target state of the kernel.
+pub(crate) struct Target {
     pub vxlan: VxlanDevice,
     pub host_leg: HostLeg,
-    pub endpoints: BTreeMap<EndpointId, WantedEndpoint>,
+    pub endpoints: BTreeMap<EndpointId, TargetEndpoint>,
     /// Entries that belong to no single endpoint, in the order of their maps: `CONFIG`, networks,
     /// blocks, routes, members.
     pub entries: BTreeMap<MapKey, MapEntry>,
@@ -56,18 +56,18 @@ pub(crate) struct Wanted {
     pub attachments: BTreeSet<Attachment>,
     pub host_addresses: BTreeSet<InterfaceAddress>,
     pub host_routes: BTreeSet<HostRoute>,
-    /// The subnets of all networks that this node knows. Where one has no endpoint here, or its
-    /// route is gone, packets to it must not take the host's default route.
+    /// The subnets of all networks that this node knows. If one has no local endpoint, or its route
+    /// was removed, packets to it must not take the host's default route.
     pub unreachable: BTreeSet<Prefix>,
     pub sysctls: BTreeSet<Sysctl>,
     pub firewall: Firewall,
     pub lost: BTreeSet<EndpointId>,
-    pub problems: BTreeSet<Problem>,
+    pub problems: BTreeSet<PlanProblem>,
 }
 
-impl Wanted {
-    /// Derives it from the desired state, and from the facts that the node does not choose: which
-    /// interface is the underlay, which namespaces live, which indexes are taken.
+impl Target {
+    /// Derives the target from the desired state, and from observed facts: the underlay interface,
+    /// the live namespaces, the used indexes.
     pub(crate) fn derive(desired: &Desired, observed: &Observed) -> Self {
         let mtus = Largest::of(desired, observed);
         let (present, lost) = sort_endpoints(desired, observed);
@@ -76,7 +76,7 @@ impl Wanted {
 
         let host_mac =
             observed.links.get(&name(naming::HOST_LEG)).and_then(|link| link.mac).unwrap_or_else(host_mac);
-        let mut wanted = Self {
+        let mut target = Self {
             vxlan: VxlanDevice {
                 name: name(naming::VXLAN),
                 index: naming::VXLAN_INDEX,
@@ -106,23 +106,23 @@ impl Wanted {
             lost,
             problems: BTreeSet::new(),
         };
-        wanted.attach(ProgramKind::Host, naming::HOST_LEG_PEER_INDEX);
-        wanted.attach(ProgramKind::Overlay, naming::VXLAN_INDEX);
-        wanted.underlay(desired, observed, host_mac);
-        wanted.publish(desired, observed);
-        wanted.put(entries::members(desired));
+        target.attach(ProgramKind::Host, naming::HOST_LEG_PEER_INDEX);
+        target.attach(ProgramKind::Overlay, naming::VXLAN_INDEX);
+        target.underlay(desired, observed, host_mac);
+        target.publish(desired, observed);
+        target.put(entries::members(desired));
         let foreign = desired.networks.values().filter(|network| !local.contains_key(&network.id));
-        wanted.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
-        wanted.put(stand_ins::entries(&observed.own_addresses, &observed.programs.entries));
+        target.put(foreign.flat_map(entries::subnets).take(FOREIGN_SUBNETS));
+        target.put(stand_ins::entries(&observed.own_addresses, &observed.programs.entries));
         for network in local.into_values() {
-            wanted.network(desired, network, mtus.network(network));
+            target.network(desired, network, mtus.network(network));
         }
-        let closed: Vec<_> = observed.filters.closed.iter().filter_map(|c| wanted.closed(c)).collect();
-        wanted.problems.extend(closed);
-        wanted
+        let closed: Vec<_> = observed.filters.closed.iter().filter_map(|c| target.closed(c)).collect();
+        target.problems.extend(closed);
+        target
     }
 
-    /// Whether containers send packets through a hook for filters.
+    /// Returns whether packets from containers pass a netfilter hook.
     pub(crate) fn passes(&self, hook: FilterHook) -> bool {
         match hook {
             FilterHook::Input => !self.host_addresses.is_empty(),
@@ -130,12 +130,12 @@ impl Wanted {
         }
     }
 
-    /// The problem that a chain of another program makes, if any.
-    fn closed(&self, closed: &ClosedChain) -> Option<Problem> {
+    /// Returns the problem that a chain of another program causes, if any.
+    fn closed(&self, closed: &ClosedChain) -> Option<PlanProblem> {
         let chain = closed.chain.clone();
         self.passes(closed.hook).then_some(match closed.hook {
-            FilterHook::Input => Problem::InputClosed { chain },
-            FilterHook::Forward => Problem::ForwardClosed { chain },
+            FilterHook::Input => PlanProblem::InputClosed { chain },
+            FilterHook::Forward => PlanProblem::ForwardClosed { chain },
         })
     }
 
@@ -147,9 +147,9 @@ impl Wanted {
         self.attachments.insert(Attachment { ifindex, kind });
     }
 
-    /// The underlay's program and what `CONFIG` says of it. While no interface has the data-path
-    /// address, what there is of both stays: an address that comes back in a moment should find
-    /// them.
+    /// Adds the underlay's program and the underlay's fields of `CONFIG`. While no interface has
+    /// the data-path address, both keep their state, so that they work again as soon as the address
+    /// returns.
     fn underlay(&mut self, desired: &Desired, observed: &Observed, host_mac: MacAddr) {
         let mut config = entries::config(desired, host_mac);
         if let Some(link) = &observed.underlay {
@@ -159,21 +159,21 @@ impl Wanted {
                 config.flags |= UNPUBLISHED;
             }
             if link.mtu < Mtu::MIN_DATA_PATH {
-                self.problems.insert(Problem::SmallUnderlay { name: link.name.clone(), mtu: link.mtu });
+                self.problems.insert(PlanProblem::SmallUnderlay { name: link.name.clone(), mtu: link.mtu });
             }
             self.attach(ProgramKind::Underlay, link.index);
             self.attach(ProgramKind::Egress, link.index);
             if desired.underlay.address.is_ipv4() {
                 let source = Some(desired.underlay.address);
                 self.route_to_published(HOST_PUBLISHED_IPV4.into(), source);
-                // Only on hosts that have an address of it.
+                // Only on hosts that have an IPv6 address.
                 let source = global_ipv6(&observed.own_addresses).map(IpAddr::from);
                 if source.is_some() {
                     self.route_to_published(HOST_PUBLISHED_IPV6.to_ip(), source);
                 }
             }
         } else {
-            self.problems.insert(Problem::NoUnderlay { address: desired.underlay.address });
+            self.problems.insert(PlanProblem::NoUnderlay { address: desired.underlay.address });
             if let Some(MapEntry::Config(old)) = observed.programs.entries.get(&MapKey::Config) {
                 config.underlay_ifindex = old.underlay_ifindex;
                 config.underlay_mtu = old.underlay_mtu;
@@ -185,8 +185,8 @@ impl Wanted {
             let of_underlay = |kind| matches!(kind, ProgramKind::Underlay | ProgramKind::Egress);
             self.attachments.extend(attached.filter(|attachment| of_underlay(attachment.kind)));
         }
-        // The engine makes its device itself, and outlives this process: its device is used while
-        // it is there.
+        // The engine creates its device itself and outlives this process: use the device while it
+        // exists.
         if let Some(link) = observed.links.get(&name(naming::WIREGUARD))
             && matches!(link.index, naming::WIREGUARD_USERSPACE_INDEX | naming::WIREGUARD_KERNEL_INDEX)
         {
@@ -198,9 +198,9 @@ impl Wanted {
         self.put([MapEntry::Config(config)]);
     }
 
-    /// Published ports are answered on the host's other interfaces too: what the data-path
-    /// interface receives, its own program looks at. What leaves is looked at on every interface,
-    /// and so is what pretends to come from a node.
+    /// Published ports are answered on the host's other interfaces too; the underlay's own program
+    /// handles the data-path interface. Every interface is checked for outgoing packets, and for
+    /// packets with a forged node address.
     fn publish(&mut self, desired: &Desired, observed: &Observed) {
         let attached = self.attachments.iter();
         let underlay: BTreeSet<u32> = attached
@@ -226,12 +226,12 @@ impl Wanted {
         }
     }
 
-    /// What the host itself sends to published ports has to come to `host`.
+    /// Routes the host's own packets to published ports to the `host` program.
     fn route_to_published(&mut self, address: IpAddr, source: Option<IpAddr>) {
         self.host_routes.insert(HostRoute { subnet: to_published(address), source, mtu: None });
     }
 
-    /// A network that has endpoints here.
+    /// Adds a network that has local endpoints.
     fn network(&mut self, desired: &Desired, network: &Network, mtu: u32) {
         self.put(entries::network(desired, network, mtu));
         for subnet in &network.subnets {
@@ -249,8 +249,8 @@ impl Wanted {
     }
 }
 
-/// Which of the own keys' addresses packets come from. While nobody knows the keys, the engine's
-/// device goes on with those that it has.
+/// Returns the source addresses, by own key, for packets. While the keys are unknown, the engine's
+/// device continues with its current keys.
 fn from_keys(desired: &Desired, observed: &Observed) -> u8 {
     let of = |generation| if generation % 2 == 0 { FROM_EVEN_KEY } else { FROM_ODD_KEY };
     let flags = desired.wireguard_generations.iter().fold(0, |flags, generation| flags | of(generation));
@@ -260,15 +260,15 @@ fn from_keys(desired: &Desired, observed: &Observed) -> u8 {
     }
 }
 
-/// What the host itself speaks to published ports by: all addresses that differ from this one in
-/// the last byte.
+/// Returns the prefix of the addresses that the host itself uses for published ports: those that
+/// differ from this one in the last byte.
 fn to_published(address: IpAddr) -> Prefix {
     let single = Prefix::single(address);
-    // Only a length beyond the address would be refused.
+    // Fails only for a length beyond the address.
     Prefix::new(address, single.len() - 8).unwrap_or(single)
 }
 
-/// The first address that others can answer.
+/// Returns the first address that others can answer.
 fn global_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<Ipv6Addr> {
     addresses.iter().find_map(|address| match address {
         IpAddr::V6(v6) if !v6.is_loopback() && !v6.is_unicast_link_local() && !v6.is_multicast() => Some(*v6),
@@ -276,9 +276,9 @@ fn global_ipv6(addresses: &BTreeSet<IpAddr>) -> Option<Ipv6Addr> {
     })
 }
 
-/// Endpoints that can be served, oldest first, each with its network; and those whose container is
-/// gone. An endpoint whose namespace cannot be found any more but whose device is there is alive:
-/// only the way to it is gone.
+/// Returns the endpoints that can be served, oldest first, each with its network, and those whose
+/// container is gone. An endpoint whose namespace cannot be found, but whose device exists, is
+/// alive: only the path to its namespace is gone.
 fn sort_endpoints<'a>(
     desired: &'a Desired,
     observed: &Observed,
@@ -298,15 +298,15 @@ fn sort_endpoints<'a>(
     (present, lost)
 }
 
-/// The endpoints' devices and entries.
+/// Adds the endpoints' devices and entries.
 fn endpoints(
     present: &[(&Endpoint, &Network)],
     observed: &Observed,
     mtus: Largest,
-) -> BTreeMap<EndpointId, WantedEndpoint> {
+) -> BTreeMap<EndpointId, TargetEndpoint> {
     let mut taken: BTreeSet<u32> = observed.links.values().map(|link| link.index).collect();
     taken.extend(&observed.foreign_indexes);
-    let mut wanted = BTreeMap::new();
+    let mut target = BTreeMap::new();
     for (endpoint, network) in present {
         let host_name = endpoint.host_ifname();
         let index =
@@ -328,12 +328,12 @@ fn endpoints(
         };
         let interface = entries::interface(endpoint, network, index);
         let addresses = entries::addresses(endpoint, network, index);
-        wanted.insert(endpoint.id.clone(), WantedEndpoint { device, interface, addresses });
+        target.insert(endpoint.id.clone(), TargetEndpoint { device, interface, addresses });
     }
-    wanted
+    target
 }
 
-/// What is configured inside an endpoint's namespace.
+/// Returns the configuration inside an endpoint's namespace.
 pub(crate) fn inner_end(endpoint: &Endpoint, network: &Network) -> InnerEnd {
     let mut inner = InnerEnd {
         netns: endpoint.netns.clone(),
@@ -354,16 +354,17 @@ pub(crate) fn inner_end(endpoint: &Endpoint, network: &Network) -> InnerEnd {
     inner
 }
 
-/// The first free index from the preferred one on, around the end of the endpoints' range.
+/// Returns the first free index from the preferred one on; wraps around at the end of the
+/// endpoints' range.
 fn free_index(name: &IfName, taken: &BTreeSet<u32>) -> u32 {
     let preferred = naming::preferred_index(name);
     let mut candidates = (preferred..=naming::LAST_INDEX).chain(naming::FIRST_ENDPOINT_INDEX..preferred);
     candidates.find(|index| !taken.contains(index)).unwrap_or(preferred)
 }
 
-/// What leaves masqueraded: the networks that this node has leases in, whether or not they have
-/// endpoints here at the moment. Setting rules is slow, and so it happens before the first
-/// attachment and not during each.
+/// Returns the networks whose outgoing packets are masqueraded: those in which this node has
+/// leases, with or without local endpoints. Setting rules is slow, so it happens before the first
+/// attachment and not during each one.
 fn firewall(desired: &Desired, observed: &Observed) -> Firewall {
     let own: BTreeSet<&NetworkId> = desired
         .leases
@@ -378,8 +379,8 @@ fn firewall(desired: &Desired, observed: &Observed) -> Firewall {
     }
 }
 
-/// `mesh0`'s address: locally administered, the same on every host, since no frame from it leaves
-/// one.
+/// `mesh0`'s address: locally administered, the same on every host, since no frame with it leaves a
+/// host.
 fn host_mac() -> MacAddr {
     MacAddr::new([0x02, b'M', b'e', b's', b'h', 0]).expect("it is unicast and not zero")
 }

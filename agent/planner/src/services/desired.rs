@@ -1,4 +1,4 @@
-//! What one service wants in the maps.
+//! The desired map entries of one service.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
@@ -19,57 +19,56 @@ use super::rendezvous;
 /// A service's records.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Records {
-    /// The service.
+    /// The service's record.
     pub service: Service,
     /// Its backends, draining ones too.
     pub backends: BTreeMap<BackendId, Backend>,
 }
 
-/// What else entries depend on.
+/// Other inputs of the entries.
 #[derive(Debug, Clone, Copy)]
 pub struct Facts<'a> {
     /// This node.
     pub node: &'a NodeId,
     /// All nodes.
     pub nodes: &'a BTreeMap<NodeId, Node>,
-    /// Those whose datapath does not answer.
+    /// Nodes whose datapath does not respond.
     pub down: &'a BTreeSet<NodeId>,
-    /// The networks that services are in.
+    /// The networks of services.
     pub networks: &'a BTreeMap<NetworkId, Network>,
     /// Backends that pass their service's check.
     pub healthy: &'a BTreeSet<BackendId>,
-    /// The nodes' numbers in WireGuard, as far as they have any.
+    /// The nodes' WireGuard numbers, if they have any.
     pub peers: &'a BTreeMap<NodeId, u16>,
-    /// Nodes that this node itself cannot reach.
+    /// Nodes that this node cannot reach.
     pub unreachable: &'a Unreachable,
 }
 
-/// Nodes that this node cannot reach, whatever others can.
+/// Nodes that this node cannot reach, although others may.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Unreachable {
-    /// By VXLAN: backends of clear networks there.
+    /// Through VXLAN: affects backends of unencrypted networks.
     pub clear: BTreeSet<NodeId>,
-    /// By WireGuard: backends of encrypted networks there.
+    /// Through WireGuard: affects backends of encrypted networks.
     pub encrypted: BTreeSet<NodeId>,
 }
 
 impl Records {
-    /// The backends that get new connections, the same on every node that reaches them all.
+    /// Returns the backends that get new connections; the same on every node that reaches them all.
     ///
-    /// Candidates are those that are active and on a node that is neither down nor being drained.
-    /// Those that this node cannot reach are left out, unless it can reach none. Of the rest,
-    /// [`usable`] decides.
+    /// Candidates are active and on a node that is neither down nor drained. Those that this node
+    /// cannot reach are excluded, unless it can reach none. [`usable`] decides among the rest.
     pub fn usable(&self, facts: &Facts<'_>) -> BTreeSet<BackendId> {
         self.usable_where(facts, |_| true)
     }
 
-    /// How many entries of the array its tables take at most.
+    /// Returns the maximum number of entries of its tables in the array.
     pub fn room(&self) -> u64 {
         let each = super::space::padded(rendezvous::size(self.backends.len()));
         u64::from(each) * scopes(&self.service).len() as u64
     }
 
-    /// Those of the candidates that this node can reach; all of them when there are none.
+    /// Returns the candidates that this node can reach; all of them if it can reach none.
     fn reachable(&self, candidates: BTreeSet<BackendId>, facts: &Facts<'_>) -> BTreeSet<BackendId> {
         let encrypted = facts.networks.get(&self.service.network).is_some_and(|network| network.encrypted);
         let Unreachable { clear, encrypted: by_wireguard } = facts.unreachable;
@@ -99,12 +98,12 @@ impl Records {
     }
 }
 
-/// Which backends a table is of.
+/// The set of backends in a table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Scope {
-    /// All that are usable.
+    /// All usable backends.
     Cluster,
-    /// Those of this node, for ports that each host answers for itself.
+    /// Those on this node, for ports that each host answers itself.
     Host,
 }
 
@@ -117,17 +116,17 @@ impl Scope {
     }
 }
 
-/// Of which scopes a service has tables.
+/// Returns the scopes for which a service has tables.
 fn scopes(service: &Service) -> BTreeSet<Scope> {
     service.vips().map(|_| Scope::Cluster).chain(service.ports.iter().map(Scope::of)).collect()
 }
 
-/// What a table follows from.
+/// The inputs of a table.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(crate) struct Share {
     /// The backends, by number.
     pub backends: BTreeSet<u32>,
-    /// The size of their table, should there be a choice to make.
+    /// The size of their table if there is more than one.
     pub size: u32,
 }
 
@@ -136,7 +135,7 @@ impl Share {
         Self { backends: usable.into_iter().map(BackendId::get).collect(), size }
     }
 
-    /// How many entries the table has.
+    /// Returns the number of entries of the table.
     pub(crate) fn len(&self) -> u32 {
         match self.backends.len() {
             0 => 0,
@@ -146,7 +145,7 @@ impl Share {
     }
 }
 
-/// An entry that names a table, before it is known where that is.
+/// An entry that refers to a table whose place is not known yet.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Template {
     Service(ServiceKey, mesh_ebpf_types::Service),
@@ -161,7 +160,7 @@ impl Template {
         }
     }
 
-    /// The entry, naming a table.
+    /// Returns the entry, with the place of the table.
     pub(crate) const fn naming(&self, first: u32, size: u32) -> TableEntry {
         match *self {
             Self::Service(key, service) => {
@@ -174,7 +173,7 @@ impl Template {
     }
 }
 
-/// The table that an entry names: index of its first entry, and size.
+/// Returns the table to which an entry refers: index of its first entry, and size.
 pub const fn named_table(entry: &TableEntry) -> Option<(u32, u32)> {
     match entry {
         TableEntry::Service(_, service) => Some((service.first, service.size)),
@@ -205,7 +204,7 @@ pub(crate) struct Entries {
 }
 
 impl Entries {
-    /// What a service wants. One whose network is not known wants nothing.
+    /// Returns the entries of a service. A service whose network is unknown has none.
     pub(crate) fn of(records: &Records, facts: &Facts<'_>) -> Self {
         let service = &records.service;
         let Some(network) = facts.networks.get(&service.network) else { return Self::default() };
@@ -290,7 +289,7 @@ impl Entries {
     }
 }
 
-/// The address of a [`PublishedKey`] for what is published on one address alone.
+/// Returns the address of a [`PublishedKey`] for a port that is published on one address only.
 fn key_address(address: IpAddr) -> Address {
     if address == IpAddr::from(Ipv4Addr::LOCALHOST) {
         Address::from_v4(LOOPBACK_PUBLISHED_IPV4)
@@ -301,13 +300,13 @@ fn key_address(address: IpAddr) -> Address {
     }
 }
 
-/// Whether something is wrong with a backend or its node.
+/// Returns whether a backend or its node has failed.
 fn is_failing(service: &Service, backend: &Backend, facts: &Facts<'_>) -> bool {
     let passes = service.health.is_none() || facts.healthy.contains(&backend.id);
     !passes || facts.down.contains(&backend.node)
 }
 
-/// Whether a backend is to get new connections, as far as people decide it.
+/// Returns whether operators allow new connections to a backend.
 fn takes_new(backend: &Backend, node: Option<&Node>) -> bool {
     backend.state == BackendState::Active
         && node.is_some_and(|node| node.availability == Availability::Active)

@@ -1,10 +1,10 @@
-//! Fragments to the host's addresses whose first one comes late.
+//! Fragments to the host's addresses that arrive before their first fragment.
 //!
-//! Only the first fragment has ports: a later one that comes before it does not tell whether it is
-//! for a published port. All fragments of such a packet go to the host's kernel, at the address
-//! that stands for the host's own. The kernel reassembles them for connection tracking, and
-//! forwards them in order to `mesh0`. There `host` gives them to the program of the device that
-//! they arrived at once more, as they were.
+//! Only the first fragment has ports, so an earlier one does not show whether it is for a published
+//! port. All fragments of such a packet go to the host's kernel, readdressed to the stand-in of the
+//! host's address. The kernel reassembles them for connection tracking, and forwards them in order
+//! to `mesh0`. There the `host` program restores them, and returns them to the program of the
+//! device where they arrived.
 
 use mesh_ebpf::ip;
 use mesh_ebpf_types::{EndpointKey, Mac, Reason, Vni, host_published};
@@ -17,37 +17,37 @@ use crate::datapath::route::Route;
 use crate::datapath::skb::Skb;
 use crate::datapath::verdict::Verdict;
 
-/// What stands in keys of `FRAGMENTS` for a network: the value is the device that such a packet
-/// arrived at.
+/// In place of the network in keys of `FRAGMENTS`: the value is the device where such a packet
+/// arrived.
 const DEVICE: [u8; 3] = [0xff; 3];
-/// Likewise: the two parts of the frame's destination.
+/// In place of the network, too: the values are the two parts of the frame's destination MAC.
 const MAC_START: [u8; 3] = [0xff, 0xff, 0xfe];
 const MAC_END: [u8; 3] = [0xff, 0xff, 0xfd];
 
-/// Whether the fragment at hand, for one of the host's addresses, goes to the kernel. Notes it of a
-/// packet whose first fragment comes late. Other nodes' packets do not: what nodes send each other
-/// in fragments is for their tunnels.
+/// Returns whether the current fragment, to one of the host's addresses, must go to the kernel.
+/// Marks its packet if its first fragment is missing. Packets from other nodes are excluded: nodes
+/// send each other fragments only for their tunnels.
 #[inline(never)]
-pub(super) fn goes_aside(skb: Skb, packet: &mut Packet) -> bool {
+pub(super) fn needs_reassembly(skb: Skb, packet: &mut Packet) -> bool {
     if packet.parsed.class != LOST && packet.parsed.first_fragment == 0
         || !matches!(packet.parsed.key.protocol, ip::TCP | ip::UDP | ip::SCTP)
     {
         return false;
     }
     if packet.parsed.class != LOST {
-        return packet::is_aside(packet) && has_way(skb, packet);
+        return packet::is_in_reassembly(packet) && has_route(skb, packet);
     }
     if maps::is_member(packet.parsed.key.source) {
         return false;
     }
-    packet::set_aside(packet);
-    has_way(skb, packet)
+    packet::note_reassembly(packet);
+    has_route(skb, packet)
 }
 
-/// Whether the kernel forwards to what stands for the address, which becomes
+/// Returns whether the kernel forwards to the stand-in of the destination. The stand-in becomes
 /// [`packet::Decided::to`].
 #[inline(never)]
-fn has_way(skb: Skb, packet: &mut Packet) -> bool {
+fn has_route(skb: Skb, packet: &mut Packet) -> bool {
     let Some(number @ 1..) = maps::number_of_host_address(packet.parsed.key.destination) else {
         return false;
     };
@@ -58,10 +58,10 @@ fn has_way(skb: Skb, packet: &mut Packet) -> bool {
     skb.forwards(&mut route)
 }
 
-/// Addresses a fragment to what stands for its destination ([`goes_aside`]), for the kernel to
-/// forward.
+/// Readdresses a fragment to the stand-in of its destination ([`needs_reassembly`]), so that the
+/// kernel forwards it.
 #[inline(never)]
-pub(super) fn set_aside(skb: Skb, packet: &mut Packet) -> Verdict {
+pub(super) fn send_to_reassembly(skb: Skb, packet: &mut Packet) -> Verdict {
     let [m0, m1, m2, m3, m4, m5] = packet.parsed.destination_mac.0;
     note(packet, DEVICE, skb.ifindex().to_ne_bytes());
     note(packet, MAC_START, [m0, m1, m2, m3]);
@@ -73,11 +73,10 @@ pub(super) fn set_aside(skb: Skb, packet: &mut Packet) -> Verdict {
     Verdict::Pass
 }
 
-/// Gives a fragment that the kernel put in order, and that has been read, to the program that it
-/// was set aside by.
+/// Returns a fragment from the kernel to the program that sent it there. It has been read.
 #[inline(never)]
-pub(in crate::datapath) fn come_back(skb: Skb, packet: &mut Packet) -> Verdict {
-    let Some(own) = maps::stood_for(packet.parsed.key.destination) else {
+pub(in crate::datapath) fn return_to_device(skb: Skb, packet: &mut Packet) -> Verdict {
+    let Some(own) = maps::real_address(packet.parsed.key.destination) else {
         return dropped(skb, Vni::NONE, Reason::NotOurAddress);
     };
     packet.decided.to = *own;
@@ -85,13 +84,13 @@ pub(in crate::datapath) fn come_back(skb: Skb, packet: &mut Packet) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::TranslationFailed);
     }
     packet.parsed.key.destination = *own;
-    // A container's network is a part of its packets' keys.
+    // The key of a container's packet includes its network.
     let vni = maps::network_of(packet.parsed.key.source).unwrap_or(Vni::NONE);
     packet::in_network(packet, vni);
-    if matches!(packet.parsed.class, LATER | LOST) && packet::is_aside(packet) {
+    if matches!(packet.parsed.class, LATER | LOST) && packet::is_in_reassembly(packet) {
         return dropped(skb, vni, Reason::FragmentWithoutFirst);
     }
-    packet::come_back(packet);
+    packet::end_reassembly(packet);
     let ifindex = u32::from_ne_bytes(noted(packet, DEVICE));
     if ifindex == 0 {
         return dropped(skb, vni, Reason::FragmentWithoutFirst);
@@ -116,13 +115,12 @@ fn note(packet: &mut Packet, what: [u8; 3], value: [u8; 4]) {
 #[inline(never)]
 fn noted(packet: &mut Packet, what: [u8; 3]) -> [u8; 4] {
     key(packet, what);
-    // SAFETY: the value is copied at once; should the entry be reused meanwhile, one fragment is
-    // lost.
+    // SAFETY: the value is copied at once. If the entry is reused meanwhile, one fragment is lost.
     unsafe { FRAGMENTS.get(&packet.scratch.other) }.copied().unwrap_or_default()
 }
 
-/// Makes the key of such an entry of the packet at hand. The kernel gives fragments of IPv6 another
-/// identification.
+/// Builds the key of such an entry from the current packet. IPv6 fragments leave the kernel with
+/// another identification, so it is not part of the key.
 #[inline(always)]
 fn key(packet: &mut Packet, what: [u8; 3]) {
     packet.scratch.other = packet.parsed.key;
