@@ -315,8 +315,8 @@ impl Programs for Datapath {
         if tables.backend_tables_size() >= wanted {
             return Ok(());
         }
-        let wider = tables.wider_maglev(wanted)?;
-        let pin = self.pins.map(layouts::MAGLEV);
+        let wider = tables.wider_backend_tables(wanted)?;
+        let pin = self.pins.map(layouts::BACKEND_TABLES);
         let former = bpf::open_pin(&pin).map_err(|source| ProgramsError::Table {
             action: "open",
             map: layouts::BACKEND_TABLES,

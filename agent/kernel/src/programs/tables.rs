@@ -169,15 +169,15 @@ impl Tables {
     pub(super) fn wider_backend_tables(&self, entries: u32) -> Result<Words, ProgramsError> {
         let failed = |error| failed("enlarge", layouts::BACKEND_TABLES, error);
         let rows = entries.div_ceil(ROW);
-        let array = bpf::create_array(layouts::MAGLEV, ROW * 4, rows).map_err(failed)?;
-        let wider = Words::new(array, rows as usize * MAGLEV_ROW);
-        wider.copy(&self.maglev).map_err(failed)?;
+        let array = bpf::create_array(layouts::BACKEND_TABLES, ROW * 4, rows).map_err(failed)?;
+        let wider = Words::new(array, rows as usize * BACKEND_TABLES_ROW);
+        wider.copy(&self.array).map_err(failed)?;
         Ok(wider)
     }
 
-    /// How many entries `MAGLEV` has.
-    pub(super) fn maglev_size(&self) -> u32 {
-        u32::try_from(self.maglev.count()).unwrap_or(u32::MAX)
+    /// Returns the number of entries of `BACKEND_TABLES`.
+    pub(super) fn backend_tables_size(&self) -> u32 {
+        u32::try_from(self.array.count()).unwrap_or(u32::MAX)
     }
 
     /// Returns the capacity of `CONNECTIONS` in entries.

@@ -83,16 +83,20 @@ fn decide(skb: Skb, packet: &mut Packet, flags: u32) -> Judgement {
     if is_metadata(packet) {
         return Judgement::of(flags & METADATA != 0 && !is_host_published(packet.parsed.destination));
     }
-    let whom = whom(skb, packet);
-    if whom == UNRESOLVED {
+    let destination_kind = destination_kind(skb, packet);
+    if destination_kind == UNRESOLVED {
         return if unresolved::is_allowed(skb.ifindex()) { Judgement::Allowed } else { Judgement::TooMany };
     }
-    Judgement::of(whom == OUTSIDE || is_to_tunnel(packet) || may_reach(skb, packet, whom, flags))
+    Judgement::of(
+        destination_kind == OUTSIDE
+            || is_to_tunnel(packet)
+            || may_reach(skb, packet, destination_kind, flags),
+    )
 }
 
 /// Whether a network with these flags lets the packet reach a host.
 #[inline(always)]
-fn may_reach(skb: Skb, packet: &mut Packet, whom: u32, flags: u32) -> bool {
+fn may_reach(skb: Skb, packet: &mut Packet, destination_kind: u32, flags: u32) -> bool {
     if flags & HOST_ALL != 0 {
         if destination_kind != NODE && packet.parsed.class == FLOW {
             packet.scratch.other = packet.parsed.key;

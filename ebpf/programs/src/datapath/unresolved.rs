@@ -61,5 +61,5 @@ pub(super) fn note_known(packet: &Packet) {
 
 #[inline(always)]
 fn place([a, b, c, d]: [u32; 4]) -> Option<*mut Known> {
-    NEXT_HOPS.get_ptr_mut(maps::way_slot([a ^ d, b, c]))
+    NEXT_HOPS.get_ptr_mut(maps::cache_slot([a ^ d, b, c]))
 }

@@ -35,7 +35,7 @@ fn node(config: Config) -> Instance {
             TableEntry::BackendAddress(address),
             TableEntry::Published(key, value),
         ]);
-        node.datapath.write_maglev(first, &[number]).expect("written");
+        node.datapath.write_backend_tables(first, &[number]).expect("written");
     }
     node.datapath.put_tables(&entries).expect("written");
     node.put(MapEntry::Config(Config { flags: DIRECT_RETURN, ..config }));

@@ -101,8 +101,8 @@ pub(super) fn receive(packet: &mut Packet) -> Verdict {
     }
     let [_, _, p0, p1] = packet.parsed.key.ports;
     let destination = packet.parsed.key.destination;
-    let asked_for = maps::real_address(destination).copied().unwrap_or(destination);
-    let Some(published) = maps::published(asked_for, [p0, p1], packet.parsed.key.protocol) else {
+    let requested_address = maps::real_address(destination).copied().unwrap_or(destination);
+    let Some(published) = maps::published(requested_address, [p0, p1], packet.parsed.key.protocol) else {
         // The host's own stack must not answer at stand-in addresses.
         if is_host_published(destination) {
             return Verdict::Refuse;

@@ -223,7 +223,7 @@ fn may_be_direct(packet: &Packet, kind: u32) -> bool {
 /// Records the flow's backend and the client's node in the entry with the key
 /// [`super::packet::Scratch::other`].
 #[inline(always)]
-fn came_by(packet: &Packet, value: &mut Connection, backend: u32, node: u32) {
+fn note_origin(packet: &Packet, value: &mut Connection, backend: u32, node: u32) {
     let returns = returns(packet, node);
     if value.node != node.to_ne_bytes() || value.backend != backend || value.state & RETURNS != returns {
         value.node = node.to_ne_bytes();
