@@ -39,12 +39,12 @@ pub use maps::{
 pub use paths::{PROBE_REQUEST, PROBE_UNANSWERED, PROBED_BY_WIREGUARD, PathKey};
 pub use program::{EARLY, ProgramKind, SocketProgram};
 pub use services::{
-    AFFINITY_CLIENT_IP, ANSWERED, Allowance, BACKEND_ENCRYPTED, BACKEND_FINISHED, BEGINS, Backend,
-    CLIENT_FINISHED, CLOSED, CONTESTED, Connection, ConnectionKey, ConnectionKind, DRAINING, FAILING,
-    HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL,
-    LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, MAGLEV_ROW, MAX_BACKEND, PUBLISHED_BIT, Published,
-    PublishedKey, REPLY_BIT, RETURNS, RETURNS_MAC, STAND_INS, Service, ServiceKey, SocketPeer, TableEntry,
-    TableKey, USED_SHIFT, WATCHED, host_published, host_published_number, is_host_published, published_vni,
+    AFFINITY_CLIENT_IP, ANSWERED, Allowance, BACKEND_ENCRYPTED, BACKEND_FINISHED, BACKEND_TABLES_ROW, BEGINS,
+    Backend, CLIENT_FINISHED, CLOSED, CONTESTED, Connection, ConnectionKey, ConnectionKind, DRAINING,
+    FAILING, HAIRPIN_IPV4, HAIRPIN_IPV6, HOST_MODE, HOST_PUBLISHED_IPV4, HOST_PUBLISHED_IPV6, LOCAL,
+    LOOPBACK_PUBLISHED_IPV4, LOOPBACK_PUBLISHED_IPV6, MAX_BACKEND, PUBLISHED_BIT, Published, PublishedKey,
+    REPLY_BIT, RETURNS, RETURNS_MAC, STAND_INS, Service, ServiceKey, SocketPeer, TableEntry, TableKey,
+    USED_SHIFT, WATCHED, host_published, host_published_number, is_host_published, published_vni,
 };
 pub use tag::FrameTag;
 pub use vxlan::source_port;

@@ -10,7 +10,7 @@ use super::{
     shared::{Shared, TableView},
     transmit::{Context, Transmit},
 };
-use crate::wake::{Ready, look, wait};
+use crate::wake::{Ready, poll_now, wait};
 
 /// Rounds in one direction before the other has its turn.
 const ROUNDS: usize = 4;

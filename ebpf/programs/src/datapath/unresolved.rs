@@ -8,7 +8,7 @@ use aya_ebpf::helpers::generated::{bpf_jiffies64, bpf_ktime_get_ns};
 use aya_ebpf::maps::{LruHashMap, PerCpuArray};
 use mesh_ebpf::rate::Rate;
 
-use super::maps::{self, WAYS, map};
+use super::maps::{self, CACHE_SLOTS, map};
 use super::service::packet::Packet;
 
 /// 64 a second. With three requests in three seconds, an endpoint occupies at most 450 entries.
@@ -18,7 +18,7 @@ const KNOWN: u64 = 25;
 
 // By interface index of an endpoint's device: until when its packets to unknown next hops count.
 map!(UNRESOLVED: LruHashMap<u32, u64> = LruHashMap::with_max_entries(4096, 0));
-map!(NEXT_HOPS: PerCpuArray<Known> = PerCpuArray::with_max_entries(WAYS, 0));
+map!(NEXT_HOPS: PerCpuArray<Known> = PerCpuArray::with_max_entries(CACHE_SLOTS, 0));
 
 /// An address whose next hop was known. All zeroes match no packet: jiffies never are 0.
 #[repr(C)]

@@ -260,13 +260,13 @@ fn translate_and_deliver(skb: Skb, packet: &mut Packet, vni: u32, reason: u32) -
 }
 
 /// Verdict for a frame of the routing mesh from another node, without its outer headers. `sender`
-/// is that node, as it lies in memory; `secret`: the frame came encrypted; `mac`: its source.
+/// is that node, as it lies in memory; `encrypted`: the frame came encrypted; `mac`: its source.
 #[inline(always)]
 pub(in crate::datapath) fn of_mesh(
     packet: &mut Packet,
     vni: u32,
     sender: u32,
-    secret: bool,
+    encrypted: bool,
     mac: Mac,
 ) -> Verdict {
     packet.decided.returns = u32::from(mac == RETURNS_MAC);
@@ -284,8 +284,8 @@ pub(super) fn tunnelled(skb: Skb, packet: &mut Packet) -> Verdict {
         return dropped(skb, Vni::NONE, Reason::Malformed);
     }
     packet.decided.returns = returns;
-    let (vni, secret) = (packet.decided.tunnel_vni, packet.decided.fits != 0);
-    if !secret {
+    let (vni, encrypted) = (packet.decided.tunnel_vni, packet.decided.fits != 0);
+    if !encrypted {
         flows::begin_received(packet, packet.decided.node, Vni::new(vni), [0; 2]);
     }
     let number = vni & (REPLY_BIT - 1);
