@@ -9,7 +9,7 @@ use mesh_host::{Backoff, SharedKernel, blocking, kernel_problem};
 use mesh_kernel::Kernel;
 use mesh_kernel::programs::{AttachedProgram, ProgramsError};
 use mesh_model::NodeId;
-use mesh_planner::services::{Digest, Dump, Facts, Problem, Tables, Update, capacity_for, named_tables};
+use mesh_planner::services::{Digest, Dump, Facts, TableProblem, Tables, Update, capacity_for, named_tables};
 use mesh_state::{Agent, ServiceRecords};
 use tokio::time::{Instant, sleep_until};
 
@@ -222,7 +222,7 @@ fn dump(kernel: &SharedKernel) -> Result<Dump, ProgramsError> {
     let mut tables = BTreeMap::new();
     for (first, length) in named_tables(entries.values()) {
         // What lies past the array's end is no table; the entry that names it is written anew.
-        let read = kernel.call_here(|kernel| kernel.programs().read_maglev(first, length));
+        let read = kernel.call_here(|kernel| kernel.programs().read_backend_tables(first, length));
         if let Ok(backends) = read {
             tables.insert(first, Digest::of(&backends));
         }

@@ -12,8 +12,7 @@ mod rendezvous;
 mod space;
 mod tables;
 
-pub use desired::{Facts, Records, Unreachable, named_table};
+pub use desired::{Facts, Records, Unreachable, named_table, named_tables};
 pub use digest::Digest;
 pub use space::{ALIGNMENT, capacity_for};
-pub use tables::{Dump, NewTable, Problem, Tables, Update};
-pub use wanted::{Facts, Records, Unreachable, named_table, named_tables};
+pub use tables::{Dump, NewTable, TableProblem, Tables, Update};
