@@ -94,7 +94,7 @@ fn a_full_map_says_which_entry_has_no_room() {
     let mut datapath = Datapath::new(Options { sizes, ..Options::new(dir) });
     datapath.load().expect("loaded");
     let member = |last| MapEntry::Member(Address::from_v4([192, 168, 77, last]), Member::default());
-    let results: Vec<_> = (0..8).map(|last| datapath.put(&member(last))).collect();
+    let results: Vec<_> = (0..=64).map(|last| datapath.put(&member(last))).collect();
     let full = results.iter().find_map(|result| result.as_ref().err());
     assert!(matches!(full, Some(ProgramsError::MapFull { map: "MEMBERS", .. })), "{full:?}");
     datapath.unload().expect("unloaded");
