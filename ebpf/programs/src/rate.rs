@@ -15,7 +15,7 @@ impl Rate {
     #[inline(always)]
     pub fn allows(&self, until: &mut u64, now: u64) -> bool {
         let from = if *until > now { *until } else { now };
-        if from - now >= self.burst * self.pause {
+        if from + self.pause - now > self.burst * self.pause {
             return false;
         }
         *until = from + self.pause;

@@ -139,7 +139,9 @@ fn an_endpoint_of_which_only_the_device_is_left_is_kept_and_reported() -> Result
                 .and_then(mesh_harness::Output::ok)
                 .expect("a device");
         }
-        records(host).into_iter().for_each(|path| fs::remove_file(path).expect("a record"));
+        for path in records(host) {
+            fs::remove_file(path).expect("a record");
+        }
     };
     let flow = LossMeter::start(client.netns(), plain.netns(), address.into(), Duration::from_millis(5))?;
     restart_after(&h2, || lose(&h2))?;

@@ -78,6 +78,8 @@ fn attach_prints_the_id_and_the_addresses_on_one_line() {
         aliases: vec!["a".into(), "b".into()],
         service: "s".into(),
         allow_forwarding: true,
+        owner: None,
+        name_may_change: false,
     };
     assert_eq!(agent.services.with(|state| state.attached.take()), Some(expected));
 
