@@ -103,7 +103,7 @@ mod tests {
         let spool = Spool::beside(&dir.path().join("cni.sock"));
         assert_eq!(spool.files().unwrap(), Vec::<PathBuf>::new());
         let path = spool.add(&call()).unwrap();
-        assert_eq!(spool.files().unwrap(), [path.clone()]);
+        assert_eq!(spool.files().unwrap(), std::slice::from_ref(&path));
         assert_eq!(Spool::read(&path).unwrap(), Some(call()));
         fs::write(&path, "{\"command\":").unwrap();
         assert_eq!(Spool::read(&path).unwrap(), None);

@@ -8,7 +8,7 @@ use mesh_harness::traffic::load;
 use mesh_harness::{Encapsulation, Lab, Result, eventually};
 
 /// Some two seconds on a machine that has nothing else to do.
-const NOTICED: Duration = Duration::from_secs(60);
+const NOTICED: Duration = Duration::from_mins(1);
 
 /// The names of the nodes after the manager's, in the order in which they probe each other.
 fn ring(lab: &Lab) -> Result<Vec<String>> {

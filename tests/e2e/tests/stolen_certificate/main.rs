@@ -296,7 +296,7 @@ fn take_much(users: &Users, attacker: &Attacker) -> Result<()> {
     let (newest, older) = sessions.split_last().expect("150");
     newest.begun();
     eventually("only the newest session stays", PATIENCE, || {
-        older.iter().all(|session| session.has_ended())
+        older.iter().all(attacker::LyingSession::has_ended)
     })?;
     users.see_no_difference("150 sessions")?;
     let container = users.lab.container(2, "late", ["--network", "app"])?;
