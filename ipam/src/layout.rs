@@ -183,7 +183,7 @@ pub struct SubnetLayout {
 }
 
 impl SubnetLayout {
-    /// Checks the wishes and divides the subnet.
+    /// Checks the parameters and divides the subnet.
     pub fn new(spec: SubnetSpec) -> Result<Self, LayoutError> {
         let subnet = spec.subnet;
         if let Some((block, purpose)) = unusable().into_iter().find(|(block, _)| block.overlaps(&subnet)) {

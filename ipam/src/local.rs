@@ -341,7 +341,7 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         idle
     }
 
-    /// Stops using a lease and returns its revision, with which the manager is told to delete it.
+    /// Stops using a lease and returns its revision, which the request to delete it needs.
     /// `None`, and nothing changed, if the lease is not this node's or an address in it is in use.
     pub fn give_back(&mut self, prefix: &Prefix) -> Option<u64> {
         let revision = self.leases.get(prefix).filter(|lease| self.is_mine(lease))?.revision;
@@ -354,8 +354,8 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
         Some(revision)
     }
 
-    /// The leases that the manager has been told to delete and that this node still sees, with
-    /// their revisions. It is told again after a lost connection or a restart.
+    /// Returns the leases, with their revisions, whose deletion was requested and that this node
+    /// still sees. The request is repeated after a lost connection or a restart.
     pub fn giving_back(&self) -> &BTreeMap<Prefix, u64> {
         &self.giving_back
     }
@@ -434,7 +434,7 @@ impl<N: Ord + Clone, E: Clone> LocalPool<N, E> {
             && self.giving_back.get(&lease.prefix) != Some(&lease.revision)
     }
 
-    /// Works out anew what inside `prefix` this node may hand out.
+    /// Recomputes which addresses of `prefix` this node may assign.
     fn refresh(&mut self, prefix: Prefix) {
         let range = prefix.range();
         self.owned.remove(range);

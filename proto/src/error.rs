@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-/// What kind of error it is, as far as the caller must tell them apart.
+/// The kind of an error, as far as callers have to distinguish.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum ProblemKind {
@@ -26,7 +26,7 @@ pub enum ProblemKind {
     Exhausted,
     /// It is for managers, and this node is none.
     NotManager,
-    /// It removes much, and nobody has confirmed it.
+    /// It removes much, and needs a confirmation.
     Unconfirmed,
 }
 

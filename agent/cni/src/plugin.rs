@@ -119,8 +119,8 @@ fn without_answer(call: &Call, socket: &Path, error: &io::Error) -> Result<(), C
     match call.command {
         Command::Del => leave_del(&spool, call, socket),
         Command::Add => {
-            // The agent may have attached the container before its answer was lost. Without room for
-            // the file, the runtime's own DEL undoes that.
+            // The agent may have attached the container before its answer was lost. Without room
+            // for the file, the runtime's own DEL undoes that.
             if !never_reached {
                 drop(spool.add(&Call { command: Command::Del, ..call.clone() }));
             }

@@ -95,7 +95,7 @@ async fn query_udp(
         SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0)),
     };
     let socket = UdpSocket::bind(any).await?;
-    // The kernel drops what others send, and tells when nobody listens there.
+    // Connected: the kernel drops packets of others, and reports closed ports.
     let mark = marked::towards(&socket, resolver.ip());
     let connected = socket.connect(resolver).await;
     marked::end(&socket, mark);
@@ -154,7 +154,7 @@ fn question_octets(query: &Query) -> io::Result<Vec<u8>> {
 /// Octets of a question's type and class.
 const TYPE_AND_CLASS: usize = 4;
 
-/// Whether `reply` is a response to `question`, whatever its letters' case.
+/// Returns whether `reply` is a response to `question`; case is ignored.
 fn answers(reply: &[u8], id: u16, question: &[u8]) -> bool {
     let name = question.len() - TYPE_AND_CLASS;
     reply.len() >= HEADER_SIZE + question.len()

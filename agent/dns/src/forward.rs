@@ -39,7 +39,7 @@ impl Forwarder {
         Self { upstreams, in_flight: Arc::default() }
     }
 
-    /// The answer to a question, or none: nobody answered.
+    /// The answer to a question; `None` if no resolver answered.
     ///
     /// A question that is being asked already is not asked again. So one that comes back to us,
     /// because a resolver forwards to us, goes out no second time. A task of its own asks, so that
@@ -67,7 +67,7 @@ impl Forwarder {
 }
 
 fn lock(in_flight: &Mutex<HashMap<Question, Pending>>) -> MutexGuard<'_, HashMap<Question, Pending>> {
-    // Nothing panics while it is held; whatever is in the map can be waited for.
+    // No code panics while it is held.
     in_flight.lock()
 }
 

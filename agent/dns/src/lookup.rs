@@ -11,7 +11,7 @@ use ipnetwork::IpNetwork;
 
 use crate::zone::{Endpoint, EndpointMode, List, Service, Zone};
 
-/// The prefix of the name that stands for all backends of a service.
+/// The prefix of the name that resolves to all backends of a service.
 const TASKS: &str = "tasks.";
 
 /// What a zone says to a question.
@@ -64,7 +64,7 @@ struct Part<T> {
 /// Who has a name.
 type Holders = BTreeMap<String, Vec<Holder>>;
 
-/// Everything that a name stands for.
+/// Everything that a name resolves to.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Addresses {
     ipv4: BTreeSet<Ipv4Addr>,
@@ -172,7 +172,7 @@ pub(crate) fn lookup(indexes: &[&Index], name: &Name, record_type: RecordType) -
     }
 }
 
-/// The answer about a name that stands for an address, if it is one.
+/// The answer for a reverse lookup name; `None` for other names.
 fn reverse(indexes: &[&Index], name: &Name, record_type: RecordType) -> Option<Answer> {
     let asked = name.parse_arpa_name().ok()?;
     let (address, len) = (asked.addr(), asked.prefix_len());

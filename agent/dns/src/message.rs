@@ -77,7 +77,7 @@ impl Request {
         }
     }
 
-    /// Why the question is not answered whatever its name is.
+    /// Why the question is refused for any name.
     pub(crate) fn refusal(&self) -> Option<ResponseCode> {
         if self.edns.as_ref().is_some_and(|edns| edns.version() > 0) {
             Some(ResponseCode::BADVERS)

@@ -25,7 +25,7 @@ pub(crate) enum Step {
     Ignore,
     /// Send this.
     Reply(Vec<u8>),
-    /// The answer is to be had from outside: [`Network::forward`].
+    /// The question has to be forwarded: [`Network::forward`].
     Forward(Box<Forward>),
 }
 
@@ -48,7 +48,7 @@ pub(crate) struct Shared {
     pub(crate) retired: watch::Sender<bool>,
 }
 
-/// One network's server, whatever sockets it has.
+/// One network's server, without its sockets.
 #[derive(Debug)]
 pub(crate) struct Network {
     name: String,

@@ -58,7 +58,7 @@ impl Upstreams {
                     let State { resolvers, answered_at, .. } = &mut *state;
                     answered_at.retain(|resolver, _| resolvers.contains(resolver));
                 }
-                // What was known goes on to be used while the file is replaced.
+                // The former resolvers stay in use while the file is replaced.
                 Err(error) => tracing::debug!(
                     path = %self.resolv_conf.display(),
                     %error,

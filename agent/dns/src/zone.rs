@@ -125,13 +125,13 @@ pub struct Service {
     pub name: String,
     /// Further names.
     pub aliases: Vec<String>,
-    /// What its name stands for.
+    /// What its name resolves to.
     pub mode: EndpointMode,
     /// Those that take new connections; draining ones are the caller's to leave out.
     pub backends: Vec<Backend>,
 }
 
-/// What a service's name stands for.
+/// What a service's name resolves to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndpointMode {
     /// A virtual IP.

@@ -90,8 +90,8 @@ impl Endpoints {
         }
     }
 
-    /// Lets go of the endpoint that has the asked name, if its namespace is gone: a container that
-    /// is started anew, or a host, may be faster than the pass that finds this out.
+    /// Removes the endpoint that has the requested name, if its namespace is gone: a container may
+    /// restart before the periodic check finds the old endpoint lost.
     async fn detach_lost_namesake(&self, network: &Network, request: &Request) {
         let Some(name) = request.endpoint_name() else { return };
         let Some(other) = self.agent.read(|state| namesake(state, network, &name).cloned()) else { return };

@@ -55,8 +55,8 @@ impl Endpoints {
         }
     }
 
-    /// Checks that an owner's endpoint is complete, in its namespace and on the host, and names what
-    /// is missing. What is missing inside the namespace is restored by the same look.
+    /// Checks that an owner's endpoint is complete, in its namespace and on the host, and names
+    /// what is missing. What is missing inside the namespace is restored by the same look.
     pub async fn check(&self, owner: &Owner) -> Result<(), Problem> {
         let missing = |what: String| Problem::new(ProblemKind::NotFound, what);
         let endpoint = self.owned(owner).ok_or_else(|| missing(format!("{owner} is not attached")))?;

@@ -7,8 +7,8 @@ use mesh_proto::{Problem, v1};
 use crate::endpoints::Endpoints;
 
 impl Endpoints {
-    /// Makes an endpoint that a manager has heard of a backend of the service that it was attached
-    /// for, on all nodes. Fails without a manager.
+    /// Adds an endpoint, which was reported to a manager, to the service that it was attached for.
+    /// Complete on all nodes when this returns. Fails without a manager.
     pub(crate) async fn serve(&self, network: &Network, endpoint: &Endpoint) -> Result<(), Problem> {
         let Some(service) = &endpoint.service else { return Ok(()) };
         let connected = self.managers.connected().await?;

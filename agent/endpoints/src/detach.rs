@@ -111,8 +111,8 @@ impl Endpoints {
         self.blocking(Agent::save_released).await
     }
 
-    /// Forgets that an endpoint was removed, once the kernel has nothing of it. After a failure that
-    /// is left to the next start.
+    /// Forgets that an endpoint was removed, once the kernel has nothing of it. After a failure
+    /// that is left to the next start.
     pub(crate) fn forget(&self, id: &EndpointId, pass: &Reconciliation) {
         if pass.problems.is_empty()
             && let Err(error) = self.agent.endpoint_store().forget(id)
@@ -121,8 +121,8 @@ impl Endpoints {
         }
     }
 
-    /// Lets go of endpoints whose namespace and device are gone. Those that are still attaching are
-    /// left to their attach.
+    /// Removes endpoints whose namespace and device are gone. Endpoints that are still attaching
+    /// are left to their attach.
     pub async fn remove_lost(&self, lost: &BTreeSet<EndpointId>) {
         let lost: Vec<Endpoint> = self.agent.read(|state| {
             let known = lost.iter().filter_map(|id| state.endpoints.get(id));

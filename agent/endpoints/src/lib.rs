@@ -1,6 +1,6 @@
 //! Attaching containers to networks, and detaching them.
 //!
-//! [`Endpoints`] has the calls; [`upkeep`] has the tasks that nobody calls.
+//! [`Endpoints`] has the calls; [`upkeep`] has the background tasks.
 #![forbid(unsafe_code)]
 
 mod addresses;

@@ -107,7 +107,7 @@ fn refuse_same_owner(state: &State, request: &Request) -> Result<(), Problem> {
     })
 }
 
-/// The MAC that stands for the endpoint's address in every neighbour's table.
+/// The MAC that every neighbour derives from the endpoint's address.
 fn default_mac(
     network: &Network,
     ipv4: Option<Ipv4Addr>,

@@ -63,7 +63,8 @@ pub trait Host: Send + Sync + fmt::Debug + 'static {
     /// Returns whether another socket or VXLAN device uses this UDP port.
     fn udp_port_is_taken(&self, port: u16) -> bool;
 
-    /// Tells, until the receiver is dropped, when something of ours in the kernel may have changed.
+    /// Sends an event when our objects in the kernel may have changed, until the receiver is
+    /// dropped.
     fn watch_kernel(&self) -> Result<mpsc::Receiver<Event>, KernelError>;
 
     /// Finds a container's namespace.

@@ -23,8 +23,8 @@ const NUMBER: u16 = 1;
 const SOURCE_PORT: u16 = 2;
 const DESTINATION_PORT: u16 = 3;
 
-/// What replies look like to the flows that the kernel tracks in the calling thread's network
-/// namespace. None where it tracks none, or does not tell.
+/// Returns the reply tuples of the flows that the kernel tracks in the calling thread's network
+/// namespace; none if it tracks none or cannot list them.
 pub(crate) fn replies() -> Vec<ConnectionKey> {
     dump().unwrap_or_default()
 }

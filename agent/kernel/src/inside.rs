@@ -47,8 +47,8 @@ pub struct Restored {
     pub replaced: Vec<String>,
 }
 
-/// Gives the inner end of a pair the addresses and routes that it has lost. One that is down keeps
-/// what it has: whoever set it down will set it up.
+/// Restores the addresses and routes that the inner end of a pair has lost. A device that is down
+/// is left alone: another program set it down, and is expected to set it up.
 pub fn restore(inner: &InnerEnd, outer: OuterEnd) -> Result<Restored, KernelError> {
     let namespace = namespace::open(&inner.netns)?;
     let mut netlink = namespace::netlink(&inner.netns, &namespace, || ())?;
@@ -120,7 +120,7 @@ fn restore_routes(
         }
     }
     for gateway in inner.gateways.iter().filter(|gateway| is_own(**gateway)) {
-        // Whoever made another default route out of this device has taken the place of ours.
+        // Another default route through this device replaces ours on purpose.
         let is_default = |route: &HostRoute| {
             route.subnet.len() == 0 && route.subnet.first().is_ipv4() == gateway.is_ipv4()
         };

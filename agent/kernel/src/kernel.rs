@@ -20,12 +20,12 @@ pub enum Depth {
 
 /// The kernel of one host, or its twin in memory.
 ///
-/// Calls block, for microseconds mostly; those that remove a device wait until nobody finds it any
-/// more, some milliseconds. Each makes one attempt: only the loop repeats.
+/// Calls block, mostly for microseconds. A call that removes a device waits some milliseconds,
+/// until no process finds the device. Each call makes one attempt: only the loop repeats.
 pub trait Kernel: Send {
     /// Reads the state of our objects. `desired` adds places to read: for the data-path
-    /// address and for the endpoints' namespaces. Its first call looks at everything, whatever
-    /// `depth` says.
+    /// address and for the endpoints' namespaces. The first call reads everything and ignores
+    /// `depth`.
     fn observe(&mut self, desired: Option<&Desired>, depth: Depth) -> Result<Observed, KernelError>;
 
     /// Takes one step of a plan, in full or not at all.

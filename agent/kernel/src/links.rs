@@ -315,14 +315,14 @@ pub(crate) fn set_mtu(netlink: &mut Netlink, index: u32, mtu: u32) -> Result<(),
 /// Removes a device, and waits until no process finds it, here or at the other end of a pair. A
 /// device that does not exist is not an error.
 ///
-/// The kernel answers some 20 ms later: when all memory of the device has been given back. Nobody
-/// has to wait for that, and so another thread does. Should the process end before, the kernel goes
-/// on with what it has begun.
+/// The kernel answers about 20 ms later, when it has freed the device's memory. The caller need not
+/// wait for that, so another thread does. If the process ends before, the kernel completes the
+/// removal.
 pub(crate) fn remove(netlink: &mut Netlink, index: u32) -> Result<(), RequestError> {
     let mut own = netlink::open()?;
     let (answer, answered) = mpsc::channel();
     thread::Builder::new().name("remove".to_owned()).spawn(move || {
-        // Nobody listens any more once the device was seen to be gone.
+        // The receiver is dropped as soon as the device is gone.
         let _ = answer.send(delete(&mut own, index));
     })?;
     loop {
@@ -473,8 +473,8 @@ pub(crate) fn set_alias(netlink: &mut Netlink, index: u32, alias: &str) -> Resul
     set(netlink, LinkUnspec::new_with_index(index).append_extra_attribute(alias))
 }
 
-/// Gives both ends of an endpoint's pair their MTU, the inner one first, with the burst that it
-/// takes: the outer one then tells that both have it.
+/// Sets the MTU and the burst of both ends of an endpoint's pair, the inner one first. So the outer
+/// end's MTU shows that both have it.
 pub(crate) fn set_endpoint_mtu(
     netlink: &mut Netlink,
     index: u32,

@@ -171,7 +171,7 @@ impl<P: Programs + Send> LinuxKernel<P> {
             }
             Action::SetSysctl(sysctl) => sysctl::set(*sysctl)?,
             Action::SetFirewall(wanted) => {
-                // Whatever comes of it, what was known is out of date.
+                // Whether it succeeds or fails, the last listing is out of date.
                 self.firewall = None;
                 firewall::set(wanted)?;
                 self.firewall = Some(FirewallState::Intact(wanted.clone()));

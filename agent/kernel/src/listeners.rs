@@ -16,8 +16,8 @@ const TABLES: &str = "/proc/thread-self/net";
 const LISTEN: &str = "0A";
 const UNCONNECTED: &str = "07";
 
-/// Local addresses of sockets, by protocol and port. The unspecified address stands for every
-/// address of its family; that of IPv6 stands for both families, as it does for most sockets.
+/// Local addresses of sockets, by protocol and port. The unspecified address means every address of
+/// its family. That of IPv6 means both families, as it does for most sockets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Listeners(BTreeMap<(Protocol, u16), BTreeSet<IpAddr>>);
 

@@ -23,7 +23,7 @@ const OWN_THREAD: &str = "/proc/thread-self/ns/net";
 /// Runs a closure in a namespace.
 ///
 /// The calling thread is back in its own when this returns or unwinds. A thread that cannot return
-/// must not go on: whatever it did next would be done in a container.
+/// must not continue: its next operations would run in a container's namespace.
 pub(crate) fn inside<T>(namespace: &File, work: impl FnOnce() -> T) -> io::Result<T> {
     struct Return(File);
 
@@ -50,9 +50,9 @@ pub(crate) fn own_cookie() -> io::Result<u64> {
     }
 }
 
-/// Whether the namespace is still the one at its path. With a device of ours still in it, it is
-/// alive, and nobody else has its inode number; otherwise the cookie decides, for which it has to
-/// be entered.
+/// Returns whether the path still leads to this namespace. A namespace that contains a device of
+/// ours exists, so its inode number is unique. Without one, the cookie decides, and the namespace
+/// has to be entered to read it.
 pub(crate) fn exists(netns: &NetnsRef, has_device: bool) -> bool {
     if has_device {
         std::fs::metadata(&netns.path).is_ok_and(|found| found.ino() == netns.inode)

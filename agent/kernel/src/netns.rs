@@ -27,7 +27,7 @@ const OWN: &str = "/proc/self/ns/net";
 /// Fails where there is nothing, something that is no network namespace, or the calling process's
 /// own.
 pub fn find(path: &Path) -> Result<(NetnsRef, BTreeSet<IfName>), KernelError> {
-    // What is no namespace may be something that blocks whoever opens it.
+    // The path may lead to something else whose open would block, such as a FIFO.
     let opened = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path);
     let file = opened.map_err(|source| match source.kind() {
         io::ErrorKind::NotFound => KernelError::NamespaceGone { path: path.to_owned(), source: Some(source) },

@@ -94,8 +94,8 @@ pub(crate) fn remove_unreachable(netlink: &mut Netlink, subnet: Prefix) -> Resul
     }
 }
 
-/// Returns the prefix of every route of the main table with the index of its device, whoever made
-/// the route, the kernel included.
+/// Returns the prefix and the device's index of every route of the main table, including the
+/// kernel's own and those of other programs.
 pub(crate) fn dump_all(netlink: &mut Netlink) -> Result<Vec<(u32, Prefix)>, RequestError> {
     dump_main(netlink, |_| (), prefix_of)
 }
@@ -211,8 +211,8 @@ const INTERNAL_METRIC: u32 = 1 << 30;
 /// The metric that the kernel gives a route of IPv6 by itself.
 const METRIC: u32 = 1024;
 
-/// Makes a gateway a default route behind all that there are: whatever the container has of its own
-/// comes first, then the device that was made first. When that one goes, the kernel takes the next.
+/// Adds a default route that is used after all others: first the container's own, then that of the
+/// oldest device. When that one is removed, the kernel uses the next.
 ///
 /// Those through internal networks come last: only replies of published ports get anywhere there.
 pub(crate) fn add_default(

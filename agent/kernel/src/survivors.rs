@@ -1,7 +1,7 @@
 //! Endpoints' devices as the kernel knows them, for an agent whose own records of them are lost.
 //!
-//! The host's end of each pair has an alias that describes its endpoint. The container's end has the
-//! rest: its namespace, name, MAC and addresses.
+//! The host's end of each pair has an alias that describes its endpoint. The container's end has
+//! the rest: its namespace, name, MAC and addresses.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;

@@ -1,4 +1,4 @@
-//! The unix socket: for root and the group `mesh`, and nobody else.
+//! The unix socket, for root and the group `mesh` only.
 
 use std::path::Path;
 use std::sync::Arc;

@@ -80,7 +80,7 @@ pub async fn run(config: Config) -> Result<(), Problem> {
         tracing::warn!("calls to the local socket were cut off");
     }
     memberships.stop().await;
-    // Whoever connects from now on should learn at once that nobody is there.
+    // Later connections fail at once instead of waiting.
     for socket in [&config.socket, &config.cni_socket()] {
         if let Err(error) = std::fs::remove_file(socket) {
             tracing::debug!(%error, "the socket could not be removed");

@@ -217,7 +217,7 @@ pub struct Config {
     pub wireguard_engine: WireguardEngine,
     /// UDP port of WireGuard.
     pub wireguard_port: u16,
-    /// On a manager: after how long all nodes are to make new keys; `None`: only when told to.
+    /// On a manager: interval after which all nodes create new keys; `None`: only on demand.
     pub rotate_keys: Option<Duration>,
     /// Where metrics are served over HTTP; `None`: nowhere.
     pub metrics_addr: Option<MetricsAddress>,

@@ -1,5 +1,5 @@
-//! Second copies of the small files that a member cannot do without and nobody else has: what a
-//! crash or a failing disk does to one file, it rarely does to both.
+//! Second copies of the small files that a member needs and that exist nowhere else. A crash or a
+//! failing disk rarely damages both.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -129,7 +129,7 @@ pub(crate) async fn keep(paths: StatePaths) {
     }
 }
 
-/// What tells that a file was replaced.
+/// Returns what changes when one of the files is replaced.
 fn stamps(paths: &StatePaths) -> Vec<Option<(u64, std::time::SystemTime)>> {
     use std::os::unix::fs::MetadataExt;
     let stamp = |path: &PathBuf| {

@@ -53,7 +53,7 @@ impl Instance {
             path: config.state_dir.clone(),
             source,
         };
-        // State of a member holds its private key: nobody else has any business here.
+        // The state contains private keys.
         fs::set_permissions(&config.state_dir, fs::Permissions::from_mode(0o700)).map_err(directory)?;
         let lock = OpenOptions::new()
             .create(true)

@@ -236,8 +236,7 @@ async fn a_restart_adopts_everything_and_undoes_what_was_half_made() {
     let rig = Rig::start(dir.path(), &kernel);
     let kept = rig.attach("c1").await.unwrap();
     let half = rig.attach("c2").await.unwrap();
-    // As it is when the agent is killed after the kernel has the endpoint and before its caller was
-    // told.
+    // As if the agent was killed after the kernel has the endpoint and before the caller's answer.
     let record =
         rig.agent.read(|state| state.endpoints.values().find(|e| e.name.as_str() == "c2").cloned()).unwrap();
     rig.agent.endpoint_store().remove(&record.id).unwrap();

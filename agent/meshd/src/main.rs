@@ -33,8 +33,8 @@ fn main() -> ExitCode {
     }
 }
 
-/// An agent of which one task is gone would go on without doing its work. One that has ended does
-/// no harm: traffic goes on, and the next one takes over what it finds.
+/// An agent with a missing task would not do its work. An agent that has ended does no harm:
+/// traffic continues, and the next agent adopts the kernel's state.
 fn abort_on_panic() {
     let report = std::panic::take_hook();
     std::panic::set_hook(Box::new(move |panic| {

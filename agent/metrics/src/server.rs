@@ -33,7 +33,7 @@ const CONNECTIONS: usize = 16;
 const GRACE: Duration = Duration::from_millis(10);
 /// How long a request's head may take to come.
 const HEAD: Duration = Duration::from_secs(5);
-/// How long a connection may last, whatever becomes of it.
+/// Maximum duration of a connection.
 const CONNECTION: Duration = Duration::from_secs(10);
 /// The most that is kept of a request that has not been understood yet; the least that the library
 /// allows.

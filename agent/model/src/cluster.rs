@@ -78,7 +78,7 @@ pub struct Wireguard {
 pub struct Node {
     /// Its identity, the subject of its certificate.
     pub id: NodeId,
-    /// Its name, unique in the cluster; the host's name unless told otherwise.
+    /// Its name, unique in the cluster; by default the host's name.
     pub name: Name,
     /// What it may do.
     pub role: Role,

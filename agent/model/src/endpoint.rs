@@ -14,7 +14,7 @@ use crate::{EndpointId, IfName, MacAddr, Name, NetworkId, NodeId, Owner};
 pub enum EndpointPhase {
     /// Written down, its caller still waits: undone when the agent restarts.
     Attaching,
-    /// Its caller was told: kept across restarts.
+    /// Its caller has the answer: kept across restarts.
     Attached,
 }
 

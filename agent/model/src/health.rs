@@ -222,9 +222,9 @@ impl fmt::Display for HealthKind {
 }
 
 impl HealthCheck {
-    /// From one try to the next unless told otherwise.
+    /// Default interval between tries.
     pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
-    /// Failures in a row unless told otherwise.
+    /// Default number of consecutive failures.
     pub const DEFAULT_RETRIES: u32 = 3;
     /// Characters of the longest path.
     pub const MAX_PATH: usize = 1024;

@@ -24,7 +24,7 @@ pub enum InvalidPatterns {
     /// Whether that means all or none is for the reader to say.
     #[error("the list is empty: name at least one pattern, such as \"*\" or \"!docker0\"")]
     Empty,
-    /// No interface has such a name.
+    /// No interface can have this name.
     #[error("{0:?} matches no interface: a pattern has 1 to 15 characters, none of them a space, '/' or ':'")]
     Pattern(String),
 }

@@ -203,7 +203,7 @@ pub struct InvalidMtu {
 impl Mtu {
     /// The least an IPv4 link may have (RFC 791).
     pub const MIN: u32 = 68;
-    /// The most an IP packet's length field can tell.
+    /// The maximum of an IP packet's length field.
     pub const MAX: u32 = 65535;
     /// The least an IPv6 link may have (RFC 8200, section 5).
     pub const MIN_IPV6: u32 = 1280;

@@ -103,7 +103,7 @@ pub enum Action {
         /// The subnet.
         subnet: Prefix,
     },
-    /// Remove such a route.
+    /// Remove a route to a subnet.
     RemoveUnreachable {
         /// The subnet.
         subnet: Prefix,

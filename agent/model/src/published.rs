@@ -146,7 +146,7 @@ impl PublishedPort {
     }
 }
 
-/// `None`: the unspecified address, which stands for all.
+/// `None`: the unspecified address, which means all addresses.
 fn host_address(text: &str) -> Result<Option<IpAddr>, InvalidPublishedPort> {
     let bare = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')).unwrap_or(text);
     let invalid = || InvalidPublishedPort::HostIp { text: text.to_owned() };

@@ -15,9 +15,9 @@ const PROGRAM: &str = "mesh-wireguard-engine";
 
 /// The host's engines, or their twins in memory. Calls may block.
 pub trait Engines: Send + Sync + fmt::Debug {
-    /// The engine that is to be used, taken over from an earlier agent if it runs, and why it is
-    /// this one. Whatever another engine has left is gone then, and also when this fails because
-    /// the one that is to be used is not to be had.
+    /// Returns the engine to use and the reason for the choice. An engine that an earlier agent
+    /// started is adopted. The remains of any other engine are removed, even if this fails because
+    /// the chosen engine is not available.
     fn open(&self) -> Result<(Box<dyn WireguardEngine>, String)>;
 
     /// Whether the device of that engine is there as it was configured.

@@ -131,7 +131,7 @@ async fn step(
     }
 }
 
-/// Tells the managers, and waits until the news has come back with the session.
+/// Reports the keys to a manager, and waits until they come back with the session.
 async fn announce(agent: &Agent, managers: &Managers, keys: Wireguard) -> Result<Next, Problem> {
     let connected = managers.connected().await?;
     let request = SetWireguardRequest { wireguard: Some((&keys).into()) };

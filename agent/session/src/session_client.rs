@@ -360,7 +360,7 @@ impl Session<'_> {
         });
     }
 
-    /// Tells what is known of this node's backends: all at first, then what has changed.
+    /// Reports the health of this node's backends: all of them first, then changes.
     async fn report_health(&mut self, outgoing: &mpsc::Sender<v1::AgentMessage>) -> Result<(), SessionError> {
         let now = self.agent.read(|state| state.soft.found().clone());
         let entry = |(id, finding): (&BackendId, &Finding)| v1::BackendHealthEntry {
@@ -384,8 +384,8 @@ impl Session<'_> {
         send(outgoing, agent_message::Kind::Health(report)).await
     }
 
-    /// Tells what the kernel has. Before that, the endpoints: a manager that removes a network
-    /// takes it that all which were attached before the removal have been reported.
+    /// Reports the applied revision, after the endpoints: a manager that removes a network relies
+    /// on having received all endpoints that were attached before.
     async fn report_applied(
         &mut self,
         revision: u64,

@@ -91,8 +91,8 @@ impl AddressPools {
         self.changed = true;
     }
 
-    /// Forgets what revisions the pools know, for a store that was restored from a backup and
-    /// counts anew.
+    /// Forgets the revisions that the pools know, since the store was restored from a backup and
+    /// starts its revisions again.
     pub fn rebuild(&mut self, view: &ClusterView, endpoints: &BTreeMap<EndpointId, Endpoint>, now: u64) {
         *self = Self::restore(self.node.clone(), self.delays, view, endpoints, self.saved(), now);
         self.changed = true;
@@ -155,8 +155,8 @@ impl AddressPools {
             .collect()
     }
 
-    /// Stops using the blocks that were idle for long. They have to be saved before the manager is
-    /// told.
+    /// Stops using blocks that were idle for long. Save the state before you report them to a
+    /// manager.
     pub fn release_idle(&mut self, now: u64) {
         for pool in self.pools.values_mut() {
             for prefix in pool.idle_blocks(now) {

@@ -44,8 +44,8 @@ impl Versions {
         }
     }
 
-    /// Returns the signals for the changes since `before`. What is not named here, such as problems
-    /// for the status, wakes nobody.
+    /// Returns the signals for the changes since `before`. Fields that are not named here, such as
+    /// problems for the status, wake no task.
     pub(crate) fn signals_since(&self, before: &Self) -> impl Iterator<Item = Signal> + use<> {
         let differs = |part: fn(&Self) -> u64| part(self) != part(before);
         let desired = differs(|v| v.view) || differs(|v| v.endpoints);

@@ -2,7 +2,7 @@
 
 use mesh_sys::durable::FileError;
 
-/// A damaged file of what can be learnt anew is no reason not to start.
+/// Treats a damaged file as absent, for content that managers send again.
 pub(crate) fn without_damaged<T>(
     read: Result<Option<T>, FileError>,
     damage: &mut Vec<String>,

@@ -70,9 +70,9 @@ impl DesiredTunnels {
     }
 }
 
-/// The nodes that share an encrypted network with this one; `None` while it has no part in any.
-/// Ports that a service of such a network has published are every node's part: its backends' nodes
-/// have tunnels to all.
+/// Returns the nodes that share an encrypted network with this one; `None` if this node is in none.
+/// If a service of such a network publishes ports, every node is in it: the nodes of its backends
+/// have tunnels to all nodes.
 fn sharing<'v>(view: &'v ClusterView, own: &NodeId) -> Option<BTreeSet<&'v NodeId>> {
     let mut sharing = BTreeSet::new();
     let mut has_part = false;

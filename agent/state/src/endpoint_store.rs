@@ -1,9 +1,8 @@
 //! The node's endpoints on its disk: one file each, so that writing one never puts another at risk.
 //!
-//! Records have to survive the end of the process, not that of the boot: the namespaces that they
-//! are about do not either. So nothing here waits for the disk, and each record tells the boot that
-//! it is of. A second copy of each is kept in another directory, for a file that is lost or damaged
-//! while its endpoint is there.
+//! Records have to survive the process, but not a reboot: the namespaces do not survive that
+//! either. So no write waits for the disk, and each record contains the id of its boot. A second
+//! copy of each record in another directory replaces one that is lost or damaged.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
@@ -21,8 +20,8 @@ pub const BOOT_ID: &str = "/proc/sys/kernel/random/boot_id";
 const ATTACHED: &str = "json";
 /// Ends the names of files of endpoints whose attach has not been answered yet.
 const ATTACHING: &str = "attaching";
-/// Ends the names of files of endpoints whose device is to be removed. A device with such a file and
-/// without a record was detached. A device with neither has lost its record.
+/// Ends the names of files of endpoints whose device is to be removed. A device with such a file
+/// and without a record was detached. A device with neither has lost its record.
 const REMOVING: &str = "removing";
 
 /// The directory of the endpoints' files.

@@ -91,8 +91,8 @@ impl Agent {
     }
 
     /// Whether lost endpoints wait for the networks' records. Before a session begins, they have to
-    /// be restored by [`Self::restore_lost`]: the session's first message has all endpoints, and the
-    /// managers forget those that it does not have.
+    /// be restored by [`Self::restore_lost`]: the session's first message has all endpoints, and
+    /// the managers forget those that it does not have.
     pub fn has_lost(&self) -> bool {
         self.read(|state| !state.lost.is_empty())
     }
@@ -169,7 +169,8 @@ impl Lost {
             service,
             aliases,
             netns: inner.map_or_else(nowhere, |inner| inner.netns.clone()),
-            // A runtime's key can be longer than an alias. Such an endpoint goes with its namespace.
+            // A runtime's key can be longer than an alias. Such an endpoint goes with its
+            // namespace.
             owner: None,
             phase: EndpointPhase::Attached,
             created_at,

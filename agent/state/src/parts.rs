@@ -1,13 +1,12 @@
-//! Ordered maps that are copied for next to nothing, and whose copies tell fast in what they
-//! differ.
+//! Ordered maps whose copies are cheap to make and to compare.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use mesh_model::{BackendId, ServiceId};
 
-/// How many parts a map has. A change of a copy makes one of them anew; ten thousand services are
-/// forty in each.
+/// Number of parts of a map. A change in a copy copies one part: of ten thousand services, about
+/// forty.
 const PARTS: usize = 256;
 
 /// A key that says which part it is in.

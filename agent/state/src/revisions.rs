@@ -71,8 +71,8 @@ impl Agent {
         };
         let own =
             changed.is_none() || ours(&view) != ours(&state.view) || view.networks != state.view.networks;
-        // A store that was restored from a backup counts its revisions anew, and so have the pools
-        // to.
+        // A store that was restored from a backup starts its revisions again, so the pools forget
+        // the old ones.
         let rewound = view.revision < state.view.revision;
         *state.view = view;
         state.view_number += 1;

@@ -107,7 +107,7 @@ impl ServiceRecords {
         self.published.iter().filter_map(|id| self.get(id))
     }
 
-    /// The published ports, of whatever protocol.
+    /// Returns the published ports of all protocols.
     pub fn published_ports(&self) -> BTreeSet<u16> {
         let ports = self.published().flat_map(|records| &records.service.ports);
         ports.map(|port| port.published).collect()

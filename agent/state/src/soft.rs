@@ -135,8 +135,8 @@ impl Soft {
         self.health_changed = true;
     }
 
-    /// Takes what a manager says of backends. One that has begun a moment ago names the nodes that
-    /// it has not heard yet: what is known of those stays.
+    /// Stores a manager's report about backends. A manager that has just started names the nodes
+    /// whose reports it lacks: their earlier findings stay.
     pub fn receive_health(&mut self, view: &ClusterView, message: &v1::BackendHealth) {
         // A number that is none is that of no backend.
         let entry = |entry: &v1::BackendHealthEntry| {
@@ -168,8 +168,9 @@ impl Soft {
         self.versions.0 += 1;
     }
 
-    /// Takes what a manager says of other nodes' endpoints; of nodes that it has not heard yet, as
-    /// with health. An endpoint that cannot be read is skipped: its names resolve to nothing.
+    /// Stores a manager's report about other nodes' endpoints. Those of nodes whose reports it
+    /// lacks stay, as with health. An endpoint that cannot be read is skipped: its names do not
+    /// resolve.
     pub fn receive_endpoints(&mut self, message: &v1::Endpoints, unreadable: &mut Unreadable) {
         let read =
             |endpoint: &v1::Endpoint| -> Result<(NetworkId, EndpointId, NamedEndpoint), InvalidMessage> {

@@ -81,7 +81,7 @@ impl StatePaths {
         self.dir.join("released.json")
     }
 
-    /// Other nodes' endpoints as last heard, for their names.
+    /// The last received endpoints of other nodes, for their names.
     pub fn names(&self) -> PathBuf {
         self.dir.join("names.json")
     }

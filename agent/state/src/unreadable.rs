@@ -1,5 +1,5 @@
-//! Records of a manager that this agent cannot read: it skips them, reports them, and goes on with
-//! all others.
+//! Records of a manager that this agent cannot read. It skips and reports them, and uses all
+//! others.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;

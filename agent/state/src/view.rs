@@ -13,7 +13,7 @@ use crate::service_records::ServiceRecords;
 use crate::unreadable::Unreadable;
 
 /// The records that concern this node, at one revision of the store. Kept on disk, so that an agent
-/// which restarts while no manager answers goes on as before.
+/// which restarts while no manager answers continues with them.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterView {
     /// The store's revision that this is the state of.

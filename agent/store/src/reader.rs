@@ -26,7 +26,7 @@ impl SharedMvcc {
     }
 }
 
-/// A writer that panicked may have left half a transaction: nobody may read it.
+/// A writer that panicked may have left half a transaction, which must not be read.
 fn half_applied<T>(_: PoisonError<T>) -> StoreError {
     StoreError::Closed
 }

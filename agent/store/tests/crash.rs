@@ -76,7 +76,7 @@ fn say(line: &str) {
     writeln!(out, "{line}").and_then(|()| out.flush()).expect("the parent reads");
 }
 
-/// A child that does not outlive the test, whatever happens.
+/// A child process that is killed when the test ends.
 struct Killed(Child);
 
 impl Drop for Killed {

@@ -1,4 +1,4 @@
-//! Whatever is asked of them, both stores answer as a list of whole states does.
+//! Both stores give the same answers as a list of complete states.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

@@ -14,7 +14,7 @@ use seccompiler::{
     TargetArch,
 };
 
-/// Refused whatever the arguments.
+/// Refused with any arguments.
 const REFUSED: &[libc::c_long] = &[
     // Running programs.
     libc::SYS_execve,

@@ -1,6 +1,6 @@
 //! A whole cluster in one process: a manager that decides, nodes that assign, and between them a
 //! network that delays, reorders, repeats and loses messages, while everything may restart.
-//! Whatever the interleaving, no address is given twice, and none is lost.
+//! In every interleaving, no address is assigned twice, and none is lost.
 #![expect(clippy::unwrap_used, reason = "tests")]
 
 mod simulation;

@@ -17,8 +17,8 @@ pub struct Podman {
 }
 
 impl Podman {
-    /// Sets podman up on a host, with the plugin and its configuration for a network as `meshctl cni
-    /// install` writes them, and with an image `box` of busybox.
+    /// Sets podman up on a host, with the plugin and its configuration for a network as `meshctl
+    /// cni install` writes them, and with an image `box` of busybox.
     pub fn install(host: &Host, network: &str) -> Result<Self> {
         let dir = host.path().join("podman");
         let text = |path: PathBuf| path.to_string_lossy().into_owned();

@@ -1,4 +1,5 @@
-//! Somebody removes every pin of the datapath's links: traffic stops with the programs, and returns.
+//! Somebody removes every pin of the datapath's links: traffic stops with the programs, and
+//! returns.
 
 use std::fs;
 use std::time::{Duration, Instant};

@@ -1,5 +1,5 @@
-//! A port is published while a node is away, and the node returns with a listener of its own on that
-//! port: the listener keeps its port on its host, and the conflict is reported.
+//! A port is published while a node is away, and the node returns with a listener of its own on
+//! that port: the listener keeps its port on its host, and the conflict is reported.
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 

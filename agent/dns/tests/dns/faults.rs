@@ -1,4 +1,4 @@
-//! Whatever comes in.
+//! Malformed and hostile packets.
 
 use std::{
     io::{Read, Write},

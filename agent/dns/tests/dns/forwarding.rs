@@ -14,7 +14,7 @@ use crate::lab::{APP, INNER, Lab, OTHER, OUTSIDE, endpoint, query, receive};
 
 /// Bound, and silent: a resolver that is down behind a router that drops.
 const SILENT: &str = "127.0.2.2";
-/// Nobody listens there.
+/// A closed port.
 const CLOSED: &str = "127.0.2.3";
 /// Answers SERVFAIL.
 const FAILING: &str = "127.0.2.4";

@@ -144,7 +144,7 @@ fn networks_come_and_go_while_others_are_served() {
     let lab = Lab::start();
     lab.stop("app");
     assert!(!lab.server.status().contains_key("app"));
-    // Nobody listens there any more.
+    // The port is closed now.
     lab.netns.run(["dig", "+tries=1", "+time=1", "@10.64.0.1", "web"]).unwrap().ok().unwrap_err();
     assert_eq!(lab.short(&format!("@{OTHER} db A")), ["10.65.0.5"]);
     lab.serve("app", lab.bind(APP));

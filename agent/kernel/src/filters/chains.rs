@@ -42,9 +42,9 @@ impl Chain {
         Ok(is_closed.then(|| ClosedChain { hook: *hook, chain: format!("{family} {table} {name}") }))
     }
 
-    /// Whether the chain, in its table as it was listed, drops what comes from our device. A rule
-    /// with conditions that are not understood counts as one that does not match; where one accepts
-    /// something of our device, whoever wrote it knows of us.
+    /// Returns whether the chain drops packets from our device, by its table's listing. A rule with
+    /// conditions that are not understood counts as one that does not match. If a rule accepts some
+    /// packets of our device, its author has considered them.
     fn is_closed(&self, listing: &str) -> bool {
         let chains = Rules::of(listing);
         match chains.decide(self.hook, &self.name, 0) {

@@ -84,7 +84,7 @@ fn own_comment(line: &str) -> Option<&str> {
     words.next().map(|comment| comment.trim_matches('"')).filter(|comment| comment.starts_with(COMMENT))
 }
 
-/// What a rule without conditions does with whatever comes so far.
+/// What a rule without conditions does with every packet that reaches it.
 enum Step<'a> {
     Accept,
     Drop,
@@ -120,8 +120,8 @@ impl<'a> Step<'a> {
     }
 }
 
-/// Where a chain decides about whatever comes so far, by itself or by a chain that it jumps to, and
-/// whether it drops that.
+/// Returns the first rule that decides about every packet that reaches it, in the chain or in one
+/// that it jumps to, and whether the rule drops them.
 fn decides(listing: &str, chain: &str, depth: usize) -> Option<(usize, bool)> {
     for (place, line) in listing.lines().enumerate() {
         match Step::of(line, chain) {

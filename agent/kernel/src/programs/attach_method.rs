@@ -3,9 +3,9 @@
 use aya::util::KernelVersion;
 use mesh_ebpf_types::ProgramKind;
 
-/// How programs are attached to devices, but for endpoints': they always stand in filters. Making a
-/// tcx link waits for all readers of the device (some 10 ms) even though nothing is read before it
-/// is set up, and nobody else has programs there that a link would have to get on with.
+/// How programs are attached to devices. Endpoints' programs are always tc filters: creating a tcx
+/// link waits for all readers of the device (about 10 ms), although nothing is read before the
+/// device is up, and there are no programs of others with which a link would have to coexist.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum AttachMethod {
     /// tcx links (Linux 6.6): pinned, replaced atomically, side by side with others' programs.

@@ -199,8 +199,8 @@ pub(super) fn remove(path: &Path) -> Result<(), ProgramsError> {
 
 /// Detaches a pinned link and removes its pin; one that is not there is no error.
 ///
-/// The kernel lets go of a removed pin, its last holder, only after a grace period of RCU: until
-/// then the program would still run, and a driver would refuse the next one.
+/// If the pin was the last reference, the kernel frees the link only after an RCU grace period.
+/// Until then the program would still run, and a driver would refuse the next one.
 pub(super) fn detach(path: &Path) -> Result<(), ProgramsError> {
     match bpf::open_pin(path).and_then(|link| bpf::link_detach(link.as_fd())) {
         // `InvalidInput`: a filter's program, or a kernel whose links go with their pins only.

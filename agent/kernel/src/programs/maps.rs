@@ -122,7 +122,7 @@ impl Maps {
         self.changed()
     }
 
-    /// Tells the programs that what they remember of entries holds no more. After the change: one
+    /// Invalidates what the programs have cached of entries. Called after the change: a program
     /// that reads the old number may have seen the old entry, one that reads the new number has
     /// not.
     fn changed(&mut self) -> Result<(), ProgramsError> {
@@ -147,7 +147,7 @@ impl Maps {
         self.changed()
     }
 
-    /// Tells the programs of the host's sockets which network namespace is the host's.
+    /// Sets the cookie of the host's network namespace for the socket programs.
     pub(super) fn set_netns(&mut self, cookie: u64) -> Result<(), ProgramsError> {
         self.netns.set(0, cookie, 0).map_err(failed("write", NETNS))
     }

@@ -33,8 +33,8 @@ pub(super) fn detach(pins: &Pins, ifindex: u32) -> Result<(), ProgramsError> {
     bpffs::detach(&pins.xdp_link(ifindex))
 }
 
-/// Detaches wherever one of this instance's is attached. It goes on after an error, and returns the
-/// first.
+/// Detaches this instance's XDP program from all devices. Continues after an error, and returns the
+/// first one.
 pub(super) fn detach_all(pins: &Pins) -> Result<(), ProgramsError> {
     let results: Vec<_> = pins.xdp_links()?.into_iter().map(|ifindex| detach(pins, ifindex)).collect();
     results.into_iter().collect()

@@ -56,7 +56,7 @@ pub(crate) fn add(text: &str, variables: &mut Variables) -> Result<(), InvalidDo
         let blank = |c: char| c == ' ' || c == '\t';
         let after = after.trim_start_matches(blank);
         let Some(value) = after.strip_prefix(['=', ':']) else {
-            // A name alone stands for the value in the environment.
+            // A name alone takes its value from the environment.
             if !after.is_empty() && !after.starts_with(['\n', '\r', '#']) {
                 return Err(InvalidDotenv::Line { line });
             }

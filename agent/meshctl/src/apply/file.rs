@@ -18,7 +18,7 @@ pub(crate) struct Given {
     pub(crate) project: String,
     /// The values of `$NAME`.
     pub(crate) variables: Variables,
-    /// The active profiles; `*` stands for all.
+    /// The active profiles; `*` means all.
     pub(crate) profiles: Vec<String>,
 }
 

@@ -72,8 +72,8 @@ pub(crate) struct Endpoint {
     pub(crate) service: Option<String>,
     pub(crate) aliases: Vec<String>,
     pub(crate) health: Option<String>,
-    /// What its container should use to resolve names; null where the endpoint's host does not
-    /// tell.
+    /// What its container should use to resolve names; null if the endpoint's host does not report
+    /// it.
     pub(crate) dns: Option<Dns>,
     /// The runtime's key of it, such as `cni:app/0123abcd/eth0`; null if a person attached it.
     pub(crate) owner: Option<String>,

@@ -154,7 +154,7 @@ impl Memberships {
         match self.establish(membership, joined.identity.clone(), None) {
             Ok(member) => Ok((member, response)),
             Err(problem) => {
-                // The cluster has the node already, and nobody will ever be it.
+                // The cluster has a record of the node already, but no host will use it.
                 if let Err(announced) = withdraw(manager, &joined.identity).await {
                     tracing::warn!(problem = %announced, "the cluster keeps a node that never came to be: remove it there");
                 }
@@ -259,7 +259,7 @@ impl Memberships {
     }
 }
 
-/// Tells a manager that a node which it has just made leaves.
+/// Reports to a manager that a node which it has just added leaves.
 async fn withdraw(manager: &str, identity: &NodeIdentity) -> Result<(), Problem> {
     let config =
         tls::client_config(identity).map_err(|error| Problem::new(ProblemKind::Failed, error.to_string()))?;

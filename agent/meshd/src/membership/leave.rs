@@ -101,7 +101,7 @@ impl Memberships {
     }
 }
 
-/// Tells a manager that this node leaves.
+/// Reports to a manager that this node leaves.
 async fn announce_leave(member: &Member) -> Result<(), Problem> {
     let late = || Problem::new(ProblemKind::Unreachable, "no manager answered in time");
     let announced = async {

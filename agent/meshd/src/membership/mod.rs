@@ -1,9 +1,9 @@
 //! Joins and leaves clusters, and resumes a membership after a restart.
 //!
-//! `member.json` decides: init and join write it last, leave removes it first. What an interrupted
-//! one of them left is cleaned up by the next start. But a store, a certificate authority or a key
-//! without a membership that nobody began to give up are all that is left of a member: they are
-//! never removed, and nothing is made in their place.
+//! `member.json` decides: init and join write it last, leave removes it first. The next start
+//! removes what an interrupted call left. But if there is a store, a certificate authority or a
+//! key, no membership, and no leave had begun, then `member.json` was lost: the rest is never
+//! removed or replaced.
 
 mod begin;
 mod leave;

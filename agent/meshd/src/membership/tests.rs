@@ -40,8 +40,7 @@ impl TestAgent {
 
     async fn start_on(platform: Platform, dir: PathBuf, kernel: TestKernel) -> Self {
         let memberships = Arc::new(Memberships::new(platform));
-        // The store of a manager that was stopped a moment ago is let go of once its last task has
-        // ended.
+        // A stopped manager releases its store when its last task has ended.
         eventually("the store is nobody else's", Duration::from_secs(5), async || {
             let resumed = memberships.resume().await;
             if let Err(problem) = &resumed {
@@ -321,7 +320,7 @@ async fn a_store_whose_membership_was_lost_is_neither_wiped_nor_replaced() {
     let state = agent.dir.clone();
     let kernel = agent.stop().await;
     fs::rename(state.join("member.json"), state.join("aside")).unwrap();
-    // The store is written to once more when the last of the ended tasks lets go of it.
+    // The last task writes to the store once more before it releases it.
     let store = fs::File::open(state.join("store.redb")).unwrap();
     tokio::task::spawn_blocking(move || store.lock()).await.unwrap().unwrap();
     let before = fs::read(state.join("store.redb")).unwrap();

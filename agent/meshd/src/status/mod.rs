@@ -29,7 +29,7 @@ pub(crate) struct StatusReporter {
 }
 
 impl StatusReporter {
-    /// Tells of this host, and why its metrics are not served, if they should be and are not.
+    /// Creates the reporter. `metrics` has the reason why the metrics server failed.
     pub(crate) fn new(
         memberships: Arc<Memberships>,
         metrics_problem: watch::Receiver<Option<String>>,

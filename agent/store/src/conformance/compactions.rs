@@ -53,7 +53,7 @@ pub async fn refuse_watches_of_what_is_gone(store: Subject) -> Verdict {
     Ok(())
 }
 
-/// A watch that had not read what is compacted now says so; one that had goes on.
+/// A watch reports compaction if it had not read the compacted revisions; otherwise it continues.
 pub async fn end_watches_that_they_overtake(store: Subject) -> Verdict {
     let first = store.revision().await?.next();
     let mut behind = store.watch(KeyRange::all(), first);

@@ -8,7 +8,7 @@ use crate::{Compare, Key, Op, Revision, StoreError, Txn};
 const TASKS: usize = 8;
 const INCREMENTS: usize = 20;
 
-/// Reads a counter and writes it one higher, until nobody else wrote in between.
+/// Increments a counter by compare-and-swap, repeated until no other write intervened.
 async fn increment(store: &Subject) -> Result<(), StoreError> {
     loop {
         let current = store.get(Key::from("counter")).await?;

@@ -3,7 +3,7 @@
 use super::{Subject, Verdict, assert_error, contents, delete, put};
 use crate::{Key, KeyRange, Op, OpResponse, StoreError, Txn};
 
-/// Bytewise, whatever the order of the writes.
+/// Keys are ordered bytewise, independent of the order of the writes.
 pub async fn are_in_order_of_keys(store: Subject) -> Verdict {
     let keys: [&[u8]; 6] = [b"b", b"a/2", b"\xff", b"a", b"a/10", b"\x01"];
     for key in keys {

@@ -216,7 +216,7 @@ impl Unfinished {
     }
 
     fn remove(&self) {
-        // Absent is what is wanted; anything else shows when the file is made anew.
+        // It should be absent. Any other error appears when the file is created again.
         let _: std::io::Result<()> = fs::remove_file(&self.0);
     }
 }

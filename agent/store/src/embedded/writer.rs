@@ -22,7 +22,7 @@ pub(super) enum Request {
 
 pub(super) struct Writer {
     path: PathBuf,
-    /// `None` after a failed write, until the file could be opened and read anew: only the file
+    /// `None` after a failed write, until the file was opened and read again: only the file
     /// knows then whether the write took place.
     journal: Option<Journal>,
     mvcc: SharedMvcc,

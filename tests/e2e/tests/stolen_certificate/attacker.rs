@@ -71,7 +71,8 @@ impl Attacker {
         self.run(call(control_client(self.channel())))
     }
 
-    /// Begins a session on a new connection. `taken`: every port that the manager asks for is in use.
+    /// Begins a session on a new connection. `taken`: every port that the manager asks for is in
+    /// use.
     pub(crate) fn session(&self, hello: Hello, taken: bool) -> LyingSession {
         let (say, said) = mpsc::channel(256);
         say.try_send(AgentMessage { kind: Some(Say::Hello(hello)) }).expect("an empty queue");
