@@ -69,7 +69,7 @@ impl Network {
 
     /// A place for a client's connection, if there is one.
     pub(crate) fn place(&self, client: IpAddr) -> Option<Place> {
-        self.shared.connections.open(self.shared.names.client(client))
+        self.shared.connections.open(&self.name, self.shared.names.client(client))
     }
 
     /// Handles one message as far as that needs no waiting.
@@ -110,7 +110,7 @@ impl Network {
 
     /// A question for outside, if its client may ask one more.
     fn admit(&self, request: Request, apex: Option<Name>, transport: Transport, client: IpAddr) -> Step {
-        match self.shared.waiting.admit(self.shared.names.client(client)) {
+        match self.shared.waiting.admit(&self.name, self.shared.names.client(client)) {
             Some(permit) => Step::Forward(Box::new(Forward { request, apex, _permit: permit })),
             None => self.failure(&request, transport).map_or(Step::Ignore, Step::Reply),
         }

@@ -84,7 +84,7 @@ fn any_bytes_at_all_leave_the_server_answering() {
     assert_eq!(lab.short(&format!("@{APP} web A")), ["10.64.255.1"]);
     assert_eq!(lab.short(&format!("@{APP} +tcp web A")), ["10.64.255.1"]);
     let status = lab.server.status()["app"];
-    assert!(status.malformed > 1000 && status.queries > 1000, "{status:?}");
+    assert!(status.malformed > 500 && status.queries > 500, "{status:?}");
 }
 
 #[test]
