@@ -43,11 +43,11 @@
 //! a resolver that answered nothing meanwhile is tried last for 10 s. Equal questions are asked
 //! once, which also ends loops between forwarders.
 //!
-//! At most 64 questions of one container wait for an answer from outside, and 1024 of all. Of these,
-//! 256 are for containers with less than 4, and 256 for networks with less than 32. At most 16 TCP
-//! connections of one container are open, and 512 of all, 128 of them for networks with less than
-//! 16. An idle one is closed for a new one, and each after 10 s without a whole query. A connection
-//! may have 32 unanswered queries, which are answered in any order.
+//! At most 64 questions of one container wait for an answer from outside, and 1024 of all. Of
+//! these, 256 are for containers with less than 4, and 256 for networks with less than 32. One
+//! container has at most 16 open TCP connections, and all together have 512. Of these, 128 are for
+//! networks with less than 16. An idle one is closed for a new one, and each after 10 s without a
+//! whole query. A connection may have 32 unanswered queries, which are answered in any order.
 
 #![forbid(unsafe_code)]
 

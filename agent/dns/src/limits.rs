@@ -114,8 +114,8 @@ pub(crate) struct Place {
 
 impl Connections {
     /// Returns a place for one more connection of a client to a network's server. If there is none,
-    /// an idle connection is closed: of the client itself if it has its share; of its own network if
-    /// that has its share; else of the client with the most connections. `None` if no such
+    /// an idle connection is closed: of the client itself if it has its share; of its own network
+    /// if that has its share; else of the client with the most connections. `None` if no such
     /// connection is idle.
     pub(crate) fn open(self: &Arc<Self>, network: &str, client: IpAddr) -> Option<Place> {
         let mut state = self.lock();

@@ -6,11 +6,10 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::atomic::Ordering;
 
 use jiff::Timestamp;
-use mesh_ebpf_types::{ALLOW_FORWARDING, Interface};
+use mesh_ebpf_types::ALLOW_FORWARDING;
 use mesh_ipam::Delays;
 use mesh_model::endpoint::{NetnsRef, host_ifname};
 use mesh_model::observed::{Link, LinkKind, Observed};
-use mesh_model::survivor::Survivor;
 use mesh_model::{
     Backend, Description, Endpoint, EndpointId, EndpointPhase, IfName, MacAddr, Name, Network, NodeId, naming,
 };
@@ -18,20 +17,12 @@ use mesh_sys::durable;
 
 use crate::agent::Agent;
 use crate::clock::now;
+use crate::lost_device::Lost;
 use crate::state::{LostView, State};
 use crate::view::ClusterView;
 
 /// The path of a namespace that was not found.
 const NOWHERE: &str = "/proc/0/ns/net";
-
-/// The device of a lost endpoint.
-#[derive(Debug, Clone)]
-pub struct Lost {
-    /// What the kernel knows of it.
-    pub survivor: Survivor,
-    /// What the datapath knows of it.
-    pub interface: Option<Interface>,
-}
 
 /// A rebuilt record.
 struct Rebuilt {
@@ -256,8 +247,8 @@ fn nameless(device: &IfName) -> Option<Description> {
 
 #[cfg(test)]
 mod tests {
-    use mesh_ebpf_types::{Address, Mac, Vni};
-    use mesh_model::survivor::Inner;
+    use mesh_ebpf_types::{Address, Interface, Mac, Vni};
+    use mesh_model::survivor::{Inner, Survivor};
 
     use super::*;
     use crate::fake::{backend, network, node, service, view};

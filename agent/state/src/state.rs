@@ -6,7 +6,7 @@ use mesh_ipam::Delays;
 use mesh_model::{EndpointId, NodeId, NodeState};
 
 use crate::addresses::{AddressPools, SavedPools};
-use crate::lost::Lost;
+use crate::lost_device::Lost;
 use crate::own_endpoints::OwnEndpoints;
 use crate::paths::Paths;
 use crate::soft::Soft;
