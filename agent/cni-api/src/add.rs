@@ -8,7 +8,7 @@ use mesh_proto::{ProblemKind, v1};
 use serde_json::Value;
 
 use crate::args::Args;
-use crate::config::Config;
+use crate::config::{self, Config};
 use crate::{network, problems, result};
 
 /// Characters of a container's id that name an endpoint if nothing else does, as Docker and podman
@@ -66,8 +66,7 @@ fn request(call: &Call, config: &Config, owner: &Owner) -> Result<v1::AttachRequ
         && let Some(text) = args.get("IP")
     {
         for text in text.split(',') {
-            let address = text.split_once('/').map_or(text, |(address, _)| address);
-            addresses.push(address.parse().map_err(|_| {
+            addresses.push(config::address(text).ok_or_else(|| {
                 CniError::new(Code::InvalidConfig, format!("IP {text:?} of CNI_ARGS is no address"))
             })?);
         }

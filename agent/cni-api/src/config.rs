@@ -142,11 +142,13 @@ fn aliases(runtime: &Fields<'_>, name: &str) -> Result<Vec<String>, CniError> {
 
 /// Addresses, each with or without a prefix length.
 fn addresses(fields: &Fields<'_>, key: &str) -> Result<Vec<IpAddr>, CniError> {
-    let parse = |text: &str| {
-        let address = text.split_once('/').map_or(text, |(address, _)| address);
-        address.parse().map_err(|_| fields.bad(key, &format!("{text} is no address")))
-    };
+    let parse = |text: &str| address(text).ok_or_else(|| fields.bad(key, &format!("{text} is no address")));
     fields.texts(key)?.into_iter().map(parse).collect()
+}
+
+/// An address, with or without a prefix length, which is the network's in any case.
+pub(crate) fn address(text: &str) -> Option<IpAddr> {
+    text.split_once('/').map_or(text, |(address, _)| address).parse().ok()
 }
 
 /// The list of a GC. The specification names one key; libcni 1.3 also writes the other.

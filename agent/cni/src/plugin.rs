@@ -50,17 +50,13 @@ pub fn run(variables: Variables<'_>, input: &mut impl Read, output: &mut impl Wr
     if command == "VERSION" {
         return print(output, &version::answer(&config), Outcome::Done);
     }
-    let answered = version::of(&config).and_then(|version| {
-        let command = command.to_string_lossy();
-        let environment = Environment::read(&command, variables)?;
-        Ok((version, environment))
-    });
-    let (version, environment) = match answered {
-        Ok(answered) => answered,
-        Err(error) => {
-            let version = version::of(&config).unwrap_or(version::LATEST);
-            return print(output, &error.json(version), Outcome::Failed);
-        }
+    let version = match version::of(&config) {
+        Ok(version) => version,
+        Err(error) => return print(output, &error.json(version::LATEST), Outcome::Failed),
+    };
+    let environment = match Environment::read(&command.to_string_lossy(), variables) {
+        Ok(environment) => environment,
+        Err(error) => return print(output, &error.json(version), Outcome::Failed),
     };
     let Environment { command, container, ifname, netns, args } = environment;
     let socket = serde_json::from_str::<OwnKeys>(&config).ok().and_then(|keys| keys.socket);

@@ -95,12 +95,7 @@ impl Endpoints {
     async fn detach_lost_namesake(&self, network: &Network, request: &Request) {
         let Some(name) = request.endpoint_name() else { return };
         let Some(other) = self.agent.read(|state| namesake(state, network, &name).cloned()) else { return };
-        let (host, path) = (self.host.clone(), NetnsName::Text(other.netns.path.display().to_string()));
-        let is_gone = match blocking(move || host.find_netns(&path)).await {
-            Ok(found) => !found.netns.is_same(&other.netns),
-            Err(error) => matches!(error, KernelError::NamespaceGone { .. }),
-        };
-        if is_gone {
+        if matches!(self.is_alive(&other.netns).await, Ok(false)) {
             self.remove_lost(&BTreeSet::from([other.id])).await;
         }
     }

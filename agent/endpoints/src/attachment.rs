@@ -3,6 +3,7 @@
 use mesh_handle::{AttachedAddress, Attachment};
 use mesh_host::{NetnsName, blocking, kernel_problem};
 use mesh_kernel::KernelError;
+use mesh_model::endpoint::NetnsRef;
 use mesh_model::{Endpoint, EndpointPhase, Network, Owner, Runtime};
 use mesh_proto::{Problem, ProblemKind};
 use mesh_state::endpoint_message;
@@ -45,11 +46,17 @@ impl Endpoints {
     /// Returns whether the namespace of an owner's endpoint still exists; `false` without an
     /// endpoint.
     pub async fn is_namespace_alive(&self, owner: &Owner) -> Result<bool, Problem> {
-        let Some(endpoint) = self.owned(owner) else { return Ok(false) };
-        let name = NetnsName::Text(endpoint.netns.path.display().to_string());
-        let host = self.host.clone();
+        match self.owned(owner) {
+            Some(endpoint) => self.is_alive(&endpoint.netns).await,
+            None => Ok(false),
+        }
+    }
+
+    /// Returns whether the path of a namespace still leads to it.
+    pub(crate) async fn is_alive(&self, netns: &NetnsRef) -> Result<bool, Problem> {
+        let (host, name) = (self.host.clone(), NetnsName::Text(netns.path.display().to_string()));
         match blocking(move || host.find_netns(&name)).await {
-            Ok(found) => Ok(found.netns.is_same(&endpoint.netns)),
+            Ok(found) => Ok(found.netns.is_same(netns)),
             Err(KernelError::NamespaceGone { .. }) => Ok(false),
             Err(error) => Err(kernel_problem(&error)),
         }
@@ -60,7 +67,7 @@ impl Endpoints {
     pub async fn check(&self, owner: &Owner) -> Result<(), Problem> {
         let missing = |what: String| Problem::new(ProblemKind::NotFound, what);
         let endpoint = self.owned(owner).ok_or_else(|| missing(format!("{owner} is not attached")))?;
-        if !self.is_namespace_alive(owner).await? {
+        if !self.is_alive(&endpoint.netns).await? {
             let path = endpoint.netns.path.display();
             return Err(missing(format!("the network namespace {path} is gone, or is another one now")));
         }

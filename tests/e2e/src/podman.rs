@@ -77,8 +77,8 @@ impl Podman {
     fn import(&self) -> Result<()> {
         let root = self.dir.join("image");
         let script = "set -e; mkdir -p bin etc tmp; cp \"$(command -v busybox)\" bin/; \
-                      for name in $(bin/busybox --list); do ln -sf busybox bin/$name.new; \
-                      [ $name = busybox ] || mv bin/$name.new bin/$name; done; rm -f bin/*.new; tar -c . > ../image.tar";
+                      for name in $(bin/busybox --list); do \
+                      [ $name = busybox ] || ln -s busybox bin/$name; done; tar -c . > ../image.tar";
         fs::create_dir_all(&root).unwrap_or_else(|error| panic!("cannot create {}: {error}", root.display()));
         let enter = format!("cd '{}'; {script}", root.display());
         self.host.run(["sh", "-c", &enter])?.ok()?;
